@@ -1,0 +1,147 @@
+"""How each service runs as a process: health, signals, an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+import msgspec
+import uvicorn
+
+from everyrun import telemetry
+from everyrun.settings import Settings, SettingsError, listen_address, load
+
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+AsgiApp = Callable[[Any, Any, Any], Awaitable[None]]
+
+
+class Health:
+    """What ``/healthz`` and ``/readyz`` say.
+
+    Ready when nothing is in the way: a part that is not working says why with ``not_ready(part, why)`` and takes it
+    back with ``ready(part)``. Alive until ``fail(why)``.
+    """
+
+    def __init__(self, *parts: str) -> None:
+        self._waiting: dict[str, str] = dict.fromkeys(parts, "starting")
+        self._failed: str | None = None
+
+    def ready(self, part: str) -> None:
+        """The part works."""
+        self._waiting.pop(part, None)
+
+    def not_ready(self, part: str, why: str) -> None:
+        """The part does not work, for now."""
+        self._waiting[part] = why
+
+    def fail(self, why: str) -> None:
+        """This process can not go on and should be started anew."""
+        self._failed = why
+
+    @property
+    def waiting(self) -> dict[str, str]:
+        """The parts that are not ready, each with its reason."""
+        return dict(self._waiting)
+
+    def answer(self, path: str) -> tuple[int, bytes]:
+        """Status (200 or 503) and JSON body for ``/healthz`` or ``/readyz``."""
+        if self._failed is not None:
+            return 503, msgspec.json.encode({"status": "failed", "reason": self._failed})
+        if path == "/readyz" and self._waiting:
+            return 503, msgspec.json.encode({"status": "not ready", "waiting": self._waiting})
+        return 200, msgspec.json.encode({"status": "ok" if path == "/healthz" else "ready"})
+
+
+def with_health(health: Health, app: AsgiApp | None = None) -> AsgiApp:
+    """An ASGI application that answers the two health paths itself, without a token, and hands on the rest."""
+
+    async def asgi(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] in ("/healthz", "/readyz"):
+            await respond(send, *health.answer(scope["path"]))
+        elif app is not None:
+            await app(scope, receive, send)
+        elif scope["type"] == "http":
+            await respond(send, 404, b'{"code":"NOT_FOUND","message":"only /healthz and /readyz are here"}')
+
+    return asgi
+
+
+async def respond(send: Send, status: int, body: bytes, content_type: bytes = b"application/json") -> None:
+    """Send one whole HTTP answer."""
+    headers = [(b"content-type", content_type), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own signal handling: the process's signals are ours."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Any:
+        yield
+
+
+@contextlib.asynccontextmanager
+async def http_server(listen: str, app: AsgiApp, drain: float = 5.0) -> Any:
+    """Serve ``app`` on ``host:port`` while the block runs; at its end requests under way get ``drain`` seconds."""
+    host, port = listen_address(listen)
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_graceful_shutdown=int(drain),
+    )
+    server = _Server(config)
+    serving = asyncio.create_task(server.serve())
+    while not server.started:
+        if serving.done():
+            serving.result()
+            raise RuntimeError(f"cannot listen on {listen}")
+        await asyncio.sleep(0.01)
+    try:
+        yield server
+    finally:
+        server.should_exit = True
+        await serving
+
+
+def stop_on_signals() -> asyncio.Event:
+    """An event that SIGTERM and SIGINT set, also where SIGINT was inherited as ignored (a shell's background job)."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+        loop.add_signal_handler(number, stop.set)
+    return stop
+
+
+def run_service(
+    name: str,
+    needs: tuple[str, ...],
+    main: Callable[[Settings, asyncio.Event], Coroutine[Any, Any, None]],
+) -> None:
+    """Run ``main(settings, stop)`` as the process of service ``name``; it returns soon after ``stop`` is set.
+
+    Ends the process with status 2, and the variables' names on standard error, where a needed setting is missing.
+    """
+    try:
+        settings = load().need(*needs)
+    except SettingsError as error:
+        print(f"everyrun {name} cannot start:\n{error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    telemetry.configure(name, settings.log_level)
+
+    async def body() -> None:
+        await main(settings, stop_on_signals())
+
+    asyncio.run(body())

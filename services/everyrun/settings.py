@@ -1,0 +1,169 @@
+"""Every setting of every service, in one place: an environment variable each, checked at start.
+
+A name here in lower case is the environment variable ``EVERYRUN_`` + the name in upper case, but for Extend's own
+``EXTEND_API_KEY`` and ``EXTEND_WORKSPACE_ID``. ``load()`` fails with :class:`SettingsError`, which names the variable
+that is wrong or missing and says what to do.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+Plan = Literal["payg", "scale", "enterprise"]
+
+#: Requests a second in each of GET, WRITE and RUN, by plan (docs.extend.ai/general/rate-limits).
+PLAN_REQUESTS_PER_SECOND: dict[Plan, float] = {"payg": 10.0, "scale": 25.0, "enterprise": 75.0}
+
+
+class SettingsError(Exception):
+    """A setting is wrong or missing; the text names its environment variable and the remedy."""
+
+
+def _list_of(value: object) -> object:
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return value
+
+
+CommaList = Annotated[list[str], NoDecode]
+
+
+class Settings(BaseSettings):
+    """The settings of one installation. Times are in seconds, sizes in bytes, unless a name says otherwise."""
+
+    model_config = SettingsConfigDict(env_prefix="EVERYRUN_", extra="ignore", hide_input_in_errors=True)
+
+    # --- where things are
+    data_dir: Path = Field(Path(".everyrun"), description="Folder of an embedded stack; the CLI finds it by this.")
+    kafka_bootstrap: str = Field("", description="Kafka brokers, host:port[,host:port].")
+    kafka_replication: int = Field(1, ge=1, description="Replicas of each topic when topics are created.")
+    topic_prefix: str = Field("everyrun.", description="Put before every topic name and consumer group.")
+    postgres_dsn: SecretStr = Field(SecretStr(""), description="Postgres, as asyncpg and psql take it.")
+    extend_base_url: str = Field("https://api.extend.ai", description="Extend's API, no trailing slash.")
+    extend_api_key: SecretStr = Field(
+        SecretStr(""),
+        validation_alias=AliasChoices("EXTEND_API_KEY", "EVERYRUN_EXTEND_API_KEY", "extend_api_key"),
+        description="Extend's API key (sk_...).",
+    )
+    extend_workspace_id: str = Field(
+        "",
+        validation_alias=AliasChoices("EXTEND_WORKSPACE_ID", "EVERYRUN_EXTEND_WORKSPACE_ID", "extend_workspace_id"),
+        description="Workspace, needed with an organization's key.",
+    )
+
+    # --- our own HTTP services: host:port each
+    submission_listen: str = Field("127.0.0.1:8801", description="Where the submission service listens.")
+    bridge_listen: str = Field("127.0.0.1:8802", description="Where the webhook bridge listens.")
+    query_listen: str = Field("127.0.0.1:8803", description="Where the query service listens.")
+    processor_listen: str = Field("127.0.0.1:8804", description="Where the processor's health listens.")
+    reconciler_listen: str = Field("127.0.0.1:8805", description="Where the reconciler's health listens.")
+    submission_url: str = Field("", description="Where the command line finds the submission service.")
+    query_url: str = Field("", description="Where the command line finds the query service.")
+    api_token: SecretStr = Field(SecretStr(""), description="Bearer token that callers of our APIs must carry.")
+
+    # --- Extend: how fast, how long
+    plan: Plan = Field("payg", description="Extend's plan: sets the requests a second of each category.")
+    requests_per_second: float | None = Field(None, gt=0, description="Overrides the plan's requests a second.")
+    call_timeout: float = Field(300.0, gt=0, description="Longest a call to Extend may take.")
+
+    # --- submission: queue and dispatch
+    upload_max_bytes: int = Field(4 << 30, gt=0, description="Largest upload of inputs taken in.")
+    row_max_bytes: int = Field(900_000, gt=0, description="Largest single input, as JSON.")
+    chunk_max_inputs: int = Field(1000, ge=1, le=1000, description="Inputs a batch; Extend takes 1,000.")
+    chunk_max_bytes: int = Field(900_000, gt=1000, description="JSON bytes a batch, so that one event holds it.")
+    dispatch_workers: int = Field(4, ge=1, le=64, description="Chunks sent at the same time by one process.")
+    dispatch_deadline: float = Field(30.0, gt=0, description="An attempt not begun after this is given up unsent.")
+    doubt_window: float = Field(
+        900.0, gt=0, description="Evidence for a call of unknown outcome is awaited this long after its time-out."
+    )
+    doubt_resends: int = Field(2, ge=0, description="Times a chunk in doubt is sent again before it is held.")
+    secrets_kept: float = Field(86_400.0, ge=0, description="Presigned URLs are kept this long after settling.")
+
+    # --- bridge
+    webhook_secrets: Annotated[list[SecretStr], NoDecode] = Field(
+        default_factory=list, description="Signing secrets of the webhook endpoint (wss_...), comma separated."
+    )
+    webhook_max_age: int = Field(300, gt=0, description="Oldest webhook taken, by its signed timestamp.")
+    webhook_max_ahead: int = Field(60, ge=0, description="A webhook's timestamp may be this far ahead of our clock.")
+    webhook_max_bytes: int = Field(16 << 20, gt=0, description="Largest webhook body taken.")
+
+    # --- processor
+    processor_index: int = Field(0, ge=0, description="Which of several processors on one machine this is.")
+
+    # --- reconciler
+    signed_url_origins: CommaList = Field(
+        default_factory=list, description="Origins (https://host[:port]) that signed payload links may name."
+    )
+    signed_url_max_bytes: int = Field(64 << 20, gt=0, description="Largest payload fetched from a signed link.")
+    signed_url_timeout: float = Field(30.0, gt=0, description="Longest fetch of a signed link.")
+    poll_first_after: float = Field(60.0, ge=0, description="A batch is first polled this long after it was sent.")
+    poll_every: float = Field(60.0, gt=0, description="An open batch is polled this often at most.")
+    poll_for: float = Field(30 * 86_400.0, gt=0, description="An open batch is polled this long after it was sent.")
+
+    # --- logs
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level written.")
+
+    _commas = field_validator("signed_url_origins", "webhook_secrets", mode="before")(_list_of)
+
+    @field_validator("extend_base_url", "submission_url", "query_url")
+    @classmethod
+    def _no_trailing_slash(cls, value: str) -> str:
+        return value.rstrip("/")
+
+    @field_validator("submission_listen", "bridge_listen", "query_listen", "processor_listen", "reconciler_listen")
+    @classmethod
+    def _host_and_port(cls, value: str) -> str:
+        host, colon, port = value.rpartition(":")
+        if not colon or not host or not port.isdigit() or not 0 <= int(port) <= 65535:
+            raise ValueError("must be host:port, for example 127.0.0.1:8801")
+        return value
+
+    def need(self, *names: str) -> Settings:
+        """Return self if each named setting is given; else raise SettingsError naming those that are not."""
+        missing = []
+        for name in names:
+            value = getattr(self, name)
+            plain = value.get_secret_value() if isinstance(value, SecretStr) else value
+            if not plain:
+                missing.append(f"{variable(name)} is not set: {Settings.model_fields[name].description}")
+        if missing:
+            raise SettingsError("\n".join(missing))
+        return self
+
+    def rate(self) -> float:
+        """Requests a second that Extend allows in each of its categories."""
+        return self.requests_per_second or PLAN_REQUESTS_PER_SECOND[self.plan]
+
+    def topic(self, name: str) -> str:
+        """The full name of a topic: ``topic('runs')`` is ``everyrun.runs`` by default."""
+        return self.topic_prefix + name
+
+
+def variable(name: str) -> str:
+    """The environment variable that a setting is read from."""
+    if name in ("extend_api_key", "extend_workspace_id"):
+        return name.upper()
+    return "EVERYRUN_" + name.upper()
+
+
+def load(**overrides: Any) -> Settings:
+    """Read the settings from the environment. Raises SettingsError naming each variable that is wrong."""
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors(include_url=False, include_input=False):
+            place = str(problem["loc"][0]) if problem["loc"] else "settings"
+            name = place if place.isupper() else variable(place)
+            lines.append(f"{name}: {problem['msg']}")
+        raise SettingsError("\n".join(lines)) from None
+
+
+def listen_address(value: str) -> tuple[str, int]:
+    """Split ``host:port``, as the ``*_listen`` settings hold it."""
+    host, _, port = value.rpartition(":")
+    return host.strip("[]"), int(port)
