@@ -1,0 +1,1 @@
+"""Extend: its API as a client, its signatures, the reserved metadata key."""

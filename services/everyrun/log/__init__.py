@@ -1,0 +1,1 @@
+"""Kafka: the events, the topics, reading and writing them."""

@@ -1,0 +1,151 @@
+"""The events, as Python types. Their JSON Schemas in ``schemas/`` are generated from here.
+
+Times are RFC 3339 UTC text with milliseconds (``2026-02-09T10:00:00.000Z``), as Extend writes them. An event's
+own time, id, type and subject are in its CloudEvents headers (see :mod:`everyrun.log.cloudevents`), not in its value.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+InputId = Annotated[str, Meta(description="<submission id>:<external id>")]
+Chunk = Annotated[str, Meta(description="Chunk id: the inputs that go to Extend in one call.")]
+Attempt = Annotated[int, Meta(ge=1, description="Which attempt at sending the chunk this is, from 1.")]
+Time = Annotated[str, Meta(description="RFC 3339 UTC with milliseconds.")]
+
+
+class Input(Struct, frozen=True, omit_defaults=True):
+    """One input of a batch, as it was handed in; query strings of URLs and passwords are left out."""
+
+    input_id: InputId
+    external_id: Annotated[str, Meta(description="The caller's own id, or the position as text.")]
+    position: Annotated[int, Meta(ge=1, description="Place in the submission, from 1.")]
+    file: dict[str, Any]
+    metadata: Annotated[dict[str, Any], Meta(description="The caller's metadata, without Everyrun's reserved key.")]
+
+
+class SubmissionAccepted(Struct, frozen=True, tag="submission-accepted", tag_field="type"):
+    """Inputs were taken in for good. Key: submission id. On ``batches``."""
+
+    submission_id: str
+    workflow_id: str
+    workflow_version: str | None
+    priority: int
+    expected: Annotated[int, Meta(ge=1, description="How many inputs the submission has.")]
+    created_at: Time
+
+
+class BatchRequested(Struct, frozen=True, tag="batch-requested", tag_field="type"):
+    """An attempt at sending a chunk is about to be made. Key: chunk. On ``batches``, before Extend is called."""
+
+    submission_id: str
+    chunk: Chunk
+    attempt: Attempt
+    installation: str
+    workflow_id: str
+    workflow_version: str | None
+    priority: int
+    deadline: Annotated[str, Meta(description="The call is not begun after this time.")]
+    input_ids: Annotated[list[InputId], Meta(description="In the order they are sent.")]
+
+
+class BatchReturned(Struct, frozen=True, tag="batch-returned", tag_field="type"):
+    """The attempt was not taken, for now (429, or no byte was sent): its inputs wait again. Key: chunk."""
+
+    submission_id: str
+    chunk: Chunk
+    attempt: Attempt
+    reason: str
+
+
+class BatchInDoubt(Struct, frozen=True, tag="batch-in-doubt", tag_field="type"):
+    """Whether Extend took the attempt is unknown until evidence comes. Key: chunk."""
+
+    submission_id: str
+    chunk: Chunk
+    attempt: Attempt
+    reason: str
+
+
+class DoubtResent(Struct, frozen=True, tag="doubt-resent", tag_field="type"):
+    """No evidence came within the window: the attempt is given up, the chunk waits to be sent again. Key: chunk."""
+
+    submission_id: str
+    chunk: Chunk
+    attempt: Attempt
+    reason: str
+
+
+class BatchSubmitted(Struct, frozen=True, tag="batch-submitted", tag_field="type"):
+    """Extend took the batch: each of its inputs is now a run. Key: batchId."""
+
+    submission_id: str
+    chunk: Chunk
+    attempt: Attempt
+    batch_id: str
+    workflow_id: str
+    workflow_version: str | None
+    priority: int
+    evidence: Annotated[str, Meta(description="'answer', or 'run <id>' where a run proved what the answer did not.")]
+    submitted_at: Time
+    inputs: list[Input]
+
+
+class BatchRejected(Struct, frozen=True, tag="batch-rejected", tag_field="type"):
+    """Extend refused the chunk for good: its inputs are REFUSED. Key: chunk."""
+
+    submission_id: str
+    chunk: Chunk
+    attempt: Attempt
+    workflow_id: str
+    workflow_version: str | None
+    priority: int
+    status: Annotated[int, Meta(description="HTTP status of Extend's answer.")]
+    code: str
+    message: str
+    rejected_at: Time
+    inputs: list[Input]
+
+
+class RunObserved(Struct, frozen=True, tag="run-observed", tag_field="type"):
+    """What a webhook or a Get said of one run. Key: batchId, or the run id where there is none. On ``runs``."""
+
+    source: Literal["webhook", "poll"]
+    run: Annotated[
+        msgspec.Raw,
+        Meta(description="The vendor's WorkflowRun, byte for byte as received.", extra_json_schema={"type": "object"}),
+    ]
+    event_type: Annotated[str | None, Meta(description="Extend's eventType, of a webhook.")] = None
+    truncated: Annotated[bool, Meta(description="The run was too large: stepRuns and files were left out.")] = False
+
+
+class DeliveryDeferred(Struct, frozen=True, tag="delivery-deferred", tag_field="type"):
+    """A webhook whose payload is behind a signed link, to be fetched. Key: run id. On ``deliveries``."""
+
+    event_type: str
+    run_id: str
+    url: Annotated[str, Meta(description="Extend's link, good for an hour.")]
+    metadata: dict[str, Any] | None
+
+
+BatchEvent = (
+    SubmissionAccepted | BatchRequested | BatchReturned | BatchInDoubt | DoubtResent | BatchSubmitted | BatchRejected
+)
+
+#: Event types by topic, as declared in infra/kafka/topics.yaml.
+TOPICS: dict[str, tuple[type[Struct], ...]] = {
+    "batches": (
+        SubmissionAccepted,
+        BatchRequested,
+        BatchReturned,
+        BatchInDoubt,
+        DoubtResent,
+        BatchSubmitted,
+        BatchRejected,
+    ),
+    "runs": (RunObserved,),
+    "deliveries": (DeliveryDeferred,),
+}

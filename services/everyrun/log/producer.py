@@ -1,0 +1,60 @@
+"""Writing records: acknowledged by all in-sync replicas, without duplicates from the client's own retries."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Protocol
+
+from aiokafka import AIOKafkaProducer
+
+from everyrun.log.cloudevents import Record
+from everyrun.settings import Settings
+
+#: Largest record that the topics with payloads take (infra/kafka/topics.yaml).
+MAX_RECORD_BYTES = 16 << 20
+
+
+class Log(Protocol):
+    """What a service needs of the log to write to it; a test hands in a twin."""
+
+    async def append(self, records: Iterable[Record]) -> None:
+        """Return when every record is acknowledged; else raise, and any of them may or may not be there."""
+
+
+class Producer:
+    """A Kafka producer with acks=all and idempotence. Use as an async context manager."""
+
+    def __init__(self, settings: Settings, *, linger_ms: int = 2, compression: str | None = None) -> None:
+        self._prefix = settings.topic_prefix
+        self._producer = AIOKafkaProducer(
+            bootstrap_servers=settings.kafka_bootstrap,
+            acks="all",
+            enable_idempotence=True,
+            linger_ms=linger_ms,
+            compression_type=compression,
+            max_request_size=MAX_RECORD_BYTES,
+            request_timeout_ms=60_000,
+        )
+
+    async def __aenter__(self) -> Producer:
+        await self._producer.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._producer.stop()
+
+    async def append(self, records: Iterable[Record]) -> None:
+        """Write the records; return when all are acknowledged. Raises aiokafka.errors.KafkaError otherwise."""
+        waiting = [
+            await self._producer.send(self._prefix + r.topic, value=r.value, key=r.key, headers=r.headers)
+            for r in records
+        ]
+        # All are awaited before the first error is raised, so that none is left running unseen.
+        outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
