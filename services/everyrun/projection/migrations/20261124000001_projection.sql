@@ -112,6 +112,7 @@ create table everyrun.unmatched_runs (
     status text not null,
     reason text not null,
     first_seen timestamptz not null,
+    input_id text collate "C",
     installation text,
     chunk text collate "C",
     attempt int,

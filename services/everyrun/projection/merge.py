@@ -1,0 +1,107 @@
+"""``merge``: what is known of one run, from any number of observations of it in any order.
+
+A join-semilattice: commutative, associative and idempotent. Of two observations the one with the greater *order*
+stands; the order is text, so that Postgres and Python compare it alike.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+#: Statuses that a run ends in (SDK 1.20.0, types/workflow_run_status.py). NEEDS_REVIEW is not one of them: a person
+#: approves or rejects, or the run starts again.
+FINAL = frozenset({"PROCESSED", "FAILED", "CANCELLED", "REJECTED"})
+
+#: Statuses of an input after which nothing more is expected.
+SETTLED = FINAL | {"REFUSED"}
+
+_RANK = {"PENDING": 1, "PROCESSING": 2, "CANCELLING": 4, "NEEDS_REVIEW": 5}
+_RANK_UNKNOWN = 3
+_RANK_FINAL = 6
+
+
+class Binding(Struct, frozen=True, order=True):
+    """What the reserved metadata key said: the input and the attempt that a run belongs to."""
+
+    input_id: str
+    chunk: str
+    attempt: int
+    installation: str
+
+
+class Run(Struct, frozen=True):
+    """What is known of one run. ``order`` ranks this state among the others of the same run; see :func:`order_of`."""
+
+    run_id: str
+    batch_id: str | None
+    binding: Binding | None
+    status: str
+    order: str
+    observed_at: str
+    settled_at: str | None
+    source: str
+    failure_reason: str | None
+    failure_message: str | None
+    credits: float | None
+    metadata: bytes
+    run: bytes
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing more is expected of the run."""
+        return self.status in FINAL
+
+
+def instant(text: str | None) -> datetime | None:
+    """An RFC 3339 time; None where there is none or it is not one (kept in the run as it is)."""
+    if not text:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        return None
+
+
+def own_time(end_time: str | None, reviewed_at: str | None) -> datetime | None:
+    """When the run came to its state by its own account: the later of its end and its review."""
+    moments = [m for m in (instant(end_time), instant(reviewed_at)) if m is not None]
+    return max(moments, default=None)
+
+
+def order_of(*, status: str, own: datetime | None, truncated: bool, polled: bool, asked_at: str, digest: str) -> str:
+    """The place of an observation among all of its run, as text that sorts.
+
+    Rank of the status first (final last), then the run's own end or review time, then whole over truncated, poll over
+    webhook, the later asked-at of polls, and a hash of the content. A webhook's time of arrival is left out, so that
+    a repeated delivery changes nothing.
+    """
+    rank = _RANK_FINAL if status in FINAL else _RANK.get(status, _RANK_UNKNOWN)
+    moment = own.strftime("%Y%m%d%H%M%S%f").rjust(20, "0") if own else "0" * 20
+    asked = instant(asked_at) if polled else None
+    asked_text = asked.strftime("%Y%m%d%H%M%S%f").rjust(20, "0") if asked else "0" * 20
+    return f"{rank}{moment}{'0' if truncated else '1'}{'1' if polled else '0'}{asked_text}{digest}"
+
+
+def merge(one: Run, other: Run) -> Run:
+    """The standing state of two of the same run. Of equal content the first seen stands; a binding, once known, stays."""
+    if one.order == other.order:
+        winner = one if (one.observed_at, one.run) <= (other.observed_at, other.run) else other
+    else:
+        winner = one if one.order > other.order else other
+    binding = _one_binding(one.binding, other.binding)
+    return winner if binding == winner.binding else replace(winner, binding=binding)
+
+
+def _one_binding(one: Binding | None, other: Binding | None) -> Binding | None:
+    if one is None or other is None:
+        return one or other
+    return min(one, other)
