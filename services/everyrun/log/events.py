@@ -131,6 +131,18 @@ class DeliveryDeferred(Struct, frozen=True, tag="delivery-deferred", tag_field="
     metadata: dict[str, Any] | None
 
 
+class MessageQuarantined(Struct, frozen=True, tag="message-quarantined", tag_field="type"):
+    """A message that could not be understood, as it was received. Key: its source position. On ``quarantine``."""
+
+    source: Annotated[str, Meta(description="'webhook/<sha256 of the body>' or '<topic>/<partition>/<offset>'.")]
+    topic: Annotated[str, Meta(description="The topic it was read from, or 'webhook'.")]
+    partition: int | None
+    offset: int | None
+    reason: str
+    headers: list[tuple[str, str]]
+    raw: Annotated[str, Meta(description="The message, base64.")]
+
+
 BatchEvent = (
     SubmissionAccepted | BatchRequested | BatchReturned | BatchInDoubt | DoubtResent | BatchSubmitted | BatchRejected
 )
@@ -148,4 +160,5 @@ TOPICS: dict[str, tuple[type[Struct], ...]] = {
     ),
     "runs": (RunObserved,),
     "deliveries": (DeliveryDeferred,),
+    "quarantine": (MessageQuarantined,),
 }

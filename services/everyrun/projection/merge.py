@@ -92,7 +92,10 @@ def order_of(*, status: str, own: datetime | None, truncated: bool, polled: bool
 
 
 def merge(one: Run, other: Run) -> Run:
-    """The standing state of two of the same run. Of equal content the first seen stands; a binding, once known, stays."""
+    """The standing state of two of the same run.
+
+    Of equal content the first seen stands; what one of them knew of the run's input is kept.
+    """
     if one.order == other.order:
         winner = one if (one.observed_at, one.run) <= (other.observed_at, other.run) else other
     else:

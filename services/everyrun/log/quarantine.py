@@ -1,0 +1,38 @@
+"""Messages that could not be understood: kept as they were received, with the reason."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable
+
+from everyrun.log.cloudevents import Record, record
+from everyrun.log.events import MessageQuarantined
+
+#: Headers that are never kept: they are, or prove the knowledge of, a secret.
+_SECRET_HEADERS = frozenset({"authorization", "cookie", "x-extend-request-signature"})
+
+
+def quarantined(
+    *,
+    source: str,
+    topic: str,
+    reason: str,
+    raw: bytes,
+    headers: Iterable[tuple[str, str]],
+    time: str,
+    service: str,
+    partition: int | None = None,
+    offset: int | None = None,
+) -> Record:
+    """The record for the topic ``quarantine``. The same ``source`` gives the same id, however often it is written."""
+    kept = [(name, value) for name, value in headers if name.lower() not in _SECRET_HEADERS]
+    event = MessageQuarantined(
+        source=source,
+        topic=topic,
+        partition=partition,
+        offset=offset,
+        reason=reason,
+        headers=kept,
+        raw=base64.b64encode(raw).decode(),
+    )
+    return record("quarantine", event, key=source, id=source, source=service, time=time)
