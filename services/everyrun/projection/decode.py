@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -12,7 +13,7 @@ import msgspec
 from everyrun.extend import reserved
 from everyrun.log import events
 from everyrun.log.cloudevents import header
-from everyrun.projection.merge import FINAL, Binding, Run, order_of, own_time
+from everyrun.projection.merge import FINAL, Binding, Run, instant, order_of, own_time
 
 
 class LogRecord(Protocol):
@@ -44,7 +45,7 @@ class Poll(NamedTuple):
         return self.records[-1].offset + 1
 
 
-class NotUnderstood(Exception):
+class NotUnderstoodError(Exception):
     """The record is not an event of its topic; the text says why and goes to the quarantine."""
 
 
@@ -52,7 +53,7 @@ class Fact(NamedTuple):
     """An event of ``batches``, ``deliveries`` or ``quarantine`` with the time of its CloudEvents header."""
 
     event: msgspec.Struct
-    time: str
+    time: datetime
 
 
 _batch_decoder = msgspec.json.Decoder(events.BatchEvent)
@@ -104,7 +105,7 @@ def storable(raw: bytes) -> bytes:
 
 
 def _plain(value: Any) -> str | None:
-    """Text for a text column: as it is, or as JSON where Extend sent something else; NUL, which Postgres refuses, out."""
+    """Text for a text column: as it is, or as JSON where Extend sent something else; without NUL."""
     if value is None:
         return None
     text = value if isinstance(value, str) else _encode(value).decode()
@@ -129,7 +130,7 @@ def _clean(run: bytes, metadata: bytes) -> tuple[bytes, bytes, Binding | None]:
 
 
 def run_of(record: LogRecord) -> Run:
-    """The run that a ``run-observed`` record tells of. Raises NotUnderstood."""
+    """The run that a ``run-observed`` record tells of. Raises NotUnderstoodError."""
     try:
         event = _run_decoder.decode(record.value or b"")
         whole = bytes(event.run)
@@ -137,11 +138,10 @@ def run_of(record: LogRecord) -> Run:
         run, metadata, binding = _clean(whole, bytes(head.metadata))
         usage = head.usage if isinstance(head.usage, dict) else {}
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise NotUnderstood(f"not a run-observed event: {error}") from None
+        raise NotUnderstoodError(f"not a run-observed event: {error}") from None
     if "\x00" in head.id or "\x00" in head.status or "\x00" in (head.batchId or ""):
-        raise NotUnderstood("a NUL character in the run's id, status or batchId")
+        raise NotUnderstoodError("a NUL character in the run's id, status or batchId")
     polled = event.source == "poll"
-    observed_at = header(record.headers, "ce_time")
     own = own_time(_text_or_none(head.endTime), _text_or_none(head.reviewedAt))
     credits = usage.get("credits")
     return Run(
@@ -154,11 +154,11 @@ def run_of(record: LogRecord) -> Run:
             own=own,
             truncated=event.truncated,
             polled=polled,
-            asked_at=observed_at,
+            asked_at=_time_of(record),
             digest=hashlib.blake2b(whole, digest_size=8).hexdigest(),
         ),
-        observed_at=observed_at,
-        settled_at=own.isoformat() if own and head.status in FINAL else None,
+        observed_at=_time_of(record),
+        settled_at=own if head.status in FINAL else None,
         source=event.source,
         failure_reason=_plain(head.failureReason),
         failure_message=_plain(head.failureMessage),
@@ -168,16 +168,24 @@ def run_of(record: LogRecord) -> Run:
     )
 
 
+def _time_of(record: LogRecord) -> datetime:
+    text = header(record.headers, "ce_time")
+    moment = instant(text)
+    if moment is None:
+        raise NotUnderstoodError(f"the header ce_time is missing or not a time: {text[:40]!r}")
+    return moment
+
+
 def _text_or_none(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
 def fact_of(topic: str, record: LogRecord) -> Fact:
-    """The event of a record of ``batches``, ``deliveries`` or ``quarantine``. Raises NotUnderstood."""
+    """The event of a record of ``batches``, ``deliveries`` or ``quarantine``. Raises NotUnderstoodError."""
     decoder: Any = {"batches": _batch_decoder, "deliveries": _delivery_decoder, "quarantine": _quarantine_decoder}[
         topic
     ]
     try:
-        return Fact(decoder.decode(record.value or b""), header(record.headers, "ce_time"))
+        return Fact(decoder.decode(record.value or b""), _time_of(record))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise NotUnderstood(f"not an event of {topic}: {error}") from None
+        raise NotUnderstoodError(f"not an event of {topic}: {error}") from None

@@ -40,8 +40,8 @@ class Run(Struct, frozen=True):
     binding: Binding | None
     status: str
     order: str
-    observed_at: str
-    settled_at: str | None
+    observed_at: datetime
+    settled_at: datetime | None
     source: str
     failure_reason: str | None
     failure_message: str | None
@@ -77,7 +77,9 @@ def own_time(end_time: str | None, reviewed_at: str | None) -> datetime | None:
     return max(moments, default=None)
 
 
-def order_of(*, status: str, own: datetime | None, truncated: bool, polled: bool, asked_at: str, digest: str) -> str:
+def order_of(
+    *, status: str, own: datetime | None, truncated: bool, polled: bool, asked_at: datetime, digest: str
+) -> str:
     """The place of an observation among all of its run, as text that sorts.
 
     Rank of the status first (final last), then the run's own end or review time, then whole over truncated, poll over
@@ -85,10 +87,19 @@ def order_of(*, status: str, own: datetime | None, truncated: bool, polled: bool
     a repeated delivery changes nothing.
     """
     rank = _RANK_FINAL if status in FINAL else _RANK.get(status, _RANK_UNKNOWN)
-    moment = own.strftime("%Y%m%d%H%M%S%f").rjust(20, "0") if own else "0" * 20
-    asked = instant(asked_at) if polled else None
-    asked_text = asked.strftime("%Y%m%d%H%M%S%f").rjust(20, "0") if asked else "0" * 20
-    return f"{rank}{moment}{'0' if truncated else '1'}{'1' if polled else '0'}{asked_text}{digest}"
+    moment = _sortable(own) if own else _NEVER
+    asked = _sortable(asked_at) if polled else _NEVER
+    return f"{rank}{moment}{'0' if truncated else '1'}{'1' if polled else '0'}{asked}{digest}"
+
+
+_EPOCH = datetime(1, 1, 1, tzinfo=UTC)
+_NEVER = "0" * 15
+
+
+def _sortable(moment: datetime) -> str:
+    # Microseconds since year 1 in hexadecimal: 15 digits reach past year 9999.
+    since = moment - _EPOCH
+    return f"{(since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds:015x}"
 
 
 def merge(one: Run, other: Run) -> Run:

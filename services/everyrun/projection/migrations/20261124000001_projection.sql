@@ -27,9 +27,9 @@ create table everyrun.batches (
     attempt int not null,
     batch_id text collate "C" unique,
     submission_id text collate "C" not null,
-    workflow_id text not null,
+    workflow_id text,
     workflow_version text,
-    priority smallint not null,
+    priority smallint,
     expected int not null,
     state text not null,
     reason text,
@@ -116,9 +116,13 @@ create table everyrun.unmatched_runs (
     installation text,
     chunk text collate "C",
     attempt int,
+    failure_reason text,
+    failure_message text,
     run jsonb not null,
+    credits double precision,
     source text not null,
     observed_at timestamptz not null,
+    settled_at timestamptz,
     version text collate "C" not null
 );
 comment on table everyrun.unmatched_runs is 'Runs that no input is known for, yet.';
