@@ -1,0 +1,377 @@
+"""``apply``: a whole poll into the tables, in one transaction, by a few set-based statements, whoever feeds it.
+
+The tables after it are a function of the events applied so far, whatever their order or grouping. Offsets move in the
+same transaction, so a record is applied exactly once.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import asyncpg
+
+from everyrun.extend import reserved
+from everyrun.log import events
+from everyrun.projection import attempts, offsets, tables
+from everyrun.projection.decode import Fact, NotUnderstoodError, Poll, fact_of, run_of
+from everyrun.projection.join import Decision, Deltas, Home, Row, count, decide, decide_one, home_of, needs_all_runs
+from everyrun.projection.join import version_of as version_of_run
+from everyrun.projection.match import INPUT_UNKNOWN, Batch, Unmatched, match
+from everyrun.projection.merge import Binding, Run, merge
+from everyrun.store.sql import beside
+
+_sql = beside(__file__, "apply.sql")
+
+
+class ConflictError(Exception):
+    """Another transaction changed a row between our reading and our writing it: begin again."""
+
+
+class Poison(NamedTuple):
+    """A record that is not an event of its topic."""
+
+    topic: str
+    partition: int
+    offset: int
+    reason: str
+
+
+class Applied(NamedTuple):
+    """What applying changed, for publishing. ``changed`` maps input ids to the version now in the table."""
+
+    changed: dict[str, str]
+    inputs: set[str]
+    runs: set[str]
+    attempts: set[Home]
+    submissions: set[str]
+    poison: list[Poison]
+
+
+class Content(NamedTuple):
+    """The decoded records of some polls."""
+
+    runs: dict[str, Run]
+    first_seen: dict[str, datetime]
+    attempts: list[Fact]
+    submissions: list[Fact]
+    deliveries: list[Fact]
+    quarantined: list[Fact]
+    poison: list[Poison]
+
+
+def read(polls: Sequence[Poll]) -> Content:
+    """Decode polls; several observations of one run are merged. What is not understood is in ``poison``."""
+    content = Content({}, {}, [], [], [], [], [])
+    for poll in polls:
+        for record in poll.records:
+            try:
+                if poll.topic == "runs":
+                    _take_run(content, run_of(record))
+                else:
+                    _take_fact(content, fact_of(poll.topic, record))
+            except NotUnderstoodError as error:
+                content.poison.append(Poison(poll.topic, poll.partition, record.offset, str(error)))
+    return content
+
+
+def _take_run(content: Content, run: Run) -> None:
+    known = content.runs.get(run.run_id)
+    content.runs[run.run_id] = run if known is None else merge(known, run)
+    seen = content.first_seen.get(run.run_id)
+    content.first_seen[run.run_id] = run.observed_at if seen is None else min(seen, run.observed_at)
+
+
+def _take_fact(content: Content, fact: Fact) -> None:
+    if isinstance(fact.event, events.SubmissionAccepted):
+        content.submissions.append(fact)
+    elif isinstance(fact.event, events.DeliveryDeferred):
+        content.deliveries.append(fact)
+    elif isinstance(fact.event, events.MessageQuarantined):
+        content.quarantined.append(fact)
+    else:
+        content.attempts.append(fact)
+
+
+def touched(content: Content) -> Applied:
+    """What records that were applied before are about, so that its present state can be published again."""
+    return Applied(
+        changed={},
+        inputs={given.input_id for fact in content.attempts for given in getattr(fact.event, "inputs", ())},
+        runs=set(content.runs),
+        attempts={(fact.event.chunk, fact.event.attempt) for fact in content.attempts},  # type: ignore[attr-defined]
+        submissions={fact.event.submission_id for fact in content.submissions},  # type: ignore[attr-defined]
+        poison=content.poison,
+    )
+
+
+async def apply(connection: asyncpg.Connection, polls: Sequence[Poll], cluster_id: str) -> Applied:
+    """Apply polls, each of another partition, in one transaction; what was applied before is left out.
+
+    Raises GapError where a poll begins after what is applied; ForeignLogError for tables of another cluster;
+    ConflictError or asyncpg's serialization, deadlock and unique errors where the transaction is to be tried again;
+    asyncpg.DataError or IntegrityConstraintViolationError where a record cannot be stored. In each case nothing was
+    changed.
+    """
+    await connection.execute(_sql["create_staging"])
+    async with connection.transaction():
+        positions = [(poll.topic, poll.partition) for poll in polls]
+        nexts = await offsets.lock(connection, positions, cluster_id)
+        new = []
+        old = []
+        for poll in polls:
+            part = offsets.new_part(poll, nexts[poll.topic, poll.partition])
+            new.append(part) if part else old.append(poll)
+        again = touched(read(old))
+        if not new:
+            return again
+        applied = await _Transaction(connection, read([part for part in new if part])).run()
+        await offsets.advance(connection, [part for part in new if part])
+    return Applied(
+        applied.changed,
+        applied.inputs | again.inputs,
+        applied.runs | again.runs,
+        applied.attempts | again.attempts,
+        applied.submissions | again.submissions,
+        applied.poison + again.poison,
+    )
+
+
+class _Transaction:
+    """The steps of one application. Locks are taken in one order: offsets, results, batches, each sorted."""
+
+    def __init__(self, connection: asyncpg.Connection, content: Content) -> None:
+        self.connection = connection
+        self.content = content
+        self.deltas = Deltas()
+        self.rows: dict[str, Row] = {}
+        self.fresh: dict[str, tuple[Row, str | None, str | None]] = {}
+        self.staged: list[tuple[Any, ...]] = []
+        self.changed: dict[str, str] = {}
+        self.inputs: set[str] = set()
+        self.known_unmatched: dict[str, asyncpg.Record] = {}
+
+    async def run(self) -> Applied:
+        """All steps; the caller commits."""
+        content = self.content
+        bound = await self._match()
+        await self._read_rows(bound)
+        self._take_inputs()
+        decisions, duplicates = await self._decide(bound)
+        await self._write_results(decisions)
+        await self._write_duplicates(decisions, duplicates)
+        await self._write_unmatched(bound)
+        await self._write_rest()
+        await self._write_attempts()
+        homes = set(self.deltas.homes())
+        submissions = {fact.event.submission_id for fact in content.submissions}  # type: ignore[attr-defined]
+        return Applied(self.changed, self.inputs, set(), homes, submissions, content.poison)
+
+    async def _match(self) -> dict[str, list[Run]]:
+        """The runs of each input; what no input is known for stays in ``self.unmatched``."""
+        runs = self.content.runs
+        submitted = attempts.submitted(self.content.attempts)
+        self.unmatched: list[tuple[Run, str]] = []
+        if not runs and not submitted:
+            return {}
+        for record in await self.connection.fetch(_sql["unmatched"], list(runs), list(submitted)):
+            self.known_unmatched[record["run_id"]] = record
+            known = tables.run_of(record)
+            runs[known.run_id] = merge(known, runs[known.run_id]) if known.run_id in runs else known
+        batch_ids = {run.batch_id for run in runs.values() if run.batch_id} - set(submitted)
+        batches = {batch_id: Batch(batch_id, *home) for batch_id, home in submitted.items()}
+        for record in await self.connection.fetch(_sql["batches_by_id"], list(batch_ids)):
+            batches[record["batch_id"]] = Batch(*record)
+        by_input: dict[str, list[Run]] = defaultdict(list)
+        without: list[tuple[Run, str]] = []
+        for run in runs.values():
+            outcome = match(run.batch_id, batches.get(run.batch_id or ""), run.binding)
+            if isinstance(outcome, Unmatched):
+                without.append((run, outcome.reason))
+            else:
+                by_input[outcome].append(run)
+        await self._follow(without, by_input)
+        return by_input
+
+    async def _follow(self, without: list[tuple[Run, str]], by_input: dict[str, list[Run]]) -> None:
+        """A run that was bound before stays bound, whatever its metadata say now."""
+        if not without:
+            return
+        records = await self.connection.fetch(_sql["homes_by_run"], [run.run_id for run, _ in without])
+        homes = {r["run_id"]: Binding(r["input_id"], r["chunk"], r["attempt"], "") for r in records}
+        for run, reason in without:
+            binding = homes.get(run.run_id)
+            if binding is None:
+                self.unmatched.append((run, reason))
+            else:
+                by_input[binding.input_id].append(tables.rebound(run, binding))
+
+    async def _read_rows(self, bound: dict[str, list[Run]]) -> None:
+        brought = [given for fact in self.content.attempts for given in _inputs(fact)]
+        wanted = list({*bound, *brought})
+        if wanted:
+            for record in await self.connection.fetch(_sql["rows_by_input"], wanted):
+                self.rows[record["input_id"]] = tables.row_of(record)
+
+    def _take_inputs(self) -> None:
+        """Rows that events bring; of two attempts at an input without a run the greater version stands."""
+        for fact in self.content.attempts:
+            for row, reason, message in attempts.rows_of(fact) if _inputs(fact) else ():
+                self.inputs.add(row.input_id)
+                known = self.rows.get(row.input_id)
+                if known is None:
+                    self.deltas.move(None, (row.home, row.status))
+                elif row.version > known.version:
+                    self.deltas.move((known.home, known.status), (row.home, row.status))
+                else:
+                    self.deltas.touch(row.home)
+                    continue
+                if known is None or row.input_id in self.fresh:
+                    self.fresh[row.input_id] = (row, reason, message)
+                else:
+                    self.staged.append(tables.staged_attempt(known, row, reason, message))
+                self.rows[row.input_id] = row
+                self.changed[row.input_id] = row.version
+
+    async def _decide(self, bound: dict[str, list[Run]]) -> tuple[list[Decision], set[str]]:
+        """Who stands for each input; also the inputs whose duplicates are to be written anew."""
+        for input_id in [input_id for input_id in bound if input_id not in self.rows]:
+            self.unmatched.extend((run, INPUT_UNKNOWN) for run in bound.pop(input_id))
+        self.inputs.update(bound)
+        duplicates: dict[str, list[Run]] = defaultdict(list)
+        if bound:
+            for record in await self.connection.fetch(_sql["duplicates_of"], list(bound)):
+                duplicates[record["input_id"]].append(tables.run_of(record))
+        crowded = [i for i, seen in bound.items() if needs_all_runs(self.rows[i], seen, i in duplicates)]
+        standing: dict[str, Run] = {}
+        if crowded:
+            for record in await self.connection.fetch(_sql["standing_runs"], crowded):
+                standing[record["input_id"]] = tables.run_of(record)
+        decisions = []
+        for input_id, seen in bound.items():
+            row = self.rows[input_id]
+            if input_id not in crowded:
+                decision = decide_one(row, seen[0])
+                before = {row.run_id: row.home} if row.run_id else {}
+                losing: dict[str, Home] = {}
+            else:
+                losing = {run.run_id: home_of(run, row) for run in duplicates[input_id]}
+                before = losing | ({row.run_id: row.home} if row.run_id else {})
+                known = [*duplicates[input_id], *([standing[input_id]] if input_id in standing else [])]
+                decision = decide(row, known, seen)
+            if decision is None:
+                self.deltas.touch(row.home)
+                continue
+            count(decision, before, losing, self.deltas)
+            decisions.append(decision)
+        return decisions, set(crowded)
+
+    async def _write_results(self, decisions: list[Decision]) -> None:
+        fresh = dict.fromkeys(self.fresh)
+        by_input = {decision.row.input_id: decision for decision in decisions}
+        for decision in sorted(decisions, key=lambda decision: decision.row.input_id):
+            self.changed[decision.row.input_id] = decision.version
+            if decision.row.input_id not in fresh:
+                self.staged.append(tables.staged_result(decision))
+        if self.fresh:
+            values = (tables.new_result(*given, by_input.get(i)) for i, given in sorted(self.fresh.items()))
+            await tables.copy(self.connection, "results", tables.RESULT_COLUMNS, values)
+        if self.staged:
+            await tables.copy(self.connection, "staged_results", tables.STAGED_COLUMNS, self.staged)
+            done = await self.connection.execute(_sql["update_results"])
+            if done != f"UPDATE {len(self.staged)}":
+                raise ConflictError(f"{done} of {len(self.staged)} rows")
+
+    async def _write_duplicates(self, decisions: list[Decision], crowded: set[str]) -> None:
+        if not crowded:
+            return
+        await self.connection.execute(_sql["delete_duplicates"], sorted(crowded))
+        values = [
+            tables.duplicate(run, decision.row, version_of_run(run))
+            for decision in decisions
+            if decision.row.input_id in crowded
+            for run in decision.losers
+        ]
+        if values:
+            await tables.copy(self.connection, "duplicate_runs", tables.DUPLICATE_COLUMNS, values)
+
+    async def _write_unmatched(self, bound: dict[str, list[Run]]) -> None:
+        if self.known_unmatched:
+            await self.connection.execute(_sql["delete_unmatched"], list(self.known_unmatched))
+        values = []
+        for run, reason in self.unmatched:
+            known = self.known_unmatched.get(run.run_id)
+            seen = [m for m in (self.content.first_seen.get(run.run_id), known and known["first_seen"]) if m]
+            values.append(tables.unmatched(run, reason, min(seen)))
+        if values:
+            await tables.copy(self.connection, "unmatched_runs", tables.UNMATCHED_COLUMNS, values)
+
+    async def _write_rest(self) -> None:
+        if self.content.submissions:
+            facts: list[Any] = [fact.event for fact in self.content.submissions]
+            await self.connection.execute(_sql["insert_submissions"], *tables.submission_arrays(facts))
+        if self.content.deliveries:
+            rows = []
+            for fact in self.content.deliveries:
+                event: Any = fact.event
+                key = reserved.read(event.metadata)
+                rows.append(
+                    (
+                        event.run_id,
+                        event.event_type,
+                        key and key.chunk,
+                        key and key.attempt,
+                        key and key.input,
+                        fact.time,
+                    )
+                )
+            await self.connection.execute(
+                _sql["insert_deliveries"], *(list(column) for column in zip(*rows, strict=True))
+            )
+        for fact in self.content.quarantined:
+            await self.connection.execute(_sql["insert_quarantine"], *tables.quarantine_values(fact))
+
+    async def _write_attempts(self) -> None:
+        upserts = [attempts.upsert_of(fact) for fact in self.content.attempts]
+        for upsert in sorted(upserts, key=lambda upsert: (upsert.chunk, upsert.attempt)):
+            self.deltas.touch((upsert.chunk, upsert.attempt))
+        if upserts:
+            ordered = sorted(upserts, key=lambda upsert: (upsert.chunk, upsert.attempt))
+            await self.connection.executemany(_sql["upsert_attempt"], ordered)
+        homes = self.deltas.homes()
+        if not homes:
+            return
+        columns = [chunk for chunk, _ in homes], [attempt for _, attempt in homes]
+        changed = []
+        for record in await self.connection.fetch(_sql["lock_attempts"], *columns):
+            home = (record["chunk"], record["attempt"])
+            counts = attempts.moved(tables.counts_of(record["counts"]), self.deltas.counts[home])
+            changed.append((home, record, counts, attempts.state_of(dict(record), counts)))
+        ended = [home for home, _, _, state in changed if state in ("SETTLED", "REFUSED")]
+        last = {}
+        if ended:
+            arrays = [chunk for chunk, _ in ended], [attempt for _, attempt in ended]
+            for record in await self.connection.fetch(_sql["last_settled"], *arrays):
+                last[record["chunk"], record["attempt"]] = record["settled_at"]
+        values = [
+            (
+                *home,
+                tables.json_of(counts),
+                record["runs_observed"] + self.deltas.runs.get(home, 0),
+                record["duplicates"] + self.deltas.duplicates.get(home, 0),
+                state,
+                last.get(home),
+            )
+            for home, record, counts, state in changed
+        ]
+        if values:
+            await self.connection.execute(
+                _sql["update_attempts"], *(list(column) for column in zip(*values, strict=True))
+            )
+
+
+def _inputs(fact: Fact) -> list[str]:
+    """The inputs that an event brings whole."""
+    return [given.input_id for given in getattr(fact.event, "inputs", ())]

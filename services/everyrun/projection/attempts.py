@@ -1,0 +1,154 @@
+"""Attempts at sending a chunk: what the events of ``batches`` make of them. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import msgspec
+
+from everyrun.log import events
+from everyrun.projection.choose import version_of_attempt
+from everyrun.projection.decode import Fact, storable
+from everyrun.projection.join import Home, Row
+from everyrun.projection.merge import SETTLED
+
+_encode = msgspec.json.Encoder().encode
+
+SENDING, RETURNED, IN_DOUBT, RESENT = "SENDING", "RETURNED", "IN_DOUBT", "RESENT"
+REFUSED, SUBMITTED = "REFUSED", "SUBMITTED"
+
+#: The column that says when an attempt came to a state, the most telling state first.
+_STATES = (
+    ("submitted_at", SUBMITTED),
+    ("rejected_at", REFUSED),
+    ("returned_at", RETURNED),
+    ("resent_at", RESENT),
+    ("in_doubt_at", IN_DOUBT),
+    ("requested_at", SENDING),
+)
+
+AttemptEvent = (
+    events.BatchRequested
+    | events.BatchReturned
+    | events.BatchInDoubt
+    | events.DoubtResent
+    | events.BatchSubmitted
+    | events.BatchRejected
+)
+
+_COLUMN: dict[type[msgspec.Struct], str] = {
+    events.BatchRequested: "requested_at",
+    events.BatchReturned: "returned_at",
+    events.BatchInDoubt: "in_doubt_at",
+    events.DoubtResent: "resent_at",
+    events.BatchSubmitted: "submitted_at",
+    events.BatchRejected: "rejected_at",
+}
+
+
+class Upsert(NamedTuple):
+    """One event of an attempt as the parameters of the statement ``upsert_attempt``, in its order."""
+
+    chunk: str
+    attempt: int
+    batch_id: str | None
+    submission_id: str
+    workflow_id: str | None
+    workflow_version: str | None
+    priority: int | None
+    expected: int
+    reason: str | None
+    requested_at: datetime | None
+    returned_at: datetime | None
+    in_doubt_at: datetime | None
+    resent_at: datetime | None
+    rejected_at: datetime | None
+    submitted_at: datetime | None
+    input_ids: list[str]
+
+
+def upsert_of(fact: Fact) -> Upsert:
+    """What one event says of its attempt."""
+    event: Any = fact.event
+    times = {column: None for column, _ in _STATES} | {_COLUMN[type(event)]: fact.time}
+    input_ids = getattr(event, "input_ids", None)
+    if input_ids is None:
+        input_ids = [given.input_id for given in getattr(event, "inputs", ())]
+    reason = getattr(event, "reason", None)
+    if isinstance(event, events.BatchRejected):
+        reason = f"{event.code}: {event.message}"
+    return Upsert(
+        chunk=event.chunk,
+        attempt=event.attempt,
+        batch_id=getattr(event, "batch_id", None),
+        submission_id=event.submission_id,
+        workflow_id=getattr(event, "workflow_id", None),
+        workflow_version=getattr(event, "workflow_version", None),
+        priority=getattr(event, "priority", None),
+        expected=len(input_ids),
+        reason=reason.replace("\x00", "\ufffd") if reason else None,
+        input_ids=input_ids,
+        **times,
+    )
+
+
+def rows_of(fact: Fact) -> list[tuple[Row, str | None, str | None]]:
+    """The rows of ``results`` that a batch-submitted or batch-rejected event brings: (row, reason, message) each."""
+    event: Any = fact.event
+    refused = isinstance(event, events.BatchRejected)
+    version = version_of_attempt(event.chunk, event.attempt, refused)
+    status = REFUSED if refused else SUBMITTED
+    reason = event.code if refused else None
+    message = event.message if refused else None
+    return [
+        (
+            Row(
+                input_id=given.input_id,
+                external_id=given.external_id,
+                submission_id=event.submission_id,
+                position=given.position,
+                chunk=event.chunk,
+                attempt=event.attempt,
+                batch_id=None if refused else event.batch_id,
+                run_id=None,
+                status=status,
+                version=version,
+                observed_at=fact.time,
+                file=storable(_encode(given.file)),
+                metadata=storable(_encode(given.metadata)),
+            ),
+            reason,
+            message,
+        )
+        for given in event.inputs
+    ]
+
+
+def state_of(attempt: Mapping[str, Any], counts: Mapping[str, int]) -> str:
+    """The state of an attempt: a function of which of its events are known, and of the statuses of its inputs.
+
+    SETTLED: submitted, and every input that is counted here is settled (those of a chunk that was taken twice may
+    be counted at the other attempt).
+    """
+    state = next((state for column, state in _STATES if attempt[column] is not None), SENDING)
+    if state == SUBMITTED and all(status in SETTLED for status in counts):
+        return "SETTLED"
+    return state
+
+
+def moved(counts: Mapping[str, int], deltas: Mapping[str, int]) -> dict[str, int]:
+    """Counters after a move; those that come to 0 are left out, and the order is the keys'."""
+    statuses = sorted({*counts, *deltas})
+    after = {status: counts.get(status, 0) + deltas.get(status, 0) for status in statuses}
+    return {status: number for status, number in after.items() if number}
+
+
+def submitted(facts: Iterable[Fact]) -> dict[str, Home]:
+    """The batches that the events bring, by batchId."""
+    return {
+        fact.event.batch_id: (fact.event.chunk, fact.event.attempt)
+        for fact in facts
+        if isinstance(fact.event, events.BatchSubmitted)
+    }

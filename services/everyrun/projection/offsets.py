@@ -1,0 +1,81 @@
+"""How far the log has been applied: read and moved in the same transaction as the tables. The rule is pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import asyncpg
+
+from everyrun.projection.decode import Poll
+from everyrun.store.sql import beside
+
+_sql = beside(__file__, "apply.sql")
+
+#: A batch's two sides: the same partition of both is locked together, so that neither is applied unseen by the other.
+JOINED = ("batches", "runs")
+
+Position = tuple[str, int]
+"""A partition: (short topic name, number)."""
+
+
+class GapError(Exception):
+    """The tables are behind the poll: the records from ``next_offset`` up to the poll must be applied first."""
+
+    def __init__(self, gaps: Mapping[Position, int]) -> None:
+        super().__init__(f"applied only up to {dict(gaps)}")
+        self.gaps = dict(gaps)
+
+
+class ForeignLogError(Exception):
+    """The tables were made from another Kafka cluster."""
+
+
+def lockable(positions: Iterable[Position]) -> list[Position]:
+    """The partitions to lock for these, sorted: with each of batches or runs also the other's of the same number."""
+    wanted = set()
+    for topic, partition in positions:
+        wanted.add((topic, partition))
+        if topic in JOINED:
+            wanted.update((other, partition) for other in JOINED)
+    return sorted(wanted)
+
+
+def new_part(poll: Poll, next_offset: int) -> Poll | None:
+    """What of a poll is not applied yet; None where all of it is. Raises GapError where some before it are missing."""
+    if next_offset < poll.first:
+        raise GapError({(poll.topic, poll.partition): next_offset})
+    if next_offset >= poll.end:
+        return None
+    if next_offset == poll.first:
+        return poll
+    return Poll(poll.topic, poll.partition, [r for r in poll.records if r.offset >= next_offset])
+
+
+async def lock(connection: asyncpg.Connection, positions: Iterable[Position], cluster_id: str) -> dict[Position, int]:
+    """Lock the rows of these partitions until the transaction ends; the next offset of each.
+
+    Raises ForeignLogError where the tables came from another cluster.
+    """
+    wanted = lockable(positions)
+    topics, partitions = [topic for topic, _ in wanted], [partition for _, partition in wanted]
+    rows = await connection.fetch(_sql["lock_offsets"], topics, partitions)
+    if len(rows) < len(wanted):
+        await connection.execute(_sql["know_partitions"], topics, partitions, cluster_id)
+        rows = await connection.fetch(_sql["lock_offsets"], topics, partitions)
+    for row in rows:
+        if row["cluster_id"] != cluster_id:
+            raise ForeignLogError(
+                f"these tables were made from the Kafka cluster {row['cluster_id']}, this one is {cluster_id}. "
+                "Point EVERYRUN_KAFKA_BOOTSTRAP at the former, or drop the schema everyrun to build it anew."
+            )
+    return {(row["topic"], row["partition"]): row["next_offset"] for row in rows}
+
+
+async def advance(connection: asyncpg.Connection, polls: Sequence[Poll]) -> None:
+    """Say that these polls are applied."""
+    await connection.execute(
+        _sql["advance_offsets"],
+        [poll.topic for poll in polls],
+        [poll.partition for poll in polls],
+        [poll.end for poll in polls],
+    )

@@ -1,0 +1,179 @@
+"""Reading and writing the tables for :mod:`everyrun.projection.apply`: records of Postgres to and from our types."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import asyncpg
+import msgspec
+from msgspec.structs import replace
+
+from everyrun.projection.choose import order_in
+from everyrun.projection.decode import Fact, storable
+from everyrun.projection.join import Decision, Row, home_of
+from everyrun.projection.merge import SETTLED, Binding, Run, instant
+
+SCHEMA = "everyrun"
+
+# fmt: off
+RESULT_COLUMNS = [
+    "input_id", "external_id", "submission_id", "batch_id", "position", "chunk", "attempt", "file",
+    "metadata", "run_id", "status", "failure_reason", "failure_message", "run", "credits", "source",
+    "observed_at", "settled_at", "version",
+]
+STAGED_COLUMNS = [
+    "input_id", "expected_version", "batch_id", "chunk", "attempt", "run_id", "status", "failure_reason",
+    "failure_message", "run", "credits", "source", "observed_at", "settled_at", "version",
+]
+DUPLICATE_COLUMNS = [
+    "run_id", "input_id", "batch_id", "chunk", "attempt", "status", "failure_reason", "failure_message",
+    "run", "credits", "source", "observed_at", "settled_at", "version",
+]
+UNMATCHED_COLUMNS = [
+    "run_id", "batch_id", "metadata", "status", "reason", "first_seen", "input_id", "installation", "chunk",
+    "attempt", "failure_reason", "failure_message", "run", "credits", "source", "observed_at", "settled_at",
+    "version",
+]
+# fmt: on
+
+
+async def setup_connection(connection: asyncpg.Connection) -> None:
+    """jsonb comes and goes as the bytes of its text, in binary, so that COPY takes it; names are found in everyrun."""
+    await connection.set_type_codec(
+        "jsonb",
+        encoder=lambda text: b"\x01" + text,
+        decoder=lambda data: bytes(data[1:]),
+        schema="pg_catalog",
+        format="binary",
+    )
+
+
+def row_of(record: asyncpg.Record) -> Row:
+    """A row of ``results`` as ``rows_by_input`` reads it."""
+    return Row(**{name: record[name] for name in Row._fields})
+
+
+def run_of(record: asyncpg.Record) -> Run:
+    """A known run, out of ``results``, ``duplicate_runs`` or ``unmatched_runs``."""
+    binding = None
+    if record["input_id"] is not None:
+        installation = record.get("installation") or ""
+        binding = Binding(record["input_id"], record["chunk"], record["attempt"], installation)
+    return Run(
+        run_id=record["run_id"],
+        batch_id=record["batch_id"],
+        binding=binding,
+        status=record["status"],
+        order=order_in(record["version"]) or record["version"],
+        observed_at=record["observed_at"],
+        settled_at=record["settled_at"],
+        source=record["source"],
+        failure_reason=record["failure_reason"],
+        failure_message=record["failure_message"],
+        credits=record["credits"],
+        metadata=record.get("metadata") or b"{}",
+        run=record["run"],
+    )
+
+
+def _run_values(run: Run) -> tuple[Any, ...]:
+    return (
+        run.status,
+        run.failure_reason,
+        run.failure_message,
+        run.run,
+        run.credits,
+        run.source,
+        run.observed_at,
+        run.settled_at,
+    )
+
+
+def new_result(row: Row, reason: str | None, message: str | None, decision: Decision | None) -> tuple[Any, ...]:
+    """The values of RESULT_COLUMNS for an input that has no row yet."""
+    head = (row.input_id, row.external_id, row.submission_id)
+    if decision is None:
+        settled = row.observed_at if row.status in SETTLED else None
+        values: tuple[Any, ...] = (row.status, reason, message, None, None, None, row.observed_at, settled, row.version)
+        return (*head, row.batch_id, row.position, *row.home, row.file, row.metadata, None, *values)
+    run = decision.winner
+    home = home_of(run, row)
+    values = (*_run_values(run), decision.version)
+    return (*head, run.batch_id, row.position, *home, row.file, row.metadata, run.run_id, *values)
+
+
+def staged_result(decision: Decision) -> tuple[Any, ...]:
+    """The values of STAGED_COLUMNS for an input whose row changes."""
+    row, run = decision.row, decision.winner
+    head = (row.input_id, row.version, run.batch_id, *home_of(run, row), run.run_id)
+    return (*head, *_run_values(run), decision.version)
+
+
+def staged_attempt(before: Row, after: Row, reason: str | None, message: str | None) -> tuple[Any, ...]:
+    """The values of STAGED_COLUMNS for an input without a run whose attempt is another one now."""
+    settled = after.observed_at if after.status in SETTLED else None
+    head = (before.input_id, before.version, after.batch_id, *after.home, None)
+    return (*head, after.status, reason, message, None, None, None, after.observed_at, settled, after.version)
+
+
+def duplicate(run: Run, row: Row, version: str) -> tuple[Any, ...]:
+    """The values of DUPLICATE_COLUMNS for a run that does not stand."""
+    return (run.run_id, row.input_id, run.batch_id, *home_of(run, row), *_run_values(run), version)
+
+
+def unmatched(run: Run, reason: str, first_seen: Any) -> tuple[Any, ...]:
+    """The values of UNMATCHED_COLUMNS for a run that no input is known for."""
+    b = run.binding
+    bound = (b.input_id, b.installation, b.chunk, b.attempt) if b else (None, None, None, None)
+    head = (run.run_id, run.batch_id, run.metadata, run.status, reason, first_seen, *bound)
+    return (*head, *_run_values(run)[1:], run.order)
+
+
+async def copy(
+    connection: asyncpg.Connection,
+    table: str,
+    columns: Sequence[str],
+    values: Iterable[tuple[Any, ...]],
+    schema: str | None = None,
+) -> None:
+    """COPY the values into a table."""
+    await connection.copy_records_to_table(table, records=values, columns=list(columns), schema_name=schema)
+
+
+def counts_of(raw: bytes) -> dict[str, int]:
+    """A ``counts`` column as a mapping."""
+    counts: dict[str, int] = msgspec.json.decode(raw)
+    return counts
+
+
+def json_of(value: Any) -> bytes:
+    """A value as the text of a jsonb column."""
+    return msgspec.json.encode(value)
+
+
+def rebound(run: Run, binding: Binding) -> Run:
+    """The run with another binding."""
+    return replace(run, binding=binding)
+
+
+def submission_arrays(accepted: Sequence[Any]) -> tuple[list[Any], ...]:
+    """The columns of ``insert_submissions`` for submission-accepted events."""
+    return (
+        [event.submission_id for event in accepted],
+        [event.workflow_id for event in accepted],
+        [event.workflow_version for event in accepted],
+        [event.priority for event in accepted],
+        [event.expected for event in accepted],
+        [instant(event.created_at) for event in accepted],
+    )
+
+
+def quarantine_values(fact: Fact) -> tuple[Any, ...]:
+    """The parameters of ``insert_quarantine`` for a message-quarantined event."""
+    event: Any = fact.event
+    position = (event.source, event.topic, event.partition, event.offset)
+    headers = storable(json_of(event.headers))
+    reason = event.reason.replace("\x00", "\ufffd")
+    return (*position, reason, base64.b64decode(event.raw), headers, fact.time)
