@@ -143,6 +143,72 @@ class MessageQuarantined(Struct, frozen=True, tag="message-quarantined", tag_fie
     raw: Annotated[str, Meta(description="The message, base64.")]
 
 
+class Result(Struct, frozen=True, kw_only=True):
+    """The present state of one input: its row of ``everyrun.results``. Key: input id."""
+
+    input_id: InputId
+    external_id: str
+    submission_id: str
+    position: int
+    chunk: Chunk
+    attempt: Attempt
+    batch_id: str | None
+    file: Annotated[msgspec.Raw, Meta(extra_json_schema={"type": "object"})]
+    metadata: Annotated[msgspec.Raw, Meta(extra_json_schema={"type": "object"})]
+    run_id: str | None
+    status: Annotated[str, Meta(description="SUBMITTED, REFUSED, or Extend's word for the standing run.")]
+    failure_reason: str | None
+    failure_message: str | None
+    credits: float | None
+    source: Literal["webhook", "poll"] | None
+    observed_at: Time | None
+    settled_at: Time | None
+    version: Annotated[str, Meta(description="Sorts: of two states of an input the greater is the newer. Keep that.")]
+    run: Annotated[
+        msgspec.Raw, Meta(description="The whole WorkflowRun, or null.", extra_json_schema={"type": ["object", "null"]})
+    ]
+
+
+class ResultChanged(Result, frozen=True, kw_only=True, tag="result-changed", tag_field="type"):
+    """An input is not settled yet. On ``results``."""
+
+
+class ResultSettled(Result, frozen=True, kw_only=True, tag="result-settled", tag_field="type"):
+    """An input is settled: PROCESSED, FAILED, CANCELLED, REJECTED or REFUSED. On ``results``."""
+
+
+class BatchReport(Struct, frozen=True, kw_only=True):
+    """Where an attempt at a batch stands. Key: batchId, or the chunk where there is none."""
+
+    submission_id: str
+    chunk: Chunk
+    attempt: Attempt
+    batch_id: str | None
+    state: str
+    expected: int
+    counts: dict[str, int]
+    runs_observed: int
+    duplicates: int
+    settled_at: Time | None
+
+
+class BatchProgressed(BatchReport, frozen=True, kw_only=True, tag="batch-progressed", tag_field="type"):
+    """Some of a batch's inputs moved on. On ``reports``."""
+
+
+class BatchSettled(BatchReport, frozen=True, kw_only=True, tag="batch-settled", tag_field="type"):
+    """Every input of the batch is settled, or the chunk was refused. On ``reports``."""
+
+
+class SubmissionSettled(Struct, frozen=True, kw_only=True, tag="submission-settled", tag_field="type"):
+    """Every input of the submission is settled. Key: submission id. On ``reports``."""
+
+    submission_id: str
+    workflow_id: str
+    expected: int
+    counts: dict[str, int]
+
+
 BatchEvent = (
     SubmissionAccepted | BatchRequested | BatchReturned | BatchInDoubt | DoubtResent | BatchSubmitted | BatchRejected
 )
@@ -160,5 +226,7 @@ TOPICS: dict[str, tuple[type[Struct], ...]] = {
     ),
     "runs": (RunObserved,),
     "deliveries": (DeliveryDeferred,),
+    "results": (ResultChanged, ResultSettled),
+    "reports": (BatchProgressed, BatchSettled, SubmissionSettled),
     "quarantine": (MessageQuarantined,),
 }

@@ -7,7 +7,7 @@ same transaction, so a record is applied exactly once.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ import asyncpg
 from everyrun.extend import reserved
 from everyrun.log import events
 from everyrun.projection import attempts, offsets, tables
-from everyrun.projection.decode import Fact, NotUnderstoodError, Poll, fact_of, run_of
+from everyrun.projection.decode import Fact, LogRecord, NotUnderstoodError, Poll, fact_of, run_of
 from everyrun.projection.join import Decision, Deltas, Home, Row, count, decide, decide_one, home_of, needs_all_runs
 from everyrun.projection.join import version_of as version_of_run
 from everyrun.projection.match import INPUT_UNKNOWN, Batch, Unmatched, match
@@ -31,12 +31,18 @@ class ConflictError(Exception):
 
 
 class Poison(NamedTuple):
-    """A record that is not an event of its topic."""
+    """A record that is not an event of its topic, or that cannot be stored."""
 
     topic: str
-    partition: int
-    offset: int
+    record: LogRecord
     reason: str
+
+
+SetAside = Callable[[Sequence[Poison]], Awaitable[None]]
+"""Puts records into the quarantine; returns when they are there."""
+
+Refused = Mapping[tuple[str, int, int], str]
+"""Records known not to be storable, by (topic, partition, offset), each with the reason."""
 
 
 class Applied(NamedTuple):
@@ -47,7 +53,6 @@ class Applied(NamedTuple):
     runs: set[str]
     attempts: set[Home]
     submissions: set[str]
-    poison: list[Poison]
 
 
 class Content(NamedTuple):
@@ -62,18 +67,20 @@ class Content(NamedTuple):
     poison: list[Poison]
 
 
-def read(polls: Sequence[Poll]) -> Content:
+def read(polls: Sequence[Poll], refused: Refused | None = None) -> Content:
     """Decode polls; several observations of one run are merged. What is not understood is in ``poison``."""
     content = Content({}, {}, [], [], [], [], [])
     for poll in polls:
         for record in poll.records:
             try:
+                if refused and (poll.topic, poll.partition, record.offset) in refused:
+                    raise NotUnderstoodError(refused[poll.topic, poll.partition, record.offset])
                 if poll.topic == "runs":
                     _take_run(content, run_of(record))
                 else:
                     _take_fact(content, fact_of(poll.topic, record))
             except NotUnderstoodError as error:
-                content.poison.append(Poison(poll.topic, poll.partition, record.offset, str(error)))
+                content.poison.append(Poison(poll.topic, record, str(error)))
     return content
 
 
@@ -103,12 +110,19 @@ def touched(content: Content) -> Applied:
         runs=set(content.runs),
         attempts={(fact.event.chunk, fact.event.attempt) for fact in content.attempts},  # type: ignore[attr-defined]
         submissions={fact.event.submission_id for fact in content.submissions},  # type: ignore[attr-defined]
-        poison=content.poison,
     )
 
 
-async def apply(connection: asyncpg.Connection, polls: Sequence[Poll], cluster_id: str) -> Applied:
+async def apply(
+    connection: asyncpg.Connection,
+    polls: Sequence[Poll],
+    cluster_id: str,
+    set_aside: SetAside,
+    refused: Refused | None = None,
+) -> Applied:
     """Apply polls, each of another partition, in one transaction; what was applied before is left out.
+
+    Records that are not understood, and those in ``refused``, are given to ``set_aside`` before the commit.
 
     Raises GapError where a poll begins after what is applied; ForeignLogError for tables of another cluster;
     ConflictError or asyncpg's serialization, deadlock and unique errors where the transaction is to be tried again;
@@ -119,23 +133,22 @@ async def apply(connection: asyncpg.Connection, polls: Sequence[Poll], cluster_i
     async with connection.transaction():
         positions = [(poll.topic, poll.partition) for poll in polls]
         nexts = await offsets.lock(connection, positions, cluster_id)
-        new = []
-        old = []
-        for poll in polls:
-            part = offsets.new_part(poll, nexts[poll.topic, poll.partition])
-            new.append(part) if part else old.append(poll)
-        again = touched(read(old))
+        parts = [(poll, offsets.new_part(poll, nexts[poll.topic, poll.partition])) for poll in polls]
+        new = [part for _, part in parts if part]
+        again = touched(read([poll for poll, part in parts if not part]))
         if not new:
             return again
-        applied = await _Transaction(connection, read([part for part in new if part])).run()
-        await offsets.advance(connection, [part for part in new if part])
+        content = read(new, refused)
+        if content.poison:
+            await set_aside(content.poison)
+        applied = await _Transaction(connection, content).run()
+        await offsets.advance(connection, new)
     return Applied(
         applied.changed,
         applied.inputs | again.inputs,
         applied.runs | again.runs,
         applied.attempts | again.attempts,
         applied.submissions | again.submissions,
-        applied.poison + again.poison,
     )
 
 
@@ -167,7 +180,7 @@ class _Transaction:
         await self._write_attempts()
         homes = set(self.deltas.homes())
         submissions = {fact.event.submission_id for fact in content.submissions}  # type: ignore[attr-defined]
-        return Applied(self.changed, self.inputs, set(), homes, submissions, content.poison)
+        return Applied(self.changed, self.inputs, set(), homes, submissions)
 
     async def _match(self) -> dict[str, list[Run]]:
         """The runs of each input; what no input is known for stays in ``self.unmatched``."""

@@ -25,6 +25,7 @@ class LogRecord(Protocol):
     key: bytes | None
     value: bytes | None
     headers: Sequence[tuple[str, bytes]]
+    timestamp: int
 
 
 class Poll(NamedTuple):

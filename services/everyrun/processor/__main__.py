@@ -1,0 +1,5 @@
+"""``python -m everyrun.processor``."""
+
+from everyrun.processor.app import main
+
+main()

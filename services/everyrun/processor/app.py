@@ -1,0 +1,225 @@
+"""The processor's process: Faust reads the log, the projection takes it in, the state is published, Faust commits."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import deque
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import asyncpg
+import faust
+from aiokafka.admin import AIOKafkaAdminClient
+
+from everyrun.log import topics
+from everyrun.log.producer import Producer
+from everyrun.processor.polls import WholePolls, joined
+from everyrun.processor.publisher import Publisher
+from everyrun.projection import tables
+from everyrun.projection.apply import Applied
+from everyrun.projection.feed import Feed
+from everyrun.projection.offsets import ForeignLogError, Position
+from everyrun.serve import Health, http_server, run_service, with_health
+from everyrun.settings import Settings
+from everyrun.telemetry import log
+
+_log = log(__name__)
+
+INPUTS = ("batches", "runs", "deliveries", "quarantine")
+#: Polls taken into one transaction at most, and how long to wait for more, in seconds.
+_POLLS, _WITHIN = 8, 0.01
+#: Transactions whose state is still being published.
+_UNPUBLISHED = 2
+#: How often the tables are compared with what was acknowledged, in seconds.
+_HEAL_EVERY = 2.0
+_STOP_WITHIN = 6.0
+
+
+def faust_app(settings: Settings) -> faust.App:
+    """Faust set up so that a killed worker's partitions move within seconds (the defaults stall for minutes)."""
+    return faust.App(
+        settings.topic_prefix + "processor",
+        broker=["kafka://" + broker for broker in settings.kafka_bootstrap.split(",")],
+        store="memory://",
+        web_enabled=False,
+        topic_disable_leader=True,
+        topic_allow_declare=False,
+        key_serializer="raw",
+        value_serializer="raw",
+        consumer_auto_offset_reset="earliest",
+        consumer_max_fetch_size=4 << 20,
+        stream_buffer_maxsize=16,
+        stream_wait_empty=False,
+        broker_session_timeout=10,
+        broker_heartbeat_interval=2,
+        broker_rebalance_timeout=20,
+        broker_request_timeout=30,
+        broker_commit_interval=1,
+        ConsumerScheduler=WholePolls,
+        loghandlers=[],
+    )
+
+
+class Processor:
+    """Carries polls from Faust into the tables and acknowledges them in order, after commit and publishing."""
+
+    def __init__(self, settings: Settings, feed: Feed, publisher: Publisher, health: Health) -> None:
+        self._settings = settings
+        self._feed = feed
+        self._publisher = publisher
+        self._health = health
+        self._finishing: deque[asyncio.Task[None]] = deque()
+        self.acknowledged: dict[Position, int] = {}
+        self.generation: Callable[[], int] = lambda: 0
+
+    async def agent(self, stream: Any) -> None:
+        """The Faust agent. Ends the process on an error it has no answer to: Faust would commit what failed."""
+        try:
+            async for events in stream.noack_take(_POLLS, within=_WITHIN):
+                while len(self._finishing) >= _UNPUBLISHED:
+                    await self._finishing.popleft()
+                generation = self.generation()
+                polls = joined((event.value for event in events), self._settings.topic_prefix)
+                applied = await self._feed.apply(polls)
+                before = self._finishing[-1] if self._finishing else None
+                ends = {(poll.topic, poll.partition): poll.end for poll in polls}
+                finish = self._finish(before, applied, events, ends, generation)
+                self._finishing.append(asyncio.create_task(finish))
+        except ForeignLogError as error:
+            self._give_up(str(error))
+        except Exception:
+            _log.exception("the agent failed")
+            self._give_up("the agent failed; see the log")
+
+    async def _finish(
+        self,
+        before: asyncio.Task[None] | None,
+        applied: list[Applied],
+        events: list[Any],
+        ends: dict[Position, int],
+        generation: int,
+    ) -> None:
+        """Publish, then acknowledge, after everything taken before has been."""
+        try:
+            if before is not None:
+                await before
+            published = await self._publisher.publish(applied)
+            for event in events:
+                event.ack()
+            self.acknowledged.update(ends)
+            # Another worker may have written a later state between our reading a state and publishing it.
+            if generation != self.generation():
+                await self._publisher.publish_moved(published)
+        except Exception:
+            _log.exception("publishing failed")
+            self._give_up("publishing failed; see the log")
+
+    def _give_up(self, why: str) -> None:
+        _log.error("ending this process", reason=why)
+        self._health.fail(why)
+        os._exit(1)
+
+
+class Healer:
+    """Brings tables that are behind what was acknowledged (a restored or emptied database) up to it from the log."""
+
+    def __init__(
+        self, settings: Settings, pool: asyncpg.Pool, feed: Feed, processor: Processor, health: Health
+    ) -> None:
+        self._settings = settings
+        self._pool = pool
+        self._feed = feed
+        self._processor = processor
+        self._health = health
+
+    async def assigned(self, partitions: set[tuple[str, int]]) -> None:
+        """Learn what the group acknowledged of the partitions that are ours now."""
+        admin = AIOKafkaAdminClient(bootstrap_servers=self._settings.kafka_bootstrap)
+        await admin.start()
+        try:
+            group = self._settings.topic_prefix + "processor"
+            committed = await admin.list_consumer_group_offsets(group)
+        finally:
+            await admin.close()
+        known = {(tp.topic, tp.partition): meta.offset for tp, meta in committed.items()}
+        prefix = self._settings.topic_prefix
+        self._processor.acknowledged = {
+            (topic.removeprefix(prefix), number): max(known.get((topic, number), 0), 0) for topic, number in partitions
+        }
+
+    async def run(self) -> None:
+        """Compare every now and then, for ever."""
+        while True:
+            try:
+                await self.heal()
+            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+                self._health.not_ready("database", f"{type(error).__name__}: {error}")
+            await asyncio.sleep(_HEAL_EVERY)
+
+    async def heal(self) -> None:
+        """Fill what is missing below the acknowledged offsets of our partitions; not ready meanwhile."""
+        wanted = dict(self._processor.acknowledged)
+        async with self._pool.acquire() as connection:
+            rows = await connection.fetch("select topic, partition, next_offset from applied_offsets")
+        self._health.ready("database")
+        applied = {(row["topic"], row["partition"]): row["next_offset"] for row in rows}
+        gaps = {p: (applied.get(p, 0), end) for p, end in wanted.items() if applied.get(p, 0) < end}
+        if gaps:
+            self._health.not_ready("tables", f"{sum(e - s for s, e in gaps.values())} records behind; filling them in")
+            await self._feed.fill(gaps)
+        self._health.ready("tables")
+
+
+async def _main(settings: Settings, stop: asyncio.Event) -> None:
+    health = Health("kafka", "database", "topics", "tables", "partitions")
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(http_server(settings.processor_listen, with_health(health)))
+        await topics.wait_until_right(settings, health)
+        cluster_id = await topics.cluster_id(settings)
+        health.ready("kafka")
+        pool = await stack.enter_async_context(
+            asyncpg.create_pool(
+                settings.postgres_dsn.get_secret_value(),
+                min_size=2,
+                max_size=6,
+                init=tables.setup_connection,
+                command_timeout=120,
+                server_settings={"application_name": "everyrun-processor", "search_path": tables.SCHEMA},
+            )
+        )
+        producer = await stack.enter_async_context(Producer(settings, linger_ms=5, compression="zstd"))
+        feed = Feed(settings, pool, cluster_id, producer, health)
+        processor = Processor(settings, feed, Publisher(pool, producer), health)
+        healer = Healer(settings, pool, feed, processor, health)
+        app = faust_app(settings)
+        processor.generation = lambda: app.consumer_generation_id
+        app.agent(app.topic(*(settings.topic(name) for name in INPUTS), value_serializer="raw"), name="projection")(
+            processor.agent
+        )
+
+        async def on_assigned(_app: Any, assigned: set[Any], **_: Any) -> None:
+            await healer.assigned({(tp.topic, tp.partition) for tp in assigned})
+            health.ready("partitions")
+
+        app.on_partitions_assigned.connect(on_assigned, weak=False)
+        await app.start()
+        healing = asyncio.create_task(healer.run())
+        stopped = asyncio.create_task(app.wait_until_stopped())
+        await asyncio.wait({asyncio.create_task(stop.wait()), stopped}, return_when=asyncio.FIRST_COMPLETED)
+        healing.cancel()
+        if not stop.is_set():
+            _log.error("Faust ended by itself", reason=str(app.crash_reason))
+            os._exit(1)
+        # A worker that waits for its agent can hang; what is not acknowledged is read again by the next.
+        try:
+            await asyncio.wait_for(app.stop(), _STOP_WITHIN)
+        except TimeoutError:
+            _log.warning("Faust did not stop in time")
+        os._exit(0)
+
+
+def main() -> None:
+    """Run the processor until SIGTERM or SIGINT."""
+    run_service("processor", ("kafka_bootstrap", "postgres_dsn"), _main)

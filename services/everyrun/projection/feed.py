@@ -1,0 +1,140 @@
+"""``Feed``: gives polls to ``apply`` until they are in the tables, whatever is in the way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import asyncpg
+from aiokafka.errors import KafkaError
+
+from everyrun.log.cloudevents import timestamp
+from everyrun.log.producer import Log
+from everyrun.log.quarantine import quarantined
+from everyrun.projection.apply import Applied, ConflictError, Poison, apply
+from everyrun.projection.decode import Poll
+from everyrun.projection.offsets import GapError, Position
+from everyrun.projection.reader import read_range
+from everyrun.serve import Health
+from everyrun.settings import Settings
+from everyrun.telemetry import log
+
+_log = log(__name__)
+
+#: Errors that a second try of the same transaction mends. Unique: two transactions brought the same new row.
+_AGAIN = (
+    ConflictError,
+    asyncpg.SerializationError,
+    asyncpg.DeadlockDetectedError,
+)
+_TRIES = 20
+#: Errors of the records themselves: SQLSTATE classes 22 and 23.
+_UNSTORABLE = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
+#: The rows of these keys are brought by more than one partition, so two transactions may meet in them.
+_MET_IN = frozenset({"results_pkey", "duplicate_runs_pkey", "unmatched_runs_pkey"})
+
+
+class Feed:
+    """Applies polls to the tables of one database. Several may run, in this process and in others."""
+
+    def __init__(
+        self, settings: Settings, pool: asyncpg.Pool, cluster_id: str, quarantine: Log, health: Health | None = None
+    ) -> None:
+        self._settings = settings
+        self._pool = pool
+        self._cluster_id = cluster_id
+        self._quarantine = quarantine
+        self._health = health or Health()
+
+    async def apply(self, polls: Sequence[Poll]) -> list[Applied]:
+        """Return when the polls are in the tables, in order; what that changed.
+
+        Gaps before them are filled from the log. Waits, and says so in readyz, while the database or Kafka is away.
+        Raises ForeignLogError for tables of another cluster.
+        """
+        wait = 0.1
+        while True:
+            try:
+                done = await self._apply_or_split(polls)
+                self._health.ready("database")
+                return done
+            except GapError as error:
+                ends = {(poll.topic, poll.partition): poll.first for poll in polls}
+                await self.fill({p: (start, ends[p]) for p, start in error.gaps.items()})
+            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, KafkaError) as error:
+                # Not ours to solve: the records stay unacknowledged until whoever is away is back.
+                self._health.not_ready("database", f"{type(error).__name__}: {error}")
+                _log.warning("waiting to apply", error=f"{type(error).__name__}: {error}", seconds=wait)
+                await asyncio.sleep(wait)
+                wait = min(wait * 2, 5.0)
+
+    async def fill(self, gaps: Mapping[Position, tuple[int, int]]) -> None:
+        """Apply what lies in each partition from the first offset up to, without, the second. Publishes nothing."""
+        for (topic, partition), (start, end) in sorted(gaps.items()):
+            _log.info("filling a gap from the log", topic=topic, partition=partition, start=start, end=end)
+            async for poll in read_range(self._settings, topic, partition, start, end):
+                await self.apply([poll])
+
+    async def _apply_or_split(
+        self, polls: Sequence[Poll], refused: dict[tuple[str, int, int], str] | None = None
+    ) -> list[Applied]:
+        """Apply in one transaction; where a record cannot be stored, in smaller ones, down to that record."""
+        try:
+            return [await self._apply_again(polls, refused)]
+        except _UNSTORABLE as error:
+            parts = split(polls)
+            if len(parts) == 1:
+                record = polls[0].records[0]
+                if refused:
+                    raise
+                key = (polls[0].topic, polls[0].partition, record.offset)
+                reason = f"{type(error).__name__} ({error.sqlstate}): {error}"
+                return await self._apply_or_split(polls, {key: reason})
+            done = []
+            for part in parts:
+                done += await self._apply_or_split(part)
+            return done
+
+    async def _apply_again(self, polls: Sequence[Poll], refused: Mapping[tuple[str, int, int], str] | None) -> Applied:
+        for attempt in range(_TRIES):
+            try:
+                async with self._pool.acquire() as connection:
+                    return await apply(
+                        cast(asyncpg.Connection, connection), polls, self._cluster_id, self._set_aside, refused
+                    )
+            except _AGAIN as error:
+                _log.debug("applying again", error=str(error))
+            except asyncpg.UniqueViolationError as error:
+                if error.constraint_name not in _MET_IN or attempt == _TRIES - 1:
+                    raise
+            await asyncio.sleep(0.005 * attempt)
+        raise ConnectionError(f"a transaction met others {_TRIES} times")
+
+    async def _set_aside(self, poison: Sequence[Poison]) -> None:
+        await self._quarantine.append(
+            quarantined(
+                source=f"{p.topic}/{p.record.partition}/{p.record.offset}",
+                topic=p.topic,
+                partition=p.record.partition,
+                offset=p.record.offset,
+                reason=p.reason,
+                raw=p.record.value or b"",
+                headers=[(name, value.decode("utf-8", "replace")) for name, value in p.record.headers],
+                time=timestamp(p.record.timestamp / 1000),
+                service="/everyrun/processor",
+            )
+            for p in poison
+        )
+
+
+def split(polls: Sequence[Poll]) -> list[list[Poll]]:
+    """Smaller groups of the same records in the same order: poll by poll, then halves; one record stays as it is."""
+    if len(polls) > 1:
+        return [[poll] for poll in polls]
+    (poll,) = polls
+    half = len(poll.records) // 2
+    if half == 0:
+        return [list(polls)]
+    topic, partition, records = poll
+    return [[Poll(topic, partition, records[:half])], [Poll(topic, partition, records[half:])]]

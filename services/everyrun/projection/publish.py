@@ -1,0 +1,87 @@
+"""What consumers read: the present state of rows and batches as records of ``results`` and ``reports``. Pure.
+
+Type and id of each event are functions of the state, so that publishing a state again repeats the event.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from everyrun.log.cloudevents import Record, record, timestamp
+from everyrun.log.events import BatchProgressed, BatchSettled, ResultChanged, ResultSettled, SubmissionSettled
+from everyrun.projection.merge import SETTLED
+
+SOURCE = "/everyrun/processor"
+_NULL = msgspec.Raw(b"null")
+# fmt: off
+_PLAIN = (
+    "input_id", "external_id", "submission_id", "position", "chunk", "attempt", "batch_id", "run_id", "status",
+    "failure_reason", "failure_message", "credits", "source", "version",
+)
+# fmt: on
+
+
+def _time(moment: datetime | None) -> str | None:
+    return None if moment is None else timestamp(moment)
+
+
+def result_record(row: Mapping[str, Any]) -> Record:
+    """The event of a row of ``results`` as the statement ``present_rows`` reads it."""
+    kind = ResultSettled if row["status"] in SETTLED else ResultChanged
+    event = kind(
+        **{name: row[name] for name in _PLAIN},
+        file=msgspec.Raw(row["file"]),
+        metadata=msgspec.Raw(row["metadata"]),
+        run=msgspec.Raw(row["run"]) if row["run"] is not None else _NULL,
+        observed_at=_time(row["observed_at"]),
+        settled_at=_time(row["settled_at"]),
+    )
+    input_id = row["input_id"]
+    return record(
+        "results",
+        event,
+        key=input_id,
+        id=f"{input_id}/{row['version']}",
+        source=SOURCE,
+        time=_time(row["observed_at"]) or timestamp(0),
+    )
+
+
+def batch_record(row: Mapping[str, Any], now: float) -> Record:
+    """The event of a row of ``batches`` as the statement ``present_attempts`` reads it; ``now`` is Unix seconds."""
+    kind = BatchSettled if row["state"] in ("SETTLED", "REFUSED") else BatchProgressed
+    event = kind(
+        submission_id=row["submission_id"],
+        chunk=row["chunk"],
+        attempt=row["attempt"],
+        batch_id=row["batch_id"],
+        state=row["state"],
+        expected=row["expected"],
+        counts=msgspec.json.decode(row["counts"]),
+        runs_observed=row["runs_observed"],
+        duplicates=row["duplicates"],
+        settled_at=_time(row["settled_at"]),
+    )
+    key = row["batch_id"] or row["chunk"]
+    return record("reports", event, key=key, id=_id(key, event), source=SOURCE, time=timestamp(now))
+
+
+def submission_record(row: Mapping[str, Any], now: float) -> Record:
+    """The event of a submission every input of which is settled; ``now`` is Unix seconds."""
+    event = SubmissionSettled(
+        submission_id=row["submission_id"],
+        workflow_id=row["workflow_id"],
+        expected=row["expected"],
+        counts=dict(sorted(msgspec.json.decode(row["counts"]).items())),
+    )
+    key = row["submission_id"]
+    return record("reports", event, key=key, id=_id(key, event), source=SOURCE, time=timestamp(now))
+
+
+def _id(key: str, event: msgspec.Struct) -> str:
+    return f"{key}/{hashlib.blake2b(msgspec.json.encode(event, order='sorted'), digest_size=12).hexdigest()}"

@@ -1,0 +1,36 @@
+"""Reading a known stretch of the log, without a consumer group."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from everyrun.projection.decode import Poll
+from everyrun.settings import Settings
+
+
+async def read_range(settings: Settings, topic: str, partition: int, start: int, end: int) -> AsyncIterator[Poll]:
+    """The records of ``topic`` (short name) from offset ``start`` up to, without, ``end``; poll by poll, in order.
+
+    Waits where the log ends before ``end``. Raises aiokafka.errors.KafkaError where Kafka does not answer.
+    """
+    name = TopicPartition(settings.topic(topic), partition)
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=settings.kafka_bootstrap,
+        enable_auto_commit=False,
+        auto_offset_reset="none",
+        max_partition_fetch_bytes=4 << 20,
+    )
+    await consumer.start()
+    try:
+        consumer.assign([name])
+        consumer.seek(name, start)
+        while start < end:
+            for records in (await consumer.getmany(timeout_ms=1000, max_records=5000)).values():
+                wanted = [record for record in records if record.offset < end]
+                if wanted:
+                    yield Poll(topic, partition, wanted)
+                    start = wanted[-1].offset + 1
+    finally:
+        await consumer.stop()
