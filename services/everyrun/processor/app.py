@@ -199,7 +199,8 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
             processor.agent
         )
 
-        async def on_assigned(_app: Any, assigned: set[Any], **_: Any) -> None:
+        async def on_assigned(_app: Any, *arguments: Any, **_: Any) -> None:
+            (assigned,) = arguments or (set(),)
             await healer.assigned({(tp.topic, tp.partition) for tp in assigned})
             health.ready("partitions")
 

