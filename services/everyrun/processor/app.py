@@ -204,7 +204,7 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
             await healer.assigned({(tp.topic, tp.partition) for tp in assigned})
             health.ready("partitions")
 
-        app.on_partitions_assigned.connect(on_assigned, weak=False)
+        app.on_partitions_assigned.connect(on_assigned, weak=False)  # type: ignore[arg-type]
         await app.start()
         healing = asyncio.create_task(healer.run())
         stopped = asyncio.create_task(app.wait_until_stopped())

@@ -4,7 +4,7 @@ create schema if not exists everyrun_queue;
 comment on schema everyrun_queue is 'What is still to be sent, and how far that has come. Not a projection: back it up.';
 
 create table everyrun_queue.installation (
-    only boolean primary key default true check (only),
+    singleton boolean primary key default true check (singleton),
     installation text not null
 );
 insert into everyrun_queue.installation (installation) values ('inst_' || replace(gen_random_uuid()::text, '-', ''));

@@ -1,0 +1,181 @@
+"""Extend's API over httpx, with a request budget a category and a policy of retries of our own.
+
+Sources: Extend's Python SDK 1.20.0 (paths, headers, fields) and docs.extend.ai (rate limits by category).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import msgspec
+
+from everyrun.settings import Settings
+
+API_VERSION = "2026-02-09"
+GET, WRITE, RUN = "GET", "WRITE", "RUN"
+
+#: Statuses after which a GET is tried again; nothing was changed by it.
+_TRY_AGAIN = frozenset({408, 429, 500, 502, 503, 504})
+
+
+class ExtendError(Exception):
+    """Extend refused a request, or could not be reached in time. ``status`` is 0 where no answer came."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(f"{status or 'no answer'} {code}: {message}")
+        self.status = status
+        self.code = code
+
+
+class Pace:
+    """Lets requests of one category through at an even pace, at most ``rate`` a second; all wait out a 429."""
+
+    def __init__(self, rate: float) -> None:
+        self._gap = 1.0 / rate
+        self._next = 0.0
+
+    async def turn(self) -> None:
+        """Return when the next request may go."""
+        now = time.monotonic()
+        at = max(self._next, now)
+        self._next = at + self._gap
+        if at > now:
+            await asyncio.sleep(at - now)
+
+    def pause(self, seconds: float) -> None:
+        """Let nothing through for so long."""
+        self._next = max(self._next, time.monotonic() + seconds)
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that a Retry-After header asks for (a number, or a date); None where there is none that can be read."""
+    value = headers.get("retry-after")
+    if value is None:
+        return None
+    try:
+        return max(float(value), 0.0)
+    except ValueError:
+        pass
+    try:
+        return max(parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
+    except ValueError:
+        return None
+
+
+class Extend:
+    """A client of one workspace. Use as an async context manager."""
+
+    def __init__(self, settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        headers = {
+            "authorization": f"Bearer {settings.extend_api_key.get_secret_value()}",
+            "x-extend-api-version": API_VERSION,
+            "user-agent": "everyrun",
+        }
+        if settings.extend_workspace_id:
+            headers["x-extend-workspace-id"] = settings.extend_workspace_id
+        self._http = httpx.AsyncClient(
+            base_url=settings.extend_base_url,
+            headers=headers,
+            timeout=httpx.Timeout(settings.call_timeout, connect=min(10.0, settings.call_timeout)),
+            transport=transport,
+            limits=httpx.Limits(max_connections=32),
+        )
+        self._timeout = settings.call_timeout
+        self._pace = {category: Pace(settings.rate()) for category in (GET, WRITE, RUN)}
+        #: Requests sent, by category.
+        self.sent = {GET: 0, WRITE: 0, RUN: 0}
+
+    async def __aenter__(self) -> Extend:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._http.aclose()
+
+    async def budget(self, category: str) -> None:
+        """Return when a request of the category may go."""
+        await self._pace[category].turn()
+
+    def pause(self, category: str, seconds: float) -> None:
+        """Extend asked for a pause: no request of the category goes before its end."""
+        self._pace[category].pause(seconds)
+
+    async def create_batch(self, body: bytes) -> httpx.Response:
+        """POST a batch, once: a second try could make a second batch. Raises httpx.HTTPError.
+
+        The whole call, its answer's body included, takes at most EVERYRUN_CALL_TIMEOUT.
+        """
+        self.sent[RUN] += 1
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await self._http.post(
+                    "/workflow_runs/batch", content=body, headers={"content-type": "application/json"}
+                )
+        except TimeoutError:
+            raise httpx.ReadTimeout("the call took longer than EVERYRUN_CALL_TIMEOUT") from None
+
+    async def get_run(self, run_id: str, within: float = 60.0) -> bytes:
+        """The WorkflowRun as received. Raises ExtendError: 404 for none; 0, 429 or 5xx after ``within`` seconds."""
+        return await self._get(f"/workflow_runs/{quote(run_id, safe='')}", {}, within)
+
+    async def list_runs(self, within: float = 60.0, **query: str | int) -> dict[str, Any]:
+        """A page of run summaries: ``data`` and, but for the last page, ``nextPageToken``. Raises ExtendError."""
+        page: dict[str, Any] = msgspec.json.decode(await self._get("/workflow_runs", query, within))
+        if not isinstance(page.get("data"), list):
+            raise ExtendError(200, "UNREADABLE", "the list has no data")
+        return page
+
+    async def _get(self, path: str, query: Mapping[str, str | int], within: float) -> bytes:
+        ends = time.monotonic() + within
+        wait = 0.25
+        while True:
+            error = ExtendError(0, "UNREACHABLE", "")
+            await self.budget(GET)
+            self.sent[GET] += 1
+            try:
+                async with asyncio.timeout(min(self._timeout, within)):
+                    response = await self._http.get(path, params=dict(query))
+                if response.status_code == 200 and _is_object(response.content):
+                    return response.content
+                error = _error(response)
+            except (httpx.HTTPError, TimeoutError) as failure:
+                error = ExtendError(0, "UNREACHABLE", f"{type(failure).__name__}: {failure}")
+            if error.status not in (0, 200) and error.status not in _TRY_AGAIN:
+                raise error
+            if error.status == 429:
+                pause = retry_after(response.headers)
+                self.pause(GET, wait if pause is None else pause)
+            if time.monotonic() + wait > ends:
+                raise error
+            await asyncio.sleep(wait)
+            wait = min(wait * 2, 5.0)
+
+
+def _is_object(content: bytes) -> bool:
+    try:
+        return isinstance(msgspec.json.decode(content), dict)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+
+
+def _error(response: httpx.Response) -> ExtendError:
+    code, message = read_error(response.content)
+    return ExtendError(response.status_code, code, message)
+
+
+def read_error(content: bytes) -> tuple[str, str]:
+    """Code and message of an error body (SDK 1.20.0, types/api_error.py), or stand-ins where it is of another form."""
+    try:
+        body = msgspec.json.decode(content)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return "UNREADABLE", content[:200].decode("utf-8", "replace")
+    if isinstance(body, dict) and isinstance(body.get("error"), dict):
+        body = body["error"]
+    if not isinstance(body, dict):
+        return "UNREADABLE", str(body)[:200]
+    return str(body.get("code") or "UNKNOWN"), str(body.get("message") or "")[:2000]

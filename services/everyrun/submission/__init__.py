@@ -1,0 +1,1 @@
+"""Submission: takes inputs in, keeps them in a queue, cuts them into batches and calls Extend."""

@@ -1,0 +1,5 @@
+"""``python -m everyrun.submission``."""
+
+from everyrun.submission.app import main
+
+main()

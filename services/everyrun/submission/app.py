@@ -1,0 +1,87 @@
+"""The submission service's process: the API, the announcer, the dispatcher."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+
+import asyncpg
+from aiokafka.errors import KafkaError
+
+from everyrun.extend.client import Extend
+from everyrun.log import topics
+from everyrun.log.producer import Producer
+from everyrun.serve import Health, http_server, run_service, with_health
+from everyrun.settings import Settings
+from everyrun.store.pool import open_pool
+from everyrun.store.sql import beside
+from everyrun.submission.api import submission_api
+from everyrun.submission.catchup import catch_up
+from everyrun.submission.dispatcher import Dispatcher
+from everyrun.submission.keeper import Announcer, forget, repeat
+from everyrun.telemetry import log
+
+_log = log(__name__)
+_sql = beside(__file__, "queue.sql")
+_STOP_WITHIN = 8.0
+
+
+async def _pool(settings: Settings, health: Health) -> asyncpg.Pool:
+    while True:
+        try:
+            return await open_pool(settings, name="submission", max_size=12)
+        except (OSError, asyncpg.PostgresError) as error:
+            health.not_ready("database", f"{type(error).__name__}: {error}")
+            await asyncio.sleep(0.5)
+
+
+async def _caught_up(settings: Settings, pool: asyncpg.Pool, health: Health) -> None:
+    while True:
+        try:
+            await catch_up(settings, pool, await topics.cluster_id(settings))
+            return
+        except (OSError, KafkaError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            health.not_ready("log_position", f"{type(error).__name__}: {error}")
+            await asyncio.sleep(0.5)
+
+
+async def _main(settings: Settings, stop: asyncio.Event) -> None:
+    health = Health("database", "topics", "kafka", "log_position")
+    async with AsyncExitStack() as stack:
+        pool = await stack.enter_async_context(await _pool(settings, health))
+        extend = await stack.enter_async_context(Extend(settings))
+        await topics.wait_until_right(settings, health)
+        producer = await stack.enter_async_context(Producer(settings, compression="zstd"))
+        installation = await pool.fetchval(_sql["installation"])
+        dispatcher = Dispatcher(settings, pool, extend, producer, installation)
+        announcer = Announcer(pool, producer, dispatcher)
+        app = with_health(health, submission_api(settings, pool, announcer))
+        await stack.enter_async_context(http_server(settings.submission_listen, app))
+        health.ready("database")
+        await _caught_up(settings, pool, health)
+        health.ready("log_position")
+        tasks = [
+            asyncio.create_task(repeat(announcer.announce, 1.0, stop, announcer.poke)),
+            asyncio.create_task(repeat(dispatcher.resolve, 1.0, stop)),
+            asyncio.create_task(repeat(lambda: forget(pool, settings), 60.0, stop)),
+            asyncio.create_task(repeat(lambda: _look(pool, health), 1.0, stop)),
+            *(asyncio.create_task(dispatcher.work(stop)) for _ in range(settings.dispatch_workers)),
+        ]
+        await stop.wait()
+        # Calls under way may end; what does not end in time stays `sending` and is resolved after the next start.
+        _, unfinished = await asyncio.wait(tasks, timeout=_STOP_WITHIN)
+        for task in unfinished:
+            task.cancel()
+
+
+async def _look(pool: asyncpg.Pool, health: Health) -> None:
+    try:
+        await pool.fetchval("select 1")
+        health.ready("database")
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        health.not_ready("database", f"{type(error).__name__}: {error}")
+
+
+def main() -> None:
+    """Run the submission service until SIGTERM or SIGINT."""
+    run_service("submission", ("kafka_bootstrap", "postgres_dsn", "extend_api_key", "api_token"), _main)

@@ -1,0 +1,180 @@
+"""Taking a submission in: every row checked and in the queue, in one transaction, or none of them."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Any
+
+import asyncpg
+import msgspec
+
+from everyrun.settings import Settings
+from everyrun.store.sql import beside
+from everyrun.submission.chunks import Cutter, chunk_id
+from everyrun.submission.parse import Unreadable
+from everyrun.submission.rows import BadRow, GoodRow, check_row
+
+_sql = beside(__file__, "queue.sql")
+_PIECE = 2000
+_SHOWN = 100
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+
+
+class Accepted(msgspec.Struct, frozen=True):
+    """A submission that was taken in for good."""
+
+    submission_id: str
+    expected: int
+    batches: int
+
+
+class BadRowsError(Exception):
+    """Rows are wrong, so nothing was taken in: how many, and the first of them."""
+
+    def __init__(self, count: int, rows: list[BadRow]) -> None:
+        super().__init__(f"{count} bad rows")
+        self.count = count
+        self.rows = rows
+
+
+class IdempotencyConflictError(Exception):
+    """The Idempotency-Key was used before, with other content."""
+
+
+class _SeenError(Exception):
+    def __init__(self, accepted: Accepted) -> None:
+        self.accepted = accepted
+
+
+def new_submission_id(now: float | None = None) -> str:
+    """A new id: ``sub_`` and 26 characters, the first ten of them the time, so that ids sort by it."""
+    number = int((time.time() if now is None else now) * 1000) << 80 | secrets.randbits(80)
+    return "sub_" + "".join(_ALPHABET[(number >> shift) & 31] for shift in range(125, -1, -5))
+
+
+async def take_in(
+    pool: asyncpg.Pool,
+    settings: Settings,
+    rows: AsyncIterator[Any],
+    *,
+    workflow_id: str,
+    workflow_version: str | None,
+    priority: int,
+    idempotency_key: str | None,
+) -> Accepted:
+    """Check and keep every row; the submission with its chunks is in the queue when this returns.
+
+    A repeated upload under the same key returns the first one's answer. Raises BadRowsError, IdempotencyConflictError
+    and what reading ``rows`` raises; nothing is kept then. Memory does not grow with the upload.
+    """
+    intake = _Intake(settings, new_submission_id())
+    intake.digest.update(msgspec.json.encode([workflow_id, workflow_version, priority]))
+    async with pool.acquire() as connection:
+        try:
+            async with connection.transaction():
+                await intake.copy(connection, rows)
+                return await intake.finish(connection, workflow_id, workflow_version, priority, idempotency_key)
+        except asyncpg.UniqueViolationError as error:
+            if error.constraint_name != "submissions_idempotency_key_key":
+                raise
+        except _SeenError as seen:
+            return seen.accepted
+        known: Any = await connection.fetchrow(_sql["by_idempotency_key"], idempotency_key)
+        return _same(known, intake.digest.digest())
+
+
+def _same(known: asyncpg.Record, digest: bytes) -> Accepted:
+    if known["content_hash"] != digest:
+        raise IdempotencyConflictError
+    return Accepted(known["submission_id"], known["expected"], known["batches"])
+
+
+class _Intake:
+    def __init__(self, settings: Settings, submission_id: str) -> None:
+        self.settings = settings
+        self.submission_id = submission_id
+        self.digest = hashlib.sha256()
+        self.cutter = Cutter(settings.chunk_max_inputs, settings.chunk_max_bytes)
+        self.rows = 0
+        self.bad: list[BadRow] = []
+        self.bad_count = 0
+
+    async def copy(self, connection: Any, rows: AsyncIterator[Any]) -> None:
+        """Check every row and copy the good ones; after the first bad one only go on checking."""
+        piece: list[tuple[Any, ...]] = []
+        async for given in rows:
+            self.rows += 1
+            good = self._check(given)
+            if good is not None and not self.bad_count:
+                text = good.file.decode(), good.metadata.decode()
+                piece.append((self.submission_id, good.position, good.external_id, *text))
+                if len(piece) >= _PIECE:
+                    await self._write(connection, piece)
+                    piece = []
+        if piece and not self.bad_count:
+            await self._write(connection, piece)
+
+    def _check(self, given: Any) -> GoodRow | None:
+        if isinstance(given, Unreadable):
+            row: GoodRow | BadRow = BadRow(self.rows, None, "", given.reason)
+        else:
+            row = check_row(self.rows, given, self.submission_id, self.settings.row_max_bytes)
+        if isinstance(row, BadRow):
+            self.bad_count += 1
+            if len(self.bad) < _SHOWN:
+                self.bad.append(row)
+            return None
+        self.digest.update(row.external_id.encode() + b"\n" + row.file + b"\n" + row.metadata + b"\n")
+        self.cutter.add(row.size)
+        return row
+
+    async def _write(self, connection: Any, piece: list[tuple[Any, ...]]) -> None:
+        columns = ["submission_id", "position", "external_id", "file", "metadata"]
+        await connection.copy_records_to_table("inputs", schema_name="everyrun_queue", columns=columns, records=piece)
+
+    async def finish(
+        self, connection: Any, workflow_id: str, workflow_version: str | None, priority: int, key: str | None
+    ) -> Accepted:
+        """Refuse, or write the submission and its chunks."""
+        if not self.bad_count and self.rows:
+            await self._refuse_ids_twice(connection)
+        if self.bad_count:
+            raise BadRowsError(self.bad_count, self.bad)
+        if not self.rows:
+            raise BadRowsError(0, [])
+        if key is not None:
+            known = await connection.fetchrow(_sql["by_idempotency_key"], key)
+            if known is not None:
+                # Raised, so that what was copied is taken back.
+                raise _SeenError(_same(known, self.digest.digest()))
+        chunks = self.cutter.finish()
+        created = datetime.now(UTC)
+        parameters = (
+            workflow_id,
+            workflow_version,
+            priority,
+            self.rows,
+            len(chunks),
+            key,
+            self.digest.digest(),
+            created,
+        )
+        await connection.execute(_sql["insert_submission"], self.submission_id, *parameters)
+        ids = [chunk_id(self.submission_id, number) for number in range(1, len(chunks) + 1)]
+        firsts, lasts = [first for first, _ in chunks], [last for _, last in chunks]
+        await connection.execute(_sql["insert_chunks"], self.submission_id, ids, firsts, lasts)
+        return Accepted(self.submission_id, self.rows, len(chunks))
+
+    async def _refuse_ids_twice(self, connection: Any) -> None:
+        for record in await connection.fetch(_sql["ids_twice"], self.submission_id):
+            first, second = record["positions"]
+            reason = (
+                f"is the id of row {first} too; an id is unique in its submission (a row without one has its number)"
+            )
+            self.bad.append(BadRow(second, record["external_id"], "id", reason))
+        if self.bad:
+            self.bad_count = await connection.fetchval(_sql["count_ids_twice"], self.submission_id)

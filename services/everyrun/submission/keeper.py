@@ -1,0 +1,74 @@
+"""The queue's standing tasks: announcing submissions, resolving doubts, forgetting what need not be kept."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+
+import asyncpg
+from aiokafka.errors import KafkaError
+
+from everyrun.log.cloudevents import record, timestamp
+from everyrun.log.events import SubmissionAccepted
+from everyrun.log.producer import Log
+from everyrun.settings import Settings
+from everyrun.store.sql import beside
+from everyrun.submission.dispatcher import SOURCE, Dispatcher
+from everyrun.telemetry import log
+
+_log = log(__name__)
+_sql = beside(__file__, "queue.sql")
+
+
+class Announcer:
+    """Tells the log of each submission once it is in the queue: produce, then mark. Nothing is sent before."""
+
+    def __init__(self, pool: asyncpg.Pool, log: Log, dispatcher: Dispatcher) -> None:
+        self._pool = pool
+        self._log = log
+        self._dispatcher = dispatcher
+        self.poke = asyncio.Event()
+
+    async def announce(self) -> None:
+        """Announce every submission that is not."""
+        for row in await self._pool.fetch(_sql["unannounced"]):
+            created = timestamp(row["created_at"])
+            event = SubmissionAccepted(
+                submission_id=row["submission_id"],
+                workflow_id=row["workflow_id"],
+                workflow_version=row["workflow_version"],
+                priority=row["priority"],
+                expected=row["expected"],
+                created_at=created,
+            )
+            key = row["submission_id"]
+            said = record("batches", event, key=key, id=f"{key}/submission-accepted", source=SOURCE, time=created)
+            await self._log.append([said])
+            await self._pool.execute(_sql["mark_announced"], key)
+            self._dispatcher.poke.set()
+
+
+async def forget(pool: asyncpg.Pool, settings: Settings) -> None:
+    """Take files (presigned URLs, passwords) out of the queue, a set time after their submission settled."""
+    for row in await pool.fetch(_sql["to_redact"], timedelta(seconds=settings.secrets_kept)):
+        async with pool.acquire() as connection, connection.transaction():
+            await connection.execute(_sql["redact_inputs"], row["submission_id"])
+            await connection.execute(_sql["mark_redacted"], row["submission_id"])
+
+
+async def repeat(
+    what: Callable[[], Awaitable[object]], every: float, stop: asyncio.Event, poke: asyncio.Event | None = None
+) -> None:
+    """Do it every so many seconds, and when poked, until ``stop``; what fails is said and tried again."""
+    while not stop.is_set():
+        try:
+            await what()
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, KafkaError, OSError) as error:
+            _log.warning("will try again", error=f"{type(error).__name__}: {error}")
+        waits = [asyncio.create_task(event.wait()) for event in (stop, poke) if event is not None]
+        await asyncio.wait(waits, timeout=every, return_when=asyncio.FIRST_COMPLETED)
+        for task in waits:
+            task.cancel()
+        if poke is not None:
+            poke.clear()

@@ -1,0 +1,181 @@
+"""Reading an upload row by row as it streams in: JSON, NDJSON or CSV."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+from collections.abc import AsyncIterator
+from typing import Any
+
+import ijson
+import msgspec
+
+JSON, NDJSON, CSV = "application/json", "application/x-ndjson", "text/csv"
+
+_decode = msgspec.json.Decoder().decode
+#: A longer line of NDJSON or CSV is not an input.
+_LINE_MAX = 16 << 20
+
+
+class UploadError(Exception):
+    """The upload as a whole cannot be read; the text says what is wrong and where."""
+
+
+class Unreadable(msgspec.Struct, frozen=True):
+    """A row that could not be read at all, and why."""
+
+    reason: str
+
+
+class _Chunks:
+    """The body as an asynchronous file, as ijson reads it."""
+
+    def __init__(self, body: AsyncIterator[bytes]) -> None:
+        self._body = body
+        self._left = b""
+
+    async def read(self, size: int) -> bytes:
+        while size and not self._left:
+            try:
+                self._left = await anext(self._body)
+            except StopAsyncIteration:
+                return b""
+        part, self._left = self._left[:size], self._left[size:]
+        return part
+
+
+def rows(content_type: str, body: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+    """The rows of an upload, each a decoded value or Unreadable. Raises UploadError; KeyError for another type."""
+    readers = {JSON: _json, NDJSON: _ndjson, CSV: _csv}
+    return readers[content_type](body)
+
+
+async def _json(body: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+    """``{"inputs": [ROW, ...]}``."""
+    found, builder, depth = False, None, 0
+    try:
+        async for prefix, event, value in ijson.parse_async(_Chunks(body), use_float=True):
+            if builder is None:
+                found = found or (prefix == "inputs" and event == "start_array")
+                _check_envelope(prefix, event, value)
+                if prefix != "inputs.item":
+                    continue
+                builder = ijson.ObjectBuilder()
+            builder.event(event, value)
+            depth += {"start_map": 1, "start_array": 1, "end_map": -1, "end_array": -1}.get(event, 0)
+            if depth == 0:
+                yield builder.value
+                builder = None
+    except (ijson.JSONError, UnicodeDecodeError) as error:
+        raise UploadError(f"the body is not valid JSON: {error}") from None
+    if not found:
+        raise UploadError('the body has no list "inputs"')
+
+
+def _check_envelope(prefix: str, event: str, value: Any) -> None:
+    if prefix == "" and event not in ("start_map", "map_key", "end_map"):
+        raise UploadError('the body must be an object: {"inputs": [...]}')
+    if prefix == "" and event == "map_key" and value != "inputs":
+        raise UploadError(f"unknown field {value!r}: the body has only inputs")
+    if prefix == "inputs" and event not in ("start_array", "end_array"):
+        raise UploadError("inputs must be a list")
+
+
+async def _lines(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    left = b""
+    async for part in body:
+        *whole, left = (left + part).split(b"\n")
+        for line in whole:
+            yield line
+        if len(left) > _LINE_MAX:
+            raise UploadError(f"a line is longer than {_LINE_MAX} bytes")
+    if left:
+        yield left
+
+
+async def _ndjson(body: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+    """A ROW a line; empty lines are passed over."""
+    async for line in _lines(body):
+        if not line.strip():
+            continue
+        try:
+            yield _decode(line)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            yield Unreadable(f"the line is not valid JSON: {error}")
+
+
+async def _csv(body: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+    """A header, then a ROW a line; see :func:`csv_row` for the columns."""
+    header: list[str] | None = None
+    async for fields in _csv_records(body):
+        if header is None:
+            header = [name.strip() for name in fields]
+            if problem := csv_header_problem(header):
+                raise UploadError(problem)
+        elif fields:
+            yield csv_row(header, fields)
+
+
+async def _csv_records(body: AsyncIterator[bytes]) -> AsyncIterator[list[str]]:
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    held = ""
+    try:
+        async for line in _lines(body):
+            held += decoder.decode(line) + "\n"
+            # An odd number of quotes: the record goes on in the next line.
+            if held.count('"') % 2:
+                if len(held) > _LINE_MAX:
+                    raise UploadError("a quoted field of the CSV does not end")
+                continue
+            for fields in csv.reader([held], strict=True):
+                yield fields
+            held = ""
+        if held:
+            raise UploadError("a quoted field of the CSV does not end")
+    except UnicodeDecodeError as error:
+        raise UploadError(f"the CSV is not UTF-8: {error}") from None
+    except csv.Error as error:
+        raise UploadError(f"the CSV cannot be read: {error}") from None
+
+
+_FILE_COLUMNS = ("url", "file_id", "text")
+_OWN_COLUMNS = frozenset({"id", "name", "password", "metadata", *_FILE_COLUMNS})
+
+
+def csv_header_problem(header: list[str]) -> str | None:
+    """What is wrong with a CSV's header; None where nothing is."""
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice:
+        return f"the CSV has the column {twice[0]!r} twice"
+    if not set(header) & set(_FILE_COLUMNS):
+        return f"the CSV has no column for the file: name one of {', '.join(_FILE_COLUMNS)}"
+    return None
+
+
+def csv_row(header: list[str], fields: list[str]) -> Any:
+    """A CSV record as a ROW.
+
+    Columns: ``id``; ``url``, ``file_id`` or ``text`` for the file, with ``name`` and ``password``; ``metadata`` holds
+    a JSON object; every other column becomes a text in the metadata under its name. An empty field is left out.
+    """
+    if len(fields) != len(header):
+        return Unreadable(f"the line has {len(fields)} fields, the header {len(header)}")
+    cells = {name: value for name, value in zip(header, fields, strict=True) if value != ""}
+    row: dict[str, Any] = {"file": {}}
+    if "id" in cells:
+        row["id"] = cells["id"]
+    for column, field in (("url", "url"), ("file_id", "id"), ("text", "text"), ("name", "name")):
+        if column in cells:
+            row["file"][field] = cells[column]
+    if "password" in cells:
+        row["file"]["settings"] = {"password": cells["password"]}
+    metadata: Any = {}
+    if "metadata" in cells:
+        try:
+            metadata = _decode(cells["metadata"])
+        except msgspec.DecodeError as error:
+            return Unreadable(f"the column metadata is not valid JSON: {error}")
+    others = {name: value for name, value in cells.items() if name not in _OWN_COLUMNS}
+    if others and isinstance(metadata, dict):
+        metadata = {**metadata, **others}
+    return {**row, "metadata": metadata}

@@ -1,0 +1,136 @@
+-- name: installation
+select installation from everyrun_queue.installation
+
+-- name: by_idempotency_key
+select submission_id, expected, batches, content_hash, workflow_id
+from everyrun_queue.submissions where idempotency_key = $1
+
+-- name: insert_submission
+insert into everyrun_queue.submissions
+    (submission_id, workflow_id, workflow_version, priority, expected, batches, idempotency_key, content_hash, created_at)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+
+-- name: insert_chunks
+insert into everyrun_queue.chunks (chunk, submission_id, first_position, last_position)
+select c, $1, f, l from unnest($2::text[], $3::int[], $4::int[]) as given (c, f, l)
+
+-- name: ids_twice
+select external_id, (array_agg(position order by position))[1:2] as positions
+from everyrun_queue.inputs where submission_id = $1
+group by external_id having count(*) > 1
+order by 2 limit 100
+
+-- name: count_ids_twice
+select coalesce(sum(n - 1), 0) from (
+    select count(*) as n from everyrun_queue.inputs where submission_id = $1 group by external_id having count(*) > 1
+) twice
+
+-- name: unannounced
+select submission_id, workflow_id, workflow_version, priority, expected, created_at
+from everyrun_queue.submissions where announced_at is null order by created_at limit 100
+
+-- name: mark_announced
+update everyrun_queue.submissions set announced_at = now() where submission_id = $1
+
+-- name: submissions
+select s.submission_id, s.workflow_id, s.workflow_version, s.priority, s.expected, s.batches, s.created_at,
+       coalesce(c.states, '{}') as chunks, p.reason as paused, c.retry_at, c.reasons
+from everyrun_queue.submissions s
+left join lateral (
+    select jsonb_object_agg(state, n) as states, max(retry_at) as retry_at,
+           array_remove(array_agg(distinct reason), null) as reasons
+    from (
+        select state, count(*) as n,
+               min(not_before) filter (where state = 'waiting' and not_before > now()) as retry_at,
+               max(reason) filter (where state in ('in_doubt', 'held', 'refused')) as reason
+        from everyrun_queue.chunks where submission_id = s.submission_id group by state
+    ) by_state
+) c on true
+left join everyrun_queue.paused_workflows p using (workflow_id)
+where ($1::text is null or s.submission_id = $1) and ($2::text is null or s.submission_id < $2)
+order by s.submission_id desc
+limit $3
+
+-- name: claim
+update everyrun_queue.chunks c
+set state = 'sending', attempt = c.attempt + 1, owner = $1, deadline = $2, reason = null
+from (
+    select chunk from everyrun_queue.chunks
+    join everyrun_queue.submissions s using (submission_id)
+    where state = 'waiting' and not_before <= now() and s.announced_at is not null
+      and not exists (select from everyrun_queue.paused_workflows p where p.workflow_id = s.workflow_id)
+      and not exists (select from everyrun_queue.pauses p where p.category = 'RUN' and p.until > now())
+    order by chunk limit 1
+    for update of chunks skip locked
+) next
+where c.chunk = next.chunk
+returning c.chunk
+
+-- name: attempt
+select c.chunk, c.submission_id, c.state, c.attempt, c.resends, c.deadline, c.owner, c.batch_id,
+       s.workflow_id, s.workflow_version, s.priority, c.first_position, c.last_position
+from everyrun_queue.chunks c join everyrun_queue.submissions s using (submission_id)
+where c.chunk = $1
+
+-- name: chunk_inputs
+select position, external_id, file, metadata from everyrun_queue.inputs
+where submission_id = $1 and position between $2 and $3
+order by position
+
+-- name: settle
+update everyrun_queue.chunks
+set state = $3, resends = $4, not_before = coalesce($5, '-infinity'), reason = $6, deadline = $7, batch_id = $8, owner = null
+where chunk = $1 and attempt = $2
+
+-- name: pause
+insert into everyrun_queue.pauses (category, until) values ($1, $2)
+on conflict (category) do update set until = greatest(pauses.until, excluded.until)
+
+-- name: pause_workflow
+insert into everyrun_queue.paused_workflows (workflow_id, reason, since) values ($1, $2, now())
+on conflict do nothing
+
+-- name: unresolved
+select chunk, attempt, state, resends, deadline, owner, deadline <= now() as past
+from everyrun_queue.chunks where state in ('sending', 'in_doubt')
+
+-- name: evidence
+select chunk, attempt, min(batch_id) as batch_id, min(run_id) as run_id
+from everyrun.unmatched_runs
+where installation = $1 and batch_id is not null and reason = 'batch_unknown'
+group by chunk, attempt
+
+-- name: adopt
+insert into everyrun_queue.adopted (chunk, attempt, batch_id) values ($1, $2, $3) on conflict do nothing
+
+-- name: is_adopted
+select from everyrun_queue.adopted where chunk = $1 and attempt = $2
+
+-- name: positions
+select partition, next_offset, cluster_id from everyrun_queue.log_position
+
+-- name: move_position
+insert into everyrun_queue.log_position (partition, next_offset, cluster_id) values ($1, $2, $3)
+on conflict (partition) do update set next_offset = excluded.next_offset, cluster_id = excluded.cluster_id
+
+-- name: attempts_logged
+update everyrun_queue.chunks c
+set attempt = given.attempt, state = given.state, deadline = given.deadline, batch_id = given.batch_id,
+    reason = 'found in the log'
+from unnest($1::text[], $2::int[], $3::text[], $4::timestamptz[], $5::text[])
+     as given (chunk, attempt, state, deadline, batch_id)
+where c.chunk = given.chunk and c.attempt < given.attempt
+
+-- name: to_redact
+select s.submission_id from everyrun_queue.submissions s
+where s.redacted_at is null
+  and not exists (select from everyrun_queue.chunks c where c.submission_id = s.submission_id and c.state not in ('sent', 'refused'))
+  and (select sum(b.expected) filter (where b.state in ('SETTLED', 'REFUSED') and b.settled_at < now() - $1::interval)
+       from everyrun.batches b where b.submission_id = s.submission_id) >= s.expected
+limit 10
+
+-- name: redact_inputs
+update everyrun_queue.inputs set file = '{}' where submission_id = $1
+
+-- name: mark_redacted
+update everyrun_queue.submissions set redacted_at = now() where submission_id = $1

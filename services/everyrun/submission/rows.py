@@ -1,0 +1,170 @@
+"""Checking one input as it is handed in. Pure; the command line uses the same rules for a dry run."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import msgspec
+
+from everyrun.extend import reserved
+
+_encode = msgspec.json.Encoder().encode
+
+#: Fields of each kind of file (Extend's SDK 1.20.0, workflow_runs/types: FileFromUrl, FileFromId, FileFromText).
+FILE_FIELDS = {"url": {"url", "name", "settings"}, "id": {"id"}, "text": {"text", "name"}}
+#: Room for the reserved key in the metadata's 10 KB, beside the ids in it.
+_RESERVED_ROOM = 200
+
+
+class BadRow(msgspec.Struct, frozen=True):
+    """What is wrong with a row: its number from 1, its id where it has one, the field, and the reason."""
+
+    row: int
+    id: str | None
+    field: str
+    reason: str
+
+
+class GoodRow(msgspec.Struct, frozen=True):
+    """An input as the queue holds it; ``file`` and ``metadata`` are JSON text, ``size`` its bytes in a batch."""
+
+    position: int
+    external_id: str
+    file: bytes
+    metadata: bytes
+    size: int
+
+
+class _BadFieldError(Exception):
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(reason)
+        self.field = field
+
+
+def check_row(row: int, given: Any, submission_id: str, max_bytes: int) -> GoodRow | BadRow:
+    """The input of row number ``row`` (from 1), or what is wrong with it."""
+    identifier = given.get("id") if isinstance(given, dict) else None
+    try:
+        if not isinstance(given, dict):
+            raise _BadFieldError("", "a row is an object with id, file and metadata")
+        unknown = sorted(set(given) - {"id", "file", "metadata"})
+        if "secrets" in unknown:
+            raise _BadFieldError("secrets", "secrets are not taken yet: they would have to be kept; leave them out")
+        if unknown:
+            raise _BadFieldError(unknown[0], "unknown field; a row has id, file and metadata")
+        external_id = _external_id(identifier, row)
+        file = _storable("file", _file(given.get("file")))
+        metadata = _storable("metadata", _metadata(given.get("metadata"), submission_id, external_id))
+        size = len(file) + len(metadata) + 2 * (len(submission_id) + len(external_id.encode())) + 400
+        if size > max_bytes:
+            raise _BadFieldError(
+                "file", f"the input is {size} bytes; at most {max_bytes} fit. Hand it in as a URL or upload it"
+            )
+        return GoodRow(row, external_id, file, metadata, size)
+    except _BadFieldError as error:
+        shown = identifier if isinstance(identifier, str) else None
+        return BadRow(row, shown[:255] if shown else None, error.field, str(error))
+
+
+def _external_id(given: Any, row: int) -> str:
+    if given is None:
+        return str(row)
+    if not isinstance(given, str):
+        raise _BadFieldError("id", f"must be text, not {_kind(given)}")
+    if not 1 <= len(given) <= reserved.EXTERNAL_ID_MAX:
+        raise _BadFieldError("id", f"must have 1 to {reserved.EXTERNAL_ID_MAX} characters; this has {len(given)}")
+    if not given.isprintable():
+        raise _BadFieldError("id", "has a character that cannot be printed")
+    return given
+
+
+def _file(given: Any) -> dict[str, Any]:
+    if not isinstance(given, dict):
+        raise _BadFieldError("file", "is required: an object with url, id or text")
+    kinds = sorted(kind for kind in FILE_FIELDS if kind in given)
+    if len(kinds) != 1:
+        raise _BadFieldError(
+            "file", "needs exactly one of url, id and text" + (f"; it has {', '.join(kinds)}" if kinds else "")
+        )
+    (kind,) = kinds
+    for field, value in given.items():
+        if field not in FILE_FIELDS[kind]:
+            raise _BadFieldError(
+                f"file.{field}", f"unknown beside {kind}; allowed: {', '.join(sorted(FILE_FIELDS[kind]))}"
+            )
+        if field == "settings":
+            if (
+                not isinstance(value, dict)
+                or set(value) - {"password"}
+                or not isinstance(value.get("password", ""), str)
+            ):
+                raise _BadFieldError("file.settings", 'must be an object like {"password": "..."}')
+        elif not isinstance(value, str) or not value:
+            raise _BadFieldError(f"file.{field}", f"must be text that is not empty, not {_kind(value)}")
+    if kind == "url":
+        _check_url(given["url"])
+    return given
+
+
+def _check_url(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        right = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        right = False
+    if not right or any(c.isspace() or not c.isprintable() for c in url):
+        raise _BadFieldError("file.url", "is not an http or https URL; spaces must be written %20")
+
+
+def _metadata(given: Any, submission_id: str, external_id: str) -> dict[str, Any]:
+    if given is None:
+        return {}
+    if not isinstance(given, dict):
+        raise _BadFieldError("metadata", f"must be an object, not {_kind(given)}")
+    for key in given:
+        if key.startswith(reserved.PREFIX):
+            raise _BadFieldError(f"metadata.{key}"[:200], f"keys that begin {reserved.PREFIX} are Everyrun's own")
+    size = len(_storable("metadata", given)) + _RESERVED_ROOM + 2 * len(submission_id) + len(external_id.encode())
+    if size > reserved.METADATA_MAX_BYTES:
+        raise _BadFieldError(
+            "metadata", f"is {size} bytes with Everyrun's key; Extend takes {reserved.METADATA_MAX_BYTES}"
+        )
+    return given
+
+
+def _storable(field: str, value: Any) -> bytes:
+    try:
+        text: bytes = _encode(value)
+    except (UnicodeEncodeError, msgspec.EncodeError, ValueError, OverflowError, RecursionError):
+        raise _BadFieldError(field, "has a value that JSON or UTF-8 cannot hold") from None
+    if b"\\u0000" in text and b"\\u0000" in text.replace(b"\\\\", b""):
+        raise _BadFieldError(field, "has a NUL character, which cannot be stored")
+    return text
+
+
+def _kind(value: Any) -> str:
+    names = {
+        bool: "a boolean",
+        int: "a number",
+        float: "a number",
+        list: "a list",
+        dict: "an object",
+        str: "empty text",
+    }
+    return "null" if value is None else names.get(type(value), type(value).__name__)
+
+
+def redact_file(file: dict[str, Any]) -> dict[str, Any]:
+    """The file as the log and the tables show it: without a URL's query, fragment and user, and without a password.
+
+    Where something was taken out, ``redacted`` is true: the file cannot be handed in again from it.
+    """
+    shown = {key: value for key, value in file.items() if key != "settings"}
+    taken = "settings" in file
+    if "url" in shown:
+        parts = urlsplit(shown["url"])
+        plain = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+        taken = taken or plain != shown["url"]
+        shown["url"] = plain
+    return {**shown, "redacted": True} if taken else shown
