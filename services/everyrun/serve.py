@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 import uvicorn
+import uvloop
 
 from everyrun import telemetry
 from everyrun.settings import Settings, SettingsError, listen_address, load
@@ -129,8 +130,12 @@ def run_service(
     name: str,
     needs: tuple[str, ...],
     main: Callable[[Settings, asyncio.Event], Coroutine[Any, Any, None]],
+    *,
+    fast_loop: bool = False,
 ) -> None:
     """Run ``main(settings, stop)`` as the process of service ``name``; it returns soon after ``stop`` is set.
+
+    ``fast_loop`` runs it on uvloop, for services that answer many small requests.
 
     Ends the process with status 2, and the variables' names on standard error, where a needed setting is missing.
     """
@@ -144,4 +149,5 @@ def run_service(
     async def body() -> None:
         await main(settings, stop_on_signals())
 
-    asyncio.run(body())
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop if fast_loop else None) as runner:
+        runner.run(body())

@@ -89,7 +89,9 @@ class Settings(BaseSettings):
     )
     webhook_max_age: int = Field(300, gt=0, description="Oldest webhook taken, by its signed timestamp.")
     webhook_max_ahead: int = Field(60, ge=0, description="A webhook's timestamp may be this far ahead of our clock.")
-    webhook_max_bytes: int = Field(16 << 20, gt=0, description="Largest webhook body taken.")
+    webhook_max_bytes: int = Field(
+        11 << 20, gt=0, le=11 << 20, description="Largest webhook body taken; as base64 it must fit a record of 16 MiB."
+    )
 
     # --- processor
     processor_index: int = Field(0, ge=0, description="Which of several processors on one machine this is.")

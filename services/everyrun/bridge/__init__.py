@@ -1,0 +1,1 @@
+"""Extend's webhooks in, ``run-observed`` out."""

@@ -1,0 +1,5 @@
+"""``python -m everyrun.bridge``."""
+
+from everyrun.bridge.app import main
+
+main()

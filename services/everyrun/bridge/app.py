@@ -1,0 +1,74 @@
+"""The bridge's process."""
+
+from __future__ import annotations
+
+import asyncio
+
+from aiokafka.errors import KafkaError
+
+from everyrun.bridge.handler import Handler
+from everyrun.log import topics
+from everyrun.log.producer import Producer
+from everyrun.serve import Health, http_server, run_service, with_health
+from everyrun.settings import Settings
+
+_LOOK_EVERY = 5.0
+#: Seconds that requests under way get at the end, and then the producer.
+_DRAIN, _LAST_WORDS = 4.0, 2.0
+
+
+class _Away:
+    """The log before Kafka answered for the first time: webhooks are told to come again."""
+
+    async def append(self, records: object) -> None:
+        raise ConnectionError("Kafka has not answered yet")
+
+
+async def _main(settings: Settings, stop: asyncio.Event) -> None:
+    health = Health("topics", "kafka")
+    handler = Handler(
+        _Away(),
+        [secret.get_secret_value().encode() for secret in settings.webhook_secrets],
+        max_age=settings.webhook_max_age,
+        max_ahead=settings.webhook_max_ahead,
+        max_bytes=settings.webhook_max_bytes,
+    )
+    producing = asyncio.create_task(_produce(settings, health, handler))
+    stopped = asyncio.create_task(stop.wait())
+    try:
+        async with http_server(settings.bridge_listen, with_health(health, handler), drain=_DRAIN):
+            await asyncio.wait([producing, stopped], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        # Requests under way are answered; only now may the producer go.
+        stopped.cancel()
+        producing.cancel()
+        await asyncio.wait([producing], timeout=_LAST_WORDS)
+    if producing.done() and not producing.cancelled():
+        producing.result()
+
+
+async def _produce(settings: Settings, health: Health, handler: Handler) -> None:
+    await topics.wait_until_right(settings, health)
+    while True:
+        try:
+            async with Producer(settings, linger_ms=2) as producer:
+                handler.log = producer
+                while True:
+                    await asyncio.sleep(_LOOK_EVERY)
+                    await _look(settings, health)
+        except (KafkaError, OSError) as error:
+            health.not_ready("kafka", f"{type(error).__name__}: {error}")
+            await asyncio.sleep(0.5)
+
+
+async def _look(settings: Settings, health: Health) -> None:
+    try:
+        await topics.cluster_id(settings)
+        health.ready("kafka")
+    except (KafkaError, OSError) as error:
+        health.not_ready("kafka", f"{type(error).__name__}: {error}")
+
+
+def main() -> None:
+    """Run the bridge until SIGTERM or SIGINT."""
+    run_service("bridge", ("kafka_bootstrap", "webhook_secrets"), _main, fast_loop=True)

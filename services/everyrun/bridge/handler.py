@@ -1,0 +1,169 @@
+"""``POST /webhooks/extend`` as a plain ASGI application: verify, write to the log, answer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from aiokafka.errors import KafkaError
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, generate_latest
+
+from everyrun import telemetry
+from everyrun.bridge.interpret import interpret
+from everyrun.extend.signature import SIGNATURE_HEADER, TIMESTAMP_HEADER, verify
+from everyrun.log.cloudevents import timestamp
+from everyrun.log.producer import Log
+from everyrun.serve import Receive, Scope, Send
+
+_log = telemetry.log(__name__)
+
+PATH = "/webhooks/extend"
+OUTCOMES = ("observed", "deferred", "step", "quarantined", "unauthorized", "too_large", "incomplete", "unavailable")
+
+#: Extend gives an answer 30 s (docs.extend.ai, webhooks, best practices): ours comes before that, whatever happens.
+_ACKNOWLEDGED_WITHIN = 20.0
+_BODY_WITHIN = 25.0
+#: Signed bodies waiting for the log at the same time, in bytes; over it Extend is told to come again.
+_HELD_AT_MOST = 128 << 20
+
+
+class _TooLargeError(Exception):
+    pass
+
+
+class Handler:
+    """The bridge's ASGI application; also answers ``/metrics``, without a token."""
+
+    def __init__(
+        self,
+        log: Log,
+        secrets: Sequence[bytes],
+        *,
+        max_age: int = 300,
+        max_ahead: int = 60,
+        max_bytes: int = 11 << 20,
+        clock: Callable[[], float] = time.time,
+        acknowledged_within: float = _ACKNOWLEDGED_WITHIN,
+    ) -> None:
+        self.log = log
+        self._secrets = tuple(secrets)
+        self._max_age = max_age
+        self._max_ahead = max_ahead
+        self._max_bytes = max_bytes
+        self._clock = clock
+        self._within = acknowledged_within
+        self._held = 0
+        self._registry = CollectorRegistry()
+        counter = Counter("everyrun_bridge_webhooks", "Webhooks by outcome.", ["outcome"], registry=self._registry)
+        self._counters = {outcome: counter.labels(outcome) for outcome in OUTCOMES}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request. 2xx only after the log has acknowledged; 503 where it does not; never a 500."""
+        if scope["type"] != "http":
+            return
+        if scope["path"] == PATH:
+            if scope["method"] == "POST":
+                await self._webhook(scope, receive, send)
+            else:
+                body = b'{"code":"METHOD_NOT_ALLOWED","message":"POST only"}'
+                await _answer(send, 405, body, (b"allow", b"POST"))
+        elif scope["path"] == "/metrics" and scope["method"] == "GET":
+            content = (b"content-type", CONTENT_TYPE_LATEST.encode())
+            await _answer(send, 200, generate_latest(self._registry), content)
+        else:
+            await _answer(send, 404, b'{"code":"NOT_FOUND","message":"nothing is here"}')
+
+    async def _webhook(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            outcome = await self._outcome(scope, receive)
+        except (TimeoutError, KafkaError, OSError) as error:
+            _log.warning("a webhook was not taken; Extend sends it again", error=f"{type(error).__name__}: {error}")
+            outcome = "unavailable"
+        except Exception:
+            _log.exception("a webhook was not taken; Extend sends it again")
+            outcome = "unavailable"
+        self._counters[outcome].inc()
+        await _answer(send, *_ANSWERS[outcome])
+
+    async def _outcome(self, scope: Scope, receive: Receive) -> str:
+        stamp, signature, length = _read_headers(scope["headers"])
+        if length > self._max_bytes:
+            return "too_large"
+        message = await receive()
+        body: bytes | None = message.get("body", b"")
+        if message["type"] != "http.request" or message.get("more_body") or len(body or b"") > self._max_bytes:
+            try:
+                async with asyncio.timeout(_BODY_WITHIN):
+                    body = await self._rest(receive, message)
+            except TimeoutError:
+                return "incomplete"
+            except _TooLargeError:
+                return "too_large"
+        if body is None:
+            return "incomplete"
+        wrong = verify(stamp, signature, body, self._secrets, self._clock(), self._max_age, self._max_ahead)
+        if wrong is not None or stamp is None:
+            return "unauthorized"
+        meaning = interpret(body, scope["headers"], timestamp(int(stamp)))
+        if meaning.record is None:
+            return meaning.outcome
+        if self._held + len(body) > _HELD_AT_MOST:
+            return "unavailable"
+        self._held += len(body)
+        try:
+            async with asyncio.timeout(self._within):
+                await self.log.append((meaning.record,))
+        finally:
+            self._held -= len(body)
+        return meaning.outcome
+
+    async def _rest(self, receive: Receive, message: dict[str, Any]) -> bytes | None:
+        """The whole body, of which ``message`` is the first part; None where the client broke off."""
+        parts, size = [], 0
+        while message["type"] == "http.request":
+            part = message.get("body", b"")
+            size += len(part)
+            if size > self._max_bytes:
+                raise _TooLargeError
+            parts.append(part)
+            if not message.get("more_body"):
+                return b"".join(parts)
+            message = await receive()
+        return None
+
+
+def _read_headers(headers: Iterable[tuple[bytes, bytes]]) -> tuple[bytes | None, bytes | None, int]:
+    """Timestamp, signature, content-length (0 where there is none); of a repeated header the first."""
+    stamp = signature = None
+    length = 0
+    for name, value in headers:
+        if name == TIMESTAMP_HEADER:
+            stamp = value if stamp is None else stamp
+        elif name == SIGNATURE_HEADER:
+            signature = value if signature is None else signature
+        elif name == b"content-length" and value.isdigit():
+            length = int(value) if len(value) < 19 else 1 << 62
+    return stamp, signature, length
+
+
+async def _answer(send: Send, status: int, body: bytes, *headers: tuple[bytes, bytes]) -> None:
+    kind = () if any(name == b"content-type" for name, _ in headers) else (_JSON,)
+    size = (b"content-length", str(len(body)).encode())
+    await send({"type": "http.response.start", "status": status, "headers": [*kind, size, *headers]})
+    await send({"type": "http.response.body", "body": body})
+
+
+_JSON = (b"content-type", b"application/json")
+_TAKEN = (200, b'{"status":"ok"}')
+_ANSWERS: dict[str, tuple[Any, ...]] = {
+    "observed": _TAKEN,
+    "deferred": _TAKEN,
+    "step": _TAKEN,
+    "quarantined": _TAKEN,
+    "unauthorized": (401, b'{"code":"UNAUTHORIZED","message":"not signed, or not lately, by a known secret"}'),
+    "too_large": (413, b'{"code":"TOO_LARGE","message":"the body is too large"}', (b"connection", b"close")),
+    "incomplete": (400, b'{"code":"INCOMPLETE","message":"the body did not come whole"}', (b"connection", b"close")),
+    "unavailable": (503, b'{"code":"UNAVAILABLE","message":"not taken; send it again"}', (b"retry-after", b"5")),
+}
