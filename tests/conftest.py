@@ -48,7 +48,9 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Embedded
     postgres.prepare()
     started = [
         process.start(kafka.command(), log=folder / "kafka.log", env=os.environ),
-        process.start(postgres.command(), log=folder / "postgres.log", env=os.environ, user=postgres.user, cwd=Path("/")),
+        process.start(
+            postgres.command(), log=folder / "postgres.log", env=os.environ, user=postgres.user, cwd=Path("/")
+        ),
     ]
     try:
         yield kafka, postgres

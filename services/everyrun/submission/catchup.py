@@ -1,4 +1,4 @@
-"""The queue never outruns the log: attempts that the log knows and the queue does not (restored from a dump) are taken over.
+"""The queue never outruns the log: attempts that the log knows and a restored queue does not are taken over.
 
 So an input of a logged attempt is never claimed as if it were waiting, and nothing is sent twice.
 """
@@ -35,7 +35,7 @@ class Logged(msgspec.Struct, frozen=True):
 
 
 #: What an event says of its attempt, and which of several of one attempt is the more telling.
-_STATES = {
+_STATES: dict[Any, tuple[int, str]] = {
     events.BatchRequested: (0, "sending"),
     events.BatchInDoubt: (1, "in_doubt"),
     events.BatchReturned: (2, "waiting"),

@@ -1,0 +1,5 @@
+"""``python -m everyrun.emulator``."""
+
+from everyrun.emulator.app import main
+
+main()

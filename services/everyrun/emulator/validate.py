@@ -1,0 +1,148 @@
+"""Checking requests as Extend does. Pure; what is wrong is an ApiProblem with Extend's status and code."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+
+from everyrun.emulator.runs import WORKFLOW_EVENTS
+
+_encode = msgspec.json.encode
+
+#: SDK 1.20.0, workflow_runs/client.py create_batch: 1 to 1,000 inputs; priority 1 to 100, 90 by default.
+MAX_INPUTS = 1000
+#: SDK 1.20.0, RunMetadata: at most 10 KB. How bytes are counted is not documented: here, compact UTF-8 JSON.
+MAX_METADATA = 10_240
+_FILE_FIELDS = {"url": {"url", "name", "settings"}, "id": {"id"}, "text": {"text", "name"}}
+_TAGS = "extend:usage_tags"
+
+
+class ApiProblem(Exception):  # noqa: N818
+    """An error answer: HTTP status, code and message (SDK 1.20.0, types/api_error.py)."""
+
+    def __init__(self, status: int, code: str, message: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.headers = headers or {}
+
+
+def invalid(message: str) -> ApiProblem:
+    """400 INVALID_REQUEST."""
+    return ApiProblem(400, "INVALID_REQUEST", message)
+
+
+def missing(what: str) -> ApiProblem:
+    """404 NOT_FOUND."""
+    return ApiProblem(404, "NOT_FOUND", f"{what} not found")
+
+
+def clean_metadata(place: str, given: Any) -> dict[str, Any]:
+    """Metadata as Extend keeps it: usage tags lose what is not a letter, digit, ``-`` or ``_``. Raises ApiProblem."""
+    if given is None:
+        return {}
+    if not isinstance(given, dict):
+        raise invalid(f"{place}: must be an object")
+    if len(_encode(given)) > MAX_METADATA:
+        raise invalid(f"{place}: must be at most 10 KB")
+    if _TAGS in given:
+        tags = given[_TAGS]
+        if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+            raise invalid(f"{place}.{_TAGS}: must be a list of strings")
+        return {**given, _TAGS: [re.sub(r"[^A-Za-z0-9_-]", "", tag) for tag in tags]}
+    return given
+
+
+def check_file(place: str, given: Any, known_files: set[str]) -> dict[str, Any]:
+    """One of the three kinds of file (SDK 1.20.0, workflow_runs/types). Raises ApiProblem."""
+    if not isinstance(given, dict):
+        raise invalid(f"{place}: is required")
+    kinds = [kind for kind in _FILE_FIELDS if kind in given]
+    if len(kinds) != 1:
+        raise invalid(f"{place}: exactly one of url, id, text")
+    (kind,) = kinds
+    if not isinstance(given[kind], str) or not given[kind]:
+        raise invalid(f"{place}.{kind}: must be a string")
+    if kind == "url" and not re.match(r"https?://[^/\s]+", given["url"]):
+        raise invalid(f"{place}.url: must be a URL")
+    if kind == "id" and given["id"] not in known_files:
+        raise invalid(f"{place}.id: there is no file {given['id']}")
+    return {key: value for key, value in given.items() if key in _FILE_FIELDS[kind]}
+
+
+def check_priority(given: Any, default: int) -> int:
+    """1 to 100. Raises ApiProblem."""
+    if given is None:
+        return default
+    if isinstance(given, bool) or not isinstance(given, int) or not 1 <= given <= 100:
+        raise invalid("priority: must be an integer from 1 to 100")
+    return given
+
+
+def check_reference(body: Any) -> tuple[str, str | None]:
+    """workflow.id and workflow.version of a run or batch request. Raises ApiProblem."""
+    reference = body.get("workflow") if isinstance(body, dict) else None
+    if not isinstance(reference, dict) or not isinstance(reference.get("id"), str):
+        raise invalid("workflow.id: is required")
+    version = reference.get("version")
+    if version is not None and not isinstance(version, str):
+        raise invalid("workflow.version: must be a string")
+    return reference["id"], version
+
+
+def check_inputs(body: dict[str, Any], known_files: set[str]) -> list[tuple[bytes, bytes]]:
+    """The inputs of a batch as (file, metadata) JSON texts. A wrong one refuses the whole batch. Raises ApiProblem."""
+    inputs = body.get("inputs")
+    if not isinstance(inputs, list) or not inputs:
+        raise invalid("inputs: at least 1 item")
+    if len(inputs) > MAX_INPUTS:
+        raise invalid(f"inputs: at most {MAX_INPUTS} items")
+    checked = []
+    for index, given in enumerate(inputs):
+        if not isinstance(given, dict):
+            raise invalid(f"inputs[{index}]: must be an object")
+        file = check_file(f"inputs[{index}].file", given.get("file"), known_files)
+        metadata = clean_metadata(f"inputs[{index}].metadata", given.get("metadata"))
+        if "secrets" in given and not isinstance(given["secrets"], dict):
+            raise invalid(f"inputs[{index}].secrets: must be an object")
+        checked.append((_encode(file), _encode(metadata)))
+    return checked
+
+
+def check_events(place: str, given: Any, *, workflow: bool) -> list[str]:
+    """Event names: workflow_run.* only in a workflow's subscription, never global. Raises ApiProblem."""
+    if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
+        raise invalid(f"{place}: must be a list of event types")
+    for name in given:
+        if (name in WORKFLOW_EVENTS) != workflow:
+            raise invalid(f"{place}: {name} is not allowed here")
+    return given
+
+
+def check_endpoint(body: Any, *, create: bool) -> dict[str, Any]:
+    """A webhook endpoint; unknown keys are refused (docs.extend.ai, create-webhook-endpoint). Raises ApiProblem."""
+    if not isinstance(body, dict):
+        raise invalid("the body must be an object")
+    for key in body:
+        if key not in ("url", "name", "enabledEvents", "apiVersion", "status", "advancedOptions"):
+            raise invalid(f"{key}: unknown key")
+    for key in ("url", "name", "enabledEvents", "apiVersion") if create else ():
+        if key not in body:
+            raise invalid(f"{key}: is required")
+    if "url" in body and not re.match(r"https?://[^/\s]+", str(body["url"])):
+        raise invalid("url: must be a URL")
+    if "name" in body and (not isinstance(body["name"], str) or not body["name"]):
+        raise invalid("name: must not be empty")
+    if "enabledEvents" in body:
+        check_events("enabledEvents", body["enabledEvents"], workflow=False)
+    if body.get("apiVersion", "2026-02-09") != "2026-02-09":
+        raise invalid("apiVersion: must be 2026-02-09")
+    if body.get("status", "enabled") not in ("enabled", "disabled"):
+        raise invalid("status: enabled or disabled")
+    payload = (body.get("advancedOptions") or {}).get("payload") or {}
+    if payload.get("format", "json") not in ("json", "url"):
+        raise invalid("advancedOptions.payload.format: json or url")
+    return body

@@ -1,0 +1,187 @@
+"""Webhook endpoints and subscriptions (SDK 1.20.0, webhook_endpoints and webhook_subscriptions)."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+
+from everyrun.emulator import render
+from everyrun.emulator.listing import page_size
+from everyrun.emulator.store import Store
+from everyrun.emulator.validate import check_endpoint, check_events, invalid, missing
+from everyrun.emulator.webhooks import Webhooks
+
+_RESOURCES = ("extractor", "classifier", "splitter", "workflow")
+RouteOf = tuple[str, str, Callable[[Request], Awaitable[Any]]]
+
+
+def webhook_routes(webhooks: Webhooks, store: Store, workflow_id: str) -> list[RouteOf]:
+    """(method, path, handler) of all ten calls."""
+    api = _WebhookApi(webhooks, store, workflow_id)
+    one, all_ = "/webhook_endpoints/{id}", "/webhook_endpoints"
+    sub, subs = "/webhook_subscriptions/{id}", "/webhook_subscriptions"
+    return [
+        ("POST", all_, api.create_endpoint),
+        ("GET", all_, api.list_endpoints),
+        ("GET", one, api.get_endpoint),
+        ("POST", one, api.update_endpoint),
+        ("DELETE", one, api.delete_endpoint),
+        ("POST", subs, api.create_subscription),
+        ("GET", subs, api.list_subscriptions),
+        ("GET", sub, api.get_subscription),
+        ("POST", sub, api.update_subscription),
+        ("DELETE", sub, api.delete_subscription),
+    ]
+
+
+async def _body(request: Request) -> Any:
+    try:
+        return msgspec.json.decode(await request.body())
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise invalid(f"the body is not valid JSON: {error}") from None
+
+
+def _page(items: list[dict[str, Any]], request: Request) -> dict[str, Any]:
+    size = page_size(request.query_params.get("maxPageSize"))
+    token = request.query_params.get("nextPageToken")
+    if token is not None and not token.isdigit():
+        raise invalid("nextPageToken: not one of ours")
+    start = int(token or 0)
+    page: dict[str, Any] = {"object": "list", "data": items[start : start + size]}
+    if start + size < len(items):
+        page["nextPageToken"] = str(start + size)
+    return page
+
+
+class _WebhookApi:
+    def __init__(self, webhooks: Webhooks, store: Store, workflow_id: str) -> None:
+        self._endpoints = webhooks.endpoints
+        self._subscriptions = webhooks.subscriptions
+        self._store = store
+        self._workflow_id = workflow_id
+
+    def _endpoint(self, request: Request) -> dict[str, Any]:
+        found = self._endpoints.get(request.path_params["id"])
+        if found is None:
+            raise missing("webhook endpoint")
+        return found
+
+    @staticmethod
+    def _shown(endpoint: dict[str, Any]) -> dict[str, Any]:
+        # The secret is shown once, when the endpoint is made.
+        return {key: value for key, value in endpoint.items() if key != "signingSecret"}
+
+    async def create_endpoint(self, request: Request) -> Any:
+        """POST /webhook_endpoints."""
+        body = check_endpoint(await _body(request), create=True)
+        endpoint = {
+            "object": "webhook_endpoint",
+            "id": f"wh_{secrets.token_hex(10)}",
+            "status": "enabled",
+            "advancedOptions": None,
+            **body,
+            "createdAt": render.time(time.time()),
+            "createdBy": None,
+            "signingSecret": f"wss_{secrets.token_hex(16)}",
+        }
+        self._endpoints[endpoint["id"]] = endpoint
+        await self._store.now(self._store.put("endpoint", endpoint["id"], endpoint))
+        return endpoint
+
+    async def list_endpoints(self, request: Request) -> Any:
+        """GET /webhook_endpoints."""
+        return _page([self._shown(endpoint) for endpoint in self._endpoints.values()], request)
+
+    async def get_endpoint(self, request: Request) -> Any:
+        """GET /webhook_endpoints/{id}."""
+        return self._shown(self._endpoint(request))
+
+    async def update_endpoint(self, request: Request) -> Any:
+        """POST /webhook_endpoints/{id}."""
+        endpoint = self._endpoint(request)
+        endpoint.update(check_endpoint(await _body(request), create=False))
+        await self._store.now(self._store.put("endpoint", endpoint["id"], endpoint))
+        return self._shown(endpoint)
+
+    async def delete_endpoint(self, request: Request) -> Any:
+        """DELETE /webhook_endpoints/{id}: its subscriptions go with it."""
+        endpoint = self._endpoint(request)
+        del self._endpoints[endpoint["id"]]
+        gone = [s["id"] for s in self._subscriptions.values() if s["webhookEndpointId"] == endpoint["id"]]
+        for identifier in gone:
+            del self._subscriptions[identifier]
+        drops = [self._store.drop("subscription", identifier) for identifier in gone]
+        await self._store.now(self._store.drop("endpoint", endpoint["id"]), *drops)
+        return {"id": endpoint["id"]}
+
+    async def create_subscription(self, request: Request) -> Any:
+        """POST /webhook_subscriptions: the same endpoint and resource again is an update."""
+        body = await _body(request)
+        if not isinstance(body, dict):
+            raise invalid("the body must be an object")
+        for key in ("webhookEndpointId", "resourceType", "resourceId", "enabledEvents"):
+            if key not in body:
+                raise invalid(f"{key}: is required")
+        if body["resourceType"] not in _RESOURCES:
+            raise invalid(f"resourceType: one of {', '.join(_RESOURCES)}")
+        if body["webhookEndpointId"] not in self._endpoints:
+            raise missing("webhook endpoint")
+        if body["resourceType"] == "workflow":
+            check_events("enabledEvents", body["enabledEvents"], workflow=True)
+            if body["resourceId"] != self._workflow_id:
+                raise missing(f"workflow {body['resourceId']}")
+        about = (body["webhookEndpointId"], body["resourceType"], body["resourceId"])
+        for known in self._subscriptions.values():
+            if (known["webhookEndpointId"], known["resourceType"], known["resourceId"]) == about:
+                return await self._change(known, body["enabledEvents"])
+        subscription = {
+            "object": "webhook_subscription",
+            "id": f"whes_{secrets.token_hex(10)}",
+            **{key: body[key] for key in ("webhookEndpointId", "resourceType", "resourceId", "enabledEvents")},
+            "createdAt": render.time(time.time()),
+        }
+        self._subscriptions[subscription["id"]] = subscription
+        await self._store.now(self._store.put("subscription", subscription["id"], subscription))
+        return subscription
+
+    async def _change(self, subscription: dict[str, Any], events: list[str]) -> dict[str, Any]:
+        subscription["enabledEvents"] = events
+        await self._store.now(self._store.put("subscription", subscription["id"], subscription))
+        return subscription
+
+    def _subscription(self, request: Request) -> dict[str, Any]:
+        found = self._subscriptions.get(request.path_params["id"])
+        if found is None:
+            raise missing("webhook subscription")
+        return found
+
+    async def list_subscriptions(self, request: Request) -> Any:
+        """GET /webhook_subscriptions, of one endpoint or resource where asked."""
+        query = request.query_params
+        names = ("webhookEndpointId", "resourceType", "resourceId")
+        wanted = [s for s in self._subscriptions.values() if all(query.get(n) in (None, s[n]) for n in names)]
+        return _page(wanted, request)
+
+    async def get_subscription(self, request: Request) -> Any:
+        """GET /webhook_subscriptions/{id}."""
+        return self._subscription(request)
+
+    async def update_subscription(self, request: Request) -> Any:
+        """POST /webhook_subscriptions/{id}: enabledEvents only."""
+        subscription = self._subscription(request)
+        body = await _body(request)
+        if not isinstance(body, dict) or set(body) != {"enabledEvents"}:
+            raise invalid("enabledEvents: is the one field that can be changed")
+        return await self._change(subscription, check_events("enabledEvents", body["enabledEvents"], workflow=True))
+
+    async def delete_subscription(self, request: Request) -> Any:
+        """DELETE /webhook_subscriptions/{id}."""
+        subscription = self._subscription(request)
+        del self._subscriptions[subscription["id"]]
+        await self._store.now(self._store.drop("subscription", subscription["id"]))
+        return {"id": subscription["id"]}
