@@ -105,6 +105,9 @@ class Settings(BaseSettings):
     poll_first_after: float = Field(60.0, ge=0, description="A batch is first polled this long after it was sent.")
     poll_every: float = Field(60.0, gt=0, description="An open batch is polled this often at most.")
     poll_for: float = Field(30 * 86_400.0, gt=0, description="An open batch is polled this long after it was sent.")
+    sweep_every: float = Field(
+        15.0, gt=0, description="While a call's outcome is unknown, its workflow's newest runs are listed this often."
+    )
 
     # --- logs
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level written.")

@@ -1,0 +1,1 @@
+"""What webhooks did not tell: deferred deliveries fetched, open batches polled, unknown batches found."""

@@ -1,0 +1,5 @@
+"""``python -m everyrun.reconciler``."""
+
+from everyrun.reconciler.app import main
+
+main()

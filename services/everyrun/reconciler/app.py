@@ -1,0 +1,111 @@
+"""The reconciler's process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+
+import asyncpg
+from aiokafka.errors import KafkaError
+
+from everyrun import telemetry
+from everyrun.extend.client import Extend
+from everyrun.log import topics
+from everyrun.log.producer import Producer
+from everyrun.reconciler.deliveries import Deliveries, deliveries_consumer
+from everyrun.reconciler.links import Links
+from everyrun.reconciler.polling import Polling
+from everyrun.serve import Health, http_server, run_service, with_health
+from everyrun.settings import Settings
+from everyrun.store.pool import open_pool
+from everyrun.store.sql import beside
+
+_log = telemetry.log(__name__)
+_sql = beside(__file__, "reconciler.sql")
+_AWAY = (OSError, TimeoutError, KafkaError, asyncpg.PostgresError, asyncpg.InterfaceError)
+_STOP_WITHIN = 5.0
+
+
+async def _for_ever(health: Health, part: str, work: Callable[[], Awaitable[None]]) -> None:
+    """Do the work again and again, half a second apart; what is away is waited for, and readyz says so."""
+    while True:
+        try:
+            await work()
+        except* _AWAY as group:
+            error = group.exceptions[0]
+            _log.warning("waiting", part=part, error=f"{type(error).__name__}: {error}")
+            health.not_ready(part, f"{type(error).__name__}: {error}")
+        await asyncio.sleep(0.5)
+
+
+async def _deliver(settings: Settings, links: Links, extend: Extend, health: Health) -> None:
+    await topics.wait_until_right(settings, health)
+    async with Producer(settings, compression="zstd") as producer:
+        consumer = deliveries_consumer(settings)
+        try:
+            await consumer.start()
+            health.ready("deliveries")
+            await Deliveries(links, extend, producer).consume(consumer)
+        finally:
+            await consumer.stop()
+
+
+async def _poll(settings: Settings, extend: Extend, health: Health) -> None:
+    """Lead, where no other reconciler does: poll and sweep for as long as the lock is held."""
+    await topics.wait_until_right(settings, health)
+    async with AsyncExitStack() as stack:
+        pool = await stack.enter_async_context(await open_pool(settings, name="reconciler", max_size=6))
+        producer = await stack.enter_async_context(Producer(settings, compression="zstd"))
+        leading = await stack.enter_async_context(pool.acquire())
+        polling = Polling(settings, pool, extend, producer)
+        every = min(1.0, settings.poll_every / 2, settings.sweep_every / 2)
+        while not await leading.fetchval(_sql["lead"]):
+            health.ready("polling")
+            await asyncio.sleep(1.0)
+
+        async def again(what: Callable[[], Awaitable[None]]) -> None:
+            while True:
+                await what()
+                health.ready("polling")
+                await asyncio.sleep(every)
+
+        async def still_leading() -> None:
+            # The lock goes with its connection: a lost one ends this turn at leading.
+            while True:
+                await leading.fetchval("select 1")
+                await asyncio.sleep(1.0)
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(again(polling.poll_due))
+            group.create_task(again(polling.sweep_due))
+            group.create_task(still_leading())
+
+
+async def _main(settings: Settings, stop: asyncio.Event) -> None:
+    health = Health("topics", "kafka", "deliveries", "polling")
+    links = Links(
+        settings.signed_url_origins, max_bytes=settings.signed_url_max_bytes, timeout=settings.signed_url_timeout
+    )
+    async with (
+        http_server(settings.reconciler_listen, with_health(health), drain=1.0),
+        Extend(settings) as extend,
+    ):
+        tasks = [
+            asyncio.create_task(_for_ever(health, "deliveries", lambda: _deliver(settings, links, extend, health))),
+            asyncio.create_task(_for_ever(health, "polling", lambda: _poll(settings, extend, health))),
+        ]
+        stopped = asyncio.create_task(stop.wait())
+        done, _ = await asyncio.wait([*tasks, stopped], return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks, timeout=_STOP_WITHIN)
+        stopped.cancel()
+        await links.aclose()
+        for task in done - {stopped}:
+            task.result()  # an error without an answer: end the process, to be started anew
+
+
+def main() -> None:
+    """Run the reconciler until SIGTERM or SIGINT."""
+    run_service("reconciler", ("kafka_bootstrap", "postgres_dsn", "extend_api_key"), _main)

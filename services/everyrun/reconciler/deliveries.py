@@ -1,0 +1,110 @@
+"""Deferred deliveries: the payload behind a webhook's signed link, or a Get of the run instead."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import msgspec
+from aiokafka import AIOKafkaConsumer
+from aiokafka.errors import CommitFailedError, IllegalStateError, RebalanceInProgressError
+
+from everyrun import telemetry
+from everyrun.extend.client import Extend, ExtendError
+from everyrun.log.cloudevents import Record, header
+from everyrun.log.events import DeliveryDeferred
+from everyrun.log.observation import NotARunError, observed, read_head
+from everyrun.log.producer import Log
+from everyrun.reconciler.asking import SERVICE, ask
+from everyrun.reconciler.links import LinkError, Links
+from everyrun.settings import Settings
+
+_log = telemetry.log(__name__)
+_decode = msgspec.json.Decoder(DeliveryDeferred).decode
+
+#: Deliveries fetched at the same time, and the longest one may take, in seconds.
+_AT_ONCE = 16
+_EACH_WITHIN = 120.0
+
+
+def fetched_record(run: bytes, delivery: DeliveryDeferred, event_id: str, time: str) -> Record:
+    """The observation that a fetched payload is. Raises NotARunError, also where it is another run's."""
+    try:
+        run.decode()
+    except UnicodeDecodeError:
+        raise NotARunError("not UTF-8 text") from None
+    head = read_head(run)
+    if head.id != delivery.run_id:
+        raise NotARunError(f"the payload is of run {head.id[:80]}")
+    return observed(
+        run,
+        head,
+        source="webhook",
+        id=f"delivery-{event_id}",
+        time=time,
+        service=SERVICE,
+        event_type=delivery.event_type,
+    )
+
+
+class Deliveries:
+    """Turns ``delivery-deferred`` into ``run-observed``."""
+
+    def __init__(self, links: Links, extend: Extend, log: Log) -> None:
+        self._links = links
+        self._extend = extend
+        self._log = log
+
+    async def consume(self, consumer: AIOKafkaConsumer) -> None:
+        """Work off the topic for ever; a record is committed after its outcome is acknowledged. Raises KafkaError."""
+        while True:
+            taken = await consumer.getmany(timeout_ms=500, max_records=_AT_ONCE)
+            records = [record for part in taken.values() for record in part]
+            if not records:
+                continue
+            outcomes = await asyncio.gather(
+                *(self.outcome(record.key, record.value, record.headers) for record in records)
+            )
+            await self._log.append([outcome for outcome in outcomes if outcome is not None])
+            try:
+                await consumer.commit({part: found[-1].offset + 1 for part, found in taken.items()})
+            except (CommitFailedError, IllegalStateError, RebalanceInProgressError) as error:
+                # Another reconciler has the partition now and does these again, with the same ids.
+                _log.info("deliveries not committed", error=str(error))
+
+    async def outcome(
+        self, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]]
+    ) -> Record | None:
+        """The observation for one record; None where there is none to be had now, and polling will find the run."""
+        try:
+            delivery = _decode(value or b"")
+        except (msgspec.DecodeError, UnicodeError):
+            _log.warning("a delivery that cannot be read; the processor quarantines it", key=repr(key))
+            return None
+        try:
+            async with asyncio.timeout(_EACH_WITHIN):
+                return await self._fetch(delivery, header(headers, "ce_id"), header(headers, "ce_time"))
+        except (ExtendError, TimeoutError) as error:
+            _log.warning("a delivery is left to polling", run=delivery.run_id, error=str(error) or "not in time")
+            return None
+
+    async def _fetch(self, delivery: DeliveryDeferred, event_id: str, time: str) -> Record:
+        try:
+            return fetched_record(await self._links.fetch(delivery.url), delivery, event_id, time)
+        except (LinkError, NotARunError) as error:
+            _log.info("a signed link gave nothing; asking for the run", run=delivery.run_id, reason=str(error))
+            return await ask(self._extend, delivery.run_id)
+
+
+def deliveries_consumer(settings: Settings) -> AIOKafkaConsumer:
+    """A consumer of ``deliveries`` in the reconcilers' group; not started."""
+    return AIOKafkaConsumer(
+        settings.topic("deliveries"),
+        bootstrap_servers=settings.kafka_bootstrap,
+        group_id=settings.topic_prefix + "reconciler",
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        session_timeout_ms=10_000,
+        heartbeat_interval_ms=2_000,
+        max_poll_interval_ms=300_000,
+    )
