@@ -102,8 +102,8 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
         await asyncio.wait(tasks, timeout=_STOP_WITHIN)
         stopped.cancel()
         await links.aclose()
-        for task in done - {stopped}:
-            task.result()  # an error without an answer: end the process, to be started anew
+        for ended in done:
+            ended.result()  # an error without an answer: end the process, to be started anew
 
 
 def main() -> None:
