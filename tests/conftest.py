@@ -12,6 +12,7 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+
 from everyrun.embedded import process
 from everyrun.embedded.kafka import EmbeddedKafka
 from everyrun.embedded.postgres import EmbeddedPostgres

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from everyrun.serve import http_server, respond
 
+from everyrun.serve import http_server, respond
 from tests.conftest import free_port
 
 KEY = "sk_test"

@@ -1,0 +1,38 @@
+"""Making the webhook endpoint and the subscription to a workflow, as a person does once at Extend."""
+
+from __future__ import annotations
+
+import httpx
+
+from everyrun.extend.client import API_VERSION
+
+#: The events that end or pause a run (docs.extend.ai, webhooks/events).
+EVENTS = [f"workflow_run.{what}" for what in ("completed", "failed", "needs_review", "rejected", "cancelled")]
+#: Larger payloads come as a signed link.
+_LINK_OVER = 131_072
+
+
+async def register_webhook(base_url: str, api_key: str, workflow_id: str, url: str) -> str:
+    """Make both; the signing secret. Raises httpx.HTTPError.
+
+    workflow_run.* events come only through a subscription to the workflow (docs.extend.ai, webhooks).
+    """
+    headers = {"authorization": f"Bearer {api_key}", "x-extend-api-version": API_VERSION}
+    options = {"payload": {"format": "url", "urlThresholdBytes": _LINK_OVER}}
+    async with httpx.AsyncClient(base_url=base_url, headers=headers) as http:
+        endpoint = {
+            "url": url,
+            "name": "Everyrun",
+            "enabledEvents": [],
+            "apiVersion": API_VERSION,
+            "advancedOptions": options,
+        }
+        made = (await http.post("/webhook_endpoints", json=endpoint)).raise_for_status().json()
+        subscription = {
+            "webhookEndpointId": made["id"],
+            "resourceType": "workflow",
+            "resourceId": workflow_id,
+            "enabledEvents": EVENTS,
+        }
+        (await http.post("/webhook_subscriptions", json=subscription)).raise_for_status()
+    return str(made["signingSecret"])
