@@ -5,11 +5,12 @@ from __future__ import annotations
 from unittest import mock
 
 import pytest
-from everyrun.extend.signature import sign, verify
 from extend_ai.wrapper.errors import WebhookSignatureVerificationError
 from extend_ai.wrapper.webhooks import Webhooks
 from hypothesis import given
 from hypothesis import strategies as st
+
+from everyrun.extend.signature import sign, verify
 
 NOW = 1767225600
 SECRET = "wss_example_secret_0123456789"
