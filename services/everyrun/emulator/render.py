@@ -40,7 +40,7 @@ def time(moment: float | None) -> str | None:
     """Unix seconds as Extend writes times; None stays None."""
     if moment is None:
         return None
-    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{int(moment * 1000) % 1000:03d}Z"
+    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
 
 
 def workflow(workflow_id: str, created_at: float) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def run(run: Run, born: float) -> dict[str, Any]:
 def step_runs(run: Run, born: float) -> list[dict[str, Any]]:
     """The PARSE and EXTRACT steps: 2 to 6 KB of an invoice, in one run of a hundred over 200 KB."""
     chance = random.Random(run.number)  # noqa: S311
-    lines = 1500 if run.number % _LARGE_EVERY == _LARGE_EVERY - 1 else chance.randint(6, 28)
+    lines = 2400 if run.number % _LARGE_EVERY == _LARGE_EVERY - 1 else chance.randint(1, 22)
     key = run.id.removeprefix("workflow_run_")
     shared = {"object": "workflow_step_run", "workflowRunId": run.id, "status": "PROCESSED", "files": [file(run)]}
     at = time(run.ends_at)
