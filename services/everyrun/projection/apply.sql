@@ -48,7 +48,7 @@ create temporary table if not exists staged_results (
     input_id text collate "C", expected_version text collate "C", batch_id text, chunk text, attempt int, run_id text,
     status text, failure_reason text, failure_message text, run jsonb, credits double precision, source text,
     observed_at timestamptz, settled_at timestamptz, version text
-) on commit delete rows with (toast_tuple_target = 8160, autovacuum_enabled = false)
+) with (toast_tuple_target = 8160) on commit delete rows
 
 -- name: update_results
 update results r

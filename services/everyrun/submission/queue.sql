@@ -79,7 +79,7 @@ order by position
 
 -- name: settle
 update everyrun_queue.chunks
-set state = $3, resends = $4, not_before = coalesce($5, '-infinity'), reason = $6, deadline = $7, batch_id = $8, owner = null
+set state = $3, resends = $4, not_before = coalesce($5::timestamptz, '-infinity'), reason = $6, deadline = $7, batch_id = $8, owner = null
 where chunk = $1 and attempt = $2
 
 -- name: pause
