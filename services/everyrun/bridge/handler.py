@@ -163,7 +163,8 @@ _ANSWERS: dict[str, tuple[Any, ...]] = {
     "step": _TAKEN,
     "quarantined": _TAKEN,
     "unauthorized": (401, b'{"code":"UNAUTHORIZED","message":"not signed, or not lately, by a known secret"}'),
-    "too_large": (413, b'{"code":"TOO_LARGE","message":"the body is too large"}', (b"connection", b"close")),
+    # The connection stays: closing it while the client still sends would reset it before it has read the answer.
+    "too_large": (413, b'{"code":"TOO_LARGE","message":"the body is too large"}'),
     "incomplete": (400, b'{"code":"INCOMPLETE","message":"the body did not come whole"}', (b"connection", b"close")),
     "unavailable": (503, b'{"code":"UNAVAILABLE","message":"not taken; send it again"}', (b"retry-after", b"5")),
 }
