@@ -1,0 +1,36 @@
+"""``everyrun``: the commands, each from a module of its own."""
+
+from __future__ import annotations
+
+import typer
+
+from everyrun import __version__
+from everyrun.cli import demo, exits, stack
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Every run accounted for: send documents to Extend in bulk and know what became of every single one.",
+    epilog=exits.HELP,
+    pretty_exceptions_show_locals=False,
+    rich_markup_mode="rich",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"everyrun {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(version: bool = typer.Option(False, "--version", callback=_version, is_eager=True)) -> None:
+    pass
+
+
+stack.register(app)
+demo.register(app)
+
+
+def main() -> None:
+    """The console script."""
+    app()

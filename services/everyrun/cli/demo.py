@@ -1,0 +1,256 @@
+"""``everyrun demo``: the main job, end to end, on a real Kafka and a real Postgres, beside the truth."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import asyncpg
+import httpx
+import typer
+from rich.live import Live
+from rich.table import Table
+
+from everyrun.cli import exits
+from everyrun.cli.console import err, fail, out, part_event
+from everyrun.cli.progress import JobProgress
+from everyrun.cli.stack import Faults, Plan, Processors, RunSeconds, Seed, check_emulator_options
+from everyrun.cli.truth import Comparison, compare
+
+#: Time-outs and windows of a demo: short, so that faults are seen to be mended.
+SHORT = {
+    "EVERYRUN_CALL_TIMEOUT": "5",
+    "EVERYRUN_DISPATCH_DEADLINE": "5",
+    "EVERYRUN_DOUBT_WINDOW": "20",
+    "EVERYRUN_POLL_FIRST_AFTER": "4",
+    "EVERYRUN_POLL_EVERY": "4",
+    "EVERYRUN_SWEEP_EVERY": "2",
+}
+#: After this long without an input settling the demo gives up, in seconds.
+_STUCK_AFTER = 180.0
+_AGREE_WITHIN = 60.0
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(rich_help_panel="The stack")(demo)
+
+
+def demo(
+    inputs: Annotated[int, typer.Option(min=1, help="How many inputs.")] = 2500,
+    faults: Faults = "default",
+    seed: Seed = 1,
+    run_seconds: RunSeconds = "0.2:2",
+    plan: Plan = "enterprise",
+    processors: Processors = 1,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Keep the stack in this folder; everyrun up can open it afterwards.")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+) -> None:
+    """Bring a stack up, send inputs through it, and compare every result with what really happened.
+
+    Ends with 0 only if every input is accounted for and agrees with the emulator's truth.
+
+    Example: everyrun demo --inputs 5000 --faults drop=1.0
+    """
+    from everyrun.embedded.process import PlatformError
+    from everyrun.embedded.stack import Options, Stack
+    from everyrun.embedded.state import StackError
+
+    check_emulator_options(faults, run_seconds, plan)
+
+    async def run(folder: Path) -> dict[str, Any]:
+        options = Options(folder, processors, faults, seed, run_seconds, plan, env=SHORT)
+        err.print("[bold]Everyrun demo[/]: Kafka, Postgres, the Extend emulator and every service, started here")
+        async with Stack(options, part_event) as stack:
+            return await _job(stack.endpoints, inputs)
+
+    try:
+        if data_dir is not None:
+            figures = asyncio.run(run(data_dir))
+        else:
+            with tempfile.TemporaryDirectory(prefix="everyrun-demo-", ignore_cleanup_errors=True) as folder:
+                figures = asyncio.run(run(Path(folder)))
+    except (StackError, PlatformError) as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        fail("interrupted")
+    if json_file is not None:
+        json_file.write_text(json.dumps(figures, indent=2) + "\n")
+    if data_dir is not None:
+        err.print(f"Kept in {data_dir}; look around with: everyrun up --data-dir {data_dir}")
+    if not (figures["balanced"] and figures["agrees_with_truth"] and figures["open"] == 0):
+        raise typer.Exit(exits.ERROR)
+
+
+def _rows(count: int) -> str:
+    rows = (
+        {
+            "id": f"invoice-{n:06d}",
+            "file": {
+                "url": f"https://files.example.com/invoices/{n:06d}.pdf?signature=presigned",
+                "name": f"{n:06d}.pdf",
+            },
+            "metadata": {"customer": f"c-{n % 97}", "row": n},
+        }
+        for n in range(1, count + 1)
+    )
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+async def _job(endpoints: dict[str, str], count: int) -> dict[str, Any]:
+    headers = {"authorization": f"Bearer {endpoints['api_token']}"}
+    async with httpx.AsyncClient(headers=headers, timeout=120) as http:
+        began = time.monotonic()
+        answer = await http.post(
+            f"{endpoints['submission_url']}/v1/submissions",
+            params={"workflow_id": endpoints["workflow_id"]},
+            content=_rows(count),
+            headers={"content-type": "application/x-ndjson"},
+        )
+        if answer.status_code != 202:
+            fail(f"the submission was refused: {answer.text}")
+        submission = answer.json()
+        err.print(
+            f"Handed in {submission['expected']} inputs as {submission['submission_id']}, "
+            f"in {submission['batches']} batches, after {time.monotonic() - began:.1f} s"
+        )
+        report = await _watch(http, endpoints, submission["submission_id"])
+        report, comparison = await _agree(http, endpoints, submission["submission_id"])
+        seconds = time.monotonic() - began
+        stats = (await http.get(f"{endpoints['emulator_url']}/_emulator/stats")).json()
+    figures = await _figures(endpoints, report, comparison, stats, seconds)
+    _show(figures, comparison, stats)
+    return figures
+
+
+async def _watch(http: httpx.AsyncClient, endpoints: dict[str, str], submission_id: str) -> dict[str, Any]:
+    """Show progress until every input is settled, or none has been for long."""
+    url = f"{endpoints['query_url']}/v1/submissions/{submission_id}/report"
+    progress = JobProgress()
+    last, moved = -1, time.monotonic()
+    with Live(progress.table(), console=err, refresh_per_second=4, transient=not err.is_terminal) as live:
+        while True:
+            report = await _get(http, url)
+            live.update(progress.update(report))
+            if report["settled"] != last:
+                last, moved = report["settled"], time.monotonic()
+            if report["open"] == 0 or time.monotonic() - moved > _STUCK_AFTER:
+                return report
+            await _review(http, endpoints, report)
+            await asyncio.sleep(0.25)
+
+
+async def _get(http: httpx.AsyncClient, url: str) -> dict[str, Any]:
+    """GET JSON; a service that is being started again is waited for."""
+    for _ in range(240):
+        try:
+            answer = await http.get(url)
+            if answer.status_code == 200:
+                body: dict[str, Any] = answer.json()
+                return body
+        except httpx.TransportError:
+            pass
+        await asyncio.sleep(0.25)
+    fail(f"{url} does not answer")
+
+
+async def _truth(http: httpx.AsyncClient, endpoints: dict[str, str]) -> list[dict[str, Any]]:
+    for _ in range(240):
+        try:
+            answer = await http.get(f"{endpoints['emulator_url']}/_emulator/truth")
+            return [json.loads(line) for line in answer.text.splitlines()]
+        except httpx.TransportError:
+            await asyncio.sleep(0.25)
+    fail("the emulator does not answer")
+
+
+async def _review(http: httpx.AsyncClient, endpoints: dict[str, str], report: dict[str, Any]) -> None:
+    """Be the person who approves, where the fault `review` is asked for."""
+    if not report["by_status"].get("NEEDS_REVIEW"):
+        return
+    for line in await _truth(http, endpoints):
+        if line["status"] == "NEEDS_REVIEW":
+            url = f"{endpoints['emulator_url']}/_emulator/runs/{line['run_id']}"
+            await http.post(url, json={"action": "review_approve"})
+
+
+async def _agree(
+    http: httpx.AsyncClient, endpoints: dict[str, str], submission_id: str
+) -> tuple[dict[str, Any], Comparison]:
+    """Compare until it agrees and balances: a second run of an input may still be on its way."""
+    deadline = time.monotonic() + _AGREE_WITHIN
+    while True:
+        truth = [line for line in await _truth(http, endpoints) if _is_of(line, submission_id)]
+        connection = await asyncpg.connect(endpoints["postgres_dsn"])
+        try:
+            rows = await connection.fetch(
+                "select input_id, run_id, status from everyrun.results where submission_id = $1", submission_id
+            )
+            duplicates = await connection.fetchval(
+                "select count(*) from everyrun.duplicate_runs where starts_with(input_id, $1 || ':')", submission_id
+            )
+        finally:
+            await connection.close()
+        comparison = compare(truth, {row["input_id"]: (row["run_id"], row["status"]) for row in rows}, duplicates)
+        report = await _get(http, f"{endpoints['query_url']}/v1/submissions/{submission_id}/report")
+        if (comparison.agrees and report["balanced"] and report["open"] == 0) or time.monotonic() > deadline:
+            return report, comparison
+        await asyncio.sleep(1)
+
+
+def _is_of(line: dict[str, Any], submission_id: str) -> bool:
+    key = line["metadata"].get("everyrun:input") or {}
+    return str(key.get("input", "")).startswith(submission_id + ":")
+
+
+async def _figures(
+    endpoints: dict[str, str], report: dict[str, Any], comparison: Comparison, stats: dict[str, Any], seconds: float
+) -> dict[str, Any]:
+    connection = await asyncpg.connect(endpoints["postgres_dsn"])
+    try:
+        quarantined = await connection.fetchval("select count(*) from everyrun.quarantine")
+    finally:
+        await connection.close()
+    return {
+        "expected": report["expected"],
+        "settled": report["settled"],
+        "open": report["open"],
+        "unmatched": report["unmatched"],
+        "duplicates": report["duplicates"],
+        "quarantined": quarantined,
+        "double_batches": comparison.double_batches,
+        "by_status": report["by_status"],
+        "vendor_requests": stats["requests"],
+        "balanced": report["balanced"],
+        "agrees_with_truth": comparison.agrees,
+        "seconds": round(seconds, 2),
+    }
+
+
+def _show(figures: dict[str, Any], comparison: Comparison, stats: dict[str, Any]) -> None:
+    table = Table("", "Everyrun says", "in truth", title="The report beside the emulator's truth")
+    statuses = ", ".join(f"{n} {status}" for status, n in sorted(figures["by_status"].items()))
+    table.add_row("inputs handed in", str(figures["expected"]), "")
+    table.add_row(
+        "settled", f"{figures['settled']} ({statuses})", f"{stats['runs']} runs in {stats['batches']} batches"
+    )
+    table.add_row("open, unmatched", f"{figures['open']}, {figures['unmatched']}", "")
+    table.add_row("duplicate runs", str(figures["duplicates"]), str(comparison.duplicates))
+    webhooks = stats["webhooks"]
+    lost = f"{webhooks['delivered']} delivered, {webhooks['dropped']} lost on purpose"
+    table.add_row("webhooks", f"{figures['quarantined']} in quarantine", lost)
+    requests = figures["vendor_requests"]
+    table.add_row("requests to Extend", f"{requests['run']} batch calls, {requests['get']} GETs", "")
+    table.add_row("balanced", "yes" if figures["balanced"] else "[red]no[/]", "")
+    table.add_row("agrees, row by row", "yes" if comparison.agrees else "[red]no[/]", "")
+    out.print(table)
+    for difference in comparison.differences:
+        err.print(f"[red]{difference}[/]")
+    rate = figures["settled"] / figures["seconds"]
+    out.print(f"{figures['settled']} inputs accounted for in {figures['seconds']:.1f} s ({rate:.0f} a second)")

@@ -1,0 +1,16 @@
+"""Exit codes of every command."""
+
+OK = 0
+#: Something went wrong; the message says what.
+ERROR = 1
+#: The command was called wrongly (Typer's own).
+USAGE = 2
+#: Everything was accounted for, but some inputs did not end PROCESSED (``--wait``, ``watch``).
+INPUTS_FAILED = 3
+#: What was asked for does not exist, or no stack was found.
+NOT_FOUND = 4
+
+HELP = (
+    "Exit codes: 0 done; 1 an error, said on standard error; 2 wrong usage; 3 inputs failed (--wait, watch); "
+    "4 nothing of that name, or no stack found."
+)

@@ -1,0 +1,64 @@
+"""A submission's progress as a small table: what is sent, running, done, failed, open; rate and time left."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Any
+
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+_FAILED = ("FAILED", "CANCELLED", "REJECTED", "REFUSED")
+_UNSENT = ("WAITING", "SENDING", "IN_DOUBT")
+#: The rate is that of the last so many seconds.
+_OVER = 10.0
+
+
+def summary(report: dict[str, Any]) -> dict[str, int]:
+    """sent, running, done, failed and open of a report."""
+    by_status = report["by_status"]
+    failed = sum(by_status.get(status, 0) for status in _FAILED)
+    done = by_status.get("PROCESSED", 0)
+    unsent = sum(by_status.get(status, 0) for status in _UNSENT)
+    return {
+        "sent": report["expected"] - unsent,
+        "running": report["expected"] - unsent - done - failed,
+        "done": done,
+        "failed": failed,
+        "open": report["open"],
+    }
+
+
+class JobProgress:
+    """Draws one report after another."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, int]] = deque()
+        self._began = time.monotonic()
+
+    def table(self) -> Table:
+        """Before the first report."""
+        return Table.grid()
+
+    def rate(self, settled: int, now: float) -> float:
+        """Inputs settled a second, of late."""
+        self._seen.append((now, settled))
+        while len(self._seen) > 2 and now - self._seen[0][0] > _OVER:
+            self._seen.popleft()
+        (first, before), (last, after) = self._seen[0], self._seen[-1]
+        return (after - before) / (last - first) if last > first else 0.0
+
+    def update(self, report: dict[str, Any]) -> Table:
+        """The table for a report."""
+        now = time.monotonic()
+        rate = self.rate(report["settled"], now)
+        left = f"{report['open'] / rate:.0f} s" if rate > 0 and report["open"] else "-"
+        table = Table.grid(padding=(0, 2))
+        bar = ProgressBar(total=report["expected"], completed=report["settled"], width=30)
+        table.add_row(bar, f"{report['settled']}/{report['expected']} settled", f"{rate:.0f}/s", f"left {left}")
+        parts = "  ".join(f"{name} {number}" for name, number in summary(report).items())
+        grid = Table.grid()
+        grid.add_row(table)
+        grid.add_row(f"{parts}  after {now - self._began:.0f} s")
+        return grid

@@ -1,0 +1,178 @@
+"""``up``, ``down``, ``status``, ``logs``: the embedded stack."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from everyrun.cli import exits
+from everyrun.cli.console import err, fail, out, part_event
+from everyrun.emulator.app import parse_seconds
+from everyrun.emulator.faults import FAULTS, FaultsError, parse_faults
+from everyrun.settings import PLAN_REQUESTS_PER_SECOND
+
+DataDir = Annotated[
+    Path,
+    typer.Option("--data-dir", envvar="EVERYRUN_DATA_DIR", help="Folder of the stack: its data, ports, keys and logs."),
+]
+Faults = Annotated[
+    str, typer.Option(help="Faults of the emulator: none, default, or NAME=VALUE,... of " + ", ".join(FAULTS) + ".")
+]
+Seed = Annotated[int, typer.Option(help="The same seed makes the emulator choose the same.")]
+RunSeconds = Annotated[str, typer.Option(help="How long the emulator's runs take: SECONDS, or SHORTEST:LONGEST.")]
+Plan = Annotated[str, typer.Option(help="Extend's plan, for the rate limits: payg, scale or enterprise.")]
+Processors = Annotated[int, typer.Option(min=1, max=8, help="How many processors.")]
+
+
+def check_emulator_options(faults: str, run_seconds: str, plan: str) -> None:
+    """Raise typer.BadParameter naming what is wrong."""
+    try:
+        parse_faults(faults)
+        parse_seconds(run_seconds)
+    except (FaultsError, ValueError) as error:
+        raise typer.BadParameter(str(error)) from None
+    if plan not in PLAN_REQUESTS_PER_SECOND:
+        raise typer.BadParameter(f"--plan is one of {', '.join(PLAN_REQUESTS_PER_SECOND)}, not {plan!r}")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command(rich_help_panel="The stack")(up)
+    app.command(rich_help_panel="The stack")(down)
+    app.command(rich_help_panel="The stack")(status)
+    app.command(rich_help_panel="The stack")(logs)
+
+
+def up(
+    data_dir: DataDir = Path(".everyrun"),
+    processors: Processors = 1,
+    faults: Faults = "none",
+    seed: Seed = 1,
+    run_seconds: RunSeconds = "0.2:2",
+    plan: Plan = "enterprise",
+    extend: Annotated[
+        bool, typer.Option("--extend", help="The real Extend: EXTEND_API_KEY and EVERYRUN_WEBHOOK_SECRETS must be set.")
+    ] = False,
+) -> None:
+    """Bring everything up: Kafka, Postgres, the Extend emulator and every service, until Ctrl-C.
+
+    A Kafka or Postgres of your own is used instead where EVERYRUN_KAFKA_BOOTSTRAP or EVERYRUN_POSTGRES_DSN is set.
+
+    Example: everyrun up --faults drop=0.1,duplicate=0.2
+    """
+    from everyrun.embedded.process import PlatformError
+    from everyrun.embedded.stack import Options, Stack
+    from everyrun.embedded.state import StackError
+    from everyrun.serve import stop_on_signals
+    from everyrun.settings import SettingsError
+
+    check_emulator_options(faults, run_seconds, plan)
+
+    async def run() -> None:
+        stop = stop_on_signals()
+        options = Options(data_dir, processors, faults, seed, run_seconds, plan, extend)
+        began = time.monotonic()
+        err.print(f"Starting the stack in {data_dir}")
+        starting = asyncio.create_task(_until(stop, Stack(options, part_event), began, data_dir))
+        await starting
+
+    try:
+        asyncio.run(run())
+    except (StackError, PlatformError, SettingsError) as error:
+        fail(str(error))
+
+
+async def _until(stop: asyncio.Event, stack: object, began: float, data_dir: Path) -> None:
+    from everyrun.embedded.stack import Stack
+
+    assert isinstance(stack, Stack)
+    entering = asyncio.create_task(stack.__aenter__())
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({entering, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if not entering.done():
+        entering.cancel()
+        await asyncio.gather(entering, return_exceptions=True)
+        return
+    entering.result()
+    try:
+        err.print(f"[bold green]Ready[/] after {time.monotonic() - began:.1f} s")
+        for name in ("submission_url", "query_url", "bridge_url", "emulator_url", "kafka_bootstrap", "workflow_id"):
+            if stack.endpoints[name]:
+                out.print(f"{name:<16} {stack.endpoints[name]}")
+        out.print(f"{'keys, token, dsn':<16} {data_dir / 'endpoints.json'}")
+        await stopping
+        err.print("Stopping")
+    finally:
+        await stack.__aexit__(None, None, None)
+
+
+def down(data_dir: DataDir = Path(".everyrun")) -> None:
+    """End a running stack; its data stays.
+
+    Example: everyrun down
+    """
+    from everyrun.embedded.state import holder
+
+    pid = holder(data_dir)
+    if pid is None:
+        fail(f"no stack runs in {data_dir}", exits.NOT_FOUND)
+    os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + 20
+    while holder(data_dir) == pid:
+        if time.monotonic() > deadline:
+            fail(f"process {pid} has not ended after 20 s; see {data_dir / 'logs'}")
+        time.sleep(0.1)
+    err.print(f"The stack in {data_dir} is down; everyrun up opens it again.")
+
+
+def status(data_dir: DataDir = Path(".everyrun")) -> None:
+    """Show the parts of a running stack.
+
+    Example: everyrun status
+    """
+    from everyrun.embedded.stack import read_status
+    from everyrun.embedded.state import holder
+
+    pid = holder(data_dir)
+    if pid is None:
+        fail(f"no stack runs in {data_dir}; start one with: everyrun up", exits.NOT_FOUND)
+    table = Table("part", "state", "for", "pid", "port", "restarts", title=f"Stack in {data_dir} (process {pid})")
+    for row in read_status(data_dir):
+        lasts = f"{time.time() - row['since']:.0f} s"
+        table.add_row(row["part"], row["state"], lasts, str(row["pid"] or ""), str(row["port"]), str(row["restarts"]))
+    out.print(table)
+
+
+def logs(
+    name: Annotated[
+        str, typer.Argument(help="A part: kafka, postgres, emulator, submission, bridge, processor-0, ...")
+    ],
+    data_dir: DataDir = Path(".everyrun"),
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many of the last lines.")] = 50,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as more is written, until Ctrl-C.")] = False,
+) -> None:
+    """Show the log of a part.
+
+    Example: everyrun logs bridge -f
+    """
+    folder = data_dir / "logs"
+    path = folder / f"{name}.log"
+    if not path.is_file():
+        there = ", ".join(sorted(p.stem for p in folder.glob("*.log"))) or "none yet"
+        fail(f"there is no log of {name!r} in {folder}; there are: {there}", exits.NOT_FOUND)
+    with path.open(errors="replace") as file:
+        for line in file.readlines()[-lines:] if lines else ():
+            typer.echo(line, nl=False)
+        while follow:
+            line = file.readline()
+            if line:
+                typer.echo(line, nl=False)
+            else:
+                time.sleep(0.2)
