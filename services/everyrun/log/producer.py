@@ -14,6 +14,7 @@ from everyrun.settings import Settings
 
 #: Largest record that the topics with payloads take (infra/kafka/topics.yaml).
 MAX_RECORD_BYTES = 16 << 20
+_BATCH_BYTES = 256 << 10
 
 
 class Log(Protocol):
@@ -35,6 +36,8 @@ class Producer:
             linger_ms=linger_ms,
             compression_type=compression,
             max_request_size=MAX_RECORD_BYTES,
+            # The default of 16 KB holds a handful of runs: a burst would go out in many small requests.
+            max_batch_size=_BATCH_BYTES,
             request_timeout_ms=60_000,
         )
 
@@ -53,6 +56,9 @@ class Producer:
             await self._producer.send(self._prefix + r.topic, value=r.value, key=r.key, headers=r.headers)
             for r in records
         ]
+        if len(waiting) == 1:
+            await waiting[0]
+            return
         # All are awaited before the first error is raised, so that none is left running unseen.
         outcomes = await asyncio.gather(*waiting, return_exceptions=True)
         for outcome in outcomes:
