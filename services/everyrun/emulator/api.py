@@ -18,7 +18,7 @@ from starlette.routing import Route
 from everyrun.emulator import render
 from everyrun.emulator.engine import Engine
 from everyrun.emulator.limits import Limits
-from everyrun.emulator.listing import list_runs
+from everyrun.emulator.listing import in_all, in_batch, list_runs
 from everyrun.emulator.runs import FAILURES, FINAL, Run
 from everyrun.emulator.validate import (
     ApiProblem,
@@ -65,7 +65,6 @@ class Api:
         self._engine = engine
         self._key = f"Bearer {api_key}".encode()
         self._limits = Limits(rate)
-        self._ordinal = 0
 
     def asgi(self) -> Starlette:
         """The application."""
@@ -95,11 +94,10 @@ class Api:
             category = "get" if request.method == "GET" else "write"
             if handler in (self.create_batch, self.create_run):
                 category = "run"
-            self._ordinal += 1
             number = f"{category}/{self._engine.requests[category]}"
             try:
                 self._authorize(request)
-                self._engine.count(category)
+                self._engine.requests[category] += 1
                 if pause := self._engine.dice.seconds("slow", number):
                     await asyncio.sleep(pause)
                 if fault := self._fault(category, number):
@@ -169,8 +167,11 @@ class Api:
     async def list(self, request: Request) -> Any:
         """GET /workflow_runs. An unknown batchId gives an empty list (not documented)."""
         query = request.query_params
-        runs = self._engine.by_batch.get(query["batchId"], []) if "batchId" in query else self._engine.runs
-        return list_runs(runs, query, self._engine.born, time.time())
+        if "batchId" in query:
+            source = in_batch(self._engine.by_batch.get(query["batchId"], []))
+        else:
+            source = in_all(self._engine.runs, self._engine.timeline)
+        return list_runs(source, query, self._engine.born, time.time())
 
     async def retrieve(self, request: Request) -> Any:
         """GET /workflow_runs/{id}."""
@@ -182,20 +183,23 @@ class Api:
         body = await json_body(request)
         if not isinstance(body, dict):
             raise invalid("the body must be an object")
+        if not isinstance(body.get("name", ""), str):
+            raise invalid("name: must be a string")
+        # Key by key; the incoming wins (SDK 1.20.0, workflow_runs/client.py update).
         merged = {**msgspec.json.decode(run.metadata), **clean_metadata("metadata", body.get("metadata"))}
-        self._engine.update(run, clean_metadata("metadata", merged))
+        await self._engine.update(run, clean_metadata("metadata", merged))
         return self._shown(run)
 
     async def cancel(self, request: Request) -> Any:
         """POST /workflow_runs/{id}/cancel."""
         run = self._engine.find(request.path_params["id"])
-        self._engine.cancel(run)
+        await self._engine.cancel(run)
         return self._shown(run)
 
     async def delete(self, request: Request) -> Any:
         """DELETE /workflow_runs/{id}."""
         run = self._engine.find(request.path_params["id"])
-        self._engine.delete(run)
+        await self._engine.delete(run)
         return {"id": run.id}
 
     async def upload(self, request: Request) -> Any:
@@ -233,7 +237,9 @@ class Api:
         """POST /_emulator/runs/{id} with {"action": ...}."""
         try:
             body = await json_body(request)
-            run = self._engine.act(request.path_params["id"], body.get("action"))
+            if not isinstance(body, dict):
+                raise invalid("the body must be an object")
+            run = await self._engine.act(request.path_params["id"], body.get("action"))
         except ApiProblem as problem:
             return answer(problem.status, problem)
         return answer(200, self._shown(run))
@@ -266,10 +272,9 @@ class Api:
 
     async def batches(self, _request: Request) -> Response:
         """GET /_emulator/batches: NDJSON, a line a batch."""
-        await self._engine.store.now()
         rows = [
             {"batch_id": i, "runs": n, "accepted_at": at, "answered": bool(told)}
-            for i, n, at, told in self._engine.store.batches()
+            for i, n, at, told in await self._engine.store.batches()
         ]
         return Response(b"".join(_encode(row) + b"\n" for row in rows), media_type="application/x-ndjson")
 
@@ -285,7 +290,7 @@ def truth_line(run: Run) -> dict[str, Any]:
         "failure_reason": reason,
         "metadata": msgspec.Raw(run.metadata),
         "created_at": render.time(run.created_at),
-        "started_at": render.time(run.starts_at),
+        "started_at": render.time(run.starts_at) if run.started else None,
         "ended_at": render.time(run.ends_at) if run.status in (*FINAL, "NEEDS_REVIEW") else None,
         "deleted": run.deleted,
         "webhooks": {"events": run.events, "delivered": run.delivered, "dropped": run.dropped},

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import uvloop
 
 from everyrun import telemetry
 from everyrun.emulator.api import Api
 from everyrun.emulator.engine import Engine
-from everyrun.emulator.faults import Dice, FaultsError, parse_faults
+from everyrun.emulator.events import Links
+from everyrun.emulator.faults import FAULTS, Dice, FaultsError, parse_faults
 from everyrun.emulator.runs import Plan
 from everyrun.emulator.store import Store
+from everyrun.emulator.webhooks import Webhooks
 from everyrun.serve import Health, http_server, stop_on_signals, with_health
 from everyrun.settings import PLAN_REQUESTS_PER_SECOND
 
@@ -33,22 +37,33 @@ async def serve(listen: str, state_dir: Path, options: dict[str, Any]) -> None:
     stop = stop_on_signals()
     health = Health("state")
     store = Store(state_dir)
-    born = store.things("counter").get("born")
-    if born is None:
-        born = time.time()
-        await store.now(store.put("counter", "born", born))
+    born, key = await _remembered(store)
     dice = Dice(options["seed"], options["faults"])
     plan = Plan(dice, options["seed"], *options["run_seconds"])
-    engine = Engine(store, plan, dice, options["workflow_id"], options["webhook_retry"], born)
-    engine.webhooks.origin = f"http://{listen}"
+    webhooks = Webhooks(store, dice, Links(f"http://{listen}", key), born, options["webhook_retry"])
+    engine = Engine(store, plan, dice, webhooks, options["workflow_id"], born)
     api = Api(engine, options["api_key"], PLAN_REQUESTS_PER_SECOND[options["plan"]])
-    tasks = [asyncio.create_task(work) for work in (engine.live(), engine.webhooks.work(), store.keep_on())]
+    work = [asyncio.create_task(part) for part in (engine.live(), webhooks.work(), store.keep_on())]
+    stopped = asyncio.create_task(stop.wait())
     health.ready("state")
     async with http_server(listen, with_health(health, api.asgi()), drain=1.0):
-        await stop.wait()
-    for task in tasks:
+        await asyncio.wait([*work, stopped], return_when=asyncio.FIRST_COMPLETED)
+    for task in work:
+        if task.done():
+            # It never ends by itself: what it raised ends the process, to be started anew.
+            task.result()
         task.cancel()
     await store.close()
+
+
+async def _remembered(store: Store) -> tuple[float, bytes]:
+    """When this emulator was first started (Unix seconds), and the key of its signed links."""
+    known = store.things("start")
+    born = known.get("born", time.time())
+    key = known.get("link_key", secrets.token_hex(32))
+    if not known:
+        await store.now(store.put("start", "born", born), store.put("start", "link_key", key))
+    return born, bytes.fromhex(key)
 
 
 def run(
@@ -59,7 +74,7 @@ def run(
     seed: Annotated[int, typer.Option(help="The same seed makes the same choices.")] = 1,
     run_seconds: Annotated[str, typer.Option(help="How long runs take: SECONDS, or SHORTEST:LONGEST.")] = "0.2:2",
     plan: Annotated[str, typer.Option(help="Rate limits: payg, scale or enterprise.")] = "enterprise",
-    faults: Annotated[str, typer.Option(help="none, default, or NAME=VALUE,...")] = "none",
+    faults: Annotated[str, typer.Option(help=f"none, default, or NAME=VALUE,... of: {', '.join(FAULTS)}")] = "none",
     webhook_retry_seconds: Annotated[float, typer.Option(help="Delay before the first retry of a webhook.")] = 1.0,
 ) -> None:
     """Stand in for Extend, for development and tests."""
@@ -78,7 +93,8 @@ def run(
         raise typer.BadParameter(str(error)) from None
     if plan not in PLAN_REQUESTS_PER_SECOND:
         raise typer.BadParameter(f"plan: one of {', '.join(PLAN_REQUESTS_PER_SECOND)}")
-    asyncio.run(serve(listen, state_dir, options))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(listen, state_dir, options))
 
 
 def main() -> None:

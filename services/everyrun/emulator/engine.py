@@ -11,38 +11,53 @@ import msgspec
 
 from everyrun.emulator.faults import Dice
 from everyrun.emulator.runs import FINAL, Plan, Run, _digest
-from everyrun.emulator.store import Store, run_write
+from everyrun.emulator.store import Store, Write, run_write
+from everyrun.emulator.timeline import Timeline
 from everyrun.emulator.validate import ApiProblem, invalid, missing
 from everyrun.emulator.webhooks import Webhooks
 
 #: Published versions of the one workflow there is, oldest first; and its draft.
 VERSIONS = ("1", "2")
 DRAFT = "draft"
+#: Seconds between CANCELLING and CANCELLED.
+_CANCEL_TAKES = 0.2
 
 
 class Engine:
-    """Everything behind the API. One process, one event loop."""
+    """Everything behind the API. One process, one event loop.
 
-    def __init__(self, store: Store, plan: Plan, dice: Dice, workflow_id: str, first_retry: float, born: float) -> None:
+    What a caller is told is kept first: a method that changes something for a caller returns when it is committed.
+    """
+
+    def __init__(self, store: Store, plan: Plan, dice: Dice, webhooks: Webhooks, workflow_id: str, born: float) -> None:
         self.store = store
         self.dice = dice
         self.workflow_id = workflow_id
         self.born = born
         self._plan = plan
-        self.webhooks = Webhooks(store, dice, born, first_retry)
+        self.webhooks = webhooks
         self.runs: list[Run] = []
         self.by_id: dict[str, Run] = {}
         self.by_batch: dict[str, list[Run]] = {}
         self.files: dict[str, dict[str, Any]] = store.things("file")
         self.requests = {"get": 0, "write": 0, "run": 0, **store.things("counter").get("requests", {})}
         self.refused: dict[str, int] = store.things("counter").get("refused", {})
+        self._counted: dict[str, dict[str, int]] = {}
         self._due: list[tuple[float, int]] = []
         self._wake = asyncio.Event()
         for run in store.runs():
             self._know(run)
             if run.status in ("PENDING", "PROCESSING", "CANCELLING"):
                 self._schedule(run)
-            self.webhooks.redeliver(run)
+        self.timeline = Timeline(self.runs)
+        webhooks.resume(self.runs)
+        store.counters = self._counters
+
+    def _counters(self) -> list[Write]:
+        now = {"requests": self.requests, "refused": self.refused, "webhooks": self.webhooks.counts}
+        changed = {name: dict(counts) for name, counts in now.items() if counts != self._counted.get(name)}
+        self._counted |= changed
+        return [self.store.put("counter", name, counts) for name, counts in changed.items()]
 
     def _know(self, run: Run) -> None:
         self.runs.append(run)
@@ -73,7 +88,7 @@ class Engine:
         self, workflow_id: str, version: str, priority: int, inputs: list[tuple[bytes, bytes]]
     ) -> str:
         """Make a batch; its runs are kept when this returns."""
-        now = time.time()
+        now = self._now()
         batch_id = f"batch_{_digest(self._plan.seed, 'batch', len(self.by_batch))}"
         made = [self._make(batch_id, workflow_id, version, file, metadata, now) for file, metadata in inputs]
         head = (batch_id, workflow_id, version, priority, now, len(made), 0)
@@ -83,11 +98,17 @@ class Engine:
         return batch_id
 
     async def create_run(self, workflow_id: str, version: str, file: bytes, metadata: bytes) -> Run:
-        """Make a single run."""
-        run = self._make(None, workflow_id, version, file, metadata, time.time())
+        """Make a single run; it is PROCESSING at once (SDK 1.20.0, workflow_runs/client.py create)."""
+        now = self._now()
+        run = self._make(None, workflow_id, version, file, metadata, now)
+        run.status, run.starts_at = "PROCESSING", now
         await self.store.now(run_write(run))
         self._schedule(run)
         return run
+
+    def _now(self) -> float:
+        """The time for a new run: never before the last one's, so that numbers are in the order of creation."""
+        return max(time.time(), self.runs[-1].created_at if self.runs else 0.0)
 
     def _make(
         self, batch_id: str | None, workflow_id: str, version: str, file: bytes, metadata: bytes, now: float
@@ -96,6 +117,7 @@ class Engine:
         run = Run(number, self._plan.run_id(number), batch_id, workflow_id, version, file, metadata, now)
         self._plan.arrange(run, now)
         self._know(run)
+        self.timeline.touch(run)
         return run
 
     def answered(self, batch_id: str) -> None:
@@ -125,18 +147,23 @@ class Engine:
         if run.deleted:
             return
         if run.status == "PENDING" and run.starts_at <= now:
-            run.status, run.updated_at = "PROCESSING", run.starts_at
+            run.status = "PROCESSING"
+            self.timeline.touch(run)
         if run.status == "CANCELLING":
-            self.end(run, "CANCELLED", now)
+            self._end(run, "CANCELLED", now)
         elif run.status == "PROCESSING" and run.ends_at <= now:
-            self.end(run, run.outcome, run.ends_at)
+            self._end(run, run.outcome, run.ends_at)
         elif run.status == "PROCESSING":
             self._schedule(run)
 
-    def end(self, run: Run, status: str, at: float) -> None:
+    def _changed(self, run: Run) -> None:
+        self.timeline.touch(run)
+        self.store.changed(run)
+
+    def _end(self, run: Run, status: str, at: float) -> None:
         """The run comes to a status that is announced."""
-        run.status, run.ends_at, run.updated_at = status, at, at
-        self.store.later(run_write(run))
+        run.status, run.ends_at = status, at
+        self._changed(run)
         self.webhooks.announce(run)
 
     def find(self, run_id: str) -> Run:
@@ -146,53 +173,47 @@ class Engine:
             raise missing(f"workflow run {run_id}")
         return run
 
-    def cancel(self, run: Run) -> None:
+    async def cancel(self, run: Run) -> None:
         """CANCELLING, then CANCELLED. For others than PENDING and PROCESSING the docs name no status: 400 here."""
         if run.status not in ("PENDING", "PROCESSING"):
             raise invalid(f"a run that is {run.status} cannot be cancelled")
-        now = time.time()
-        run.status, run.updated_at, run.ends_at = "CANCELLING", now, now + 0.2
-        self.store.later(run_write(run))
+        if run.status == "PENDING":
+            run.starts_at = 0.0
+        run.status, run.ends_at = "CANCELLING", time.time() + _CANCEL_TAKES
+        self._changed(run)
         self._schedule(run)
+        await self.store.now()
 
-    def update(self, run: Run, metadata: dict[str, Any] | None) -> None:
-        """Merge metadata key by key; the incoming wins (SDK 1.20.0, workflow_runs/client.py update)."""
-        if metadata:
-            run.metadata = msgspec.json.encode({**msgspec.json.decode(run.metadata), **metadata})
-        run.updated_at = time.time()
-        self.store.later(run_write(run))
+    async def update(self, run: Run, metadata: dict[str, Any]) -> None:
+        """The run's metadata is this from now on."""
+        run.metadata = msgspec.json.encode(metadata)
+        self.timeline.touch(run)
+        await self.store.now(run_write(run))
 
-    def delete(self, run: Run) -> None:
+    async def delete(self, run: Run) -> None:
         """For good; no event is sent."""
         run.deleted = True
-        self.store.later(run_write(run))
+        self._changed(run)
+        await self.store.now()
 
-    def act(self, run_id: str, action: str) -> Run:
+    async def act(self, run_id: str, action: Any) -> Run:
         """What a person does in the dashboard: rerun, review_approve, review_reject, delete. Raises ApiProblem."""
         run = self.find(run_id)
         now = time.time()
         if action == "delete":
-            self.delete(run)
+            await self.delete(run)
         elif action == "rerun" and run.status in FINAL:
-            run.generation += 1
+            run.next_generation()
             run.status = "PROCESSING"
             self._plan.arrange(run, now)
-            self.store.later(run_write(run))
+            self._changed(run)
             self._schedule(run)
         elif action in ("review_approve", "review_reject") and run.status == "NEEDS_REVIEW":
-            run.generation += 1
+            run.next_generation()
             run.reviewed_at = now
             run.note = "rejected by a reviewer" if action == "review_reject" else None
-            self.end(run, "REJECTED" if action == "review_reject" else "PROCESSED", now)
+            self._end(run, "REJECTED" if action == "review_reject" else "PROCESSED", now)
         else:
             raise ApiProblem(409, "CONFLICT", f"{action!r} is not possible for a run that is {run.status}")
+        await self.store.now()
         return run
-
-    def count(self, category: str, refused: str | None = None) -> None:
-        """Count a request, and that it was refused."""
-        self.requests[category] += 1
-        if refused is not None:
-            self.refused[refused] = self.refused.get(refused, 0) + 1
-        self.store.later(
-            self.store.put("counter", "requests", self.requests), self.store.put("counter", "refused", self.refused)
-        )

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from everyrun.emulator.runs import FAILURES, Run
+from everyrun.emulator.runs import FAILURES, WITH_STEPS, Run
 
 _decode = msgspec.json.decode
 
@@ -86,7 +86,7 @@ def file(run: Run) -> dict[str, Any]:
 
 
 def _usage(run: Run, breakdown: bool) -> dict[str, Any] | None:
-    if run.status not in ("PROCESSED", "REJECTED", "NEEDS_REVIEW"):
+    if run.status not in WITH_STEPS:
         return None
     usage: dict[str, Any] = {"credits": 2.0, "totalCredits": 2.0}
     if breakdown:
@@ -131,7 +131,7 @@ def run(run: Run, born: float) -> dict[str, Any]:
         "failureMessage": message,
         "reviewed": run.reviewed_at is not None,
         "usage": _usage(run, True),
-        "stepRuns": step_runs(run, born) if run.status in ("PROCESSED", "REJECTED", "NEEDS_REVIEW") else [],
+        "stepRuns": step_runs(run, born) if run.status in WITH_STEPS else [],
     }
 
 

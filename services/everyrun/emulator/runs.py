@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from everyrun.emulator.faults import Dice
 
+#: SDK 1.20.0, types/workflow_run_status.py.
+STATUSES = (
+    *("PENDING", "PROCESSING", "CANCELLING", "NEEDS_REVIEW"),
+    *("PROCESSED", "FAILED", "CANCELLED", "REJECTED"),
+)
 FINAL = frozenset({"PROCESSED", "FAILED", "CANCELLED", "REJECTED"})
 
 #: Event of each status that has one (docs.extend.ai, webhooks/events).
@@ -19,6 +25,10 @@ EVENTS = {
     "CANCELLED": "workflow_run.cancelled",
 }
 STEP_EVENT = "workflow_run.step_run.processed"
+#: The steps of the workflow.
+STEPS = ("PARSE", "EXTRACT")
+#: Statuses in which a run has results of its steps.
+WITH_STEPS = frozenset({"PROCESSED", "REJECTED", "NEEDS_REVIEW"})
 WORKFLOW_EVENTS = (*EVENTS.values(), STEP_EVENT)
 
 #: (failureReason, failureMessage): reasons known from docs.extend.ai.
@@ -32,8 +42,10 @@ FAILURES = (
 #: What is remembered of a run, since it follows from nothing else.
 _KEPT = (
     *("status", "starts_at", "ends_at", "updated_at", "outcome", "generation", "deleted", "reviewed_at", "note"),
-    *("events", "delivered", "dropped"),
+    *("events", "delivered", "dropped", "past"),
 )
+#: What a run looked like before a person had it run again, or reviewed it.
+_MOMENT = ("status", "starts_at", "ends_at", "reviewed_at", "note")
 
 
 @dataclass(slots=True)
@@ -58,15 +70,31 @@ class Run:
     deleted: bool = False
     reviewed_at: float | None = None
     note: str | None = None
-    #: How many webhook events there were, were delivered, were dropped on purpose.
+    #: How many webhook events there were (one for each endpoint), were delivered, will never be.
     events: int = 0
     delivered: int = 0
     dropped: int = 0
+    #: The values of ``_MOMENT`` at the end of each generation before this one.
+    past: list[list[Any]] = field(default_factory=list)
 
     @property
     def started(self) -> bool:
-        """Whether it was ever PROCESSING."""
-        return self.status not in ("PENDING",) and not (self.status == "CANCELLED" and self.ends_at < self.starts_at)
+        """Whether it was ever PROCESSING; a run that was cancelled before has a ``starts_at`` of 0."""
+        return self.status != "PENDING" and self.starts_at > 0
+
+    def next_generation(self) -> None:
+        """From here on the run goes its way anew; what it was until now stays known."""
+        self.past.append([getattr(self, name) for name in _MOMENT])
+        self.generation += 1
+
+    def at(self, generation: int) -> Run:
+        """The run as it was at the end of a generation, or as it is in the present one. Not to be changed."""
+        if generation >= self.generation:
+            return self
+        then = copy.copy(self)
+        for name, value in zip(_MOMENT, self.past[generation], strict=True):
+            setattr(then, name, value)
+        return then
 
     def kept(self) -> dict[str, Any]:
         """What must be remembered, since it follows from nothing else."""
@@ -90,7 +118,7 @@ class Plan:
         """Plan a run that is created, or begun again, now."""
         subject = f"{run.number}/{run.generation}"
         takes = self.shortest + (self.longest - self.shortest) * self.dice.number("takes", subject)
-        run.starts_at = at + takes * 0.3 * self.dice.number("waits", subject)
+        run.starts_at = at + takes * 0.3 * self.dice.number("waits", subject) if run.generation == 0 else at
         run.ends_at = at + takes
         run.outcome = "PROCESSED"
         if run.generation == 0:
@@ -99,7 +127,6 @@ class Plan:
             elif self.dice.strikes("review", subject):
                 run.outcome = "NEEDS_REVIEW"
             run.listed_at = at + self.dice.seconds("list_lag", subject)
-        run.updated_at = at
 
 
 def _digest(seed: int, kind: str, number: int) -> str:

@@ -1,0 +1,53 @@
+"""Runs in the order of their last change, so that a page of a list costs the page and not all runs."""
+
+from __future__ import annotations
+
+import time
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator
+
+from everyrun.emulator.runs import Run
+
+
+class Timeline:
+    """Every run by ``updated_at``, which this gives out: it strictly grows, so it alone is an order.
+
+    A run that changes gets a new entry; its old one is passed over from then on, and cleared away in time.
+    """
+
+    def __init__(self, runs: list[Run]) -> None:
+        self._runs = runs
+        self._times = array("d")
+        self._numbers = array("L")
+        self._fill(runs)
+
+    def _fill(self, runs: Iterable[Run]) -> None:
+        ordered = sorted(runs, key=lambda run: run.updated_at)
+        self._times = array("d", (run.updated_at for run in ordered))
+        self._numbers = array("L", (run.number for run in ordered))
+
+    def touch(self, run: Run) -> None:
+        """The run changed now."""
+        last = self._times[-1] if self._times else 0.0
+        run.updated_at = max(time.time(), last + 1e-6)
+        self._times.append(run.updated_at)
+        self._numbers.append(run.number)
+        if len(self._times) > 3 * len(self._runs) + 10_000:
+            self._fill(self._runs)
+
+    def newest_first(self, before: float | None) -> Iterator[Run]:
+        """Runs changed before that time (Unix seconds; None: all), the last changed first."""
+        end = len(self._times) if before is None else bisect_left(self._times, before)
+        return self._present(range(end - 1, -1, -1))
+
+    def oldest_first(self, after: float | None) -> Iterator[Run]:
+        """Runs changed after that time (Unix seconds; None: all), the first changed first."""
+        start = 0 if after is None else bisect_right(self._times, after)
+        return self._present(range(start, len(self._times)))
+
+    def _present(self, places: Iterable[int]) -> Iterator[Run]:
+        for place in places:
+            run = self._runs[self._numbers[place]]
+            if run.updated_at == self._times[place]:
+                yield run
