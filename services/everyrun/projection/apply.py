@@ -161,7 +161,9 @@ class _Transaction:
         self.deltas = Deltas()
         self.rows: dict[str, Row] = {}
         self.fresh: dict[str, tuple[Row, str | None, str | None]] = {}
-        self.staged: list[tuple[Any, ...]] = []
+        #: Rows that are there already and get another attempt, with the version they had.
+        self.moved: dict[str, tuple[Row, str | None, str | None]] = {}
+        self.versions: dict[str, str] = {}
         self.changed: dict[str, str] = {}
         self.inputs: set[str] = set()
         self.known_unmatched: dict[str, asyncpg.Record] = {}
@@ -227,6 +229,7 @@ class _Transaction:
         if wanted:
             for record in await self.connection.fetch(_sql["rows_by_input"], wanted):
                 self.rows[record["input_id"]] = tables.row_of(record)
+                self.versions[record["input_id"]] = record["version"]
 
     def _take_inputs(self) -> None:
         """Rows that events bring; of two attempts at an input without a run the greater version stands."""
@@ -244,7 +247,7 @@ class _Transaction:
                 if known is None or row.input_id in self.fresh:
                     self.fresh[row.input_id] = (row, reason, message)
                 else:
-                    self.staged.append(tables.staged_attempt(known, row, reason, message))
+                    self.moved[row.input_id] = (row, reason, message)
                 self.rows[row.input_id] = row
                 self.changed[row.input_id] = row.version
 
@@ -282,20 +285,22 @@ class _Transaction:
         return decisions, set(crowded)
 
     async def _write_results(self, decisions: list[Decision]) -> None:
-        fresh = dict.fromkeys(self.fresh)
         by_input = {decision.row.input_id: decision for decision in decisions}
-        for decision in sorted(decisions, key=lambda decision: decision.row.input_id):
-            self.changed[decision.row.input_id] = decision.version
-            if decision.row.input_id not in fresh:
-                self.staged.append(tables.staged_result(decision))
+        self.changed.update((input_id, decision.version) for input_id, decision in by_input.items())
+        staged = []
+        for input_id in sorted({*by_input, *self.moved} - set(self.fresh)):
+            if input_id in by_input:
+                staged.append(tables.staged_result(by_input[input_id], self.versions[input_id]))
+            else:
+                staged.append(tables.staged_attempt(*self.moved[input_id], self.versions[input_id]))
         if self.fresh:
             values = (tables.new_result(*given, by_input.get(i)) for i, given in sorted(self.fresh.items()))
             await tables.copy(self.connection, "results", tables.RESULT_COLUMNS, values)
-        if self.staged:
-            await tables.copy(self.connection, "staged_results", tables.STAGED_COLUMNS, self.staged)
+        if staged:
+            await tables.copy(self.connection, "staged_results", tables.STAGED_COLUMNS, staged)
             done = await self.connection.execute(_sql["update_results"])
-            if done != f"UPDATE {len(self.staged)}":
-                raise ConflictError(f"{done} of {len(self.staged)} rows")
+            if done != f"UPDATE {len(staged)}":
+                raise ConflictError(f"{done} of {len(staged)} rows")
 
     async def _write_duplicates(self, decisions: list[Decision], crowded: set[str]) -> None:
         if not crowded:

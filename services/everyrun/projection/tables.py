@@ -104,17 +104,17 @@ def new_result(row: Row, reason: str | None, message: str | None, decision: Deci
     return (*head, run.batch_id, row.position, *home, row.file, row.metadata, run.run_id, *values)
 
 
-def staged_result(decision: Decision) -> tuple[Any, ...]:
-    """The values of STAGED_COLUMNS for an input whose row changes."""
+def staged_result(decision: Decision, before: str) -> tuple[Any, ...]:
+    """The values of STAGED_COLUMNS for an input whose row changes; ``before`` is its version in the table."""
     row, run = decision.row, decision.winner
-    head = (row.input_id, row.version, run.batch_id, *home_of(run, row), run.run_id)
+    head = (row.input_id, before, run.batch_id, *home_of(run, row), run.run_id)
     return (*head, *_run_values(run), decision.version)
 
 
-def staged_attempt(before: Row, after: Row, reason: str | None, message: str | None) -> tuple[Any, ...]:
+def staged_attempt(after: Row, reason: str | None, message: str | None, before: str) -> tuple[Any, ...]:
     """The values of STAGED_COLUMNS for an input without a run whose attempt is another one now."""
     settled = after.observed_at if after.status in SETTLED else None
-    head = (before.input_id, before.version, after.batch_id, *after.home, None)
+    head = (after.input_id, before, after.batch_id, *after.home, None)
     return (*head, after.status, reason, message, None, None, None, after.observed_at, settled, after.version)
 
 

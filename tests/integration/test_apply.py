@@ -1,0 +1,170 @@
+"""The tables are a function of the events: of no order, of no grouping, of no repetition."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+
+from everyrun.log import events
+from everyrun.projection import tables
+from everyrun.projection.apply import apply
+from everyrun.projection.choose import version_of_run
+from everyrun.projection.decode import run_of
+from everyrun.projection.merge import merge
+from everyrun.projection.offsets import ForeignLogError, GapError
+from tests.records import INSTALLATION, a_world, an_input, batch_event, in_polls, lay_out, run_event
+
+TABLES = ("submissions", "batches", "results", "duplicate_runs", "unmatched_runs", "deliveries", "quarantine")
+
+
+async def nothing_aside(poison):
+    assert not poison, poison
+
+
+@pytest.fixture
+async def connection(database: str) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(database, server_settings={"search_path": "everyrun"})
+    await tables.setup_connection(connection)
+    yield connection
+    await connection.close()
+
+
+async def emptied(connection: asyncpg.Connection) -> None:
+    await connection.execute(f"truncate {', '.join((*TABLES, 'applied_offsets'))}")
+
+
+async def contents(connection: asyncpg.Connection) -> dict[str, list[str]]:
+    """Every row of every table as text, all columns, sorted."""
+    return {
+        table: [row[0] for row in await connection.fetch(f"select t::text from {table} t order by 1")]
+        for table in TABLES
+    }
+
+
+async def feed(connection: asyncpg.Connection, records: list, chance: random.Random) -> None:
+    for group in in_polls(lay_out(records), chance):
+        await apply(connection, group, "cluster", nothing_aside)
+
+
+@pytest.mark.parametrize("seed", range(25))
+async def test_the_same_events_in_any_order_and_any_polls_give_the_same_tables(connection, seed):
+    chance = random.Random(seed)
+    world = a_world(chance)
+    found = []
+    for _ in range(4):
+        await emptied(connection)
+        await feed(connection, world, chance)
+        found.append(await contents(connection))
+        for line in await connection.fetch("select * from report where not balanced"):
+            pytest.fail(f"not balanced: {dict(line)}")
+        chance.shuffle(world)
+    for other in found[1:]:
+        for table in TABLES:
+            assert other[table] == found[0][table], table
+
+
+@pytest.mark.parametrize("seed", range(10))
+async def test_the_tables_say_what_merge_and_choose_say(connection, seed):
+    chance = random.Random(1000 + seed)
+    world = a_world(chance)
+    await feed(connection, world, chance)
+    runs: dict[str, object] = {}
+    for logged in (r for (topic, _), records in lay_out(world).items() if topic == "runs" for r in records):
+        run = run_of(logged)
+        runs[run.run_id] = merge(runs[run.run_id], run) if run.run_id in runs else run
+    batches = {r["batch_id"]: (r["chunk"], r["attempt"]) for r in await connection.fetch("select * from batches")}
+    of_input: dict[str, list] = {}
+    for run in runs.values():
+        if run.binding is not None and batches.get(run.batch_id) == (run.binding.chunk, run.binding.attempt):
+            of_input.setdefault(run.binding.input_id, []).append(run)
+    rows = await connection.fetch("select input_id, run_id, status, run, version from results where run_id is not null")
+    assert {row["input_id"] for row in rows} == set(of_input)
+    for row in rows:
+        standing = max(of_input[row["input_id"]], key=lambda r: version_of_run(r.run_id, r.final, r.order))
+        assert (row["run_id"], row["status"]) == (standing.run_id, standing.status)
+        assert row["version"] == version_of_run(standing.run_id, standing.final, standing.order)
+    others = await connection.fetch("select run_id, status from duplicate_runs")
+    assert {row["run_id"]: row["status"] for row in others} == {
+        run.run_id: run.status
+        for seen in of_input.values()
+        for run in seen
+        if run.run_id not in {row["run_id"] for row in rows}
+    }
+
+
+async def test_what_was_applied_is_not_applied_again_and_a_gap_is_refused(connection):
+    world = a_world(random.Random(5))
+    log = lay_out(world)
+    position = max(log, key=lambda p: len(log[p]))
+    from everyrun.projection.decode import Poll
+
+    poll = Poll(*position, log[position][:6])
+    first = await apply(connection, [poll], "cluster", nothing_aside)
+    before = await contents(connection)
+    again = await apply(connection, [poll], "cluster", nothing_aside)
+    assert await contents(connection) == before
+    assert not again.changed
+    assert again.inputs | again.runs | {c for c, _ in again.attempts}
+    assert first is not None
+    with pytest.raises(GapError) as gap:
+        await apply(connection, [Poll(*position, log[position][8:])], "cluster", nothing_aside)
+    assert gap.value.gaps == {position: 6}
+    with pytest.raises(ForeignLogError):
+        await apply(connection, [Poll(*position, log[position][6:])], "another", nothing_aside)
+    overlapping = Poll(*position, log[position][3:])
+    await apply(connection, [overlapping], "cluster", nothing_aside)
+    assert await connection.fetchval(
+        "select next_offset from applied_offsets where (topic, partition) = ($1, $2)", *position
+    ) == len(log[position])
+
+
+async def test_the_reserved_key_is_seen_by_nobody(connection):
+    chance = random.Random(3)
+    await feed(connection, a_world(chance), chance)
+    for table in TABLES:
+        for row in await connection.fetch(f"select t::text from {table} t"):
+            assert "everyrun:input" not in row[0]
+
+
+async def test_two_workers_at_once_count_right(database):
+    """A chunk that was taken twice: its batches are in different partitions, applied at the same moment."""
+    pool = await asyncpg.create_pool(
+        database, min_size=2, init=tables.setup_connection, server_settings={"search_path": "everyrun"}
+    )
+    from everyrun.extend.reserved import Reserved
+    from everyrun.projection.apply import ConflictError
+
+    given = [an_input("sub_1", n) for n in range(1, 41)]
+    world = []
+    for attempt in (1, 2):
+        batch_id = f"batch_{attempt}"
+        world.append(
+            batch_event(events.BatchSubmitted, "sub_1", "sub_1.c1", attempt, 1, batch_id=batch_id, inputs=given)
+        )
+        for i in given:
+            key = Reserved(INSTALLATION, i.input_id, "sub_1.c1", attempt, i.position)
+            world.append(run_event(f"run_{attempt}_{i.position}", batch_id, "PROCESSED", 3, key=key, end=2))
+    log = lay_out(world)
+    assert {partition for _, partition in log} == {0, 1}
+
+    async def worker(partition: int) -> None:
+        mine = {position: records for position, records in log.items() if position[1] == partition}
+        for group in in_polls(mine, random.Random(partition)):
+            while True:
+                try:
+                    async with pool.acquire() as connection:
+                        await apply(connection, group, "cluster", nothing_aside)
+                    break
+                except (ConflictError, asyncpg.UniqueViolationError, asyncpg.DeadlockDetectedError):
+                    continue
+
+    await asyncio.gather(worker(0), worker(1))
+    async with pool.acquire() as connection:
+        report = await connection.fetch("select * from report order by attempt")
+        assert [(r["balanced"], r["runs_observed"], r["duplicates"]) for r in report] == [(True, 40, 0), (True, 40, 40)]
+        assert await connection.fetchval("select count(*) from results where status = 'PROCESSED'") == 40
+    await pool.close()

@@ -1,0 +1,197 @@
+"""Records of a log for tests: events of a small world, in any order, in any polls."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import msgspec
+
+from everyrun.extend import reserved
+from everyrun.log import events
+from everyrun.log.cloudevents import Record, record, timestamp
+from everyrun.projection.decode import Poll
+
+START = 1_767_225_600.0
+INSTALLATION = "inst_test"
+
+
+class Logged(NamedTuple):
+    """A record as aiokafka would read it."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: list[tuple[str, bytes]]
+    timestamp: int
+    timestamp_type: int = 1
+
+
+def at(seconds: float) -> str:
+    return timestamp(START + seconds)
+
+
+def an_input(submission: str, position: int) -> events.Input:
+    return events.Input(
+        input_id=f"{submission}:{position}",
+        external_id=str(position),
+        position=position,
+        file={"url": f"https://files.example.com/{position}.pdf"},
+        metadata={"row": position},
+    )
+
+
+def batch_event(kind: type, submission: str, chunk: str, attempt: int, when: float, **more: Any) -> Record:
+    given = {"submission_id": submission, "chunk": chunk, "attempt": attempt, **more}
+    names = {field.name for field in msgspec.structs.fields(kind)}
+    sent = {"workflow_id": "workflow_1", "workflow_version": None, "priority": 90, "installation": INSTALLATION}
+    times = {"deadline": at(when), "submitted_at": at(when), "rejected_at": at(when), "evidence": "answer"}
+    given = {**{name: value for name, value in {**sent, **times}.items() if name in names}, **given}
+    event = kind(**given)
+    key = more.get("batch_id", chunk)
+    tag = kind.__struct_config__.tag
+    return record("batches", event, key=key, id=f"{chunk}/{attempt}/{tag}", source="/test", time=at(when))
+
+
+def run_event(
+    run_id: str,
+    batch_id: str | None,
+    status: str,
+    when: float,
+    *,
+    key: reserved.Reserved | None,
+    source: str = "webhook",
+    end: float | None = None,
+    size: int = 0,
+    **more: Any,
+) -> Record:
+    metadata: dict[str, Any] = {"row": 1}
+    run = {
+        "object": "workflow_run",
+        "id": run_id,
+        "status": status,
+        "batchId": batch_id,
+        "metadata": metadata if key is None else reserved.mark(metadata, key),
+        "failureReason": "INTERNAL_ERROR" if status == "FAILED" else None,
+        "failureMessage": None,
+        "endTime": None if end is None else at(end),
+        "usage": {"credits": 2.0},
+        "stepRuns": [],
+        "padding": "x" * size,
+        **more,
+    }
+    event = events.RunObserved(source=source, run=msgspec.Raw(msgspec.json.encode(run)))  # type: ignore[arg-type]
+    identifier = f"{run_id}/{status}/{source}/{when}"
+    return record("runs", event, key=batch_id or run_id, id=identifier, source="/test", time=at(when), subject=run_id)
+
+
+def lay_out(
+    records: Iterable[Record], partitions: int = 2, prefix: str = "everyrun."
+) -> dict[tuple[str, int], list[Logged]]:
+    """Append records to partitions by their keys, as a producer does."""
+    log: dict[tuple[str, int], list[Logged]] = defaultdict(list)
+    for r in records:
+        partition = sum(r.key) % partitions
+        there = log[r.topic, partition]
+        there.append(Logged(prefix + r.topic, partition, len(there), r.key, r.value, r.headers, 1))
+    return log
+
+
+def in_polls(log: dict[tuple[str, int], list[Logged]], chance: random.Random) -> list[list[Poll]]:
+    """Read a log in groups of polls of random sizes; each partition in order, the partitions as it happens."""
+    left = {position: list(records) for position, records in log.items() if records}
+    groups = []
+    while left:
+        group = []
+        for position in chance.sample(sorted(left), chance.randint(1, len(left))):
+            size = chance.choice((1, 2, 5, 1000))
+            records, left[position] = left[position][:size], left[position][size:]
+            group.append(Poll(*position, records))
+            if not left[position]:
+                del left[position]
+        groups.append(sorted(group, key=lambda poll: poll[:2]))
+    return groups
+
+
+def a_world(chance: random.Random, chunks: int = 3, inputs: int = 4) -> list[Record]:
+    """Events of a submission to which everything happens: doubts, double batches, refusals, reruns, duplicates."""
+    submission = f"sub_{chance.randint(0, 9)}"
+    said: list[Record] = []
+    accepted = events.SubmissionAccepted(
+        submission_id=submission,
+        workflow_id="workflow_1",
+        workflow_version=None,
+        priority=90,
+        expected=chunks * inputs,
+        created_at=at(0),
+    )
+    said.append(record("batches", accepted, key=submission, id=submission, source="/test", time=at(0)))
+    for number in range(chunks):
+        chunk = f"{submission}.c{number + 1:05d}"
+        given = [an_input(submission, number * inputs + n + 1) for n in range(inputs)]
+        ids = [i.input_id for i in given]
+        fate = chance.choice(("answered", "refused", "twice", "returned", "unknown", "adopted"))
+        taken: list[tuple[int, str]] = []
+        when = float(number)
+        attempts = 2 if fate in ("twice", "returned", "adopted") else 1
+        for attempt in range(1, attempts + 1):
+            when += 0.5
+            said.append(batch_event(events.BatchRequested, submission, chunk, attempt, when, input_ids=ids))
+            batch_id = f"batch_{number}_{attempt}"
+            if fate == "returned" and attempt == 1:
+                said.append(batch_event(events.BatchReturned, submission, chunk, attempt, when, reason="429"))
+            elif fate in ("twice", "adopted") and attempt == 1:
+                said.append(batch_event(events.BatchInDoubt, submission, chunk, attempt, when, reason="time-out"))
+                said.append(batch_event(events.DoubtResent, submission, chunk, attempt, when, reason="window"))
+                taken.append((attempt, batch_id))
+            elif fate == "unknown":
+                said.append(batch_event(events.BatchInDoubt, submission, chunk, attempt, when, reason="reset"))
+                taken += [(attempt, batch_id)] if chance.random() < 0.5 else []
+                continue
+            elif fate == "refused":
+                refusal = {"status": 400, "code": "INVALID_REQUEST", "message": "no"}
+                said.append(
+                    batch_event(events.BatchRejected, submission, chunk, attempt, when, inputs=given, **refusal)
+                )
+                continue
+            else:
+                taken.append((attempt, batch_id))
+            if (attempt, batch_id) in taken and not (fate == "adopted" and attempt == 2):
+                said.append(
+                    batch_event(
+                        events.BatchSubmitted, submission, chunk, attempt, when, batch_id=batch_id, inputs=given
+                    )
+                )
+        for attempt, batch_id in taken:
+            said += _runs(chance, chunk, attempt, batch_id, given, when)
+    said.append(run_event("run_foreign", "batch_foreign", "PROCESSED", 9, key=None, end=8))
+    said += chance.sample(said, len(said) // 5)
+    return said
+
+
+def _runs(
+    chance: random.Random, chunk: str, attempt: int, batch_id: str, given: list[events.Input], when: float
+) -> list[Record]:
+    said = []
+    for i in given:
+        key = reserved.Reserved(INSTALLATION, i.input_id, chunk, attempt, i.position)
+        run_id = f"run_{chance.randint(0, 99):02d}_{batch_id}_{i.position}"
+        end = when + chance.randint(1, 4)
+        final = chance.choice(("PROCESSED", "PROCESSED", "FAILED", "CANCELLED"))
+        if chance.random() < 0.3:
+            said.append(run_event(run_id, batch_id, "PROCESSING", end - 0.5, key=key, source="poll"))
+        if chance.random() < 0.2:
+            said.append(run_event(run_id, batch_id, "NEEDS_REVIEW", end, key=key, end=end))
+        if chance.random() < 0.9:
+            said.append(run_event(run_id, batch_id, final, end + 1, key=key, end=end))
+        if chance.random() < 0.3:
+            said.append(run_event(run_id, batch_id, final, end + 2, key=key, end=end, source="poll"))
+        if final == "FAILED" and chance.random() < 0.5:
+            said.append(run_event(run_id, batch_id, "PROCESSED", end + 9, key=key, end=end + 8))
+        if chance.random() < 0.1:
+            said.append(run_event(run_id, batch_id, final, end + 3, key=None, end=end, source="poll"))
+    return said
