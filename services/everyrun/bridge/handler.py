@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 from aiokafka.errors import KafkaError
@@ -85,7 +86,9 @@ class Handler:
             _log.exception("a webhook was not taken; Extend sends it again")
             outcome = "unavailable"
         self._counters[outcome].inc()
-        await _answer(send, *_ANSWERS[outcome])
+        start, body = _ANSWERS[outcome]
+        await send(start)
+        await send(body)
 
     async def _outcome(self, scope: Scope, receive: Receive) -> str:
         stamp, signature, length = _read_headers(scope["headers"])
@@ -106,7 +109,7 @@ class Handler:
         wrong = verify(stamp, signature, body, self._secrets, self._clock(), self._max_age, self._max_ahead)
         if wrong is not None or stamp is None:
             return "unauthorized"
-        meaning = interpret(body, scope["headers"], timestamp(int(stamp)))
+        meaning = interpret(body, scope["headers"], _signed_time(stamp))
         if meaning.record is None:
             return meaning.outcome
         if self._held + len(body) > _HELD_AT_MOST:
@@ -134,6 +137,11 @@ class Handler:
         return None
 
 
+@lru_cache(maxsize=64)
+def _signed_time(stamp: bytes) -> str:
+    return timestamp(int(stamp))
+
+
 def _read_headers(headers: Iterable[tuple[bytes, bytes]]) -> tuple[bytes | None, bytes | None, int]:
     """Timestamp, signature, content-length (0 where there is none); of a repeated header the first."""
     stamp = signature = None
@@ -149,15 +157,21 @@ def _read_headers(headers: Iterable[tuple[bytes, bytes]]) -> tuple[bytes | None,
 
 
 async def _answer(send: Send, status: int, body: bytes, *headers: tuple[bytes, bytes]) -> None:
+    for message in _messages(status, body, *headers):
+        await send(message)
+
+
+def _messages(status: int, body: bytes, *headers: tuple[bytes, bytes]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The two ASGI messages of an answer."""
     kind = () if any(name == b"content-type" for name, _ in headers) else (_JSON,)
     size = (b"content-length", str(len(body)).encode())
-    await send({"type": "http.response.start", "status": status, "headers": [*kind, size, *headers]})
-    await send({"type": "http.response.body", "body": body})
+    start = {"type": "http.response.start", "status": status, "headers": [*kind, size, *headers]}
+    return start, {"type": "http.response.body", "body": body}
 
 
 _JSON = (b"content-type", b"application/json")
 _TAKEN = (200, b'{"status":"ok"}')
-_ANSWERS: dict[str, tuple[Any, ...]] = {
+_PLAIN: dict[str, tuple[Any, ...]] = {
     "observed": _TAKEN,
     "deferred": _TAKEN,
     "step": _TAKEN,
@@ -168,3 +182,4 @@ _ANSWERS: dict[str, tuple[Any, ...]] = {
     "incomplete": (400, b'{"code":"INCOMPLETE","message":"the body did not come whole"}', (b"connection", b"close")),
     "unavailable": (503, b'{"code":"UNAVAILABLE","message":"not taken; send it again"}', (b"retry-after", b"5")),
 }
+_ANSWERS = {outcome: _messages(*_PLAIN[outcome]) for outcome in OUTCOMES}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import NamedTuple
 
 import msgspec
@@ -40,15 +41,22 @@ def record(
         key.encode(),
         _encoder.encode(event),
         [
-            ("ce_specversion", b"1.0"),
             ("ce_id", id.encode()),
-            ("ce_type", event_type(event).encode()),
-            ("ce_source", source.encode()),
             ("ce_subject", (subject or key).encode()),
             ("ce_time", time.encode()),
-            ("ce_dataschema", f"https://everyrun.dev/schemas/{event_type(event)}/1".encode()),
-            ("content-type", b"application/json"),
+            *_fixed(event_type(event), source),
         ],
+    )
+
+
+@lru_cache(maxsize=256)
+def _fixed(kind: str, source: str) -> tuple[tuple[str, bytes], ...]:
+    return (
+        ("ce_specversion", b"1.0"),
+        ("ce_type", kind.encode()),
+        ("ce_source", source.encode()),
+        ("ce_dataschema", f"https://everyrun.dev/schemas/{kind}/1".encode()),
+        ("content-type", b"application/json"),
     )
 
 

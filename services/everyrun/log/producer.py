@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+import random
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from types import TracebackType
 from typing import Protocol
 
 from aiokafka import AIOKafkaProducer
+from aiokafka.partitioner import murmur2
 
 from everyrun.log.cloudevents import Record
 from everyrun.settings import Settings
@@ -15,6 +18,19 @@ from everyrun.settings import Settings
 #: Largest record that the topics with payloads take (infra/kafka/topics.yaml).
 MAX_RECORD_BYTES = 16 << 20
 _BATCH_BYTES = 256 << 10
+
+
+@lru_cache(maxsize=1 << 14)
+def _hash(key: bytes) -> int:
+    # The hash is pure Python, and the runs of a batch have one key.
+    return int(murmur2(key)) & 0x7FFFFFFF
+
+
+def _partitioner(key: bytes | None, partitions: Sequence[int], available: Sequence[int]) -> int:
+    """Kafka's own choice (murmur2 of the key), as aiokafka's default partitioner makes it."""
+    if key is None:
+        return random.choice(available or partitions)  # noqa: S311
+    return partitions[_hash(key) % len(partitions)]
 
 
 class Log(Protocol):
@@ -38,6 +54,7 @@ class Producer:
             max_request_size=MAX_RECORD_BYTES,
             # The default of 16 KB holds a handful of runs: a burst would go out in many small requests.
             max_batch_size=_BATCH_BYTES,
+            partitioner=_partitioner,
             request_timeout_ms=60_000,
         )
 
