@@ -1,4 +1,4 @@
-"""The HTTP side: Extend's endpoints, the signed links, and what a person would do in the dashboard."""
+"""Extend's endpoints for runs, batches and files; who may call, how often, and the faults of the API."""
 
 from __future__ import annotations
 
@@ -6,24 +6,27 @@ import asyncio
 import hmac
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
 
 from everyrun.emulator import render
+from everyrun.emulator.admin import admin_routes
+from everyrun.emulator.answers import answer, json_body
 from everyrun.emulator.engine import Engine
 from everyrun.emulator.limits import Limits
 from everyrun.emulator.listing import in_all, in_batch, list_runs
-from everyrun.emulator.runs import FAILURES, FINAL, Run
+from everyrun.emulator.runs import Run
 from everyrun.emulator.validate import (
     ApiProblem,
     check_file,
     check_inputs,
+    check_package,
     check_priority,
     check_reference,
     clean_metadata,
@@ -39,23 +42,12 @@ class NoAnswer(Exception):  # noqa: N818
     """The caller is to hear nothing: the connection is held until it gives up."""
 
 
-async def json_body(request: Request) -> Any:
-    """The request's JSON. Raises ApiProblem."""
-    try:
-        return msgspec.json.decode(await request.body())
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise invalid(f"the body is not valid JSON: {error}") from None
+async def _no_such_path(request: Request, _error: Exception) -> Response:
+    return answer(404, ApiProblem(404, "NOT_FOUND", f"there is no {request.method} {request.url.path}"))
 
 
-def answer(status: int, body: Any, headers: dict[str, str] | None = None) -> Response:
-    """A JSON answer with a request id (read by Extend's CLI from x-extend-request-id)."""
-    request_id = f"req_{secrets.token_hex(8)}"
-    if isinstance(body, ApiProblem):
-        problem = {"code": body.code, "message": body.message, "retryable": body.status in (429, 500, 503)}
-        body = {**problem, "requestId": request_id}
-    return Response(
-        _encode(body), status, {"x-extend-request-id": request_id, **(headers or {})}, media_type="application/json"
-    )
+async def _broken(_request: Request, _error: Exception) -> Response:
+    return answer(500, ApiProblem(500, "INTERNAL_ERROR", "something went wrong"))
 
 
 class Api:
@@ -80,14 +72,9 @@ class Api:
             *webhook_routes(self._engine.webhooks, self._engine.store, self._engine.workflow_id),
         ]
         routes = [Route(path, self._guarded(handler), methods=[method]) for method, path, handler in extend]
-        routes += [
-            Route("/_signed/{token}", self.signed),
-            Route("/_emulator/truth", self.truth),
-            Route("/_emulator/stats", self.stats),
-            Route("/_emulator/batches", self.batches),
-            Route("/_emulator/runs/{id}", self.act, methods=["POST"]),
-        ]
-        return Starlette(routes=routes)
+        routes += admin_routes(self._engine)
+        problems = {404: _no_such_path, 405: _no_such_path, 500: _broken}
+        return Starlette(routes=routes, exception_handlers=problems)
 
     def _guarded(self, handler: Handler) -> Handler:
         async def guarded(request: Request) -> Response:
@@ -140,7 +127,7 @@ class Api:
         """POST /workflow_runs/batch."""
         body = await json_body(request)
         workflow_id, version = check_reference(body)
-        inputs = check_inputs(body, set(self._engine.files))
+        inputs = check_inputs(body, self._engine.files)
         priority = check_priority(body.get("priority"), 90)
         version = self._engine.resolve_version(workflow_id, version)
         ordinal = f"batch/{len(self._engine.by_batch)}"
@@ -151,17 +138,22 @@ class Api:
         return {"batchId": batch_id}
 
     async def create_run(self, request: Request) -> Any:
-        """POST /workflow_runs, with a single file."""
+        """POST /workflow_runs, with a file or a package of files."""
         body = await json_body(request)
         workflow_id, version = check_reference(body)
         check_priority(body.get("priority"), 50)
-        file = check_file("file", body.get("file"), set(self._engine.files))
+        if ("file" in body) == ("package" in body):
+            raise invalid("exactly one of file, package")
+        if "package" in body:
+            file = check_package(body["package"], self._engine.files)
+        else:
+            file = check_file("file", body["file"], self._engine.files)
         metadata = clean_metadata("metadata", body.get("metadata"))
         version = self._engine.resolve_version(workflow_id, version)
         run = await self._engine.create_run(workflow_id, version, _encode(file), _encode(metadata))
         return self._shown(run)
 
-    def _shown(self, run: Any) -> dict[str, Any]:
+    def _shown(self, run: Run) -> dict[str, Any]:
         return render.run(run, self._engine.born)
 
     async def list(self, request: Request) -> Any:
@@ -203,95 +195,13 @@ class Api:
         return {"id": run.id}
 
     async def upload(self, request: Request) -> Any:
-        """POST /files/upload: the content is counted, not kept."""
+        """POST /files/upload: the content is not kept."""
         form = await request.form()
         file = form.get("file")
         if file is None or isinstance(file, str):
             raise invalid("file: is required")
-        now = render.time(time.time())
         identifier = f"file_{secrets.token_hex(10)}"
-        summary = {
-            "object": "file",
-            "id": identifier,
-            "name": file.filename or "file",
-            "type": None,
-            "presignedUrl": None,
-            "parentFileId": None,
-            "contents": None,
-            "metadata": {"pageCount": 1},
-            "createdAt": now,
-            "updatedAt": now,
-        }
-        self._engine.files[identifier] = summary
-        await self._engine.store.now(self._engine.store.put("file", identifier, summary))
-        return summary
-
-    async def signed(self, request: Request) -> Response:
-        """A payload behind a signed link, without auth; 403 where the link is not good, as storage services answer."""
-        payload = self._engine.webhooks.open_link(request.path_params["token"], self._engine.runs)
-        if payload is None:
-            return Response(b"<Error><Code>AccessDenied</Code></Error>", 403, media_type="application/xml")
-        return Response(payload, 200, media_type="application/json")
-
-    async def act(self, request: Request) -> Response:
-        """POST /_emulator/runs/{id} with {"action": ...}."""
-        try:
-            body = await json_body(request)
-            if not isinstance(body, dict):
-                raise invalid("the body must be an object")
-            run = await self._engine.act(request.path_params["id"], body.get("action"))
-        except ApiProblem as problem:
-            return answer(problem.status, problem)
-        return answer(200, self._shown(run))
-
-    async def truth(self, _request: Request) -> Response:
-        """GET /_emulator/truth: NDJSON, a line a run, in the order they were made."""
-
-        async def lines() -> AsyncIterator[bytes]:
-            for start in range(0, len(self._engine.runs), 500):
-                yield b"".join(_encode(truth_line(run)) + b"\n" for run in self._engine.runs[start : start + 500])
-                await asyncio.sleep(0)
-
-        return StreamingResponse(lines(), media_type="application/x-ndjson")
-
-    async def stats(self, _request: Request) -> Response:
-        """GET /_emulator/stats: counts of everything."""
-        engine = self._engine
-        open_runs = sum(run.status not in FINAL for run in engine.runs)
-        return answer(
-            200,
-            {
-                "requests": engine.requests,
-                "refused": engine.refused,
-                "batches": len(engine.by_batch),
-                "runs": len(engine.runs),
-                "open_runs": open_runs,
-                "webhooks": engine.webhooks.counts,
-            },
-        )
-
-    async def batches(self, _request: Request) -> Response:
-        """GET /_emulator/batches: NDJSON, a line a batch."""
-        rows = [
-            {"batch_id": i, "runs": n, "accepted_at": at, "answered": bool(told)}
-            for i, n, at, told in await self._engine.store.batches()
-        ]
-        return Response(b"".join(_encode(row) + b"\n" for row in rows), media_type="application/x-ndjson")
-
-
-def truth_line(run: Run) -> dict[str, Any]:
-    """What really happened to a run."""
-    reason = FAILURES[run.number % len(FAILURES)][0] if run.status == "FAILED" else None
-    return {
-        "run_id": run.id,
-        "batch_id": run.batch_id,
-        "workflow_id": run.workflow_id,
-        "status": run.status,
-        "failure_reason": reason,
-        "metadata": msgspec.Raw(run.metadata),
-        "created_at": render.time(run.created_at),
-        "started_at": render.time(run.starts_at) if run.started else None,
-        "ended_at": render.time(run.ends_at) if run.status in (*FINAL, "NEEDS_REVIEW") else None,
-        "deleted": run.deleted,
-        "webhooks": {"events": run.events, "delivered": run.delivered, "dropped": run.dropped},
-    }
+        kept: dict[str, Any] = {"name": file.filename or "file", "at": time.time()}
+        self._engine.files[identifier] = kept
+        await self._engine.store.now(self._engine.store.put("file", identifier, kept))
+        return render.uploaded(identifier, **kept)

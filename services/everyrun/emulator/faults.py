@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 
 #: Name: what it does. Rates are between 0 and 1, times in seconds.
@@ -22,7 +23,7 @@ FAULTS = {
     "slow": "seconds that an answer is held back, up to",
     "garbage": "rate of answers that are 200 but not JSON (a batch call: before it is taken)",
     "list_lag": "seconds until a run is listed, up to",
-    "skew": "seconds by which the clock that signs webhooks is ahead",
+    "skew": "seconds by which the clock that signs webhooks is ahead (negative: behind)",
     "fail": "rate of runs that end FAILED",
     "review": "rate of runs that stop at NEEDS_REVIEW",
 }
@@ -42,15 +43,17 @@ def parse_faults(text: str) -> dict[str, float]:
         return dict(DEFAULTS)
     faults = {}
     for item in text.split(","):
-        name, equals, value = item.strip().partition("=")
+        name, _, value = item.strip().partition("=")
         if name not in FAULTS:
             raise FaultsError(f"unknown fault {name!r}; there are: {', '.join(FAULTS)}")
         try:
             number = float(value)
         except ValueError:
             raise FaultsError(f"{name}: {value!r} is not a number; write {name}=0.1") from None
-        if not equals or (name not in TIMES and not 0 <= number <= 1):
+        if name not in TIMES and not 0 <= number <= 1:
             raise FaultsError(f"{name} is a rate between 0 and 1, not {value}")
+        if not math.isfinite(number) or (number < 0 and name != "skew"):
+            raise FaultsError(f"{name} is a number of seconds, not {value}")
         faults[name] = number
     return faults
 

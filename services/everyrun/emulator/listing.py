@@ -104,7 +104,9 @@ def list_runs(source: Source, query: Mapping[str, str], born: float, now: float)
     def wanted(run: Run) -> bool:
         if run.deleted or run.listed_at > now or status not in (None, run.status):
             return False
-        return workflow_id in (None, run.workflow_id) and (name is None or name in render.file(run)["name"])
+        return workflow_id in (None, run.workflow_id) and (
+            name is None or any(name in file["name"] for file in render.files(run))
+        )
 
     found = list(islice(filter(wanted, source(by, direction == "desc", after)), size + 1))
     page: dict[str, Any] = {"object": "list", "data": [render.summary(run, born) for run in found[:size]]}

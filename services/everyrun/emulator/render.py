@@ -68,14 +68,11 @@ def version(workflow_id: str, name: str, created_at: float) -> dict[str, Any]:
     }
 
 
-def file(run: Run) -> dict[str, Any]:
-    """The FileSummary of a run's file; its url is never fetched."""
-    given = _decode(run.file)
-    name = given.get("name") or (given.get("url", "").partition("?")[0].rpartition("/")[2]) or f"{run.number}.txt"
-    at = time(run.created_at)
+def _file(identifier: str, name: str, created_at: float) -> dict[str, Any]:
+    at = time(created_at)
     return {
         "object": "file",
-        "id": given.get("id") or f"file_{run.id.removeprefix('workflow_run_')}",
+        "id": identifier,
         "name": name,
         "type": _TYPES.get(name.rpartition(".")[2].lower()),
         "parentFileId": None,
@@ -83,6 +80,23 @@ def file(run: Run) -> dict[str, Any]:
         "createdAt": at,
         "updatedAt": at,
     }
+
+
+def uploaded(identifier: str, name: str, at: float) -> dict[str, Any]:
+    """The File of an upload."""
+    return {**_file(identifier, name, at), "presignedUrl": None, "contents": None}
+
+
+def files(run: Run) -> list[dict[str, Any]]:
+    """The FileSummary of each of a run's files; their urls are never fetched."""
+    found = []
+    given = _decode(run.file)
+    for place, one in enumerate(given.get("package", [given])):
+        made_up = f"{run.number}-{place}.txt"
+        name = one.get("name") or one.get("url", "").partition("?")[0].rpartition("/")[2] or made_up
+        identifier = one.get("id") or f"file_{run.id.removeprefix('workflow_run_')}{place or ''}"
+        found.append(_file(identifier, name, run.created_at))
+    return found
 
 
 def _usage(run: Run, breakdown: bool) -> dict[str, Any] | None:
@@ -105,7 +119,7 @@ def _common(run: Run, born: float) -> dict[str, Any]:
         "dashboardUrl": dashboard,
         "status": run.status,
         "batchId": run.batch_id,
-        "files": [file(run)],
+        "files": files(run),
         "initialRunAt": time(run.created_at),
         "startTime": time(run.starts_at) if run.started else None,
         "endTime": time(run.ends_at) if ended else None,
@@ -140,14 +154,15 @@ def step_runs(run: Run, born: float) -> list[dict[str, Any]]:
     chance = random.Random(run.number)  # noqa: S311
     lines = 2400 if run.number % _LARGE_EVERY == _LARGE_EVERY - 1 else chance.randint(1, 22)
     key = run.id.removeprefix("workflow_run_")
-    shared = {"object": "workflow_step_run", "workflowRunId": run.id, "status": "PROCESSED", "files": [file(run)]}
+    given = files(run)
+    shared = {"object": "workflow_step_run", "workflowRunId": run.id, "status": "PROCESSED", "files": given}
     at = time(run.ends_at)
     value = _invoice(run.number, lines, chance)
     parse = {
         "object": "parse_run",
         "id": f"parse_run_{key}",
         "batchId": None,
-        "file": file(run),
+        "file": given[0],
         "status": "PROCESSED",
         "failureReason": None,
         "failureMessage": None,
@@ -174,7 +189,7 @@ def step_runs(run: Run, born: float) -> list[dict[str, Any]]:
         "config": {"extractionRules": ""},
         "extractor": None,
         "extractorVersion": None,
-        "file": file(run),
+        "file": given[0],
         "files": None,
         "parseRunId": f"parse_run_{key}",
         "dashboardUrl": f"https://dashboard.extend.ai/runs/{run.id}/extract",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -17,6 +18,16 @@ MAX_INPUTS = 1000
 MAX_METADATA = 10_240
 _FILE_FIELDS = {"url": {"url", "name", "settings"}, "id": {"id"}, "text": {"text", "name"}}
 _TAGS = "extend:usage_tags"
+_URL = r"https?://[^/\s]+\S*\Z"
+_RUNS = ("parse_run", "edit_run", "form_detection_run", "extract_run", "classify_run", "split_run")
+_BATCHES = ("batch_processor_run", "batch_parse_run")
+_CHANGES = ("created", "updated", "deleted", "draft.updated", "version.published")
+#: Events an endpoint itself can have (SDK 1.20.0, types/webhook_endpoint_event_type.py).
+GLOBAL_EVENTS = frozenset(
+    [f"{name}.{end}" for name in _RUNS + _BATCHES for end in ("processed", "failed")]
+    + [f"{name}.{change}" for name in ("extractor", "classifier", "splitter") for change in _CHANGES]
+    + [f"workflow.{change}" for change in ("created", "deployed", "deleted")]
+)
 
 
 class ApiProblem(Exception):  # noqa: N818
@@ -56,8 +67,11 @@ def clean_metadata(place: str, given: Any) -> dict[str, Any]:
     return given
 
 
-def check_file(place: str, given: Any, known_files: set[str]) -> dict[str, Any]:
-    """One of the three kinds of file (SDK 1.20.0, workflow_runs/types). Raises ApiProblem."""
+def check_file(place: str, given: Any, uploaded: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """One of the three kinds of file (SDK 1.20.0, workflow_runs/types); an uploaded one gets its name.
+
+    An unknown file id is refused at once, as in docs.extend.ai of 2025-04-21. Raises ApiProblem.
+    """
     if not isinstance(given, dict):
         raise invalid(f"{place}: is required")
     kinds = [kind for kind in _FILE_FIELDS if kind in given]
@@ -66,11 +80,29 @@ def check_file(place: str, given: Any, known_files: set[str]) -> dict[str, Any]:
     (kind,) = kinds
     if not isinstance(given[kind], str) or not given[kind]:
         raise invalid(f"{place}.{kind}: must be a string")
-    if kind == "url" and not re.match(r"https?://[^/\s]+", given["url"]):
+    if not isinstance(given.get("name", ""), str):
+        raise invalid(f"{place}.name: must be a string")
+    if not isinstance(given.get("settings", {}), dict):
+        raise invalid(f"{place}.settings: must be an object")
+    if kind == "url" and not re.match(_URL, given["url"]):
         raise invalid(f"{place}.url: must be a URL")
-    if kind == "id" and given["id"] not in known_files:
-        raise invalid(f"{place}.id: there is no file {given['id']}")
+    if kind == "id":
+        if given["id"] not in uploaded:
+            raise invalid(f"{place}.id: there is no file {given['id']}")
+        return {"id": given["id"], "name": uploaded[given["id"]]["name"]}
     return {key: value for key, value in given.items() if key in _FILE_FIELDS[kind]}
+
+
+def check_package(given: Any, uploaded: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """2 to 50 files, no text, none twice (SDK 1.20.0, requests/workflow_run_package.py). Raises ApiProblem."""
+    files = given.get("files") if isinstance(given, dict) else None
+    if not isinstance(files, list) or not 2 <= len(files) <= 50:
+        raise invalid("package.files: 2 to 50 files")
+    checked = [check_file(f"package.files[{place}]", file, uploaded) for place, file in enumerate(files)]
+    kinds = [("id", file["id"]) if "id" in file else ("url", file.get("url")) for file in checked]
+    if any("text" in file for file in checked) or len(set(kinds)) < len(kinds):
+        raise invalid("package.files: urls and ids, each once")
+    return {"package": checked}
 
 
 def check_priority(given: Any, default: int) -> int:
@@ -93,7 +125,7 @@ def check_reference(body: Any) -> tuple[str, str | None]:
     return reference["id"], version
 
 
-def check_inputs(body: dict[str, Any], known_files: set[str]) -> list[tuple[bytes, bytes]]:
+def check_inputs(body: dict[str, Any], uploaded: Mapping[str, dict[str, Any]]) -> list[tuple[bytes, bytes]]:
     """The inputs of a batch as (file, metadata) JSON texts. A wrong one refuses the whole batch. Raises ApiProblem."""
     inputs = body.get("inputs")
     if not isinstance(inputs, list) or not inputs:
@@ -104,9 +136,9 @@ def check_inputs(body: dict[str, Any], known_files: set[str]) -> list[tuple[byte
     for index, given in enumerate(inputs):
         if not isinstance(given, dict):
             raise invalid(f"inputs[{index}]: must be an object")
-        file = check_file(f"inputs[{index}].file", given.get("file"), known_files)
+        file = check_file(f"inputs[{index}].file", given.get("file"), uploaded)
         metadata = clean_metadata(f"inputs[{index}].metadata", given.get("metadata"))
-        if "secrets" in given and not isinstance(given["secrets"], dict):
+        if not isinstance(given.get("secrets", {}), dict):
             raise invalid(f"inputs[{index}].secrets: must be an object")
         checked.append((_encode(file), _encode(metadata)))
     return checked
@@ -117,9 +149,26 @@ def check_events(place: str, given: Any, *, workflow: bool) -> list[str]:
     if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
         raise invalid(f"{place}: must be a list of event types")
     for name in given:
-        if (name in WORKFLOW_EVENTS) != workflow:
+        if name not in (WORKFLOW_EVENTS if workflow else GLOBAL_EVENTS):
             raise invalid(f"{place}: {name} is not allowed here")
     return given
+
+
+def check_options(given: Any) -> None:
+    """advancedOptions of an endpoint: custom headers, and the form of the payload. Raises ApiProblem."""
+    place = "advancedOptions"
+    if not isinstance(given, dict) or set(given) - {"headers", "payload"}:
+        raise invalid(f"{place}: an object of headers and payload")
+    headers, payload = given.get("headers") or {}, given.get("payload") or {}
+    if not isinstance(headers, dict) or not all(isinstance(value, str) for value in headers.values()):
+        raise invalid(f"{place}.headers: must be an object of strings")
+    if not isinstance(payload, dict) or set(payload) - {"format", "urlThresholdBytes"}:
+        raise invalid(f"{place}.payload: an object of format and urlThresholdBytes")
+    if payload.get("format", "json") not in ("json", "url"):
+        raise invalid(f"{place}.payload.format: json or url")
+    threshold = payload.get("urlThresholdBytes")
+    if threshold is not None and (isinstance(threshold, bool) or not isinstance(threshold, int) or threshold < 0):
+        raise invalid(f"{place}.payload.urlThresholdBytes: must be a number of bytes")
 
 
 def check_endpoint(body: Any, *, create: bool) -> dict[str, Any]:
@@ -132,7 +181,7 @@ def check_endpoint(body: Any, *, create: bool) -> dict[str, Any]:
     for key in ("url", "name", "enabledEvents", "apiVersion") if create else ():
         if key not in body:
             raise invalid(f"{key}: is required")
-    if "url" in body and not re.match(r"https?://[^/\s]+", str(body["url"])):
+    if "url" in body and not (isinstance(body["url"], str) and re.match(_URL, body["url"])):
         raise invalid("url: must be a URL")
     if "name" in body and (not isinstance(body["name"], str) or not body["name"]):
         raise invalid("name: must not be empty")
@@ -142,7 +191,6 @@ def check_endpoint(body: Any, *, create: bool) -> dict[str, Any]:
         raise invalid("apiVersion: must be 2026-02-09")
     if body.get("status", "enabled") not in ("enabled", "disabled"):
         raise invalid("status: enabled or disabled")
-    payload = (body.get("advancedOptions") or {}).get("payload") or {}
-    if payload.get("format", "json") not in ("json", "url"):
-        raise invalid("advancedOptions.payload.format: json or url")
+    if body.get("advancedOptions") is not None:
+        check_options(body["advancedOptions"])
     return body

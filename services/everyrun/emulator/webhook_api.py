@@ -7,15 +7,16 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import msgspec
 from starlette.requests import Request
 
 from everyrun.emulator import render
-from everyrun.emulator.listing import page_size
+from everyrun.emulator.answers import json_body
+from everyrun.emulator.listing import make_cursor, page_size, read_cursor
 from everyrun.emulator.store import Store
 from everyrun.emulator.validate import check_endpoint, check_events, invalid, missing
 from everyrun.emulator.webhooks import Webhooks
 
+_FILTERS = ("webhookEndpointId", "resourceType", "resourceId", "sortDir")
 _RESOURCES = ("extractor", "classifier", "splitter", "workflow")
 RouteOf = tuple[str, str, Callable[[Request], Awaitable[Any]]]
 
@@ -39,22 +40,14 @@ def webhook_routes(webhooks: Webhooks, store: Store, workflow_id: str) -> list[R
     ]
 
 
-async def _body(request: Request) -> Any:
-    try:
-        return msgspec.json.decode(await request.body())
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise invalid(f"the body is not valid JSON: {error}") from None
-
-
 def _page(items: list[dict[str, Any]], request: Request) -> dict[str, Any]:
     size = page_size(request.query_params.get("maxPageSize"))
-    token = request.query_params.get("nextPageToken")
-    if token is not None and not token.isdigit():
-        raise invalid("nextPageToken: not one of ours")
-    start = int(token or 0)
+    query = request.query_params
+    after = read_cursor(query, _FILTERS)
+    start = 0 if after is None else after[1]
     page: dict[str, Any] = {"object": "list", "data": items[start : start + size]}
     if start + size < len(items):
-        page["nextPageToken"] = str(start + size)
+        page["nextPageToken"] = make_cursor(query, _FILTERS, (0.0, start + size))
     return page
 
 
@@ -78,7 +71,7 @@ class _WebhookApi:
 
     async def create_endpoint(self, request: Request) -> Any:
         """POST /webhook_endpoints."""
-        body = check_endpoint(await _body(request), create=True)
+        body = check_endpoint(await json_body(request), create=True)
         endpoint = {
             "object": "webhook_endpoint",
             "id": f"wh_{secrets.token_hex(10)}",
@@ -104,7 +97,7 @@ class _WebhookApi:
     async def update_endpoint(self, request: Request) -> Any:
         """POST /webhook_endpoints/{id}."""
         endpoint = self._endpoint(request)
-        endpoint.update(check_endpoint(await _body(request), create=False))
+        endpoint.update(check_endpoint(await json_body(request), create=False))
         await self._store.now(self._store.put("endpoint", endpoint["id"], endpoint))
         return self._shown(endpoint)
 
@@ -121,7 +114,7 @@ class _WebhookApi:
 
     async def create_subscription(self, request: Request) -> Any:
         """POST /webhook_subscriptions: the same endpoint and resource again is an update."""
-        body = await _body(request)
+        body = await json_body(request)
         if not isinstance(body, dict):
             raise invalid("the body must be an object")
         for key in ("webhookEndpointId", "resourceType", "resourceId", "enabledEvents"):
@@ -131,10 +124,10 @@ class _WebhookApi:
             raise invalid(f"resourceType: one of {', '.join(_RESOURCES)}")
         if body["webhookEndpointId"] not in self._endpoints:
             raise missing("webhook endpoint")
-        if body["resourceType"] == "workflow":
-            check_events("enabledEvents", body["enabledEvents"], workflow=True)
-            if body["resourceId"] != self._workflow_id:
-                raise missing(f"workflow {body['resourceId']}")
+        about_workflow = body["resourceType"] == "workflow"
+        check_events("enabledEvents", body["enabledEvents"], workflow=about_workflow)
+        if about_workflow and body["resourceId"] != self._workflow_id:
+            raise missing(f"workflow {body['resourceId']}")
         about = (body["webhookEndpointId"], body["resourceType"], body["resourceId"])
         for known in self._subscriptions.values():
             if (known["webhookEndpointId"], known["resourceType"], known["resourceId"]) == about:
@@ -174,10 +167,12 @@ class _WebhookApi:
     async def update_subscription(self, request: Request) -> Any:
         """POST /webhook_subscriptions/{id}: enabledEvents only."""
         subscription = self._subscription(request)
-        body = await _body(request)
+        body = await json_body(request)
         if not isinstance(body, dict) or set(body) != {"enabledEvents"}:
             raise invalid("enabledEvents: is the one field that can be changed")
-        return await self._change(subscription, check_events("enabledEvents", body["enabledEvents"], workflow=True))
+        about_workflow = subscription["resourceType"] == "workflow"
+        events = check_events("enabledEvents", body["enabledEvents"], workflow=about_workflow)
+        return await self._change(subscription, events)
 
     async def delete_subscription(self, request: Request) -> Any:
         """DELETE /webhook_subscriptions/{id}."""

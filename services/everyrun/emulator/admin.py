@@ -1,0 +1,107 @@
+"""What is the emulator's own, without a token: signed links, a person's acts in the dashboard, what really happened."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from everyrun.emulator import render
+from everyrun.emulator.answers import answer, json_body
+from everyrun.emulator.engine import Engine
+from everyrun.emulator.runs import FAILURES, FINAL, Run
+from everyrun.emulator.validate import ApiProblem, invalid
+
+_encode = msgspec.json.encode
+
+
+def admin_routes(engine: Engine) -> list[Route]:
+    """The routes below ``/_emulator`` and ``/_signed``."""
+    admin = _Admin(engine)
+    return [
+        Route("/_signed/{token}", admin.signed),
+        Route("/_emulator/truth", admin.truth),
+        Route("/_emulator/stats", admin.stats),
+        Route("/_emulator/batches", admin.batches),
+        Route("/_emulator/runs/{id}", admin.act, methods=["POST"]),
+    ]
+
+
+class _Admin:
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def signed(self, request: Request) -> Response:
+        """A payload behind a signed link, without auth; 403 where the link is not good, as storage services answer."""
+        payload = self._engine.webhooks.open_link(request.path_params["token"], self._engine.runs)
+        if payload is None:
+            return Response(b"<Error><Code>AccessDenied</Code></Error>", 403, media_type="application/xml")
+        return Response(payload, 200, media_type="application/json")
+
+    async def act(self, request: Request) -> Response:
+        """POST /_emulator/runs/{id} with {"action": ...}."""
+        try:
+            body = await json_body(request)
+            if not isinstance(body, dict):
+                raise invalid("the body must be an object")
+            run = await self._engine.act(request.path_params["id"], body.get("action"))
+        except ApiProblem as problem:
+            return answer(problem.status, problem)
+        return answer(200, render.run(run, self._engine.born))
+
+    async def truth(self, _request: Request) -> Response:
+        """GET /_emulator/truth: NDJSON, a line a run, in the order they were made."""
+
+        async def lines() -> AsyncIterator[bytes]:
+            for start in range(0, len(self._engine.runs), 500):
+                yield b"".join(_encode(truth_line(run)) + b"\n" for run in self._engine.runs[start : start + 500])
+                await asyncio.sleep(0)
+
+        return StreamingResponse(lines(), media_type="application/x-ndjson")
+
+    async def stats(self, _request: Request) -> Response:
+        """GET /_emulator/stats: counts of everything."""
+        engine = self._engine
+        open_runs = sum(run.status not in FINAL and not run.deleted for run in engine.runs)
+        return answer(
+            200,
+            {
+                "requests": engine.requests,
+                "refused": engine.refused,
+                "batches": len(engine.by_batch),
+                "runs": len(engine.runs),
+                "open_runs": open_runs,
+                "webhooks": engine.webhooks.counts,
+            },
+        )
+
+    async def batches(self, _request: Request) -> Response:
+        """GET /_emulator/batches: NDJSON, a line a batch."""
+        rows = [
+            {"batch_id": i, "runs": n, "accepted_at": at, "answered": bool(told)}
+            for i, n, at, told in await self._engine.store.batches()
+        ]
+        return Response(b"".join(_encode(row) + b"\n" for row in rows), media_type="application/x-ndjson")
+
+
+def truth_line(run: Run) -> dict[str, Any]:
+    """What really happened to a run."""
+    reason = FAILURES[run.number % len(FAILURES)][0] if run.status == "FAILED" else None
+    return {
+        "run_id": run.id,
+        "batch_id": run.batch_id,
+        "workflow_id": run.workflow_id,
+        "status": run.status,
+        "failure_reason": reason,
+        "metadata": msgspec.Raw(run.metadata),
+        "created_at": render.time(run.created_at),
+        "started_at": render.time(run.starts_at) if run.started else None,
+        "ended_at": render.time(run.ends_at) if run.status in (*FINAL, "NEEDS_REVIEW") else None,
+        "deleted": run.deleted,
+        "webhooks": {"events": run.events, "delivered": run.delivered, "dropped": run.dropped},
+    }
