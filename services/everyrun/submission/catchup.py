@@ -11,9 +11,9 @@ from typing import Any
 
 import asyncpg
 import msgspec
-from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from everyrun.log import events
+from everyrun.log.reader import end_offsets
 from everyrun.projection.merge import instant
 from everyrun.projection.reader import read_range
 from everyrun.settings import Settings
@@ -65,9 +65,8 @@ async def catch_up(settings: Settings, pool: asyncpg.Pool, cluster_id: str) -> i
 
     Raises aiokafka.errors.KafkaError and asyncpg.PostgresError.
     """
-    topic = settings.topic("batches")
     known = {row["partition"]: row for row in await pool.fetch(_sql["positions"])}
-    ends = await _ends(settings, topic)
+    ends = {partition: end for (_, partition), end in (await end_offsets(settings, ("batches",))).items()}
     found: list[Any] = []
     for partition, end in sorted(ends.items()):
         position = known.get(partition)
@@ -105,16 +104,3 @@ def _event(value: bytes | None) -> Any:
         return _decode(value or b"")
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
-
-
-async def _ends(settings: Settings, topic: str) -> dict[int, int]:
-    consumer = AIOKafkaConsumer(bootstrap_servers=settings.kafka_bootstrap)
-    await consumer.start()
-    try:
-        # The topic's metadata are fetched by asking for its partitions once it is assigned.
-        await consumer.topics()
-        partitions = consumer.partitions_for_topic(topic) or set()
-        ends = await consumer.end_offsets([TopicPartition(topic, number) for number in partitions])
-    finally:
-        await consumer.stop()
-    return {tp.partition: end for tp, end in ends.items()}

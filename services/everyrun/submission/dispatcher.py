@@ -11,15 +11,26 @@ from typing import Any
 import asyncpg
 import httpx
 import msgspec
+from aiokafka.errors import KafkaError
+from msgspec.structs import replace
 
 from everyrun.extend import reserved
 from everyrun.extend.client import RUN, Extend
 from everyrun.log import events
 from everyrun.log.cloudevents import Record, record, timestamp
 from everyrun.log.producer import Log
+from everyrun.log.reader import end_offsets
 from everyrun.settings import Settings
 from everyrun.store.sql import beside
-from everyrun.submission.classify import Rejected, Returned, Taken, Verdict, classify_failure, classify_response
+from everyrun.submission.classify import (
+    Blocked,
+    Rejected,
+    Returned,
+    Taken,
+    Verdict,
+    classify_failure,
+    classify_response,
+)
 from everyrun.submission.protocol import (
     ChunkState,
     Claimed,
@@ -41,6 +52,8 @@ _sql = beside(__file__, "queue.sql")
 _encode = msgspec.json.Encoder().encode
 
 SOURCE = "/everyrun/submission"
+#: Postgres or Kafka is away, for now.
+AWAY = (asyncpg.PostgresError, asyncpg.InterfaceError, KafkaError, OSError)
 #: A call that was begun before its deadline has ended this long after its time-out, in seconds.
 _MARGIN = 2.0
 #: How long a chunk that was not taken waits when Extend does not say, in seconds.
@@ -66,8 +79,11 @@ class Dispatcher:
                 if not await self._send_one():
                     self.poke.clear()
                     await _wait_any(stop, self.poke, seconds=0.25)
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, RuntimeError) as error:
+            except AWAY as error:
                 _log.warning("the dispatcher waits", error=f"{type(error).__name__}: {error}")
+                await _wait_any(stop, seconds=1.0)
+            except Exception:
+                _log.exception("a chunk could not be sent; it is resolved after its deadline")
                 await _wait_any(stop, seconds=1.0)
 
     async def _send_one(self) -> bool:
@@ -82,7 +98,13 @@ class Dispatcher:
         before = ChunkState("waiting", row["attempt"] - 1, row["resends"])
         claimed = step(before, Claimed())
         inputs = await self._inputs(row)
-        await self._say(row, claimed, inputs, deadline=begin_by)
+        try:
+            await self._say(row, claimed, inputs, deadline=begin_by)
+        except AWAY:
+            # Nothing was sent: the chunk is not in doubt, whether or not the event came to be in the log.
+            again = replace(claimed.after, state="waiting", reason="Kafka did not acknowledge batch-requested")
+            await self._keep(chunk, row["attempt"], again, ("sending",), now + timedelta(seconds=1))
+            raise
         body = self._body(row, inputs)
         if datetime.now(UTC) > begin_by:
             happening: Happening = Expired()
@@ -102,6 +124,10 @@ class Dispatcher:
     ) -> None:
         """Say what the happening means, then keep the state."""
         done = step(chunk, happening)
+        expected: tuple[str, ...] = ("in_doubt",) if isinstance(happening, WindowPassed) else ("sending",)
+        if isinstance(happening, Taken | Rejected | Returned | Blocked | Expired):
+            # The answer came after all, though the attempt was given to doubt meanwhile.
+            expected = ("sending", "in_doubt")
         if done.after.state not in ("sent", "refused"):
             _log.info(
                 "chunk", chunk=row["chunk"], attempt=chunk.attempt, state=done.after.state, reason=done.after.reason
@@ -116,14 +142,23 @@ class Dispatcher:
                 await self._pool.execute(_sql["pause"], RUN, not_before)
         if done.block:
             await self._pool.execute(_sql["pause_workflow"], row["workflow_id"], done.after.reason)
-        await self._keep(row["chunk"], chunk.attempt, done.after, not_before)
+        await self._keep(row["chunk"], chunk.attempt, done.after, expected, not_before)
 
-    async def _keep(self, chunk: str, attempt: int, after: ChunkState, not_before: datetime | None = None) -> None:
+    async def _keep(
+        self, chunk: str, attempt: int, after: ChunkState, expected: tuple[str, ...], not_before: datetime | None = None
+    ) -> None:
+        """Keep a chunk's state, if it is still in one of the expected ones; waits for a database that is away."""
         deadline = None
         if after.state == "in_doubt":
             deadline = datetime.now(UTC) + timedelta(seconds=self._settings.doubt_window)
         kept = (after.state, after.resends, not_before, after.reason, deadline, after.batch_id)
-        await self._pool.execute(_sql["settle"], chunk, attempt, *kept)
+        while True:
+            try:
+                await self._pool.execute(_sql["keep"], chunk, attempt, *kept, list(expected))
+                return
+            except AWAY as error:
+                _log.warning("waiting to keep a chunk's state", chunk=chunk, error=f"{type(error).__name__}: {error}")
+                await asyncio.sleep(0.5)
 
     async def _inputs(self, row: asyncpg.Record) -> list[events.Input]:
         where = (row["submission_id"], row["first_position"], row["last_position"])
@@ -219,14 +254,27 @@ class Dispatcher:
     async def resolve(self) -> None:
         """Look once at every attempt of unknown outcome: evidence, a worker that is gone, a window that passed."""
         await self._adopt()
+        await self._pool.execute(_sql["take_logged_outcome"])
         for found in await self._pool.fetch(_sql["unresolved"]):
-            if not found["past"]:
-                continue
             row: Any = await self._pool.fetchrow(_sql["attempt"], found["chunk"])
-            chunk = _state(row)
-            happening: Happening = Lost() if row["state"] == "sending" else WindowPassed(self._settings.doubt_resends)
-            if (row["state"], row["attempt"]) == (found["state"], found["attempt"]):
-                await self._happen(row, chunk, happening, [])
+            if (row["state"], row["attempt"]) != (found["state"], found["attempt"]):
+                continue
+            happening: Happening = Lost()
+            if row["state"] == "in_doubt":
+                if not await self._projection_is_current():
+                    # Evidence may lie in the log, not applied yet: the window is not over.
+                    later = datetime.now(UTC) + timedelta(seconds=1)
+                    await self._pool.execute(_sql["wait_longer"], found["chunk"], found["attempt"], later)
+                    continue
+                happening = WindowPassed(self._settings.doubt_resends)
+            await self._happen(row, _state(row), happening, [])
+
+    async def _projection_is_current(self) -> bool:
+        """Whether everything that is in the log now has been applied to the tables that evidence is looked for in."""
+        ends = await end_offsets(self._settings, ("batches", "runs"))
+        rows = await self._pool.fetch(_sql["applied_up_to"])
+        applied = {(row["topic"], row["partition"]): row["next_offset"] for row in rows}
+        return all(applied.get(position, 0) >= end for position, end in ends.items())
 
     async def _adopt(self) -> None:
         """Runs that the projection knows no batch for, but whose key names an attempt of ours: it was taken."""
@@ -249,7 +297,7 @@ class Dispatcher:
             _log.info("adopted", chunk=found["chunk"], attempt=found["attempt"], batch_id=found["batch_id"])
             await self._say(row, done, await self._inputs(row), happening=evidence)
             if done.after.state != row["state"]:
-                await self._keep(found["chunk"], row["attempt"], done.after)
+                await self._keep(found["chunk"], row["attempt"], done.after, (row["state"],))
             await self._pool.execute(_sql["adopt"], found["chunk"], found["attempt"], found["batch_id"])
 
 

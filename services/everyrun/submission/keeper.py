@@ -7,14 +7,13 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
 import asyncpg
-from aiokafka.errors import KafkaError
 
 from everyrun.log.cloudevents import record, timestamp
 from everyrun.log.events import SubmissionAccepted
 from everyrun.log.producer import Log
 from everyrun.settings import Settings
 from everyrun.store.sql import beside
-from everyrun.submission.dispatcher import SOURCE, Dispatcher
+from everyrun.submission.dispatcher import AWAY, SOURCE, Dispatcher
 from everyrun.telemetry import log
 
 _log = log(__name__)
@@ -64,8 +63,10 @@ async def repeat(
     while not stop.is_set():
         try:
             await what()
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, KafkaError, OSError) as error:
+        except AWAY as error:
             _log.warning("will try again", error=f"{type(error).__name__}: {error}")
+        except Exception:
+            _log.exception("will try again")
         waits = [asyncio.create_task(event.wait()) for event in (stop, poke) if event is not None]
         await asyncio.wait(waits, timeout=every, return_when=asyncio.FIRST_COMPLETED)
         for task in waits:

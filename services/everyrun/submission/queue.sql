@@ -77,10 +77,11 @@ select position, external_id, file, metadata from everyrun_queue.inputs
 where submission_id = $1 and position between $2 and $3
 order by position
 
--- name: settle
+-- name: keep
+-- Only from a state in which this may happen: whoever waited longer for the log must not undo what is known since.
 update everyrun_queue.chunks
 set state = $3, resends = $4, not_before = coalesce($5::timestamptz, '-infinity'), reason = $6, deadline = $7, batch_id = $8, owner = null
-where chunk = $1 and attempt = $2
+where chunk = $1 and attempt = $2 and state = any ($9::text[])
 
 -- name: pause
 insert into everyrun_queue.pauses (category, until) values ($1, $2)
@@ -91,8 +92,23 @@ insert into everyrun_queue.paused_workflows (workflow_id, reason, since) values 
 on conflict do nothing
 
 -- name: unresolved
-select chunk, attempt, state, resends, deadline, owner, deadline <= now() as past
-from everyrun_queue.chunks where state in ('sending', 'in_doubt')
+select chunk, attempt, state from everyrun_queue.chunks
+where state in ('sending', 'in_doubt') and deadline <= now()
+
+-- name: take_logged_outcome
+-- What the log says of an attempt is so, whether or not its worker came to mark it.
+update everyrun_queue.chunks c
+set state = case when b.batch_id is not null then 'sent' else 'refused' end, batch_id = b.batch_id, reason = b.reason,
+    deadline = null, owner = null
+from everyrun.batches b
+where b.chunk = c.chunk and b.attempt = c.attempt and (b.batch_id is not null or b.rejected_at is not null)
+  and (c.state = 'in_doubt' or (c.state = 'sending' and c.deadline <= now()))
+
+-- name: applied_up_to
+select topic, partition, next_offset, cluster_id from everyrun.applied_offsets where topic in ('batches', 'runs')
+
+-- name: wait_longer
+update everyrun_queue.chunks set deadline = $3 where chunk = $1 and attempt = $2 and state = 'in_doubt'
 
 -- name: evidence
 select chunk, attempt, min(batch_id) as batch_id, min(run_id) as run_id
@@ -119,7 +135,11 @@ set attempt = given.attempt, state = given.state, deadline = given.deadline, bat
     reason = 'found in the log'
 from unnest($1::text[], $2::int[], $3::text[], $4::timestamptz[], $5::text[])
      as given (chunk, attempt, state, deadline, batch_id)
-where c.chunk = given.chunk and c.attempt < given.attempt
+where c.chunk = given.chunk
+  and (c.attempt < given.attempt
+       or (c.attempt = given.attempt
+           and ((given.state = 'sent' and c.state <> 'sent')
+                or (given.state in ('refused', 'waiting') and c.state = 'sending'))))
 
 -- name: to_redact
 select s.submission_id from everyrun_queue.submissions s
