@@ -1,0 +1,5 @@
+"""``python -m everyrun.query``."""
+
+from everyrun.query.app import main
+
+main()

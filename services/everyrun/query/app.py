@@ -1,0 +1,50 @@
+"""The query service's process."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+
+import asyncpg
+
+from everyrun.query.api import query_api
+from everyrun.serve import Health, http_server, run_service, with_health
+from everyrun.settings import Settings
+from everyrun.store.pool import open_pool
+
+
+async def _pool(settings: Settings, health: Health) -> asyncpg.Pool:
+    while True:
+        try:
+            return await open_pool(settings, name="query", max_size=8)
+        except (OSError, asyncpg.PostgresError) as error:
+            health.not_ready("database", f"{type(error).__name__}: {error}")
+            await asyncio.sleep(0.5)
+
+
+async def _look(pool: asyncpg.Pool, health: Health) -> None:
+    """Say in readyz whether the database answers, for ever."""
+    while True:
+        try:
+            await pool.fetchval("select 1")
+            health.ready("database")
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            health.not_ready("database", f"{type(error).__name__}: {error}")
+        await asyncio.sleep(1.0)
+
+
+async def _main(settings: Settings, stop: asyncio.Event) -> None:
+    health = Health("database")
+    async with AsyncExitStack() as stack:
+        pool = await stack.enter_async_context(await _pool(settings, health))
+        looking = asyncio.create_task(_look(pool, health))
+        await stack.enter_async_context(
+            http_server(settings.query_listen, with_health(health, query_api(settings, pool)))
+        )
+        await stop.wait()
+        looking.cancel()
+
+
+def main() -> None:
+    """Run the query service until SIGTERM or SIGINT."""
+    run_service("query", ("postgres_dsn", "api_token"), _main)
