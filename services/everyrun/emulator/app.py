@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
-import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 import uvloop
 
 from everyrun import telemetry
-from everyrun.emulator.api import Api
-from everyrun.emulator.engine import Engine
-from everyrun.emulator.events import Links
-from everyrun.emulator.faults import FAULTS, Dice, FaultsError, parse_faults
-from everyrun.emulator.runs import Plan
-from everyrun.emulator.store import Store
-from everyrun.emulator.webhooks import Webhooks
-from everyrun.serve import Health, http_server, stop_on_signals, with_health
+from everyrun.emulator.assembly import Options, emulating
+from everyrun.emulator.faults import FAULTS, parse_faults
+from everyrun.serve import stop_on_signals
 from everyrun.settings import PLAN_REQUESTS_PER_SECOND
 
 
@@ -32,38 +25,11 @@ def parse_seconds(text: str) -> tuple[float, float]:
     return times
 
 
-async def serve(listen: str, state_dir: Path, options: dict[str, Any]) -> None:
-    """Run until SIGTERM or SIGINT."""
-    stop = stop_on_signals()
-    health = Health("state")
-    store = Store(state_dir)
-    born, key = await _remembered(store)
-    dice = Dice(options["seed"], options["faults"])
-    plan = Plan(dice, options["seed"], *options["run_seconds"])
-    webhooks = Webhooks(store, dice, Links(f"http://{listen}", key), born, options["webhook_retry"])
-    engine = Engine(store, plan, dice, webhooks, options["workflow_id"], born)
-    api = Api(engine, options["api_key"], PLAN_REQUESTS_PER_SECOND[options["plan"]])
-    work = [asyncio.create_task(part) for part in (engine.live(), webhooks.work(), store.keep_on())]
-    stopped = asyncio.create_task(stop.wait())
-    health.ready("state")
-    async with http_server(listen, with_health(health, api.asgi()), drain=1.0):
+async def serve(listen: str, state_dir: Path, options: Options) -> None:
+    """Run until SIGTERM or SIGINT; raises what ended the work before."""
+    stopped = asyncio.create_task(stop_on_signals().wait())
+    async with emulating(listen, state_dir, options) as work:
         await asyncio.wait([*work, stopped], return_when=asyncio.FIRST_COMPLETED)
-    for task in work:
-        if task.done():
-            # It never ends by itself: what it raised ends the process, to be started anew.
-            task.result()
-        task.cancel()
-    await store.close()
-
-
-async def _remembered(store: Store) -> tuple[float, bytes]:
-    """When this emulator was first started (Unix seconds), and the key of its signed links."""
-    known = store.things("start")
-    born = known.get("born", time.time())
-    key = known.get("link_key", secrets.token_hex(32))
-    if not known:
-        await store.now(store.put("start", "born", born), store.put("start", "link_key", key))
-    return born, bytes.fromhex(key)
 
 
 def run(
@@ -79,20 +45,14 @@ def run(
 ) -> None:
     """Stand in for Extend, for development and tests."""
     telemetry.configure("emulator")
+    rates = {str(name): rate for name, rate in PLAN_REQUESTS_PER_SECOND.items()}
+    if plan not in rates:
+        raise typer.BadParameter(f"plan: one of {', '.join(rates)}")
     try:
-        options = {
-            "api_key": api_key,
-            "workflow_id": workflow_id,
-            "seed": seed,
-            "run_seconds": parse_seconds(run_seconds),
-            "plan": plan,
-            "faults": parse_faults(faults),
-            "webhook_retry": webhook_retry_seconds,
-        }
-    except (FaultsError, ValueError) as error:
+        times, asked = parse_seconds(run_seconds), parse_faults(faults)
+    except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    if plan not in PLAN_REQUESTS_PER_SECOND:
-        raise typer.BadParameter(f"plan: one of {', '.join(PLAN_REQUESTS_PER_SECOND)}")
+    options = Options(api_key, workflow_id, seed, times, rates[plan], asked, webhook_retry_seconds)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(listen, state_dir, options))
 

@@ -1,0 +1,76 @@
+"""The emulator put together from its parts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from everyrun.emulator.api import Api
+from everyrun.emulator.engine import Engine
+from everyrun.emulator.events import Links
+from everyrun.emulator.faults import Dice
+from everyrun.emulator.runs import Plan
+from everyrun.emulator.store import Store
+from everyrun.emulator.webhooks import Webhooks
+from everyrun.serve import Health, http_server, with_health
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What an emulator is like.
+
+    ``run_seconds`` are the shortest and longest time a run takes; ``requests_per_second`` is the rate limit of each
+    category; ``first_retry`` is the delay before a webhook's first retry, in seconds.
+    """
+
+    api_key: str = "sk_emulator"
+    workflow_id: str = "workflow_invoices"
+    seed: int = 1
+    run_seconds: tuple[float, float] = (0.2, 2.0)
+    requests_per_second: float = 75.0
+    faults: Mapping[str, float] = field(default_factory=dict)
+    first_retry: float = 1.0
+
+
+@contextlib.asynccontextmanager
+async def emulating(listen: str, state_dir: Path, options: Options) -> AsyncIterator[list[asyncio.Task[None]]]:
+    """An emulator that serves on ``host:port`` while the block runs, and goes on with what ``state_dir`` holds.
+
+    Gives the tasks that do its work: they never end by themselves, and an error that ends one is raised at the end.
+    """
+    health = Health("state")
+    store = Store(state_dir)
+    born, key = await _remembered(store)
+    dice = Dice(options.seed, options.faults)
+    plan = Plan(dice, options.seed, *options.run_seconds)
+    webhooks = Webhooks(store, dice, Links(f"http://{listen}", key), born, options.first_retry)
+    engine = Engine(store, plan, dice, webhooks, options.workflow_id, born)
+    api = Api(engine, options.api_key, options.requests_per_second)
+    work = [asyncio.create_task(part) for part in (engine.live(), webhooks.work(), store.keep_on())]
+    health.ready("state")
+    try:
+        async with http_server(listen, with_health(health, api.asgi()), drain=1.0):
+            yield work
+    finally:
+        failed = [task for task in work if task.done()]
+        for task in work:
+            task.cancel()
+        await asyncio.gather(*work, return_exceptions=True)
+        await store.close()
+    for task in failed:
+        task.result()
+
+
+async def _remembered(store: Store) -> tuple[float, bytes]:
+    """When this emulator was first started (Unix seconds), and the key of its signed links."""
+    known = store.things("start")
+    born = known.get("born", time.time())
+    key = known.get("link_key", secrets.token_hex(32))
+    if not known:
+        await store.now(store.put("start", "born", born), store.put("start", "link_key", key))
+    return born, bytes.fromhex(key)
