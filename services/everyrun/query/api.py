@@ -65,7 +65,7 @@ def query_api(settings: Settings, pool: asyncpg.Pool) -> FastAPI:
             pending = await c.fetchval(_sql["pending_deliveries"], submission_id)
         if not kept:
             kept = {"WAITING": submission["expected"]}
-        return report(submission, kept, counted, list(lines), states, unmatched, pending)
+        return report(dict(submission), kept, counted, list(lines), states, unmatched, pending)
 
     @app.get("/v1/submissions/{submission_id}/batches", dependencies=[Depends(BEARER)])
     async def batches(
