@@ -9,6 +9,7 @@ help: ## Say what there is
 	@grep -hE '^[a-zA-Z_.-]+:.*## ' $(MAKEFILE_LIST) | sort | awk 'BEGIN {FS = ":.*## "} {printf "  make %-14s %s\n", $$1, $$2}'
 
 # The stamp is written last, so that an interrupted install is done again.
+.PHONY: .venv
 .venv: $(VENV)/.installed ## Create .venv from the lock file
 $(VENV)/.installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Everyrun needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12 " if sys.version_info < (3, 11) else 0)'
@@ -16,3 +17,44 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
+
+.PHONY: demo
+demo: .venv ## The main job, end to end, beside the truth (INPUTS=2500 FAULTS=default SEED=1)
+	@$(BIN)/everyrun demo --inputs $(or $(INPUTS),2500) --faults $(or $(FAULTS),default) --seed $(or $(SEED),1)
+
+.PHONY: up
+up: .venv ## Bring the stack up, until Ctrl-C (its data stay in .everyrun)
+	@$(BIN)/everyrun up
+
+.PHONY: test
+test: .venv ## Every test, on a real Kafka and a real Postgres (ARGS= for pytest)
+	@$(BIN)/pytest $(ARGS)
+
+.PHONY: lint
+lint: .venv ## ruff, mypy --strict, import-linter
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+.PHONY: format
+format: .venv ## Put every file in order
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+.PHONY: bench
+bench: .venv ## Speeds, each beside its ceiling in the same run (ONLY=processor|bridge|intake|demo)
+	@$(BIN)/python -m benchmarks $(ONLY)
+
+.PHONY: schemas
+schemas: .venv ## Write schemas/ and docs/reference/ anew from the code's own types
+	@$(BIN)/python -m everyrun.schemas
+
+.PHONY: lock
+lock: .venv ## Write requirements.lock anew (needs uv)
+	uv pip compile pyproject.toml --extra embedded --group dev --universal --python-version 3.11 \
+	    --generate-hashes --no-emit-index-url --no-header --quiet --output-file requirements.lock
+
+.PHONY: clean
+clean: ## Take away .venv and caches; .everyrun stays
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
