@@ -83,11 +83,12 @@ def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmulatorProce
 
 
 class Inbox:
-    """What came in: (headers, raw body) each; ``status`` is what is answered."""
+    """What came in: (headers, raw body) each; ``status`` is what is answered, or what ``judge`` says of each."""
 
     def __init__(self) -> None:
         self.url = ""
         self.status = 200
+        self.judge: Callable[[dict[str, str], bytes], int] = lambda _headers, _body: self.status
         self.deliveries: list[tuple[dict[str, str], bytes]] = []
 
 
@@ -107,7 +108,7 @@ async def inbox() -> AsyncIterator[Inbox]:
                 break
         headers = {name.decode(): value.decode() for name, value in scope["headers"]}
         box.deliveries.append((headers, body))
-        await respond(send, box.status, b"{}")
+        await respond(send, box.judge(headers, body), b"{}")
 
     async with http_server(f"127.0.0.1:{port}", app):
         yield box
