@@ -6,6 +6,7 @@ from typing import NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from everyrun.cli import exits
 
@@ -15,11 +16,11 @@ err = Console(stderr=True, highlight=False)
 
 def fail(message: str, code: int = exits.ERROR) -> NoReturn:
     """Say what is wrong and end with the code."""
-    err.print(f"[bold red]everyrun:[/] {message}", markup=True, soft_wrap=True)
+    err.print(f"[bold red]everyrun:[/] {escape(message)}", soft_wrap=True)
     raise typer.Exit(code)
 
 
 def part_event(part: str, what: str, seconds: float) -> None:
     """One line for a part of the stack."""
     colour = "green" if what.startswith("ready") else "yellow"
-    err.print(f"  {part:<14} [{colour}]{what}[/]  {seconds:5.1f} s")
+    err.print(f"  {part:<14} [{colour}]{escape(what)}[/]  {seconds:5.1f} s")

@@ -18,6 +18,7 @@ from rich.table import Table
 from everyrun.cli import exits
 from everyrun.cli.console import err, fail, out, part_event
 from everyrun.cli.progress import JobProgress
+from everyrun.cli.signals import until_stopped
 from everyrun.cli.stack import Faults, Plan, Processors, RunSeconds, Seed, check_emulator_options
 from everyrun.cli.truth import Comparison, compare
 
@@ -72,13 +73,13 @@ def demo(
 
     try:
         if data_dir is not None:
-            figures = asyncio.run(run(data_dir))
+            figures = asyncio.run(until_stopped(run(data_dir)))
         else:
             with tempfile.TemporaryDirectory(prefix="everyrun-demo-", ignore_cleanup_errors=True) as folder:
-                figures = asyncio.run(run(Path(folder)))
+                figures = asyncio.run(until_stopped(run(Path(folder))))
     except (StackError, PlatformError) as error:
         fail(str(error))
-    except KeyboardInterrupt:
+    if figures is None:
         fail("interrupted")
     if json_file is not None:
         json_file.write_text(json.dumps(figures, indent=2) + "\n")

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
+from datetime import timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import httpx
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from everyrun.cli import exits
 from everyrun.cli.console import err, fail, out, part_event
+from everyrun.cli.signals import until_stopped
 from everyrun.emulator.app import parse_seconds
 from everyrun.emulator.faults import FAULTS, FaultsError, parse_faults
 from everyrun.settings import PLAN_REQUESTS_PER_SECOND
@@ -56,7 +61,10 @@ def up(
     faults: Faults = "none",
     seed: Seed = 1,
     run_seconds: RunSeconds = "0.2:2",
-    plan: Plan = "enterprise",
+    plan: Annotated[
+        str | None,
+        typer.Option(help="Extend's plan, for the rate limits: payg, scale or enterprise.", show_default="enterprise"),
+    ] = None,
     extend: Annotated[
         bool, typer.Option("--extend", help="The real Extend: EXTEND_API_KEY and EVERYRUN_WEBHOOK_SECRETS must be set.")
     ] = False,
@@ -70,47 +78,33 @@ def up(
     from everyrun.embedded.process import PlatformError
     from everyrun.embedded.stack import Options, Stack
     from everyrun.embedded.state import StackError
-    from everyrun.serve import stop_on_signals
     from everyrun.settings import SettingsError
 
-    check_emulator_options(faults, run_seconds, plan)
+    check_emulator_options(faults, run_seconds, plan or "enterprise")
 
     async def run() -> None:
-        stop = stop_on_signals()
         options = Options(data_dir, processors, faults, seed, run_seconds, plan, extend)
         began = time.monotonic()
         err.print(f"Starting the stack in {data_dir}")
-        starting = asyncio.create_task(_until(stop, Stack(options, part_event), began, data_dir))
-        await starting
+        async with Stack(options, part_event) as stack:
+            err.print(f"[bold green]Ready[/] after {time.monotonic() - began:.1f} s; Ctrl-C ends it")
+            _show_addresses(stack.endpoints, data_dir)
+            try:
+                await asyncio.Event().wait()
+            finally:
+                err.print("Stopping")
 
     try:
-        asyncio.run(run())
+        asyncio.run(until_stopped(run()))
     except (StackError, PlatformError, SettingsError) as error:
         fail(str(error))
 
 
-async def _until(stop: asyncio.Event, stack: object, began: float, data_dir: Path) -> None:
-    from everyrun.embedded.stack import Stack
-
-    assert isinstance(stack, Stack)
-    entering = asyncio.create_task(stack.__aenter__())
-    stopping = asyncio.create_task(stop.wait())
-    await asyncio.wait({entering, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    if not entering.done():
-        entering.cancel()
-        await asyncio.gather(entering, return_exceptions=True)
-        return
-    entering.result()
-    try:
-        err.print(f"[bold green]Ready[/] after {time.monotonic() - began:.1f} s")
-        for name in ("submission_url", "query_url", "bridge_url", "emulator_url", "kafka_bootstrap", "workflow_id"):
-            if stack.endpoints[name]:
-                out.print(f"{name:<16} {stack.endpoints[name]}")
-        out.print(f"{'keys, token, dsn':<16} {data_dir / 'endpoints.json'}")
-        await stopping
-        err.print("Stopping")
-    finally:
-        await stack.__aexit__(None, None, None)
+def _show_addresses(endpoints: dict[str, str], data_dir: Path) -> None:
+    for name in ("submission_url", "query_url", "bridge_url", "emulator_url", "kafka_bootstrap", "workflow_id"):
+        if endpoints[name]:
+            typer.echo(f"{name:<16} {endpoints[name]}")
+    typer.echo(f"{'keys, token, dsn':<16} {data_dir / 'endpoints.json'}")
 
 
 def down(data_dir: DataDir = Path(".everyrun")) -> None:
@@ -123,7 +117,8 @@ def down(data_dir: DataDir = Path(".everyrun")) -> None:
     pid = holder(data_dir)
     if pid is None:
         fail(f"no stack runs in {data_dir}", exits.NOT_FOUND)
-    os.kill(pid, signal.SIGTERM)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + 20
     while holder(data_dir) == pid:
         if time.monotonic() > deadline:
@@ -137,17 +132,33 @@ def status(data_dir: DataDir = Path(".everyrun")) -> None:
 
     Example: everyrun status
     """
-    from everyrun.embedded.stack import read_status
-    from everyrun.embedded.state import holder
+    from everyrun.embedded.state import holder, read_status
 
     pid = holder(data_dir)
     if pid is None:
         fail(f"no stack runs in {data_dir}; start one with: everyrun up", exits.NOT_FOUND)
-    table = Table("part", "state", "for", "pid", "port", "restarts", title=f"Stack in {data_dir} (process {pid})")
+    err.print(f"The stack in {data_dir}, process {pid}")
+    table = Table("part", "state", "for", "pid", "port", "restarts")
     for row in read_status(data_dir):
-        lasts = f"{time.time() - row['since']:.0f} s"
-        table.add_row(row["part"], row["state"], lasts, str(row["pid"] or ""), str(row["port"]), str(row["restarts"]))
+        lasts = str(timedelta(seconds=int(time.time() - row["since"])))
+        cells = (lasts, str(row["pid"] or ""), str(row["port"]), str(row["restarts"]))
+        table.add_row(row["part"], escape(_state(row)), *cells)
     out.print(table)
+
+
+def _state(row: dict[str, Any]) -> str:
+    """What the stack says of a part, and what the part says of itself now."""
+    if row["state"] != "ready" or row["url"] is None:
+        return str(row["state"])
+    try:
+        answer = httpx.get(row["url"] + "/readyz", timeout=2)
+    except httpx.TransportError:
+        return "does not answer"
+    if answer.status_code == 200:
+        return "ready"
+    body = answer.json()
+    waiting = body.get("waiting") or {body["status"]: body.get("reason", "")}
+    return "not ready: " + "; ".join(f"{part}: {why}" for part, why in waiting.items())
 
 
 def logs(
@@ -176,3 +187,6 @@ def logs(
                 typer.echo(line, nl=False)
             else:
                 time.sleep(0.2)
+                if path.exists() and path.stat().st_ino != os.fstat(file.fileno()).st_ino:
+                    # It grew large and was put aside when the part was started again.
+                    return logs(name, data_dir, 1_000, follow)

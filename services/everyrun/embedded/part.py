@@ -9,20 +9,25 @@ import subprocess
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from everyrun.embedded import process
 
 OnEvent = Callable[[str, str, float], None]
 """Told of (part, what happened, seconds)."""
 
+Ask = Callable[[], Awaitable[str | None]]
+"""Asks a part whether it is ready: None, or what is in the way."""
+
+READY_WITHIN = 60.0
 _FIRST_BACKOFF, _MOST_BACKOFF = 0.5, 10.0
-#: After so many seconds of life a part that dies again is started again at once.
+#: A part that was well for so many seconds and dies is started again after the first backoff.
 _STEADY = 30.0
 _LOG_MAX = 10 << 20
 
 
 class Part:
-    """A process that the stack owns. ``ready`` is asked until it answers true; ``port`` is for showing."""
+    """A process that the stack owns. ``ask`` tells whether it is ready; ``port`` and ``url`` are for showing."""
 
     def __init__(
         self,
@@ -31,7 +36,8 @@ class Part:
         *,
         folder: Path,
         port: int,
-        ready: Callable[[], Awaitable[bool]],
+        ask: Ask,
+        url: str | None = None,
         env: Mapping[str, str] | None = None,
         user: str | None = None,
         cwd: Path | None = None,
@@ -43,11 +49,12 @@ class Part:
         self.restarts = 0
         self.state = "stopped"
         self.since = time.time()
+        self._url = url
         self._command = command
         self._env = {**os.environ, **(env or {})}
         self._user = user
-        self._cwd = cwd
-        self._ready = ready
+        self._cwd = cwd or folder
+        self._ask = ask
         self._stop_signal = stop_signal
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -55,6 +62,18 @@ class Part:
     def pid(self) -> int | None:
         """The process, while it runs."""
         return self._process.pid if self._process is not None and self._process.poll() is None else None
+
+    def row(self) -> dict[str, Any]:
+        """What ``everyrun status`` shows."""
+        return {
+            "part": self.name,
+            "state": self.state,
+            "pid": self.pid,
+            "port": self.port,
+            "since": self.since,
+            "restarts": self.restarts,
+            "url": self._url,
+        }
 
     def start(self) -> None:
         """Start the process. From the main thread: the kernel ends it with the thread that started it."""
@@ -67,14 +86,16 @@ class Part:
     def _set(self, state: str) -> None:
         self.state, self.since = state, time.time()
 
-    async def wait_ready(self, within: float) -> None:
+    async def wait_ready(self, within: float = READY_WITHIN) -> None:
         """Return when it is ready. Raises TimeoutError, or ChildProcessError where it ended, with its last words."""
         deadline = time.monotonic() + within
-        while not await self._ready():
+        while (reason := await self._ask()) is not None:
             if self.pid is None:
                 raise ChildProcessError(f"{self.name} ended at its start. Its last words:\n{self.tail()}")
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{self.name} is not ready after {within:.0f} s. Its last words:\n{self.tail()}")
+                raise TimeoutError(
+                    f"{self.name} is not ready after {within:.0f} s: {reason}. Its last words:\n{self.tail()}"
+                )
             await asyncio.sleep(0.05)
         self._set("ready")
 
@@ -89,36 +110,49 @@ class Part:
         """Start it again whenever it dies, for ever."""
         backoff = _FIRST_BACKOFF
         while True:
-            started = time.monotonic()
+            began = time.monotonic()
             while self.pid is not None:
                 await asyncio.sleep(0.1)
-            if time.monotonic() - started > _STEADY:
+            if time.monotonic() - began > _STEADY:
                 backoff = _FIRST_BACKOFF
             self._set("died")
+            if self._process is not None:
+                process.signal_group(self._process, signal.SIGKILL)
             on_event(self.name, f"died (status {self._status()}); starting again in {backoff:.1f} s", backoff)
             await asyncio.sleep(backoff)
             backoff = min(backoff * 2, _MOST_BACKOFF)
-            began = time.monotonic()
             self.restarts += 1
-            self.start()
             try:
-                await self.wait_ready(60)
-                on_event(self.name, "ready again", time.monotonic() - began)
-            except (ChildProcessError, TimeoutError):
+                self.start()
+            except OSError as error:
+                on_event(self.name, f"cannot be started: {error}", backoff)
+                continue
+            await self._ready_again(on_event)
+
+    async def _ready_again(self, on_event: OnEvent) -> None:
+        """Return when it is ready, or has ended once more."""
+        began = time.monotonic()
+        while True:
+            try:
+                await self.wait_ready()
+            except TimeoutError:
                 on_event(self.name, "is not ready yet", time.monotonic() - began)
+            except ChildProcessError:
+                return
+            else:
+                on_event(self.name, "ready again", time.monotonic() - began)
+                return
 
     def _status(self) -> int | None:
         return self._process.returncode if self._process is not None else None
 
     async def stop(self, within: float) -> None:
         """Ask it to end; make it end when it has not after ``within`` seconds."""
-        if self._process is None:
-            return
-        deadline = time.monotonic() + within
-        if self.pid is not None:
+        if self._process is not None and self.pid is not None:
+            deadline = time.monotonic() + within
             self._process.send_signal(self._stop_signal)
-        while self.pid is not None and time.monotonic() < deadline:
-            await asyncio.sleep(0.02)
-        process.signal_group(self._process, signal.SIGKILL)
-        self._process.wait()
+            while self.pid is not None and time.monotonic() < deadline:
+                await asyncio.sleep(0.02)
+            process.signal_group(self._process, signal.SIGKILL)
+            self._process.wait()
         self._set("stopped")

@@ -4,44 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import os
-import sys
+import threading
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import httpx
+from aiokafka.errors import KafkaError
 
+from everyrun.embedded import parts, ready
 from everyrun.embedded.kafka import EmbeddedKafka
-from everyrun.embedded.part import OnEvent, Part
-from everyrun.embedded.postgres import EmbeddedPostgres
+from everyrun.embedded.part import Ask, OnEvent, Part
+from everyrun.embedded.parts import Options
+from everyrun.embedded.postgres import STOP_SIGNAL, EmbeddedPostgres
 from everyrun.embedded.process import check_platform
 from everyrun.embedded.state import FolderLock, StackError, load_state, write_private
 from everyrun.embedded.webhook import register_webhook
 from everyrun.log import topics
 from everyrun.settings import Settings, SettingsError, load
-from everyrun.store.migrate import migrate
+from everyrun.store.migrate import MigrationError, migrate
 
-_READY_WITHIN = 60.0
-_STOP_WITHIN = 4.0
-SERVICES = ("submission", "bridge", "reconciler", "query")
+__all__ = ["Options", "Stack"]
 
-
-@dataclass
-class Options:
-    """How a stack is to be. ``env`` adds settings for every service."""
-
-    data_dir: Path = Path(".everyrun")
-    processors: int = 1
-    faults: str = "none"
-    seed: int = 1
-    run_seconds: str = "0.2:2"
-    plan: str = "enterprise"
-    extend: bool = False
-    env: dict[str, str] = field(default_factory=dict)
+_BASES = ("kafka", "postgres", "emulator")
+#: Seconds that the services, and after them the bases, have to stop in: together less than 15.
+_SERVICES_STOP, _BASES_STOP = 9.0, 4.5
 
 
 def _quiet(_part: str, _what: str, _seconds: float) -> None:
@@ -51,7 +39,8 @@ def _quiet(_part: str, _what: str, _seconds: float) -> None:
 class Stack:
     """An async context manager: everything is ready inside its block, and stopped after it.
 
-    Raises StackError or PlatformError before anything is started where it cannot be.
+    Enter it in the main thread. Raises StackError, SettingsError or PlatformError where it cannot be; what stands in
+    its way on this machine (a busy port, a locked folder, a missing runtime) before anything is started.
     """
 
     def __init__(self, options: Options, on_event: OnEvent = _quiet) -> None:
@@ -84,207 +73,135 @@ class Stack:
         await self._down()
 
     def _check_options(self) -> None:
-        try:
-            if self._options.extend:
+        if self._options.extend:
+            try:
                 self._settings.need("extend_api_key", "webhook_secrets")
-        except SettingsError as error:
-            raise StackError(str(error)) from None
+            except SettingsError as error:
+                raise StackError(str(error)) from None
 
     async def _up(self) -> None:
-        self._state = load_state(self._folder, self._options.processors)
         (self._folder / "endpoints.json").unlink(missing_ok=True)
-        began = time.monotonic()
-        kafka, postgres, database = self._bases()
-        # In threads: each is a process or a download to wait for.
-        prepared = [asyncio.to_thread(base.prepare) for base in (kafka, postgres) if base is not None]
-        await asyncio.gather(*prepared)
-        if kafka is not None:
-            self._add("kafka", kafka.command(), self._kafka_answers)
-        if postgres is not None:
-            made = self._answers(postgres.make_database)
-            self._add("postgres", postgres.command(), made, user=postgres.user, cwd=Path("/"))
-        if not self._options.extend:
-            self._add_emulator()
-        await self._start(list(self._parts.values()), began)
-        made_topics = topics.create(self._service_settings())
-        await asyncio.gather(made_topics, asyncio.to_thread(migrate, database))
-        if not self._options.extend and self._state["webhook_secret"] is None:
-            await self._register()
-        services = [self._add_service(name) for name in SERVICES]
-        services += [self._add_processor(number) for number in range(self._options.processors)]
-        await self._start(services, time.monotonic())
-        self._write_endpoints()
-        self._watching = [asyncio.create_task(part.watch(self._on_event)) for part in self._parts.values()]
-        self._watching.append(asyncio.create_task(self._keep_status()))
-
-    def _bases(self) -> tuple[EmbeddedKafka | None, EmbeddedPostgres | None, str]:
-        """Our own Kafka and Postgres, where the settings name none; and the database's dsn."""
-        ports = self._state["ports"]
-        kafka = None
-        bootstrap = self._settings.kafka_bootstrap
-        if not bootstrap:
-            kafka = EmbeddedKafka(self._folder / "kafka", ports["kafka"], ports["kafka-controller"])
-            bootstrap = kafka.bootstrap
-        postgres = None
+        own_kafka = not self._settings.kafka_bootstrap
         dsn = self._settings.postgres_dsn.get_secret_value()
+        names = parts.ports_needed(self._options, own_kafka=own_kafka, own_postgres=not dsn)
+        self._state = load_state(self._folder, names)
+        began = time.monotonic()
+        ports = self._state["ports"]
+        kafka = EmbeddedKafka(self._folder / "kafka", ports["kafka"], ports["kafka-controller"]) if own_kafka else None
+        postgres = None
         if not dsn:
             postgres = EmbeddedPostgres(self._folder / "postgres", ports["postgres"], self._state["postgres_password"])
-            dsn = postgres.dsn()
-        self.endpoints |= {"kafka_bootstrap": bootstrap, "postgres_dsn": dsn}
-        return kafka, postgres, dsn
-
-    def _url(self, name: str) -> str:
-        return f"http://127.0.0.1:{self._state['ports'][name]}"
-
-    def _extend_url(self) -> str:
-        return self._settings.extend_base_url if self._options.extend else self._url("emulator")
-
-    def _env(self) -> dict[str, str]:
-        """The settings of every service."""
-        ports = self._state["ports"]
-        env = {
-            "EVERYRUN_DATA_DIR": str(self._folder),
-            "EVERYRUN_KAFKA_BOOTSTRAP": self.endpoints["kafka_bootstrap"],
-            "EVERYRUN_POSTGRES_DSN": self.endpoints["postgres_dsn"],
-            "EVERYRUN_API_TOKEN": self._state["api_token"],
-            "EVERYRUN_EXTEND_BASE_URL": self._extend_url(),
-            "EVERYRUN_PLAN": self._options.plan,
+        self.endpoints = {
+            "kafka_bootstrap": kafka.bootstrap if kafka is not None else self._settings.kafka_bootstrap,
+            "postgres_dsn": postgres.dsn() if postgres is not None else dsn,
         }
-        for name in SERVICES:
-            env[f"EVERYRUN_{name.upper()}_LISTEN"] = f"127.0.0.1:{ports[name]}"
+        await asyncio.gather(*(_in_thread(base.prepare) for base in (kafka, postgres) if base is not None))
+        self._watching.append(asyncio.create_task(self._keep_status()))
+        await self._start(self._bases(kafka, postgres), began)
+        await self._make_topics_and_tables()
+        if not self._options.extend and self._state["webhook_secret"] is None:
+            await self._register()
+        services = [self._service(name) for name in (*self._options.services, *parts.processors(self._options))]
+        await self._start(services, time.monotonic())
+        self._write_endpoints()
+
+    def _bases(self, kafka: EmbeddedKafka | None, postgres: EmbeddedPostgres | None) -> list[Part]:
+        bases = []
+        if kafka is not None:
+            asks = ready.kafka(self._service_settings(), self._state["ports"]["kafka"])
+            bases.append(self._add("kafka", kafka.command(), asks))
+        if postgres is not None:
+            how: dict[str, Any] = {"user": postgres.user, "cwd": Path("/"), "stop_signal": STOP_SIGNAL}
+            bases.append(self._add("postgres", postgres.command(), ready.postgres(postgres), **how))
         if not self._options.extend:
-            env["EXTEND_API_KEY"] = self._state["extend_api_key"]
-            env["EVERYRUN_WEBHOOK_SECRETS"] = self._state["webhook_secret"] or ""
-            env["EVERYRUN_SIGNED_URL_ORIGINS"] = self._url("emulator")
-        return {**env, **self._options.env}
+            command = parts.emulator_command(self._folder, self._state, self._options)
+            bases.append(self._add_http("emulator", command))
+        return bases
 
-    def _service_settings(self) -> Settings:
-        return load(
-            kafka_bootstrap=self.endpoints["kafka_bootstrap"],
-            topic_prefix=self._settings.topic_prefix,
-            kafka_replication=self._settings.kafka_replication,
-        )
+    def _service(self, name: str) -> Part:
+        env = parts.service_env(name, self._folder, self._state, self._options, self.endpoints)
+        return self._add_http(name, parts.service_command(name), env=env)
 
-    def _add(self, name: str, command: list[str], ready: Any, **more: Any) -> Part:
-        part = Part(name, command, folder=self._folder, port=self._state["ports"][name], ready=ready, **more)
+    def _add_http(self, name: str, command: list[str], **more: Any) -> Part:
+        url = parts.url(self._state, name)
+        return self._add(name, command, ready.http(url), url=url, **more)
+
+    def _add(self, name: str, command: list[str], ask: Ask, **more: Any) -> Part:
+        part = Part(name, command, folder=self._folder, port=self._state["ports"][name], ask=ask, **more)
         self._parts[name] = part
         return part
 
-    def _add_emulator(self) -> None:
-        o = self._options
-        command = [
-            sys.executable,
-            "-m",
-            "everyrun.emulator",
-            "--listen",
-            f"127.0.0.1:{self._state['ports']['emulator']}",
-        ]
-        command += ["--state-dir", str(self._folder / "emulator"), "--api-key", self._state["extend_api_key"]]
-        command += ["--workflow-id", self._state["workflow_id"], "--seed", str(o.seed), "--run-seconds", o.run_seconds]
-        command += ["--plan", o.plan, "--faults", o.faults]
-        self._add("emulator", command, self._ready_at("emulator"))
+    def _service_settings(self) -> Settings:
+        return self._settings.model_copy(update={"kafka_bootstrap": self.endpoints["kafka_bootstrap"]})
 
-    def _add_service(self, name: str) -> Part:
-        return self._add(name, [sys.executable, "-m", f"everyrun.{name}"], self._ready_at(name), env=self._env())
-
-    def _add_processor(self, number: int) -> Part:
-        name = f"processor-{number}"
-        own = {
-            "EVERYRUN_PROCESSOR_INDEX": str(number),
-            "EVERYRUN_PROCESSOR_LISTEN": f"127.0.0.1:{self._state['ports'][name]}",
-        }
-        command = [sys.executable, "-m", "everyrun.processor"]
-        return self._add(name, command, self._ready_at(name), env={**self._env(), **own})
-
-    def _ready_at(self, name: str) -> Any:
-        async def ready() -> bool:
-            with contextlib.suppress(httpx.TransportError):
-                async with httpx.AsyncClient(timeout=2) as http:
-                    return (await http.get(self._url(name) + "/readyz")).status_code == 200
-            return False
-
-        return ready
-
-    @staticmethod
-    def _answers(ask: Any) -> Any:
-        async def ready() -> bool:
-            try:
-                await ask()
-            except (OSError, asyncpg.PostgresError, TimeoutError):
-                return False
-            return True
-
-        return ready
-
-    async def _kafka_answers(self) -> bool:
+    async def _make_topics_and_tables(self) -> None:
+        migrated = _in_thread(lambda: migrate(self.endpoints["postgres_dsn"]))
         try:
-            _, writer = await asyncio.open_connection("127.0.0.1", self._state["ports"]["kafka"])
-            writer.close()
-            await topics.cluster_id(self._service_settings())
-        except Exception:
-            return False
-        return True
+            await asyncio.gather(topics.create(self._service_settings()), migrated)
+        except MigrationError as error:
+            raise StackError(f"The database could not be brought up to date: {error}") from None
+        except (KafkaError, OSError) as error:
+            raise StackError(
+                f"The topics could not be created at {self.endpoints['kafka_bootstrap']}: "
+                f"{type(error).__name__} {error}"
+            ) from None
 
     async def _register(self) -> None:
         """The webhook endpoint and the subscription to the workflow, as one makes them at Extend."""
-        secret = await register_webhook(
-            self._url("emulator"),
-            self._state["extend_api_key"],
-            self._state["workflow_id"],
-            f"{self._url('bridge')}/webhooks/extend",
-        )
-        self._state["webhook_secret"] = secret
+        try:
+            self._state["webhook_secret"] = await register_webhook(
+                parts.url(self._state, "emulator"),
+                self._state["extend_api_key"],
+                self._state["workflow_id"],
+                f"{parts.url(self._state, 'bridge')}/webhooks/extend",
+            )
+        except httpx.HTTPError as error:
+            raise StackError(f"The webhook endpoint could not be made at the emulator: {error}") from None
         write_private(self._folder / "stack.json", self._state)
 
-    async def _start(self, parts: list[Part], began: float) -> None:
-        for part in parts:
+    async def _start(self, group: list[Part], began: float) -> None:
+        """Start the parts together; return when all are ready. Each is watched from when it is."""
+        for part in group:
             part.start()
 
         async def report(part: Part) -> None:
-            await part.wait_ready(_READY_WITHIN)
+            await part.wait_ready()
             self._on_event(part.name, "ready", time.monotonic() - began)
+            self._watching.append(asyncio.create_task(part.watch(self._on_event)))
 
         try:
-            async with asyncio.TaskGroup() as group:
-                for part in parts:
-                    group.create_task(report(part))
+            async with asyncio.TaskGroup() as waiting:
+                for part in group:
+                    waiting.create_task(report(part))
         except* (ChildProcessError, TimeoutError) as errors:
             raise StackError("\n".join(str(error) for error in errors.exceptions)) from None
 
     def _write_endpoints(self) -> None:
-        secrets = [secret.get_secret_value() for secret in self._settings.webhook_secrets]
+        secrets = ",".join(secret.get_secret_value() for secret in self._settings.webhook_secrets)
+        real = self._options.extend
+        emulator = "" if real else parts.url(self._state, "emulator")
         self.endpoints |= {
-            "submission_url": self._url("submission"),
-            "bridge_url": self._url("bridge"),
-            "query_url": self._url("query"),
-            "emulator_url": "" if self._options.extend else self._url("emulator"),
+            **{f"{name}_url": parts.url(self._state, name) for name in ("submission", "bridge", "query")},
+            "emulator_url": emulator,
             "api_token": self._state["api_token"],
-            "webhook_secret": ",".join(secrets) if self._options.extend else self._state["webhook_secret"],
-            "extend_api_key": (
-                self._settings.extend_api_key.get_secret_value()
-                if self._options.extend
-                else self._state["extend_api_key"]
-            ),
-            "extend_base_url": self._extend_url(),
-            "workflow_id": "" if self._options.extend else self._state["workflow_id"],
+            "webhook_secret": secrets if real else self._state["webhook_secret"],
+            "extend_api_key": self._settings.extend_api_key.get_secret_value()
+            if real
+            else self._state["extend_api_key"],
+            "extend_base_url": self._settings.extend_base_url if real else emulator,
+            "workflow_id": "" if real else self._state["workflow_id"],
         }
         write_private(self._folder / "endpoints.json", self.endpoints)
 
     async def _keep_status(self) -> None:
+        """Keep ``status.json`` up to date."""
+        written: list[dict[str, Any]] = []
         while True:
-            rows = [
-                {
-                    "part": p.name,
-                    "state": p.state,
-                    "pid": p.pid,
-                    "port": p.port,
-                    "since": p.since,
-                    "restarts": p.restarts,
-                }
-                for p in self._parts.values()
-            ]
-            write_private(self._folder / "status.json", rows)
-            await asyncio.sleep(1)
+            rows = [part.row() for part in self._parts.values()]
+            if rows != written:
+                write_private(self._folder / "status.json", rows)
+                written = rows
+            await asyncio.sleep(0.2)
 
     async def _down(self) -> None:
         for task in self._watching:
@@ -292,31 +209,37 @@ class Stack:
         await asyncio.gather(*self._watching, return_exceptions=True)
         for name in ("endpoints.json", "status.json"):
             (self._folder / name).unlink(missing_ok=True)
-        services = [part for name, part in self._parts.items() if name not in ("kafka", "postgres", "emulator")]
-        bases = [part for name, part in self._parts.items() if name in ("kafka", "postgres", "emulator")]
-        for group in (services, bases):
-            await asyncio.gather(*(part.stop(_STOP_WITHIN + (1 if group is services else 0)) for part in group))
+        services = [part for name, part in self._parts.items() if name not in _BASES]
+        await asyncio.gather(*(part.stop(_SERVICES_STOP) for part in services))
+        bases = [part for name, part in self._parts.items() if name in _BASES]
+        await asyncio.gather(*(part.stop(_BASES_STOP) for part in bases))
         self._lock.release()
 
 
-def read_endpoints(data_dir: Path) -> dict[str, str] | None:
-    """The addresses and keys of a stack that is ready; None where none is."""
-    try:
-        endpoints: dict[str, str] = json.loads((data_dir / "endpoints.json").read_text())
-    except FileNotFoundError:
-        return None
-    return endpoints
+async def _in_thread(work: Callable[[], None]) -> None:
+    """Run it in a thread that is left behind when the waiting ends: a download must not hold up the end of a process.
 
+    What it started itself ends with it, or with the process.
+    """
+    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-def read_status(data_dir: Path) -> list[dict[str, Any]]:
-    """A line a part of a running stack."""
-    try:
-        rows: list[dict[str, Any]] = json.loads((data_dir / "status.json").read_text())
-    except FileNotFoundError:
-        return []
-    return rows
+    def finish(error: Exception | None) -> None:
+        if done.done():
+            return
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)
 
+    def run() -> None:
+        error: Exception | None = None
+        try:
+            work()
+        except Exception as raised:
+            error = raised
+        # The loop is closed where nobody waits any more.
+        with contextlib.suppress(RuntimeError):
+            done.get_loop().call_soon_threadsafe(finish, error)
 
-def default_data_dir() -> Path:
-    """EVERYRUN_DATA_DIR, or ./.everyrun."""
-    return Path(os.environ.get("EVERYRUN_DATA_DIR", ".everyrun"))
+    threading.Thread(target=run, daemon=True).start()
+    await done

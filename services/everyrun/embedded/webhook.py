@@ -15,6 +15,7 @@ _LINK_OVER = 131_072
 async def register_webhook(base_url: str, api_key: str, workflow_id: str, url: str) -> str:
     """Make both; the signing secret. Raises httpx.HTTPError.
 
+    An endpoint of this URL that is there already goes: its secret is shown once only, and nobody has it.
     workflow_run.* events come only through a subscription to the workflow (docs.extend.ai, webhooks).
     """
     headers = {"authorization": f"Bearer {api_key}", "x-extend-api-version": API_VERSION}
@@ -27,6 +28,9 @@ async def register_webhook(base_url: str, api_key: str, workflow_id: str, url: s
             "apiVersion": API_VERSION,
             "advancedOptions": options,
         }
+        for known in (await http.get("/webhook_endpoints")).raise_for_status().json()["data"]:
+            if known["url"] == url:
+                (await http.delete(f"/webhook_endpoints/{known['id']}")).raise_for_status()
         made = (await http.post("/webhook_endpoints", json=endpoint)).raise_for_status().json()
         subscription = {
             "webhookEndpointId": made["id"],

@@ -1,0 +1,30 @@
+"""Ending a command that runs for long."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from everyrun.serve import stop_on_signals
+
+T = TypeVar("T")
+
+
+async def until_stopped(work: Coroutine[Any, Any, T]) -> T | None:
+    """What ``work`` returns; SIGINT or SIGTERM cancels it, waits for its orderly end, and returns None.
+
+    Also where SIGINT was inherited as ignored.
+    """
+    stop = stop_on_signals()
+    working = asyncio.ensure_future(work)
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if working.done():
+        return working.result()
+    working.cancel()
+    try:
+        return await working
+    except asyncio.CancelledError:
+        return None

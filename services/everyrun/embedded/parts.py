@@ -1,0 +1,95 @@
+"""The parts of a stack, declared: what each is run with. Without effects."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+SERVICES = ("submission", "bridge", "reconciler", "query")
+
+#: -P: the folder it runs in holds folders named kafka and postgres, which are no modules.
+_PYTHON = (sys.executable, "-P", "-m")
+
+
+@dataclass
+class Options:
+    """How a stack is to be. ``env`` adds settings for every service; ``services`` may leave some out."""
+
+    data_dir: Path = Path(".everyrun")
+    processors: int = 1
+    faults: str = "none"
+    seed: int = 1
+    run_seconds: str = "0.2:2"
+    #: None is the emulator's enterprise; with ``extend``, what EVERYRUN_PLAN says.
+    plan: str | None = None
+    extend: bool = False
+    env: dict[str, str] = field(default_factory=dict)
+    services: tuple[str, ...] = SERVICES
+
+
+def ports_needed(options: Options, *, own_kafka: bool, own_postgres: bool) -> list[str]:
+    """The names of the ports that parts of this stack listen on."""
+    names = ["kafka", "kafka-controller"] if own_kafka else []
+    names += ["postgres"] if own_postgres else []
+    names += [] if options.extend else ["emulator"]
+    # All of them, so that every service's settings are whole.
+    return [*names, *SERVICES, *processors(options)]
+
+
+def processors(options: Options) -> list[str]:
+    """The names of the processors."""
+    return [f"processor-{number}" for number in range(options.processors)]
+
+
+def url(state: Mapping[str, Any], name: str) -> str:
+    """Where a part with HTTP listens."""
+    return f"http://127.0.0.1:{state['ports'][name]}"
+
+
+def emulator_command(folder: Path, state: Mapping[str, Any], options: Options) -> list[str]:
+    """The emulator's command line."""
+    flags = {
+        "--listen": f"127.0.0.1:{state['ports']['emulator']}",
+        "--state-dir": str(folder / "emulator"),
+        "--api-key": state["extend_api_key"],
+        "--workflow-id": state["workflow_id"],
+        "--seed": str(options.seed),
+        "--run-seconds": options.run_seconds,
+        "--plan": options.plan or "enterprise",
+        "--faults": options.faults,
+    }
+    return [*_PYTHON, "everyrun.emulator", *(word for flag in flags.items() for word in flag)]
+
+
+def service_command(name: str) -> list[str]:
+    """The command line of a service or of a processor."""
+    return [*_PYTHON, f"everyrun.{name.partition('-')[0]}"]
+
+
+def service_env(
+    name: str, folder: Path, state: Mapping[str, Any], options: Options, endpoints: Mapping[str, str]
+) -> dict[str, str]:
+    """The settings of a service, over those of the environment that the stack was started in."""
+    ports = state["ports"]
+    env = {
+        "EVERYRUN_DATA_DIR": str(folder),
+        "EVERYRUN_KAFKA_BOOTSTRAP": endpoints["kafka_bootstrap"],
+        "EVERYRUN_POSTGRES_DSN": endpoints["postgres_dsn"],
+        "EVERYRUN_API_TOKEN": state["api_token"],
+    }
+    for service in SERVICES:
+        env[f"EVERYRUN_{service.upper()}_LISTEN"] = f"127.0.0.1:{ports[service]}"
+    if options.plan is not None or not options.extend:
+        env["EVERYRUN_PLAN"] = options.plan or "enterprise"
+    if not options.extend:
+        env["EVERYRUN_EXTEND_BASE_URL"] = url(state, "emulator")
+        env["EXTEND_API_KEY"] = state["extend_api_key"]
+        env["EVERYRUN_WEBHOOK_SECRETS"] = state["webhook_secret"] or ""
+        env["EVERYRUN_SIGNED_URL_ORIGINS"] = url(state, "emulator")
+    if name in processors(options):
+        env["EVERYRUN_PROCESSOR_INDEX"] = name.partition("-")[2]
+        env["EVERYRUN_PROCESSOR_LISTEN"] = f"127.0.0.1:{ports[name]}"
+    return {**env, **options.env}

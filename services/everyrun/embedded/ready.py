@@ -1,0 +1,56 @@
+"""Asking a part whether it is ready: None, or what is in the way."""
+
+from __future__ import annotations
+
+import asyncio
+
+import asyncpg
+import httpx
+from aiokafka.errors import KafkaError
+
+from everyrun.embedded.part import Ask
+from everyrun.embedded.postgres import EmbeddedPostgres
+from everyrun.log import topics
+from everyrun.settings import Settings
+
+
+def http(url: str) -> Ask:
+    """By GET /readyz."""
+
+    async def ask() -> str | None:
+        try:
+            async with httpx.AsyncClient(timeout=2) as client:
+                answer = await client.get(url + "/readyz")
+        except httpx.TransportError as error:
+            return f"{type(error).__name__} {error}".strip()
+        return None if answer.status_code == 200 else answer.text
+
+    return ask
+
+
+def kafka(settings: Settings, port: int) -> Ask:
+    """By its cluster id; not before it listens, as the client logs every refused connection."""
+
+    async def ask() -> str | None:
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.close()
+            await topics.cluster_id(settings)
+        except (KafkaError, OSError) as error:
+            return f"{type(error).__name__} {error}".strip()
+        return None
+
+    return ask
+
+
+def postgres(server: EmbeddedPostgres) -> Ask:
+    """By its database, which is made where it is missing."""
+
+    async def ask() -> str | None:
+        try:
+            await server.make_database()
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            return f"{type(error).__name__} {error}".strip()
+        return None
+
+    return ask
