@@ -182,20 +182,6 @@ async def test_delivery_is_retried_with_one_event_id(emulator_with, inbox: Inbox
     assert len({json.loads(body)["eventId"] for _, body in inbox.deliveries}) == 1
 
 
-async def test_nothing_is_forgotten_when_it_is_killed(emulator_with, inbox: Inbox):
-    emulator = emulator_with("--run-seconds", "0.5:1.5")
-    client = sdk(emulator.url)
-    subscribe(client, inbox.url)
-    batch_id = submit(client, 200)
-    await eventually(lambda: len(inbox.deliveries) >= 20, "some webhooks came")
-    emulator.kill()
-    emulator.start()
-    runs = await settled(client, batch_id, 200)
-    ids = {run.id for run in runs}
-    await eventually(lambda: {json.loads(b)["payload"]["id"] for _, b in inbox.deliveries} == ids, "every webhook came")
-    assert {line["run_id"] for line in emulator.truth()} == ids
-
-
 async def test_the_same_seed_makes_the_same_choices(emulator_with):
     outcomes = []
     for _ in range(2):
