@@ -15,12 +15,12 @@ import typer
 from rich.live import Live
 from rich.table import Table
 
-from everyrun.cli import exits
+from everyrun.cli import exits, job
 from everyrun.cli.console import err, fail, out, part_event
 from everyrun.cli.progress import JobProgress
 from everyrun.cli.signals import until_stopped
 from everyrun.cli.stack import Faults, Plan, Processors, RunSeconds, Seed, check_emulator_options
-from everyrun.cli.truth import Comparison, compare
+from everyrun.cli.truth import Comparison
 
 #: Time-outs and windows of a demo: short, so that faults are seen to be mended.
 SHORT = {
@@ -77,7 +77,7 @@ def demo(
         else:
             with tempfile.TemporaryDirectory(prefix="everyrun-demo-", ignore_cleanup_errors=True) as folder:
                 figures = asyncio.run(until_stopped(run(Path(folder))))
-    except (StackError, PlatformError) as error:
+    except (StackError, PlatformError, job.JobError) as error:
         fail(str(error))
     if figures is None:
         fail("interrupted")
@@ -89,40 +89,17 @@ def demo(
         raise typer.Exit(exits.ERROR)
 
 
-def _rows(count: int) -> str:
-    rows = (
-        {
-            "id": f"invoice-{n:06d}",
-            "file": {
-                "url": f"https://files.example.com/invoices/{n:06d}.pdf?signature=presigned",
-                "name": f"{n:06d}.pdf",
-            },
-            "metadata": {"customer": f"c-{n % 97}", "row": n},
-        }
-        for n in range(1, count + 1)
-    )
-    return "".join(json.dumps(row) + "\n" for row in rows)
-
-
 async def _job(endpoints: dict[str, str], count: int) -> dict[str, Any]:
     headers = {"authorization": f"Bearer {endpoints['api_token']}"}
     async with httpx.AsyncClient(headers=headers, timeout=120) as http:
         began = time.monotonic()
-        answer = await http.post(
-            f"{endpoints['submission_url']}/v1/submissions",
-            params={"workflow_id": endpoints["workflow_id"]},
-            content=_rows(count),
-            headers={"content-type": "application/x-ndjson"},
-        )
-        if answer.status_code != 202:
-            fail(f"the submission was refused: {answer.text}")
-        submission = answer.json()
+        submission = await job.hand_in(http, endpoints, count)
         err.print(
             f"Handed in {submission['expected']} inputs as {submission['submission_id']}, "
             f"in {submission['batches']} batches, after {time.monotonic() - began:.1f} s"
         )
-        report = await _watch(http, endpoints, submission["submission_id"])
-        report, comparison = await _agree(http, endpoints, submission["submission_id"])
+        await _watch(http, endpoints, submission["submission_id"])
+        report, comparison = await job.agree(http, endpoints, submission["submission_id"], _AGREE_WITHIN)
         seconds = time.monotonic() - began
         stats = (await http.get(f"{endpoints['emulator_url']}/_emulator/stats")).json()
     figures = await _figures(endpoints, report, comparison, stats, seconds)
@@ -132,12 +109,11 @@ async def _job(endpoints: dict[str, str], count: int) -> dict[str, Any]:
 
 async def _watch(http: httpx.AsyncClient, endpoints: dict[str, str], submission_id: str) -> dict[str, Any]:
     """Show progress until every input is settled, or none has been for long."""
-    url = f"{endpoints['query_url']}/v1/submissions/{submission_id}/report"
     progress = JobProgress()
     last, moved = -1, time.monotonic()
     with Live(progress.table(), console=err, refresh_per_second=4, transient=not err.is_terminal) as live:
         while True:
-            report = await _get(http, url)
+            report = await job.report(http, endpoints, submission_id)
             live.update(progress.update(report))
             if report["settled"] != last:
                 last, moved = report["settled"], time.monotonic()
@@ -147,67 +123,14 @@ async def _watch(http: httpx.AsyncClient, endpoints: dict[str, str], submission_
             await asyncio.sleep(0.25)
 
 
-async def _get(http: httpx.AsyncClient, url: str) -> dict[str, Any]:
-    """GET JSON; a service that is being started again is waited for."""
-    for _ in range(240):
-        try:
-            answer = await http.get(url)
-            if answer.status_code == 200:
-                body: dict[str, Any] = answer.json()
-                return body
-        except httpx.TransportError:
-            pass
-        await asyncio.sleep(0.25)
-    fail(f"{url} does not answer")
-
-
-async def _truth(http: httpx.AsyncClient, endpoints: dict[str, str]) -> list[dict[str, Any]]:
-    for _ in range(240):
-        try:
-            answer = await http.get(f"{endpoints['emulator_url']}/_emulator/truth")
-            return [json.loads(line) for line in answer.text.splitlines()]
-        except httpx.TransportError:
-            await asyncio.sleep(0.25)
-    fail("the emulator does not answer")
-
-
 async def _review(http: httpx.AsyncClient, endpoints: dict[str, str], report: dict[str, Any]) -> None:
     """Be the person who approves, where the fault `review` is asked for."""
     if not report["by_status"].get("NEEDS_REVIEW"):
         return
-    for line in await _truth(http, endpoints):
+    for line in await job.truth(http, endpoints):
         if line["status"] == "NEEDS_REVIEW":
             url = f"{endpoints['emulator_url']}/_emulator/runs/{line['run_id']}"
             await http.post(url, json={"action": "review_approve"})
-
-
-async def _agree(
-    http: httpx.AsyncClient, endpoints: dict[str, str], submission_id: str
-) -> tuple[dict[str, Any], Comparison]:
-    """Compare until it agrees and balances: a second run of an input may still be on its way."""
-    deadline = time.monotonic() + _AGREE_WITHIN
-    while True:
-        truth = [line for line in await _truth(http, endpoints) if _is_of(line, submission_id)]
-        connection = await asyncpg.connect(endpoints["postgres_dsn"])
-        try:
-            rows = await connection.fetch(
-                "select input_id, run_id, status from everyrun.results where submission_id = $1", submission_id
-            )
-            duplicates = await connection.fetchval(
-                "select count(*) from everyrun.duplicate_runs where starts_with(input_id, $1 || ':')", submission_id
-            )
-        finally:
-            await connection.close()
-        comparison = compare(truth, {row["input_id"]: (row["run_id"], row["status"]) for row in rows}, duplicates)
-        report = await _get(http, f"{endpoints['query_url']}/v1/submissions/{submission_id}/report")
-        if (comparison.agrees and report["balanced"] and report["open"] == 0) or time.monotonic() > deadline:
-            return report, comparison
-        await asyncio.sleep(1)
-
-
-def _is_of(line: dict[str, Any], submission_id: str) -> bool:
-    key = line["metadata"].get("everyrun:input") or {}
-    return str(key.get("input", "")).startswith(submission_id + ":")
 
 
 async def _figures(
