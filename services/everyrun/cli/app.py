@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from everyrun import __version__
-from everyrun.cli import demo, exits, stack
+from everyrun.cli import demo, exits, results, stack, submit, watch
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -29,6 +29,9 @@ def _options(version: bool = typer.Option(False, "--version", callback=_version,
 
 stack.register(app)
 demo.register(app)
+submit.register(app)
+watch.register(app)
+results.register(app)
 
 
 def main() -> None:

@@ -1,0 +1,95 @@
+"""How commands find a running stack or services, and talk to them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import typer
+from msgspec import Struct
+
+from everyrun.cli import exits
+from everyrun.cli.console import fail
+from everyrun.embedded.state import read_endpoints
+from everyrun.settings import SettingsError, load
+
+DataDir = Annotated[
+    Path,
+    typer.Option(
+        "--data-dir", envvar="EVERYRUN_DATA_DIR", help="Folder of a running stack; without one, the settings are used."
+    ),
+]
+
+
+class Target(Struct, frozen=True):
+    """Where the services are, and what they want to see."""
+
+    submission_url: str
+    query_url: str
+    api_token: str
+    extend_base_url: str
+    extend_api_key: str
+    workflow_id: str
+
+
+def find(data_dir: Path) -> Target:
+    """The running stack of the folder, or what EVERYRUN_SUBMISSION_URL, _QUERY_URL and _API_TOKEN name; ends otherwise."""
+    endpoints = read_endpoints(data_dir)
+    if endpoints is not None:
+        return Target(**{name: endpoints[name] for name in Target.__struct_fields__})
+    try:
+        settings = load().need("submission_url", "query_url", "api_token")
+    except SettingsError as error:
+        fail(
+            f"no stack runs in {data_dir} (start one with: everyrun up), and the settings name no services:\n{error}",
+            exits.NOT_FOUND,
+        )
+    return Target(
+        submission_url=settings.submission_url,
+        query_url=settings.query_url,
+        api_token=settings.api_token.get_secret_value(),
+        extend_base_url=settings.extend_base_url,
+        extend_api_key=settings.extend_api_key.get_secret_value(),
+        workflow_id="",
+    )
+
+
+class Client:
+    """Our own services' APIs. A failure ends the command with a message."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self._http = httpx.Client(headers={"authorization": f"Bearer {target.api_token}"}, timeout=300)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    def get(self, url: str, **query: Any) -> dict[str, Any]:
+        """GET JSON."""
+        return self.answer("GET", url, params={name: value for name, value in query.items() if value is not None})
+
+    def answer(self, method: str, url: str, **more: Any) -> dict[str, Any]:
+        """The JSON of a success; anything else ends the command, but for 422 with bad rows, which is returned."""
+        try:
+            response = self._http.request(method, url, **more)
+        except httpx.TransportError as error:
+            fail(
+                f"{url} does not answer ({type(error).__name__}); is the stack up? See: everyrun status",
+                exits.NOT_FOUND,
+            )
+        try:
+            body: dict[str, Any] = response.json()
+        except ValueError:
+            fail(f"{url} answered {response.status_code} without JSON: {response.text[:200]}")
+        if response.is_success or "bad_rows" in body:
+            return body
+        code = exits.NOT_FOUND if response.status_code == 404 else exits.ERROR
+        fail(f"{body.get('message', body)} ({response.status_code} {body.get('code', '')})", code)
+
+    def report(self, submission_id: str) -> dict[str, Any]:
+        """The report on a submission."""
+        return self.get(f"{self.target.query_url}/v1/submissions/{submission_id}/report")

@@ -1,0 +1,137 @@
+"""``everyrun results``."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Annotated, Any, Literal
+
+import typer
+from rich.table import Table
+
+from everyrun.cli.client import Client, DataDir, find
+from everyrun.cli.console import err, out
+from everyrun.cli.watch import SubmissionId
+
+_SHOWN = 200
+CSV_COLUMNS = (
+    *("id", "url", "file_id", "text", "name", "metadata", "status", "failure_reason", "failure_message"),
+    *("run_id", "batch_id", "settled_at"),
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(rich_help_panel="Submissions")(results)
+
+
+def results(
+    submission_id: SubmissionId,
+    format_: Annotated[Literal["table", "csv", "jsonl"], typer.Option("--format", help="How to write them.")] = "table",
+    status: Annotated[str | None, typer.Option(help="Only inputs of this status, for example FAILED.")] = None,
+    extracted: Annotated[bool, typer.Option("--extracted", help="With what was extracted, by step (jsonl).")] = False,
+    output: Annotated[Path | None, typer.Option(help="Write to this file.")] = None,
+    data_dir: DataDir = Path(".everyrun"),
+) -> None:
+    """Show the results of a submission: a row an input.
+
+    `--format csv --status FAILED` is a manifest that submit takes, to send the failures again. URLs come without
+    their query: a presigned link is not kept, so such rows must be given a fresh one first (a warning says how many).
+
+    Example: everyrun results sub_01k... --status FAILED --format csv > again.csv
+    """
+    if extracted and format_ != "jsonl":
+        raise typer.BadParameter("--extracted needs --format jsonl")
+    with Client(find(data_dir)) as client:
+        rows = pages(client, submission_id, status, extracted)
+        if format_ == "table":
+            _table(rows)
+            return
+        file = output.open("w", newline="") if output else sys.stdout
+        try:
+            redacted = _csv(rows, file) if format_ == "csv" else _jsonl(rows, file, extracted)
+        finally:
+            if output:
+                file.close()
+    if redacted:
+        err.print(
+            f"[yellow]{redacted} files were handed in with a password or a presigned URL, which is not kept; "
+            "give them fresh ones before you submit them again[/]"
+        )
+
+
+def pages(client: Client, submission_id: str, status: str | None, with_run: bool) -> Iterator[dict[str, Any]]:
+    """Every result, page by page; a submission that is not there ends the command."""
+    client.report(submission_id)
+    cursor = None
+    while True:
+        page = client.get(
+            f"{client.target.query_url}/v1/results",
+            submission_id=submission_id,
+            status=status,
+            cursor=cursor,
+            limit=100 if with_run else 1000,
+            include="run" if with_run else None,
+        )
+        yield from page["results"]
+        cursor = page["next_cursor"]
+        if cursor is None:
+            return
+
+
+def _table(rows: Iterator[dict[str, Any]]) -> None:
+    table = Table("id", "status", "run", "settled at", "reason")
+    count = 0
+    for count, row in enumerate(rows, 1):
+        if count > _SHOWN:
+            break
+        settled = (row.get("settled_at") or "")[:19].replace("T", " ")
+        table.add_row(
+            row["external_id"], row["status"], row.get("run_id") or "", settled, row.get("failure_reason") or ""
+        )
+    if not count:
+        err.print("No inputs of that kind have a row yet; see: everyrun report ID")
+        return
+    out.print(table)
+    if count > _SHOWN:
+        err.print(f"The first {_SHOWN} are shown; write all with --format csv or jsonl")
+
+
+def csv_row(row: dict[str, Any]) -> list[str]:
+    """A result as the values of CSV_COLUMNS."""
+    file = row.get("file") or {}
+    metadata = json.dumps(row["metadata"], ensure_ascii=False) if row.get("metadata") else ""
+    plain = [row.get(name) or "" for name in ("failure_reason", "failure_message", "run_id", "batch_id", "settled_at")]
+    files = [file.get("url", ""), file.get("id", ""), file.get("text", ""), file.get("name", "")]
+    return [row["external_id"], *files, metadata, row["status"], *plain]
+
+
+def _csv(rows: Iterator[dict[str, Any]], file: IO[str]) -> int:
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    redacted = 0
+    for row in rows:
+        redacted += bool((row.get("file") or {}).get("redacted"))
+        writer.writerow(csv_row(row))
+    return redacted
+
+
+def _jsonl(rows: Iterator[dict[str, Any]], file: IO[str], extracted: bool) -> int:
+    for row in rows:
+        shown = {**row, "extracted": extractions(row.get("run"))} if extracted else row
+        shown.pop("run", None)
+        file.write(json.dumps(shown, ensure_ascii=False) + "\n")
+    return 0
+
+
+def extractions(run: dict[str, Any] | None) -> dict[str, Any]:
+    """What each extracting step of a run found, by the step's name."""
+    found = {}
+    for step in (run or {}).get("stepRuns") or ():
+        output = (((step.get("result") or {}).get("extractRun") or {}).get("output") or {}).get("value")
+        if output is not None:
+            found[(step.get("step") or {}).get("name", "")] = output
+    return found

@@ -1,0 +1,112 @@
+"""``everyrun watch``, ``list`` and ``report``."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.live import Live
+from rich.table import Table
+
+from everyrun.cli import exits
+from everyrun.cli.client import Client, DataDir, find
+from everyrun.cli.console import err, out
+from everyrun.cli.progress import JobProgress, summary
+
+SubmissionId = Annotated[str, typer.Argument(metavar="ID", help="A submission id (sub_...).")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command(rich_help_panel="Submissions")(watch)
+    app.command(name="list", rich_help_panel="Submissions")(list_submissions)
+    app.command(rich_help_panel="Submissions")(report)
+
+
+def follow(client: Client, submission_id: str) -> int:
+    """Show progress until every input is settled; the exit code."""
+    progress = JobProgress()
+    with Live(progress.table(), console=err, refresh_per_second=4) as live:
+        while True:
+            found = client.report(submission_id)
+            live.update(progress.update(found))
+            if found["open"] == 0:
+                break
+            time.sleep(0.5)
+    failed = summary(found)["failed"]
+    if failed:
+        err.print(f"{failed} inputs failed; list them with: everyrun results {submission_id} --status FAILED")
+        return exits.INPUTS_FAILED
+    return exits.OK
+
+
+def watch(submission_id: SubmissionId, data_dir: DataDir = Path(".everyrun")) -> None:
+    """Follow a submission until every input is settled. Ends with 3 when inputs failed.
+
+    Example: everyrun watch sub_01k...
+    """
+    with Client(find(data_dir)) as client:
+        raise typer.Exit(follow(client, submission_id))
+
+
+def list_submissions(
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="The newest so many.")] = 20,
+    data_dir: DataDir = Path(".everyrun"),
+) -> None:
+    """List submissions, newest first.
+
+    Example: everyrun list
+    """
+    with Client(find(data_dir)) as client:
+        found = client.get(f"{client.target.submission_url}/v1/submissions", limit=limit)
+        if not found["submissions"]:
+            err.print("There are no submissions yet; hand one in with: everyrun submit MANIFEST")
+            return
+        table = Table("submission", "handed in", "inputs", "settled", "failed", "held up by")
+        for row in found["submissions"]:
+            stands = client.report(row["submission_id"])
+            held = row["paused"] or ", ".join(row["held_up_by"]) or ""
+            created = row["created_at"][:19].replace("T", " ")
+            figures = (str(row["expected"]), str(stands["settled"]), str(summary(stands)["failed"]))
+            table.add_row(row["submission_id"], created, *figures, held)
+        out.print(table)
+
+
+def report(
+    submission_id: SubmissionId,
+    as_json: Annotated[bool, typer.Option("--json", help="The whole report as JSON.")] = False,
+    data_dir: DataDir = Path(".everyrun"),
+) -> None:
+    """Say where a submission stands, and whether every number adds up. Ends with 1 where they do not.
+
+    Example: everyrun report sub_01k... --json
+    """
+    with Client(find(data_dir)) as client:
+        found = client.report(submission_id)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+    else:
+        _show(found)
+    if not found["balanced"]:
+        raise typer.Exit(exits.ERROR)
+
+
+def _show(found: dict[str, Any]) -> None:
+    table = Table("", "inputs", title=f"Submission {found['submission_id']}")
+    table.add_row("handed in", str(found["expected"]))
+    for status, number in found["by_status"].items():
+        table.add_row(status, str(number))
+    table.add_section()
+    table.add_row("settled", str(found["settled"]))
+    table.add_row("open", str(found["open"]))
+    table.add_section()
+    for name in ("unmatched", "duplicates", "pending_deliveries"):
+        table.add_row(name.replace("_", " ") + (" (runs)" if name != "pending_deliveries" else ""), str(found[name]))
+    table.add_row("balanced", "yes" if found["balanced"] else "[bold red]no[/]")
+    out.print(table)
+    for problem in found["imbalances"]:
+        where = f"batch {problem['batch']}: " if "batch" in problem else ""
+        err.print(f"[red]{where}{problem['what']}: expected {problem['expected']}, found {problem['found']}[/]")
