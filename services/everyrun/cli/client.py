@@ -34,7 +34,7 @@ class Target(Struct, frozen=True):
 
 
 def find(data_dir: Path) -> Target:
-    """The running stack of the folder, or what EVERYRUN_SUBMISSION_URL, _QUERY_URL and _API_TOKEN name; ends otherwise."""
+    """The running stack of the folder, or what the settings name; ends the command where there is neither."""
     endpoints = read_endpoints(data_dir)
     if endpoints is not None:
         return Target(**{name: endpoints[name] for name in Target.__struct_fields__})

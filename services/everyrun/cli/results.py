@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Annotated, Any, Literal
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from everyrun.cli.client import Client, DataDir, find
 from everyrun.cli.console import err, out
@@ -83,12 +83,12 @@ def pages(client: Client, submission_id: str, status: str | None, with_run: bool
 
 
 def _table(rows: Iterator[dict[str, Any]]) -> None:
-    table = Table("id", "status", "run", "settled at", "reason")
+    table = Table(Column("id", overflow="fold"), "status", Column("run", overflow="fold"), "settled at", "reason")
     count = 0
     for count, row in enumerate(rows, 1):
         if count > _SHOWN:
             break
-        settled = (row.get("settled_at") or "")[:19].replace("T", " ")
+        settled = (row.get("settled_at") or "")[:16].replace("T", " ")
         table.add_row(
             row["external_id"], row["status"], row.get("run_id") or "", settled, row.get("failure_reason") or ""
         )

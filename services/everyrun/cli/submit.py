@@ -10,7 +10,16 @@ from typing import IO, Annotated, Any
 
 import msgspec
 import typer
-from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 
 from everyrun.cli import exits, manifest
@@ -201,13 +210,7 @@ def show_bad_rows(count: int, rows: list[dict[str, Any]]) -> None:
         err.print(f"and {count - min(len(rows), _SHOWN)} more")
 
 
-def _progress(count: Any) -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        count,
-        TextColumn("{task.speed:.0f}/s"),
-        TimeRemainingColumn(),
-    )
-    shown = columns if not isinstance(count, MofNCompleteColumn) else (*columns[:3], columns[4])
-    return Progress(*shown, console=err, transient=True)
+def _progress(count: ProgressColumn) -> Progress:
+    speed = TransferSpeedColumn() if isinstance(count, DownloadColumn) else TextColumn("")
+    columns = (TextColumn("{task.description}"), BarColumn(), count, speed, TimeRemainingColumn())
+    return Progress(*columns, console=err, transient=True)

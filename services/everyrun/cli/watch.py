@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.live import Live
-from rich.table import Table
+from rich.table import Column, Table
 
 from everyrun.cli import exits
 from everyrun.cli.client import Client, DataDir, find
@@ -65,11 +65,11 @@ def list_submissions(
         if not found["submissions"]:
             err.print("There are no submissions yet; hand one in with: everyrun submit MANIFEST")
             return
-        table = Table("submission", "handed in", "inputs", "settled", "failed", "held up by")
+        table = Table(Column("submission", no_wrap=True), "handed in", "inputs", "settled", "failed", "held up by")
         for row in found["submissions"]:
             stands = client.report(row["submission_id"])
             held = row["paused"] or ", ".join(row["held_up_by"]) or ""
-            created = row["created_at"][:19].replace("T", " ")
+            created = row["created_at"][:16].replace("T", " ")
             figures = (str(row["expected"]), str(stands["settled"]), str(summary(stands)["failed"]))
             table.add_row(row["submission_id"], created, *figures, held)
         out.print(table)
@@ -95,7 +95,7 @@ def report(
 
 
 def _show(found: dict[str, Any]) -> None:
-    table = Table("", "inputs", title=f"Submission {found['submission_id']}")
+    table = Table("", "inputs", title=found["submission_id"])
     table.add_row("handed in", str(found["expected"]))
     for status, number in found["by_status"].items():
         table.add_row(status, str(number))

@@ -43,6 +43,8 @@ def faust_app(settings: Settings) -> faust.App:
         settings.topic_prefix + "processor",
         broker=["kafka://" + broker for broker in settings.kafka_bootstrap.split(",")],
         store="memory://",
+        # Faust makes a folder for tables, of which there are none.
+        datadir=str(settings.data_dir / "faust"),
         web_enabled=False,
         topic_disable_leader=True,
         topic_allow_declare=False,
