@@ -7,12 +7,13 @@ import pwd
 import shutil
 import signal
 import subprocess
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
 import asyncpg
 
-from everyrun.embedded.process import PlatformError, tie
+from everyrun.embedded.process import PlatformError, tie, working_in
 
 _SETTINGS = """
 listen_addresses = '127.0.0.1'
@@ -28,6 +29,9 @@ log_min_messages = warning
 """
 
 OWNER = "everyrun"
+
+#: The processes of a killed server see that it is gone and end themselves.
+_GONE_WITHIN = 10.0
 
 #: Postgres's fast shutdown; after SIGTERM it would wait for every client to go by itself.
 STOP_SIGNAL = signal.SIGINT
@@ -68,8 +72,27 @@ class EmbeddedPostgres:
         self._folder.mkdir(parents=True, exist_ok=True)
         if not data.exists():
             self._initdb(data)
+        self._clear_lock(data)
         settings = data / "postgresql.auto.conf"
         settings.write_text(f"{_SETTINGS}port = {self._port}\n")
+
+    @staticmethod
+    def _clear_lock(data: Path) -> None:
+        """Take away what a killed server left, once none of its processes is there any more.
+
+        Postgres itself takes a killed server that nobody has buried yet (pid 1 of a container may never do it), or any
+        process that has its number now, for a running one. The stack's own lock says that none is wanted.
+        """
+        lock = data / "postmaster.pid"
+        deadline = time.monotonic() + _GONE_WITHIN
+        while lock.exists():
+            left = working_in(data)
+            if not left:
+                lock.unlink(missing_ok=True)
+            elif time.monotonic() > deadline:
+                raise PlatformError(f"a Postgres still works in {data}: process {left[0]}. End it first.")
+            else:
+                time.sleep(0.05)
 
     def _initdb(self, data: Path) -> None:
         """Into another folder first, so that one that was interrupted is not taken for a whole one."""

@@ -98,3 +98,15 @@ def signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> No
     """Signal a started process and all that it started itself."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, number)
+
+
+def working_in(folder: Path) -> list[int]:
+    """The processes, as far as we may look, whose working folder it is; those that have ended are not counted."""
+    there = str(folder.resolve())
+    found = []
+    for entry in Path("/proc").iterdir():
+        # One that ends meanwhile, and one that has ended, has none.
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and os.readlink(entry / "cwd") == there:
+                found.append(int(entry.name))
+    return found

@@ -1,0 +1,238 @@
+"""``everyrun up``: what it promises of its parts, its folder and its end. One stack lives two lives here, in order."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import stat
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import asyncpg
+import httpx
+import psutil
+import pytest
+
+from everyrun.embedded.state import read_endpoints, read_status
+from everyrun.log import topics
+from everyrun.settings import Settings
+from tests.stack.up import Up, everyrun, is_gone, wait_for
+
+pytestmark = pytest.mark.stack
+
+PARTS = {"kafka", "postgres", "emulator", "submission", "bridge", "reconciler", "query", "processor-0", "processor-1"}
+KEYS = {
+    *("submission_url", "bridge_url", "query_url", "emulator_url", "kafka_bootstrap", "postgres_dsn"),
+    *("api_token", "webhook_secret", "extend_api_key", "workflow_id"),
+}
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    """The first life."""
+    up = Up(tmp_path_factory.mktemp("stack") / "data", "--processors", "2")
+    up.until_ready()
+    yield up
+    up.kill()
+
+
+def endpoints(up: Up) -> dict[str, str]:
+    found = read_endpoints(up.folder)
+    assert found is not None
+    return found
+
+
+def test_every_part_says_it_is_ready_and_none_of_the_secrets_is_shown(running: Up) -> None:
+    said = running.said()
+    for part in PARTS:
+        assert f"{part} " in said
+    found = endpoints(running)
+    for secret in ("api_token", "webhook_secret", "extend_api_key", "postgres_dsn"):
+        assert found[secret] not in said
+    assert found["submission_url"] in said
+
+
+def test_endpoints_hold_every_key_and_only_the_owner_reads_them(running: Up) -> None:
+    found = endpoints(running)
+    assert set(found) >= KEYS
+    assert all(found.values())
+    assert not any(found[key].endswith("/") for key in KEYS)
+    for name in ("endpoints.json", "stack.json"):
+        assert stat.S_IMODE((running.folder / name).stat().st_mode) == 0o600
+
+
+async def test_every_part_answers(running: Up) -> None:
+    found = endpoints(running)
+    async with httpx.AsyncClient() as http:
+        for name in ("submission_url", "bridge_url", "query_url", "emulator_url"):
+            assert (await http.get(found[name] + "/readyz")).status_code == 200
+    await topics.check(Settings(kafka_bootstrap=found["kafka_bootstrap"]))
+    connection = await asyncpg.connect(found["postgres_dsn"])
+    schemas = await connection.fetch("select distinct schemaname from pg_tables where tablename = 'schema_migrations'")
+    await connection.close()
+    assert {row["schemaname"] for row in schemas} == {"everyrun", "everyrun_queue"}
+
+
+async def test_the_webhook_endpoint_subscribes_to_the_workflow(running: Up) -> None:
+    found = endpoints(running)
+    headers = {"authorization": f"Bearer {found['extend_api_key']}", "x-extend-api-version": "2026-02-09"}
+    async with httpx.AsyncClient(base_url=found["emulator_url"], headers=headers) as http:
+        (made,) = (await http.get("/webhook_endpoints")).json()["data"]
+        (subscription,) = (await http.get("/webhook_subscriptions")).json()["data"]
+    assert made["url"] == found["bridge_url"] + "/webhooks/extend"
+    assert made["advancedOptions"] == {"payload": {"format": "url", "urlThresholdBytes": 131072}}
+    assert subscription["resourceId"] == found["workflow_id"]
+    assert {event.partition(".")[2] for event in subscription["enabledEvents"]} == {
+        *("completed", "failed", "needs_review", "rejected", "cancelled")
+    }
+
+
+def test_status_shows_each_part_and_logs_shows_its_log(running: Up) -> None:
+    shown = everyrun("status", "--data-dir", running.folder)
+    assert shown.returncode == 0
+    for part, pid in running.pids().items():
+        (line,) = (line for line in shown.stdout.splitlines() if f" {part} " in line)
+        assert f" {pid} " in line
+        assert " ready " in line
+    assert set(running.pids()) == PARTS
+    log = everyrun("logs", "bridge", "--data-dir", running.folder)
+    assert json.loads(log.stdout.splitlines()[0])["service"] == "bridge"
+    missing = everyrun("logs", "nothing", "--data-dir", running.folder)
+    assert missing.returncode == 4
+    assert "bridge" in missing.stderr
+
+
+def test_a_locked_folder_is_refused_naming_the_process(running: Up) -> None:
+    refused = everyrun("up", "--data-dir", running.folder)
+    assert refused.returncode == 1
+    assert f"process {running.process.pid}" in refused.stderr
+    assert running.process.poll() is None
+    assert read_endpoints(running.folder) is not None
+
+
+@pytest.mark.parametrize("part", ["bridge", "postgres"])
+def test_a_part_that_dies_is_said_so_and_started_again(running: Up, part: str) -> None:
+    before = running.pids()[part]
+    os.kill(before, signal.SIGKILL)
+
+    def again() -> bool:
+        (row,) = (row for row in read_status(running.folder) if row["part"] == part)
+        return row["pid"] != before and row["state"] == "ready" and row["restarts"] == 1
+
+    wait_for(again, f"{part} runs again", 30)
+    lines = [line for line in running.said().splitlines() if line.lstrip().startswith(f"{part} ")]
+    assert "died (status -9)" in lines[-2]
+    assert "ready again" in lines[-1]
+
+
+@dataclass
+class Ended:
+    """What the first life left."""
+
+    endpoints: dict[str, str]
+    cluster_id: str
+    processes: list[psutil.Process]
+    seconds: float
+    status: int
+
+
+@pytest.fixture(scope="module")
+async def ended(running: Up) -> Ended:
+    """The first life, ended by SIGINT while a client of the database stays connected."""
+    found = endpoints(running)
+    cluster = await topics.cluster_id(Settings(kafka_bootstrap=found["kafka_bootstrap"]))
+    connection = await asyncpg.connect(found["postgres_dsn"])
+    await connection.execute("create table public.kept as select 42 as answer")
+    await connection.execute("drop schema everyrun cascade")
+    processes = running.everything()
+    began = time.monotonic()
+    running.process.send_signal(signal.SIGINT)
+    status = running.process.wait(timeout=30)
+    seconds = time.monotonic() - began
+    connection.terminate()
+    return Ended(found, cluster, processes, seconds, status)
+
+
+def test_it_stops_on_a_sigint_inherited_as_ignored_and_leaves_nothing_running(running: Up, ended: Ended) -> None:
+    assert ended.status == 0
+    assert ended.seconds < 15
+    assert len(ended.processes) > len(PARTS)
+    assert [process for process in ended.processes if not is_gone(process)] == []
+    assert not (running.folder / "endpoints.json").exists()
+    # Postgres was shut down, not killed.
+    assert "database system is shut down" in (running.folder / "logs" / "postgres.log").read_text()
+
+
+def test_status_and_down_say_that_none_runs(running: Up, ended: Ended) -> None:
+    for command in ("status", "down"):
+        refused = everyrun(command, "--data-dir", running.folder)
+        assert refused.returncode == 4
+        assert "no stack runs" in refused.stderr
+
+
+def test_a_busy_port_is_refused_before_anything_starts(running: Up, ended: Ended) -> None:
+    port = json.loads((running.folder / "stack.json").read_text())["ports"]["postgres"]
+    log = (running.folder / "logs" / "kafka.log").stat()
+    with socket.create_server(("127.0.0.1", port)):
+        refused = everyrun("up", "--data-dir", running.folder)
+    assert refused.returncode == 1
+    assert f"port {port}, which postgres" in refused.stderr
+    assert (running.folder / "logs" / "kafka.log").stat() == log
+
+
+@pytest.fixture(scope="module")
+def again(running: Up, ended: Ended) -> Iterator[Up]:
+    """The second life, in the folder of the first."""
+    up = Up(running.folder)
+    up.until_ready()
+    yield up
+    up.kill()
+
+
+async def test_the_second_life_has_the_ports_keys_and_data_of_the_first(again: Up, ended: Ended) -> None:
+    assert endpoints(again) == ended.endpoints
+    settings = Settings(kafka_bootstrap=ended.endpoints["kafka_bootstrap"])
+    assert await topics.cluster_id(settings) == ended.cluster_id
+    connection = await asyncpg.connect(ended.endpoints["postgres_dsn"])
+    assert await connection.fetchval("select answer from public.kept") == 42
+    # A schema that was dropped is there again.
+    assert await connection.fetchval("select count(*) from everyrun.results") == 0
+    await connection.close()
+
+
+async def test_kill_9_of_the_stack_leaves_no_process(again: Up) -> None:
+    connection = await asyncpg.connect(endpoints(again)["postgres_dsn"])
+    processes = again.everything()
+    again.kill()
+    wait_for(lambda: all(map(is_gone, processes)), f"{processes} are gone", 10)
+    connection.terminate()
+    assert read_endpoints(again.folder) is None
+
+
+def test_sigterm_while_it_starts_leaves_no_process(again: Up) -> None:
+    again.kill()
+    third = Up(again.folder)
+    own = psutil.Process(third.process.pid)
+    wait_for(lambda: len(own.children()) >= 3 or not own.is_running(), "Kafka, Postgres and the emulator run", 30)
+    processes = third.everything()
+    third.process.terminate()
+    assert third.process.wait(timeout=15) == 0
+    assert [process for process in processes if not is_gone(process)] == []
+
+
+def test_the_real_extend_needs_its_key_and_secrets(tmp_path: Path) -> None:
+    refused = everyrun("up", "--extend", "--data-dir", tmp_path / "data")
+    assert refused.returncode == 1
+    assert "EXTEND_API_KEY is not set" in refused.stderr
+    assert "EVERYRUN_WEBHOOK_SECRETS is not set" in refused.stderr
+    assert not (tmp_path / "data" / "logs").exists()
+
+
+def test_a_folder_that_cannot_be_is_said_so() -> None:
+    refused = everyrun("up", "--data-dir", "/proc/nothing")
+    assert refused.returncode == 1
+    assert "the data folder /proc/nothing cannot be used" in refused.stderr
