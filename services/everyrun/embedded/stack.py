@@ -54,6 +54,11 @@ class Stack:
         self._settings = load()
         self.endpoints: dict[str, str] = {}
 
+    @property
+    def data_dir(self) -> Path:
+        """The stack's folder."""
+        return self._folder
+
     def part(self, name: str) -> Part:
         """A part by its name: kafka, postgres, emulator, submission, bridge, processor-0, reconciler, query."""
         return self._parts[name]
