@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -16,15 +15,10 @@ import pytest
 from everyrun.embedded import process
 from everyrun.embedded.kafka import EmbeddedKafka
 from everyrun.embedded.postgres import EmbeddedPostgres
+from everyrun.embedded.state import free_port
 from everyrun.log import topics as log_topics
 from everyrun.settings import Settings
 from everyrun.store.migrate import migrate
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 async def eventually(condition: Callable[[], object], what: str, seconds: float = 30.0) -> object:

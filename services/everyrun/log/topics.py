@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+from aiokafka.errors import KafkaError, KafkaTimeoutError, TopicAlreadyExistsError, for_code
 from msgspec import Struct
 
 from everyrun.serve import Health
@@ -103,7 +103,10 @@ async def cluster_id(settings: Settings) -> str:
 
 
 async def create(settings: Settings) -> list[str]:
-    """Create the topics that are missing; their short names. Raises aiokafka.errors.KafkaError."""
+    """Create the topics that are missing; their short names. Kafka shows them all when it returns.
+
+    Raises aiokafka.errors.KafkaError.
+    """
     admin = await _admin(settings)
     try:
         there = set(await admin.list_topics())
@@ -125,9 +128,20 @@ async def create(settings: Settings) -> list[str]:
             for name, code, *message in answer.topic_errors:
                 if code not in (0, TopicAlreadyExistsError.errno):
                     raise for_code(code)(f"topic {name}: {message}")
+            await _until_shown(admin, {settings.topic(topic.name) for topic in missing})
         return [topic.name for topic in missing]
     finally:
         await admin.close()
+
+
+async def _until_shown(admin: AIOKafkaAdminClient, names: set[str]) -> None:
+    """A topic is shown a moment after its creation is acknowledged."""
+    for _ in range(100):
+        shown = {topic["topic"] for topic in await admin.describe_topics(sorted(names)) if topic["error_code"] == 0}
+        if shown == names and names <= set(await admin.list_topics()):
+            return
+        await asyncio.sleep(0.1)
+    raise KafkaTimeoutError(f"topics {sorted(names)} were created and are not shown")
 
 
 async def live(settings: Settings) -> dict[str, Topic]:

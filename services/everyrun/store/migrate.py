@@ -17,6 +17,10 @@ SCHEMAS = {
 }
 
 
+#: How long a database that does not answer is waited for.
+WAIT = "30s"
+
+
 class MigrationError(Exception):
     """dbmate could not bring a schema up to date; the text is its own, without the password."""
 
@@ -33,7 +37,7 @@ def migrate(dsn: str, schemas: dict[str, Path] | None = None) -> None:
     """Bring every schema up to date; a schema that was dropped is made again. Raises MigrationError."""
     for schema, folder in (schemas or SCHEMAS).items():
         command = [_dbmate(), "--migrations-dir", str(folder), "--migrations-table", f"{schema}.schema_migrations"]
-        command += ["--no-dump-schema", "--migration-lock", "--wait", "--wait-timeout", "30s", "migrate"]
+        command += ["--no-dump-schema", "--migration-lock", "--wait", "--wait-timeout", WAIT, "migrate"]
         url = dsn.replace("postgresql://", "postgres://", 1)
         done = subprocess.run(
             command, capture_output=True, text=True, check=False, env={**os.environ, "DATABASE_URL": url}, cwd="/"
