@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+_PR_SET_SECUREBITS, _SECBIT_NO_SETUID_FIXUP = 28, 1 << 2
 _PR_SET_PDEATHSIG, _PR_SET_KEEPCAPS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE = 1, 8, 47, 2
 _CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH = 1, 2
 _CAPABILITY_VERSION_3 = 0x20080522
@@ -43,9 +44,11 @@ def check_platform() -> None:
 def _become(user: str) -> None:
     """Change to an unprivileged user that may still pass folders closed to it (a clone in a private folder).
 
-    Postgres refuses to run as root; without the two capabilities it could not read its own binaries there.
+    Postgres refuses to run as root; without the two capabilities it could not read its own binaries there. The
+    secure bit lets access(2), with which it looks for them, count these capabilities too.
     """
     entry = pwd.getpwnam(user)
+    _libc.prctl(_PR_SET_SECUREBITS, _SECBIT_NO_SETUID_FIXUP, 0, 0, 0)
     _libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)
     os.setgroups([])
     os.setgid(entry.pw_gid)

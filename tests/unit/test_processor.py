@@ -1,0 +1,183 @@
+"""The processor avoids Faust's traps: each test fails without the remedy."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from everyrun.log import producer as producer_module
+from everyrun.log.producer import Producer
+from everyrun.processor import app as processor_module
+from everyrun.processor.app import Processor, faust_app
+from everyrun.processor.polls import PollRecord, WholePolls, joined
+from everyrun.projection.apply import Applied
+from everyrun.projection.feed import split
+from everyrun.serve import Health
+from everyrun.settings import Settings
+from faust.types import TP
+
+from tests.records import Logged
+
+SETTINGS = Settings(kafka_bootstrap="127.0.0.1:1")
+NOTHING = Applied({}, set(), set(), set(), set())
+
+
+def logged(topic: str, partition: int, offset: int) -> Logged:
+    return Logged(f"everyrun.{topic}", partition, offset, None, b"", [], 1)
+
+
+class Event:
+    """What noack_take gives: a whole poll, to be acknowledged by hand."""
+
+    def __init__(self, order: list[Any], *records: Logged) -> None:
+        self.value = list(records)
+        self._order = order
+
+    def ack(self) -> None:
+        self._order.append(("ack", self.value[0].offset))
+
+
+class Stream:
+    def __init__(self, *takes: list[Event]) -> None:
+        self._takes = takes
+
+    async def take(self, *_: Any, **__: Any) -> Any:
+        raise AssertionError("take acknowledges what failed")
+        yield
+
+    async def noack_take(self, _max: int, within: float) -> Any:
+        for events in self._takes:
+            yield events
+
+
+class Feed:
+    def __init__(self, order: list[Any], fail: Exception | None = None) -> None:
+        self._order = order
+        self._fail = fail
+
+    async def apply(self, polls: Any) -> list[Applied]:
+        if self._fail is not None:
+            raise self._fail
+        self._order.append(("apply", polls[0].first))
+        return [NOTHING]
+
+
+class Publisher:
+    """Publishing the first poll takes longer than the second."""
+
+    def __init__(self, order: list[Any]) -> None:
+        self._order = order
+        self.first_may_end = asyncio.Event()
+        self._calls = 0
+        self.moved: list[dict[str, str]] = []
+
+    async def publish(self, _applied: Any) -> dict[str, str]:
+        self._calls += 1
+        call = self._calls
+        if call == 1:
+            await self.first_may_end.wait()
+        self._order.append(("published", call))
+        return {"input": str(call)}
+
+    async def publish_moved(self, published: dict[str, str]) -> None:
+        self.moved.append(published)
+
+
+def a_processor(feed: Any, publisher: Any) -> Processor:
+    return Processor(SETTINGS, feed, publisher, Health())
+
+
+async def finished(processor: Processor) -> None:
+    await asyncio.gather(*processor._finishing)
+
+
+async def test_polls_are_acknowledged_in_order_after_they_are_published() -> None:
+    order: list[Any] = []
+    publisher = Publisher(order)
+    processor = a_processor(Feed(order), publisher)
+    takes = ([Event(order, logged("runs", 0, 0))], [Event(order, logged("runs", 0, 1))])
+    await processor.agent(Stream(*takes))
+    await asyncio.sleep(0)
+    # Both are applied; nothing is acknowledged while the first is not published.
+    assert order == [("apply", 0), ("apply", 1)]
+    publisher.first_may_end.set()
+    await finished(processor)
+    assert order[2:] == [("published", 1), ("ack", 0), ("published", 2), ("ack", 1)]
+    assert processor.acknowledged == {("runs", 0): 2}
+
+
+async def test_what_moved_on_over_a_rebalance_is_published_again() -> None:
+    order: list[Any] = []
+    publisher = Publisher(order)
+    publisher.first_may_end.set()
+    processor = a_processor(Feed(order), publisher)
+    generations = iter((1, 2))
+    processor.generation = lambda: next(generations)
+    await processor.agent(Stream([Event(order, logged("runs", 0, 0))]))
+    await finished(processor)
+    assert publisher.moved == [{"input": "1"}]
+
+
+async def test_an_error_without_an_answer_ends_the_process_and_acknowledges_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(processor_module.os, "_exit", ended.append)
+    order: list[Any] = []
+    processor = a_processor(Feed(order, ValueError("?")), Publisher(order))
+    await processor.agent(Stream([Event(order, logged("runs", 0, 0))]))
+    assert (ended, order) == ([1], [])
+
+
+def test_a_whole_poll_is_one_record_of_faust() -> None:
+    records = {
+        TP("everyrun.runs", 1): [logged("runs", 1, n) for n in (5, 6, 7)],
+        TP("everyrun.batches", 1): [logged("batches", 1, 2)],
+        TP("everyrun.runs", 0): [],
+    }
+    found = list(WholePolls().iterate(records))
+    assert [tp for tp, _ in found] == [TP("everyrun.batches", 1), TP("everyrun.runs", 1)]
+    assert [(r.offset, len(r.value)) for _, r in found] == [(2, 1), (7, 3)]
+
+
+def test_polls_of_one_partition_that_follow_each_other_are_joined() -> None:
+    values = [PollRecord([logged("runs", 0, n)]).value for n in (0, 1)] + [[logged("batches", 0, 4)]]
+    polls = joined(values, "everyrun.")
+    assert [(p.topic, p.partition, p.first, p.end) for p in polls] == [("batches", 0, 4, 5), ("runs", 0, 0, 2)]
+
+
+def test_a_poll_that_cannot_be_stored_is_split_down_to_one_record() -> None:
+    polls = joined([[logged("runs", 0, n) for n in range(5)], [logged("batches", 0, 0)]], "everyrun.")
+    seen = []
+    todo = [polls]
+    while todo:
+        group = todo.pop(0)
+        parts = split(group)
+        if len(parts) == 1:
+            seen += [(group[0].topic, r.offset) for r in group[0].records]
+        else:
+            todo = parts + todo
+    assert seen == [("batches", 0), *(("runs", n) for n in range(5))]
+
+
+def test_faust_is_set_up_without_its_traps() -> None:
+    conf = faust_app(SETTINGS).conf
+    # Its web server listens everywhere by default; its default time-outs stall a group for minutes.
+    assert conf.web_enabled is False
+    assert conf.broker_session_timeout <= 10
+    assert conf.broker_rebalance_timeout <= 20
+    assert conf.processing_guarantee.value == "at_least_once"
+    assert conf.topic_allow_declare is False
+    assert conf.ConsumerScheduler is WholePolls
+
+
+def test_the_producer_waits_for_all_replicas_and_does_not_double(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(
+        producer_module, "AIOKafkaProducer", lambda **options: given.update(options) or SimpleNamespace()
+    )
+    Producer(SETTINGS)
+    assert (given["acks"], given["enable_idempotence"]) == ("all", True)
+    assert "transactional_id" not in given
