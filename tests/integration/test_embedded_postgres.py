@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import asyncpg
 import pytest
+
 from everyrun.embedded import process
 from everyrun.embedded.postgres import EmbeddedPostgres
-
 from tests.conftest import eventually, free_port
 
 

@@ -7,6 +7,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from faust.types import TP
+
 from everyrun.log import producer as producer_module
 from everyrun.log.producer import Producer
 from everyrun.processor import app as processor_module
@@ -16,8 +18,6 @@ from everyrun.projection.apply import Applied
 from everyrun.projection.feed import split
 from everyrun.serve import Health
 from everyrun.settings import Settings
-from faust.types import TP
-
 from tests.records import Logged
 
 SETTINGS = Settings(kafka_bootstrap="127.0.0.1:1")
