@@ -24,7 +24,10 @@ def test_topics_are_missing_then_created_then_right(kafka: str) -> None:
     env = {"EVERYRUN_KAFKA_BOOTSTRAP": kafka, "EVERYRUN_TOPIC_PREFIX": f"t{uuid.uuid4().hex[:8]}."}
     missing = everyrun("topics", "check", **env)
     assert missing.returncode == 1
-    assert "topic batches is missing. Create the topics: everyrun topics create." in missing.stderr
+    assert (
+        f"topic {env['EVERYRUN_TOPIC_PREFIX']}batches is missing. Create the topics: everyrun topics create."
+        in missing.stderr
+    )
     made = everyrun("topics", "create", **env)
     assert made.returncode == 0
     assert "batches, runs, deliveries, results, reports, quarantine" in made.stderr

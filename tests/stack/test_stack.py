@@ -20,6 +20,7 @@ import pytest
 from everyrun.embedded.state import read_endpoints, read_status
 from everyrun.log import topics
 from everyrun.settings import Settings
+from tests.contract.conftest import KEY, EmulatorProcess
 from tests.stack.up import Up, everyrun, is_gone, wait_for
 
 pytestmark = pytest.mark.stack
@@ -38,6 +39,14 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     up.until_ready()
     yield up
     up.kill()
+
+
+@pytest.fixture
+def emulator(tmp_path: Path) -> Iterator[EmulatorProcess]:
+    """An Extend that the stack did not start."""
+    running = EmulatorProcess(tmp_path / "emulator")
+    yield running
+    running.kill()
 
 
 def endpoints(up: Up) -> dict[str, str]:
@@ -230,6 +239,40 @@ def test_the_real_extend_needs_its_key_and_secrets(tmp_path: Path) -> None:
     assert "EXTEND_API_KEY is not set" in refused.stderr
     assert "EVERYRUN_WEBHOOK_SECRETS is not set" in refused.stderr
     assert not (tmp_path / "data" / "logs").exists()
+
+
+def test_every_part_can_be_replaced_by_a_real_one(
+    tmp_path: Path, kafka: str, database: str, emulator: EmulatorProcess
+) -> None:
+    env = {
+        "EVERYRUN_KAFKA_BOOTSTRAP": kafka,
+        "EVERYRUN_TOPIC_PREFIX": "replaced.",
+        "EVERYRUN_POSTGRES_DSN": database,
+        "EVERYRUN_EXTEND_BASE_URL": emulator.url,
+        "EXTEND_API_KEY": KEY,
+        "EVERYRUN_WEBHOOK_SECRETS": "wss_old,wss_new",
+    }
+    up = Up(tmp_path / "data", "--extend", **env)
+    try:
+        up.until_ready()
+        assert set(up.pids()) == {"submission", "bridge", "reconciler", "query", "processor-0"}
+        found = endpoints(up)
+        assert (found["kafka_bootstrap"], found["postgres_dsn"]) == (kafka, database)
+        assert (found["extend_api_key"], found["webhook_secret"]) == (KEY, "wss_old,wss_new")
+        assert found["emulator_url"] == found["workflow_id"] == ""
+        assert everyrun("topics", "check", **env).returncode == 0
+        assert everyrun("down", "--data-dir", up.folder).returncode == 0
+        assert up.process.wait(5) == 0
+    finally:
+        up.kill()
+
+
+def test_a_kafka_of_ones_own_that_is_away_is_said_so(tmp_path: Path, database: str) -> None:
+    env = {"EVERYRUN_KAFKA_BOOTSTRAP": "127.0.0.1:1", "EVERYRUN_POSTGRES_DSN": database}
+    refused = everyrun("up", "--data-dir", tmp_path / "data", **env)
+    assert refused.returncode == 1
+    assert "topics could not be created at 127.0.0.1:1" in refused.stderr
+    assert "Traceback" not in refused.stderr
 
 
 def test_a_folder_that_cannot_be_is_said_so() -> None:

@@ -47,7 +47,7 @@ def is_gone(process: psutil.Process) -> bool:
 class Up:
     """A running ``everyrun up``, with SIGINT ignored by inheritance, as a shell starts its background jobs."""
 
-    def __init__(self, folder: Path, *flags: str) -> None:
+    def __init__(self, folder: Path, *flags: str, **env: str) -> None:
         self.folder = folder
         self.console = folder.with_suffix(".console")
         with self.console.open("ab") as output:
@@ -55,7 +55,7 @@ class Up:
                 [*EVERYRUN, "up", "--data-dir", str(folder), *flags],
                 stdout=output,
                 stderr=output,
-                env=environment(),
+                env=environment(**env),
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
             )
 

@@ -62,8 +62,8 @@ def test_a_setting_that_could_lose_data_is_named_with_its_remedy(
 
 
 def test_a_missing_topic_is_named() -> None:
-    (problem,) = compare(declared(), live(deliveries=None))
-    assert problem.startswith("topic deliveries is missing.")
+    (problem,) = compare(declared(), live(deliveries=None), "everyrun.")
+    assert problem.startswith("topic everyrun.deliveries is missing.")
 
 
 def test_fewer_partitions_than_declared_are_named() -> None:

@@ -64,9 +64,10 @@ def check() -> None:
     """
     from everyrun.log import topics
 
-    problems = topics.compare(topics.declared(), _at_kafka(topics.live))
-    if problems:
-        fail("\n".join(problems))
+    try:
+        _at_kafka(topics.check)
+    except topics.TopicsError as error:
+        fail(str(error))
     err.print("Every topic is as declared.")
 
 

@@ -58,30 +58,34 @@ def _loses(setting: str, wanted: str, live: str | None) -> bool:
     return live != wanted
 
 
-def compare(wanted: list[Topic], live: Mapping[str, Topic]) -> list[str]:
-    """The differences that could lose or misplace data, a sentence each with what to do; empty where all is right."""
+def compare(wanted: list[Topic], live: Mapping[str, Topic], prefix: str = "") -> list[str]:
+    """The differences that could lose or misplace data, a sentence each with what to do; empty where all is right.
+
+    ``live`` is by short name; the sentences name the topics with the prefix.
+    """
     problems = []
     for topic in wanted:
+        name = prefix + topic.name
         found = live.get(topic.name)
         if found is None:
-            problems.append(f"topic {topic.name} is missing. Create the topics: everyrun topics create.")
+            problems.append(f"topic {name} is missing. Create the topics: everyrun topics create.")
             continue
         if found.partitions < topic.partitions:
             problems.append(
-                f"topic {topic.name} has {found.partitions} partitions, declared are {topic.partitions}. "
+                f"topic {name} has {found.partitions} partitions, declared are {topic.partitions}. "
                 "Add some before anything is written to it."
             )
         for setting, value in sorted(topic.config.items()):
             if _loses(setting, value, found.config.get(setting)):
                 problems.append(
-                    f"topic {topic.name}: {setting} is {found.config.get(setting)}, declared is {value}. "
-                    f"Set it with kafka-configs --alter --topic {topic.name} --add-config {setting}={value}"
+                    f"topic {name}: {setting} is {found.config.get(setting)}, declared is {value}. "
+                    f"Set it with kafka-configs --alter --topic {name} --add-config {setting}={value}"
                 )
     sides = [live[name].partitions for name in ("batches", "runs") if name in live]
     if len(set(sides)) > 1:
         problems.append(
-            f"batches has {sides[0]} partitions and runs {sides[1]}: the two sides of a batch would not meet in one "
-            "worker. Give both the same number, before anything is written to them."
+            f"{prefix}batches has {sides[0]} partitions and {prefix}runs {sides[1]}: the two sides of a batch would "
+            "not meet in one worker. Give both the same number, before anything is written to them."
         )
     return problems
 
@@ -166,7 +170,7 @@ async def live(settings: Settings) -> dict[str, Topic]:
 
 async def check(settings: Settings) -> None:
     """Raise TopicsError where a live topic differs from the declaration in a way that could lose data."""
-    problems = compare(declared(), await live(settings))
+    problems = compare(declared(), await live(settings), settings.topic_prefix)
     if problems:
         raise TopicsError("\n".join(problems))
 
