@@ -49,6 +49,7 @@ bench: .venv ## Speeds, each beside its ceiling in the same run (ONLY=processor|
 .PHONY: schemas
 schemas: .venv ## Write schemas/ and docs/reference/ anew from the code's own types
 	@$(BIN)/python -m everyrun.schemas
+	@EVERYRUN_WRITE=1 $(BIN)/pytest -q tests/integration/test_schemas.py
 
 .PHONY: lock
 lock: .venv ## Write requirements.lock anew (needs uv)

@@ -32,12 +32,11 @@ async def main(bootstrap: str, submission_id: str | None) -> None:
                 print(f"{event['submission_id']}: {event['counts']}")
                 if submission_id:
                     return
-            elif event["type"] in ("result-settled", "result-changed"):
-                # Of two states of an input the one with the greater version is the newer; an older one is passed over.
-                if newest.get(event["input_id"], "") < event["version"]:
-                    newest[event["input_id"]] = event["version"]
-                    if event["type"] == "result-settled":
-                        print(f"{event['input_id']}: {event['status']}")
+            # Of two states of an input the one with the greater version is the newer; an older one is passed over.
+            elif newest.get(event.get("input_id", ""), "") < event.get("version", ""):
+                newest[event["input_id"]] = event["version"]
+                if event["type"] == "result-settled":
+                    print(f"{event['input_id']}: {event['status']}")
             # Only now may this record be forgotten: your own work is done.
             await consumer.commit()
 

@@ -1,0 +1,217 @@
+"""Writes ``schemas/`` and the generated pages of ``docs/reference/`` from the code's own types.
+
+``python -m everyrun.schemas [FOLDER]``. A test holds what is committed in step with what this makes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+import asyncpg
+import msgspec
+import yaml
+from pydantic import SecretStr
+
+from everyrun import __version__
+from everyrun.log import events
+from everyrun.log.topics import declared
+from everyrun.query.api import query_api
+from everyrun.settings import Settings, load, variable
+from everyrun.submission.api import submission_api
+
+_BASE = "https://everyrun.dev/schemas"
+_KEYS = {
+    "batches": "batchId; the submission's or the chunk's id where there is none yet",
+    "runs": "batchId; the run id where there is none",
+    "deliveries": "run id",
+    "results": "input id",
+    "reports": "batchId, chunk or submission id",
+    "quarantine": "source position of the message",
+}
+
+
+def event_schemas() -> dict[str, dict[str, Any]]:
+    """JSON Schema of the value of each event, by event type."""
+    found = {}
+    for kind in sorted({k for kinds in events.TOPICS.values() for k in kinds}, key=lambda k: k.__name__):
+        tag = str(cast(Any, kind).__struct_config__.tag)
+        (schema,), components = msgspec.json.schema_components([kind], ref_template="#/$defs/{name}")
+        own = components.pop(kind.__name__, schema)
+        own = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": f"{_BASE}/{tag}/1", **own}
+        own["description"] = " ".join((kind.__doc__ or "").split())
+        if components:
+            own["$defs"] = components
+        found[tag] = own
+    return found
+
+
+def asyncapi() -> dict[str, Any]:
+    """The topics, their keys, retention and messages, as AsyncAPI 3."""
+    channels, messages, operations = {}, {}, {}
+    attributes = {f"ce_{name}": {"type": "string"} for name in _ATTRIBUTES}
+    for topic in declared():
+        kinds = events.TOPICS[topic.name]
+        tags = [str(cast(Any, kind).__struct_config__.tag) for kind in kinds]
+        for tag in tags:
+            messages[tag] = {
+                "name": tag,
+                "contentType": "application/json",
+                "headers": {"type": "object", "properties": attributes},
+                "payload": {"$ref": f"events/{tag}.json"},
+            }
+        channels[topic.name] = {
+            "address": f"everyrun.{topic.name}",
+            "description": f"Key: {_KEYS[topic.name]}. Partitions: {topic.partitions}.",
+            "bindings": {"kafka": {"partitions": topic.partitions, "topicConfiguration": topic.config}},
+            "messages": {tag: {"$ref": f"#/components/messages/{tag}"} for tag in tags},
+        }
+        operations[f"{topic.name}-written"] = {
+            "action": "send",
+            "channel": {"$ref": f"#/channels/{topic.name}"},
+            "summary": "; ".join(" ".join((kind.__doc__ or "").split()) for kind in kinds),
+        }
+    info = {
+        "title": "Everyrun",
+        "version": __version__,
+        "description": "CloudEvents 1.0 in Kafka's binary mode: attributes as ce_ headers, JSON as the value.",
+    }
+    parts = {"channels": channels, "operations": operations, "components": {"messages": messages}}
+    return {"asyncapi": "3.0.0", "info": info, "defaultContentType": "application/json", **parts}
+
+
+_ATTRIBUTES = ("specversion", "id", "type", "source", "subject", "time", "dataschema")
+
+
+def openapis() -> dict[str, dict[str, Any]]:
+    """The OpenAPI document of each HTTP service."""
+    nothing = cast(Any, None)
+    settings = load(api_token=SecretStr("unused"))
+    return {
+        "submission": submission_api(settings, nothing, nothing).openapi(),
+        "query": query_api(settings, nothing).openapi(),
+        "bridge": _bridge(),
+        **{name: _health(name) for name in ("processor", "reconciler")},
+    }
+
+
+def _answers(*statuses: int) -> dict[str, Any]:
+    meanings = {
+        200: "It is so.",
+        400: "The body was cut short.",
+        401: "The signature or the timestamp is missing, wrong or stale.",
+        413: "The body is larger than EVERYRUN_WEBHOOK_MAX_BYTES.",
+        503: "Not now: Extend is to try again, or the service is not ready.",
+    }
+    return {str(status): {"description": meanings[status]} for status in statuses}
+
+
+def _health(name: str) -> dict[str, Any]:
+    paths = {
+        "/healthz": {"get": {"summary": "Whether the process lives", "responses": _answers(200, 503)}},
+        "/readyz": {"get": {"summary": "Whether it can do its work; if not, why", "responses": _answers(200, 503)}},
+    }
+    return {"openapi": "3.1.0", "info": {"title": f"Everyrun {name}", "version": "1"}, "paths": paths}
+
+
+def _bridge() -> dict[str, Any]:
+    document = _health("bridge")
+    names = ("x-extend-request-timestamp", "x-extend-request-signature")
+    hook = {
+        "summary": "A webhook of Extend: 200 once it is in the log",
+        "parameters": [
+            {"name": name, "in": "header", "required": True, "schema": {"type": "string"}} for name in names
+        ],
+        "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}},
+        "responses": _answers(200, 400, 401, 413, 503),
+    }
+    metrics = {"get": {"summary": "Counters, as Prometheus reads them", "responses": _answers(200)}}
+    document["paths"] = {"/webhooks/extend": {"post": hook}, "/metrics": metrics, **document["paths"]}
+    return document
+
+
+def settings_page() -> str:
+    """docs/reference/settings.md."""
+    lines = [
+        "# Settings",
+        "",
+        "Every setting is an environment variable. A service that misses one it needs, or finds one that is wrong,",
+        "ends at its start with status 2 and names it. Times are in seconds, sizes in bytes. Generated by `make schemas`.",
+        "",
+        "| Variable | Default | Meaning |",
+        "|---|---|---|",
+    ]
+    for name, field in Settings.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        if isinstance(default, SecretStr):
+            default = default.get_secret_value()
+        shown = "" if default in ("", [], None) else f"`{default}`"
+        lines.append(f"| `{variable(name)}` | {shown} | {field.description} |")
+    return "\n".join(lines) + "\n"
+
+
+_TABLES = """
+select c.relname as name, c.relkind::text as kind, obj_description(c.oid) as comment,
+       (select json_agg(json_build_object('name', a.attname, 'type', format_type(a.atttypid, a.atttypmod),
+                                          'null', not a.attnotnull, 'comment', col_description(c.oid, a.attnum))
+                        order by a.attnum)
+        from pg_attribute a where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped) as columns
+from pg_class c
+where c.relnamespace = 'everyrun'::regnamespace and c.relkind in ('r', 'v') and c.relname <> 'schema_migrations'
+order by c.relkind, c.relname
+"""
+
+
+async def tables_page(connection: asyncpg.Connection) -> str:
+    """docs/reference/tables.md, from a migrated database."""
+    lines = [
+        "# The result tables",
+        "",
+        "Postgres, schema `everyrun`: a projection of the Kafka topics, written by the processor alone. Drop it,",
+        "restart, and it is made again row for row. Generated by `make schemas`.",
+    ]
+    for row in await connection.fetch(_TABLES):
+        columns = json.loads(row["columns"]) if isinstance(row["columns"], str) else row["columns"]
+        kind = "view" if row["kind"] == "v" else "table"
+        lines += [
+            "",
+            f"## {row['name']} ({kind})",
+            "",
+            row["comment"] or "",
+            "",
+            "| Column | Type | Null | |",
+            "|---|---|---|---|",
+        ]
+        lines += [
+            f"| {c['name']} | {c['type']} | {'yes' if c['null'] else ''} | {c['comment'] or ''} |" for c in columns
+        ]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)) + "\n"
+
+
+def documents() -> dict[str, str]:
+    """Every generated file that needs no database: path from the top, and text."""
+    files = {f"schemas/events/{tag}.json": _json(schema) for tag, schema in event_schemas().items()}
+    files |= {f"schemas/openapi/{name}.json": _json(document) for name, document in openapis().items()}
+    files["schemas/asyncapi.yaml"] = yaml.safe_dump(asyncapi(), sort_keys=False, width=120)
+    files["docs/reference/settings.md"] = settings_page()
+    return files
+
+
+def _json(document: Any) -> str:
+    return json.dumps(document, indent=2, sort_keys=False) + "\n"
+
+
+def main(folder: Path) -> None:
+    """Write what needs no database; the page of tables is written by the test that has one (see CONTRIBUTING)."""
+    for name, text in documents().items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        print(name)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path.cwd())
