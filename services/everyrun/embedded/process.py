@@ -14,7 +14,7 @@ from pathlib import Path
 
 _PR_SET_SECUREBITS, _SECBIT_NO_SETUID_FIXUP = 28, 1 << 2
 _PR_SET_PDEATHSIG, _PR_SET_KEEPCAPS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE = 1, 8, 47, 2
-_CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH = 1, 2
+_CAP_DAC_OVERRIDE = 1
 _CAPABILITY_VERSION_3 = 0x20080522
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -45,7 +45,7 @@ def _become(user: str) -> None:
     """Change to an unprivileged user that may still pass folders closed to it (a clone in a private folder).
 
     Postgres refuses to run as root; without the two capabilities it could not read its own binaries there. The
-    secure bit lets access(2), with which it looks for them, count these capabilities too.
+    secure bit lets access(2), with which it looks for them, count it too.
     """
     entry = pwd.getpwnam(user)
     _libc.prctl(_PR_SET_SECUREBITS, _SECBIT_NO_SETUID_FIXUP, 0, 0, 0)
@@ -53,12 +53,11 @@ def _become(user: str) -> None:
     os.setgroups([])
     os.setgid(entry.pw_gid)
     os.setuid(entry.pw_uid)
-    mask = 1 << _CAP_DAC_OVERRIDE | 1 << _CAP_DAC_READ_SEARCH
+    mask = 1 << _CAP_DAC_OVERRIDE
     header = _CapHeader(_CAPABILITY_VERSION_3, 0)
     data = (_CapData * 2)(_CapData(mask, mask, mask), _CapData(0, 0, 0))
     if _libc.capset(ctypes.byref(header), ctypes.byref(data)) == 0:
-        for capability in (_CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH):
-            _libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, capability, 0, 0)
+        _libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _CAP_DAC_OVERRIDE, 0, 0)
 
 
 def tie(user: str | None = None) -> Callable[[], None]:
