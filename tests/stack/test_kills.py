@@ -6,10 +6,10 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import httpx
 import pytest
+
 from everyrun.cli import job
 from everyrun.cli.demo import SHORT
 from everyrun.embedded.stack import Options, Stack
