@@ -2,7 +2,11 @@
 
     python examples/consumer.py HOST:PORT [SUBMISSION_ID]
 
-Ends when the submission is settled; without one it goes on until Ctrl-C.
+Ends when every input of the submission is settled and has been told of; without one it goes on until Ctrl-C.
+
+What it knows is in memory, so it reads from the beginning each time: the topic is compacted, and holds the newest
+state of every input. A consumer that keeps what it knows in a database gives a group_id, sets
+enable_auto_commit=False, and commits after its own work is done.
 """
 
 import asyncio
@@ -15,13 +19,10 @@ from aiokafka import AIOKafkaConsumer
 async def main(bootstrap: str, submission_id: str | None) -> None:
     """Print each input as it is settled."""
     newest: dict[str, str] = {}
+    settled: set[str] = set()
+    whole = None
     consumer = AIOKafkaConsumer(
-        "everyrun.results",
-        "everyrun.reports",
-        bootstrap_servers=bootstrap,
-        group_id="my-results",
-        enable_auto_commit=False,
-        auto_offset_reset="earliest",
+        "everyrun.results", "everyrun.reports", bootstrap_servers=bootstrap, auto_offset_reset="earliest"
     )
     async with consumer:
         async for record in consumer:
@@ -29,16 +30,19 @@ async def main(bootstrap: str, submission_id: str | None) -> None:
             if submission_id and event["submission_id"] != submission_id:
                 continue
             if event["type"] == "submission-settled":
-                print(f"{event['submission_id']}: {event['counts']}")
-                if submission_id:
-                    return
+                whole = event
             # Of two states of an input the one with the greater version is the newer; an older one is passed over.
-            elif newest.get(event.get("input_id", ""), "") < event.get("version", ""):
+            elif "version" in event and event["version"] > newest.get(event["input_id"], ""):
                 newest[event["input_id"]] = event["version"]
                 if event["type"] == "result-settled":
-                    print(f"{event['input_id']}: {event['status']}")
-            # Only now may this record be forgotten: your own work is done.
-            await consumer.commit()
+                    settled.add(event["input_id"])
+                    print(f"{event['input_id']}: {event['status']}", flush=True)
+                else:
+                    settled.discard(event["input_id"])
+            # Topics are read side by side: the end of the submission may be read before its last results.
+            if submission_id and whole and len(settled) == whole["expected"]:
+                print(f"{submission_id}: {whole['counts']}")
+                return
 
 
 if __name__ == "__main__":
