@@ -36,7 +36,9 @@ bindings = st.none() | st.builds(
 @st.composite
 def observations(draw: st.DrawFn, run_id: str | None = None) -> Run:
     status, own, polled = draw(statuses), draw(st.none() | moments), draw(st.booleans())
-    truncated, observed, digest = draw(st.booleans()), draw(moments), draw(st.sampled_from("abc"))
+    truncated, observed, content = draw(st.booleans()), draw(moments), draw(st.sampled_from("abc"))
+    # As in the log, equal digests mean equal content: what differs in status or time differs in both.
+    digest = f"{status}{own}{content}"
     return Run(
         run_id=run_id or draw(st.sampled_from(["run_1", "run_10", "run_2"])),
         batch_id="batch_1",
@@ -50,8 +52,7 @@ def observations(draw: st.DrawFn, run_id: str | None = None) -> Run:
         failure_message=None,
         credits=None,
         metadata=b"{}",
-        # In the log equal digests mean equal content; so it is here.
-        run=f"{status}{own}{digest}".encode(),
+        run=digest.encode(),
     )
 
 
