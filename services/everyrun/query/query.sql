@@ -31,8 +31,12 @@ where r.batch_id = $1
 select state, count(*) as batches from everyrun.batches where submission_id = $1 group by state
 
 -- name: unmatched
-select count(*) from everyrun.unmatched_runs u
-where exists (select from everyrun.batches b where b.submission_id = $1 and (b.batch_id = u.batch_id or b.chunk = u.chunk))
+-- Two joins, each by an index: one join with "or" would look at every batch for every run.
+select count(*) from (
+    select u.run_id from everyrun.unmatched_runs u join everyrun.batches b using (batch_id) where b.submission_id = $1
+    union
+    select u.run_id from everyrun.unmatched_runs u join everyrun.batches b using (chunk) where b.submission_id = $1
+) runs
 
 -- name: pending_deliveries
 -- A link not fetched yet: nothing that far is known of its run.
@@ -40,13 +44,17 @@ select count(distinct d.run_id) from everyrun.deliveries d
 join everyrun.batches b on b.chunk = d.chunk and b.attempt = d.attempt
 where b.submission_id = $1
   and not exists (
-      select from everyrun.results r where r.run_id = d.run_id
-      and (r.status in ('PROCESSED', 'FAILED', 'CANCELLED', 'REJECTED')
-           or (r.status = 'NEEDS_REVIEW' and d.event_type = 'workflow_run.needs_review')))
-  and not exists (
-      select from everyrun.duplicate_runs r where r.run_id = d.run_id
-      and (r.status in ('PROCESSED', 'FAILED', 'CANCELLED', 'REJECTED')
-           or (r.status = 'NEEDS_REVIEW' and d.event_type = 'workflow_run.needs_review')))
+      select from (
+          select run_id, status from everyrun.results
+          union all select run_id, status from everyrun.duplicate_runs
+          union all select run_id, status from everyrun.unmatched_runs
+      ) known
+      where known.run_id = d.run_id
+        and (known.status in ('PROCESSED', 'FAILED', 'CANCELLED', 'REJECTED')
+             or (known.status = 'NEEDS_REVIEW' and d.event_type = 'workflow_run.needs_review')))
+
+-- name: has_status
+select exists (select from everyrun.batches where counts ? $1)
 
 -- name: results
 -- One page by input id. A submission is a range of the primary key, a batch the list of its inputs, and an external
@@ -54,8 +62,9 @@ where b.submission_id = $1
 select input_id, external_id, submission_id, batch_id, position, file, metadata, run_id, status, failure_reason,
        failure_message, credits, source, observed_at, settled_at, version, case when $7 then run end as run
 from everyrun.results
-where ($1::text is null or (input_id >= $1 || ':' and input_id < $1 || ';'))
-  and ($2::text is null or input_id = any (array(select unnest(input_ids) from everyrun.batches where batch_id = $2)))
+where ($1::text is null or (input_id >= $1 || ':' and input_id < $1 || ';' and submission_id = $1))
+  and ($2::text is null
+       or (input_id = any (array(select unnest(input_ids) from everyrun.batches where batch_id = $2)) and batch_id = $2))
   and ($3::text is null or status = $3)
   and ($4::text is null or input_id = any (array(select submission_id || ':' || $4 from everyrun.submissions)))
   and ($5::text is null or input_id > $5)
@@ -63,27 +72,47 @@ order by input_id
 limit $6
 
 -- name: unsent
--- Inputs of attempts that are under way or in doubt; such a chunk has no rows of results yet.
-select i.input_id, b.submission_id, b.batch_id, b.chunk, b.attempt,
-       case when bool_or(b.state = 'IN_DOUBT') over (partition by b.chunk) then 'IN_DOUBT' else 'SENDING' end as status
-from everyrun.batches b, unnest(b.input_ids) as i (input_id)
-where b.state in ('SENDING', 'IN_DOUBT')
-  and not exists (select from everyrun.batches o where o.chunk = b.chunk and o.state in ('SUBMITTED', 'SETTLED', 'REFUSED'))
-  and ($1::text is null or b.submission_id = $1)
-  and ($2::text is null or i.input_id = $2)
-  and ($3::text is null or i.input_id > $3)
-order by i.input_id
-limit $4
+-- Inputs of attempts that are under way or in doubt; such a chunk has no rows of results yet. Each input once, with
+-- its newest attempt.
+select distinct on (input_id) input_id, external_id, submission_id, batch_id, chunk, attempt, status
+from (
+    select i.input_id collate "C" as input_id, substr(i.input_id, length(b.submission_id) + 2) as external_id,
+           b.submission_id, b.batch_id, b.chunk, b.attempt,
+           case when bool_or(b.state = 'IN_DOUBT') over (partition by b.chunk) then 'IN_DOUBT' else 'SENDING' end
+               as status
+    from everyrun.batches b, unnest(b.input_ids) as i (input_id)
+    where b.state in ('SENDING', 'IN_DOUBT')
+      and not exists (
+          select from everyrun.batches o where o.chunk = b.chunk and o.state in ('SUBMITTED', 'SETTLED', 'REFUSED'))
+      and ($1::text is null or b.submission_id = $1)
+) unsent
+where ($2::text is null or batch_id = $2)
+  and ($3::text is null or status = $3)
+  and ($4::text is null or external_id = $4)
+  and ($5::text is null or input_id > $5)
+order by input_id, attempt desc
+limit $6
 
 -- name: waiting
-select i.submission_id || ':' || i.external_id as input_id, i.submission_id, i.external_id, i.position
-from everyrun_queue.inputs i
-join everyrun_queue.chunks c
-  on c.submission_id = i.submission_id and i.position between c.first_position and c.last_position
-where i.submission_id = $1 and c.state = 'waiting'
-  and ($2::text is null or i.submission_id || ':' || i.external_id > $2 collate "C")
-order by 1 collate "C"
-limit $3
+-- By submission and position: so a page reads the chunks and inputs it shows, however many wait. A chunk waits as
+-- long as the projection knows of no attempt that is under way or was taken, as in submission_counts.
+select i.submission_id || ':' || i.external_id as input_id, i.external_id, i.submission_id, i.position
+from (
+    select c.submission_id, c.first_position, c.last_position
+    from everyrun_queue.chunks c
+    where ($1::text is null or c.submission_id = $1)
+      and ($3::text is null or (c.submission_id, c.last_position) > ($3, $4::int))
+      and not exists (
+          select from everyrun.batches b
+          where b.chunk = c.chunk and b.state in ('SENDING', 'IN_DOUBT', 'SUBMITTED', 'SETTLED', 'REFUSED'))
+    order by c.submission_id, c.first_position
+    limit case when $2::text is null then $5::bigint end
+) c
+join everyrun_queue.inputs i on i.submission_id = c.submission_id and i.position between c.first_position and c.last_position
+where ($2::text is null or i.external_id = $2)
+  and ($3::text is null or (i.submission_id, i.position) > ($3, $4::int))
+order by i.submission_id, i.position
+limit $5
 
 -- name: result
 select input_id, external_id, submission_id, batch_id, position, chunk, attempt, file, metadata, run_id, status,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from everyrun.projection.merge import SETTLED
@@ -52,29 +52,31 @@ def _of_batch(line: Mapping[str, Any]) -> list[dict[str, Any]]:
     return problems or [{"batch": batch, "what": "not balanced", "expected": 0, "found": 1}]
 
 
+def standing(expected: int, kept: Mapping[str, int]) -> dict[str, Any]:
+    """How far it is: expected, settled, open, and the inputs by status, by the kept counters alone."""
+    by_status = {status: number for status, number in sorted(kept.items()) if number}
+    settled = sum(number for status, number in by_status.items() if status in SETTLED)
+    return {"expected": expected, "settled": settled, "open": expected - settled, "by_status": by_status}
+
+
 def report(
     submission: Mapping[str, Any],
     kept: Mapping[str, int],
     counted: Mapping[str, int],
-    lines: list[Mapping[str, Any]],
+    lines: Sequence[Mapping[str, Any]],
     states: Mapping[str, int],
     unmatched: int,
     pending_deliveries: int,
 ) -> dict[str, Any]:
     """The whole report, as the API answers it."""
     expected = submission["expected"]
-    by_status = {status: number for status, number in sorted(kept.items()) if number}
-    settled = sum(number for status, number in by_status.items() if status in SETTLED)
     problems = imbalances(expected, kept, counted, lines)
     return {
         "submission_id": submission["submission_id"],
         "workflow_id": submission["workflow_id"],
         "workflow_version": submission["workflow_version"],
         "created_at": submission["created_at"].isoformat(),
-        "expected": expected,
-        "settled": settled,
-        "open": expected - settled,
-        "by_status": by_status,
+        **standing(expected, kept),
         "unmatched": unmatched,
         "duplicates": sum(line["duplicates"] for line in lines),
         "pending_deliveries": pending_deliveries,
