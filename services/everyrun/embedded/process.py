@@ -44,7 +44,7 @@ def check_platform() -> None:
 def _become(user: str) -> None:
     """Change to an unprivileged user that may still pass folders closed to it (a clone in a private folder).
 
-    Postgres refuses to run as root; without the two capabilities it could not read its own binaries there. The
+    Postgres refuses to run as root; without the capability it could not read its own binaries there. The
     secure bit lets access(2), with which it looks for them, count it too.
     """
     entry = pwd.getpwnam(user)

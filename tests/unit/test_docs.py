@@ -1,0 +1,95 @@
+"""What the documentation names is there: files, settings, commands and their flags, faults, topics, events, paths."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from everyrun import schemas
+from everyrun.cli.app import app
+from everyrun.emulator.faults import DEFAULTS, FAULTS
+from everyrun.log.topics import declared
+from everyrun.settings import Settings, variable
+
+TOP = Path(__file__).parents[2]
+DOCS = TOP / "docs"
+PAGES = [*TOP.glob("*.md"), *DOCS.rglob("*.md")]
+PAGE_NAMES = [page.relative_to(TOP).as_posix() for page in PAGES]
+pages = pytest.mark.parametrize("page", PAGES, ids=PAGE_NAMES)
+
+
+@pages
+def test_every_link_leads_to_a_file(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)", page.read_text())
+    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert missing == []
+
+
+@pages
+def test_every_setting_that_is_named_is_one(page: Path) -> None:
+    known = {variable(name) for name in Settings.model_fields}
+    named = set(re.findall(r"\bEVERYRUN_[A-Z][A-Z_]*[A-Z]\b", page.read_text()))
+    assert named <= known
+
+
+def _commands(page: Path) -> list[list[str]]:
+    """The calls of everyrun in the page's shell examples, as words."""
+    blocks = re.findall(r"^ *```sh\n(.*?)^ *```", page.read_text(), re.DOTALL | re.MULTILINE)
+    lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    # Settings given before the command, as in NAME=value everyrun up, are not part of it.
+    words = [shlex.split(re.sub(r"^(\w+=\S+ )+", "", line), comments=True) for line in lines]
+    return [call[1:] for call in words if call[:1] == ["everyrun"]]
+
+
+@pages
+def test_every_command_and_flag_in_an_example_is_there(page: Path) -> None:
+    for words in _commands(page):
+        command: Any = typer.main.get_command(app)
+        rest = words
+        while hasattr(command, "commands"):
+            assert rest[:1], words
+            assert rest[0] in command.commands, words
+            command, rest = command.commands[rest[0]], rest[1:]
+        known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+        assert {word.partition("=")[0] for word in rest if word.startswith("--")} <= known, words
+
+
+def test_the_examples_are_seen() -> None:
+    assert ["up", "--extend", "--plan", "payg"] in _commands(TOP / "README.md")
+    assert ["topics", "create"] in _commands(DOCS / "reference" / "cli.md")
+
+
+def test_the_page_of_the_emulator_names_every_fault_and_the_defaults() -> None:
+    text = (DOCS / "reference" / "emulator.md").read_text()
+    named = {name for cell in re.findall(r"^\| ([a-z_0-9, ]+) \|", text, re.MULTILINE) for name in cell.split(", ")}
+    assert named == set(FAULTS)
+    assert ",".join(f"{name}={value}" for name, value in DEFAULTS.items()) in text
+
+
+def test_the_page_of_events_names_every_topic_and_every_event() -> None:
+    text = (DOCS / "reference" / "events.md").read_text()
+    assert set(re.findall(r"^\| `([a-z]+)` \|", text, re.MULTILINE)) == {topic.name for topic in declared()}
+    assert [tag for tag in schemas.event_schemas() if tag not in text] == []
+
+
+def test_the_page_of_the_http_apis_names_every_path() -> None:
+    text = (DOCS / "reference" / "http-api.md").read_text()
+    named = {re.sub(r"\{\w+\}", "{}", path) for path in re.findall(r"/[\w/{}]+", text)}
+    paths = {re.sub(r"\{\w+\}", "{}", path) for api in schemas.openapis().values() for path in api["paths"]}
+    assert paths <= named
+
+
+def test_every_page_is_reached_from_the_index() -> None:
+    reached, open_pages = set(), [TOP / "README.md"]
+    while open_pages:
+        page = open_pages.pop()
+        links = re.findall(r"\]\(([^)#\s]+\.md)", page.read_text())
+        found = {(page.parent / link).resolve() for link in links if "://" not in link} - reached
+        reached |= found
+        open_pages += found
+    assert {page.resolve() for page in DOCS.rglob("*.md")} <= reached
