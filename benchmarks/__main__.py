@@ -1,0 +1,39 @@
+"""Run the benchmarks named, or all, on a Kafka and a Postgres of their own; print a table of figures and ratios."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import sys
+import tempfile
+from pathlib import Path
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import bridge, demo, idle, intake, processor
+from benchmarks.servers import Servers
+
+ALL = {"intake": intake.run, "bridge": bridge.run, "processor": processor.run, "idle": idle.run, "demo": demo.run}
+
+
+async def main(names: list[str]) -> None:
+    out = Console()
+    machine = f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    out.print(f"{machine}, load {os.getloadavg()[0]:.1f}")
+    table = Table("benchmark", "figure", "ceiling", "ratio", "wanted", title="python -m benchmarks " + " ".join(names))
+    for name in names:
+        with tempfile.TemporaryDirectory(prefix="everyrun-bench-", ignore_cleanup_errors=True) as folder:
+            async with Servers(Path(folder)) as servers:
+                for row in await ALL[name](servers):
+                    out.print(row)
+                    table.add_row(*row)
+    out.print(table)
+    left = psutil.Process().children(recursive=True)
+    assert not left, left
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1:] or list(ALL)))
