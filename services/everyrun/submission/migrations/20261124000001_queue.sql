@@ -76,6 +76,15 @@ create table everyrun_queue.paused_workflows (
 );
 comment on table everyrun_queue.paused_workflows is 'Extend said 401, 402 or 403: nothing is sent for the workflow until a person sees to it.';
 
+create table everyrun_queue.sweeps (
+    workflow_id text collate "C" not null,
+    begun_at timestamptz not null,
+    complete_at timestamptz not null,
+    primary key (workflow_id, begun_at)
+);
+comment on table everyrun_queue.sweeps is
+    'Complete sweeps of a workflow''s newest runs: every run listed, what is unknown gotten and in the log. A call of unknown outcome is given up only after two.';
+
 create table everyrun_queue.log_position (
     partition int primary key,
     next_offset bigint not null,
