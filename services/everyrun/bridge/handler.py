@@ -14,6 +14,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, g
 from everyrun import telemetry
 from everyrun.bridge.interpret import interpret
 from everyrun.extend.signature import SIGNATURE_HEADER, TIMESTAMP_HEADER, verify
+from everyrun.failpoints import hit
 from everyrun.log.cloudevents import timestamp
 from everyrun.log.producer import Log
 from everyrun.serve import Receive, Scope, Send
@@ -115,11 +116,13 @@ class Handler:
         if self._held + len(body) > _HELD_AT_MOST:
             return "unavailable"
         self._held += len(body)
+        hit("bridge.before_produce")
         try:
             async with asyncio.timeout(self._within):
                 await self.log.append((meaning.record,))
         finally:
             self._held -= len(body)
+        hit("bridge.after_produce")
         return meaning.outcome
 
     async def _rest(self, receive: Receive, message: dict[str, Any]) -> bytes | None:

@@ -13,6 +13,7 @@ import asyncpg
 import faust
 from aiokafka.admin import AIOKafkaAdminClient
 
+from everyrun.failpoints import hit
 from everyrun.log import topics
 from everyrun.log.producer import Producer
 from everyrun.processor.polls import WholePolls, joined
@@ -107,9 +108,12 @@ class Processor:
         try:
             if before is not None:
                 await before
+            hit("processor.before_publish")
             published = await self._publisher.publish(applied)
+            hit("processor.before_ack")
             for event in events:
                 event.ack()
+            hit("processor.after_ack")
             self.acknowledged.update(ends)
             # Another worker may have written a later state between our reading a state and publishing it.
             if generation != self.generation():

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import asyncpg
 
 from everyrun.extend import reserved
+from everyrun.failpoints import hit
 from everyrun.log import events
 from everyrun.projection import attempts, offsets, tables
 from everyrun.projection.decode import Fact, LogRecord, NotUnderstoodError, Poll, fact_of, run_of
@@ -142,7 +143,10 @@ async def apply(
         if content.poison:
             await set_aside(content.poison)
         applied = await _Transaction(connection, content).run()
+        hit("apply.before_offset")
         await offsets.advance(connection, new)
+        hit("apply.before_commit")
+    hit("apply.after_commit")
     return Applied(
         applied.changed,
         applied.inputs | again.inputs,

@@ -11,6 +11,7 @@ from aiokafka.errors import CommitFailedError, IllegalStateError, RebalanceInPro
 
 from everyrun import telemetry
 from everyrun.extend.client import Extend, ExtendError
+from everyrun.failpoints import hit
 from everyrun.log.cloudevents import Record, header
 from everyrun.log.events import DeliveryDeferred
 from everyrun.log.observation import NotARunError, observed, read_head
@@ -65,9 +66,12 @@ class Deliveries:
             outcomes = await asyncio.gather(
                 *(self.outcome(record.key, record.value, record.headers) for record in records)
             )
+            hit("deliveries.before_produce")
             await self._log.append([outcome for outcome in outcomes if outcome is not None])
+            hit("deliveries.before_offset")
             try:
                 await consumer.commit({part: found[-1].offset + 1 for part, found in taken.items()})
+                hit("deliveries.after_offset")
             except (CommitFailedError, IllegalStateError, RebalanceInProgressError) as error:
                 # Another reconciler has the partition now and does these again, with the same ids.
                 _log.info("deliveries not committed", error=str(error))

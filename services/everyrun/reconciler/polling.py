@@ -13,6 +13,7 @@ import msgspec
 
 from everyrun import telemetry
 from everyrun.extend.client import Extend, ExtendError
+from everyrun.failpoints import hit
 from everyrun.log.producer import Log
 from everyrun.reconciler.asking import ask
 from everyrun.reconciler.missing import Listed, missing, read_page, unknown_batches
@@ -130,7 +131,9 @@ class Polling:
                 except ExtendError as error:
                     _log.warning("a run could not be had", run=run_id, error=str(error))
                     return
+                hit("polling.before_produce")
                 await self._log.append([record])
+                hit("polling.after_produce")
                 got.add(run_id)
 
         async with asyncio.TaskGroup() as group:

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 
 from everyrun.extend import reserved
 from everyrun.extend.client import RUN, Extend
+from everyrun.failpoints import hit
 from everyrun.log import events
 from everyrun.log.cloudevents import Record, record, timestamp
 from everyrun.log.producer import Log
@@ -91,9 +92,11 @@ class Dispatcher:
         now = datetime.now(UTC)
         begin_by = now + timedelta(seconds=self._settings.dispatch_deadline)
         ended_by = begin_by + timedelta(seconds=self._settings.call_timeout + _MARGIN)
+        hit("dispatcher.before_claim")
         chunk = await self._pool.fetchval(_sql["claim"], self._owner, ended_by)
         if chunk is None:
             return False
+        hit("dispatcher.after_claim")
         row: Any = await self._pool.fetchrow(_sql["attempt"], chunk)
         before = ChunkState("waiting", row["attempt"] - 1, row["resends"])
         claimed = step(before, Claimed())
@@ -105,6 +108,7 @@ class Dispatcher:
             again = replace(claimed.after, state="waiting", reason="Kafka did not acknowledge batch-requested")
             await self._keep(chunk, row["attempt"], again, ("sending",), now + timedelta(seconds=1))
             raise
+        hit("dispatcher.after_intent")
         body = self._body(row, inputs)
         if datetime.now(UTC) > begin_by:
             happening: Happening = Expired()
@@ -114,10 +118,13 @@ class Dispatcher:
         return True
 
     async def _call(self, body: bytes) -> Verdict:
+        hit("dispatcher.before_post")
         try:
-            return classify_response(await self._extend.create_batch(body))
+            verdict = classify_response(await self._extend.create_batch(body))
         except httpx.HTTPError as error:
-            return classify_failure(error)
+            verdict = classify_failure(error)
+        hit("dispatcher.after_post")
+        return verdict
 
     async def _happen(
         self, row: asyncpg.Record, chunk: ChunkState, happening: Happening, inputs: list[events.Input]
@@ -132,7 +139,9 @@ class Dispatcher:
             _log.info(
                 "chunk", chunk=row["chunk"], attempt=chunk.attempt, state=done.after.state, reason=done.after.reason
             )
+        hit("dispatcher.before_produce")
         await self._say(row, done, inputs, happening=happening)
+        hit("dispatcher.after_produce")
         not_before = None
         if isinstance(happening, Returned):
             wait = _RETURNED_WAIT if happening.wait is None else happening.wait
@@ -143,6 +152,7 @@ class Dispatcher:
         if done.block:
             await self._pool.execute(_sql["pause_workflow"], row["workflow_id"], done.after.reason)
         await self._keep(row["chunk"], chunk.attempt, done.after, expected, not_before)
+        hit("dispatcher.after_row")
 
     async def _keep(
         self, chunk: str, attempt: int, after: ChunkState, expected: tuple[str, ...], not_before: datetime | None = None
@@ -295,10 +305,13 @@ class Dispatcher:
                 _log.warning("evidence that fits no attempt", chunk=found["chunk"], problem=str(error))
                 continue
             _log.info("adopted", chunk=found["chunk"], attempt=found["attempt"], batch_id=found["batch_id"])
+            hit("adopt.before_produce")
             await self._say(row, done, await self._inputs(row), happening=evidence)
+            hit("adopt.after_produce")
             if done.after.state != row["state"]:
                 await self._keep(found["chunk"], row["attempt"], done.after, (row["state"],))
             await self._pool.execute(_sql["adopt"], found["chunk"], found["attempt"], found["batch_id"])
+            hit("adopt.after_row")
 
 
 def _state(row: asyncpg.Record) -> ChunkState:

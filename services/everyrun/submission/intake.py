@@ -12,6 +12,7 @@ from typing import Any
 import asyncpg
 import msgspec
 
+from everyrun.failpoints import hit
 from everyrun.settings import Settings
 from everyrun.store.sql import beside
 from everyrun.submission.chunks import Cutter, chunk_id
@@ -77,7 +78,10 @@ async def take_in(
         try:
             async with connection.transaction():
                 await intake.copy(connection, rows)
-                return await intake.finish(connection, workflow_id, workflow_version, priority, idempotency_key)
+                accepted = await intake.finish(connection, workflow_id, workflow_version, priority, idempotency_key)
+                hit("intake.before_commit")
+            hit("intake.after_commit")
+            return accepted
         except asyncpg.UniqueViolationError as error:
             if error.constraint_name != "submissions_idempotency_key_key":
                 raise

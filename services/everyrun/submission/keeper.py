@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import asyncpg
 
+from everyrun.failpoints import hit
 from everyrun.log.cloudevents import record, timestamp
 from everyrun.log.events import SubmissionAccepted
 from everyrun.log.producer import Log
@@ -43,8 +44,11 @@ class Announcer:
             )
             key = row["submission_id"]
             said = record("batches", event, key=key, id=f"{key}/submission-accepted", source=SOURCE, time=created)
+            hit("announcer.before_produce")
             await self._log.append([said])
+            hit("announcer.after_produce")
             await self._pool.execute(_sql["mark_announced"], key)
+            hit("announcer.after_mark")
             self._dispatcher.poke.set()
 
 

@@ -1,0 +1,49 @@
+"""Failpoints: a process dies at a point that is armed, once, and nowhere else."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import everyrun
+from everyrun.failpoints import POINTS, VARIABLE, done
+
+POINT = "bridge.after_produce"
+
+
+def come_by(folder: Path, named: str) -> subprocess.CompletedProcess[str]:
+    program = f"from everyrun.failpoints import hit; hit({POINT!r}); print('went on')"
+    env = {**os.environ, VARIABLE: named, "EVERYRUN_DATA_DIR": str(folder)}
+    return subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False)
+
+
+def test_a_process_dies_at_an_armed_point_once(tmp_path: Path) -> None:
+    named = f"bridge.before_produce,{POINT}"
+    assert come_by(tmp_path, named).returncode == -signal.SIGKILL
+    assert done(tmp_path, POINT).exists()
+    assert come_by(tmp_path, named).stdout == "went on\n"
+    done(tmp_path, POINT).unlink()
+    assert come_by(tmp_path, named).returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("named", ["", "bridge.before_produce"])
+def test_no_process_dies_at_a_point_that_is_not_named(tmp_path: Path, named: str) -> None:
+    assert come_by(tmp_path, named).stdout == "went on\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_is_no_point_is_refused(tmp_path: Path) -> None:
+    ended = come_by(tmp_path, "bridge.before_produced")
+    assert (ended.returncode, "bridge.before_produced" in ended.stderr) == (1, True)
+
+
+def test_every_point_lies_at_one_place_and_is_named() -> None:
+    source = Path(everyrun.__file__).parent
+    hit = [point for path in source.rglob("*.py") for point in re.findall(r'hit\("([\w.]+)"\)', path.read_text())]
+    assert sorted(hit) == sorted(POINTS)
