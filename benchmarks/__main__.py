@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import platform
 import sys
@@ -36,4 +37,6 @@ async def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    # What is not up yet is waited for, without a line each time.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     asyncio.run(main(sys.argv[1:] or list(ALL)))

@@ -5,26 +5,44 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import for_code
 
 from everyrun.settings import Settings
 
+Partition = tuple[str, int]
+"""(short topic name, number)."""
 
-async def end_offsets(settings: Settings, topics: Iterable[str]) -> dict[tuple[str, int], int]:
+
+async def end_offsets(settings: Settings, topics: Iterable[str]) -> dict[Partition, int]:
     """The end of each partition of the topics (short names), by (short name, number).
 
-    Raises aiokafka.errors.KafkaError where Kafka does not answer.
+    Raises aiokafka.errors.KafkaError where Kafka does not answer, and where a topic is not there: a partition left
+    out would pass for one that has nothing in it.
     """
+    wanted = await _partitions(settings, topics)
     consumer = AIOKafkaConsumer(bootstrap_servers=settings.kafka_bootstrap)
     await consumer.start()
     try:
-        # Asking for the topics fetches their metadata.
-        await consumer.topics()
-        wanted = {
-            TopicPartition(settings.topic(topic), number): (topic, number)
-            for topic in topics
-            for number in consumer.partitions_for_topic(settings.topic(topic)) or ()
-        }
         ends = await consumer.end_offsets(list(wanted))
     finally:
         await consumer.stop()
     return {wanted[partition]: end for partition, end in ends.items()}
+
+
+async def _partitions(settings: Settings, topics: Iterable[str]) -> dict[TopicPartition, Partition]:
+    names = {settings.topic(topic): topic for topic in topics}
+    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap)
+    await admin.start()
+    try:
+        described = await admin.describe_topics(sorted(names))
+    finally:
+        await admin.close()
+    for topic in described:
+        if topic["error_code"]:
+            raise for_code(topic["error_code"])(f"topic {topic['topic']}")
+    return {
+        TopicPartition(topic["topic"], part["partition"]): (names[topic["topic"]], part["partition"])
+        for topic in described
+        for part in topic["partitions"]
+    }
