@@ -9,7 +9,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from everyrun.store.migrate import MigrationError, migrate
+from everyrun.store.migrate import SCHEMAS, MigrationError, migrate
 
 pytestmark = pytest.mark.stack
 
@@ -65,3 +65,23 @@ def test_a_database_that_does_not_answer_is_said_so_without_the_password(
     with pytest.raises(MigrationError) as raised:
         migrate("postgresql://everyrun:hunter2@127.0.0.1:1/everyrun?sslmode=disable")
     assert "hunter2" not in str(raised.value)
+
+
+async def test_the_projection_is_made_under_another_name_as_well(database: str) -> None:
+    connection = await asyncpg.connect(database)
+    try:
+        await asyncio.to_thread(migrate, database, {"beside": SCHEMAS["everyrun"]})
+        shapes = []
+        for schema in ("everyrun", "beside"):
+            rows = await connection.fetch(
+                "select table_name, column_name, data_type from information_schema.columns where table_schema = $1"
+                " order by 1, ordinal_position",
+                schema,
+            )
+            shapes.append([tuple(row) for row in rows])
+        assert shapes[0] == shapes[1]
+        definitions = await connection.fetch("select definition from pg_views where schemaname = 'beside'")
+        assert definitions
+        assert not [d for (d,) in definitions if "everyrun." in d]
+    finally:
+        await connection.close()

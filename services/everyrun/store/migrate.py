@@ -1,4 +1,7 @@
-"""Migrations by dbmate: each schema has its own folder of them, and its own record of what was applied inside it."""
+"""Migrations by dbmate: each schema has its own folder of them, and its own record of what was applied inside it.
+
+They run with the schema first in the search path, so one that names no schema makes its tables in whichever it is.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -38,10 +42,16 @@ def migrate(dsn: str, schemas: dict[str, Path] | None = None) -> None:
     for schema, folder in (schemas or SCHEMAS).items():
         command = [_dbmate(), "--migrations-dir", str(folder), "--migrations-table", f"{schema}.schema_migrations"]
         command += ["--no-dump-schema", "--migration-lock", "--wait", "--wait-timeout", WAIT, "migrate"]
-        url = dsn.replace("postgresql://", "postgres://", 1)
+        url = _with_search_path(dsn, schema)
         done = subprocess.run(
             command, capture_output=True, text=True, check=False, env={**os.environ, "DATABASE_URL": url}, cwd="/"
         )
         if done.returncode != 0:
             text = (done.stderr or done.stdout).strip().replace(url, "the database")
             raise MigrationError(f"schema {schema}: {text}")
+
+
+def _with_search_path(dsn: str, schema: str) -> str:
+    parts = urlsplit(dsn)
+    query = f"{parts.query}&search_path={schema}".lstrip("&")
+    return urlunsplit(parts._replace(scheme="postgres", query=query))

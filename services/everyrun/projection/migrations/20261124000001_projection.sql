@@ -1,19 +1,21 @@
 -- migrate:up
-create schema if not exists everyrun;
+-- No name of a schema here: a rebuild makes the same tables beside the live ones, under another name.
+do $$
+begin
+    execute format('comment on schema %I is %L', current_schema(),
+        'A projection of the Kafka topics: drop it, and it is rebuilt row for row. Nothing here is written by anyone but the processor.');
+end $$;
 
-comment on schema everyrun is
-    'A projection of the Kafka topics: drop it, and it is rebuilt row for row. Nothing here is written by anyone but the processor.';
-
-create table everyrun.applied_offsets (
+create table applied_offsets (
     topic text collate "C" not null,
     partition int not null,
     next_offset bigint not null,
     cluster_id text not null,
     primary key (topic, partition)
 );
-comment on table everyrun.applied_offsets is 'How far each partition has been applied to these tables; moved in the same transaction as they are.';
+comment on table applied_offsets is 'How far each partition has been applied to these tables; moved in the same transaction as they are.';
 
-create table everyrun.submissions (
+create table submissions (
     submission_id text collate "C" primary key,
     workflow_id text not null,
     workflow_version text,
@@ -22,7 +24,7 @@ create table everyrun.submissions (
     created_at timestamptz not null
 );
 
-create table everyrun.batches (
+create table batches (
     chunk text collate "C" not null,
     attempt int not null,
     batch_id text collate "C" unique,
@@ -46,16 +48,16 @@ create table everyrun.batches (
     input_ids text[] not null,
     primary key (chunk, attempt)
 );
-comment on table everyrun.batches is 'One row per attempt at sending a chunk of inputs to Extend.';
-comment on column everyrun.batches.state is
+comment on table batches is 'One row per attempt at sending a chunk of inputs to Extend.';
+comment on column batches.state is
     'SENDING, RETURNED (not taken, for now), IN_DOUBT, RESENT (given up after the window), REFUSED, SUBMITTED, SETTLED (submitted, and every input of it is settled).';
-comment on column everyrun.batches.counts is 'Inputs whose standing run or attempt is here, by status.';
-comment on column everyrun.batches.runs_observed is 'Distinct runs seen of this batch and matched to an input.';
-comment on column everyrun.batches.input_ids is 'The inputs in the order they were sent.';
-create index batches_submission on everyrun.batches (submission_id);
-create index batches_open on everyrun.batches (submitted_at) where state = 'SUBMITTED';
+comment on column batches.counts is 'Inputs whose standing run or attempt is here, by status.';
+comment on column batches.runs_observed is 'Distinct runs seen of this batch and matched to an input.';
+comment on column batches.input_ids is 'The inputs in the order they were sent.';
+create index batches_submission on batches (submission_id);
+create index batches_open on batches (submitted_at) where state = 'SUBMITTED';
 
-create table everyrun.results (
+create table results (
     input_id text collate "C" primary key,
     external_id text not null,
     submission_id text collate "C" not null,
@@ -76,16 +78,16 @@ create table everyrun.results (
     settled_at timestamptz,
     version text collate "C" not null
 );
-comment on table everyrun.results is 'One row per input that was sent or refused; an ordinary table, without triggers or generated columns.';
-comment on column everyrun.results.metadata is 'As handed in. As it came back from Extend it is in run.';
-comment on column everyrun.results.run is 'The whole WorkflowRun of the standing run, as Extend gave it, without Everyrun''s reserved metadata key.';
-comment on column everyrun.results.version is 'Sortable text: of two states of a row the one with the greater version is the newer.';
-create index results_run on everyrun.results (run_id);
+comment on table results is 'One row per input that was sent or refused; an ordinary table, without triggers or generated columns.';
+comment on column results.metadata is 'As handed in. As it came back from Extend it is in run.';
+comment on column results.run is 'The whole WorkflowRun of the standing run, as Extend gave it, without Everyrun''s reserved metadata key.';
+comment on column results.version is 'Sortable text: of two states of a row the one with the greater version is the newer.';
+create index results_run on results (run_id);
 -- Few rows are in it, and they are the ones people list.
-create index results_not_processed on everyrun.results (submission_id, status, input_id)
+create index results_not_processed on results (submission_id, status, input_id)
     where status not in ('PROCESSED', 'SUBMITTED', 'PENDING', 'PROCESSING');
 
-create table everyrun.duplicate_runs (
+create table duplicate_runs (
     run_id text collate "C" primary key,
     input_id text collate "C" not null,
     batch_id text collate "C" not null,
@@ -101,11 +103,11 @@ create table everyrun.duplicate_runs (
     settled_at timestamptz,
     version text collate "C" not null
 );
-comment on table everyrun.duplicate_runs is 'Further runs of an input that has a standing one in results.';
-create index duplicate_runs_input on everyrun.duplicate_runs (input_id);
-create index duplicate_runs_batch on everyrun.duplicate_runs (batch_id);
+comment on table duplicate_runs is 'Further runs of an input that has a standing one in results.';
+create index duplicate_runs_input on duplicate_runs (input_id);
+create index duplicate_runs_batch on duplicate_runs (batch_id);
 
-create table everyrun.unmatched_runs (
+create table unmatched_runs (
     run_id text collate "C" primary key,
     batch_id text collate "C",
     metadata jsonb,
@@ -125,11 +127,11 @@ create table everyrun.unmatched_runs (
     settled_at timestamptz,
     version text collate "C" not null
 );
-comment on table everyrun.unmatched_runs is 'Runs that no input is known for, yet.';
-create index unmatched_runs_batch on everyrun.unmatched_runs (batch_id);
-create index unmatched_runs_chunk on everyrun.unmatched_runs (chunk, attempt);
+comment on table unmatched_runs is 'Runs that no input is known for, yet.';
+create index unmatched_runs_batch on unmatched_runs (batch_id);
+create index unmatched_runs_chunk on unmatched_runs (chunk, attempt);
 
-create table everyrun.deliveries (
+create table deliveries (
     run_id text collate "C" not null,
     event_type text not null,
     chunk text collate "C",
@@ -138,10 +140,10 @@ create table everyrun.deliveries (
     first_seen timestamptz not null,
     primary key (run_id, event_type)
 );
-comment on table everyrun.deliveries is 'Webhooks whose payload was behind a signed link.';
-create index deliveries_chunk on everyrun.deliveries (chunk, attempt);
+comment on table deliveries is 'Webhooks whose payload was behind a signed link.';
+create index deliveries_chunk on deliveries (chunk, attempt);
 
-create table everyrun.quarantine (
+create table quarantine (
     source text collate "C" primary key,
     topic text not null,
     partition int,
@@ -151,21 +153,21 @@ create table everyrun.quarantine (
     headers jsonb not null,
     first_seen timestamptz not null
 );
-comment on table everyrun.quarantine is 'Messages that could not be understood, as they were received.';
+comment on table quarantine is 'Messages that could not be understood, as they were received.';
 
-create view everyrun.submission_counts as
+create view submission_counts as
 with chunks as (
     -- Of the attempts at a chunk none of which became rows of results, the most telling one.
     select submission_id, chunk, max(expected) as expected,
            bool_or(state in ('SUBMITTED', 'SETTLED', 'REFUSED')) as has_rows,
            bool_or(state = 'IN_DOUBT') as in_doubt,
            bool_or(state = 'SENDING') as sending
-    from everyrun.batches
+    from batches
     group by submission_id, chunk
 ),
 counted as (
     select b.submission_id, c.key as status, sum(c.value::bigint) as inputs
-    from everyrun.batches b, jsonb_each_text(b.counts) c
+    from batches b, jsonb_each_text(b.counts) c
     group by b.submission_id, c.key
     union all
     select submission_id, case when in_doubt then 'IN_DOUBT' else 'SENDING' end, sum(expected)
@@ -179,48 +181,51 @@ known as (
 select submission_id, status, inputs::bigint from counted
 union all
 select s.submission_id, 'WAITING', s.expected - coalesce(k.inputs, 0)::bigint
-from everyrun.submissions s left join known k using (submission_id)
+from submissions s left join known k using (submission_id)
 where s.expected <> coalesce(k.inputs, 0);
-comment on view everyrun.submission_counts is 'How many inputs of a submission have each status, by the kept counters.';
+comment on view submission_counts is 'How many inputs of a submission have each status, by the kept counters.';
 
-create view everyrun.report as
+create view report as
 select
     b.submission_id, b.chunk, b.attempt, b.batch_id, b.state, b.expected,
     coalesce((select sum(value::bigint) from jsonb_each_text(b.counts)), 0) as inputs,
     coalesce((select sum(value::bigint) from jsonb_each_text(b.counts)
               where key in ('PROCESSED', 'FAILED', 'CANCELLED', 'REJECTED', 'REFUSED')), 0) as settled,
     b.counts, b.runs_observed, b.duplicates,
-    (select count(*) from everyrun.unmatched_runs u where u.batch_id = b.batch_id) as unmatched,
+    (select count(*) from unmatched_runs u where u.batch_id = b.batch_id) as unmatched,
     coalesce(r.runs, 0) as runs_in_results,
     coalesce(d.runs, 0) as runs_in_duplicates,
     coalesce(r.counts, '{}') as counted_rows,
     b.counts = coalesce(r.counts, '{}')
         and b.runs_observed = coalesce(r.runs, 0) + coalesce(d.runs, 0)
         and b.duplicates = coalesce(d.runs, 0) as balanced
-from everyrun.batches b
+from batches b
 left join lateral (
     select sum(n) filter (where has_run) as runs, jsonb_object_agg(status, total) as counts
     from (
         select status, run_id is not null as has_run, count(*) as n,
                sum(count(*)) over (partition by status) as total
-        from everyrun.results
+        from results
         where input_id = any (b.input_ids) and results.chunk = b.chunk and results.attempt = b.attempt
         group by 1, 2
     ) per_status
 ) r on true
 left join lateral (
-    select count(*) as runs from everyrun.duplicate_runs d
+    select count(*) as runs from duplicate_runs d
     where d.batch_id = b.batch_id
 ) d on true;
-comment on view everyrun.report is 'One line an attempt: the kept counters beside a count of the rows; balanced where they agree.';
+comment on view report is 'One line an attempt: the kept counters beside a count of the rows; balanced where they agree.';
 
-create view everyrun.extractions as
+create view extractions as
 select r.input_id, r.external_id, r.submission_id,
        step -> 'step' ->> 'name' as step_name,
        step -> 'result' -> 'extractRun' -> 'output' -> 'value' as value
-from everyrun.results r, jsonb_array_elements(r.run -> 'stepRuns') step
+from results r, jsonb_array_elements(r.run -> 'stepRuns') step
 where step -> 'result' -> 'extractRun' -> 'output' is not null;
-comment on view everyrun.extractions is 'The extracted value of each extracting step of each input''s standing run.';
+comment on view extractions is 'The extracted value of each extracting step of each input''s standing run.';
 
 -- migrate:down
-drop schema everyrun cascade;
+do $$
+begin
+    execute format('drop schema %I cascade', current_schema());
+end $$;
