@@ -22,7 +22,7 @@ from everyrun.log import topics
 from everyrun.settings import Settings
 from everyrun.store.migrate import migrate
 
-TOKEN, SECRET = "bench", "wss_bench"
+TOKEN, SECRET = "ert_of_the_benchmarks", "wss_bench"
 
 
 class Servers:

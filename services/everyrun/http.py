@@ -1,17 +1,20 @@
-"""What our HTTP APIs have in common: the token, and errors of one form."""
+"""What our HTTP APIs have in common: tokens and their scopes, and errors of one form."""
 
 from __future__ import annotations
 
-import hmac
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Request
+import asyncpg
+from fastapi import Depends, FastAPI, Request, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from fastapi.security import HTTPBearer
+from fastapi.security import HTTPBearer, SecurityScopes
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Send
+from starlette.types import Scope as AsgiScope
 
 from everyrun.settings import Settings
+from everyrun.store import tokens
 from everyrun.telemetry import log
 
 _log = log(__name__)
@@ -26,19 +29,80 @@ class ApiError(Exception):
         self.body = {"code": code, "message": message, **more}
 
 
-def api(title: str, description: str, settings: Settings, unavailable: tuple[type[Exception], ...]) -> FastAPI:
-    """A FastAPI application whose every path but the OpenAPI document wants EVERYRUN_API_TOKEN as a bearer token."""
-    app = FastAPI(title=title, description=description, version="1", docs_url=None, redoc_url=None)
-    expected = b"Bearer " + settings.api_token.get_secret_value().encode()
+_TOKEN = HTTPBearer(auto_error=False, description="A token of `everyrun token create`, or EVERYRUN_API_TOKEN.")
 
-    @app.middleware("http")
-    async def check_token(request: Request, go_on: Any) -> Any:
-        given = request.headers.get("authorization", "").encode("utf-8", "surrogateescape")
-        if request.url.path != "/openapi.json" and not hmac.compare_digest(given, expected):
-            headers = {"www-authenticate": "Bearer"}
+
+def _permitted(request: Request, needed: SecurityScopes, _for_openapi: Annotated[Any, Depends(_TOKEN)] = None) -> None:
+    for name in needed.scopes:
+        if name not in request.state.caller.scopes:
+            raise ApiError(403, "FORBIDDEN", f"this token lacks the scope {name}", scope=name)
+
+
+def scope(name: tokens.Scope) -> Any:
+    """What a token must be for to call a route, ``dependencies=[scope("read")]``. Every route has one."""
+    return Security(_permitted, scopes=[name])
+
+
+def caller(request: Request) -> str:
+    """The name of the token that a request carries, for the records of who decided what."""
+    found: tokens.Caller = request.state.caller
+    return found.name
+
+
+class _Guard:
+    """Lets in who carries a token, whatever the path but ``/openapi.json``; what the token is for, each route asks."""
+
+    def __init__(self, app: ASGIApp, known: tokens.Tokens, unavailable: tuple[type[Exception], ...]) -> None:
+        self._app = app
+        self._known = known
+        self._unavailable = unavailable
+
+    async def __call__(self, asgi: AsgiScope, receive: Receive, send: Send) -> None:
+        """Answer 401, the same whether the token is missing, malformed, unknown, expired or revoked; or go on."""
+        if asgi["type"] != "http" or asgi["path"] == "/openapi.json":
+            await self._app(asgi, receive, send)
+            return
+        try:
+            found = await self._caller(asgi)
+        except self._unavailable as error:
+            await _away(error)(asgi, receive, send)
+            return
+        if found is None:
             body = {"code": "UNAUTHORIZED", "message": "Authorization: Bearer TOKEN is missing or wrong"}
-            return JSONResponse(body, 401, headers)
-        return await go_on(request)
+            await JSONResponse(body, 401, {"www-authenticate": "Bearer"})(asgi, receive, send)
+            return
+        asgi.setdefault("state", {})["caller"] = found
+        await self._app(asgi, receive, send)
+
+    async def _caller(self, asgi: AsgiScope) -> tokens.Caller | None:
+        given = [value for name, value in asgi["headers"] if name == b"authorization"]
+        if len(given) != 1:
+            return None
+        kind, _, token = given[0].decode("latin-1").partition(" ")
+        return await self._known.caller(token) if kind.lower() == "bearer" and token else None
+
+
+def _away(error: Exception) -> JSONResponse:
+    _log.warning("answering 503", error=f"{type(error).__name__}: {error}")
+    body = {"code": "UNAVAILABLE", "message": "the database does not answer; try again"}
+    return JSONResponse(body, 503, {"retry-after": "1"})
+
+
+def api(
+    title: str,
+    description: str,
+    settings: Settings,
+    pool: asyncpg.Pool,
+    unavailable: tuple[type[Exception], ...] = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError),
+) -> FastAPI:
+    """A FastAPI application whose every path but the OpenAPI document wants a token; ``pool`` has the tokens.
+
+    ``unavailable`` are the errors that mean that the database does not answer: 503.
+    """
+    app = FastAPI(title=title, description=description, version="1", docs_url=None, redoc_url=None)
+    app.add_middleware(
+        _Guard, known=tokens.Tokens(pool, settings.api_token.get_secret_value()), unavailable=unavailable
+    )
 
     @app.exception_handler(ApiError)
     async def api_error(_request: Request, error: ApiError) -> JSONResponse:
@@ -56,14 +120,8 @@ def api(title: str, description: str, settings: Settings, unavailable: tuple[typ
         return JSONResponse({"code": code, "message": str(error.detail)}, error.status_code, error.headers)
 
     async def away(_request: Request, error: Exception) -> JSONResponse:
-        _log.warning("answering 503", error=f"{type(error).__name__}: {error}")
-        body = {"code": "UNAVAILABLE", "message": "the database does not answer; try again"}
-        return JSONResponse(body, 503, {"retry-after": "1"})
+        return _away(error)
 
     for kind in unavailable:
         app.add_exception_handler(kind, away)
     return app
-
-
-#: For OpenAPI: how a caller authenticates.
-BEARER = HTTPBearer(auto_error=False, description="EVERYRUN_API_TOKEN")

@@ -63,7 +63,11 @@ class Settings(BaseSettings):
     reconciler_listen: str = Field("127.0.0.1:8805", description="Where the reconciler's health listens.")
     submission_url: str = Field("", description="Where the command line finds the submission service.")
     query_url: str = Field("", description="Where the command line finds the query service.")
-    api_token: SecretStr = Field(SecretStr(""), description="Bearer token that callers of our APIs must carry.")
+    api_token: SecretStr = Field(
+        SecretStr(""),
+        description="A token with every scope, beside those of `everyrun token`; also what the command line carries. "
+        "At least 16 characters.",
+    )
 
     # --- Extend: how fast, how long
     plan: Plan = Field("payg", description="Extend's plan: sets the requests a second of each category.")
@@ -113,6 +117,13 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level written.")
 
     _commas = field_validator("signed_url_origins", "webhook_secrets", mode="before")(_list_of)
+
+    @field_validator("api_token")
+    @classmethod
+    def _not_to_be_guessed(cls, value: SecretStr) -> SecretStr:
+        if 0 < len(value.get_secret_value()) < 16:
+            raise ValueError("must have at least 16 characters; make one with: openssl rand -hex 32")
+        return value
 
     @field_validator("extend_base_url", "submission_url", "query_url")
     @classmethod

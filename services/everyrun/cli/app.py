@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from everyrun import __version__
-from everyrun.cli import demo, exits, prepare, results, stack, submit, watch
+from everyrun.cli import demo, exits, prepare, results, stack, submit, token, watch
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -33,6 +33,7 @@ submit.register(app)
 watch.register(app)
 results.register(app)
 prepare.register(app)
+token.register(app)
 
 
 def main() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import asyncpg
-from fastapi import Depends, FastAPI, Query
+from fastapi import FastAPI, Query
 
-from everyrun.http import BEARER, ApiError, api
+from everyrun.http import ApiError, api, scope
 from everyrun.query import cursor as cursors
 from everyrun.query.paging import Connection, after, clean, plain
 from everyrun.query.report import report, standing
@@ -33,10 +33,10 @@ def query_api(settings: Settings, pool: asyncpg.Pool) -> FastAPI:
         "Everyrun query",
         "What became of every input. Reads the projection, never writes.",
         settings,
-        (asyncpg.PostgresError, asyncpg.InterfaceError, OSError),
+        pool,
     )
 
-    @app.get("/v1/submissions/{submission_id}/report", dependencies=[Depends(BEARER)])
+    @app.get("/v1/submissions/{submission_id}/report", dependencies=[scope("read")])
     async def submission_report(submission_id: str) -> dict[str, Any]:
         """Where a submission stands, and whether every number adds up; one moment's view of all of it."""
         clean(submission_id=submission_id)
@@ -50,7 +50,7 @@ def query_api(settings: Settings, pool: asyncpg.Pool) -> FastAPI:
             pending = await c.fetchval(_sql["pending_deliveries"], submission_id)
         return report(dict(submission), kept, counted, lines, states, unmatched, pending)
 
-    @app.get("/v1/submissions/{submission_id}/progress", dependencies=[Depends(BEARER)])
+    @app.get("/v1/submissions/{submission_id}/progress", dependencies=[scope("read")])
     async def submission_progress(submission_id: str) -> dict[str, Any]:
         """How far a submission is, by the kept counters alone: no row is counted, so it may be asked often."""
         clean(submission_id=submission_id)
@@ -59,7 +59,7 @@ def query_api(settings: Settings, pool: asyncpg.Pool) -> FastAPI:
             kept = await _kept(c, submission)
         return {"submission_id": submission_id, **standing(submission["expected"], kept)}
 
-    @app.get("/v1/submissions/{submission_id}/batches", dependencies=[Depends(BEARER)])
+    @app.get("/v1/submissions/{submission_id}/batches", dependencies=[scope("read")])
     async def batches(
         submission_id: str, cursor: str | None = None, limit: Annotated[int, Query(ge=1, le=1000)] = 100
     ) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def query_api(settings: Settings, pool: asyncpg.Pool) -> FastAPI:
         last = f"{shown[-1]['chunk']}/{shown[-1]['attempt']}" if more else ""
         return {"batches": shown, "next_cursor": cursors.make(filters, last) if more else None}
 
-    @app.get("/v1/batches/{batch_id}", dependencies=[Depends(BEARER)])
+    @app.get("/v1/batches/{batch_id}", dependencies=[scope("read")])
     async def batch(batch_id: str) -> dict[str, Any]:
         """One batch by Extend's id: its counters beside a count of the rows, and its times."""
         clean(batch_id=batch_id)

@@ -47,4 +47,4 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
 
 def main() -> None:
     """Run the query service until SIGTERM or SIGINT."""
-    run_service("query", ("postgres_dsn", "api_token"), _main)
+    run_service("query", ("postgres_dsn",), _main)

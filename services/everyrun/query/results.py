@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import asyncpg
-from fastapi import Depends, FastAPI, Query
+from fastapi import FastAPI, Query
 
-from everyrun.http import BEARER, ApiError
+from everyrun.http import ApiError, scope
 from everyrun.query import cursor as cursors
 from everyrun.query.paging import Connection, after, clean, plain
 from everyrun.store.sql import beside
@@ -25,7 +25,7 @@ Text = Annotated[str | None, Query(min_length=1, max_length=600)]
 def result_routes(app: FastAPI, pool: asyncpg.Pool) -> None:
     """Add ``/v1/results`` and ``/v1/results/{input_id}``."""
 
-    @app.get("/v1/results", dependencies=[Depends(BEARER)])
+    @app.get("/v1/results", dependencies=[scope("read")])
     async def results(
         submission_id: Text = None,
         batch_id: Text = None,
@@ -61,7 +61,7 @@ def result_routes(app: FastAPI, pool: asyncpg.Pool) -> None:
         place = f"{final['submission_id']}/{final['position']}" if status == "WAITING" else final["input_id"]
         return {"results": shown, "next_cursor": cursors.make(filters, place)}
 
-    @app.get("/v1/results/{input_id:path}", dependencies=[Depends(BEARER)])
+    @app.get("/v1/results/{input_id:path}", dependencies=[scope("read")])
     async def result(input_id: str) -> dict[str, Any]:
         """One input, with its whole run; also one that is still waiting or being sent."""
         clean(input_id=input_id)

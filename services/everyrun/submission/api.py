@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import asyncpg
 import msgspec
-from fastapi import Depends, FastAPI, Header, Query, Request
+from fastapi import FastAPI, Header, Query, Request
 from fastapi.responses import JSONResponse
 
-from everyrun.http import BEARER, ApiError, api
+from everyrun.http import ApiError, api, scope
 from everyrun.settings import Settings
 from everyrun.store.sql import beside
 from everyrun.submission import parse
@@ -70,10 +70,10 @@ def submission_api(settings: Settings, pool: asyncpg.Pool, announcer: Announcer)
         "Everyrun submission",
         "Takes inputs in, in bulk. What is answered with 202 is sent to Extend and accounted for.",
         settings,
-        (asyncpg.PostgresError, asyncpg.InterfaceError, OSError),
+        pool,
     )
 
-    @app.post("/v1/submissions", status_code=202, dependencies=[Depends(BEARER)], openapi_extra={"requestBody": _BODY})
+    @app.post("/v1/submissions", status_code=202, dependencies=[scope("submit")], openapi_extra={"requestBody": _BODY})
     async def submit(
         request: Request,
         workflow_id: Annotated[str, Query(min_length=1, max_length=255)],
@@ -108,7 +108,7 @@ def submission_api(settings: Settings, pool: asyncpg.Pool, announcer: Announcer)
         announcer.poke.set()
         return JSONResponse(msgspec.to_builtins(accepted), 202)
 
-    @app.get("/v1/submissions", dependencies=[Depends(BEARER)])
+    @app.get("/v1/submissions", dependencies=[scope("read")])
     async def submissions(
         cursor: str | None = None, limit: Annotated[int, Query(ge=1, le=1000)] = 100
     ) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def submission_api(settings: Settings, pool: asyncpg.Pool, announcer: Announcer)
         shown = [_shown(row) for row in rows[:limit]]
         return {"submissions": shown, "next_cursor": shown[-1]["submission_id"] if more else None}
 
-    @app.get("/v1/submissions/{submission_id}", dependencies=[Depends(BEARER)])
+    @app.get("/v1/submissions/{submission_id}", dependencies=[scope("read")])
     async def submission(submission_id: str) -> dict[str, Any]:
         """One submission: its chunks by state, and what holds them up."""
         _no_nul("submission_id", submission_id)

@@ -84,4 +84,4 @@ async def _look(pool: asyncpg.Pool, health: Health) -> None:
 
 def main() -> None:
     """Run the submission service until SIGTERM or SIGINT."""
-    run_service("submission", ("kafka_bootstrap", "postgres_dsn", "extend_api_key", "api_token"), _main)
+    run_service("submission", ("kafka_bootstrap", "postgres_dsn", "extend_api_key"), _main)

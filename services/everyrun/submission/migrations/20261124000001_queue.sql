@@ -92,5 +92,17 @@ create table everyrun_queue.log_position (
 );
 comment on table everyrun_queue.log_position is 'How far everyrun.batches was read when the queue was last compared with it.';
 
+create table everyrun_queue.tokens (
+    token_id text collate "C" primary key,
+    name text not null,
+    hash bytea not null check (length(hash) = 32),
+    scopes text[] not null check (scopes <@ array ['submit', 'read', 'operate'] and scopes <> '{}'),
+    created_at timestamptz not null,
+    expires_at timestamptz,
+    revoked_at timestamptz
+);
+comment on table everyrun_queue.tokens is 'Who may call the APIs, and for what. A revoked token keeps its row.';
+comment on column everyrun_queue.tokens.hash is 'SHA-256 of the token, which is kept nowhere.';
+
 -- migrate:down
 drop schema everyrun_queue cascade;

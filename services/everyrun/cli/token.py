@@ -1,0 +1,144 @@
+"""``everyrun token``: who may call the APIs, and for what. It works on the database itself, so it needs its dsn."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.markup import escape
+from rich.table import Column, Table
+
+from everyrun.cli import exits
+from everyrun.cli.client import DataDir
+from everyrun.cli.console import err, fail, out
+from everyrun.embedded.state import read_endpoints
+from everyrun.settings import SettingsError, load
+from everyrun.store import tokens
+
+T = TypeVar("T")
+
+token_app = typer.Typer(no_args_is_help=True, help="Tokens for the HTTP APIs: who may call, for what, until when.")
+
+_LENGTH = re.compile(r"([1-9]\d{0,4})([mhd])")
+_UNITS = {"m": "minutes", "h": "hours", "d": "days"}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.add_typer(token_app, name="token", rich_help_panel="Security")
+
+
+def expiry(text: str, now: datetime) -> datetime | None:
+    """When a token made now ends: ``90d``, ``12h``, ``30m``, or ``never`` (None). Raises typer.BadParameter."""
+    if text == "never":
+        return None
+    found = _LENGTH.fullmatch(text)
+    if found is None:
+        raise typer.BadParameter(f"--expires-in is a number with m, h or d, such as 90d, or never; not {text!r}")
+    return now + timedelta(**{_UNITS[found[2]]: int(found[1])})
+
+
+def _dsn(data_dir: Path) -> str:
+    """Where the database is: that of the running stack of the folder, or what EVERYRUN_POSTGRES_DSN says."""
+    endpoints = read_endpoints(data_dir)
+    if endpoints is not None:
+        return endpoints["postgres_dsn"]
+    try:
+        return load().need("postgres_dsn").postgres_dsn.get_secret_value()
+    except SettingsError as error:
+        fail(f"no stack runs in {data_dir}, and the settings name no database:\n{error}", exits.NOT_FOUND)
+
+
+def _on_database(data_dir: Path, ask: Callable[[Any], Awaitable[T]]) -> T:
+    import asyncpg
+
+    dsn = _dsn(data_dir)
+
+    async def run() -> T:
+        connection = await asyncpg.connect(dsn, timeout=10)
+        try:
+            return await ask(connection)
+        finally:
+            await connection.close()
+
+    try:
+        return asyncio.run(run())
+    except asyncpg.UndefinedTableError:
+        fail("the database has no table of tokens; make it with: everyrun migrate")
+    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        fail(f"the database does not answer: {type(error).__name__}: {error}")
+
+
+@token_app.command()
+def create(
+    name: Annotated[str, typer.Argument(help="Who it is for; shown in the list and in records of decisions.")],
+    scope: Annotated[
+        list[str],
+        typer.Option(help="What it is for: submit, read or operate; give the option once for each."),
+    ],
+    expires_in: Annotated[str, typer.Option(help="How long it is good: 90d, 12h, 30m, or never.")] = "90d",
+    data_dir: DataDir = Path(".everyrun"),
+) -> None:
+    """Make a token and print it, this once: only a hash of it is kept.
+
+    Example: everyrun token create nightly-upload --scope submit --scope read --expires-in 365d
+    """
+    wrong = [given for given in scope if given not in tokens.SCOPES]
+    if wrong:
+        raise typer.BadParameter(f"--scope is one of {', '.join(tokens.SCOPES)}; not {', '.join(wrong)}")
+    if not name.isprintable() or not 0 < len(name) <= 100:
+        raise typer.BadParameter("the name has 1 to 100 printable characters")
+    expires_at = expiry(expires_in, datetime.now(UTC))
+    wanted: list[tokens.Scope] = [known for known in tokens.SCOPES if known in scope]
+    made = _on_database(data_dir, lambda connection: tokens.create(connection, name, wanted, expires_at))
+    until = f"until {expires_at:%Y-%m-%d %H:%M} UTC" if expires_at else "until it is revoked"
+    err.print(f"A token for {escape(name)}, to {' and '.join(wanted)}, good {until}. It is not shown again:")
+    typer.echo(made)
+
+
+@token_app.command(name="list")
+def list_tokens(data_dir: DataDir = Path(".everyrun")) -> None:
+    """List the tokens, newest first; the tokens themselves are kept nowhere.
+
+    Example: everyrun token list
+    """
+    found = _on_database(data_dir, tokens.every)
+    if not found:
+        err.print("There are no tokens; make one with: everyrun token create NAME --scope read")
+        return
+    table = Table(Column("id", no_wrap=True), "name", "scopes", "created", "expires", "state")
+    now = datetime.now(UTC)
+    for row in found:
+        times = (_day(row["created_at"]), _day(row["expires_at"]) if row["expires_at"] else "never")
+        table.add_row(row["token_id"], escape(row["name"]), ", ".join(row["scopes"]), *times, _state(row, now))
+    out.print(table)
+
+
+def _day(moment: datetime) -> str:
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M}"
+
+
+def _state(row: Any, now: datetime) -> str:
+    if row["revoked_at"] is not None:
+        return "revoked"
+    return "expired" if row["expires_at"] is not None and row["expires_at"] <= now else "good"
+
+
+@token_app.command()
+def revoke(
+    token_id: Annotated[str, typer.Argument(metavar="ID", help="The token's id (ert_...), as the list shows it.")],
+    data_dir: DataDir = Path(".everyrun"),
+) -> None:
+    """Revoke a token: the services refuse it within a few seconds.
+
+    Example: everyrun token revoke ert_0123456789ab
+    """
+    name = _on_database(data_dir, lambda connection: tokens.revoke(connection, token_id))
+    if name is None:
+        fail("there is no token of that id; see: everyrun token list", exits.NOT_FOUND)
+    err.print(f"Revoked: {escape(name)}. The services refuse it within a few seconds.")
