@@ -127,6 +127,31 @@ async def test_a_dropped_webhook_never_comes(emulated: Start, inbox: Inbox):
     assert (await one.stats())["webhooks"]["dropped"] == 60
 
 
+async def test_copies_come_so_many_times_more(emulated: Start, inbox: Inbox):
+    one = await emulated(copies=3)
+    await one.subscribe(inbox)
+    await one.submit(5)
+    await one.quiet()
+    seen = Counter(json.loads(body)["eventId"] for _, body in inbox.deliveries)
+    assert list(seen.values()) == [4] * 5
+
+
+async def test_faults_change_while_it_runs(emulated: Start, inbox: Inbox):
+    one = await emulated(drop=1.0)
+    await one.subscribe(inbox)
+    await one.submit(3)
+    await one.quiet()
+    assert inbox.deliveries == []
+    changed = await one.http.put("/_emulator/faults", json={"faults": "duplicate=1"})
+    assert (changed.status_code, changed.json()) == (200, {"faults": {"duplicate": 1.0}})
+    await one.submit(3)
+    await one.quiet()
+    assert len(inbox.deliveries) == 6
+    for wrong in ({"faults": "dropp=1"}, {"faults": 3}, {}, []):
+        refused = await one.http.put("/_emulator/faults", json=wrong)
+        assert (refused.status_code, "faults" in refused.text or wrong == []) == (400, True)
+
+
 async def test_a_duplicate_has_the_same_event_id(emulated: Start, inbox: Inbox):
     one = await emulated(duplicate=1.0)
     await one.subscribe(inbox)

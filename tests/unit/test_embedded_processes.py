@@ -65,7 +65,7 @@ class Asked:
 
 
 def a_part(folder: Path, script: str, asked: Asked | None = None) -> Part:
-    return Part("thing", ["bash", "-c", script], folder=folder, port=1, ask=asked or Asked())
+    return Part("thing", ["bash", "-c", script], folder=folder, port=1, ask=asked or Asked(), most_backoff=0.08)
 
 
 async def test_a_part_that_ends_at_its_start_tells_its_last_words(tmp_path: Path) -> None:
@@ -93,7 +93,6 @@ async def test_a_part_that_dies_is_started_again_later_each_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(part_module, "_FIRST_BACKOFF", 0.02)
-    monkeypatch.setattr(part_module, "_MOST_BACKOFF", 0.08)
     part = a_part(tmp_path, "exit 1")
     part.start()
     waits: list[float] = []

@@ -37,8 +37,15 @@ def test_a_time_is_a_finite_number_of_seconds(text: str):
         parse_faults(text)
 
 
+@pytest.mark.parametrize("text", ["copies=0.5", "copies=-1", "copies=101", "copies=nan", "copies=many"])
+def test_a_count_is_a_whole_number_that_is_not_too_large(text: str):
+    with pytest.raises(FaultsError, match=r"^copies"):
+        parse_faults(text)
+    assert parse_faults("copies=9") == {"copies": 9.0}
+
+
 def test_an_unknown_fault_is_told_which_there_are():
-    with pytest.raises(FaultsError, match=r"unknown fault 'dorp'.*duplicate, drop, .*review"):
+    with pytest.raises(FaultsError, match=r"unknown fault 'dorp'.*duplicate, copies, .*review"):
         parse_faults("drop=1,dorp=1")
 
 

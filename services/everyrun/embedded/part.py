@@ -20,7 +20,7 @@ Ask = Callable[[], Awaitable[str | None]]
 """Asks a part whether it is ready: None, or what is in the way."""
 
 READY_WITHIN = 60.0
-_FIRST_BACKOFF, _MOST_BACKOFF = 0.5, 10.0
+_FIRST_BACKOFF = 0.5
 #: A part that was well for so many seconds and dies is started again after the first backoff.
 _STEADY = 30.0
 _LOG_MAX = 10 << 20
@@ -42,6 +42,7 @@ class Part:
         user: str | None = None,
         cwd: Path | None = None,
         stop_signal: signal.Signals = signal.SIGTERM,
+        most_backoff: float = 10.0,
     ) -> None:
         self.name = name
         self.port = port
@@ -56,6 +57,7 @@ class Part:
         self._cwd = cwd or folder
         self._ask = ask
         self._stop_signal = stop_signal
+        self._most_backoff = most_backoff
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -120,7 +122,7 @@ class Part:
                 process.signal_group(self._process, signal.SIGKILL)
             on_event(self.name, f"died (status {self._status()}); starting again in {backoff:.1f} s", backoff)
             await asyncio.sleep(backoff)
-            backoff = min(backoff * 2, _MOST_BACKOFF)
+            backoff = min(backoff * 2, self._most_backoff)
             self.restarts += 1
             try:
                 self.start()

@@ -28,6 +28,10 @@ class Options:
     extend: bool = False
     env: dict[str, str] = field(default_factory=dict)
     services: tuple[str, ...] = SERVICES
+    #: Payloads larger than so many bytes come as a signed link.
+    link_over: int = 131_072
+    #: Seconds between a part's death and its next start, at most; it begins at half a second and doubles.
+    most_backoff: float = 10.0
 
 
 def ports_needed(options: Options, *, own_kafka: bool, own_postgres: bool) -> list[str]:

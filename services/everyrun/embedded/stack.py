@@ -132,7 +132,8 @@ class Stack:
         return self._add(name, command, ready.http(url), url=url, **more)
 
     def _add(self, name: str, command: list[str], ask: Ask, **more: Any) -> Part:
-        part = Part(name, command, folder=self._folder, port=self._state["ports"][name], ask=ask, **more)
+        how = {"folder": self._folder, "port": self._state["ports"][name], "most_backoff": self._options.most_backoff}
+        part = Part(name, command, ask=ask, **how, **more)
         self._parts[name] = part
         return part
 
@@ -159,6 +160,7 @@ class Stack:
                 self._state["extend_api_key"],
                 self._state["workflow_id"],
                 f"{parts.url(self._state, 'bridge')}/webhooks/extend",
+                self._options.link_over,
             )
         except httpx.HTTPError as error:
             raise StackError(f"The webhook endpoint could not be made at the emulator: {error}") from None

@@ -8,18 +8,16 @@ from everyrun.extend.client import API_VERSION
 
 #: The events that end or pause a run (docs.extend.ai, webhooks/events).
 EVENTS = [f"workflow_run.{what}" for what in ("completed", "failed", "needs_review", "rejected", "cancelled")]
-#: Larger payloads come as a signed link.
-_LINK_OVER = 131_072
 
 
-async def register_webhook(base_url: str, api_key: str, workflow_id: str, url: str) -> str:
-    """Make both; the signing secret. Raises httpx.HTTPError.
+async def register_webhook(base_url: str, api_key: str, workflow_id: str, url: str, link_over: int) -> str:
+    """Make both; the signing secret. A payload over ``link_over`` bytes comes as a link. Raises httpx.HTTPError.
 
     An endpoint of this URL that is there already goes: its secret is shown once only, and nobody has it.
     workflow_run.* events come only through a subscription to the workflow (docs.extend.ai, webhooks).
     """
     headers = {"authorization": f"Bearer {api_key}", "x-extend-api-version": API_VERSION}
-    options = {"payload": {"format": "url", "urlThresholdBytes": _LINK_OVER}}
+    options = {"payload": {"format": "url", "urlThresholdBytes": link_over}}
     async with httpx.AsyncClient(base_url=base_url, headers=headers) as http:
         endpoint = {
             "url": url,

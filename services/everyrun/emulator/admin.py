@@ -14,6 +14,7 @@ from starlette.routing import Route
 from everyrun.emulator import render
 from everyrun.emulator.answers import answer, json_body
 from everyrun.emulator.engine import Engine
+from everyrun.emulator.faults import FaultsError, parse_faults
 from everyrun.emulator.runs import FAILURES, FINAL, Run
 from everyrun.emulator.validate import ApiProblem, invalid
 
@@ -28,6 +29,7 @@ def admin_routes(engine: Engine) -> list[Route]:
         Route("/_emulator/truth", admin.truth),
         Route("/_emulator/stats", admin.stats),
         Route("/_emulator/batches", admin.batches),
+        Route("/_emulator/faults", admin.change_faults, methods=["PUT"]),
         Route("/_emulator/runs/{id}", admin.act, methods=["POST"]),
     ]
 
@@ -53,6 +55,21 @@ class _Admin:
         except ApiProblem as problem:
             return answer(problem.status, problem)
         return answer(200, render.run(run, self._engine.born))
+
+    async def change_faults(self, request: Request) -> Response:
+        """PUT /_emulator/faults with {"faults": "NAME=VALUE,..."}: from now on these, until the process ends."""
+        try:
+            body = await json_body(request)
+            if not isinstance(body, dict) or not isinstance(body.get("faults"), str):
+                raise invalid("faults: must be text, as after --faults")
+            try:
+                faults = parse_faults(body["faults"])
+            except FaultsError as error:
+                raise invalid(f"faults: {error}") from None
+        except ApiProblem as problem:
+            return answer(problem.status, problem)
+        self._engine.dice.change(faults)
+        return answer(200, {"faults": faults})
 
     async def truth(self, _request: Request) -> Response:
         """GET /_emulator/truth: NDJSON, a line a run, in the order they were made."""

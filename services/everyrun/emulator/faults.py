@@ -9,6 +9,7 @@ from collections.abc import Mapping
 #: Name: what it does. Rates are between 0 and 1, times in seconds.
 FAULTS = {
     "duplicate": "rate of webhooks that are sent twice",
+    "copies": "times that each webhook is sent once more",
     "drop": "rate of webhooks that are never sent",
     "delay": "seconds that a webhook is held back, up to",
     "reorder": "rate of webhooks that later ones overtake",
@@ -28,6 +29,8 @@ FAULTS = {
     "review": "rate of runs that stop at NEEDS_REVIEW",
 }
 TIMES = frozenset({"delay", "slow", "list_lag", "skew"})
+COUNTS = frozenset({"copies"})
+MOST_COPIES = 100
 DEFAULTS = {"duplicate": 0.1, "reorder": 0.2, "drop": 0.02, "submit_429": 0.05, "get_429": 0.02}
 
 
@@ -50,7 +53,9 @@ def parse_faults(text: str) -> dict[str, float]:
             number = float(value)
         except ValueError:
             raise FaultsError(f"{name}: {value!r} is not a number; write {name}=0.1") from None
-        if name not in TIMES and not 0 <= number <= 1:
+        if name in COUNTS and not (number.is_integer() and 0 <= number <= MOST_COPIES):
+            raise FaultsError(f"{name} is a whole number up to {MOST_COPIES}, not {value}")
+        if name not in TIMES | COUNTS and not 0 <= number <= 1:
             raise FaultsError(f"{name} is a rate between 0 and 1, not {value}")
         if not math.isfinite(number) or (number < 0 and name != "skew"):
             raise FaultsError(f"{name} is a number of seconds, not {value}")
@@ -63,6 +68,10 @@ class Dice:
 
     def __init__(self, seed: int, faults: Mapping[str, float]) -> None:
         self._key = str(seed).encode()
+        self.faults = dict(faults)
+
+    def change(self, faults: Mapping[str, float]) -> None:
+        """From now on these faults, and no others."""
         self.faults = dict(faults)
 
     def number(self, name: str, subject: str) -> float:
@@ -79,3 +88,7 @@ class Dice:
         """For how long the fault holds the subject up."""
         most = self.faults.get(name, 0.0)
         return most * self.number(name, subject) if most else 0.0
+
+    def count(self, name: str) -> int:
+        """How often the fault strikes every subject."""
+        return int(self.faults.get(name, 0.0))

@@ -23,12 +23,12 @@ _log = log(__name__)
 
 
 class Delivery(NamedTuple):
-    """One event on its way to one endpoint; ``extra`` is the copy that the fault "duplicate" makes."""
+    """One event on its way to one endpoint; ``extra`` numbers the copies that faults make, from 1; else it is 0."""
 
     event: Event
     endpoint_id: str
     attempt: int
-    extra: bool
+    extra: int
 
 
 class Webhooks:
@@ -55,7 +55,7 @@ class Webhooks:
         now = time.time()
         for event_id, endpoint_id, extra, number, generation, step, attempt, due in self._store.deliveries():
             event = Event(event_id, runs[number], generation, step)
-            self._put(Delivery(event, endpoint_id, attempt, bool(extra)), due - now)
+            self._put(Delivery(event, endpoint_id, attempt, extra), due - now)
 
     def announce(self, run: Run) -> None:
         """Send the events of the run's present status: of the run, and of its steps, to whoever subscribed to them."""
@@ -82,9 +82,10 @@ class Webhooks:
             wait += 0.3 + 1.2 * dice.number("overtaken", event.id)
         if dice.strikes("late", event.id):
             wait += self._first_retry * 2**ATTEMPTS
-        self._after(wait, Delivery(event, endpoint_id, 1, False))
-        if dice.strikes("duplicate", event.id):
-            self._after(wait + 1.5 * dice.number("again", event.id), Delivery(event, endpoint_id, 1, True))
+        self._after(wait, Delivery(event, endpoint_id, 1, 0))
+        for extra in range(1, 1 + dice.count("copies") + dice.strikes("duplicate", event.id)):
+            again = wait + 1.5 * dice.number("again", f"{event.id}/{extra}")
+            self._after(again, Delivery(event, endpoint_id, 1, extra))
 
     def _after(self, seconds: float, delivery: Delivery) -> None:
         event = delivery.event
