@@ -49,7 +49,13 @@ def batch_event(kind: type, submission: str, chunk: str, attempt: int, when: flo
     given = {"submission_id": submission, "chunk": chunk, "attempt": attempt, **more}
     names = {field.name for field in msgspec.structs.fields(kind)}
     sent = {"workflow_id": "workflow_1", "workflow_version": None, "priority": 90, "installation": INSTALLATION}
-    times = {"deadline": at(when), "submitted_at": at(when), "rejected_at": at(when), "evidence": "answer"}
+    times = {
+        "deadline": at(when),
+        "registered_at": at(when),
+        "submitted_at": at(when),
+        "rejected_at": at(when),
+        "evidence": "answer",
+    }
     given = {**{name: value for name, value in {**sent, **times}.items() if name in names}, **given}
     event = kind(**given)
     key = more.get("batch_id", chunk)
@@ -67,9 +73,10 @@ def run_event(
     source: str = "webhook",
     end: float | None = None,
     size: int = 0,
+    metadata: dict[str, Any] | None = None,
     **more: Any,
 ) -> Record:
-    metadata: dict[str, Any] = {"row": 1}
+    metadata = {"row": 1} if metadata is None else metadata
     run = {
         "object": "workflow_run",
         "id": run_id,
@@ -168,6 +175,7 @@ def a_world(chance: random.Random, chunks: int = 3, inputs: int = 4) -> list[Rec
                 )
         for attempt, batch_id in taken:
             said += _runs(chance, chunk, attempt, batch_id, given, when)
+    said += a_registered_batch(chance, 7)
     said.append(run_event("run_foreign", "batch_foreign", "PROCESSED", 9, key=None, end=8))
     said += chance.sample(said, len(said) // 5)
     return said
@@ -195,3 +203,38 @@ def _runs(
         if chance.random() < 0.1:
             said.append(run_event(run_id, batch_id, final, end + 3, key=None, end=end, source="poll"))
     return said
+
+
+def a_registered_batch(chance: random.Random, number: int, inputs: int = 6) -> list[Record]:
+    """A batch that somebody else submitted; the last two of its inputs have the same metadata.
+
+    Its runs carry no key, or another installation's. Of some the metadata are changed upstream, to what no input has.
+    """
+    submission, batch_id = f"sub_of_{number}", f"batch_other_{number}"
+    given = [
+        msgspec.structs.replace(an_input(submission, n), metadata={"row": min(n, inputs - 1), "x": [1.0, None]})
+        for n in range(1, inputs + 1)
+    ]
+    brought = batch_event(
+        events.BatchRegistered, submission, f"{submission}.c00001", 1, 6, batch_id=batch_id, inputs=given
+    )
+    said = [brought]
+    for i in given:
+        run_id, end = f"run_of_{number}_{i.position}", 7.0 + chance.randint(0, 3)
+        theirs = reserved.Reserved("inst_other", f"their:{i.position}", "their.c1", 1, i.position)
+        key = chance.choice((None, theirs))
+        tagged = {"x": [1, None], "extend:usage_tags": ["a-b"], **i.metadata}
+        changed = {**i.metadata, "note": "added"}
+        unique = i.position < inputs - 1
+        more = {"key": key, "metadata": tagged}
+        if chance.random() < 0.4:
+            said.append(run_event(run_id, batch_id, "PROCESSING", end - 1, **more))
+        if chance.random() < 0.8:
+            said.append(run_event(run_id, batch_id, "PROCESSED", end + 1, end=end, **more))
+        if unique and chance.random() < 0.5:
+            more["metadata"] = changed
+            said.append(run_event(run_id, batch_id, "PROCESSED", end + 2, end=end, source="poll", **more))
+    further = run_event(
+        f"run_of_{number}_further", batch_id, "FAILED", 12, key=None, end=11, metadata=given[0].metadata
+    )
+    return [*said, *([further] if chance.random() < 0.5 else [])]

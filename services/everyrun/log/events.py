@@ -110,6 +110,22 @@ class BatchRejected(Struct, frozen=True, tag="batch-rejected", tag_field="type")
     inputs: list[Input]
 
 
+class BatchRegistered(Struct, frozen=True, tag="batch-registered", tag_field="type"):
+    """A batch that somebody else submitted to Extend is to be accounted for here, as a submission of its own.
+
+    Its runs carry no reserved key: they are matched by the fingerprint of their metadata. Key: batchId. On ``batches``.
+    """
+
+    submission_id: str
+    chunk: Chunk
+    attempt: Attempt
+    batch_id: str
+    workflow_id: str
+    workflow_version: str | None
+    registered_at: Time
+    inputs: list[Input]
+
+
 class RunObserved(Struct, frozen=True, tag="run-observed", tag_field="type"):
     """What a webhook or a Get said of one run. Key: batchId, or the run id where there is none. On ``runs``."""
 
@@ -210,7 +226,14 @@ class SubmissionSettled(Struct, frozen=True, kw_only=True, tag="submission-settl
 
 
 BatchEvent = (
-    SubmissionAccepted | BatchRequested | BatchReturned | BatchInDoubt | DoubtResent | BatchSubmitted | BatchRejected
+    SubmissionAccepted
+    | BatchRequested
+    | BatchReturned
+    | BatchInDoubt
+    | DoubtResent
+    | BatchSubmitted
+    | BatchRejected
+    | BatchRegistered
 )
 
 #: Event types by topic, as declared in infra/kafka/topics.yaml.
@@ -223,6 +246,7 @@ TOPICS: dict[str, tuple[type[Struct], ...]] = {
         DoubtResent,
         BatchSubmitted,
         BatchRejected,
+        BatchRegistered,
     ),
     "runs": (RunObserved,),
     "deliveries": (DeliveryDeferred,),

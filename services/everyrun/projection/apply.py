@@ -20,8 +20,9 @@ from everyrun.projection import attempts, offsets, tables
 from everyrun.projection.decode import Fact, LogRecord, NotUnderstoodError, Poll, fact_of, run_of
 from everyrun.projection.join import Decision, Deltas, Home, Row, count, decide, decide_one, home_of, needs_all_runs
 from everyrun.projection.join import version_of as version_of_run
-from everyrun.projection.match import INPUT_UNKNOWN, Batch, Unmatched, match
-from everyrun.projection.merge import Binding, Run, merge
+from everyrun.projection.match import INPUT_UNKNOWN
+from everyrun.projection.matching import Matching
+from everyrun.projection.merge import Run, merge
 from everyrun.store.sql import beside
 
 _sql = beside(__file__, "apply.sql")
@@ -61,6 +62,8 @@ class Content(NamedTuple):
 
     runs: dict[str, Run]
     first_seen: dict[str, datetime]
+    #: The different metadata each run was seen with, in the order of the log.
+    metadata: dict[str, list[bytes]]
     attempts: list[Fact]
     submissions: list[Fact]
     deliveries: list[Fact]
@@ -70,7 +73,7 @@ class Content(NamedTuple):
 
 def read(polls: Sequence[Poll], refused: Refused | None = None) -> Content:
     """Decode polls; several observations of one run are merged. What is not understood is in ``poison``."""
-    content = Content({}, {}, [], [], [], [], [])
+    content = Content({}, {}, {}, [], [], [], [], [])
     for poll in polls:
         for record in poll.records:
             try:
@@ -88,6 +91,9 @@ def read(polls: Sequence[Poll], refused: Refused | None = None) -> Content:
 def _take_run(content: Content, run: Run) -> None:
     known = content.runs.get(run.run_id)
     content.runs[run.run_id] = run if known is None else merge(known, run)
+    metadata = content.metadata.setdefault(run.run_id, [])
+    if run.metadata not in metadata:
+        metadata.append(run.metadata)
     seen = content.first_seen.get(run.run_id)
     content.first_seen[run.run_id] = run.observed_at if seen is None else min(seen, run.observed_at)
 
@@ -101,6 +107,8 @@ def _take_fact(content: Content, fact: Fact) -> None:
         content.quarantined.append(fact)
     else:
         content.attempts.append(fact)
+        if isinstance(fact.event, events.BatchRegistered):
+            content.submissions.append(fact)
 
 
 def touched(content: Content) -> Applied:
@@ -162,6 +170,7 @@ class _Transaction:
     def __init__(self, connection: asyncpg.Connection, content: Content) -> None:
         self.connection = connection
         self.content = content
+        self.matching = Matching(connection, content.runs, content.metadata)
         self.deltas = Deltas()
         self.rows: dict[str, Row] = {}
         self.fresh: dict[str, tuple[Row, str | None, str | None]] = {}
@@ -170,62 +179,23 @@ class _Transaction:
         self.versions: dict[str, str] = {}
         self.changed: dict[str, str] = {}
         self.inputs: set[str] = set()
-        self.known_unmatched: dict[str, asyncpg.Record] = {}
 
     async def run(self) -> Applied:
         """All steps; the caller commits."""
         content = self.content
-        bound = await self._match()
+        await self.matching.read(content.attempts)
+        bound = self.matching.by_input
         await self._read_rows(bound)
         self._take_inputs()
         decisions, duplicates = await self._decide(bound)
         await self._write_results(decisions)
         await self._write_duplicates(decisions, duplicates)
-        await self._write_unmatched(bound)
+        await self._write_unmatched()
         await self._write_rest()
         await self._write_attempts()
         homes = set(self.deltas.homes())
         submissions = {fact.event.submission_id for fact in content.submissions}  # type: ignore[attr-defined]
         return Applied(self.changed, self.inputs, set(), homes, submissions)
-
-    async def _match(self) -> dict[str, list[Run]]:
-        """The runs of each input; what no input is known for stays in ``self.unmatched``."""
-        runs = self.content.runs
-        submitted = attempts.submitted(self.content.attempts)
-        self.unmatched: list[tuple[Run, str]] = []
-        if not runs and not submitted:
-            return {}
-        for record in await self.connection.fetch(_sql["unmatched"], list(runs), list(submitted)):
-            self.known_unmatched[record["run_id"]] = record
-            known = tables.run_of(record)
-            runs[known.run_id] = merge(known, runs[known.run_id]) if known.run_id in runs else known
-        batch_ids = {run.batch_id for run in runs.values() if run.batch_id} - set(submitted)
-        batches = {batch_id: Batch(batch_id, *home) for batch_id, home in submitted.items()}
-        for record in await self.connection.fetch(_sql["batches_by_id"], list(batch_ids)):
-            batches[record["batch_id"]] = Batch(*record)
-        by_input: dict[str, list[Run]] = defaultdict(list)
-        without: list[tuple[Run, str]] = []
-        for run in runs.values():
-            outcome = match(run.batch_id, batches.get(run.batch_id or ""), run.binding)
-            if isinstance(outcome, Unmatched):
-                without.append((run, outcome.reason))
-            else:
-                by_input[outcome].append(run)
-        await self._follow(without, by_input)
-        return by_input
-
-    async def _follow(self, without: list[tuple[Run, str]], by_input: dict[str, list[Run]]) -> None:
-        """A run that was bound before stays bound, whatever its metadata say now."""
-        if not without:
-            return
-        records = await self.connection.fetch(_sql["homes_by_run"], [run.run_id for run, _ in without])
-        homes = {r["run_id"]: Binding(r["input_id"], r["chunk"], r["attempt"], "") for r in records}
-        for run, reason in without:
-            binding = homes.get(run.run_id)
-            if binding is None:
-                self.unmatched.append((run, reason))
-            else:
-                by_input[binding.input_id].append(tables.rebound(run, binding))
 
     async def _read_rows(self, bound: dict[str, list[Run]]) -> None:
         brought = [given for fact in self.content.attempts for given in _inputs(fact)]
@@ -258,7 +228,7 @@ class _Transaction:
     async def _decide(self, bound: dict[str, list[Run]]) -> tuple[list[Decision], set[str]]:
         """Who stands for each input; also the inputs whose duplicates are to be written anew."""
         for input_id in [input_id for input_id in bound if input_id not in self.rows]:
-            self.unmatched.extend((run, INPUT_UNKNOWN) for run in bound.pop(input_id))
+            self.matching.unmatched.extend((run, INPUT_UNKNOWN) for run in bound.pop(input_id))
         self.inputs.update(bound)
         duplicates: dict[str, list[Run]] = defaultdict(list)
         if bound:
@@ -319,14 +289,15 @@ class _Transaction:
         if values:
             await tables.copy(self.connection, "duplicate_runs", tables.DUPLICATE_COLUMNS, values)
 
-    async def _write_unmatched(self, bound: dict[str, list[Run]]) -> None:
-        if self.known_unmatched:
-            await self.connection.execute(_sql["delete_unmatched"], list(self.known_unmatched))
+    async def _write_unmatched(self) -> None:
+        known = self.matching.known
+        if known:
+            await self.connection.execute(_sql["delete_unmatched"], list(known))
         values = []
-        for run, reason in self.unmatched:
-            known = self.known_unmatched.get(run.run_id)
-            seen = [m for m in (self.content.first_seen.get(run.run_id), known and known["first_seen"]) if m]
-            values.append(tables.unmatched(run, reason, min(seen)))
+        for run, reason in self.matching.unmatched:
+            before = known.get(run.run_id)
+            seen = [m for m in (self.content.first_seen.get(run.run_id), before and before["first_seen"]) if m]
+            values.append(tables.unmatched(run, reason, min(seen), self.matching.fingerprints(run)))
         if values:
             await tables.copy(self.connection, "unmatched_runs", tables.UNMATCHED_COLUMNS, values)
 

@@ -16,7 +16,12 @@ from unnest($1::text[], $2::int[], $3::bigint[]) as given (t, p, next)
 where o.topic = given.t and o.partition = given.p
 
 -- name: batches_by_id
-select batch_id, chunk, attempt from batches where batch_id = any ($1::text[])
+select batch_id, chunk, attempt, fingerprints is not null as registered from batches where batch_id = any ($1::text[])
+
+-- name: inputs_by_fingerprint
+select b.batch_id, given.fingerprint, given.input_id
+from batches b, unnest(b.fingerprints, b.input_ids) as given (fingerprint, input_id)
+where b.batch_id = any ($1::text[]) and given.fingerprint = any ($2::text[])
 
 -- name: rows_by_input
 select input_id, external_id, submission_id, position, chunk, attempt, batch_id, run_id, status, version,
@@ -40,7 +45,7 @@ from duplicate_runs where input_id = any ($1::text[])
 
 -- name: unmatched
 select run_id, batch_id, metadata, status, first_seen, input_id, installation, chunk, attempt, run, source,
-       observed_at, settled_at, failure_reason, failure_message, credits, version
+       observed_at, settled_at, failure_reason, failure_message, credits, version, fingerprints
 from unmatched_runs where run_id = any ($1::text[]) or batch_id = any ($2::text[])
 
 -- name: create_staging
@@ -89,8 +94,9 @@ on conflict (source) do update set first_seen = least(known.first_seen, excluded
 -- name: upsert_attempt
 insert into batches as known (
     chunk, attempt, batch_id, submission_id, workflow_id, workflow_version, priority, expected, state, reason,
-    requested_at, returned_at, in_doubt_at, resent_at, rejected_at, submitted_at, input_ids)
-values ($1, $2, $3, $4, $5, $6, $7, $8, 'SENDING', $9, $10, $11, $12, $13, $14, $15, $16)
+    requested_at, returned_at, in_doubt_at, resent_at, rejected_at, submitted_at, input_ids,
+    fingerprints)
+values ($1, $2, $3, $4, $5, $6, $7, $8, 'SENDING', $9, $10, $11, $12, $13, $14, $15, $16, $17)
 on conflict (chunk, attempt) do update
 set batch_id = coalesce(known.batch_id, excluded.batch_id),
     workflow_id = coalesce(known.workflow_id, excluded.workflow_id),
@@ -105,7 +111,8 @@ set batch_id = coalesce(known.batch_id, excluded.batch_id),
     resent_at = least(known.resent_at, excluded.resent_at),
     rejected_at = least(known.rejected_at, excluded.rejected_at),
     submitted_at = least(known.submitted_at, excluded.submitted_at),
-    input_ids = case when cardinality(known.input_ids) = 0 then excluded.input_ids else known.input_ids end
+    input_ids = case when cardinality(known.input_ids) = 0 then excluded.input_ids else known.input_ids end,
+    fingerprints = coalesce(known.fingerprints, excluded.fingerprints)
 
 -- name: lock_attempts
 select chunk, attempt, batch_id, submission_id, expected, state, requested_at, returned_at, in_doubt_at, resent_at,

@@ -11,7 +11,9 @@ import msgspec
 from everyrun.log import events
 from everyrun.projection.choose import version_of_attempt
 from everyrun.projection.decode import Fact, storable
-from everyrun.projection.join import Home, Row
+from everyrun.projection.fingerprint import fingerprint
+from everyrun.projection.join import Row
+from everyrun.projection.match import Batch, by_fingerprint
 from everyrun.projection.merge import SETTLED
 
 _encode = msgspec.json.Encoder().encode
@@ -36,6 +38,7 @@ AttemptEvent = (
     | events.DoubtResent
     | events.BatchSubmitted
     | events.BatchRejected
+    | events.BatchRegistered
 )
 
 _COLUMN: dict[type[msgspec.Struct], str] = {
@@ -45,6 +48,7 @@ _COLUMN: dict[type[msgspec.Struct], str] = {
     events.DoubtResent: "resent_at",
     events.BatchSubmitted: "submitted_at",
     events.BatchRejected: "rejected_at",
+    events.BatchRegistered: "submitted_at",
 }
 
 
@@ -67,6 +71,7 @@ class Upsert(NamedTuple):
     rejected_at: datetime | None
     submitted_at: datetime | None
     input_ids: list[str]
+    fingerprints: list[str | None] | None
 
 
 def upsert_of(fact: Fact) -> Upsert:
@@ -90,12 +95,20 @@ def upsert_of(fact: Fact) -> Upsert:
         expected=len(input_ids),
         reason=reason.replace("\x00", "\ufffd") if reason else None,
         input_ids=input_ids,
+        fingerprints=_fingerprints(event),
         **times,
     )
 
 
+def _fingerprints(event: Any) -> list[str | None] | None:
+    """Of a registered batch the fingerprint of each input's metadata, in the inputs' order."""
+    if not isinstance(event, events.BatchRegistered):
+        return None
+    return [fingerprint(_encode(given.metadata)) for given in event.inputs]
+
+
 def rows_of(fact: Fact) -> list[tuple[Row, str | None, str | None]]:
-    """The rows of ``results`` that a batch-submitted or batch-rejected event brings: (row, reason, message) each."""
+    """The rows of ``results`` that an event with inputs brings: (row, reason, message) each."""
     event: Any = fact.event
     refused = isinstance(event, events.BatchRejected)
     version = version_of_attempt(event.chunk, event.attempt, refused)
@@ -145,10 +158,14 @@ def moved(counts: Mapping[str, int], deltas: Mapping[str, int]) -> dict[str, int
     return {status: number for status, number in after.items() if number}
 
 
-def submitted(facts: Iterable[Fact]) -> dict[str, Home]:
+def batches_of(facts: Iterable[Fact]) -> dict[str, Batch]:
     """The batches that the events bring, by batchId."""
-    return {
-        fact.event.batch_id: (fact.event.chunk, fact.event.attempt)
-        for fact in facts
-        if isinstance(fact.event, events.BatchSubmitted)
-    }
+    found = {}
+    for fact in facts:
+        event = fact.event
+        if isinstance(event, events.BatchSubmitted):
+            found[event.batch_id] = Batch(event.batch_id, event.chunk, event.attempt)
+        elif isinstance(event, events.BatchRegistered):
+            inputs = zip(_fingerprints(event) or (), (given.input_id for given in event.inputs), strict=True)
+            found[event.batch_id] = Batch(event.batch_id, event.chunk, event.attempt, by_fingerprint(inputs))
+    return found

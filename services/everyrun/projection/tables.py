@@ -10,6 +10,7 @@ import asyncpg
 import msgspec
 from msgspec.structs import replace
 
+from everyrun.log import events
 from everyrun.projection.choose import order_in
 from everyrun.projection.decode import Fact, storable
 from everyrun.projection.join import Decision, Row, home_of
@@ -34,7 +35,7 @@ DUPLICATE_COLUMNS = [
 UNMATCHED_COLUMNS = [
     "run_id", "batch_id", "metadata", "status", "reason", "first_seen", "input_id", "installation", "chunk",
     "attempt", "failure_reason", "failure_message", "run", "credits", "source", "observed_at", "settled_at",
-    "version",
+    "version", "fingerprints",
 ]
 # fmt: on
 
@@ -123,12 +124,12 @@ def duplicate(run: Run, row: Row, version: str) -> tuple[Any, ...]:
     return (run.run_id, row.input_id, run.batch_id, *home_of(run, row), *_run_values(run), version)
 
 
-def unmatched(run: Run, reason: str, first_seen: Any) -> tuple[Any, ...]:
+def unmatched(run: Run, reason: str, first_seen: Any, fingerprints: Sequence[str]) -> tuple[Any, ...]:
     """The values of UNMATCHED_COLUMNS for a run that no input is known for."""
     b = run.binding
     bound = (b.input_id, b.installation, b.chunk, b.attempt) if b else (None, None, None, None)
     head = (run.run_id, run.batch_id, run.metadata, run.status, reason, first_seen, *bound)
-    return (*head, *_run_values(run)[1:], run.order)
+    return (*head, *_run_values(run)[1:], run.order, fingerprints)
 
 
 async def copy(
@@ -158,16 +159,16 @@ def rebound(run: Run, binding: Binding) -> Run:
     return replace(run, binding=binding)
 
 
-def submission_arrays(accepted: Sequence[Any]) -> tuple[list[Any], ...]:
-    """The columns of ``insert_submissions`` for submission-accepted events."""
-    return (
-        [event.submission_id for event in accepted],
-        [event.workflow_id for event in accepted],
-        [event.workflow_version for event in accepted],
-        [event.priority for event in accepted],
-        [event.expected for event in accepted],
-        [instant(event.created_at) for event in accepted],
-    )
+def submission_arrays(brought: Sequence[Any]) -> tuple[list[Any], ...]:
+    """The columns of ``insert_submissions`` for submission-accepted and batch-registered events."""
+    return tuple(list(column) for column in zip(*map(_submission, brought), strict=True))
+
+
+def _submission(event: Any) -> tuple[Any, ...]:
+    head = (event.submission_id, event.workflow_id, event.workflow_version)
+    if isinstance(event, events.BatchRegistered):
+        return (*head, None, len(event.inputs), instant(event.registered_at))
+    return (*head, event.priority, event.expected, instant(event.created_at))
 
 
 def quarantine_values(fact: Fact) -> tuple[Any, ...]:

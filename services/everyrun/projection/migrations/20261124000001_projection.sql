@@ -19,10 +19,12 @@ create table submissions (
     submission_id text collate "C" primary key,
     workflow_id text not null,
     workflow_version text,
-    priority smallint not null,
+    priority smallint,
     expected bigint not null,
     created_at timestamptz not null
 );
+
+comment on column submissions.priority is 'Null of a batch that was submitted elsewhere and registered here.';
 
 create table batches (
     chunk text collate "C" not null,
@@ -46,6 +48,7 @@ create table batches (
     runs_observed int not null default 0,
     duplicates int not null default 0,
     input_ids text[] not null,
+    fingerprints text[],
     primary key (chunk, attempt)
 );
 comment on table batches is 'One row per attempt at sending a chunk of inputs to Extend.';
@@ -54,6 +57,8 @@ comment on column batches.state is
 comment on column batches.counts is 'Inputs whose standing run or attempt is here, by status.';
 comment on column batches.runs_observed is 'Distinct runs seen of this batch and matched to an input.';
 comment on column batches.input_ids is 'The inputs in the order they were sent.';
+comment on column batches.fingerprints is
+    'Of a batch that was registered here: SHA-256 of the metadata of each of input_ids, as RFC 8785 JSON. Else null.';
 create index batches_submission on batches (submission_id);
 create index batches_open on batches (submitted_at) where state = 'SUBMITTED';
 
@@ -125,9 +130,14 @@ create table unmatched_runs (
     source text not null,
     observed_at timestamptz not null,
     settled_at timestamptz,
-    version text collate "C" not null
+    version text collate "C" not null,
+    fingerprints text[] not null
 );
 comment on table unmatched_runs is 'Runs that no input is known for, yet.';
+comment on column unmatched_runs.reason is
+    'batch_unknown, no_batch; of a batch sent by Everyrun: no_reserved_key, reserved_key_of_another_batch, input_unknown; of a registered one: ambiguous_metadata, metadata_unknown.';
+comment on column unmatched_runs.fingerprints is
+    'SHA-256 of each metadata the run was seen with, as RFC 8785 JSON, in the order of the log.';
 create index unmatched_runs_batch on unmatched_runs (batch_id);
 create index unmatched_runs_chunk on unmatched_runs (chunk, attempt);
 
