@@ -16,12 +16,13 @@ from everyrun.failpoints import hit
 from everyrun.settings import Settings
 from everyrun.store.sql import beside
 from everyrun.submission.chunks import Cutter, chunk_id
-from everyrun.submission.parse import Unreadable
+from everyrun.submission.parse import Piece, Unreadable
 from everyrun.submission.rows import BadRow, GoodRow, check_row
 
 _sql = beside(__file__, "queue.sql")
-_PIECE = 2000
 _SHOWN = 100
+#: An upload may take as long as its caller goes on sending; this is only an end to it, in seconds.
+_COPY_WITHIN = 86_400.0
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 
 
@@ -60,7 +61,7 @@ def new_submission_id(now: float | None = None) -> str:
 async def take_in(
     pool: asyncpg.Pool,
     settings: Settings,
-    rows: AsyncIterator[Any],
+    rows: AsyncIterator[Piece],
     *,
     workflow_id: str,
     workflow_version: str | None,
@@ -107,22 +108,39 @@ class _Intake:
         self.bad: list[BadRow] = []
         self.bad_count = 0
 
-    async def copy(self, connection: Any, rows: AsyncIterator[Any]) -> None:
-        """Check every row and copy the good ones; after the first bad one only go on checking."""
-        piece: list[tuple[Any, ...]] = []
-        async for given in rows:
-            self.rows += 1
-            good = self._check(given)
-            if good is not None and not self.bad_count:
-                text = good.file.decode(), good.metadata.decode()
-                piece.append((self.submission_id, good.position, good.external_id, *text))
-                if len(piece) >= _PIECE:
-                    await self._write(connection, piece)
-                    piece = []
-        if piece and not self.bad_count:
-            await self._write(connection, piece)
+    async def copy(self, connection: Any, rows: AsyncIterator[Piece]) -> None:
+        """Check every row and copy the good ones, in one COPY that Postgres works on meanwhile."""
+        await connection.copy_to_table(
+            "inputs",
+            schema_name="everyrun_queue",
+            columns=["submission_id", "position", "external_id", "file", "metadata"],
+            source=self._text(rows),
+            timeout=_COPY_WITHIN,
+        )
+
+    async def _text(self, rows: AsyncIterator[Piece]) -> AsyncIterator[bytes]:
+        """The good rows as COPY's text; after the first bad one rows are only checked."""
+        async for piece in rows:
+            lines = [line for given in piece if (line := self._line(given)) is not None]
+            if lines and not self.bad_count:
+                yield b"".join(lines)
+
+    def _line(self, given: Any) -> bytes | None:
+        row = self._check(given)
+        if row is None:
+            return None
+        # Printable ids and JSON text hold no tab and no line break; only backslashes need care.
+        line = b"%s\t%d\t%s\t%s\t%s\n" % (
+            self.submission_id.encode(),
+            row.position,
+            row.external_id.encode(),
+            row.file,
+            row.metadata,
+        )
+        return line.replace(b"\\", b"\\\\") if b"\\" in line else line
 
     def _check(self, given: Any) -> GoodRow | None:
+        self.rows += 1
         if isinstance(given, Unreadable):
             row: GoodRow | BadRow = BadRow(self.rows, None, "", given.reason)
         else:
@@ -132,13 +150,9 @@ class _Intake:
             if len(self.bad) < _SHOWN:
                 self.bad.append(row)
             return None
-        self.digest.update(row.external_id.encode() + b"\n" + row.file + b"\n" + row.metadata + b"\n")
+        self.digest.update(b"%s\n%s\n%s\n" % (row.external_id.encode(), row.file, row.metadata))
         self.cutter.add(row.size)
         return row
-
-    async def _write(self, connection: Any, piece: list[tuple[Any, ...]]) -> None:
-        columns = ["submission_id", "position", "external_id", "file", "metadata"]
-        await connection.copy_records_to_table("inputs", schema_name="everyrun_queue", columns=columns, records=piece)
 
     async def finish(
         self, connection: Any, workflow_id: str, workflow_version: str | None, priority: int, key: str | None

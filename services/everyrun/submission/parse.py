@@ -10,11 +10,19 @@ from typing import Any
 import ijson
 import msgspec
 
+from everyrun.submission.rows import QuickRow
+
 JSON, NDJSON, CSV = "application/json", "application/x-ndjson", "text/csv"
 
 _decode = msgspec.json.Decoder().decode
+_decode_quick = msgspec.json.Decoder(QuickRow).decode
 #: A longer line of NDJSON or CSV is not an input.
 _LINE_MAX = 16 << 20
+#: Rows given out together at most, where they are read one by one.
+_TOGETHER = 500
+
+Piece = list[Any]
+"""Rows that follow each other, each a decoded value, a QuickRow or Unreadable."""
 
 
 class UploadError(Exception):
@@ -44,10 +52,21 @@ class _Chunks:
         return part
 
 
-def rows(content_type: str, body: AsyncIterator[bytes]) -> AsyncIterator[Any]:
-    """The rows of an upload, each a decoded value or Unreadable. Raises UploadError; KeyError for another type."""
-    readers = {JSON: _json, NDJSON: _ndjson, CSV: _csv}
-    return readers[content_type](body)
+def rows(content_type: str, body: AsyncIterator[bytes]) -> AsyncIterator[Piece]:
+    """The rows of an upload, piece by piece. Raises UploadError; KeyError for another type."""
+    if content_type == NDJSON:
+        return _ndjson(body)
+    return _together({JSON: _json, CSV: _csv}[content_type](body))
+
+
+async def _together(one_by_one: AsyncIterator[Any]) -> AsyncIterator[Piece]:
+    piece: Piece = []
+    async for row in one_by_one:
+        piece.append(row)
+        if len(piece) >= _TOGETHER:
+            yield piece
+            piece = []
+    yield piece
 
 
 async def _json(body: AsyncIterator[bytes]) -> AsyncIterator[Any]:
@@ -81,27 +100,33 @@ def _check_envelope(prefix: str, event: str, value: Any) -> None:
         raise UploadError("inputs must be a list")
 
 
-async def _lines(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def _lines(body: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]:
+    """The lines, those of each part of the body together."""
     left = b""
     async for part in body:
         *whole, left = (left + part).split(b"\n")
-        for line in whole:
-            yield line
+        yield whole
         if len(left) > _LINE_MAX:
             raise UploadError(f"a line is longer than {_LINE_MAX} bytes")
     if left:
-        yield left
+        yield [left]
 
 
-async def _ndjson(body: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+async def _ndjson(body: AsyncIterator[bytes]) -> AsyncIterator[Piece]:
     """A ROW a line; empty lines are passed over."""
-    async for line in _lines(body):
-        if not line.strip():
-            continue
-        try:
-            yield _decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            yield Unreadable(f"the line is not valid JSON: {error}")
+    async for lines in _lines(body):
+        yield [_row(line) for line in lines if line.strip()]
+
+
+def _row(line: bytes) -> Any:
+    try:
+        return _decode_quick(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass
+    try:
+        return _decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return Unreadable(f"the line is not valid JSON: {error}")
 
 
 async def _csv(body: AsyncIterator[bytes]) -> AsyncIterator[Any]:
@@ -120,16 +145,17 @@ async def _csv_records(body: AsyncIterator[bytes]) -> AsyncIterator[list[str]]:
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     held = ""
     try:
-        async for line in _lines(body):
-            held += decoder.decode(line) + "\n"
-            # An odd number of quotes: the record goes on in the next line.
-            if held.count('"') % 2:
-                if len(held) > _LINE_MAX:
-                    raise UploadError("a quoted field of the CSV does not end")
-                continue
-            for fields in csv.reader([held], strict=True):
-                yield fields
-            held = ""
+        async for lines in _lines(body):
+            for line in lines:
+                held += decoder.decode(line) + "\n"
+                # An odd number of quotes: the record goes on in the next line.
+                if held.count('"') % 2:
+                    if len(held) > _LINE_MAX:
+                        raise UploadError("a quoted field of the CSV does not end")
+                    continue
+                for fields in csv.reader([held], strict=True):
+                    yield fields
+                held = ""
         if held:
             raise UploadError("a quoted field of the CSV does not end")
     except UnicodeDecodeError as error:

@@ -1,0 +1,112 @@
+"""Rows as they are handed in: what is taken, and of what is not, which field and why."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from everyrun.submission.rows import BadRow, GoodRow, QuickRow, check_row, redact_file
+
+MAX = 900_000
+URL = {"url": "https://files.example.com/1.pdf"}
+
+
+def check(row: Any, number: int = 7) -> GoodRow | BadRow:
+    return check_row(number, row, "sub_x", MAX)
+
+
+@pytest.mark.parametrize(
+    ("row", "field", "said"),
+    [
+        ([], "", "a row is an object"),
+        ({"id": "a"}, "file", "is required"),
+        ({"file": {}}, "file", "exactly one of url, id and text"),
+        ({"file": {"url": "https://a/b", "text": "x"}}, "file", "it has text, url"),
+        ({"file": {"id": "file_1", "name": "x"}}, "file.name", "unknown beside id"),
+        ({"file": {"url": ""}}, "file.url", "not empty text"),
+        ({"file": {"url": 5}}, "file.url", "not a number"),
+        ({"file": {"url": "ftp://a/b"}}, "file.url", "not an http or https URL"),
+        ({"file": {"url": "https://a/b c"}}, "file.url", "%20"),
+        ({"file": {"url": "https://a/b\u00a0c"}}, "file.url", "not an http or https URL"),
+        ({"file": {"url": "https://a:99999/b"}}, "file.url", "not an http or https URL"),
+        ({"file": {**URL, "settings": {"pass": "x"}}}, "file.settings", "password"),
+        ({"file": URL, "id": 5}, "id", "must be text, not a number"),
+        ({"file": URL, "id": ""}, "id", "1 to 255"),
+        ({"file": URL, "id": "x" * 256}, "id", "this has 256"),
+        ({"file": URL, "id": "a\tb"}, "id", "cannot be printed"),
+        ({"file": URL, "metadata": [1]}, "metadata", "must be an object, not a list"),
+        ({"file": URL, "metadata": {"everyrun:x": 1}}, "metadata.everyrun:x", "Everyrun's own"),
+        ({"file": URL, "metadata": {"a": "x" * 10_240}}, "metadata", "Extend takes 10240"),
+        ({"file": URL, "metadata": {"a": "\x00"}}, "metadata", "NUL"),
+        ({"file": {"text": "a" * MAX}}, "file", "at most 900000 fit"),
+        ({"file": URL, "secrets": {}}, "secrets", "not taken yet"),
+        ({"file": URL, "meta": {}}, "meta", "unknown field"),
+    ],
+)
+def test_a_bad_row_is_named_with_its_field_and_the_reason(row: Any, field: str, said: str) -> None:
+    bad = check(row)
+    assert isinstance(bad, BadRow)
+    assert (bad.row, bad.field) == (7, field)
+    assert said in bad.reason
+
+
+def test_a_row_without_an_id_has_its_number() -> None:
+    good = check({"file": {"name": "1.pdf", **URL}, "metadata": None})
+    assert isinstance(good, GoodRow)
+    assert (good.position, good.external_id) == (7, "7")
+    # In one order, however it was written.
+    assert good.file == b'{"url":"https://files.example.com/1.pdf","name":"1.pdf"}'
+    assert good.metadata == b"{}"
+
+
+texts = st.sampled_from(
+    ["", "a", "a b", "\u00e9", "\U0001f600", "x\u00a0y", "\t", "\x00", "\\", '"', "a" * 256, "everyrun:x", "http://"]
+)
+urls = st.one_of(
+    texts,
+    st.builds(
+        "{}://{}{}".format,
+        st.sampled_from(["http", "https", "HTTPS", "ftp"]),
+        st.sampled_from(["a.example", "a.example:443", "a.example:0", "u@a", "", "[::1]", "[", "\u00e9.example"]),
+        st.sampled_from(["", "/", "/a.pdf?x=1#y", "/a b", "/\u00e9", "?q", "/\\", "/[1]"]),
+    ),
+)
+values = st.one_of(st.none(), st.booleans(), st.integers(), st.integers(2**64, 2**70), texts)
+rows = st.fixed_dictionaries(
+    {"file": st.fixed_dictionaries({"url": urls}, optional={"name": texts, "settings": st.just({"password": "p"})})},
+    optional={
+        "id": st.none() | texts | st.integers(0, 3),
+        "metadata": st.none() | st.dictionaries(texts, values | st.just("x" * 10_000), max_size=3),
+    },
+)
+
+
+@given(rows)
+def test_the_quick_way_gives_what_the_whole_way_gives(row: Any) -> None:
+    text = msgspec.json.encode(row) if all_encodable(row) else None
+    if text is None:
+        return
+    try:
+        quick = msgspec.json.decode(text, type=QuickRow)
+    except msgspec.DecodeError:
+        return
+    assert check(quick) == check(msgspec.json.decode(text))
+
+
+def all_encodable(row: Any) -> bool:
+    try:
+        msgspec.json.encode(row)
+    except (ValueError, OverflowError):
+        return False
+    return True
+
+
+def test_what_is_secret_is_not_shown() -> None:
+    shown = redact_file({"url": "https://me:pw@a/b.pdf?X-Sig=1#f", "name": "b", "settings": {"password": "p"}})
+    assert shown == {"url": "https://a/b.pdf", "name": "b", "redacted": True}
+    assert redact_file({"url": "https://a/b.pdf"}) == {"url": "https://a/b.pdf"}
+    assert redact_file({"id": "file_1"}) == {"id": "file_1"}
