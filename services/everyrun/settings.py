@@ -72,6 +72,12 @@ class Settings(BaseSettings):
     # --- Extend: how fast, how long
     plan: Plan = Field("payg", description="Extend's plan: sets the requests a second of each category.")
     requests_per_second: float | None = Field(None, gt=0, description="Overrides the plan's requests a second.")
+    budget_share: float = Field(
+        0.1,
+        gt=0,
+        le=1,
+        description="Share of the plan's rate that each process keeps to while the shared budget in Postgres is away.",
+    )
     call_timeout: float = Field(300.0, gt=0, description="Longest a call to Extend may take.")
 
     # --- submission: queue and dispatch

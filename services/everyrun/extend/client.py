@@ -15,10 +15,10 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
+from everyrun.extend.budget import GET, RUN, WRITE, Budget, OwnTurns
 from everyrun.settings import Settings
 
 API_VERSION = "2026-02-09"
-GET, WRITE, RUN = "GET", "WRITE", "RUN"
 
 #: Statuses after which a GET is tried again; nothing was changed by it.
 _TRY_AGAIN = frozenset({408, 429, 500, 502, 503, 504})
@@ -31,26 +31,6 @@ class ExtendError(Exception):
         super().__init__(f"{status or 'no answer'} {code}: {message}")
         self.status = status
         self.code = code
-
-
-class Pace:
-    """Lets requests of one category through at an even pace, at most ``rate`` a second; all wait out a 429."""
-
-    def __init__(self, rate: float) -> None:
-        self._gap = 1.0 / rate
-        self._next = 0.0
-
-    async def turn(self) -> None:
-        """Return when the next request may go."""
-        now = time.monotonic()
-        at = max(self._next, now)
-        self._next = at + self._gap
-        if at > now:
-            await asyncio.sleep(at - now)
-
-    def pause(self, seconds: float) -> None:
-        """Let nothing through for so long."""
-        self._next = max(self._next, time.monotonic() + seconds)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -69,9 +49,14 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 class Extend:
-    """A client of one workspace. Use as an async context manager."""
+    """A client of one workspace. Use as an async context manager.
 
-    def __init__(self, settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> None:
+    Without a ``budget`` it keeps to the plan's rate by itself, as if no other process called Extend.
+    """
+
+    def __init__(
+        self, settings: Settings, transport: httpx.AsyncBaseTransport | None = None, *, budget: Budget | None = None
+    ) -> None:
         headers = {
             "authorization": f"Bearer {settings.extend_api_key.get_secret_value()}",
             "x-extend-api-version": API_VERSION,
@@ -87,7 +72,7 @@ class Extend:
             limits=httpx.Limits(max_connections=32),
         )
         self._timeout = settings.call_timeout
-        self._pace = {category: Pace(settings.rate()) for category in (GET, WRITE, RUN)}
+        self._budget = budget or Budget(OwnTurns(settings.rate()), settings.rate())
         #: Requests sent, by category.
         self.sent = {GET: 0, WRITE: 0, RUN: 0}
 
@@ -96,14 +81,15 @@ class Extend:
 
     async def __aexit__(self, *_: object) -> None:
         await self._http.aclose()
+        await self._budget.aclose()
 
     async def budget(self, category: str) -> None:
         """Return when a request of the category may go."""
-        await self._pace[category].turn()
+        await self._budget.turn(category)
 
-    def pause(self, category: str, seconds: float) -> None:
+    async def pause(self, category: str, seconds: float) -> None:
         """Extend asked for a pause: no request of the category goes before its end."""
-        self._pace[category].pause(seconds)
+        await self._budget.pause(category, seconds)
 
     async def create_batch(self, body: bytes) -> httpx.Response:
         """POST a batch, once: a second try could make a second batch. Raises httpx.HTTPError.
@@ -149,7 +135,7 @@ class Extend:
                 raise error
             if error.status == 429:
                 pause = retry_after(response.headers)
-                self.pause(GET, wait if pause is None else pause)
+                await self.pause(GET, wait if pause is None else pause)
             if time.monotonic() + wait > ends:
                 raise error
             await asyncio.sleep(wait)

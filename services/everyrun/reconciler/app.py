@@ -10,6 +10,7 @@ import asyncpg
 from aiokafka.errors import KafkaError
 
 from everyrun import telemetry
+from everyrun.extend.budget import shared
 from everyrun.extend.client import Extend
 from everyrun.log import topics
 from everyrun.log.producer import Producer
@@ -89,7 +90,7 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
     )
     async with (
         http_server(settings.reconciler_listen, with_health(health), drain=1.0),
-        Extend(settings) as extend,
+        Extend(settings, budget=shared(settings)) as extend,
     ):
         tasks = [
             asyncio.create_task(_for_ever(health, "deliveries", lambda: _deliver(settings, links, extend, health))),

@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 import asyncpg
 from aiokafka.errors import KafkaError
 
+from everyrun.extend.budget import shared
 from everyrun.extend.client import Extend
 from everyrun.log import topics
 from everyrun.log.producer import Producer
@@ -49,7 +50,7 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
     health = Health("database", "topics", "kafka", "log_position")
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(await _pool(settings, health))
-        extend = await stack.enter_async_context(Extend(settings))
+        extend = await stack.enter_async_context(Extend(settings, budget=shared(settings)))
         await topics.wait_until_right(settings, health)
         producer = await stack.enter_async_context(Producer(settings, compression="zstd"))
         installation = await pool.fetchval(_sql["installation"])

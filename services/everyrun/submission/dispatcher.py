@@ -15,7 +15,8 @@ from aiokafka.errors import KafkaError
 from msgspec.structs import replace
 
 from everyrun.extend import reserved
-from everyrun.extend.client import RUN, Extend
+from everyrun.extend.budget import RUN
+from everyrun.extend.client import Extend
 from everyrun.failpoints import hit
 from everyrun.log import events
 from everyrun.log.cloudevents import Record, record, timestamp
@@ -88,6 +89,8 @@ class Dispatcher:
                 await _wait_any(stop, seconds=1.0)
 
     async def _send_one(self) -> bool:
+        if not await self._pool.fetchval(_sql["something_waits"]):
+            return False
         await self._extend.budget(RUN)
         now = datetime.now(UTC)
         begin_by = now + timedelta(seconds=self._settings.dispatch_deadline)
@@ -147,8 +150,7 @@ class Dispatcher:
             wait = _RETURNED_WAIT if happening.wait is None else happening.wait
             not_before = datetime.now(UTC) + timedelta(seconds=wait)
             if happening.limited:
-                self._extend.pause(RUN, wait)
-                await self._pool.execute(_sql["pause"], RUN, not_before)
+                await self._extend.pause(RUN, wait)
         if done.block:
             await self._pool.execute(_sql["pause_workflow"], row["workflow_id"], done.after.reason)
         await self._keep(row["chunk"], chunk.attempt, done.after, expected, not_before)

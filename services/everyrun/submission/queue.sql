@@ -51,6 +51,9 @@ where ($1::text is null or s.submission_id = $1) and ($2::text is null or s.subm
 order by s.submission_id desc
 limit $3
 
+-- name: something_waits
+select exists (select from everyrun_queue.chunks where state = 'waiting' and not_before <= now())
+
 -- name: claim
 update everyrun_queue.chunks c
 set state = 'sending', attempt = c.attempt + 1, owner = $1, deadline = $2, reason = null
@@ -59,7 +62,6 @@ from (
     join everyrun_queue.submissions s using (submission_id)
     where state = 'waiting' and not_before <= now() and s.announced_at is not null
       and not exists (select from everyrun_queue.paused_workflows p where p.workflow_id = s.workflow_id)
-      and not exists (select from everyrun_queue.pauses p where p.category = 'RUN' and p.until > now())
     order by chunk limit 1
     for update of chunks skip locked
 ) next
@@ -82,10 +84,6 @@ order by position
 update everyrun_queue.chunks
 set state = $3, resends = $4, not_before = coalesce($5::timestamptz, '-infinity'), reason = $6, deadline = $7, batch_id = $8, owner = null
 where chunk = $1 and attempt = $2 and state = any ($9::text[])
-
--- name: pause
-insert into everyrun_queue.pauses (category, until) values ($1, $2)
-on conflict (category) do update set until = greatest(pauses.until, excluded.until)
 
 -- name: pause_workflow
 insert into everyrun_queue.paused_workflows (workflow_id, reason, since) values ($1, $2, now())

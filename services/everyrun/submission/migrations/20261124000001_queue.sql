@@ -63,11 +63,12 @@ create table everyrun_queue.adopted (
 );
 comment on table everyrun_queue.adopted is 'Attempts that a run proved to have been taken.';
 
-create table everyrun_queue.pauses (
+create unlogged table everyrun_queue.budgets (
     category text primary key,
-    until timestamptz not null
+    free_at timestamptz not null
 );
-comment on table everyrun_queue.pauses is 'Extend said 429 with Retry-After: every worker of every process waits.';
+comment on table everyrun_queue.budgets is
+    'When the next request of a category (GET, WRITE, RUN) may go to Extend, whichever process sends it. Unlogged: after a crash of Postgres it begins anew.';
 
 create table everyrun_queue.paused_workflows (
     workflow_id text primary key,
