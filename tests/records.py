@@ -49,13 +49,8 @@ def batch_event(kind: type, submission: str, chunk: str, attempt: int, when: flo
     given = {"submission_id": submission, "chunk": chunk, "attempt": attempt, **more}
     names = {field.name for field in msgspec.structs.fields(kind)}
     sent = {"workflow_id": "workflow_1", "workflow_version": None, "priority": 90, "installation": INSTALLATION}
-    times = {
-        "deadline": at(when),
-        "registered_at": at(when),
-        "submitted_at": at(when),
-        "rejected_at": at(when),
-        "evidence": "answer",
-    }
+    times = {"deadline": at(when), "evidence": "answer", "resends": attempt, "by": None, "reason": "because"}
+    times |= dict.fromkeys(("submitted_at", "registered_at", "rejected_at", "adopted_at", "discarded_at"), at(when))
     given = {**{name: value for name, value in {**sent, **times}.items() if name in names}, **given}
     event = kind(**given)
     key = more.get("batch_id", chunk)
@@ -141,7 +136,8 @@ def a_world(chance: random.Random, chunks: int = 3, inputs: int = 4) -> list[Rec
         chunk = f"{submission}.c{number + 1:05d}"
         given = [an_input(submission, number * inputs + n + 1) for n in range(inputs)]
         ids = [i.input_id for i in given]
-        fate = chance.choice(("answered", "refused", "twice", "returned", "unknown", "adopted"))
+        fates = ("answered", "refused", "twice", "returned", "unknown", "adopted", "named", "discarded", "too early")
+        fate = chance.choice(fates)
         taken: list[tuple[int, str]] = []
         when = float(number)
         attempts = 2 if fate in ("twice", "returned", "adopted") else 1
@@ -159,6 +155,20 @@ def a_world(chance: random.Random, chunks: int = 3, inputs: int = 4) -> list[Rec
                 said.append(batch_event(events.BatchInDoubt, submission, chunk, attempt, when, reason="reset"))
                 taken += [(attempt, batch_id)] if chance.random() < 0.5 else []
                 continue
+            elif fate in ("discarded", "too early"):
+                said.append(batch_event(events.BatchInDoubt, submission, chunk, attempt, when, reason="time-out"))
+                said.append(
+                    batch_event(events.DoubtDiscarded, submission, chunk, attempt, when, inputs=given, by="ann")
+                )
+                if fate == "discarded":
+                    continue
+                taken.append((attempt, batch_id))
+            elif fate == "named":
+                named = {"batch_id": batch_id, "inputs": given, "by": "ann"}
+                said.append(batch_event(events.DoubtAdopted, submission, chunk, attempt, when, **named))
+                taken.append((attempt, batch_id))
+                if chance.random() < 0.5:
+                    continue
             elif fate == "refused":
                 refusal = {"status": 400, "code": "INVALID_REQUEST", "message": "no"}
                 said.append(
@@ -176,6 +186,9 @@ def a_world(chance: random.Random, chunks: int = 3, inputs: int = 4) -> list[Rec
         for attempt, batch_id in taken:
             said += _runs(chance, chunk, attempt, batch_id, given, when)
     said += a_registered_batch(chance, 7)
+    for number, kind in enumerate((events.WorkflowPaused, events.WorkflowResumed)):
+        paused = kind("workflow_1", "402", None)
+        said.append(record("batches", paused, key="workflow_1", id=f"pause {number}", source="/test", time=at(number)))
     said.append(run_event("run_foreign", "batch_foreign", "PROCESSED", 9, key=None, end=8))
     said += chance.sample(said, len(said) // 5)
     return said

@@ -18,7 +18,16 @@ from everyrun.projection.merge import merge
 from everyrun.projection.offsets import ForeignLogError, GapError
 from tests.records import INSTALLATION, a_world, an_input, batch_event, in_polls, lay_out, run_event
 
-TABLES = ("submissions", "batches", "results", "duplicate_runs", "unmatched_runs", "deliveries", "quarantine")
+TABLES = (
+    "submissions",
+    "batches",
+    "results",
+    "duplicate_runs",
+    "unmatched_runs",
+    "deliveries",
+    "quarantine",
+    "decisions",
+)
 
 
 async def nothing_aside(poison):

@@ -14,6 +14,7 @@ from msgspec import Meta, Struct
 InputId = Annotated[str, Meta(description="<submission id>:<external id>")]
 Chunk = Annotated[str, Meta(description="Chunk id: the inputs that go to Extend in one call.")]
 Attempt = Annotated[int, Meta(ge=1, description="Which attempt at sending the chunk this is, from 1.")]
+Decider = Annotated[str | None, Meta(description="Who decided; null where Everyrun did by its own rules.")]
 Time = Annotated[str, Meta(description="RFC 3339 UTC with milliseconds.")]
 
 
@@ -77,6 +78,46 @@ class DoubtResent(Struct, frozen=True, tag="doubt-resent", tag_field="type"):
     chunk: Chunk
     attempt: Attempt
     reason: str
+    resends: Annotated[int, Meta(ge=1, description="How many attempts at the chunk were given up, this one included.")]
+    by: Decider
+
+
+class DoubtAdopted(Struct, frozen=True, tag="doubt-adopted", tag_field="type"):
+    """A person named the batch that the attempt became, and a run of it said so too. Key: batchId.
+
+    It is to the attempt what batch-submitted is: each of its inputs is now a run.
+    """
+
+    submission_id: str
+    chunk: Chunk
+    attempt: Attempt
+    batch_id: str
+    workflow_id: str
+    workflow_version: str | None
+    priority: int
+    evidence: Annotated[str, Meta(description="'run <id>': the run that named the attempt when it was asked for.")]
+    adopted_at: Time
+    by: Annotated[str, Meta(description="Who decided.")]
+    reason: str
+    inputs: list[Input]
+
+
+class DoubtDiscarded(Struct, frozen=True, tag="doubt-discarded", tag_field="type"):
+    """A person decided that the chunk is not sent again: its inputs are REFUSED, reason DISCARDED. Key: chunk.
+
+    Should a run of it show up all the same, batch-submitted follows and its inputs have that run's status.
+    """
+
+    submission_id: str
+    chunk: Chunk
+    attempt: Attempt
+    workflow_id: str
+    workflow_version: str | None
+    priority: int
+    discarded_at: Time
+    by: Annotated[str, Meta(description="Who decided.")]
+    reason: str
+    inputs: list[Input]
 
 
 class BatchSubmitted(Struct, frozen=True, tag="batch-submitted", tag_field="type"):
@@ -124,6 +165,38 @@ class BatchRegistered(Struct, frozen=True, tag="batch-registered", tag_field="ty
     workflow_version: str | None
     registered_at: Time
     inputs: list[Input]
+
+
+class WorkflowPaused(Struct, frozen=True, tag="workflow-paused", tag_field="type"):
+    """Nothing is sent for the workflow until it is resumed. Key: workflow id. On ``batches``."""
+
+    workflow_id: str
+    reason: str
+    by: Decider
+
+
+class WorkflowResumed(Struct, frozen=True, tag="workflow-resumed", tag_field="type"):
+    """The workflow's chunks are sent again. Key: workflow id. On ``batches``."""
+
+    workflow_id: str
+    reason: str
+    by: Decider
+
+
+class SubmissionPaused(Struct, frozen=True, tag="submission-paused", tag_field="type"):
+    """Nothing more is sent of the submission until it is resumed. Key: submission id. On ``batches``."""
+
+    submission_id: str
+    reason: str
+    by: Decider
+
+
+class SubmissionResumed(Struct, frozen=True, tag="submission-resumed", tag_field="type"):
+    """The submission's chunks are sent again. Key: submission id. On ``batches``."""
+
+    submission_id: str
+    reason: str
+    by: Decider
 
 
 class RunObserved(Struct, frozen=True, tag="run-observed", tag_field="type"):
@@ -230,9 +303,15 @@ BatchEvent = (
     | BatchRequested
     | BatchReturned
     | BatchInDoubt
+    | DoubtAdopted
     | DoubtResent
+    | DoubtDiscarded
     | BatchSubmitted
     | BatchRejected
+    | WorkflowPaused
+    | WorkflowResumed
+    | SubmissionPaused
+    | SubmissionResumed
     | BatchRegistered
 )
 
@@ -243,9 +322,15 @@ TOPICS: dict[str, tuple[type[Struct], ...]] = {
         BatchRequested,
         BatchReturned,
         BatchInDoubt,
+        DoubtAdopted,
         DoubtResent,
+        DoubtDiscarded,
         BatchSubmitted,
         BatchRejected,
+        WorkflowPaused,
+        WorkflowResumed,
+        SubmissionPaused,
+        SubmissionResumed,
         BatchRegistered,
     ),
     "runs": (RunObserved,),

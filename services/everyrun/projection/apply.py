@@ -16,7 +16,7 @@ import asyncpg
 from everyrun.extend import reserved
 from everyrun.failpoints import hit
 from everyrun.log import events
-from everyrun.projection import attempts, offsets, tables
+from everyrun.projection import attempts, decisions, offsets, tables
 from everyrun.projection.decode import Fact, LogRecord, NotUnderstoodError, Poll, fact_of, run_of
 from everyrun.projection.join import Decision, Deltas, Home, Row, count, decide, decide_one, home_of, needs_all_runs
 from everyrun.projection.join import version_of as version_of_run
@@ -68,12 +68,13 @@ class Content(NamedTuple):
     submissions: list[Fact]
     deliveries: list[Fact]
     quarantined: list[Fact]
+    decisions: list[Fact]
     poison: list[Poison]
 
 
 def read(polls: Sequence[Poll], refused: Refused | None = None) -> Content:
     """Decode polls; several observations of one run are merged. What is not understood is in ``poison``."""
-    content = Content({}, {}, {}, [], [], [], [], [])
+    content = Content({}, {}, {}, [], [], [], [], [], [])
     for poll in polls:
         for record in poll.records:
             try:
@@ -105,7 +106,11 @@ def _take_fact(content: Content, fact: Fact) -> None:
         content.deliveries.append(fact)
     elif isinstance(fact.event, events.MessageQuarantined):
         content.quarantined.append(fact)
+    elif isinstance(fact.event, decisions.OF_NO_ATTEMPT):
+        content.decisions.append(fact)
     else:
+        if isinstance(fact.event, decisions.OF_AN_ATTEMPT):
+            content.decisions.append(fact)
         content.attempts.append(fact)
         if isinstance(fact.event, events.BatchRegistered):
             content.submissions.append(fact)
@@ -323,6 +328,8 @@ class _Transaction:
             await self.connection.execute(
                 _sql["insert_deliveries"], *(list(column) for column in zip(*rows, strict=True))
             )
+        for fact in self.content.decisions:
+            await self.connection.execute(_sql["insert_decision"], *decisions.values(fact))
         for fact in self.content.quarantined:
             await self.connection.execute(_sql["insert_quarantine"], *tables.quarantine_values(fact))
 

@@ -91,6 +91,12 @@ insert into quarantine as known (source, topic, partition, "offset", reason, raw
 values ($1, $2, $3, $4, $5, $6, $7, $8)
 on conflict (source) do update set first_seen = least(known.first_seen, excluded.first_seen)
 
+-- name: insert_decision
+insert into decisions as known (
+    event_id, kind, workflow_id, submission_id, chunk, attempt, batch_id, decided_by, reason, decided_at)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+on conflict (event_id) do update set decided_at = least(known.decided_at, excluded.decided_at)
+
 -- name: upsert_attempt
 insert into batches as known (
     chunk, attempt, batch_id, submission_id, workflow_id, workflow_version, priority, expected, state, reason,

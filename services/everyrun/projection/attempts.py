@@ -20,6 +20,8 @@ _encode = msgspec.json.Encoder().encode
 
 SENDING, RETURNED, IN_DOUBT, RESENT = "SENDING", "RETURNED", "IN_DOUBT", "RESENT"
 REFUSED, SUBMITTED = "REFUSED", "SUBMITTED"
+#: The failure_reason of inputs that a person decided not to send.
+DISCARDED = "DISCARDED"
 
 #: The column that says when an attempt came to a state, the most telling state first.
 _STATES = (
@@ -35,7 +37,9 @@ AttemptEvent = (
     events.BatchRequested
     | events.BatchReturned
     | events.BatchInDoubt
+    | events.DoubtAdopted
     | events.DoubtResent
+    | events.DoubtDiscarded
     | events.BatchSubmitted
     | events.BatchRejected
     | events.BatchRegistered
@@ -45,11 +49,16 @@ _COLUMN: dict[type[msgspec.Struct], str] = {
     events.BatchRequested: "requested_at",
     events.BatchReturned: "returned_at",
     events.BatchInDoubt: "in_doubt_at",
+    events.DoubtAdopted: "submitted_at",
     events.DoubtResent: "resent_at",
+    events.DoubtDiscarded: "rejected_at",
     events.BatchSubmitted: "submitted_at",
     events.BatchRejected: "rejected_at",
     events.BatchRegistered: "submitted_at",
 }
+
+
+_REFUSALS = (events.BatchRejected, events.DoubtDiscarded)
 
 
 class Upsert(NamedTuple):
@@ -82,8 +91,8 @@ def upsert_of(fact: Fact) -> Upsert:
     if input_ids is None:
         input_ids = [given.input_id for given in getattr(event, "inputs", ())]
     reason = getattr(event, "reason", None)
-    if isinstance(event, events.BatchRejected):
-        reason = f"{event.code}: {event.message}"
+    if type(event) in _REFUSALS:
+        reason = ": ".join(_refusal(event))
     return Upsert(
         chunk=event.chunk,
         attempt=event.attempt,
@@ -107,14 +116,23 @@ def _fingerprints(event: Any) -> list[str | None] | None:
     return [fingerprint(_encode(given.metadata)) for given in event.inputs]
 
 
+def _refusal(event: Any) -> tuple[str, str]:
+    """Why inputs are REFUSED: Extend's code and message, or DISCARDED and who said why."""
+    if isinstance(event, events.DoubtDiscarded):
+        return DISCARDED, f"{event.reason} ({event.by})"
+    return event.code, event.message
+
+
 def rows_of(fact: Fact) -> list[tuple[Row, str | None, str | None]]:
     """The rows of ``results`` that an event with inputs brings: (row, reason, message) each."""
     event: Any = fact.event
-    refused = isinstance(event, events.BatchRejected)
+    refused = type(event) in _REFUSALS
     version = version_of_attempt(event.chunk, event.attempt, refused)
+    if isinstance(event, events.DoubtDiscarded):
+        # Of a refusal and a person's word on one attempt the same one is shown, whichever came first.
+        version += DISCARDED
     status = REFUSED if refused else SUBMITTED
-    reason = event.code if refused else None
-    message = event.message if refused else None
+    reason, message = _refusal(event) if refused else (None, None)
     return [
         (
             Row(
@@ -163,7 +181,7 @@ def batches_of(facts: Iterable[Fact]) -> dict[str, Batch]:
     found = {}
     for fact in facts:
         event = fact.event
-        if isinstance(event, events.BatchSubmitted):
+        if isinstance(event, events.BatchSubmitted | events.DoubtAdopted):
             found[event.batch_id] = Batch(event.batch_id, event.chunk, event.attempt)
         elif isinstance(event, events.BatchRegistered):
             inputs = zip(_fingerprints(event) or (), (given.input_id for given in event.inputs), strict=True)

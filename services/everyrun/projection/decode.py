@@ -51,10 +51,11 @@ class NotUnderstoodError(Exception):
 
 
 class Fact(NamedTuple):
-    """An event of ``batches``, ``deliveries`` or ``quarantine`` with the time of its CloudEvents header."""
+    """An event of ``batches``, ``deliveries`` or ``quarantine`` with the time and the id of its CloudEvents headers."""
 
     event: msgspec.Struct
     time: datetime
+    id: str = ""
 
 
 _batch_decoder = msgspec.json.Decoder(events.BatchEvent)
@@ -187,6 +188,6 @@ def fact_of(topic: str, record: LogRecord) -> Fact:
         topic
     ]
     try:
-        return Fact(decoder.decode(record.value or b""), _time_of(record))
+        return Fact(decoder.decode(record.value or b""), _time_of(record), header(record.headers, "ce_id"))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise NotUnderstoodError(f"not an event of {topic}: {error}") from None

@@ -242,7 +242,7 @@ class Dispatcher:
             case "batch-in-doubt":
                 event = events.BatchInDoubt(**head, reason=reason)
             case "doubt-resent":
-                event = events.DoubtResent(**head, reason=reason)
+                event = events.DoubtResent(**head, reason=reason, resends=done.after.resends, by=None)
             case "batch-rejected":
                 assert isinstance(happening, Rejected)
                 refusal: dict[str, Any] = {

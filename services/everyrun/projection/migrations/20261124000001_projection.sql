@@ -53,7 +53,7 @@ create table batches (
 );
 comment on table batches is 'One row per attempt at sending a chunk of inputs to Extend.';
 comment on column batches.state is
-    'SENDING, RETURNED (not taken, for now), IN_DOUBT, RESENT (given up after the window), REFUSED, SUBMITTED, SETTLED (submitted, and every input of it is settled).';
+    'SENDING, RETURNED (not taken, for now), IN_DOUBT, RESENT (given up after the window), REFUSED (by Extend, or discarded by a person), SUBMITTED, SETTLED (submitted, and every input of it is settled).';
 comment on column batches.counts is 'Inputs whose standing run or attempt is here, by status.';
 comment on column batches.runs_observed is 'Distinct runs seen of this batch and matched to an input.';
 comment on column batches.input_ids is 'The inputs in the order they were sent.';
@@ -164,6 +164,22 @@ create table quarantine (
     first_seen timestamptz not null
 );
 comment on table quarantine is 'Messages that could not be understood, as they were received.';
+
+create table decisions (
+    event_id text collate "C" primary key,
+    kind text not null,
+    workflow_id text collate "C",
+    submission_id text collate "C",
+    chunk text collate "C",
+    attempt int,
+    batch_id text collate "C",
+    decided_by text,
+    reason text not null,
+    decided_at timestamptz not null
+);
+comment on table decisions is
+    'What was decided of calls of unknown outcome, workflows and submissions: who, why and when. decided_by is null where Everyrun decided by its own rules.';
+create index decisions_chunk on decisions (chunk, attempt);
 
 create view submission_counts as
 with chunks as (

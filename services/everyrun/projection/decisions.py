@@ -1,0 +1,52 @@
+"""Decisions: what a person, or Everyrun by its own rules, decided, who and why. A row an event. Pure."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from everyrun.log import events
+from everyrun.log.cloudevents import event_type
+from everyrun.projection.decode import Fact
+
+#: Decisions that are facts of an attempt too.
+OF_AN_ATTEMPT = (events.DoubtAdopted, events.DoubtResent, events.DoubtDiscarded)
+OF_NO_ATTEMPT = (
+    events.WorkflowPaused,
+    events.WorkflowResumed,
+    events.SubmissionPaused,
+    events.SubmissionResumed,
+)
+
+
+class Decision(NamedTuple):
+    """The parameters of the statement ``insert_decision``, in its order."""
+
+    event_id: str
+    kind: str
+    workflow_id: str | None
+    submission_id: str | None
+    chunk: str | None
+    attempt: int | None
+    batch_id: str | None
+    decided_by: str | None
+    reason: str
+    decided_at: datetime
+
+
+def values(fact: Fact) -> Decision:
+    """The row of one decision."""
+    event: Any = fact.event
+    by = event.by
+    return Decision(
+        event_id=fact.id,
+        kind=event_type(event),
+        workflow_id=getattr(event, "workflow_id", None),
+        submission_id=getattr(event, "submission_id", None),
+        chunk=getattr(event, "chunk", None),
+        attempt=getattr(event, "attempt", None),
+        batch_id=getattr(event, "batch_id", None),
+        decided_by=by and by.replace("\x00", "\ufffd"),
+        reason=event.reason.replace("\x00", "\ufffd"),
+        decided_at=fact.time,
+    )
