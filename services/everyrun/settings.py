@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic import AliasChoices, Field, FilePath, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 Plan = Literal["payg", "scale", "enterprise"]
@@ -41,6 +41,20 @@ class Settings(BaseSettings):
     data_dir: Path = Field(Path(".everyrun"), description="Folder of an embedded stack; the CLI finds it by this.")
     kafka_bootstrap: str = Field("", description="Kafka brokers, host:port[,host:port].")
     kafka_replication: int = Field(1, ge=1, description="Replicas of each topic when topics are created.")
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="How Kafka is spoken to: PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL."
+    )
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        "SCRAM-SHA-512", description="With SASL: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512."
+    )
+    kafka_username: str = Field("", description="With SASL: the user.")
+    kafka_password: SecretStr = Field(SecretStr(""), description="With SASL: the user's password.")
+    kafka_ca_file: FilePath | None = Field(
+        None, description="With SSL: PEM of the authorities that signed the brokers' certificates; else the system's."
+    )
+    kafka_cert_file: FilePath | None = Field(None, description="With SSL: PEM of our own certificate, if one is asked.")
+    kafka_key_file: FilePath | None = Field(None, description="PEM of its key; else it is in the certificate's file.")
+    kafka_key_password: SecretStr = Field(SecretStr(""), description="The password of the key, where it has one.")
     topic_prefix: str = Field("everyrun.", description="Put before every topic name and consumer group.")
     postgres_dsn: SecretStr = Field(SecretStr(""), description="Postgres, as asyncpg and psql take it.")
     extend_base_url: str = Field("https://api.extend.ai", description="Extend's API, no trailing slash.")
@@ -145,7 +159,12 @@ class Settings(BaseSettings):
         return value
 
     def need(self, *names: str) -> Settings:
-        """Return self if each named setting is given; else raise SettingsError naming those that are not."""
+        """Return self if each named setting is given; else raise SettingsError naming those that are not.
+
+        Who needs Kafka needs a user and a password too where SASL is spoken.
+        """
+        if "kafka_bootstrap" in names and self.kafka_security_protocol.startswith("SASL"):
+            names = (*names, "kafka_username", "kafka_password")
         missing = []
         for name in names:
             value = getattr(self, name)

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
+from everyrun.log.connection import connection
 from everyrun.settings import Settings
 from tests.contract.conftest import EmulatorProcess
 from tests.integration.services import ServiceProcess
@@ -46,7 +47,7 @@ def emulator_with(tmp_path: Path) -> Iterator[Callable[..., EmulatorProcess]]:
 
 async def read_topic(settings: Settings, name: str) -> list[tuple[Any, dict[str, str]]]:
     """Every record of a topic: the decoded event, and its headers; partition by partition."""
-    consumer = AIOKafkaConsumer(bootstrap_servers=settings.kafka_bootstrap, auto_offset_reset="earliest")
+    consumer = AIOKafkaConsumer(auto_offset_reset="earliest", **connection(settings))
     await consumer.start()
     try:
         parts = [TopicPartition(settings.topic(name), part) for part in range(8 if name != "quarantine" else 1)]

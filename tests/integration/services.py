@@ -48,7 +48,7 @@ class ServiceProcess:
             assert self.process.poll() is None, self.log.read_text()[-3000:]
             return await self.status("/readyz") == 200
 
-        await eventually(is_ready, f"{self.log.name} is ready", 30)
+        await eventually(is_ready, f"{self.log.name} is ready", 90)
         return self
 
     def terminate(self) -> float:

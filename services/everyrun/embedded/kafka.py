@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import uuid
 from base64 import urlsafe_b64encode
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from everyrun.embedded.jars import cache_folder, classpath
@@ -37,12 +38,25 @@ num.io.threads=4
 
 
 class EmbeddedKafka:
-    """One KRaft node. ``prepare()`` once, then run ``command()`` in the foreground."""
+    """One KRaft node. ``prepare()`` once, then run ``command()`` in the foreground.
 
-    def __init__(self, data_dir: Path, port: int, controller_port: int) -> None:
+    ``properties`` go over its own; ``scram`` are users as ``kafka-storage format --add-scram`` takes them.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        port: int,
+        controller_port: int,
+        *,
+        properties: Mapping[str, str] | None = None,
+        scram: Sequence[str] = (),
+    ) -> None:
         self._folder = data_dir.resolve()
         self._port = port
         self._controller_port = controller_port
+        self._properties = dict(properties or {})
+        self._scram = tuple(scram)
         self._classpath = ""
 
     @property
@@ -62,10 +76,12 @@ class EmbeddedKafka:
         text = _PROPERTIES.format(
             port=self._port, controller_port=self._controller_port, log_dirs=self._folder / "logs"
         )
-        properties.write_text(text)
+        # Of a key that comes twice, Java takes the last.
+        properties.write_text(text + "".join(f"{key}={value}\n" for key, value in self._properties.items()))
         if not (self._folder / "logs" / "meta.properties").exists():
+            users = [word for user in self._scram for word in ("--add-scram", user)]
             cluster_id = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=").replace("-", "_")
-            self._java("kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", str(properties))
+            self._java("kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", str(properties), *users)
 
     @staticmethod
     def _java_runtime() -> str:

@@ -13,6 +13,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.partitioner import murmur2
 
 from everyrun.log.cloudevents import Record
+from everyrun.log.connection import connection
 from everyrun.settings import Settings
 
 #: Largest record that the topics with payloads take (infra/kafka/topics.yaml).
@@ -46,7 +47,6 @@ class Producer:
     def __init__(self, settings: Settings, *, linger_ms: int = 2, compression: str | None = None) -> None:
         self._prefix = settings.topic_prefix
         self._producer = AIOKafkaProducer(
-            bootstrap_servers=settings.kafka_bootstrap,
             acks="all",
             enable_idempotence=True,
             linger_ms=linger_ms,
@@ -56,6 +56,7 @@ class Producer:
             max_batch_size=_BATCH_BYTES,
             partitioner=_partitioner,
             request_timeout_ms=60_000,
+            **connection(settings),
         )
 
     async def __aenter__(self) -> Producer:

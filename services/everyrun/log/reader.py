@@ -8,6 +8,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import for_code
 
+from everyrun.log.connection import connection
 from everyrun.settings import Settings
 
 Partition = tuple[str, int]
@@ -21,7 +22,7 @@ async def end_offsets(settings: Settings, topics: Iterable[str]) -> dict[Partiti
     out would pass for one that has nothing in it.
     """
     wanted = await _partitions(settings, topics)
-    consumer = AIOKafkaConsumer(bootstrap_servers=settings.kafka_bootstrap)
+    consumer = AIOKafkaConsumer(**connection(settings))
     await consumer.start()
     try:
         ends = await consumer.end_offsets(list(wanted))
@@ -32,7 +33,7 @@ async def end_offsets(settings: Settings, topics: Iterable[str]) -> dict[Partiti
 
 async def _partitions(settings: Settings, topics: Iterable[str]) -> dict[TopicPartition, Partition]:
     names = {settings.topic(topic): topic for topic in topics}
-    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap)
+    admin = AIOKafkaAdminClient(**connection(settings))
     await admin.start()
     try:
         described = await admin.describe_topics(sorted(names))

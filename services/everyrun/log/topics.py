@@ -13,6 +13,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, KafkaTimeoutError, TopicAlreadyExistsError, for_code
 from msgspec import Struct
 
+from everyrun.log.connection import connection
 from everyrun.serve import Health
 from everyrun.settings import Settings
 from everyrun.telemetry import log
@@ -91,7 +92,7 @@ def compare(wanted: list[Topic], live: Mapping[str, Topic], prefix: str = "") ->
 
 
 async def _admin(settings: Settings) -> AIOKafkaAdminClient:
-    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap, request_timeout_ms=10_000)
+    admin = AIOKafkaAdminClient(request_timeout_ms=10_000, **connection(settings))
     await admin.start()
     return admin
 

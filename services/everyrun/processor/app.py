@@ -15,6 +15,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 
 from everyrun.failpoints import hit
 from everyrun.log import topics
+from everyrun.log.connection import connection, tls
 from everyrun.log.producer import Producer
 from everyrun.processor.polls import WholePolls, joined
 from everyrun.processor.publisher import Publisher
@@ -38,11 +39,24 @@ _HEAL_EVERY = 2.0
 _STOP_WITHIN = 6.0
 
 
+def _credentials(settings: Settings) -> Any:
+    context = tls(settings)
+    if settings.kafka_security_protocol.startswith("SASL"):
+        return faust.SASLCredentials(
+            mechanism=settings.kafka_sasl_mechanism,
+            username=settings.kafka_username,
+            password=settings.kafka_password.get_secret_value(),
+            ssl_context=context,
+        )
+    return None if context is None else faust.SSLCredentials(context)
+
+
 def faust_app(settings: Settings) -> faust.App:
     """Faust set up so that a killed worker's partitions move within seconds (the defaults stall for minutes)."""
     return faust.App(
         settings.topic_prefix + "processor",
         broker=["kafka://" + broker for broker in settings.kafka_bootstrap.split(",")],
+        broker_credentials=_credentials(settings),
         store="memory://",
         # Faust makes a folder for tables, of which there are none.
         datadir=str(settings.data_dir / "faust"),
@@ -142,7 +156,7 @@ class Healer:
 
     async def assigned(self, partitions: set[tuple[str, int]]) -> None:
         """Learn what the group acknowledged of the partitions that are ours now."""
-        admin = AIOKafkaAdminClient(bootstrap_servers=self._settings.kafka_bootstrap)
+        admin = AIOKafkaAdminClient(**connection(self._settings))
         await admin.start()
         try:
             group = self._settings.topic_prefix + "processor"
@@ -211,6 +225,7 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
             health.ready("partitions")
 
         app.on_partitions_assigned.connect(on_assigned, weak=False)  # type: ignore[arg-type]
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
         await app.start()
         healing = asyncio.create_task(healer.run())
         stopped = asyncio.create_task(app.wait_until_stopped())

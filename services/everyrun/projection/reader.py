@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
+from everyrun.log.connection import connection
 from everyrun.projection.decode import Poll
 from everyrun.settings import Settings
 
@@ -17,10 +18,10 @@ async def read_range(settings: Settings, topic: str, partition: int, start: int,
     """
     name = TopicPartition(settings.topic(topic), partition)
     consumer = AIOKafkaConsumer(
-        bootstrap_servers=settings.kafka_bootstrap,
         enable_auto_commit=False,
         auto_offset_reset="none",
         max_partition_fetch_bytes=4 << 20,
+        **connection(settings),
     )
     await consumer.start()
     try:

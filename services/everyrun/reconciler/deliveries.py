@@ -13,6 +13,7 @@ from everyrun import telemetry
 from everyrun.extend.client import Extend, ExtendError
 from everyrun.failpoints import hit
 from everyrun.log.cloudevents import Record, header
+from everyrun.log.connection import connection
 from everyrun.log.events import DeliveryDeferred
 from everyrun.log.observation import NotARunError, observed, read_head
 from everyrun.log.producer import Log
@@ -104,11 +105,11 @@ def deliveries_consumer(settings: Settings) -> AIOKafkaConsumer:
     """A consumer of ``deliveries`` in the reconcilers' group; not started."""
     return AIOKafkaConsumer(
         settings.topic("deliveries"),
-        bootstrap_servers=settings.kafka_bootstrap,
         group_id=settings.topic_prefix + "reconciler",
         enable_auto_commit=False,
         auto_offset_reset="earliest",
         session_timeout_ms=10_000,
         heartbeat_interval_ms=2_000,
         max_poll_interval_ms=300_000,
+        **connection(settings),
     )

@@ -42,7 +42,7 @@ def migrate(dsn: str, schemas: dict[str, Path] | None = None) -> None:
     for schema, folder in (schemas or SCHEMAS).items():
         command = [_dbmate(), "--migrations-dir", str(folder), "--migrations-table", f"{schema}.schema_migrations"]
         command += ["--no-dump-schema", "--migration-lock", "--wait", "--wait-timeout", WAIT, "migrate"]
-        url = _with_search_path(dsn, schema)
+        url = _url(dsn, schema)
         done = subprocess.run(
             command, capture_output=True, text=True, check=False, env={**os.environ, "DATABASE_URL": url}, cwd="/"
         )
@@ -51,7 +51,9 @@ def migrate(dsn: str, schemas: dict[str, Path] | None = None) -> None:
             raise MigrationError(f"schema {schema}: {text}")
 
 
-def _with_search_path(dsn: str, schema: str) -> str:
+def _url(dsn: str, schema: str) -> str:
+    """The dsn as dbmate takes it. Where it has no sslmode, TLS is taken if offered, as asyncpg and psql do."""
     parts = urlsplit(dsn)
-    query = f"{parts.query}&search_path={schema}".lstrip("&")
+    own = [parts.query, f"search_path={schema}"] + ([] if "sslmode=" in parts.query else ["sslmode=prefer"])
+    query = "&".join(own).lstrip("&")
     return urlunsplit(parts._replace(scheme="postgres", query=query))
