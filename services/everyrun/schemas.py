@@ -35,6 +35,7 @@ _KEYS = {
     "results": "input id",
     "reports": "batchId, chunk or submission id",
     "quarantine": "source position of the message",
+    "probes": "host of the doctor",
 }
 
 

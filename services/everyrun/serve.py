@@ -89,8 +89,11 @@ class _Server(uvicorn.Server):
 
 
 @contextlib.asynccontextmanager
-async def http_server(listen: str, app: AsgiApp, drain: float = 5.0) -> Any:
-    """Serve ``app`` on ``host:port`` while the block runs; at its end requests under way get ``drain`` seconds."""
+async def http_server(listen: str, app: AsgiApp, drain: float = 5.0, *, dated: bool = True) -> Any:
+    """Serve ``app`` on ``host:port`` while the block runs; at its end requests under way get ``drain`` seconds.
+
+    ``dated`` answers carry our clock's Date header.
+    """
     host, port = listen_address(listen)
     config = uvicorn.Config(
         app,
@@ -100,6 +103,7 @@ async def http_server(listen: str, app: AsgiApp, drain: float = 5.0) -> Any:
         access_log=False,
         log_config=None,
         server_header=False,
+        date_header=dated,
         timeout_graceful_shutdown=int(drain),
     )
     server = _Server(config)

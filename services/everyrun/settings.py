@@ -77,6 +77,8 @@ class Settings(BaseSettings):
     reconciler_listen: str = Field("127.0.0.1:8805", description="Where the reconciler's health listens.")
     submission_url: str = Field("", description="Where the command line finds the submission service.")
     query_url: str = Field("", description="Where the command line finds the query service.")
+    bridge_url: str = Field("", description="Where the doctor finds the bridge, if not where it listens.")
+    webhook_url: str = Field("", description="The bridge's address as Extend knows it, for the doctor to compare.")
     api_token: SecretStr = Field(
         SecretStr(""),
         description="A token with every scope, beside those of `everyrun token`; also what the command line carries. "
@@ -145,7 +147,7 @@ class Settings(BaseSettings):
             raise ValueError("must have at least 16 characters; make one with: openssl rand -hex 32")
         return value
 
-    @field_validator("extend_base_url", "submission_url", "query_url")
+    @field_validator("extend_base_url", "submission_url", "query_url", "bridge_url", "webhook_url")
     @classmethod
     def _no_trailing_slash(cls, value: str) -> str:
         return value.rstrip("/")

@@ -22,10 +22,10 @@ def with_setting(name: str, **settings: str | None) -> Topic:
 
 
 def test_the_declaration_names_every_topic_and_keeps_all_for_ever() -> None:
-    assert set(DECLARED) == {"batches", "runs", "deliveries", "results", "reports", "quarantine"}
+    assert set(DECLARED) == {"batches", "runs", "deliveries", "results", "reports", "quarantine", "probes"}
     assert DECLARED["batches"].partitions == DECLARED["runs"].partitions
     for topic in DECLARED.values():
-        assert topic.config["retention.ms"] == "-1"
+        assert topic.config["retention.ms"] == ("86400000" if topic.name == "probes" else "-1")
         assert topic.config["message.timestamp.type"] == "LogAppendTime"
         assert topic.config["cleanup.policy"] == ("compact" if topic.name == "results" else "delete")
     assert int(DECLARED["runs"].config["max.message.bytes"]) == 16 << 20

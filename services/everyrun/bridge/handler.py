@@ -12,17 +12,20 @@ from aiokafka.errors import KafkaError
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, generate_latest
 
 from everyrun import telemetry
-from everyrun.bridge.interpret import interpret
 from everyrun.extend.signature import SIGNATURE_HEADER, TIMESTAMP_HEADER, verify
 from everyrun.failpoints import hit
 from everyrun.log.cloudevents import timestamp
 from everyrun.log.producer import Log
+from everyrun.log.webhook import SELF_TEST, interpret
 from everyrun.serve import Receive, Scope, Send
 
 _log = telemetry.log(__name__)
 
 PATH = "/webhooks/extend"
-OUTCOMES = ("observed", "deferred", "step", "quarantined", "unauthorized", "too_large", "incomplete", "unavailable")
+OUTCOMES = (
+    *("observed", "deferred", "step", "quarantined", "unauthorized", "too_large", "incomplete", "unavailable"),
+    *("self_test", "self_test_refused"),
+)
 
 #: Extend gives an answer 30 s (docs.extend.ai, webhooks, best practices): ours comes before that, whatever happens.
 _ACKNOWLEDGED_WITHIN = 20.0
@@ -109,7 +112,8 @@ class Handler:
             return "incomplete"
         wrong = verify(stamp, signature, body, self._secrets, self._clock(), self._max_age, self._max_ahead)
         if wrong is not None or stamp is None:
-            return "unauthorized"
+            # The doctor's own refusals must not look like Extend's.
+            return "self_test_refused" if body == SELF_TEST else "unauthorized"
         meaning = interpret(body, scope["headers"], _signed_time(stamp))
         if meaning.record is None:
             return meaning.outcome
@@ -174,12 +178,15 @@ def _messages(status: int, body: bytes, *headers: tuple[bytes, bytes]) -> tuple[
 
 _JSON = (b"content-type", b"application/json")
 _TAKEN = (200, b'{"status":"ok"}')
+_UNAUTHORIZED = (401, b'{"code":"UNAUTHORIZED","message":"not signed, or not lately, by a known secret"}')
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "observed": _TAKEN,
     "deferred": _TAKEN,
     "step": _TAKEN,
     "quarantined": _TAKEN,
-    "unauthorized": (401, b'{"code":"UNAUTHORIZED","message":"not signed, or not lately, by a known secret"}'),
+    "self_test": (200, b'{"status":"self-test"}'),
+    "unauthorized": _UNAUTHORIZED,
+    "self_test_refused": _UNAUTHORIZED,
     # The connection stays: closing it while the client still sends would reset it before it has read the answer.
     "too_large": (413, b'{"code":"TOO_LARGE","message":"the body is too large"}'),
     "incomplete": (400, b'{"code":"INCOMPLETE","message":"the body did not come whole"}', (b"connection", b"close")),

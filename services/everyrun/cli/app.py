@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from everyrun import __version__
-from everyrun.cli import demo, exits, prepare, results, stack, submit, token, watch
+from everyrun.cli import demo, doctor, exits, prepare, results, stack, submit, token, watch
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -28,6 +28,7 @@ def _options(version: bool = typer.Option(False, "--version", callback=_version,
 
 
 stack.register(app)
+doctor.register(app)
 demo.register(app)
 submit.register(app)
 watch.register(app)

@@ -7,6 +7,7 @@ import hmac
 import secrets
 import time
 from collections.abc import Awaitable, Callable
+from email.utils import formatdate
 from typing import Any
 
 import msgspec
@@ -68,6 +69,7 @@ class Api:
             ("POST", "/workflow_runs/{id}", self.update),
             ("POST", "/workflow_runs/{id}/cancel", self.cancel),
             ("DELETE", "/workflow_runs/{id}", self.delete),
+            ("GET", "/workflows/{id}", self.workflow),
             ("POST", "/files/upload", self.upload),
             *webhook_routes(self._engine.webhooks, self._engine.store, self._engine.workflow_id),
         ]
@@ -78,6 +80,13 @@ class Api:
 
     def _guarded(self, handler: Handler) -> Handler:
         async def guarded(request: Request) -> Response:
+            response = await answered(request)
+            # Extend's clock is one: what signs webhooks is also what dates answers.
+            moment = time.time() + self._engine.dice.faults.get("skew", 0.0)
+            response.headers["date"] = formatdate(moment, usegmt=True)
+            return response
+
+        async def answered(request: Request) -> Response:
             category = "get" if request.method == "GET" else "write"
             if handler in (self.create_batch, self.create_run):
                 category = "run"
@@ -193,6 +202,13 @@ class Api:
         run = self._engine.find(request.path_params["id"])
         await self._engine.delete(run)
         return {"id": run.id}
+
+    async def workflow(self, request: Request) -> Any:
+        """GET /workflows/{id}: without its steps."""
+        workflow_id = request.path_params["id"]
+        self._engine.resolve_version(workflow_id, None)
+        draft = {**render.version(workflow_id, "draft", self._engine.born), "steps": []}
+        return {**render.workflow(workflow_id, self._engine.born), "draftVersion": draft}
 
     async def upload(self, request: Request) -> Any:
         """POST /files/upload: the content is not kept."""

@@ -54,7 +54,7 @@ async def emulating(listen: str, state_dir: Path, options: Options) -> AsyncIter
     work = [asyncio.create_task(part) for part in (engine.live(), webhooks.work(), store.keep_on())]
     health.ready("state")
     try:
-        async with http_server(listen, with_health(health, api.asgi()), drain=1.0):
+        async with http_server(listen, with_health(health, api.asgi()), drain=1.0, dated=False):
             yield work
     finally:
         failed = [task for task in work if task.done()]

@@ -24,7 +24,7 @@ FAULTS = {
     "slow": "seconds that an answer is held back, up to",
     "garbage": "rate of answers that are 200 but not JSON (a batch call: before it is taken)",
     "list_lag": "seconds until a run is listed, up to",
-    "skew": "seconds by which the clock that signs webhooks is ahead (negative: behind)",
+    "skew": "seconds by which the clock that signs webhooks and dates answers is ahead (negative: behind)",
     "fail": "rate of runs that end FAILED",
     "review": "rate of runs that stop at NEEDS_REVIEW",
 }

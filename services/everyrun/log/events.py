@@ -298,6 +298,12 @@ class SubmissionSettled(Struct, frozen=True, kw_only=True, tag="submission-settl
     counts: dict[str, int]
 
 
+class ProbeWritten(Struct, frozen=True, tag="probe-written", tag_field="type"):
+    """The doctor looked whether Kafka takes a record; nobody reads it. Key: the host it ran on. On ``probes``."""
+
+    host: str
+
+
 BatchEvent = (
     SubmissionAccepted
     | BatchRequested
@@ -338,4 +344,5 @@ TOPICS: dict[str, tuple[type[Struct], ...]] = {
     "results": (ResultChanged, ResultSettled),
     "reports": (BatchProgressed, BatchSettled, SubmissionSettled),
     "quarantine": (MessageQuarantined,),
+    "probes": (ProbeWritten,),
 }

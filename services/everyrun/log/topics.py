@@ -54,13 +54,18 @@ def _loses(setting: str, wanted: str, live: str | None) -> bool:
         return True
     if setting == "max.message.bytes":
         return int(live) < int(wanted)
-    if setting in ("retention.ms", "retention.bytes"):
+    if setting in ("retention.ms", "retention.bytes") and wanted == "-1":
         return live != "-1"
     return live != wanted
 
 
 def compare(wanted: list[Topic], live: Mapping[str, Topic], prefix: str = "") -> list[str]:
-    """The differences that could lose or misplace data, a sentence each with what to do; empty where all is right.
+    """The differences that could lose or misplace data, a sentence each with what to do; empty where all is right."""
+    return [f"{what}. {remedy}" for what, remedy in differences(wanted, live, prefix)]
+
+
+def differences(wanted: list[Topic], live: Mapping[str, Topic], prefix: str = "") -> list[tuple[str, str]]:
+    """The differences that could lose or misplace data: what it is, and what to do; empty where all is right.
 
     ``live`` is by short name; the sentences name the topics with the prefix.
     """
@@ -69,25 +74,23 @@ def compare(wanted: list[Topic], live: Mapping[str, Topic], prefix: str = "") ->
         name = prefix + topic.name
         found = live.get(topic.name)
         if found is None:
-            problems.append(f"topic {name} is missing. Create the topics: everyrun topics create.")
+            problems.append((f"topic {name} is missing", "Create the topics: everyrun topics create."))
             continue
         if found.partitions < topic.partitions:
-            problems.append(
-                f"topic {name} has {found.partitions} partitions, declared are {topic.partitions}. "
-                "Add some before anything is written to it."
-            )
+            what = f"topic {name} has {found.partitions} partitions, declared are {topic.partitions}"
+            problems.append((what, "Add some before anything is written to it."))
         for setting, value in sorted(topic.config.items()):
             if _loses(setting, value, found.config.get(setting)):
-                problems.append(
-                    f"topic {name}: {setting} is {found.config.get(setting)}, declared is {value}. "
-                    f"Set it with kafka-configs --alter --topic {name} --add-config {setting}={value}"
-                )
+                what = f"topic {name}: {setting} is {found.config.get(setting)}, declared is {value}"
+                remedy = f"Set it with kafka-configs --alter --topic {name} --add-config {setting}={value}"
+                problems.append((what, remedy))
     sides = [live[name].partitions for name in ("batches", "runs") if name in live]
     if len(set(sides)) > 1:
-        problems.append(
+        what = (
             f"{prefix}batches has {sides[0]} partitions and {prefix}runs {sides[1]}: the two sides of a batch would "
-            "not meet in one worker. Give both the same number, before anything is written to them."
+            "not meet in one worker"
         )
+        problems.append((what, "Give both the same number, before anything is written to them."))
     return problems
 
 

@@ -37,6 +37,11 @@ def _dbmate() -> str:
     return found
 
 
+def versions(folder: Path) -> list[str]:
+    """The versions of the migrations in a folder, as dbmate records them."""
+    return sorted(path.name.partition("_")[0] for path in folder.glob("*.sql"))
+
+
 def migrate(dsn: str, schemas: dict[str, Path] | None = None) -> None:
     """Bring every schema up to date; a schema that was dropped is made again. Raises MigrationError."""
     for schema, folder in (schemas or SCHEMAS).items():

@@ -1,4 +1,4 @@
-"""What a signed webhook body means. Pure: no I/O, no clock."""
+"""What a signed webhook body means, to the bridge and to whoever works on the quarantine. Pure: no I/O, no clock."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from everyrun.log.events import DeliveryDeferred
 from everyrun.log.observation import NotARunError, observed, read_head
 from everyrun.log.quarantine import quarantined
 
+#: The CloudEvents source: also of what is understood later, so that it is the same record.
 SERVICE = "/everyrun/bridge"
 
 #: The one event of a workflow's subscription whose payload is a step, not a run (SDK 1.20.0, types/webhook_event.py).
@@ -21,7 +22,12 @@ STEP_EVENT = "workflow_run.step_run.processed"
 #: Of the headers of a quarantined webhook so many are kept, each to so many characters.
 _HEADERS_KEPT, _HEADER_CHARACTERS = 40, 500
 
-Outcome = Literal["observed", "deferred", "step", "quarantined"]
+#: What the doctor posts to see whether a bridge listens and knows the secret; Extend sends nothing of the kind.
+SELF_TEST_EVENT = "everyrun.self_test"
+SELF_TEST = b'{"eventId":"everyrun-self-test","eventType":"everyrun.self_test","payload":{}}'
+SELF_TEST_ANSWER = {"status": "self-test"}
+
+Outcome = Literal["observed", "deferred", "step", "self_test", "quarantined"]
 
 
 class Meaning(NamedTuple):
@@ -84,6 +90,8 @@ def interpret(body: bytes, headers: Iterable[tuple[bytes, bytes]], time: str) ->
 def _understood(body: bytes, time: str) -> Meaning:
     body.decode()  # msgspec does not look at the text it only passes on
     event = _envelope.decode(body)
+    if event.eventType == SELF_TEST_EVENT:
+        return Meaning("self_test", None)
     if event.eventType is not None and not event.eventType.startswith("workflow_run."):
         raise _NotUnderstoodError(f"event type not for workflows: {event.eventType[:80]}")
     kind = _kind.decode(event.payload).object

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from everyrun.bridge.interpret import interpret
 from everyrun.log.cloudevents import header
 from everyrun.log.events import DeliveryDeferred, MessageQuarantined, RunObserved
+from everyrun.log.webhook import SELF_TEST, interpret
 
 TIME = "2026-01-01T00:00:00.000Z"
 RUN = {
@@ -133,7 +133,11 @@ def test_what_is_not_understood_is_quarantined_as_received(whole, reason) -> Non
 )
 def test_no_body_raises(whole) -> None:
     outcome, record = interpret(whole, [], TIME)
-    assert (record is None) == (outcome == "step")
+    assert (record is None) == (outcome in ("step", "self_test"))
+
+
+def test_a_self_test_is_dropped_by_name() -> None:
+    assert interpret(SELF_TEST, [], TIME) == ("self_test", None)
 
 
 def test_the_largest_body_fits_a_record_of_the_quarantine() -> None:

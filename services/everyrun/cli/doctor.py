@@ -1,0 +1,103 @@
+"""``everyrun doctor``."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import typer
+from rich.markup import escape
+
+from everyrun.cli import exits
+from everyrun.cli.client import DataDir
+from everyrun.cli.console import err, fail, out
+from everyrun.embedded.state import read_endpoints
+from everyrun.settings import Settings, SettingsError, load
+
+if TYPE_CHECKING:
+    from everyrun.doctor.findings import Finding
+
+_COLOURS = {"ok": "green", "warning": "yellow", "failed": "bold red"}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(rich_help_panel="The stack")(doctor)
+
+
+def doctor(
+    workflow: Annotated[
+        str | None,
+        typer.Option(help="The workflow to look at; without one, those that inputs were handed in for."),
+    ] = None,
+    polling_only: Annotated[
+        bool, typer.Option("--polling-only", help="No webhooks are wanted: look at none of what they need.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Write the findings as JSON.")] = False,
+    data_dir: DataDir = Path(".everyrun"),
+) -> None:
+    """Look at everything the set-up needs: what is wrong, and what to do about it.
+
+    Extend's key, the workflow, the webhook endpoint with its subscription, its address and secret, Kafka with its
+    topics, Postgres with its migrations, the clocks. Changes nothing, but for a record on the topic of probes and
+    a signed self-test that the bridge recognises and drops. A line a check: ok, warning or failed.
+
+    Exit codes: 0 nothing failed; 1 something failed; 2 it could not be run (no settings, or one that is wrong).
+
+    Example: everyrun doctor --workflow workflow_abc
+    """
+    from everyrun.doctor.examine import examine
+
+    # Clients log every attempt at a server that is away; the report says it once.
+    logging.disable(logging.CRITICAL)
+    settings, known = _settings(data_dir)
+    findings = asyncio.run(examine(settings, workflow or known, polling_only=polling_only))
+    if as_json:
+        ok = all(finding.level != "failed" for finding in findings)
+        body = {"ok": ok, "findings": [msgspec.to_builtins(finding) for finding in findings]}
+        typer.echo(json.dumps(body, indent=2))
+    else:
+        _show(findings)
+    if any(finding.level == "failed" for finding in findings):
+        raise typer.Exit(exits.ERROR)
+
+
+def _settings(data_dir: Path) -> tuple[Settings, str | None]:
+    """The settings of the stack that runs in the folder, else the environment's; and the stack's workflow."""
+    endpoints = read_endpoints(data_dir)
+    given: dict[str, Any] = {}
+    if endpoints is not None:
+        names = ("kafka_bootstrap", "postgres_dsn", "extend_api_key", "extend_base_url", "bridge_url", "submission_url")
+        given = {name: endpoints[name] for name in (*names, "query_url", "api_token")}
+        given["webhook_secrets"] = endpoints["webhook_secret"]
+        if endpoints["emulator_url"]:
+            given["signed_url_origins"] = [endpoints["emulator_url"]]
+            given["webhook_url"] = endpoints["bridge_url"] + "/webhooks/extend"
+    try:
+        settings = load(**given)
+    except SettingsError as error:
+        fail(str(error), exits.USAGE)
+    if not (settings.kafka_bootstrap or settings.postgres_dsn or settings.extend_api_key):
+        fail(
+            f"there is nothing to look at: no stack runs in {data_dir} (start one with: everyrun up), and none of "
+            "EXTEND_API_KEY, EVERYRUN_KAFKA_BOOTSTRAP and EVERYRUN_POSTGRES_DSN is set",
+            exits.USAGE,
+        )
+    return settings, (endpoints or {}).get("workflow_id") or None
+
+
+def _show(findings: list[Finding]) -> None:
+    width = max(len(finding.check) for finding in findings)
+    for finding in findings:
+        colour = _COLOURS[finding.level]
+        line = f"[{colour}]{finding.level:<7}[/]  {escape(finding.check):<{width}}  {escape(finding.found)}"
+        out.print(line, soft_wrap=True)
+        if finding.remedy:
+            out.print(f"{'':<9}{'':<{width}}  [dim]→ {escape(finding.remedy)}[/]", soft_wrap=True)
+    bad = sum(finding.level == "failed" for finding in findings)
+    warned = sum(finding.level == "warning" for finding in findings)
+    err.print(f"{len(findings)} checks: {bad} failed, {warned} warnings")

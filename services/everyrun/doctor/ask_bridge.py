@@ -1,0 +1,45 @@
+"""Posting signed self-tests, and reading what services say of themselves."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import httpx
+
+from everyrun.doctor.ask_extend import request
+from everyrun.doctor.facts import Answer, SelfTest
+from everyrun.extend.signature import SIGNATURE_HEADER, TIMESTAMP_HEADER, sign
+from everyrun.log.webhook import SELF_TEST
+
+_WITHIN = 10.0
+_COUNTED = re.compile(r'^everyrun_bridge_webhooks_total\{outcome="(\w+)"\} (\S+)$', re.MULTILINE)
+
+
+async def self_test(url: str, secret: bytes, number: int) -> SelfTest:
+    """Post a signed self-test to the address; redirects are not followed, as Extend does not."""
+    stamp = str(int(time.time())).encode()
+    headers = [
+        (b"content-type", b"application/json"),
+        (TIMESTAMP_HEADER, stamp),
+        (SIGNATURE_HEADER, sign(stamp, SELF_TEST, secret)),
+    ]
+    async with httpx.AsyncClient(timeout=_WITHIN) as http:
+        return SelfTest(url, number, await request(http, "POST", url, content=SELF_TEST, headers=headers))
+
+
+async def counted(bridge_url: str) -> dict[str, float] | None:
+    """The bridge's counts of webhooks by outcome since it started; None where they cannot be had."""
+    try:
+        async with httpx.AsyncClient(timeout=_WITHIN) as http:
+            answer = await http.get(bridge_url + "/metrics")
+    except (httpx.HTTPError, httpx.InvalidURL):
+        return None
+    found = {outcome: float(number) for outcome, number in _COUNTED.findall(answer.text)}
+    return found or None
+
+
+async def readiness(url: str) -> Answer:
+    """What a service answers to GET /readyz."""
+    async with httpx.AsyncClient(timeout=_WITHIN) as http:
+        return await request(http, "GET", url + "/readyz")

@@ -1,0 +1,88 @@
+"""Asking Extend. Reads only."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+
+from everyrun.doctor.facts import Answer, ExtendFacts
+from everyrun.extend.client import API_VERSION, read_error
+from everyrun.settings import Settings
+
+_WITHIN = 15.0
+#: Pages of 100 endpoints or subscriptions that are read at most.
+_PAGES = 50
+
+
+async def request(http: httpx.AsyncClient, method: str, url: str, **more: Any) -> Answer:
+    """What was answered, whatever it is. Never raises."""
+    began = time.time()
+    try:
+        response = await http.request(method, url, **more)
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
+        return Answer(0, message=f"{type(error).__name__} {error}".strip())
+    clock = clock_of(response.headers, (began + time.time()) / 2)
+    try:
+        body = response.json()
+    except ValueError:
+        body = None
+    if response.is_success:
+        return Answer(response.status_code, body=body, clock=clock)
+    return Answer(response.status_code, *read_error(response.content), body=body, clock=clock)
+
+
+def clock_of(headers: Mapping[str, str], now: float) -> float | None:
+    """How far the other side's clock is ahead, by its Date header (whole seconds, cut off: half of one is added)."""
+    try:
+        return parsedate_to_datetime(headers["date"]).timestamp() + 0.5 - now
+    except (KeyError, ValueError, TypeError):
+        return None
+
+
+async def ask_extend(settings: Settings, workflows: Sequence[str]) -> ExtendFacts:
+    """What Extend says of the key, the workflows, the endpoints and the subscriptions."""
+    headers = {
+        "authorization": f"Bearer {settings.extend_api_key.get_secret_value()}",
+        "x-extend-api-version": API_VERSION,
+        "user-agent": "everyrun",
+    }
+    if settings.extend_workspace_id:
+        headers["x-extend-workspace-id"] = settings.extend_workspace_id
+    try:
+        http = httpx.AsyncClient(base_url=settings.extend_base_url, headers=headers, timeout=_WITHIN)
+    except (httpx.InvalidURL, UnicodeError, ValueError) as error:
+        return ExtendFacts(Answer(0, message=f"{type(error).__name__} {error}"))
+    async with http:
+        key = await request(http, "GET", "/workflow_runs", params={"maxPageSize": 1})
+        if key.status != 200:
+            return ExtendFacts(key)
+        found = await asyncio.gather(
+            *(request(http, "GET", f"/workflows/{quote(workflow, safe='')}") for workflow in workflows)
+        )
+        endpoints = await _all(http, "/webhook_endpoints")
+        subscriptions = await _all(http, "/webhook_subscriptions")
+    return ExtendFacts(key, dict(zip(workflows, found, strict=True)), endpoints, subscriptions)
+
+
+async def _all(http: httpx.AsyncClient, path: str) -> Answer:
+    """Every page of a list, its items as the body; or the answer that was not one."""
+    items: list[Any] = []
+    query: dict[str, Any] = {"maxPageSize": 100}
+    for _ in range(_PAGES):
+        page = await request(http, "GET", path, params=query)
+        if page.status != 200:
+            return page
+        if not isinstance(page.body, dict) or not isinstance(page.body.get("data"), list):
+            return Answer(0, message="the list has no data", clock=page.clock)
+        items += [item for item in page.body["data"] if isinstance(item, dict)]
+        token = page.body.get("nextPageToken")
+        if not token:
+            break
+        query["nextPageToken"] = token
+    return Answer(200, body=items, clock=page.clock)

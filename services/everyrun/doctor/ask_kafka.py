@@ -1,0 +1,62 @@
+"""Asking Kafka: the cluster, the topics, and a record written to the topic ``probes``."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+import uuid
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
+
+from everyrun.doctor.facts import KafkaFacts
+from everyrun.log import topics
+from everyrun.log.cloudevents import record, timestamp
+from everyrun.log.connection import connection
+from everyrun.log.events import ProbeWritten
+from everyrun.settings import Settings
+
+_WITHIN = 20.0
+
+
+async def ask_kafka(settings: Settings) -> KafkaFacts:
+    """What Kafka shows of itself. Never raises."""
+    try:
+        async with asyncio.timeout(_WITHIN):
+            cluster_id = await topics.cluster_id(settings)
+            live = await topics.live(settings)
+    except (KafkaError, OSError) as error:
+        return KafkaFacts(problem=f"{type(error).__name__} {error}".strip())
+    found = topics.differences(topics.declared(), live, settings.topic_prefix)
+    if "probes" not in live:
+        return KafkaFacts(None, cluster_id, found, f"the topic {settings.topic('probes')} is missing")
+    try:
+        async with asyncio.timeout(_WITHIN):
+            clock = await _probe(settings)
+    except (KafkaError, OSError) as error:
+        return KafkaFacts(None, cluster_id, found, f"{type(error).__name__} {error}".strip())
+    return KafkaFacts(None, cluster_id, found, None, clock)
+
+
+async def _probe(settings: Settings) -> float:
+    """Write a record; how far the broker's clock is ahead by its LogAppendTime. Raises KafkaError."""
+    producer = AIOKafkaProducer(**connection(settings), acks="all", request_timeout_ms=10_000)
+    await producer.start()
+    try:
+        host = socket.gethostname()
+        began = time.time()
+        probe = record(
+            "probes",
+            ProbeWritten(host),
+            key=host,
+            id=str(uuid.uuid4()),
+            source="/everyrun/doctor",
+            time=timestamp(began),
+        )
+        sent = await producer.send_and_wait(
+            settings.topic("probes"), value=probe.value, key=probe.key, headers=probe.headers
+        )
+        return float(sent.timestamp) / 1000 - (began + time.time()) / 2
+    finally:
+        await producer.stop()

@@ -1,0 +1,73 @@
+"""Asking Postgres: its version, whether it can be written, its migrations and clock. Changes nothing."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import asyncpg
+
+from everyrun.doctor.facts import PostgresFacts
+from everyrun.settings import Settings
+from everyrun.store.migrate import SCHEMAS
+from everyrun.store.sql import beside
+
+_sql = beside(__file__, "doctor.sql")
+_WITHIN = 10.0
+
+
+async def ask_postgres(settings: Settings) -> tuple[PostgresFacts, list[str]]:
+    """What Postgres shows of itself, and the workflows that inputs were handed in for, newest first. Never raises."""
+    try:
+        connection = await asyncpg.connect(
+            settings.postgres_dsn.get_secret_value(), timeout=_WITHIN, command_timeout=_WITHIN
+        )
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
+        return PostgresFacts(problem=f"{type(error).__name__} {error}".strip()), []
+    try:
+        return await _ask(connection)
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        return PostgresFacts(problem=f"{type(error).__name__} {error}".strip()), []
+    finally:
+        await connection.close(timeout=2)
+
+
+async def _ask(connection: asyncpg.Connection) -> tuple[PostgresFacts, list[str]]:
+    began = time.time()
+    row: Any = await connection.fetchrow(_sql["server"])
+    clock = row["now"].timestamp() - (began + time.time()) / 2
+    migrations: dict[str, list[str] | None] = {}
+    for schema in SCHEMAS:
+        there = await connection.fetchval(_sql["has_migrations"], schema)
+        rows = await connection.fetch(_sql[f"migrations_of_{schema}"]) if there else []
+        migrations[schema] = [row["version"] for row in rows] if there else None
+    whole = all(migrations.values())
+    read_only = None
+    if row["standby"]:
+        read_only = "it is a standby"
+    elif row["read_only"]:
+        read_only = "default_transaction_read_only is on"
+    facts = PostgresFacts(
+        version=row["version"],
+        read_only=read_only,
+        write_problem=await _write_problem(connection) if whole and read_only is None else None,
+        migrations=migrations,
+        cluster_ids=[row["cluster_id"] for row in await connection.fetch(_sql["cluster_ids"])] if whole else [],
+        clock=clock,
+    )
+    workflows = [row["workflow_id"] for row in await connection.fetch(_sql["workflows"])] if whole else []
+    return facts, workflows
+
+
+async def _write_problem(connection: asyncpg.Connection) -> str | None:
+    """Why neither schema can be written; what is written is taken back."""
+    transaction = connection.transaction()
+    await transaction.start()
+    try:
+        await connection.execute(_sql["write_queue"])
+        await connection.execute(_sql["write_projection"])
+    except asyncpg.PostgresError as error:
+        return f"{type(error).__name__} {error}"
+    finally:
+        await transaction.rollback()
+    return None

@@ -1,0 +1,24 @@
+-- name: server
+select clock_timestamp() as now, current_setting('server_version_num')::int as version,
+       pg_is_in_recovery() as standby, current_setting('transaction_read_only')::bool as read_only
+
+-- name: has_migrations
+select to_regclass(quote_ident($1::text) || '.schema_migrations') is not null
+
+-- name: migrations_of_everyrun
+select version from everyrun.schema_migrations order by version
+
+-- name: migrations_of_everyrun_queue
+select version from everyrun_queue.schema_migrations order by version
+
+-- name: cluster_ids
+select distinct cluster_id from everyrun.applied_offsets order by cluster_id
+
+-- name: workflows
+select workflow_id from everyrun_queue.submissions group by workflow_id order by max(created_at) desc limit 20
+
+-- name: write_queue
+update everyrun_queue.installation set installation = installation
+
+-- name: write_projection
+insert into everyrun.applied_offsets (topic, partition, next_offset, cluster_id) values ('doctor', 0, 0, 'doctor')

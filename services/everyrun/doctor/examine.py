@@ -1,0 +1,157 @@
+"""The whole examination: ask everything at the same time, then judge."""
+
+from __future__ import annotations
+
+import asyncio
+
+from msgspec import Struct
+
+from everyrun.doctor import findings, judge_extend, judge_stores, judge_webhook
+from everyrun.doctor.ask_bridge import counted, readiness, self_test
+from everyrun.doctor.ask_extend import ask_extend
+from everyrun.doctor.ask_kafka import ask_kafka
+from everyrun.doctor.ask_postgres import ask_postgres
+from everyrun.doctor.facts import Answer, ExtendFacts, KafkaFacts, PostgresFacts, SelfTest
+from everyrun.doctor.findings import Finding, judge_clock, not_checked, not_set, warning
+from everyrun.settings import Settings, variable
+from everyrun.store.migrate import SCHEMAS, versions
+
+
+class Facts(Struct, frozen=True):
+    """Everything that was found out; None for what was not set."""
+
+    extend: ExtendFacts | None
+    kafka: KafkaFacts | None
+    postgres: PostgresFacts | None
+    bridge: list[SelfTest]
+    addresses: list[SelfTest]
+    counted: dict[str, float] | None
+    services: dict[str, tuple[str, Answer]]
+    workflows: list[str]
+
+
+def bridge_url(settings: Settings) -> str:
+    """Where the bridge is asked: EVERYRUN_BRIDGE_URL, else this machine, at the port it listens on."""
+    return settings.bridge_url or f"http://127.0.0.1:{settings.bridge_listen.rpartition(':')[2]}"
+
+
+async def examine(settings: Settings, workflow_id: str | None, *, polling_only: bool = False) -> list[Finding]:
+    """Look at everything; a line a check. Changes nothing but for a record on the topic ``probes``."""
+    return judge(settings, await gather(settings, workflow_id, polling_only), polling_only)
+
+
+async def gather(settings: Settings, workflow_id: str | None, polling_only: bool) -> Facts:
+    """Everything that can be found out with these settings."""
+    kafka, stored = await asyncio.gather(
+        ask_kafka(settings) if settings.kafka_bootstrap else _nothing(),
+        ask_postgres(settings) if settings.postgres_dsn else _nothing(),
+    )
+    postgres, handed_in = stored if stored is not None else (None, [])
+    workflows = [workflow_id] if workflow_id else handed_in
+    has_key = bool(settings.extend_api_key.get_secret_value())
+    extend = await ask_extend(settings, workflows) if has_key else None
+    bridge, addresses, numbers = [], [], None
+    if not polling_only:
+        url = bridge_url(settings)
+        numbers = await counted(url)
+        bridge = await _self_tests(settings, url + judge_extend.WEBHOOK_PATH)
+        if extend is not None and extend.endpoints is not None and extend.endpoints.status == 200:
+            for endpoint in judge_extend.ours(extend.endpoints.body, settings.webhook_url):
+                addresses += (await _self_tests(settings, str(endpoint["url"])))[:1]
+    services = {
+        name: (url, await readiness(url))
+        for name, url in (
+            ("bridge", "" if polling_only else settings.bridge_url),
+            ("submission", settings.submission_url),
+            ("query", settings.query_url),
+        )
+        if url
+    }
+    return Facts(extend, kafka, postgres, bridge, addresses, numbers, services, workflows)
+
+
+async def _nothing() -> None:
+    pass
+
+
+async def _self_tests(settings: Settings, url: str) -> list[SelfTest]:
+    secrets = [secret.get_secret_value().encode() for secret in settings.webhook_secrets]
+    return [await self_test(url, secret, number) for number, secret in enumerate(secrets, 1)]
+
+
+def judge(settings: Settings, facts: Facts, polling_only: bool) -> list[Finding]:
+    """The report. Pure."""
+    lines = _extend(settings, facts, polling_only)
+    if not polling_only:
+        lines += _webhooks(settings, facts)
+    lines += _stores(facts)
+    lines += _clocks(settings, facts)
+    lines += [findings.judge_service(name, url, ready) for name, (url, ready) in facts.services.items()]
+    return lines
+
+
+def _extend(settings: Settings, facts: Facts, polling_only: bool) -> list[Finding]:
+    if facts.extend is None:
+        return [_missing(judge_extend.KEY, "extend_api_key")]
+    lines = [judge_extend.judge_key(facts.extend.key)]
+    works = facts.extend.key.status == 200
+    if not facts.workflows:
+        found = "none is named, and no inputs were handed in yet"
+        lines.append(warning(judge_extend.WORKFLOW, found, "Name it: everyrun doctor --workflow workflow_..."))
+    for workflow in facts.workflows:
+        known = facts.extend.workflows.get(workflow)
+        check = f"{judge_extend.WORKFLOW} {workflow}"
+        lines.append(judge_extend.judge_workflow(workflow, known) if known else not_checked(check, judge_extend.KEY))
+    if polling_only:
+        return lines
+    endpoint_lines, ours = judge_extend.judge_endpoint(
+        facts.extend.endpoints if works else None, settings.webhook_url, settings.signed_url_origins
+    )
+    lines += endpoint_lines
+    for workflow in facts.workflows:
+        lines.append(judge_extend.judge_subscription(workflow, ours, facts.extend.subscriptions))
+    return lines
+
+
+def _webhooks(settings: Settings, facts: Facts) -> list[Finding]:
+    if not settings.webhook_secrets:
+        return [_missing(judge_webhook.BRIDGE, "webhook_secrets")]
+    sure = bool(settings.bridge_url)
+    lines = [judge_webhook.judge_self_test(judge_webhook.ADDRESS, test) for test in facts.addresses]
+    lines += [judge_webhook.judge_self_test(judge_webhook.BRIDGE, test, sure=sure) for test in facts.bridge]
+    return lines + ([judge_webhook.judge_seen(facts.counted)] if facts.counted else [])
+
+
+def _stores(facts: Facts) -> list[Finding]:
+    lines: list[Finding] = []
+    if facts.kafka is None:
+        lines.append(_missing(judge_stores.KAFKA, "kafka_bootstrap"))
+    else:
+        lines += judge_stores.judge_kafka(facts.kafka)
+    if facts.postgres is None:
+        lines.append(_missing(judge_stores.POSTGRES, "postgres_dsn"))
+    else:
+        files = {schema: versions(folder) for schema, folder in SCHEMAS.items()}
+        lines += judge_stores.judge_postgres(facts.postgres, files)
+    if facts.kafka is not None and facts.postgres is not None:
+        lines += judge_stores.judge_same_log(facts.kafka.cluster_id, facts.postgres.cluster_ids)
+    return lines
+
+
+def _clocks(settings: Settings, facts: Facts) -> list[Finding]:
+    limits = (settings.webhook_max_age, settings.webhook_max_ahead)
+    clocks: dict[str, float | None] = {}
+    if facts.extend is not None and facts.extend.key.status:
+        clocks["Extend"] = facts.extend.key.clock
+    if facts.kafka is not None and facts.kafka.clock is not None:
+        clocks["Kafka"] = facts.kafka.clock
+    if facts.postgres is not None and facts.postgres.clock is not None:
+        clocks["Postgres"] = facts.postgres.clock
+    bridges = [test.answer.clock for test in facts.bridge if test.answer.status]
+    if bridges:
+        clocks["the bridge"] = bridges[0]
+    return [judge_clock(whose, ahead, *limits) for whose, ahead in clocks.items()]
+
+
+def _missing(check: str, name: str) -> Finding:
+    return not_set(check, variable(name), str(Settings.model_fields[name].description))

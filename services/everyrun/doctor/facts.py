@@ -1,0 +1,59 @@
+"""What the doctor found out, before anybody has judged it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import Struct
+
+
+class Answer(Struct, frozen=True):
+    """What a request was answered. ``status`` is 0 where no answer came; ``message`` then says why.
+
+    ``clock`` is how many seconds the other side's clock is ahead of ours by its Date header; None where it has none.
+    """
+
+    status: int
+    code: str = ""
+    message: str = ""
+    body: Any = None
+    clock: float | None = None
+
+
+class ExtendFacts(Struct, frozen=True):
+    """What Extend answered; None where it was not asked, because what comes before failed."""
+
+    key: Answer
+    workflows: dict[str, Answer] = {}
+    endpoints: Answer | None = None
+    subscriptions: Answer | None = None
+
+
+class SelfTest(Struct, frozen=True):
+    """A signed self-test that was posted to ``url``; ``secret`` is the number of the signing secret, from 1."""
+
+    url: str
+    secret: int
+    answer: Answer
+
+
+class KafkaFacts(Struct, frozen=True):
+    """``problem`` is why Kafka could not be asked; ``write_problem`` why the probe was not taken."""
+
+    problem: str | None = None
+    cluster_id: str = ""
+    differences: list[tuple[str, str]] = []
+    write_problem: str | None = None
+    clock: float | None = None
+
+
+class PostgresFacts(Struct, frozen=True):
+    """``problem`` is why Postgres could not be asked. Migrations are by schema: those applied, None for no schema."""
+
+    problem: str | None = None
+    version: int = 0
+    read_only: str | None = None
+    write_problem: str | None = None
+    migrations: dict[str, list[str] | None] = {}
+    cluster_ids: list[str] = []
+    clock: float | None = None

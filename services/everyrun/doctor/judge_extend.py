@@ -1,0 +1,129 @@
+"""What Extend's answers mean: the key, the workflow, the webhook endpoint and its subscription. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from everyrun.doctor.facts import Answer
+from everyrun.doctor.findings import Finding, failed, not_checked, ok, warning
+from everyrun.extend.client import API_VERSION
+
+KEY, WORKFLOW, ENDPOINT, SUBSCRIPTION = "Extend's key", "workflow", "webhook endpoint", "subscription"
+
+#: The path that the bridge takes webhooks at.
+WEBHOOK_PATH = "/webhooks/extend"
+#: The events that end or pause a run (docs.extend.ai, webhooks/events); each is needed, or runs are found by polling.
+NEEDED_EVENTS = tuple(
+    f"workflow_run.{what}" for what in ("completed", "failed", "needs_review", "rejected", "cancelled")
+)
+
+
+def _trouble(check: str, answer: Answer) -> Finding:
+    """An answer that says nothing of what was asked."""
+    found = f"{answer.status or 'no answer'} {answer.code}: {answer.message}".strip()
+    if answer.status == 0:
+        remedy = "Check EVERYRUN_EXTEND_BASE_URL, DNS and the proxy."
+        return failed(check, f"Extend does not answer: {answer.message}", remedy)
+    if answer.status == 403:
+        return warning(check, found, "The key may not ask for this; look it up in Extend's dashboard.")
+    return warning(check, found, "Try again in a minute; see Extend's status page.")
+
+
+def judge_key(answer: Answer) -> Finding:
+    """Whether the key works, by a list of runs."""
+    match answer.status:
+        case 200:
+            return ok(KEY, "works")
+        case 401:
+            remedy = "Set EXTEND_API_KEY to a key (sk_...) of this workspace: Extend's dashboard, Developers, API keys."
+            return failed(KEY, f"refused (401): {answer.message}", remedy)
+        case 402:
+            return failed(KEY, f"refused (402): {answer.message}", "The organization is out of credits: see billing.")
+        case 403:
+            remedy = "Give the key access to workflows; an organization's key needs EXTEND_WORKSPACE_ID too."
+            return failed(KEY, f"refused (403): {answer.message}", remedy)
+        case 400:
+            remedy = "An organization's key needs EXTEND_WORKSPACE_ID; see the message."
+            return failed(KEY, f"refused (400): {answer.message}", remedy)
+    return _trouble(KEY, answer)
+
+
+def judge_workflow(workflow_id: str, answer: Answer) -> Finding:
+    """Whether the workflow exists (SDK 1.20.0, workflows/client.py retrieve)."""
+    check = f"{WORKFLOW} {workflow_id}"
+    if answer.status == 200:
+        name = answer.body.get("name") if isinstance(answer.body, dict) else None
+        return ok(check, f"exists{f', {name!r}' if name else ''}")
+    if answer.status in (400, 404):
+        remedy = "Copy the id (workflow_...) from the workflow's page; the key must be of the same workspace."
+        return failed(check, f"Extend knows no such workflow ({answer.status})", remedy)
+    return _trouble(check, answer)
+
+
+def ours(endpoints: Iterable[Mapping[str, Any]], wanted_url: str) -> list[Mapping[str, Any]]:
+    """The endpoints that are a bridge's: of exactly ``wanted_url`` where it is given, else by the path."""
+    if wanted_url:
+        return [e for e in endpoints if str(e.get("url", "")).rstrip("/") == wanted_url.rstrip("/")]
+    return [e for e in endpoints if urlsplit(str(e.get("url", ""))).path.rstrip("/").endswith(WEBHOOK_PATH)]
+
+
+def judge_endpoint(
+    answer: Answer | None, wanted_url: str, origins: Sequence[str]
+) -> tuple[list[Finding], list[Mapping[str, Any]]]:
+    """Whether there is an endpoint for the bridge, enabled, of our API version; and those that are."""
+    if answer is None:
+        return [not_checked(ENDPOINT, KEY)], []
+    if answer.status != 200:
+        return [_trouble(ENDPOINT, answer)], []
+    found = ours(answer.body, wanted_url)
+    if not found:
+        where = wanted_url or f"a URL that ends {WEBHOOK_PATH}"
+        remedy = (
+            f"Make one whose URL is the bridge's public address (https://YOUR-HOST{WEBHOOK_PATH}), without global "
+            "events: docs/how-to/real-extend.md. Without one every result is found by polling, later."
+        )
+        return [failed(ENDPOINT, f"none of Extend's {len(answer.body)} endpoints has {where}", remedy)], []
+    return [_of_endpoint(endpoint, origins) for endpoint in found], found
+
+
+def _of_endpoint(endpoint: Mapping[str, Any], origins: Sequence[str]) -> Finding:
+    name = f"{endpoint.get('url')} ({endpoint.get('id')})"
+    if endpoint.get("status") != "enabled":
+        remedy = "Enable it: Extend's dashboard, Developers, Webhooks; then look at why it was disabled."
+        return failed(ENDPOINT, f"{name} is {endpoint.get('status')}", remedy)
+    if endpoint.get("apiVersion") != API_VERSION:
+        remedy = f"Make a new endpoint with apiVersion {API_VERSION}: it cannot be changed. Then delete this one."
+        return failed(ENDPOINT, f"{name} has the API version {endpoint.get('apiVersion')}", remedy)
+    payload = (endpoint.get("advancedOptions") or {}).get("payload") or {}
+    if payload.get("format") == "url" and not origins:
+        remedy = "Set EVERYRUN_SIGNED_URL_ORIGINS to the links' origins; until then each such run costs a GET."
+        return warning(ENDPOINT, f"{name} sends large payloads as signed links, and no origin may be fetched", remedy)
+    return ok(ENDPOINT, f"{name} is enabled, API version {API_VERSION}")
+
+
+def judge_subscription(workflow_id: str, endpoints: Sequence[Mapping[str, Any]], answer: Answer | None) -> Finding:
+    """Whether one of our endpoints is subscribed to the workflow with every event that is needed."""
+    check = f"{SUBSCRIPTION} to {workflow_id}"
+    if answer is None:
+        return not_checked(check, KEY)
+    if answer.status != 200:
+        return _trouble(check, answer)
+    if not endpoints:
+        return not_checked(check, ENDPOINT)
+    ids = {endpoint["id"] for endpoint in endpoints}
+    about = [s for s in answer.body if s.get("resourceType") == "workflow" and s.get("resourceId") == workflow_id]
+    mine = [s for s in about if s.get("webhookEndpointId") in ids]
+    subscribe = (
+        f'POST /webhook_subscriptions with {{"webhookEndpointId": "{min(ids)}", "resourceType": "workflow", '
+        f'"resourceId": "{workflow_id}", "enabledEvents": [...]}} of {", ".join(NEEDED_EVENTS)}.'
+    )
+    if not mine:
+        others = f" (other endpoints have {len(about)})" if about else ""
+        return failed(check, f"no endpoint of ours is subscribed{others}: no event of its runs comes", subscribe)
+    enabled = {event for subscription in mine for event in subscription.get("enabledEvents", ())}
+    missing = [event for event in NEEDED_EVENTS if event not in enabled]
+    if missing:
+        return failed(check, f"lacks {', '.join(missing)}", f"Subscribe again, which changes it: {subscribe}")
+    return ok(check, f"has the {len(NEEDED_EVENTS)} events that are needed")

@@ -1,0 +1,210 @@
+"""The doctor's judgements: what facts mean, and that every failure says what to do."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from everyrun.cli.app import app
+from everyrun.doctor import judge_extend, judge_stores, judge_webhook
+from everyrun.doctor.ask_extend import clock_of
+from everyrun.doctor.examine import Facts, judge
+from everyrun.doctor.facts import Answer, ExtendFacts, KafkaFacts, PostgresFacts, SelfTest
+from everyrun.doctor.findings import Finding, judge_clock, judge_service
+from everyrun.extend.client import API_VERSION
+from everyrun.log.webhook import SELF_TEST_ANSWER
+from everyrun.settings import Settings
+from everyrun.store.migrate import SCHEMAS, versions
+
+URL = "https://hooks.example.com/webhooks/extend"
+ENDPOINT = {"id": "wh_1", "url": URL, "status": "enabled", "apiVersion": API_VERSION}
+SUBSCRIPTION = {
+    "webhookEndpointId": "wh_1",
+    "resourceType": "workflow",
+    "resourceId": "workflow_a",
+    "enabledEvents": list(judge_extend.NEEDED_EVENTS),
+}
+FILES = {schema: versions(folder) for schema, folder in SCHEMAS.items()}
+UP_TO_DATE: dict[str, list[str] | None] = dict(FILES)
+
+
+def says(finding: Finding, level: str, found: str, remedy: str = "") -> bool:
+    assert finding.level == level, finding
+    assert found in finding.found, finding
+    assert remedy in finding.remedy, finding
+    assert bool(finding.remedy) == (level != "ok"), finding
+    return True
+
+
+@pytest.mark.parametrize(
+    ("status", "level", "remedy"),
+    [
+        (200, "ok", ""),
+        (401, "failed", "EXTEND_API_KEY"),
+        (402, "failed", "billing"),
+        (403, "failed", "EXTEND_WORKSPACE_ID"),
+        (400, "failed", "EXTEND_WORKSPACE_ID"),
+        (0, "failed", "EVERYRUN_EXTEND_BASE_URL"),
+        (500, "warning", "Try again"),
+    ],
+)
+def test_the_key(status: int, level: str, remedy: str) -> None:
+    assert says(judge_extend.judge_key(Answer(status, "CODE", "text")), level, "", remedy)
+
+
+def test_the_workflow() -> None:
+    known = judge_extend.judge_workflow("workflow_a", Answer(200, body={"name": "Invoices"}))
+    assert says(known, "ok", "'Invoices'")
+    assert says(judge_extend.judge_workflow("workflow_a", Answer(404)), "failed", "no such workflow", "Copy the id")
+    assert says(judge_extend.judge_workflow("workflow_a", Answer(403)), "warning", "403", "dashboard")
+
+
+def endpoint(*found: dict[str, object], wanted: str = "", origins: tuple[str, ...] = ()) -> list[Finding]:
+    return judge_extend.judge_endpoint(Answer(200, body=list(found)), wanted, origins)[0]
+
+
+def test_the_endpoint() -> None:
+    other = {**ENDPOINT, "url": "https://example.com/other"}
+    links = {**ENDPOINT, "advancedOptions": {"payload": {"format": "url"}}}
+    assert says(*endpoint(other, ENDPOINT), "ok", URL)
+    assert says(*endpoint(), "failed", "none of Extend's 0 endpoints", "Make one")
+    assert says(*endpoint(other), "failed", "none of Extend's 1 endpoints", "docs/how-to/real-extend.md")
+    assert says(*endpoint(ENDPOINT, wanted="https://b/webhooks/extend"), "failed", "https://b/webhooks/extend", "Make")
+    assert says(*endpoint({**ENDPOINT, "status": "disabled"}), "failed", "is disabled", "Enable it")
+    assert says(*endpoint({**ENDPOINT, "apiVersion": "2025-04-21"}), "failed", "2025-04-21", API_VERSION)
+    assert says(*endpoint(links), "warning", "signed links", "EVERYRUN_SIGNED_URL_ORIGINS")
+    assert says(*endpoint(links, origins=("https://s3",)), "ok", "enabled")
+
+
+def subscription(*found: dict[str, object]) -> Finding:
+    return judge_extend.judge_subscription("workflow_a", [ENDPOINT], Answer(200, body=list(found)))
+
+
+def test_the_subscription() -> None:
+    elsewhere = {**SUBSCRIPTION, "webhookEndpointId": "wh_2"}
+    assert says(subscription(SUBSCRIPTION), "ok", "5 events")
+    assert says(subscription(), "failed", "no endpoint of ours is subscribed", "POST /webhook_subscriptions")
+    assert says(subscription(elsewhere), "failed", "other endpoints have 1", '"webhookEndpointId": "wh_1"')
+    assert says(subscription({**SUBSCRIPTION, "resourceId": "workflow_b"}), "failed", "no event of its runs comes", "P")
+    some = {**SUBSCRIPTION, "enabledEvents": ["workflow_run.completed", "workflow_run.step_run.processed"]}
+    assert says(subscription(some), "failed", "lacks workflow_run.failed, workflow_run.needs_review", "Subscribe again")
+
+
+def self_test(status: int, body: object = None, clock: float | None = 0.0, **more: bool) -> Finding:
+    test = SelfTest(URL, 1, Answer(status, message="ConnectError", body=body, clock=clock))
+    return judge_webhook.judge_self_test(judge_webhook.ADDRESS, test, **more)
+
+
+def test_the_self_test() -> None:
+    assert says(self_test(200, SELF_TEST_ANSWER), "ok", "published nothing")
+    assert says(self_test(200, {"hello": "world"}), "failed", "not as a bridge does", "proxy")
+    assert says(self_test(401), "failed", "refused a self-test signed with secret 1", "signing secret (wss_...)")
+    assert says(self_test(401, clock=-600.0), "failed", "-600 s off", "NTP")
+    assert says(self_test(404), "failed", "404", "proxy")
+    assert says(self_test(502), "failed", "does not reach it", "Start the bridge")
+    assert says(self_test(0), "failed", "does not answer: ConnectError", "firewall")
+    assert says(self_test(0, sure=False), "warning", "does not answer", "EVERYRUN_BRIDGE_URL")
+
+
+def test_what_the_bridge_counted() -> None:
+    assert says(judge_webhook.judge_seen({"observed": 5}), "ok", "5 taken")
+    # The doctor's own refused tests say nothing of Extend's secret.
+    assert says(judge_webhook.judge_seen({"self_test_refused": 5}), "ok", "0 taken")
+    wrong = judge_webhook.judge_seen({"observed": 0, "unauthorized": 7})
+    assert says(wrong, "failed", "7 refused", "EVERYRUN_WEBHOOK_SECRETS is not the secret")
+    assert says(judge_webhook.judge_seen({"observed": 9, "unauthorized": 1}), "warning", "9 taken, 1 refused", "secret")
+
+
+@pytest.mark.parametrize(
+    ("ahead", "level"),
+    [(0.4, "ok"), (-4.0, "ok"), (20.0, "warning"), (-250.0, "warning"), (61.0, "failed"), (-600.0, "failed")],
+)
+def test_a_clock(ahead: float, level: str) -> None:
+    remedy = "" if level == "ok" else "NTP"
+    assert says(judge_clock("Kafka", ahead, 300, 60), level, "", remedy)
+
+
+def test_the_date_header_is_read() -> None:
+    assert clock_of({"date": "Thu, 01 Jan 1970 00:10:00 GMT"}, 0.5) == 600
+    assert clock_of({}, 0) is None
+    assert clock_of({"date": "noon"}, 0) is None
+
+
+def test_kafka() -> None:
+    (away, topics) = judge_stores.judge_kafka(KafkaFacts("KafkaConnectionError"))
+    assert says(away, "failed", "KafkaConnectionError", "EVERYRUN_KAFKA_BOOTSTRAP")
+    assert says(topics, "warning", "not checked", "First mend: Kafka")
+    full, _ = judge_stores.judge_kafka(KafkaFacts(None, "id", [], "KafkaStorageError"))
+    assert says(full, "failed", "takes no record: KafkaStorageError", "disks")
+    differences = [("has 3 partitions", "Add"), ("7 days", "Set it")]
+    _, few, short = judge_stores.judge_kafka(KafkaFacts(None, "id", differences))
+    assert says(few, "failed", "has 3 partitions", "Add")
+    assert says(short, "failed", "7 days", "Set it")
+
+
+def postgres(**facts: object) -> list[Finding]:
+    given = PostgresFacts(**{"version": 170_004, "migrations": UP_TO_DATE, **facts})  # type: ignore[arg-type]
+    return judge_stores.judge_postgres(given, FILES)
+
+
+def test_postgres() -> None:
+    well, migrated = postgres()
+    assert says(well, "ok", "version 17 can be written")
+    assert says(migrated, "ok", "up to date")
+    assert says(postgres(problem="OSError")[0], "failed", "does not answer: OSError", "EVERYRUN_POSTGRES_DSN")
+    assert says(postgres(read_only="it is a standby")[0], "failed", "can only be read: it is a standby", "primary")
+    assert says(postgres(write_problem="DiskFullError")[0], "failed", "DiskFullError", "disk")
+    assert says(postgres(version=140_001)[0], "warning", "version 14", "15 to 18")
+    gone, _ = postgres(migrations={"everyrun": None, "everyrun_queue": []})[1:]
+    assert says(gone, "failed", "the schema everyrun is not there", "everyrun migrate")
+    _, behind = postgres(migrations={"everyrun": None, "everyrun_queue": []})[1:]
+    assert says(behind, "failed", f"lacks {FILES['everyrun_queue'][0]}", "everyrun migrate")
+    newer = {**FILES, "everyrun": [*FILES["everyrun"], "2099"]}
+    assert says(postgres(migrations=newer)[1], "warning", "2099", "newer")
+
+
+def test_tables_of_another_kafka() -> None:
+    assert judge_stores.judge_same_log("a", []) == []
+    assert says(*judge_stores.judge_same_log("a", ["a"]), "ok", "")
+    assert says(*judge_stores.judge_same_log("a", ["b"]), "failed", "made from b, this Kafka is a", "Point")
+
+
+def test_a_service() -> None:
+    waiting = Answer(503, body={"status": "not ready", "waiting": {"database": "away"}})
+    assert says(judge_service("query", "http://q", Answer(200)), "ok", "http://q")
+    assert says(judge_service("query", "http://q", waiting), "failed", "database: away", "log")
+    assert says(judge_service("query", "http://q", Answer(0)), "failed", "does not answer", "EVERYRUN_QUERY_URL")
+
+
+def test_with_nothing_set_every_line_names_its_variable() -> None:
+    settings = Settings()
+    facts = Facts(None, None, None, [], [], None, {}, [])
+    lines = judge(settings, facts, False)
+    assert {line.level for line in lines} == {"failed"}
+    named = {line.found.partition(" ")[0] for line in lines}
+    assert named == {"EXTEND_API_KEY", "EVERYRUN_WEBHOOK_SECRETS", "EVERYRUN_KAFKA_BOOTSTRAP", "EVERYRUN_POSTGRES_DSN"}
+
+
+def test_polling_only_looks_at_no_webhooks() -> None:
+    facts = Facts(ExtendFacts(Answer(200)), None, None, [], [], None, {}, [])
+    checks = {line.check for line in judge(Settings(), facts, True)}
+    assert checks == {"Extend's key", "workflow", "Kafka", "Postgres", "clock of Extend"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "says_so"), [({}, "everyrun up"), ({"EVERYRUN_BRIDGE_LISTEN": "?"}, "EVERYRUN_BRIDGE_LISTEN")]
+)
+def test_what_cannot_be_run_says_why_and_ends_with_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], says_so: str
+) -> None:
+    for name in ("EXTEND_API_KEY", "EVERYRUN_KAFKA_BOOTSTRAP", "EVERYRUN_POSTGRES_DSN"):
+        monkeypatch.delenv(name, raising=False)
+    try:
+        said = CliRunner().invoke(app, ["doctor", "--data-dir", str(tmp_path)], env=variables)
+    finally:
+        logging.disable(logging.NOTSET)
+    assert said.exit_code == 2
+    assert says_so in said.stderr
