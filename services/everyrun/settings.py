@@ -122,6 +122,11 @@ class Settings(BaseSettings):
     # --- processor
     processor_index: int = Field(0, ge=0, description="Which of several processors on one machine this is.")
 
+    # --- query
+    unmatched_after: float = Field(
+        3600.0, ge=0, description="A run that no input is known for is alarming this long after it was first seen."
+    )
+
     # --- reconciler
     signed_url_origins: CommaList = Field(
         default_factory=list, description="Origins (https://host[:port]) that signed payload links may name."

@@ -24,6 +24,7 @@ class ServiceProcess:
         self.log = folder / f"{name}-{self.port}.log"
         env = {
             **{key: value for key, value in os.environ.items() if not key.startswith(("EVERYRUN_", "EXTEND_"))},
+            "EVERYRUN_DATA_DIR": str(folder),
             "EVERYRUN_KAFKA_BOOTSTRAP": settings.kafka_bootstrap,
             "EVERYRUN_POSTGRES_DSN": settings.postgres_dsn.get_secret_value(),
             "EVERYRUN_TOPIC_PREFIX": settings.topic_prefix,

@@ -16,18 +16,8 @@ from everyrun.projection.choose import version_of_run
 from everyrun.projection.decode import run_of
 from everyrun.projection.merge import merge
 from everyrun.projection.offsets import ForeignLogError, GapError
+from tests.integration.tables import TABLES, connect, contents
 from tests.records import INSTALLATION, a_world, an_input, batch_event, in_polls, lay_out, run_event
-
-TABLES = (
-    "submissions",
-    "batches",
-    "results",
-    "duplicate_runs",
-    "unmatched_runs",
-    "deliveries",
-    "quarantine",
-    "decisions",
-)
 
 
 async def nothing_aside(poison):
@@ -36,22 +26,13 @@ async def nothing_aside(poison):
 
 @pytest.fixture
 async def connection(database: str) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(database, server_settings={"search_path": "everyrun"})
-    await tables.setup_connection(connection)
+    connection = await connect(database)
     yield connection
     await connection.close()
 
 
 async def emptied(connection: asyncpg.Connection) -> None:
     await connection.execute(f"truncate {', '.join((*TABLES, 'applied_offsets'))}")
-
-
-async def contents(connection: asyncpg.Connection) -> dict[str, list[str]]:
-    """Every row of every table as text, all columns, sorted."""
-    return {
-        table: [row[0] for row in await connection.fetch(f"select t::text from {table} t order by 1")]
-        for table in TABLES
-    }
 
 
 async def feed(connection: asyncpg.Connection, records: list, chance: random.Random) -> None:

@@ -5,7 +5,19 @@ from __future__ import annotations
 import typer
 
 from everyrun import __version__
-from everyrun.cli import demo, doctor, exits, prepare, results, stack, submit, token, watch
+from everyrun.cli import (
+    demo,
+    doctor,
+    exits,
+    prepare,
+    register,
+    results,
+    stack,
+    submit,
+    token,
+    unmatched,
+    watch,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,8 +43,10 @@ stack.register(app)
 doctor.register(app)
 demo.register(app)
 submit.register(app)
+register.register(app)
 watch.register(app)
 results.register(app)
+unmatched.register(app)
 prepare.register(app)
 token.register(app)
 

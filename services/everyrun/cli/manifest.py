@@ -121,6 +121,13 @@ def read(source: Path, id_column: str | None, metadata_columns: list[str]) -> It
     raise ManifestError(f"{source} is neither a folder nor a .csv, .ndjson or .jsonl file")
 
 
+def line_of(row: Any) -> bytes:
+    """The row as a line of NDJSON; of one that could not be read a line that is not JSON, so that its number counts."""
+    if isinstance(row, Unreadable):
+        return b"!" + row.reason.encode().replace(b"\n", b" ") + b"\n"
+    return msgspec.json.encode(row) + b"\n"
+
+
 def local_path(row: Any) -> Path | None:
     """The local file that a row names and that must be uploaded first."""
     file = row.get("file") if isinstance(row, dict) else None

@@ -156,13 +156,9 @@ def _write(rows: Iterator[Any], uploaded: dict[Path, str], file: IO[bytes]) -> i
     count = 0
     for given in rows:
         count += 1
-        if isinstance(given, Unreadable):
-            # Not JSON, so that the service names the row as the others are named.
-            file.write(b"!" + given.reason.encode().replace(b"\n", b" ") + b"\n")
-            continue
         path = manifest.local_path(given)
         row = given if path is None else {**given, "file": {"id": uploaded[path]}}
-        file.write(msgspec.json.encode(row) + b"\n")
+        file.write(manifest.line_of(row))
     return count
 
 

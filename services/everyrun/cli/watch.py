@@ -105,6 +105,8 @@ def _show(found: dict[str, Any]) -> None:
     table.add_section()
     for name in ("unmatched", "duplicates", "pending_deliveries"):
         table.add_row(name.replace("_", " ") + (" (runs)" if name != "pending_deliveries" else ""), str(found[name]))
+    for reason, number in found["unmatched_by_reason"].items():
+        table.add_row(f"  {reason}", str(number))
     table.add_row("balanced", "yes" if found["balanced"] else "[bold red]no[/]")
     out.print(table)
     for problem in found["imbalances"]:

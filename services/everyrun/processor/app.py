@@ -213,6 +213,7 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
         feed = Feed(settings, pool, cluster_id, producer, health)
         processor = Processor(settings, feed, Publisher(pool, producer), health)
         healer = Healer(settings, pool, feed, processor, health)
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
         app = faust_app(settings)
         processor.generation = lambda: app.consumer_generation_id
         app.agent(app.topic(*(settings.topic(name) for name in INPUTS), value_serializer="raw"), name="projection")(

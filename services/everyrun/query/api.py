@@ -12,6 +12,7 @@ from everyrun.query import cursor as cursors
 from everyrun.query.paging import Connection, after, clean, plain
 from everyrun.query.report import report, standing
 from everyrun.query.results import result_routes
+from everyrun.query.unmatched import unmatched_routes
 from everyrun.settings import Settings
 from everyrun.store.sql import beside
 
@@ -46,7 +47,7 @@ def query_api(settings: Settings, pool: asyncpg.Pool) -> FastAPI:
             counted = {row["status"]: row["inputs"] for row in await c.fetch(_sql["counted_rows"], submission_id)}
             lines = [_line(row) for row in await c.fetch(_sql["batch_lines"], submission_id)]
             states = {row["state"]: row["batches"] for row in await c.fetch(_sql["states"], submission_id)}
-            unmatched = await c.fetchval(_sql["unmatched"], submission_id)
+            unmatched = {row["reason"]: row["runs"] for row in await c.fetch(_sql["unmatched_of"], submission_id)}
             pending = await c.fetchval(_sql["pending_deliveries"], submission_id)
         return report(dict(submission), kept, counted, lines, states, unmatched, pending)
 
@@ -85,6 +86,7 @@ def query_api(settings: Settings, pool: asyncpg.Pool) -> FastAPI:
         return _line(row)
 
     result_routes(app, pool)
+    unmatched_routes(app, settings, pool)
     return app
 
 

@@ -30,14 +30,6 @@ where r.batch_id = $1
 -- name: states
 select state, count(*) as batches from everyrun.batches where submission_id = $1 group by state
 
--- name: unmatched
--- Two joins, each by an index: one join with "or" would look at every batch for every run.
-select count(*) from (
-    select u.run_id from everyrun.unmatched_runs u join everyrun.batches b using (batch_id) where b.submission_id = $1
-    union
-    select u.run_id from everyrun.unmatched_runs u join everyrun.batches b using (chunk) where b.submission_id = $1
-) runs
-
 -- name: pending_deliveries
 -- A link not fetched yet: nothing that far is known of its run.
 select count(distinct d.run_id) from everyrun.deliveries d
@@ -122,3 +114,30 @@ from everyrun.results where input_id = $1
 -- name: queued
 select i.submission_id, i.external_id, i.position from everyrun_queue.inputs i
 where i.submission_id = $1 and i.external_id = $2
+
+-- name: unmatched_runs
+-- Oldest first; alarming is computed on reading, as it depends on now.
+select run_id, batch_id, status, reason, metadata, first_seen, observed_at, source, fingerprints,
+       first_seen < now() - make_interval(secs => $1) as alarming
+from everyrun.unmatched_runs
+where ($2::text is null or reason = $2)
+  and ($3::text is null or batch_id = $3)
+  and ($4::boolean is null or (first_seen < now() - make_interval(secs => $1)) = $4)
+  and ($5::timestamptz is null or (first_seen, run_id) > ($5, $6::text))
+order by first_seen, run_id
+limit $7
+
+-- name: unmatched_by_reason
+select reason, count(*) as runs, count(*) filter (where first_seen < now() - make_interval(secs => $1)) as alarming
+from everyrun.unmatched_runs group by reason order by reason
+
+-- name: unmatched_of
+-- Two joins, each by an index: one join with "or" would look at every batch for every run.
+select reason, count(*) as runs from (
+    select u.run_id, u.reason from everyrun.unmatched_runs u join everyrun.batches b using (batch_id)
+    where b.submission_id = $1
+    union
+    select u.run_id, u.reason from everyrun.unmatched_runs u join everyrun.batches b using (chunk)
+    where b.submission_id = $1
+) runs
+group by reason order by reason

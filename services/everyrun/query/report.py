@@ -65,10 +65,10 @@ def report(
     counted: Mapping[str, int],
     lines: Sequence[Mapping[str, Any]],
     states: Mapping[str, int],
-    unmatched: int,
+    unmatched: Mapping[str, int],
     pending_deliveries: int,
 ) -> dict[str, Any]:
-    """The whole report, as the API answers it."""
+    """The whole report, as the API answers it; ``unmatched`` are the runs without an input by the reason for it."""
     expected = submission["expected"]
     problems = imbalances(expected, kept, counted, lines)
     return {
@@ -77,7 +77,8 @@ def report(
         "workflow_version": submission["workflow_version"],
         "created_at": submission["created_at"].isoformat(),
         **standing(expected, kept),
-        "unmatched": unmatched,
+        "unmatched": sum(unmatched.values()),
+        "unmatched_by_reason": dict(unmatched),
         "duplicates": sum(line["duplicates"] for line in lines),
         "pending_deliveries": pending_deliveries,
         "batches": dict(sorted(states.items())),

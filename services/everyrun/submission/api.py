@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 import asyncpg
@@ -14,54 +13,12 @@ from everyrun.http import ApiError, api, scope
 from everyrun.settings import Settings
 from everyrun.store.sql import beside
 from everyrun.submission import parse
+from everyrun.submission.batches import batch_routes
 from everyrun.submission.intake import BadRowsError, IdempotencyConflictError, take_in
 from everyrun.submission.keeper import Announcer
+from everyrun.submission.upload import BODY, bad_rows, no_nul, rows_of
 
 _sql = beside(__file__, "queue.sql")
-
-_ROW = {
-    "type": "object",
-    "additionalProperties": False,
-    "required": ["file"],
-    "properties": {
-        "id": {"type": "string", "minLength": 1, "maxLength": 255, "description": "Unique in the submission."},
-        "file": {
-            "type": "object",
-            "description": "Exactly one of url (with name and settings.password), id, and text (with name).",
-            "properties": {
-                "url": {"type": "string"},
-                "id": {"type": "string"},
-                "text": {"type": "string"},
-                "name": {"type": "string"},
-                "settings": {"type": "object", "properties": {"password": {"type": "string"}}},
-            },
-        },
-        "metadata": {"type": "object", "description": "At most 10 KB; no key begins everyrun:."},
-    },
-}
-_BODY = {
-    "required": True,
-    "content": {
-        parse.JSON: {
-            "schema": {
-                "type": "object",
-                "required": ["inputs"],
-                "properties": {"inputs": {"type": "array", "minItems": 1, "items": _ROW}},
-            }
-        },
-        parse.NDJSON: {"schema": {"type": "string", "description": "A row, as in inputs above, a line."}},
-        parse.CSV: {"schema": {"type": "string", "description": (parse.csv_row.__doc__ or "").strip()}},
-    },
-}
-
-
-async def _limited(request: Request, most: int) -> AsyncIterator[bytes]:
-    taken = 0
-    async for part in request.stream():
-        taken += len(part)
-        if taken > most:
-            raise ApiError(413, "TOO_LARGE", f"the upload is larger than {most} bytes; split it")
-        yield part
 
 
 def submission_api(settings: Settings, pool: asyncpg.Pool, announcer: Announcer) -> FastAPI:
@@ -73,7 +30,7 @@ def submission_api(settings: Settings, pool: asyncpg.Pool, announcer: Announcer)
         pool,
     )
 
-    @app.post("/v1/submissions", status_code=202, dependencies=[scope("submit")], openapi_extra={"requestBody": _BODY})
+    @app.post("/v1/submissions", status_code=202, dependencies=[scope("submit")], openapi_extra={"requestBody": BODY})
     async def submit(
         request: Request,
         workflow_id: Annotated[str, Query(min_length=1, max_length=255)],
@@ -82,17 +39,14 @@ def submission_api(settings: Settings, pool: asyncpg.Pool, announcer: Announcer)
         idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
     ) -> JSONResponse:
         """Take inputs in: all of them, or none. Answers 202 with submission_id, expected and batches (a count)."""
-        content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if content_type not in (parse.JSON, parse.NDJSON, parse.CSV):
-            kinds = f"{parse.JSON}, {parse.NDJSON} or {parse.CSV}"
-            raise ApiError(415, "UNSUPPORTED_MEDIA_TYPE", f"content-type must be {kinds}, not {content_type!r}")
-        _no_nul("workflow_id", workflow_id)
-        _no_nul("workflow_version", workflow_version or "")
+        given = rows_of(request, settings)
+        no_nul("workflow_id", workflow_id)
+        no_nul("workflow_version", workflow_version or "")
         try:
             accepted = await take_in(
                 pool,
                 settings,
-                parse.rows(content_type, _limited(request, settings.upload_max_bytes)),
+                given,
                 workflow_id=workflow_id,
                 workflow_version=workflow_version,
                 priority=priority,
@@ -101,7 +55,7 @@ def submission_api(settings: Settings, pool: asyncpg.Pool, announcer: Announcer)
         except parse.UploadError as error:
             raise ApiError(422, "UNREADABLE", str(error)) from None
         except BadRowsError as error:
-            raise _bad_rows(error) from None
+            raise bad_rows(error) from None
         except IdempotencyConflictError:
             message = "this Idempotency-Key was used for other content; use a new key, or send the same content again"
             raise ApiError(409, "IDEMPOTENCY_CONFLICT", message) from None
@@ -113,7 +67,7 @@ def submission_api(settings: Settings, pool: asyncpg.Pool, announcer: Announcer)
         cursor: str | None = None, limit: Annotated[int, Query(ge=1, le=1000)] = 100
     ) -> dict[str, Any]:
         """The submissions, newest first, with what became of their chunks; next_cursor where there are more."""
-        _no_nul("cursor", cursor or "")
+        no_nul("cursor", cursor or "")
         rows = await pool.fetch(_sql["submissions"], None, cursor, limit + 1)
         more = len(rows) > limit
         shown = [_shown(row) for row in rows[:limit]]
@@ -122,26 +76,14 @@ def submission_api(settings: Settings, pool: asyncpg.Pool, announcer: Announcer)
     @app.get("/v1/submissions/{submission_id}", dependencies=[scope("read")])
     async def submission(submission_id: str) -> dict[str, Any]:
         """One submission: its chunks by state, and what holds them up."""
-        _no_nul("submission_id", submission_id)
+        no_nul("submission_id", submission_id)
         row = await pool.fetchrow(_sql["submissions"], submission_id, None, 1)
         if row is None:
             raise ApiError(404, "NOT_FOUND", f"there is no submission {submission_id}")
         return _shown(row)
 
+    batch_routes(app, settings, pool, announcer)
     return app
-
-
-def _bad_rows(error: BadRowsError) -> ApiError:
-    if not error.count:
-        return ApiError(422, "NO_ROWS", "the upload has no rows; nothing was taken in", bad_rows=0, rows=[])
-    message = f"{error.count} bad rows, so nothing was taken in; the first {len(error.rows)} are listed"
-    rows = [msgspec.to_builtins(row) for row in error.rows]
-    return ApiError(422, "BAD_ROWS", message, bad_rows=error.count, rows=rows)
-
-
-def _no_nul(field: str, value: str) -> None:
-    if "\x00" in value:
-        raise ApiError(422, "INVALID_REQUEST", f"{field}: has a NUL character", field=field)
 
 
 def _shown(row: asyncpg.Record) -> dict[str, Any]:
@@ -149,6 +91,7 @@ def _shown(row: asyncpg.Record) -> dict[str, Any]:
     held_up = [reason for reason in (row["reasons"] or ()) if reason]
     return {
         **{name: row[name] for name in names},
+        "registered_batch": row["registered_batch"],
         "created_at": row["created_at"].isoformat(),
         "chunks": row["chunks"],
         "paused": row["paused"],

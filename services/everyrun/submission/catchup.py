@@ -18,6 +18,7 @@ from everyrun.projection.merge import instant
 from everyrun.projection.reader import read_range
 from everyrun.settings import Settings
 from everyrun.store.sql import beside
+from everyrun.submission.registering import keep
 from everyrun.telemetry import log
 
 _log = log(__name__)
@@ -91,6 +92,9 @@ async def catch_up(settings: Settings, pool: asyncpg.Pool, cluster_id: str) -> i
         if rows:
             columns = [list(column) for column in zip(*rows, strict=True)]
             done = await connection.execute(_sql["attempts_logged"], *columns)
+        for event in found:
+            if isinstance(event, events.BatchRegistered):
+                await keep(connection, event, announced=True)
         for partition, end in ends.items():
             await connection.execute(_sql["move_position"], partition, end, cluster_id)
     changed = int(done.split()[1])

@@ -73,7 +73,7 @@ async def take_in(
     A repeated upload under the same key returns the first one's answer. Raises BadRowsError, IdempotencyConflictError
     and what reading ``rows`` raises; nothing is kept then. Memory does not grow with the upload.
     """
-    intake = _Intake(settings, new_submission_id())
+    intake = Intake(settings, new_submission_id())
     intake.digest.update(msgspec.json.encode([workflow_id, workflow_version, priority]))
     async with pool.acquire() as connection:
         try:
@@ -98,7 +98,9 @@ def _same(known: asyncpg.Record, digest: bytes) -> Accepted:
     return Accepted(known["submission_id"], known["expected"], known["batches"])
 
 
-class _Intake:
+class Intake:
+    """An upload on its way into the queue: every row checked; the good ones copied while none is bad."""
+
     def __init__(self, settings: Settings, submission_id: str) -> None:
         self.settings = settings
         self.submission_id = submission_id
@@ -158,12 +160,7 @@ class _Intake:
         self, connection: Any, workflow_id: str, workflow_version: str | None, priority: int, key: str | None
     ) -> Accepted:
         """Refuse, or write the submission and its chunks."""
-        if not self.bad_count and self.rows:
-            await self._refuse_ids_twice(connection)
-        if self.bad_count:
-            raise BadRowsError(self.bad_count, self.bad)
-        if not self.rows:
-            raise BadRowsError(0, [])
+        await self.refuse_bad(connection)
         if key is not None:
             known = await connection.fetchrow(_sql["by_idempotency_key"], key)
             if known is not None:
@@ -186,6 +183,15 @@ class _Intake:
         firsts, lasts = [first for first, _ in chunks], [last for _, last in chunks]
         await connection.execute(_sql["insert_chunks"], self.submission_id, ids, firsts, lasts)
         return Accepted(self.submission_id, self.rows, len(chunks))
+
+    async def refuse_bad(self, connection: Any) -> None:
+        """Raise BadRowsError where a row is bad, an id is there twice, or there are no rows."""
+        if not self.bad_count and self.rows:
+            await self._refuse_ids_twice(connection)
+        if self.bad_count:
+            raise BadRowsError(self.bad_count, self.bad)
+        if not self.rows:
+            raise BadRowsError(0, [])
 
     async def _refuse_ids_twice(self, connection: Any) -> None:
         for record in await connection.fetch(_sql["ids_twice"], self.submission_id):

@@ -9,12 +9,13 @@ from datetime import timedelta
 import asyncpg
 
 from everyrun.failpoints import hit
-from everyrun.log.cloudevents import record, timestamp
+from everyrun.log.cloudevents import Record, record, timestamp
 from everyrun.log.events import SubmissionAccepted
 from everyrun.log.producer import Log
 from everyrun.settings import Settings
 from everyrun.store.sql import beside
 from everyrun.submission.dispatcher import AWAY, SOURCE, Dispatcher
+from everyrun.submission.registering import announcement
 from everyrun.telemetry import log
 
 _log = log(__name__)
@@ -33,23 +34,31 @@ class Announcer:
     async def announce(self) -> None:
         """Announce every submission that is not."""
         for row in await self._pool.fetch(_sql["unannounced"]):
-            created = timestamp(row["created_at"])
-            event = SubmissionAccepted(
-                submission_id=row["submission_id"],
-                workflow_id=row["workflow_id"],
-                workflow_version=row["workflow_version"],
-                priority=row["priority"],
-                expected=row["expected"],
-                created_at=created,
-            )
-            key = row["submission_id"]
-            said = record("batches", event, key=key, id=f"{key}/submission-accepted", source=SOURCE, time=created)
+            said = _accepted(row) if row["registered_batch"] is None else await self._registered(row)
             hit("announcer.before_produce")
             await self._log.append([said])
             hit("announcer.after_produce")
-            await self._pool.execute(_sql["mark_announced"], key)
+            await self._pool.execute(_sql["mark_announced"], row["submission_id"])
             hit("announcer.after_mark")
             self._dispatcher.poke.set()
+
+    async def _registered(self, row: asyncpg.Record) -> Record:
+        place = (row["submission_id"], 1, row["expected"])
+        return announcement(row, await self._pool.fetch(_sql["chunk_inputs"], *place))
+
+
+def _accepted(row: asyncpg.Record) -> Record:
+    created = timestamp(row["created_at"])
+    event = SubmissionAccepted(
+        submission_id=row["submission_id"],
+        workflow_id=row["workflow_id"],
+        workflow_version=row["workflow_version"],
+        priority=row["priority"],
+        expected=row["expected"],
+        created_at=created,
+    )
+    key = row["submission_id"]
+    return record("batches", event, key=key, id=f"{key}/submission-accepted", source=SOURCE, time=created)
 
 
 async def forget(pool: asyncpg.Pool, settings: Settings) -> None:

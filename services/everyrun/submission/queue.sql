@@ -21,12 +21,12 @@ group by external_id having count(*) > 1
 order by 2 limit 100
 
 -- name: count_ids_twice
-select coalesce(sum(n - 1), 0) from (
+select coalesce(sum(n - 1), 0)::bigint from (
     select count(*) as n from everyrun_queue.inputs where submission_id = $1 group by external_id having count(*) > 1
 ) twice
 
 -- name: unannounced
-select submission_id, workflow_id, workflow_version, priority, expected, created_at
+select submission_id, workflow_id, workflow_version, priority, expected, created_at, registered_batch
 from everyrun_queue.submissions where announced_at is null order by created_at limit 100
 
 -- name: mark_announced
@@ -34,7 +34,7 @@ update everyrun_queue.submissions set announced_at = now() where submission_id =
 
 -- name: submissions
 select s.submission_id, s.workflow_id, s.workflow_version, s.priority, s.expected, s.batches, s.created_at,
-       coalesce(c.states, '{}') as chunks, p.reason as paused, c.retry_at, c.reasons
+       s.registered_batch, coalesce(c.states, '{}') as chunks, p.reason as paused, c.retry_at, c.reasons
 from everyrun_queue.submissions s
 left join lateral (
     select jsonb_object_agg(state, n) as states, max(retry_at) as retry_at,
@@ -152,3 +152,25 @@ update everyrun_queue.inputs set file = '{}' where submission_id = $1
 
 -- name: mark_redacted
 update everyrun_queue.submissions set redacted_at = now() where submission_id = $1
+
+-- name: registered
+select submission_id, expected, content_hash from everyrun_queue.submissions where registered_batch = $1
+
+-- name: batch_is_known
+-- Sent by this installation, as the queue knows, or the log, or a run that names it though its call had no answer.
+select exists (select from everyrun_queue.chunks where batch_id = $1)
+    or exists (select from everyrun_queue.adopted where batch_id = $1)
+    or exists (select from everyrun.batches where batch_id = $1)
+    or exists (select from everyrun.unmatched_runs u join everyrun_queue.installation i using (installation)
+               where u.batch_id = $1)
+
+-- name: insert_registered
+insert into everyrun_queue.submissions
+    (submission_id, workflow_id, workflow_version, expected, batches, registered_batch, content_hash, created_at, announced_at)
+values ($1, $2, $3, $4, 1, $5, $6, $7, $8)
+on conflict do nothing
+
+-- name: insert_registered_chunk
+insert into everyrun_queue.chunks (chunk, submission_id, first_position, last_position, state, attempt, batch_id)
+values ($1, $2, 1, $3, 'sent', 1, $4)
+on conflict do nothing

@@ -13,16 +13,19 @@ create table everyrun_queue.submissions (
     submission_id text collate "C" primary key,
     workflow_id text not null,
     workflow_version text,
-    priority smallint not null,
+    priority smallint,
     expected bigint not null,
     batches int not null,
     idempotency_key text unique,
+    registered_batch text collate "C" unique,
     content_hash bytea not null,
     created_at timestamptz not null,
     announced_at timestamptz,
     redacted_at timestamptz
 );
-comment on column everyrun_queue.submissions.announced_at is 'When Kafka had acknowledged submission-accepted; nothing is sent before.';
+comment on column everyrun_queue.submissions.announced_at is
+    'When Kafka had acknowledged submission-accepted (nothing is sent before), or batch-registered.';
+comment on column everyrun_queue.submissions.registered_batch is 'Of a batch that somebody else submitted: its id at Extend.';
 create index submissions_unannounced on everyrun_queue.submissions (created_at) where announced_at is null;
 
 create table everyrun_queue.inputs (
@@ -53,6 +56,7 @@ comment on column everyrun_queue.chunks.state is 'waiting, sending, in_doubt, he
 comment on column everyrun_queue.chunks.deadline is 'sending: a call of this attempt has ended by then. in_doubt: the window for evidence ends.';
 create index chunks_submission on everyrun_queue.chunks (submission_id);
 create index chunks_waiting on everyrun_queue.chunks (not_before, chunk) where state = 'waiting';
+create index chunks_batch on everyrun_queue.chunks (batch_id) where batch_id is not null;
 create index chunks_unresolved on everyrun_queue.chunks (deadline) where state in ('sending', 'in_doubt');
 
 create table everyrun_queue.adopted (

@@ -1,0 +1,64 @@
+"""``POST /v1/batches``: registering a batch that somebody else submitted."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import asyncpg
+import msgspec
+from fastapi import FastAPI, Query, Request
+from fastapi.responses import JSONResponse
+
+from everyrun.http import ApiError, scope
+from everyrun.settings import Settings
+from everyrun.submission import parse
+from everyrun.submission.intake import BadRowsError
+from everyrun.submission.keeper import Announcer
+from everyrun.submission.registering import BatchKnownError, BatchTooLargeError, register
+from everyrun.submission.upload import BODY, bad_rows, no_nul, rows_of
+
+Id = Annotated[str, Query(min_length=1, max_length=255)]
+
+
+def batch_routes(app: FastAPI, settings: Settings, pool: asyncpg.Pool, announcer: Announcer) -> None:
+    """Add ``/v1/batches``."""
+
+    @app.post("/v1/batches", status_code=202, dependencies=[scope("submit")], openapi_extra={"requestBody": BODY})
+    async def register_batch(
+        request: Request,
+        batch_id: Annotated[Id, Query(description="The batch's id at Extend.")],
+        workflow_id: Id,
+        workflow_version: Annotated[str | None, Query(min_length=1, max_length=255)] = None,
+    ) -> JSONResponse:
+        """Account for a batch that was sent to Extend by somebody else: with its inputs, all of them, as sent.
+
+        Answers 202 with submission_id, batch_id, expected and ambiguous: how many inputs have metadata equal to
+        another's, so that no run can be told to be theirs. The same again answers the same; other inputs, or a batch
+        that Everyrun sent, 409.
+        """
+        given = rows_of(request, settings)
+        for name, value in (
+            ("batch_id", batch_id),
+            ("workflow_id", workflow_id),
+            ("workflow_version", workflow_version),
+        ):
+            no_nul(name, value or "")
+        try:
+            registered = await register(
+                pool,
+                settings,
+                given,
+                batch_id=batch_id,
+                workflow_id=workflow_id,
+                workflow_version=workflow_version,
+            )
+        except parse.UploadError as error:
+            raise ApiError(422, "UNREADABLE", str(error)) from None
+        except BadRowsError as error:
+            raise bad_rows(error) from None
+        except BatchTooLargeError as error:
+            raise ApiError(413, "TOO_LARGE", str(error)) from None
+        except BatchKnownError as error:
+            raise ApiError(409, "BATCH_KNOWN", str(error)) from None
+        announcer.poke.set()
+        return JSONResponse(msgspec.to_builtins(registered), 202)

@@ -1,0 +1,60 @@
+"""The tables of the projection as a whole: what is in them, and what a log makes of them undisturbed."""
+
+from __future__ import annotations
+
+import asyncpg
+
+from everyrun.log import topics
+from everyrun.log.reader import end_offsets
+from everyrun.projection import tables
+from everyrun.projection.apply import apply
+from everyrun.projection.reader import read_range
+from everyrun.settings import Settings
+
+# fmt: off
+TABLES = (
+    "submissions", "batches", "results", "duplicate_runs", "unmatched_runs", "deliveries", "quarantine", "decisions",
+)
+# fmt: on
+INPUTS = ("batches", "deliveries", "quarantine", "runs")
+
+
+async def connect(dsn: str) -> asyncpg.Connection:
+    """A connection as the processor's."""
+    connection = await asyncpg.connect(dsn, server_settings={"search_path": "everyrun"})
+    await tables.setup_connection(connection)
+    return connection
+
+
+async def contents(connection: asyncpg.Connection, *more: str) -> dict[str, list[str]]:
+    """Every row of every table as text, all columns, sorted."""
+    return {
+        table: [row[0] for row in await connection.fetch(f"select t::text from {table} t order by 1")]
+        for table in (*TABLES, *more)
+    }
+
+
+async def applied(connection: asyncpg.Connection) -> dict[tuple[str, int], int]:
+    """How far each partition is applied; those that are empty left out."""
+    rows = await connection.fetch("select topic, partition, next_offset from applied_offsets where next_offset > 0")
+    return {(row["topic"], row["partition"]): row["next_offset"] for row in rows}
+
+
+async def ends(settings: Settings) -> dict[tuple[str, int], int]:
+    """Where the partitions that the projection reads end; those that are empty left out."""
+    return {position: end for position, end in (await end_offsets(settings, INPUTS)).items() if end}
+
+
+async def project(settings: Settings, dsn: str) -> None:
+    """Apply the whole log to a database, undisturbed."""
+
+    async def set_aside(_poison: object) -> None:
+        # Whoever projected it first has written these to the quarantine: they are in the log.
+        return
+
+    connection = await connect(dsn)
+    cluster = await topics.cluster_id(settings)
+    for (topic, partition), end in sorted((await ends(settings)).items()):
+        async for poll in read_range(settings, topic, partition, 0, end):
+            await apply(connection, [poll], cluster, set_aside)
+    await connection.close()
