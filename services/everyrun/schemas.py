@@ -174,9 +174,14 @@ def cli_page() -> str:
 
 
 def _command(name: str, command: Any) -> list[str]:
-    """A command's part of the page; of a group, that of each of its commands."""
+    """A command's part of the page; of a group, that of each of its commands, after its own where it has one."""
     if hasattr(command, "commands"):
-        return [line for own, inner in command.commands.items() for line in _command(f"{name} {own}", inner)]
+        inner = [line for own, one in command.commands.items() for line in _command(f"{name} {own}", one)]
+        return [*(_one_command(name, command) if command.invoke_without_command else []), *inner]
+    return _one_command(name, command)
+
+
+def _one_command(name: str, command: Any) -> list[str]:
     about = re.split(r"\n\nExample: ", inspect.cleandoc(command.callback.__doc__ or ""))
     lines = ["", f"## everyrun {name}", "", about[0].replace("<", "&lt;")]
     lines += ["", f"```sh\n{about[1]}\n```"] if len(about) > 1 else []

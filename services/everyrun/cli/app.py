@@ -6,6 +6,7 @@ import typer
 
 from everyrun import __version__
 from everyrun.cli import (
+    archive,
     demo,
     doctor,
     exits,
@@ -49,6 +50,7 @@ results.register(app)
 unmatched.register(app)
 prepare.register(app)
 token.register(app)
+archive.register(app)
 
 
 def main() -> None:

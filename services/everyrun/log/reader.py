@@ -21,7 +21,7 @@ async def end_offsets(settings: Settings, topics: Iterable[str]) -> dict[Partiti
     Raises aiokafka.errors.KafkaError where Kafka does not answer, and where a topic is not there: a partition left
     out would pass for one that has nothing in it.
     """
-    wanted = await _partitions(settings, topics)
+    wanted = await partitions(settings, topics)
     consumer = AIOKafkaConsumer(**connection(settings))
     await consumer.start()
     try:
@@ -31,7 +31,8 @@ async def end_offsets(settings: Settings, topics: Iterable[str]) -> dict[Partiti
     return {wanted[partition]: end for partition, end in ends.items()}
 
 
-async def _partitions(settings: Settings, topics: Iterable[str]) -> dict[TopicPartition, Partition]:
+async def partitions(settings: Settings, topics: Iterable[str]) -> dict[TopicPartition, Partition]:
+    """Every partition of the topics (short names). Raises aiokafka.errors.KafkaError as ``end_offsets`` does."""
     names = {settings.topic(topic): topic for topic in topics}
     admin = AIOKafkaAdminClient(**connection(settings))
     await admin.start()

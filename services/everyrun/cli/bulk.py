@@ -1,0 +1,31 @@
+"""Progress of work on many records: how many, at what rate, how long it will take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from everyrun.cli.console import err
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        """Records a second, of late."""
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:,.0f}/s" if speed else "")
+
+
+@contextmanager
+def bulk_progress(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error while the block runs; what it gives is told how many are done, and of how many."""
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn(unit), _Rate(), TimeRemainingColumn())
+    with Progress(*columns, console=err) as progress:
+        task = progress.add_task(what, total=None)
+
+        def show(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        yield show

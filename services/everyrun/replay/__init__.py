@@ -1,0 +1,1 @@
+"""The log again: archives, history, replays, rebuilds."""

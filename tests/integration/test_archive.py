@@ -1,0 +1,442 @@
+"""The archive: whole after kills, and whatever is done to it is found and named."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from moto.server import ThreadedMotoServer
+
+from everyrun.log import topics
+from everyrun.log.producer import Producer
+from everyrun.log.ranges import bounds, read_ranges
+from everyrun.log.topics import declared
+from everyrun.replay import archive as archives
+from everyrun.replay import manifest as manifests
+from everyrun.replay import sign
+from everyrun.replay.archive import ArchiveError, archive
+from everyrun.replay.archived import ArchiveReader
+from everyrun.replay.manifest import digest
+from everyrun.replay.verify import Verified, verify
+from everyrun.settings import Settings
+from tests.records import a_world
+
+TOPICS = [topic.name for topic in declared()]
+
+
+async def write_world(settings: Settings, seed: int, times: int = 1) -> None:
+    async with Producer(settings) as producer:
+        for n in range(times):
+            await producer.append(a_world(random.Random(seed * 1000 + n), chunks=4, inputs=8))
+
+
+async def log_digests(settings: Settings) -> dict[tuple[str, int], list[bytes]]:
+    limits = await bounds(settings, TOPICS)
+    ranges = {place: (limits.first[place], end) for place, end in limits.end.items()}
+    found: dict[tuple[str, int], list[bytes]] = {}
+    async for stretch in read_ranges(settings, ranges):
+        found.setdefault((stretch.topic, stretch.partition), []).extend(map(digest, stretch.records))
+    return {place: digests for place, digests in found.items() if digests}
+
+
+async def archive_digests(place: str) -> dict[tuple[str, int], list[bytes]]:
+    reader = await ArchiveReader.open(place)
+    found: dict[tuple[str, int], list[bytes]] = {}
+    async for stretch in reader.read(reader.bounds(TOPICS)):
+        found.setdefault((stretch.topic, stretch.partition), []).extend(map(digest, stretch.records))
+    return {place: digests for place, digests in found.items() if digests}
+
+
+@pytest.fixture(scope="module")
+async def settings(kafka: str) -> Settings:
+    """A log for all of these tests: each has archives of its own of it."""
+    settings = Settings(kafka_bootstrap=kafka, topic_prefix=f"t{uuid.uuid4().hex[:8]}.")
+    await topics.create(settings)
+    return settings
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """An S3 server with a bucket; its credentials are in the environment."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    url = f"http://{host}:{port}"
+    urllib.request.urlopen(urllib.request.Request(f"{url}/archives", method="PUT"))
+    given = {
+        "AWS_ACCESS_KEY_ID": "k",
+        "AWS_SECRET_ACCESS_KEY": "s",
+        "AWS_REGION": "us-east-1",
+        "AWS_ALLOW_HTTP": "true",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**given, "AWS_ENDPOINT_URL": url}.items():
+            patch.setenv(name, value)
+        yield "s3://archives"
+    server.stop()
+
+
+@pytest.mark.parametrize("kind", ["folder", "s3"])
+async def test_it_goes_on_from_where_it_ended_and_reads_back_as_the_log(
+    settings: Settings, tmp_path: Path, s3: str, kind: str
+) -> None:
+    place = str(tmp_path / "archive") if kind == "folder" else f"{s3}/{settings.topic_prefix}archive"
+    await write_world(settings, 1)
+    first = await archive(settings, place)
+    assert (await archive(settings, place)).files == 0
+    await write_world(settings, 2)
+    seen: list[tuple[int, int]] = []
+    second = await archive(settings, place, progress=lambda done, total: seen.append((done, total)))
+    assert second.number == first.number + second.files
+    assert seen[-1] == (second.records, second.records)
+    assert await archive_digests(place) == await log_digests(settings)
+    found = await verify(place, against_log=settings, head=first.hash)
+    assert (found.findings, found.records) == ([], first.records + second.records)
+
+
+async def test_a_file_is_parquet_that_others_read(settings: Settings, tmp_path: Path) -> None:
+    await write_world(settings, 3)
+    await archive(settings, str(tmp_path), topics=["runs"])
+    table = pq.read_table(tmp_path / "records")
+    assert {"key", "headers", "value", "partition", "offset", "timestamp", "topic", "day"} <= set(table.column_names)
+    rows = table.to_pylist()
+    assert {row["topic"] for row in rows} == {"runs"}
+    assert {str(row["day"]) for row in rows} == {row["timestamp"].strftime("%Y-%m-%d") for row in rows}
+    headers = {pair["name"]: pair["value"] for pair in rows[0]["headers"]}
+    assert headers["ce_type"] == b"run-observed"
+
+
+async def test_a_run_that_is_killed_is_taken_up_by_the_next(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "archive"
+    await write_world(settings, 4, times=3)
+    killer = (
+        "import asyncio, os, signal, sys\n"
+        "from everyrun.replay import archive, objects\n"
+        "from everyrun.settings import load\n"
+        "archive.FILE_RECORDS = 30; archive.GROUP_RECORDS = 10\n"
+        "left = int(sys.argv[2])\n"
+        "put = objects.Objects.put\n"
+        "async def counted(self, path, content):\n"
+        "    global left\n"
+        "    await put(self, path, content)\n"
+        "    left -= 1\n"
+        "    if left == 0: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "objects.Objects.put = counted\n"
+        "asyncio.run(archive.archive(load(), sys.argv[1]))\n"
+    )
+    env = {
+        **os.environ,
+        "EVERYRUN_KAFKA_BOOTSTRAP": settings.kafka_bootstrap,
+        "EVERYRUN_TOPIC_PREFIX": settings.topic_prefix,
+    }
+    for writes in (1, 4):
+        done = subprocess.run(
+            [sys.executable, "-c", killer, str(place), str(writes)], env=env, timeout=120, check=False
+        )
+        assert done.returncode == -signal.SIGKILL
+    found = await verify(str(place), against_log=settings)
+    assert found.findings == []
+    assert any("left of a run that was ended" in note for note in found.notes)
+    monkeypatch.setattr(archives, "FILE_RECORDS", 30)
+    await archive(settings, str(place))
+    found = await verify(str(place), against_log=settings)
+    assert (found.findings, found.notes) == ([], [])
+    assert await archive_digests(str(place)) == await log_digests(settings)
+
+
+async def test_two_runs_at_once_do_no_harm(settings: Settings, tmp_path: Path) -> None:
+    await write_world(settings, 5)
+    other = archives._Writer.add
+
+    async def add(self: archives._Writer, built: archives._File) -> None:
+        if self.number == 0 and not (tmp_path / "manifests").exists():
+            archives._Writer.add = other  # type: ignore[method-assign]
+            await archive(settings, str(tmp_path))
+        await other(self, built)
+
+    archives._Writer.add = add  # type: ignore[method-assign]
+    try:
+        with pytest.raises(ArchiveError, match="another run is writing"):
+            await archive(settings, str(tmp_path))
+    finally:
+        archives._Writer.add = other  # type: ignore[method-assign]
+    found = await verify(str(tmp_path), against_log=settings)
+    assert found.findings == []
+
+
+async def test_another_log_is_refused(settings: Settings, tmp_path: Path) -> None:
+    await write_world(settings, 6)
+    await archive(settings, str(tmp_path))
+    empty = settings.model_copy(update={"topic_prefix": settings.topic_prefix + "other."})
+    await topics.create(empty)
+    with pytest.raises(ArchiveError, match="another log"):
+        await archive(empty, str(tmp_path))
+
+
+# --- whatever is done to an archive is found
+
+
+class Archive:
+    """An archive that a test may do things to."""
+
+    def __init__(self, folder: Path, settings: Settings) -> None:
+        self.folder = folder
+        self.settings = settings
+
+    def manifest(self, number: int) -> manifests.Manifest:
+        return manifests.from_bytes((self.folder / manifests.manifest_path(number)).read_bytes())
+
+    def largest(self) -> manifests.Manifest:
+        count = len(list((self.folder / "manifests").iterdir()))
+        return max((self.manifest(n) for n in range(1, count)), key=lambda m: m.count)
+
+    def records(self, manifest: manifests.Manifest) -> pa.Table:
+        return pq.ParquetFile(self.folder / manifest.file).read()
+
+    def write(self, manifest: manifests.Manifest, table: pa.Table) -> None:
+        pq.write_table(table, self.folder / manifest.file, compression="zstd")
+
+    async def verify(self, **more: object) -> Verified:
+        return await verify(str(self.folder), **more)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("keys") / "key"
+    sign.make_keys(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+async def made(settings: Settings, tmp_path_factory: pytest.TempPathFactory, keys: Path) -> Path:
+    folder = tmp_path_factory.mktemp("made")
+    for seed in (7, 8):
+        await write_world(settings, seed)
+        await archive(settings, str(folder), sign_key=sign.private_key(keys))
+    return folder
+
+
+@pytest.fixture
+def signed(settings: Settings, made: Path, tmp_path: Path) -> Archive:
+    """A copy of an archive of two runs, each of them signed."""
+    shutil.copytree(made, tmp_path / "archive")
+    return Archive(tmp_path / "archive", settings)
+
+
+def changed(archived: Archive) -> tuple[str, int, int, str]:
+    manifest = archived.largest()
+    table = archived.records(manifest)
+    rows = table.to_pylist()
+    row = rows[5]
+    row["value"] = row["value"].replace(b"e", b"3", 1)
+    archived.write(manifest, pa.Table.from_pylist(rows, schema=table.schema))
+    return manifest.topic, row["partition"], row["offset"], "was changed"
+
+
+def a_header_changed(archived: Archive) -> tuple[str, int, int, str]:
+    manifest = archived.largest()
+    table = archived.records(manifest)
+    rows = table.to_pylist()
+    rows[2]["headers"][0]["value"] += b"!"
+    archived.write(manifest, pa.Table.from_pylist(rows, schema=table.schema))
+    return manifest.topic, rows[2]["partition"], rows[2]["offset"], "was changed"
+
+
+def removed(archived: Archive) -> tuple[str, int, int, str]:
+    manifest = archived.largest()
+    table = archived.records(manifest)
+    row = table.slice(3, 1).to_pylist()[0]
+    archived.write(manifest, pa.concat_tables([table.slice(0, 3), table.slice(4)]))
+    return manifest.topic, row["partition"], row["offset"], "was removed"
+
+
+def added(archived: Archive) -> tuple[str, int, int, str]:
+    manifest = archived.largest()
+    table = archived.records(manifest)
+    row = {**table.slice(0, 1).to_pylist()[0], "offset": 10_000}
+    archived.write(manifest, pa.concat_tables([table, pa.Table.from_pylist([row], schema=table.schema)]))
+    return manifest.topic, row["partition"], 10_000, "was added"
+
+
+def doubled(archived: Archive) -> tuple[str, int, int, str]:
+    manifest = archived.largest()
+    table = archived.records(manifest)
+    row = table.slice(4, 1).to_pylist()[0]
+    archived.write(manifest, pa.concat_tables([table, table.slice(4, 1)]))
+    return manifest.topic, row["partition"], row["offset"], "is there 2 times"
+
+
+def reordered(archived: Archive) -> tuple[str, int, int, str]:
+    manifest = archived.largest()
+    table = archived.records(manifest)
+    rows = table.slice(6, 2).to_pylist()
+    parts = [table.slice(0, 6), table.slice(7, 1), table.slice(6, 1), table.slice(8)]
+    archived.write(manifest, pa.concat_tables(parts))
+    return manifest.topic, rows[0]["partition"], rows[0]["offset"], "was reordered"
+
+
+@pytest.mark.parametrize("deed", [changed, a_header_changed, removed, added, doubled, reordered])
+async def test_a_record_is_found(signed: Archive, deed: Callable[[Archive], tuple[str, int, int, str]]) -> None:
+    topic, partition, offset, what = deed(signed)
+    found = (await signed.verify()).findings
+    named = [(f.topic, f.partition, f.offset) for f in found if what in f.what]
+    assert (topic, partition, offset) in named, found
+    assert {f.file for f in found} == {signed.largest().file}
+    with pytest.raises(ArchiveError):
+        await archive_digests(str(signed.folder))
+
+
+def a_file_removed(archived: Archive) -> str:
+    file = archived.largest().file
+    (archived.folder / file).unlink()
+    return file
+
+
+def a_file_added(archived: Archive) -> str:
+    file = archived.largest().file
+    extra = file.replace(".parquet", "-again.parquet")
+    shutil.copy(archived.folder / file, archived.folder / extra)
+    return extra
+
+
+def a_file_of_nobody_added(archived: Archive) -> str:
+    (archived.folder / "records" / "extra.parquet").write_bytes(b"x")
+    return "records/extra.parquet"
+
+
+def bytes_changed(archived: Archive) -> str:
+    file = archived.largest().file
+    whole = bytearray((archived.folder / file).read_bytes())
+    whole[len(whole) // 2] ^= 1
+    (archived.folder / file).write_bytes(whole)
+    return file
+
+
+def digests_changed(archived: Archive) -> str:
+    file = archived.largest().digests
+    (archived.folder / file).write_bytes(b"x")
+    return file
+
+
+def a_manifest_changed(archived: Archive) -> str:
+    manifest = archived.largest()
+    path = manifests.manifest_path(manifest.number)
+    (archived.folder / path).write_bytes(manifests.to_bytes(msgspec.structs.replace(manifest, day="2020-01-01")))
+    return path
+
+
+def a_manifest_removed(archived: Archive) -> str:
+    path = manifests.manifest_path(2)
+    (archived.folder / path).unlink()
+    return path
+
+
+def a_manifest_unreadable(archived: Archive) -> str:
+    path = manifests.manifest_path(2)
+    (archived.folder / path).write_bytes(b"{}")
+    return path
+
+
+def the_newest_manifests_cut_off(archived: Archive) -> str:
+    newest = max(int(path.stem) for path in (archived.folder / "manifests").iterdir())
+    for path in (archived.folder / "manifests", archived.folder / "signatures"):
+        (path / f"{newest:010d}.json").unlink()
+    return manifests.signature_path(newest - 1)
+
+
+def a_signature_changed(archived: Archive) -> str:
+    path = sorted((archived.folder / "signatures").iterdir())[0]
+    said = msgspec.json.decode(path.read_bytes())
+    said["signature"] = said["signature"].swapcase()
+    path.write_bytes(msgspec.json.encode(said))
+    return f"signatures/{path.name}"
+
+
+def the_newest_signature_removed(archived: Archive) -> str:
+    path = sorted((archived.folder / "signatures").iterdir())[-1]
+    path.unlink()
+    return f"signatures/{path.name}"
+
+
+@pytest.mark.parametrize(
+    "deed",
+    [
+        *(a_file_removed, a_file_added, a_file_of_nobody_added, bytes_changed, digests_changed, a_manifest_changed),
+        *(a_manifest_removed, a_manifest_unreadable, the_newest_manifests_cut_off, a_signature_changed),
+        the_newest_signature_removed,
+    ],
+)
+async def test_a_file_is_found(signed: Archive, deed: Callable[[Archive], str], keys: Path) -> None:
+    key = sign.public_key(keys.with_name("key.pub"))
+    file = deed(signed)
+    assert file in {f.file for f in (await signed.verify(public_key=key)).findings}
+
+
+async def test_a_chain_made_anew_is_found_by_the_key_the_noted_hash_and_the_log(
+    signed: Archive, keys: Path, tmp_path: Path
+) -> None:
+    noted = (await signed.verify()).hash
+    changed(signed)
+    manifest = signed.largest()
+    # Whoever can write everything makes every hash fit again, from the changed file to the newest manifest.
+    forged = tmp_path / "forged"
+    shutil.copytree(signed.folder, forged)
+    count = len(list((forged / "manifests").iterdir()))
+    previous: str | None = None
+    for number in range(1, count + 1):
+        own = signed.manifest(number)
+        if number == manifest.number:
+            own = _refitted(forged, own)
+        own = msgspec.structs.replace(own, previous=previous)
+        stored = manifests.to_bytes(own)
+        (forged / manifests.manifest_path(number)).write_bytes(stored)
+        previous = manifests.hash_of(stored)
+    assert (await verify(str(forged))).findings == []
+    assert (await verify(str(forged))).notes
+    assert (await verify(str(forged), public_key=sign.public_key(keys.with_name("key.pub")))).findings
+    assert (await verify(str(forged), head=noted)).findings
+    found = (await verify(str(forged), against_log=signed.settings)).findings
+    assert [f.what for f in found] == ["the record differs from the log"]
+
+
+def _refitted(folder: Path, manifest: manifests.Manifest) -> manifests.Manifest:
+    import hashlib
+
+    from everyrun.replay import parquet
+
+    content = manifests.Content(manifest.topic)
+    records = []
+    with (folder / manifest.file).open("rb") as file:
+        for batch in parquet.read_records(manifest.topic, file):
+            records += batch
+    digests = [digest(record) for record in records]
+    content.add(digests)
+    pq.write_table(parquet.digests_table(records, digests), folder / manifest.digests)
+    hashes = [hashlib.sha256((folder / path).read_bytes()).hexdigest() for path in (manifest.file, manifest.digests)]
+    return msgspec.structs.replace(manifest, sha256=hashes[0], digests_sha256=hashes[1], content=content.hexdigest())
+
+
+async def test_nothing_is_found_on_an_untouched_archive(signed: Archive, keys: Path) -> None:
+    key = sign.public_key(keys.with_name("key.pub"))
+    found = await signed.verify(public_key=key, against_log=signed.settings)
+    assert (found.findings, found.notes, found.signed) == ([], [], found.number)
+
+
+async def test_another_key_is_found(signed: Archive, tmp_path: Path) -> None:
+    sign.make_keys(tmp_path / "other")
+    found = (await signed.verify(public_key=sign.public_key(tmp_path / "other.pub"))).findings
+    assert {f.what for f in found} == {"the signature is wrong: it was made with another key"}
