@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -192,6 +193,18 @@ def a_world(chance: random.Random, chunks: int = 3, inputs: int = 4) -> list[Rec
     said.append(run_event("run_foreign", "batch_foreign", "PROCESSED", 9, key=None, end=8))
     said += chance.sample(said, len(said) // 5)
     return said
+
+
+_OWN = re.compile(rb"\b(sub|batch|run)_(?=\d|of_|other_|foreign)")
+
+
+def apart(records: Iterable[Record], name: str) -> list[Record]:
+    """The same events with ids of their own, so that several worlds fit into one log."""
+
+    def own(text: bytes) -> bytes:
+        return _OWN.sub(rb"\1_" + name.encode() + b"_", text)
+
+    return [Record(r.topic, own(r.key), own(r.value), [(k, own(v)) for k, v in r.headers]) for r in records]
 
 
 def _runs(

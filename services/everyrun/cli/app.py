@@ -11,6 +11,7 @@ from everyrun.cli import (
     doctor,
     exits,
     prepare,
+    rebuild,
     register,
     results,
     stack,
@@ -50,6 +51,7 @@ results.register(app)
 unmatched.register(app)
 prepare.register(app)
 token.register(app)
+rebuild.register(app)
 archive.register(app)
 
 

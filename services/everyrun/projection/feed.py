@@ -69,6 +69,13 @@ class Feed:
                 await asyncio.sleep(wait)
                 wait = min(wait * 2, 5.0)
 
+    async def apply_once(self, polls: Sequence[Poll]) -> list[Applied]:
+        """As ``apply``, for whoever would rather end than wait: what is in the way is raised.
+
+        That is GapError, ForeignLogError, OSError, and errors of asyncpg and aiokafka.
+        """
+        return await self._apply_or_split(polls)
+
     async def fill(self, gaps: Mapping[Position, tuple[int, int]]) -> None:
         """Apply what lies in each partition from the first offset up to, without, the second. Publishes nothing."""
         for (topic, partition), (start, end) in sorted(gaps.items()):

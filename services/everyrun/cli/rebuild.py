@@ -1,0 +1,127 @@
+"""``everyrun rebuild``, and what it has in common with ``audit`` and ``as-of``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from everyrun.cli import exits
+from everyrun.cli.bulk import bulk_progress
+from everyrun.cli.client import DataDir
+from everyrun.cli.console import err, fail
+from everyrun.cli.direct import settings_of
+from everyrun.cli.signals import until_stopped
+
+if TYPE_CHECKING:
+    from everyrun.replay.engine import Progress
+
+T = TypeVar("T")
+
+PANEL = "The log"
+#: Ended by SIGINT or SIGTERM, as a shell counts it.
+_INTERRUPTED = 130
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(rich_help_panel=PANEL)(rebuild)
+
+
+def rebuild(
+    schema: Annotated[
+        str | None, typer.Option(help="The schema to make them in.", show_default="everyrun_rebuild")
+    ] = None,
+    until: Annotated[
+        str | None,
+        typer.Option(metavar="TIME|OFFSETS", help="Up to here only: a time, or batches:0=12,runs:0=400,..."),
+    ] = None,
+    swap: Annotated[
+        bool, typer.Option("--swap", help="Put it live afterwards, in the place of the tables now.")
+    ] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew; else it goes on where it was.")] = False,
+    data_dir: DataDir = Path(".everyrun"),
+) -> None:
+    """Make every table anew from the log, in a schema beside the live one. Publishes nothing.
+
+    One that was stopped or killed goes on where it was. With --swap it then takes the place of the live tables, at
+    exactly their offsets, while everything runs.
+
+    Example: everyrun rebuild --swap
+    """
+    from everyrun.replay import moment, rebuild
+    from everyrun.replay import swap as swapping
+
+    if swap and until is not None:
+        raise typer.BadParameter("--swap brings the tables to where the live ones are: give no --until with it")
+    wanted = _moment(until)
+    settings = settings_of(data_dir, "kafka_bootstrap", "postgres_dsn")
+    name = schema or rebuild.DEFAULT_SCHEMA
+
+    async def work(tell: Callable[[Progress], None]) -> None:
+        if swap:
+            done = await swapping.rebuild_and_swap(settings, tell, schema=name, fresh=fresh, say=_say)
+            err.print(
+                f"The rebuilt tables are live: {done.records} records; the last {done.last} under the lock, which was "
+                f"held for {done.held * 1000:.0f} ms."
+            )
+            if done.left_over:
+                err.print(f"[yellow]The tables before are still there, in schema {done.left_over}: {done.why}[/]")
+            return
+        offsets = await moment.offsets_of(settings, wanted)
+        made = await rebuild.rebuild(settings, offsets, tell, schema=name, fresh=fresh)
+        again = f", {made.before} were there before" if made.before else ""
+        err.print(f"Schema {name}: {made.applied} records in {made.seconds:.1f} s{again}.")
+
+    with counted("rebuild") as tell:
+        run(work(tell))
+
+
+def _moment(text: str | None) -> Any:
+    from everyrun.replay import moment
+
+    try:
+        return None if text is None else moment.parse(text)
+    except moment.MomentError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def _say(text: str) -> None:
+    err.print(text)
+
+
+@contextmanager
+def counted(what: str) -> Iterator[Callable[[Progress], None]]:
+    """A bar of the records done, their rate and the time left."""
+    with bulk_progress(what, "records") as show:
+        yield lambda progress: show(progress.before + progress.applied, progress.before + progress.total)
+
+
+def run(work: Coroutine[Any, Any, T], code: int = exits.ERROR) -> T:
+    """What the work returns. Where it cannot be done, says why and ends the command with the code."""
+    import asyncpg
+    from aiokafka.errors import KafkaError
+
+    from everyrun.projection.offsets import ForeignLogError
+    from everyrun.replay.moment import MomentError
+    from everyrun.replay.rebuild import ReplayError
+    from everyrun.store.migrate import MigrationError
+
+    try:
+        done = asyncio.run(until_stopped(_not_none(work)))
+    except (ReplayError, MomentError, MigrationError, ForeignLogError) as error:
+        fail(str(error), code)
+    except (KafkaError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        fail(f"{type(error).__name__}: {error}. What is done stays so: the same command goes on from there.", code)
+    if done is None:
+        err.print("Stopped. The same command goes on from here.")
+        raise typer.Exit(_INTERRUPTED)
+    return done[0]
+
+
+async def _not_none(work: Coroutine[Any, Any, T]) -> tuple[T]:
+    return (await work,)

@@ -1,0 +1,223 @@
+"""``--swap``: rebuilt tables take the place of the live ones, while processors and readers go on.
+
+Both schemas are renamed in one transaction, under a lock of ``applied_offsets`` that lets readers pass and no
+processor. A processor's transaction is wholly before it or wholly after it: its first statement in the tables is the
+one that waits for this lock, and names are looked up again once it has it. See docs/adr/ for why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+
+import asyncpg
+from msgspec import Struct
+
+from everyrun.log.ranges import Position, bounds
+from everyrun.projection import tables
+from everyrun.replay.engine import INPUTS, applied_offsets
+from everyrun.replay.rebuild import DEFAULT_SCHEMA, ReplayError, Tell, Workplace, workplace
+from everyrun.settings import Settings
+from everyrun.store.sql import beside
+
+_sql = beside(__file__, "swap.sql")
+
+LIVE = tables.SCHEMA
+BEFORE = LIVE + "_before"
+#: Nearer than this the lock is taken; the rest is applied under it.
+_NEAR = 2000
+#: Rounds of catching up before the lock is taken however far it is.
+_ROUNDS = 20
+#: The lock is not taken while a transaction looks that is older than this, in seconds; how long that is waited for.
+_LONG, _LONG_WITHIN = timedelta(seconds=5), 600.0
+#: Seconds that the lock is held for the transactions that began before the last record was applied under it.
+_SHORT_WITHIN = 30.0
+_TRIES = 5
+#: Seconds that readers from before the swap get to end in, before the old tables are dropped.
+_READERS_WITHIN = 60.0
+
+Say = Callable[[str], None]
+
+
+class Swapped(Struct, frozen=True):
+    """What was done: records applied in all, and under the lock; seconds it was held; the old schema if it is left."""
+
+    records: int
+    last: int
+    held: float
+    left_over: str | None
+    why: str
+
+
+class _TryAgainError(Exception):
+    """The lock was given up for now."""
+
+
+async def rebuild_and_swap(
+    settings: Settings, tell: Tell, *, schema: str = DEFAULT_SCHEMA, fresh: bool = False, say: Say = lambda _: None
+) -> Swapped:
+    """Rebuild up to the live tables' offsets, then put it live at exactly those. Publishes nothing.
+
+    Raises ReplayError where something outside the schema hangs on its tables, or transactions that would see half of
+    the new ones do not end; else as :func:`everyrun.replay.rebuild.rebuild`. The live tables are then as before.
+    """
+    async with workplace(settings, schema) as place:
+        if fresh:
+            await place.drop()
+        await place.make()
+        await _check_dependents(place.connection, place.name)
+        await _drop_unfinished(place.connection)
+        done = _Records(tell)
+        async with _connection(settings, LIVE) as live:
+            for _ in range(_ROUNDS):
+                target = await _target(settings, live, place, say)
+                if await done.bring(place, target) < _NEAR:
+                    break
+            last, held, since = await _swap_again(settings, live, place, done, say)
+            left = await _drop_old(place, live, since)
+    return Swapped(done.applied, last, held, BEFORE if left else None, left)
+
+
+class _Records:
+    """Counts what is applied over all rounds."""
+
+    def __init__(self, tell: Tell) -> None:
+        self.applied = 0
+        self._tell = tell
+
+    async def bring(self, place: Workplace, target: dict[Position, int]) -> int:
+        made = await place.bring_to(target, self._tell)
+        self.applied += made.applied
+        return made.applied
+
+
+@asynccontextmanager
+async def _connection(settings: Settings, schema: str) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(
+        settings.postgres_dsn.get_secret_value(),
+        server_settings={"application_name": "everyrun-swap", "search_path": schema},
+    )
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def _target(settings: Settings, live: asyncpg.Connection, place: Workplace, say: Say) -> dict[Position, int]:
+    """Where the live tables are; waits until they are nowhere behind the rebuilt ones."""
+    said = False
+    while True:
+        target = await _live_offsets(settings, live)
+        async with _connection(settings, place.name) as there:
+            made = await applied_offsets(there)
+        behind = [position for position, offset in made.items() if target.get(position, 0) < offset]
+        if not behind:
+            return target
+        if not said:
+            say(f"The live tables are behind the rebuilt ones in {len(behind)} partitions; waiting for the processor.")
+            said = True
+        await asyncio.sleep(0.2)
+
+
+async def _live_offsets(settings: Settings, live: asyncpg.Connection) -> dict[Position, int]:
+    """The live offsets of every partition, none past the end of the log (one that was tampered with may be)."""
+    applied = await applied_offsets(live)
+    ends = (await bounds(settings, INPUTS)).end
+    return {position: min(applied.get(position, 0), end) for position, end in ends.items()}
+
+
+async def _swap_again(
+    settings: Settings, live: asyncpg.Connection, place: Workplace, done: _Records, say: Say
+) -> tuple[int, float, datetime]:
+    why = ""
+    for _ in range(_TRIES):
+        try:
+            await _wait_for_snapshots(place, live, await _clock(place) - _LONG, _LONG_WITHIN, say)
+            return await _swap(settings, live, place, done)
+        except _TryAgainError as error:
+            why = str(error)
+            say(f"Not yet: {why}.")
+            await done.bring(place, await _target(settings, live, place, say))
+    raise ReplayError(f"not swapped, the live tables are as before: {why}")
+
+
+async def _swap(
+    settings: Settings, live: asyncpg.Connection, place: Workplace, done: _Records
+) -> tuple[int, float, datetime]:
+    """Everything under the lock: the last records, the wait for old snapshots, the renaming."""
+    async with live.transaction():
+        await live.execute(_sql["lock_offsets"])
+        began = time.monotonic()
+        target = await _live_offsets(settings, live)
+        last = await done.bring(place, target)
+        async with _connection(settings, place.name) as there:
+            made = await applied_offsets(there)
+        different = [p for p in target if made.get(p, 0) != target[p]]
+        if different:
+            raise _TryAgainError(f"the rebuilt tables are elsewhere in {len(different)} partitions")
+        await _wait_for_snapshots(place, live, await _clock(place), _SHORT_WITHIN)
+        comment = await live.fetchval(_sql["schema_comment"], LIVE)
+        for (grant,) in await live.fetch(_sql["grants"], LIVE, place.name):
+            await live.execute(grant)
+        await live.execute(f"alter schema {LIVE} rename to {BEFORE}")
+        await live.execute(f"alter schema {place.name} rename to {LIVE}")
+        await live.execute(await live.fetchval(_sql["comment"], LIVE, comment))
+        await live.execute(f"comment on schema {BEFORE} is 'Replaced by a rebuild. It may be dropped.'")
+    return last, time.monotonic() - began, await _clock(place)
+
+
+async def _clock(place: Workplace) -> datetime:
+    """The server's own."""
+    moment: datetime = await place.connection.fetchval(_sql["clock"])
+    return moment
+
+
+async def _wait_for_snapshots(
+    place: Workplace, live: asyncpg.Connection, moment: datetime, seconds: float, say: Say = lambda _: None
+) -> None:
+    """Return when no transaction has a snapshot older than the moment: it would see the new tables only in part.
+
+    Raises _TryAgainError where one is still there after so many seconds.
+    """
+    began = time.monotonic()
+    said = False
+    while True:
+        old = await place.connection.fetchrow(_sql["old_snapshots"], moment, live.get_server_pid())
+        if old is None:
+            return
+        who = f"{old['application_name'] or 'somebody'} (pid {old['pid']}), begun {old['age']} ago"
+        if time.monotonic() - began > seconds:
+            raise _TryAgainError(f"a transaction of {who}, looks at the tables as they were")
+        if not said and time.monotonic() - began > 1:
+            say(f"Waiting for a transaction of {who}.")
+            said = True
+        await asyncio.sleep(0.02)
+
+
+async def _check_dependents(connection: asyncpg.Connection, rebuilt: str) -> None:
+    found = [row[0] for row in await connection.fetch(_sql["dependents"], LIVE)]
+    found += [row[0] for row in await connection.fetch(_sql["foreign_objects"], LIVE, rebuilt)]
+    if found:
+        raise ReplayError(
+            f"{', '.join(found)}: not Everyrun's own, and would stay with the old tables. Drop it before the swap and "
+            "make it again after it."
+        )
+
+
+async def _drop_unfinished(connection: asyncpg.Connection) -> None:
+    """Drop what an earlier swap left behind."""
+    if await connection.fetchval("select to_regnamespace($1) is not null", BEFORE):
+        await connection.execute(f"drop schema {BEFORE} cascade")
+
+
+async def _drop_old(place: Workplace, live: asyncpg.Connection, swapped_at: datetime) -> str:
+    """Drop the old tables once nobody can be reading them any more; why not, where somebody may."""
+    try:
+        await _wait_for_snapshots(place, live, swapped_at, _READERS_WITHIN)
+    except _TryAgainError as error:
+        return f"{error}. The next swap drops it, or: drop schema {BEFORE} cascade"
+    await place.connection.execute(f"drop schema {BEFORE} cascade")
+    return ""

@@ -1,0 +1,182 @@
+"""A rebuild makes of the log what the processor made of it, and takes its place while everything runs."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from everyrun.log.producer import Producer
+from everyrun.log.ranges import bounds
+from everyrun.projection import tables
+from everyrun.replay import rebuild as rebuilding
+from everyrun.replay.engine import INPUTS, applied_offsets
+from everyrun.replay.moment import offsets_of
+from everyrun.replay.rebuild import DEFAULT_SCHEMA, ReplayError, rebuild
+from everyrun.replay.swap import rebuild_and_swap
+from everyrun.settings import Settings
+from tests.conftest import eventually
+from tests.integration.services import ServiceProcess
+from tests.records import a_world, apart
+
+pytestmark = pytest.mark.stack
+
+OUTPUTS = ("results", "reports", "quarantine")
+TABLES = ("submissions", "batches", "results", "duplicate_runs", "unmatched_runs", "deliveries", "quarantine")
+
+
+def quiet(_progress: object) -> None:
+    pass
+
+
+async def connect(settings: Settings, schema: str = "everyrun") -> asyncpg.Connection:
+    connection = await asyncpg.connect(
+        settings.postgres_dsn.get_secret_value(), server_settings={"search_path": schema}
+    )
+    await tables.setup_connection(connection)
+    return connection
+
+
+async def contents(settings: Settings, schema: str) -> dict[str, list[str]]:
+    """Every row of every table as text, with the offsets."""
+    connection = await connect(settings, schema)
+    try:
+        return {
+            table: [row[0] for row in await connection.fetch(f"select t::text from {table} t order by 1")]
+            for table in (*TABLES, "applied_offsets")
+        }
+    finally:
+        await connection.close()
+
+
+async def write(settings: Settings, *seeds: int) -> None:
+    """Append a world of each seed, of submissions of its own."""
+    async with Producer(settings) as producer:
+        for seed in seeds:
+            await producer.append(apart(a_world(random.Random(seed), chunks=6, inputs=10), str(seed)))
+
+
+async def everything_applied(settings: Settings) -> None:
+    connection = await connect(settings)
+
+    async def behind() -> dict:
+        applied = await applied_offsets(connection)
+        return {p: (applied.get(p, 0), end) for p, end in (await ends(settings)).items() if applied.get(p, 0) != end}
+
+    try:
+        deadline = time.monotonic() + 90
+        while left := await behind():
+            assert time.monotonic() < deadline, f"not applied, and where the log ends: {left}"
+            await asyncio.sleep(0.1)
+    finally:
+        await connection.close()
+
+
+async def ends(settings: Settings, topics: Sequence[str] = INPUTS) -> dict:
+    return (await bounds(settings, topics)).end
+
+
+async def rebuilt(settings: Settings, **more) -> rebuilding.Rebuilt:
+    return await rebuild(settings, await offsets_of(settings, None), quiet, **more)
+
+
+async def test_a_rebuild_has_the_rows_of_the_live_tables_and_publishes_nothing(
+    settings: Settings, service: Callable[..., ServiceProcess], tmp_path: Path
+) -> None:
+    await write(settings, 1, 2)
+    await service("processor", EVERYRUN_DATA_DIR=tmp_path).ready()
+    await everything_applied(settings)
+    published = await eventually_quiet(settings)
+    made = await rebuilt(settings)
+    assert made.applied == sum((await ends(settings)).values())
+    assert {p: o for p, o in made.offsets.items() if o} == {p: o for p, o in (await ends(settings)).items() if o}
+    live, beside = await contents(settings, "everyrun"), await contents(settings, DEFAULT_SCHEMA)
+    live["applied_offsets"] = [row for row in live["applied_offsets"] if ",0," not in row]
+    beside["applied_offsets"] = [row for row in beside["applied_offsets"] if ",0," not in row]
+    assert beside == live
+    assert await ends(settings, OUTPUTS) == published
+    # What came since is added; what is there already is not read again.
+    await write(settings, 3)
+    assert (await rebuilt(settings)).before == made.applied
+    with pytest.raises(ReplayError, match="past that moment"):
+        await rebuild(settings, {}, quiet)
+    again = await rebuilt(settings, fresh=True)
+    assert (again.before, again.applied) == (0, sum((await ends(settings)).values()))
+
+
+async def eventually_quiet(settings: Settings) -> dict:
+    """Where the published topics end, once the processor has published all it had to."""
+    seen = None
+    while seen != (seen := await ends(settings, OUTPUTS)):
+        await asyncio.sleep(1)
+    return seen
+
+
+async def test_schemas_that_no_rebuild_made_are_left_alone(settings: Settings) -> None:
+    connection = await connect(settings)
+    await connection.execute("create schema mine")
+    for name in ("everyrun", "everyrun_queue", "public", "mine", "x; drop schema mine"):
+        with pytest.raises(ReplayError):
+            await rebuilt(settings, schema=name)
+    await rebuilt(settings)
+    await connection.execute(f"comment on schema {DEFAULT_SCHEMA} is '{rebuilding._MARK}older rules'")
+    await connection.execute(
+        f"insert into {DEFAULT_SCHEMA}.submissions values ('of older rules', 'w', null, 1, 1, now())"
+    )
+    await rebuilt(settings)
+    assert await connection.fetchval(f"select count(*) from {DEFAULT_SCHEMA}.submissions") == 0
+    async with rebuilding.workplace(settings, DEFAULT_SCHEMA):
+        with pytest.raises(ReplayError, match="another process"):
+            await rebuilt(settings)
+    await connection.close()
+
+
+async def test_a_swap_under_traffic_is_seen_by_nobody(
+    settings: Settings, service: Callable[..., ServiceProcess], tmp_path: Path
+) -> None:
+    """Writer, processor and readers go on; the readers never see fewer rows, an error, or numbers that disagree."""
+    await write(settings, *range(10, 14))
+    processor = await service("processor", EVERYRUN_DATA_DIR=tmp_path).ready()
+    reader, asking = await connect(settings), await connect(settings)
+    stop = asyncio.Event()
+    seen: list[int] = []
+
+    async def read() -> None:
+        while not stop.is_set():
+            seen.append(await reader.fetchval("select count(*) from everyrun.results"))
+            assert not await reader.fetch("select * from everyrun.report where not balanced")
+            assert seen == sorted(seen)
+
+    async def go_on_writing() -> None:
+        seed = 100
+        while not stop.is_set():
+            await write(settings, seed)
+            seed += 1
+            await asyncio.sleep(0.5)
+
+    tasks = [asyncio.create_task(read()), asyncio.create_task(go_on_writing())]
+    await eventually(lambda: seen and seen[-1] > 0, "rows are there")
+    before = await asking.fetchval("select 'everyrun.results'::regclass::oid")
+    for _ in range(2):
+        done = await rebuild_and_swap(settings, quiet)
+        assert done.left_over is None, done
+    after = len(seen)
+    await eventually(lambda: len(seen) > after + 5, "the reader goes on")
+    stop.set()
+    await asyncio.gather(*tasks)
+    assert await asking.fetchval("select 'everyrun.results'::regclass::oid") != before
+    await everything_applied(settings)
+    assert processor.process.poll() is None
+    await rebuilt(settings)
+    live, beside = await contents(settings, "everyrun"), await contents(settings, DEFAULT_SCHEMA)
+    for table in TABLES:
+        assert live[table] == beside[table], table
+    assert await asking.fetchval("select to_regnamespace('everyrun_before')") is None
+    assert "projection" in await asking.fetchval("select obj_description('everyrun'::regnamespace)")
+    await reader.close()
+    await asking.close()
