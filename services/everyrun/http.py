@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer, SecurityScopes
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as AsgiScope
 
@@ -49,11 +50,33 @@ def caller(request: Request) -> str:
     return found.name
 
 
+#: Largest body of a call, but for those that stream and count by themselves.
+BODY_BYTES = 16 << 20
+
+
+def _sized(receive: Receive) -> Receive:
+    """``receive`` for a body of at most BODY_BYTES; beyond, it raises what is answered with 413."""
+    taken = 0
+
+    async def limited() -> Any:
+        nonlocal taken
+        message = await receive()
+        taken += len(message.get("body", b""))
+        if taken > BODY_BYTES:
+            raise HTTPException(413, f"the body is larger than {BODY_BYTES} bytes")
+        return message
+
+    return limited
+
+
 class _Guard:
     """Lets in who carries a token, whatever the path but ``/openapi.json``; what the token is for, each route asks."""
 
-    def __init__(self, app: ASGIApp, known: tokens.Tokens, unavailable: tuple[type[Exception], ...]) -> None:
+    def __init__(
+        self, app: ASGIApp, known: tokens.Tokens, streams: frozenset[str], unavailable: tuple[type[Exception], ...]
+    ) -> None:
         self._app = app
+        self._streams = streams
         self._known = known
         self._unavailable = unavailable
 
@@ -72,7 +95,7 @@ class _Guard:
             await JSONResponse(body, 401, {"www-authenticate": "Bearer"})(asgi, receive, send)
             return
         asgi.setdefault("state", {})["caller"] = found
-        await self._app(asgi, receive, send)
+        await self._app(asgi, receive if asgi["path"] in self._streams else _sized(receive), send)
 
     async def _caller(self, asgi: AsgiScope) -> tokens.Caller | None:
         given = [value for name, value in asgi["headers"] if name == b"authorization"]
@@ -80,6 +103,9 @@ class _Guard:
             return None
         kind, _, token = given[0].decode("latin-1").partition(" ")
         return await self._known.caller(token) if kind.lower() == "bearer" and token else None
+
+
+_CODES = {400: "UNREADABLE", 404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED", 413: "TOO_LARGE"}
 
 
 def _away(error: Exception) -> JSONResponse:
@@ -93,16 +119,17 @@ def api(
     description: str,
     settings: Settings,
     pool: asyncpg.Pool,
+    streams: frozenset[str] = frozenset(),
     unavailable: tuple[type[Exception], ...] = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError),
 ) -> FastAPI:
     """A FastAPI application whose every path but the OpenAPI document wants a token; ``pool`` has the tokens.
 
+    The bodies of the paths of ``streams`` are as large as their routes let them be, others at most BODY_BYTES.
     ``unavailable`` are the errors that mean that the database does not answer: 503.
     """
     app = FastAPI(title=title, description=description, version="1", docs_url=None, redoc_url=None)
-    app.add_middleware(
-        _Guard, known=tokens.Tokens(pool, settings.api_token.get_secret_value()), unavailable=unavailable
-    )
+    known = tokens.Tokens(pool, settings.api_token.get_secret_value())
+    app.add_middleware(_Guard, known=known, streams=streams, unavailable=unavailable)
 
     @app.exception_handler(ApiError)
     async def api_error(_request: Request, error: ApiError) -> JSONResponse:
@@ -116,8 +143,13 @@ def api(
 
     @app.exception_handler(HTTPException)
     async def http_error(_request: Request, error: HTTPException) -> JSONResponse:
-        code = {404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED"}.get(error.status_code, "ERROR")
+        code = _CODES.get(error.status_code, "ERROR")
         return JSONResponse({"code": code, "message": str(error.detail)}, error.status_code, error.headers)
+
+    @app.exception_handler(ClientDisconnect)
+    async def incomplete(_request: Request, _error: ClientDisconnect) -> JSONResponse:
+        body = {"code": "INCOMPLETE", "message": "the body did not come whole, or too slowly"}
+        return JSONResponse(body, 400, {"connection": "close"})
 
     async def away(_request: Request, error: Exception) -> JSONResponse:
         return _away(error)

@@ -14,6 +14,7 @@ import uvicorn
 import uvloop
 
 from everyrun import telemetry
+from everyrun.limits import LimitedProtocol, patient
 from everyrun.settings import Settings, SettingsError, listen_address, load
 
 Scope = dict[str, Any]
@@ -92,11 +93,15 @@ class _Server(uvicorn.Server):
 async def http_server(listen: str, app: AsgiApp, drain: float = 5.0, *, dated: bool = True) -> Any:
     """Serve ``app`` on ``host:port`` while the block runs; at its end requests under way get ``drain`` seconds.
 
-    ``dated`` answers carry our clock's Date header.
+    ``dated`` answers carry our clock's Date header. Heads and slow bodies have limits (:mod:`everyrun.limits`); how
+    large a body may be, the app says.
     """
     host, port = listen_address(listen)
     config = uvicorn.Config(
-        app,
+        patient(app),
+        http=LimitedProtocol,
+        ws="none",
+        proxy_headers=False,
         host=host,
         port=port,
         lifespan="off",

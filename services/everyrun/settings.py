@@ -7,11 +7,17 @@ that is wrong or missing and says what to do.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, Field, FilePath, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+#: Without TLS only where the port is written too: as a decision, not as a slip.
+_ORIGIN = re.compile(
+    r"(https://[^\s/?#@:]+(:\d+)?|https?://([^\s/?#@:]+|\[[0-9a-fA-F:.]+\]):\d+|https://\[[0-9a-fA-F:.]+\])/?"
+)
 
 Plan = Literal["payg", "scale", "enterprise"]
 
@@ -129,7 +135,9 @@ class Settings(BaseSettings):
 
     # --- reconciler
     signed_url_origins: CommaList = Field(
-        default_factory=list, description="Origins (https://host[:port]) that signed payload links may name."
+        default_factory=list,
+        description="Origins (https://host[:port]) that signed payload links may name. One written with its port, or "
+        "with an address for its host, may lead into a private network, others not.",
     )
     signed_url_max_bytes: int = Field(64 << 20, gt=0, description="Largest payload fetched from a signed link.")
     signed_url_timeout: float = Field(30.0, gt=0, description="Longest fetch of a signed link.")
@@ -144,6 +152,14 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level written.")
 
     _commas = field_validator("signed_url_origins", "webhook_secrets", mode="before")(_list_of)
+
+    @field_validator("signed_url_origins")
+    @classmethod
+    def _origins(cls, value: list[str]) -> list[str]:
+        for written in value:
+            if not _ORIGIN.fullmatch(written):
+                raise ValueError(f"{written!r} is no origin: write https://host, https://host:port or http://host:port")
+        return value
 
     @field_validator("api_token")
     @classmethod

@@ -22,8 +22,13 @@ RUN = {"object": "workflow_run", "id": "r", "status": "PROCESSED", "batchId": "b
 HEADERS = [("ce_id", b"event_1"), ("ce_time", b"2026-01-01T00:00:00.000Z")]
 
 
+async def public(_host: str, _port: int) -> list[str]:
+    return ["8.8.8.8"]
+
+
 def links(answer, **more) -> Links:
-    return Links([ORIGIN], transport=httpx.MockTransport(answer), **{"max_bytes": 1000, "timeout": 5.0, **more})
+    given = {"max_bytes": 1000, "timeout": 5.0, "resolver": public, **more}
+    return Links([ORIGIN], transport=httpx.MockTransport(answer), **given)
 
 
 def gives(body: bytes, status: int = 200):
@@ -74,7 +79,7 @@ async def test_a_redirect_is_not_followed() -> None:
 
     with pytest.raises(LinkError, match="302"):
         await links(answer).fetch(ORIGIN + "/a")
-    assert asked == [ORIGIN + "/a"]
+    assert asked == ["https://8.8.8.8/a"]
 
 
 async def test_size_is_limited_while_reading() -> None:

@@ -1,21 +1,39 @@
-"""Fetching the payload behind a signed link: from allowed origins only, without redirects, within limits."""
+"""Fetching the payload behind a signed link: from allowed origins only, without redirects, within limits.
+
+An origin of the settings is allowed by its name, and its name may come to mean another address (DNS rebinding, a
+poisoned cache): so the address is looked up here, checked, and that very address is connected to. An address that is
+not public is refused, unless the origin is written in the settings as that address, or with its port: so are
+``http://127.0.0.1:9000`` and ``https://minio.internal:9000`` allowed, and ``https://minio.internal`` is not.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+import socket
+from collections.abc import Awaitable, Callable, Iterable
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import NamedTuple
 
 import httpx
 
-Origin = tuple[str, str, int]
+Address = IPv4Address | IPv6Address
+Resolver = Callable[[str, int], Awaitable[list[str]]]
+
+
+class Origin(NamedTuple):
+    """Scheme, host and port of a URL."""
+
+    scheme: str
+    host: str
+    port: int
 
 
 class LinkError(Exception):
-    """The link gave no payload; the text says why."""
+    """The link gave no payload; the text says why, without the link."""
 
 
 def origin(url: str) -> Origin | None:
-    """Scheme, host and port of a URL; None where it is not a plain http(s) URL (credentials are not plain)."""
+    """The origin of a URL; None where it is not a plain http(s) URL (credentials are not plain)."""
     try:
         parsed = httpx.URL(url)
         port = parsed.port or {"https": 443, "http": 80}.get(parsed.scheme)
@@ -23,7 +41,48 @@ def origin(url: str) -> Origin | None:
         return None
     if port is None or parsed.scheme not in ("http", "https") or not parsed.host or parsed.userinfo:
         return None
-    return parsed.scheme, parsed.host, port
+    return Origin(parsed.scheme, parsed.host, port)
+
+
+def may_be_private(written: str) -> bool:
+    """Whether an origin, as it is written in the settings, may lead to an address that is not public."""
+    found = origin(written)
+    if found is None:
+        return False
+    # httpx takes a scheme's own port for none, so it is looked for in the text.
+    return written.rstrip("/").endswith(f":{found.port}") or _as_address(found.host) is not None
+
+
+def is_public(address: str) -> bool:
+    """Whether an address is one of the internet; one that holds an IPv4 address is as public as that is."""
+    found = _as_address(address)
+    if found is None:
+        return False
+    if isinstance(found, IPv6Address):
+        inner = found.ipv4_mapped or found.sixtofour or (found.teredo and found.teredo[1])
+        if int(found) >> 32 == _NAT64:
+            inner = IPv4Address(int(found) & 0xFFFFFFFF)
+        if inner:
+            return is_public(str(inner))
+    site_local = isinstance(found, IPv6Address) and found.is_site_local
+    return found.is_global and not (found.is_multicast or found.is_reserved or site_local)
+
+
+#: 64:ff9b::/96, behind which NAT64 has the whole of IPv4.
+_NAT64 = 0x0064FF9B0000000000000000
+
+
+def _as_address(host: str) -> Address | None:
+    try:
+        return ip_address(host.strip("[]").partition("%")[0])
+    except ValueError:
+        return None
+
+
+async def resolve(host: str, port: int) -> list[str]:
+    """The addresses of a host, by the system's resolver. Raises OSError where it has none."""
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
 class Links:
@@ -37,13 +96,27 @@ class Links:
         timeout: float,
         tries: int = 3,
         transport: httpx.AsyncBaseTransport | None = None,
+        resolver: Resolver = resolve,
     ) -> None:
-        self._origins = {found for found in map(origin, origins) if found is not None}
+        self._private: dict[Origin, bool] = {}
+        for written in origins:
+            found = origin(written)
+            if found is not None:
+                self._private[found] = self._private.get(found, False) or may_be_private(written)
         self._max_bytes = max_bytes
         self._timeout = timeout
         self._tries = tries
+        self._resolve = resolver
+        # trust_env: a proxy of the environment would look the name up itself, and connect where it liked. No
+        # connection is kept: TLS is made for a name, and a connection is found again by the address alone.
         self._http = httpx.AsyncClient(
-            follow_redirects=False, timeout=timeout, transport=transport, headers={"accept-encoding": "identity"}
+            follow_redirects=False,
+            timeout=timeout,
+            transport=transport,
+            trust_env=False,
+            verify=httpx.create_ssl_context(),
+            headers={"accept-encoding": "identity"},
+            limits=httpx.Limits(max_keepalive_connections=0),
         )
 
     async def aclose(self) -> None:
@@ -51,32 +124,51 @@ class Links:
         await self._http.aclose()
 
     async def fetch(self, url: str) -> bytes:
-        """The body behind the link. Raises LinkError: another origin, not 200, too large, not in time.
+        """The body behind the link. Raises LinkError: another origin or address, not 200, too large, not in time.
 
         A 5xx, a 429 or a broken connection is tried again; anything else is final (the link lasts an hour: SDK
         1.20.0, wrapper/webhooks.py).
         """
-        if origin(url) not in self._origins:
+        wanted = origin(url)
+        if wanted is None or wanted not in self._private:
             raise LinkError("its origin is not in EVERYRUN_SIGNED_URL_ORIGINS")
         wait = 0.25
         for attempt in range(1, self._tries + 1):
             try:
                 async with asyncio.timeout(self._timeout):
-                    status, body = await self._once(url)
+                    status, body = await self._once(url, wanted, await self._address(wanted, attempt))
                 why = f"answered {status}"
                 if status == 200:
                     return body
                 if status < 500 and status != 429:
                     break
-            except (httpx.HTTPError, TimeoutError) as error:
+            except (httpx.HTTPError, OSError, TimeoutError) as error:
                 why = type(error).__name__
             if attempt < self._tries:
                 await asyncio.sleep(wait)
                 wait *= 2
         raise LinkError(why)
 
-    async def _once(self, url: str) -> tuple[int, bytes]:
-        async with self._http.stream("GET", url) as response:
+    async def _address(self, wanted: Origin, attempt: int) -> str:
+        """The address to connect to. All that the name means must be allowed, not only the one whose turn it is."""
+        literal = _as_address(wanted.host)
+        found = [wanted.host.strip("[]")] if literal is not None else await self._resolve(wanted.host, wanted.port)
+        if not found:
+            raise OSError("no address")
+        if not self._private[wanted] and not all(map(is_public, found)):
+            raise LinkError(
+                f"{wanted.host} leads to an address that is not public; if that is meant, write its origin with the "
+                f"port in EVERYRUN_SIGNED_URL_ORIGINS: {wanted.scheme}://{wanted.host}:{wanted.port}"
+            )
+        return found[(attempt - 1) % len(found)]
+
+    async def _once(self, url: str, wanted: Origin, address: str) -> tuple[int, bytes]:
+        given = httpx.URL(url)
+        host = given.netloc.decode("ascii")
+        pinned = given.copy_with(host=address)
+        # The certificate is checked for the name, not for the address.
+        extensions = {"sni_hostname": given.raw_host.decode("ascii")}
+        async with self._http.stream("GET", pinned, headers={"host": host}, extensions=extensions) as response:
             if response.status_code != 200:
                 return response.status_code, b""
             body = bytearray()

@@ -28,6 +28,7 @@ def submission_api(settings: Settings, pool: asyncpg.Pool, announcer: Announcer)
         "Takes inputs in, in bulk. What is answered with 202 is sent to Extend and accounted for.",
         settings,
         pool,
+        frozenset({"/v1/submissions"}),
     )
 
     @app.post("/v1/submissions", status_code=202, dependencies=[scope("submit")], openapi_extra={"requestBody": BODY})

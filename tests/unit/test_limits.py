@@ -1,0 +1,201 @@
+"""What a client may take of our HTTP services before it is sent away, over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from fastapi import Request
+from pydantic import SecretStr
+
+from everyrun import http as our_http
+from everyrun import limits
+from everyrun.http import api, scope
+from everyrun.serve import http_server
+from everyrun.settings import Settings
+from tests.conftest import free_port
+
+TOKEN = "ert_of_the_tests_of_limits"
+HEAD = f"POST /echo HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {TOKEN}\r\n".encode()
+
+
+@asynccontextmanager
+async def serving() -> AsyncIterator[int]:
+    app = api("t", "", Settings(api_token=SecretStr(TOKEN)), None, frozenset({"/stream"}))  # type: ignore[arg-type]
+
+    async def echo(request: Request) -> int:
+        return len(await request.body())
+
+    async def parsed(given: dict[str, Any]) -> int:
+        return len(given)
+
+    for path in ("/echo", "/stream"):
+        app.post(path, dependencies=[scope("submit")])(echo)
+    app.post("/parsed", dependencies=[scope("submit")])(parsed)
+    port = free_port()
+    async with http_server(f"127.0.0.1:{port}", app, drain=1.0):
+        yield port
+
+
+async def said(port: int, *parts: bytes, pause: float = 0.0, ends: bool = False) -> bytes:
+    """All that the server says until it closes the connection; ``ends`` says first that no more comes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+
+    async def speak() -> None:
+        try:
+            for part in parts:
+                writer.write(part)
+                await writer.drain()
+                await asyncio.sleep(pause)
+            if ends:
+                writer.write_eof()
+        except OSError:
+            pass
+
+    speaking = asyncio.create_task(speak())
+    try:
+        async with asyncio.timeout(60):
+            return await reader.read()
+    except ConnectionResetError:
+        return b"reset"
+    finally:
+        speaking.cancel()
+        writer.close()
+
+
+def statuses(answer: bytes) -> list[int]:
+    return [int(number) for number in re.findall(rb"HTTP/1.1 (\d+)", answer)]
+
+
+CLOSE = b"connection: close\r\n"
+
+
+async def test_a_request_within_the_limits_is_answered() -> None:
+    many = b"".join(b"x-%d: y\r\n" % n for n in range(limits.HEAD_LINES - 10))
+    async with serving() as port:
+        assert statuses(await said(port, HEAD + CLOSE + many + b"content-length: 3\r\n\r\nabc")) == [200]
+        slow = [HEAD + CLOSE, b"content-length: 3\r\n\r\n", b"a", b"b", b"c"]
+        assert statuses(await said(port, *slow, pause=0.1)) == [200]
+
+
+@pytest.mark.parametrize(
+    "flood",
+    [
+        b"".join(b"x-%d: y\r\n" % n for n in range(limits.HEAD_LINES + 1)) + b"\r\n",
+        b"x: " + b"y" * (limits.HEAD_BYTES + 1) + b"\r\n\r\n",
+        b"x" * (limits.HEAD_BYTES + 1) + b": y\r\n\r\n",
+    ],
+)
+async def test_too_many_or_too_long_headers(flood: bytes) -> None:
+    async with serving() as port:
+        assert statuses(await said(port, HEAD + flood)) == [431]
+        assert statuses(await said(port, b"GET /" + b"x" * (limits.HEAD_BYTES + 1) + b" HTTP/1.1\r\n\r\n")) == [431]
+
+
+async def test_a_head_that_never_ends_is_cut_off_soon_after_the_limit() -> None:
+    endless = [b"x" * 16384] * 1000
+    async with serving() as port:
+        assert statuses(await said(port, HEAD + b"x: ", *endless)) in ([431], [])
+        lines = [b"x: y\r\n" * 2000] * 1000
+        assert statuses(await said(port, HEAD, *lines)) in ([431], [])
+
+
+async def test_a_head_that_comes_too_slowly_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "HEAD_WITHIN", 0.5)
+    async with serving() as port:
+        assert await said(port) == b""
+        assert await said(port, b"GET /", *[b"x"] * 1000, pause=0.05) == b""
+        assert await said(port, HEAD, *[b"x: y\r\n"] * 1000, pause=0.05) == b""
+        # The second request of a connection too.
+        monkeypatch.setattr(limits, "HEAD_WITHIN", 3.0)
+        first = HEAD + b"content-length: 0\r\n\r\n"
+        assert statuses(await said(port, first, b"", HEAD, *[b"x: y\r\n"] * 1000, pause=0.05)) == [200]
+
+
+async def test_a_body_that_comes_too_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "BODY_WITHIN", 0.5)
+    head = HEAD + b"content-length: 100000\r\n\r\n"
+    async with serving() as port:
+        answer = await said(port, head)
+        assert statuses(answer) == [400]
+        assert b"INCOMPLETE" in answer
+        # Who still sends when the connection is closed may miss the answer.
+        assert statuses(await said(port, head, *[b"x"] * 1000, pause=0.05)) in ([400], [])
+
+
+@pytest.mark.parametrize(("a_second", "comes_whole"), [(limits.BODY_BYTES_A_SECOND, True), (1000, False)])
+async def test_a_body_may_take_as_long_as_it_likes_at_the_least_speed(a_second: int, comes_whole: bool) -> None:
+    now, sent = 0.0, 0
+
+    async def receive() -> dict[str, Any]:
+        nonlocal now, sent
+        now += 1.0
+        sent += 1
+        await asyncio.sleep(0)
+        return {"type": "http.request", "body": b"x" * a_second, "more_body": sent < 1000}
+
+    async def app(_scope: Any, receive: Any, _send: Any) -> None:
+        message = {"more_body": True}
+        while message.get("more_body"):
+            message = await receive()
+        assert (message["type"] == "http.request") is comes_whole
+
+    await limits.patient(app, lambda: now)({"type": "http"}, receive, None)
+    assert (sent == 1000) is comes_whole
+
+
+async def test_a_client_that_goes_on_after_its_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "LINGER", 0.5)
+    unauthorized = b"POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n"
+    async with serving() as port:
+        assert statuses(await said(port, unauthorized, *[b"x"] * 1000, pause=0.05)) == [401]
+
+
+async def test_a_body_is_as_large_as_it_may_be_but_for_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(our_http, "BODY_BYTES", 1000)
+    body = b"content-length: 1001\r\n\r\n" + b"x" * 1001
+    async with serving() as port:
+        for path, wanted in ((b"/echo", 413), (b"/parsed", 413), (b"/stream", 200)):
+            answer = await said(port, HEAD.replace(b"/echo", path) + CLOSE + body)
+            assert statuses(answer) == [wanted], answer
+            assert wanted == 200 or b"TOO_LARGE" in answer
+
+
+@pytest.mark.parametrize("depth", [900, 10_000, 1_000_000])
+async def test_a_body_that_is_nested_too_deep_is_refused_or_taken(depth: int) -> None:
+    body = b'{"a":' + b"[" * depth + b"]" * depth + b"}"
+    head = HEAD.replace(b"/echo", b"/parsed") + CLOSE + b"content-type: application/json\r\n"
+    async with serving() as port:
+        answer = await said(port, head + b"content-length: %d\r\n\r\n" % len(body) + body)
+    assert statuses(answer) in ([400], [422], [200])
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"\x00\xff\x00\xff\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"POST /echo HTTP/1.1\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n",
+        b"POST /echo HTTP/1.1\r\ncontent-length: -1\r\n\r\n",
+        b"POST /echo HTTP/1.1\r\ncontent-length: 99999999999999999999999\r\n\r\n",
+        b"POST /echo HTTP/1.1\r\ntransfer-encoding: chunked\r\ncontent-length: 5\r\n\r\n0\r\n\r\n",
+        b"POST /echo HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+        b"GET /\xff\xfe HTTP/1.1\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    ],
+)
+async def test_garbage_is_refused_and_the_next_client_is_served(
+    garbage: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = HEAD + CLOSE + b"content-length: 0\r\n\r\n"
+    async with serving() as port:
+        answer = await said(port, garbage, ends=True)
+        assert set(statuses(answer)) <= {400, 401}, answer
+        # A good request before the garbage on one connection is answered.
+        pipelined = await said(port, HEAD + b"content-length: 0\r\n\r\n" + garbage, ends=True)
+        assert set(statuses(pipelined)) <= {200, 400, 401}
+        assert statuses(await said(port, good)) == [200]

@@ -1,0 +1,162 @@
+"""Where a signed link may lead: to the address that was checked, and to a private one only where that is written."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from pathlib import Path
+
+import httpx
+import pytest
+import trustme
+
+from everyrun.reconciler.links import LinkError, Links, is_public, may_be_private, resolve
+from everyrun.settings import SettingsError, load
+from tests.conftest import free_port
+
+PRIVATE = [
+    *("127.0.0.1", "127.9.9.9", "0.0.0.0", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1"),
+    *("192.0.2.1", "198.18.0.1", "224.0.0.1", "240.0.0.1", "255.255.255.255"),
+    *("::1", "::", "fe80::1", "fe80::1%eth0", "fc00::1", "fd12::1", "fec0::1", "ff02::1", "2001:db8::1"),
+    # IPv4 in other clothes: mapped, compatible, 6to4, NAT64, Teredo.
+    *("::ffff:127.0.0.1", "::ffff:10.0.0.1", "::127.0.0.1", "2002:7f00:1::", "64:ff9b::10.0.0.1", "64:ff9b::7f00:1"),
+    "2001:0:4136:e378:8000:63bf:80ff:fffe",
+    *("", "localhost", "not an address"),
+]
+PUBLIC = ["8.8.8.8", "1.1.1.1", "2606:4700:4700::1111", "64:ff9b::8.8.8.8", "::ffff:8.8.8.8"]
+
+
+@pytest.mark.parametrize("address", PRIVATE)
+def test_an_address_that_is_not_public(address: str) -> None:
+    assert not is_public(address)
+
+
+@pytest.mark.parametrize("address", PUBLIC)
+def test_an_address_that_is_public(address: str) -> None:
+    assert is_public(address)
+
+
+@pytest.mark.parametrize(
+    ("written", "may"),
+    [
+        ("https://files.example", False),
+        ("https://files.example/", False),
+        ("https://minio.internal:9000", True),
+        ("https://files.example:443", True),
+        ("http://127.0.0.1:9000", True),
+        ("https://10.0.0.1", True),
+        ("https://[::1]", True),
+        ("https://[::1]:9000", True),
+    ],
+)
+def test_an_origin_may_be_private_where_it_is_written_so(written: str, may: bool) -> None:
+    assert may_be_private(written) is may
+    assert load(signed_url_origins=written).signed_url_origins == [written]
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["files.example", "http://files.example", "ftp://files.example", "https://", "https://u@h", "https://h/path", "*"],
+)
+def test_what_is_no_origin_is_refused_at_the_start(written: str) -> None:
+    with pytest.raises(SettingsError, match="EVERYRUN_SIGNED_URL_ORIGINS"):
+        load(signed_url_origins=written)
+
+
+class Fetches:
+    """Links with a resolver that says what the test says, and the requests that came out."""
+
+    def __init__(self, origins: list[str], *answers: list[str]) -> None:
+        self.requests: list[httpx.Request] = []
+        self._answers = list(answers)
+        transport = httpx.MockTransport(self._answer)
+        self.links = Links(origins, max_bytes=99, timeout=5.0, transport=transport, resolver=self._resolve, tries=2)
+
+    async def _resolve(self, _host: str, _port: int) -> list[str]:
+        return self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+
+    def _answer(self, request: httpx.Request) -> httpx.Response:
+        self.requests.append(request)
+        return httpx.Response(503 if len(self._answers) > 1 else 200, content=b"ok")
+
+
+async def test_the_address_that_was_checked_is_connected_to_under_the_hosts_name() -> None:
+    fetches = Fetches(["https://files.example"], ["8.8.8.8"])
+    assert await fetches.links.fetch("https://files.example/a/b?signature=x%2Fy") == b"ok"
+    (request,) = fetches.requests
+    assert str(request.url) == "https://8.8.8.8/a/b?signature=x%2Fy"
+    assert request.headers["host"] == "files.example"
+    assert request.extensions["sni_hostname"] == "files.example"
+
+
+@pytest.mark.parametrize("address", PRIVATE[:-3])
+async def test_a_public_origin_that_leads_to_a_private_address_is_refused(address: str) -> None:
+    for answer in ([address], ["8.8.8.8", address]):
+        fetches = Fetches(["https://files.example"], answer)
+        with pytest.raises(LinkError, match=r"not public.*https://files\.example:443"):
+            await fetches.links.fetch("https://files.example/a")
+        assert fetches.requests == []
+
+
+async def test_a_name_that_changes_its_address_between_two_tries_is_refused() -> None:
+    fetches = Fetches(["https://files.example"], ["8.8.8.8"], ["8.8.8.8"], ["127.0.0.1"])
+    fetches._answers = [["8.8.8.8"], ["127.0.0.1"], ["127.0.0.1"]]
+    with pytest.raises(LinkError, match="not public"):
+        await fetches.links.fetch("https://files.example/a")
+    assert [request.url.host for request in fetches.requests] == ["8.8.8.8"]
+
+
+@pytest.mark.parametrize("origin", ["https://minio.internal:9000", "http://127.0.0.1:9000", "https://[::1]:9000"])
+async def test_a_private_origin_is_fetched_where_it_is_written_with_its_port_or_address(origin: str) -> None:
+    fetches = Fetches([origin], ["127.0.0.1"])
+    assert await fetches.links.fetch(origin + "/a") == b"ok"
+    assert fetches.requests[0].headers["host"] == origin.partition("//")[2]
+
+
+async def test_a_link_with_another_port_or_in_another_form_is_another_origin() -> None:
+    fetches = Fetches(["http://127.0.0.1:9000"], ["127.0.0.1"])
+    for url in ("http://127.0.0.1:9001/", "http://127.1:9000/", "http://2130706433:9000/", "http://localhost:9000/"):
+        with pytest.raises(LinkError, match="SIGNED_URL_ORIGINS"):
+            await fetches.links.fetch(url)
+
+
+async def test_a_name_without_an_address_is_an_error_of_the_link() -> None:
+    async def nowhere(_host: str, _port: int) -> list[str]:
+        raise socket.gaierror("no such host")
+
+    links = Links(["https://files.example"], max_bytes=9, timeout=5.0, resolver=nowhere, tries=1)
+    with pytest.raises(LinkError, match="gaierror"):
+        await links.fetch("https://files.example/a")
+
+
+async def test_over_tls_the_certificate_is_checked_for_the_name_though_the_address_is_connected_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("files.example").configure_cert(context)
+    hosts = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            head = await reader.readuntil(b"\r\n\r\n")
+            hosts.append([line for line in head.split(b"\r\n") if line.lower().startswith(b"host:")])
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+        writer.close()
+
+    async def here(_host: str, _port: int) -> list[str]:
+        return await resolve("127.0.0.1", _port)
+
+    port = free_port()
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    origins = [f"https://files.example:{port}", f"https://other.example:{port}"]
+    async with await asyncio.start_server(serve, "127.0.0.1", port, ssl=context):
+        links = Links(origins, max_bytes=9, timeout=10.0, resolver=here, tries=1)
+        assert await links.fetch(origins[0] + "/a") == b"ok"
+        with pytest.raises(LinkError, match="ConnectError"):
+            await links.fetch(origins[1] + "/a")
+        await links.aclose()
+    assert hosts == [[f"host: files.example:{port}".encode()]]
