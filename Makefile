@@ -51,6 +51,11 @@ schemas: .venv ## Write schemas/ and docs/reference/ anew from the code's own ty
 	@$(BIN)/python -m everyrun.schemas
 	@EVERYRUN_WRITE=1 $(BIN)/pytest -q tests/integration/test_schemas.py
 
+.PHONY: release-schemas
+release-schemas: .venv ## Keep copies of schemas, and golden events, of versions that have none yet
+	@$(BIN)/python -m everyrun.compatibility
+	@EVERYRUN_WRITE=1 $(BIN)/pytest -q tests/unit/test_golden_events.py tests/unit/test_compatibility.py
+
 .PHONY: lock
 lock: .venv ## Write requirements.lock anew (needs uv)
 	uv pip compile pyproject.toml --extra embedded --group dev --universal --python-version 3.11 \

@@ -23,11 +23,11 @@ from everyrun.cli import exits
 from everyrun.cli.app import app
 from everyrun.log import events
 from everyrun.log.topics import declared
+from everyrun.log.upcast import dataschema
 from everyrun.query.api import query_api
 from everyrun.settings import Settings, load, variable
 from everyrun.submission.api import submission_api
 
-_BASE = "https://everyrun.dev/schemas"
 _KEYS = {
     "batches": "batchId; the submission's or the chunk's id where there is none yet",
     "runs": "batchId; the run id where there is none",
@@ -46,7 +46,7 @@ def event_schemas() -> dict[str, dict[str, Any]]:
         tag = str(cast(Any, kind).__struct_config__.tag)
         (schema,), components = msgspec.json.schema_components([kind], ref_template="#/$defs/{name}")
         own = components.pop(kind.__name__, schema)
-        own = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": f"{_BASE}/{tag}/1", **own}
+        own = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": dataschema(tag), **own}
         own["description"] = " ".join((kind.__doc__ or "").split())
         if components:
             own["$defs"] = components

@@ -22,7 +22,6 @@ from moto.server import ThreadedMotoServer
 from everyrun.log import topics
 from everyrun.log.producer import Producer
 from everyrun.log.ranges import bounds, read_ranges
-from everyrun.log.topics import declared
 from everyrun.replay import archive as archives
 from everyrun.replay import manifest as manifests
 from everyrun.replay import sign
@@ -33,7 +32,7 @@ from everyrun.replay.verify import Verified, verify
 from everyrun.settings import Settings
 from tests.records import a_world
 
-TOPICS = [topic.name for topic in declared()]
+TOPICS = archives.kept_topics()
 
 
 async def write_world(settings: Settings, seed: int, times: int = 1) -> None:

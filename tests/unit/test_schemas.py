@@ -25,6 +25,8 @@ def test_what_is_committed_is_what_is_made(name: str) -> None:
 
 def test_no_file_of_schemas_is_left_over() -> None:
     there = {p.relative_to(TOP).as_posix() for p in (TOP / "schemas").rglob("*") if p.is_file()}
+    # Those that were released stay as they are; test_compatibility.py holds the present ones against them.
+    there = {name for name in there if not name.startswith("schemas/released/")}
     assert there == {name for name in schemas.documents() if name.startswith("schemas/")}
 
 

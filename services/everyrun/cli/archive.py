@@ -58,13 +58,12 @@ def archive(
         return
     if not to:
         raise typer.BadParameter("--to DIR|URL says where the archive is", param_hint="--to")
-    from everyrun.log.topics import declared
     from everyrun.replay import archive as archives
     from everyrun.replay.sign import KeyFileError, private_key
 
-    unknown = set(topic or ()) - {known.name for known in declared()}
+    unknown = set(topic or ()) - set(archives.kept_topics())
     if unknown:
-        raise typer.BadParameter(f"there is no topic {', '.join(sorted(unknown))}", param_hint="--topic")
+        raise typer.BadParameter(f"not a topic that is kept: {', '.join(sorted(unknown))}", param_hint="--topic")
     try:
         key = private_key(sign_key) if sign_key else None
     except (KeyFileError, OSError) as error:

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import msgspec
 
+from everyrun.log.upcast import dataschema
+
 Headers = Sequence[tuple[str, bytes]]
 
 
@@ -55,7 +57,7 @@ def _fixed(kind: str, source: str) -> tuple[tuple[str, bytes], ...]:
         ("ce_specversion", b"1.0"),
         ("ce_type", kind.encode()),
         ("ce_source", source.encode()),
-        ("ce_dataschema", f"https://everyrun.dev/schemas/{kind}/1".encode()),
+        ("ce_dataschema", dataschema(kind).encode()),
         ("content-type", b"application/json"),
     )
 

@@ -13,6 +13,7 @@ import msgspec
 from everyrun.extend import reserved
 from everyrun.log import events
 from everyrun.log.cloudevents import header
+from everyrun.log.upcast import TooNewError, upcast
 from everyrun.projection.merge import FINAL, Binding, Run, instant, order_of, own_time
 
 
@@ -134,13 +135,15 @@ def _clean(run: bytes, metadata: bytes) -> tuple[bytes, bytes, Binding | None]:
 def run_of(record: LogRecord) -> Run:
     """The run that a ``run-observed`` record tells of. Raises NotUnderstoodError."""
     try:
-        event = _run_decoder.decode(record.value or b"")
+        event = _run_decoder.decode(upcast(record.headers, record.value or b""))
         whole = bytes(event.run)
         head = _head_decoder.decode(whole)
         run, metadata, binding = _clean(whole, bytes(head.metadata))
         usage = head.usage if isinstance(head.usage, dict) else {}
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise NotUnderstoodError(f"not a run-observed event: {error}") from None
+    except TooNewError as error:
+        raise NotUnderstoodError(str(error)) from None
     if "\x00" in head.id or "\x00" in head.status or "\x00" in (head.batchId or ""):
         raise NotUnderstoodError("a NUL character in the run's id, status or batchId")
     polled = event.source == "poll"
@@ -188,6 +191,12 @@ def fact_of(topic: str, record: LogRecord) -> Fact:
         topic
     ]
     try:
-        return Fact(decoder.decode(record.value or b""), _time_of(record), header(record.headers, "ce_id"))
+        return Fact(
+            decoder.decode(upcast(record.headers, record.value or b"")),
+            _time_of(record),
+            header(record.headers, "ce_id"),
+        )
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise NotUnderstoodError(f"not an event of {topic}: {error}") from None
+    except TooNewError as error:
+        raise NotUnderstoodError(str(error)) from None

@@ -74,6 +74,11 @@ async def read_manifests(objects: Objects) -> Newest:
     return Newest(found, previous)
 
 
+def kept_topics() -> list[str]:
+    """The topics that are kept for ever, and so can be archived."""
+    return [topic.name for topic in log_topics.declared() if topic.config["retention.ms"] == "-1"]
+
+
 def day_of(timestamp: int) -> str:
     """The UTC day of a Kafka timestamp in milliseconds."""
     return datetime.fromtimestamp(timestamp / 1000, UTC).strftime("%Y-%m-%d")
@@ -117,7 +122,7 @@ async def archive(
         raise ArchiveError(
             f"{place} is the archive of Kafka cluster {newest.manifests[0].cluster_id}, not of {cluster}"
         )
-    names = list(topics) or [topic.name for topic in log_topics.declared()]
+    names = list(topics) or kept_topics()
     limits = await bounds(settings, names)
     ranges = to_archive(limits.first, limits.end, manifests.ends(newest.manifests))
     writer = _Writer(objects, newest, cluster, await _leftovers(objects, len(newest.manifests)))

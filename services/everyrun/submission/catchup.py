@@ -14,6 +14,8 @@ import msgspec
 
 from everyrun.log import events
 from everyrun.log.reader import end_offsets
+from everyrun.log.upcast import TooNewError, upcast
+from everyrun.projection.decode import LogRecord
 from everyrun.projection.merge import instant
 from everyrun.projection.reader import read_range
 from everyrun.settings import Settings
@@ -74,7 +76,7 @@ async def catch_up(settings: Settings, pool: asyncpg.Pool, cluster_id: str) -> i
         start = position["next_offset"] if position and position["cluster_id"] == cluster_id else 0
         if start < end:
             async for poll in read_range(settings, "batches", partition, start, end):
-                found += [event for record in poll.records if (event := _event(record.value)) is not None]
+                found += [event for record in poll.records if (event := _event(record)) is not None]
     logged = newest(found, timedelta(seconds=settings.call_timeout + 2))
     window = datetime.now(UTC) + timedelta(seconds=settings.doubt_window)
     rows = [
@@ -103,8 +105,8 @@ async def catch_up(settings: Settings, pool: asyncpg.Pool, cluster_id: str) -> i
     return changed
 
 
-def _event(value: bytes | None) -> Any:
+def _event(record: LogRecord) -> Any:
     try:
-        return _decode(value or b"")
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        return _decode(upcast(record.headers, record.value or b""))
+    except (msgspec.DecodeError, UnicodeDecodeError, TooNewError):
         return None
