@@ -143,9 +143,27 @@ class Settings(BaseSettings):
     signed_url_timeout: float = Field(30.0, gt=0, description="Longest fetch of a signed link.")
     poll_first_after: float = Field(60.0, ge=0, description="A batch is first polled this long after it was sent.")
     poll_every: float = Field(60.0, gt=0, description="An open batch is polled this often at most.")
-    poll_for: float = Field(30 * 86_400.0, gt=0, description="An open batch is polled this long after it was sent.")
+    poll_for: float = Field(
+        30 * 86_400.0, gt=0, description="A batch is polled, and its workflow swept, this long after it was sent."
+    )
+    poll_grace: float = Field(
+        10.0, ge=0, description="A run that changed less than this ago is left to its webhook until the next poll."
+    )
     sweep_every: float = Field(
-        15.0, gt=0, description="While a call's outcome is unknown, its workflow's newest runs are listed this often."
+        300.0, gt=0, description="Each workflow's runs that changed since the last sweep are listed this often."
+    )
+    sweep_in_doubt_every: float = Field(
+        15.0, gt=0, description="The same while the outcome of a call is unknown, back to before that call."
+    )
+    sweep_margin: float = Field(
+        120.0, ge=0, description="A sweep looks this much further back: Extend's list may lag, and clocks differ."
+    )
+
+    # --- deadlines
+    overdue_after: float = Field(
+        86_400.0,
+        gt=0,
+        description="An input still open this long after its batch was sent, or it was handed in, is overdue.",
     )
 
     # --- logs

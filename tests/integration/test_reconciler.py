@@ -50,7 +50,8 @@ def variables(url: str, **more: object) -> dict[str, object]:
         "EVERYRUN_PLAN": "enterprise",
         "EVERYRUN_POLL_FIRST_AFTER": 0.5,
         "EVERYRUN_POLL_EVERY": 1,
-        "EVERYRUN_SWEEP_EVERY": 1,
+        "EVERYRUN_POLL_GRACE": 0,
+        "EVERYRUN_SWEEP_IN_DOUBT_EVERY": 1,
         "EVERYRUN_CALL_TIMEOUT": 5,
         **more,
     }

@@ -29,7 +29,8 @@ SHORT = {
     "EVERYRUN_DOUBT_WINDOW": "20",
     "EVERYRUN_POLL_FIRST_AFTER": "4",
     "EVERYRUN_POLL_EVERY": "4",
-    "EVERYRUN_SWEEP_EVERY": "2",
+    "EVERYRUN_POLL_GRACE": "1",
+    "EVERYRUN_SWEEP_IN_DOUBT_EVERY": "2",
 }
 #: After this long without an input settling the demo gives up, in seconds.
 _STUCK_AFTER = 180.0

@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import httpx
@@ -31,6 +32,22 @@ class ExtendError(Exception):
         super().__init__(f"{status or 'no answer'} {code}: {message}")
         self.status = status
         self.code = code
+
+
+class Page(NamedTuple):
+    """A page of a list: its entries, where the next one begins (None: this is the last), Extend's clock then."""
+
+    data: list[Any]
+    token: str | None
+    at: datetime
+
+
+def sent_at(headers: Mapping[str, str]) -> datetime:
+    """When the answer was sent by its sender's own clock, to the second; by ours where it does not say."""
+    try:
+        return parsedate_to_datetime(headers["date"]).astimezone(UTC)
+    except (KeyError, ValueError):
+        return datetime.now(UTC)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -107,16 +124,18 @@ class Extend:
 
     async def get_run(self, run_id: str, within: float = 60.0) -> bytes:
         """The WorkflowRun as received. Raises ExtendError: 404 for none; 0, 429 or 5xx after ``within`` seconds."""
-        return await self._get(f"/workflow_runs/{quote(run_id, safe='')}", {}, within)
+        return (await self._get(f"/workflow_runs/{quote(run_id, safe='')}", {}, within)).content
 
-    async def list_runs(self, within: float = 60.0, **query: str | int) -> dict[str, Any]:
-        """A page of run summaries: ``data`` and, but for the last page, ``nextPageToken``. Raises ExtendError."""
-        page: dict[str, Any] = msgspec.json.decode(await self._get("/workflow_runs", query, within))
+    async def list_runs(self, within: float = 60.0, **query: str | int) -> Page:
+        """A page of run summaries. Raises ExtendError."""
+        response = await self._get("/workflow_runs", query, within)
+        page: dict[str, Any] = msgspec.json.decode(response.content)
         if not isinstance(page.get("data"), list):
             raise ExtendError(200, "UNREADABLE", "the list has no data")
-        return page
+        token = page.get("nextPageToken")
+        return Page(page["data"], token if isinstance(token, str) and token else None, sent_at(response.headers))
 
-    async def _get(self, path: str, query: Mapping[str, str | int], within: float) -> bytes:
+    async def _get(self, path: str, query: Mapping[str, str | int], within: float) -> httpx.Response:
         ends = time.monotonic() + within
         wait = 0.25
         while True:
@@ -127,7 +146,7 @@ class Extend:
                 async with asyncio.timeout(min(self._timeout, within)):
                     response = await self._http.get(path, params=dict(query))
                 if response.status_code == 200 and _is_object(response.content):
-                    return response.content
+                    return response
                 error = _error(response)
             except (httpx.HTTPError, TimeoutError) as failure:
                 error = ExtendError(0, "UNREACHABLE", f"{type(failure).__name__}: {failure}")

@@ -15,8 +15,11 @@ from everyrun.extend.client import Extend
 from everyrun.log import topics
 from everyrun.log.producer import Producer
 from everyrun.reconciler.deliveries import Deliveries, deliveries_consumer
+from everyrun.reconciler.gets import Gets
 from everyrun.reconciler.links import Links
+from everyrun.reconciler.lists import Lists
 from everyrun.reconciler.polling import Polling
+from everyrun.reconciler.sweeps import Sweeps
 from everyrun.serve import Health, http_server, run_service, with_health
 from everyrun.settings import Settings
 from everyrun.store.pool import open_pool
@@ -59,8 +62,10 @@ async def _poll(settings: Settings, extend: Extend, health: Health) -> None:
         pool = await stack.enter_async_context(await open_pool(settings, name="reconciler", max_size=6))
         producer = await stack.enter_async_context(Producer(settings, compression="zstd"))
         leading = await stack.enter_async_context(pool.acquire())
-        polling = Polling(settings, pool, extend, producer)
-        every = min(1.0, settings.poll_every / 2, settings.sweep_every / 2)
+        lists, gets = Lists(extend), Gets(pool, extend, producer)
+        polling = Polling(settings, pool, lists, gets)
+        sweeps = Sweeps(settings, pool, lists, gets, polling.hurry)
+        every = min(1.0, settings.poll_every / 2, settings.sweep_in_doubt_every / 2)
         while not await leading.fetchval(_sql["lead"]):
             health.ready("polling")
             await asyncio.sleep(1.0)
@@ -79,7 +84,7 @@ async def _poll(settings: Settings, extend: Extend, health: Health) -> None:
 
         async with asyncio.TaskGroup() as group:
             group.create_task(again(polling.poll_due))
-            group.create_task(again(polling.sweep_due))
+            group.create_task(again(sweeps.sweep_due))
             group.create_task(still_leading())
 
 

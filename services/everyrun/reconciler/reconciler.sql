@@ -1,36 +1,73 @@
 -- name: open_batches
-select batch_id,
-       extract(epoch from submitted_at)::float8 as submitted_at,
-       coalesce((select sum(value::bigint) from jsonb_each_text(counts)
+select b.batch_id, b.expected,
+       extract(epoch from now() - b.submitted_at)::float8 as age,
+       extract(epoch from now() - p.complete_at)::float8 as polled_ago,
+       coalesce((select sum(value::bigint) from jsonb_each_text(b.counts)
                  where key in ('PROCESSED', 'FAILED', 'CANCELLED', 'REJECTED')), 0)::bigint as settled
-from everyrun.batches
-where state = 'SUBMITTED' and batch_id is not null
-  and submitted_at <= now() - make_interval(secs => $1)
-  and submitted_at > now() - make_interval(secs => $2)
-order by submitted_at;
+from everyrun.batches b
+left join everyrun_queue.polls p using (batch_id)
+where b.state = 'SUBMITTED' and b.batch_id is not null
+  and b.submitted_at <= now() - make_interval(secs => $1)
+  and b.submitted_at > now() - make_interval(secs => $2)
+order by b.submitted_at
 
 -- name: known_runs
-select run_id, status from everyrun.results where run_id = any ($1::text[])
+select run_id, status, settled_at from everyrun.results where run_id = any ($1::text[])
 union all
-select run_id, status from everyrun.duplicate_runs where run_id = any ($1::text[])
+select run_id, status, settled_at from everyrun.duplicate_runs where run_id = any ($1::text[])
 union all
-select run_id, status from everyrun.unmatched_runs where run_id = any ($1::text[]);
+select run_id, status, settled_at from everyrun.unmatched_runs where run_id = any ($1::text[])
 
--- name: doubts
-select workflow_id,
-       min(requested_at) as since,
-       bool_or(state in ('IN_DOUBT', 'SENDING')) as urgent
-from everyrun.batches
-where workflow_id is not null and requested_at is not null
-  and ((state in ('IN_DOUBT', 'SENDING') and requested_at < now() - interval '3 seconds')
-       or (state = 'RESENT' and resent_at > now() - interval '1 day'))
-group by workflow_id
-order by workflow_id;
+-- name: not_listed
+-- Runs that inputs of a batch wait for and that its complete list does not have.
+select r.run_id
+from everyrun.batches b
+join everyrun.results r on r.input_id = any (b.input_ids) and r.batch_id = b.batch_id
+where b.batch_id = $1 and r.run_id <> all ($2::text[])
+  and r.status not in ('PROCESSED', 'FAILED', 'CANCELLED', 'REJECTED')
+  and not exists (select from everyrun_queue.gone_runs g where g.run_id = r.run_id)
 
--- name: known_batches
-select batch_id from everyrun.batches where batch_id = any ($1::text[])
-union
-select batch_id from everyrun.unmatched_runs where batch_id = any ($1::text[]);
+-- name: keep_poll
+insert into everyrun_queue.polls (batch_id, complete_at, listed, running) values ($1, now(), $2, $3)
+on conflict (batch_id) do update
+set complete_at = excluded.complete_at, listed = excluded.listed, running = excluded.running
+
+-- name: keep_gone
+insert into everyrun_queue.gone_runs (run_id, batch_id, gone_at) values ($1, $2, now()) on conflict do nothing
+
+-- name: not_gone
+delete from everyrun_queue.gone_runs where run_id = any ($1::text[])
+
+-- name: workflows
+-- Whose runs are swept: since when at the most, and back to when while the outcome of a call is unknown.
+select b.workflow_id,
+       min(coalesce(b.requested_at, b.submitted_at)) as since,
+       min(b.requested_at) filter (
+           where b.state in ('IN_DOUBT', 'SENDING') and b.requested_at < now() - interval '3 seconds') as doubt_since,
+       (select max(s.begun_at) from everyrun_queue.sweeps s where s.workflow_id = b.workflow_id) as last_begun_at,
+       extract(epoch from now())::float8 as now
+from everyrun.batches b
+where b.workflow_id is not null
+  and coalesce(b.requested_at, b.submitted_at) > now() - make_interval(secs => $1)
+group by b.workflow_id
+order by b.workflow_id
+
+-- name: now
+select clock_timestamp()
+
+-- name: batches_listed
+-- What is known of batches: ours and still polled, ours, or somebody else's of which a run was fetched already.
+select batch_id, state = 'SUBMITTED' and submitted_at > now() - make_interval(secs => $2) as polled, true as ours
+from everyrun.batches where batch_id = any ($1::text[])
+union all
+select distinct u.batch_id, false, false from everyrun.unmatched_runs u
+where u.batch_id = any ($1::text[]) and not exists (select from everyrun.batches b where b.batch_id = u.batch_id)
+
+-- name: keep_sweep
+insert into everyrun_queue.sweeps (workflow_id, begun_at, complete_at) values ($1, $2, clock_timestamp())
+
+-- name: forget_sweeps
+delete from everyrun_queue.sweeps where workflow_id = $1 and begun_at < $2::timestamptz - interval '7 days'
 
 -- name: lead
-select pg_try_advisory_lock(hashtext('everyrun.reconciler'));
+select pg_try_advisory_lock(hashtext('everyrun.reconciler'))

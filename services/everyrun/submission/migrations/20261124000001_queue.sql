@@ -90,6 +90,22 @@ create table everyrun_queue.sweeps (
 comment on table everyrun_queue.sweeps is
     'Complete sweeps of a workflow''s newest runs: every run listed, what is unknown gotten and in the log. A call of unknown outcome is given up only after two.';
 
+create table everyrun_queue.polls (
+    batch_id text collate "C" primary key,
+    complete_at timestamptz not null,
+    listed int not null,
+    running int not null
+);
+comment on table everyrun_queue.polls is 'The last complete list of each batch: how many runs it had, and how many of them were under way.';
+
+create table everyrun_queue.gone_runs (
+    run_id text collate "C" primary key,
+    batch_id text collate "C",
+    gone_at timestamptz not null
+);
+comment on table everyrun_queue.gone_runs is 'Runs that were listed or told of, and are no more: Extend answers 404. Read for the reason of what is overdue.';
+create index gone_runs_batch on everyrun_queue.gone_runs (batch_id);
+
 create table everyrun_queue.log_position (
     partition int primary key,
     next_offset bigint not null,

@@ -1,0 +1,247 @@
+"""What polls and sweeps find, ask for and keep, against a real Postgres and a vendor of the test's own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+
+import asyncpg
+import httpx
+import pytest
+
+from everyrun.extend.client import Extend
+from everyrun.reconciler.gets import Gets
+from everyrun.reconciler.lists import Lists
+from everyrun.reconciler.polling import Polling
+from everyrun.reconciler.sweeps import Sweeps
+from everyrun.settings import Settings
+from everyrun.store.pool import open_pool
+from tests.integration.vendor import Vendor, Written
+
+pytestmark = pytest.mark.stack
+WORKFLOW = "workflow_test"
+
+
+class Bench:
+    """A reconciler's parts over a vendor; ``restart`` makes them anew, as a new process would."""
+
+    def __init__(self, settings: Settings, pool: asyncpg.Pool) -> None:
+        self.settings, self.pool = settings, pool
+        self.vendor, self.log = Vendor(WORKFLOW), Written()
+        self.hurried: list[str] = []
+        self.restart()
+
+    def restart(self, vendor: Vendor | None = None, **settings: object) -> None:
+        self.vendor = vendor or self.vendor
+        self.settings = self.settings.model_copy(update=settings)
+        extend = Extend(self.settings, httpx.MockTransport(lambda request: self.vendor.answer(request)))
+        lists, gets = Lists(extend), Gets(self.pool, extend, self.log)
+        self.polling = Polling(self.settings, self.pool, lists, gets)
+        self.sweeps = Sweeps(self.settings, self.pool, lists, gets, self.hurried.append)
+
+    async def batch(self, batch_id: str, state: str = "SUBMITTED", *, ago: float = 100.0, inputs: int = 1) -> None:
+        """An attempt, as the processor would have written it, sent so many seconds ago."""
+        at = datetime.now(UTC) - timedelta(seconds=ago)
+        await self.pool.execute(
+            "insert into everyrun.batches (chunk, attempt, batch_id, submission_id, workflow_id, expected, state,"
+            " requested_at, submitted_at, input_ids) values ($1, 1, $2, 's', $3, $4, $5, $6, $7, $8)",
+            *(f"c-{batch_id}", batch_id if state in ("SUBMITTED", "SETTLED") else None, WORKFLOW, inputs, state, at),
+            *(at if state in ("SUBMITTED", "SETTLED") else None, [f"s:{batch_id}-{n}" for n in range(inputs)]),
+        )
+
+    async def row(self, run_id: str | None, status: str, batch_id: str, number: int = 0, *, ago: float = 50.0) -> None:
+        """An input's result that came to its status so many seconds ago."""
+        at = datetime.now(UTC) + self.vendor.ahead - timedelta(seconds=ago)
+        settled = None if status in ("SUBMITTED", "PROCESSING") else at
+        await self.pool.execute(
+            "insert into everyrun.results (input_id, external_id, submission_id, batch_id, position, chunk, attempt,"
+            " file, metadata, run_id, status, settled_at, version)"
+            " values ($1, $1, 's', $2, 0, $3, 1, '{}', '{}', $4, $5, $6, '')",
+            *(f"s:{batch_id}-{number}", batch_id, f"c-{batch_id}", run_id, status, settled),
+        )
+
+    async def sweep(self) -> None:
+        """Sweep what is due, however short ago and slow the last sweep of this process was."""
+        self.sweeps._last.clear()
+        await self.sweeps.sweep_due()
+
+    async def swept(self) -> int:
+        return await self.pool.fetchval("select count(*) from everyrun_queue.sweeps")
+
+    async def gone(self) -> list[str]:
+        return [r["run_id"] for r in await self.pool.fetch("select run_id from everyrun_queue.gone_runs order by 1")]
+
+
+@pytest.fixture
+async def bench(database) -> AsyncIterator[Bench]:
+    settings = Settings(
+        postgres_dsn=database, requests_per_second=10_000, poll_grace=0, sweep_every=1e-6, sweep_in_doubt_every=1e-6
+    )
+    pool = await open_pool(settings, name="test")
+    yield Bench(settings, pool)
+    pool.terminate()
+
+
+async def test_a_sweep_finds_one_run_of_each_unknown_batch_and_is_kept_as_complete(bench: Bench) -> None:
+    await bench.batch("ours")
+    await bench.batch("asked", "IN_DOUBT")
+    for number in range(3):
+        bench.vendor.run(f"new-{number}", "PENDING", "new")
+    bench.vendor.run("ours-0", "PROCESSING", "ours")
+    await bench.sweep()
+    assert [run_id.partition("-")[0] for run_id in bench.log.runs()] == ["new"]
+    assert await bench.swept() == 1
+    begun, complete = await bench.pool.fetchrow("select begun_at, complete_at from everyrun_queue.sweeps")
+    assert begun <= complete
+    # The processor has not told of it yet: it is not asked for again.
+    await bench.sweep()
+    assert (len(bench.log.records), await bench.swept()) == (1, 2)
+
+
+async def test_after_a_restart_a_sweep_goes_on_from_where_the_last_began(bench: Bench) -> None:
+    bench.restart(Vendor(WORKFLOW, most=100))
+    await bench.batch("ours", ago=9000)
+    for number in range(350):
+        bench.vendor.run(f"r-{number}", "PENDING", "ours", ago=1000 + number)
+    await bench.sweep()
+    # A thousand a page was too much for this Extend.
+    assert [query["maxPageSize"] for query in bench.vendor.lists] == ["1000", "100", "100", "100", "100"]
+    bench.restart()
+    bench.vendor.lists.clear()
+    await bench.sweep()
+    assert [query["maxPageSize"] for query in bench.vendor.lists] == ["1000", "100"]
+
+
+@pytest.mark.parametrize("ahead", [-3600, 0, 3600])
+async def test_a_clock_that_differs_hides_nothing_and_costs_nothing(bench: Bench, ahead) -> None:
+    bench.restart(Vendor(WORKFLOW, ahead=ahead, most=100))
+    await bench.batch("ours", ago=9000)
+    await bench.sweep()
+    for number in range(350):
+        bench.vendor.run(f"r-{number}", "PENDING", "ours" if number < 150 else "foreign", ago=number * 0.1)
+    for number in range(350):
+        bench.vendor.run(f"old-{number}", "PENDING", "ours", ago=1000 + number)
+    bench.vendor.lists.clear()
+    await bench.sweep()
+    assert len(bench.log.records) == 1
+    assert len([query for query in bench.vendor.lists if query["maxPageSize"] == "100"]) == 4
+
+
+async def test_a_call_in_doubt_is_swept_for_back_to_before_it_was_made(bench: Bench) -> None:
+    bench.restart(Vendor(WORKFLOW, most=100), sweep_every=3600)
+    await bench.batch("ours", "SETTLED", ago=9000)
+    await bench.sweep()
+    for number in range(150):
+        bench.vendor.run(f"r-{number}", "PENDING", "ours", ago=10)
+    # It came to be listed long after it was made, with the time it was made.
+    bench.vendor.run("late", "PENDING", "lost", ago=600)
+    await bench.sweep()
+    assert bench.log.records == []
+    await bench.batch("asked", "IN_DOUBT", ago=500)
+    await bench.sweep()
+    assert bench.log.runs() == ["late"]
+
+
+async def test_what_became_of_settled_runs_is_found(bench: Bench) -> None:
+    await bench.batch("done", "SETTLED", inputs=4)
+    for number, status in enumerate(("FAILED", "FAILED", "FAILED", "PROCESSED")):
+        await bench.row(f"r-{number}", status, "done", number)
+    bench.vendor.run("r-0", "PROCESSED", "done")  # run again, and it went well
+    bench.vendor.run("r-1", "FAILED", "done")  # run again, and it failed again
+    bench.vendor.run("r-2", "FAILED", "done", ago=60)
+    bench.vendor.run("r-3", "PROCESSED", "done", ago=60)
+    await bench.sweep()
+    assert bench.log.runs() == ["r-0", "r-1"]
+    await bench.sweep()
+    assert sorted(bench.vendor.gets) == ["r-0", "r-1"]
+
+
+async def test_a_review_that_ended_hurries_the_poll_of_its_batch(bench: Bench) -> None:
+    await bench.batch("open", ago=5 * 86_400)
+    await bench.row("r", "NEEDS_REVIEW", "open", ago=4 * 86_400 - 1)
+    bench.vendor.run("r", "NEEDS_REVIEW", "open", ago=4 * 86_400)
+    await bench.polling.poll_due()
+    await bench.sweep()
+    assert (bench.vendor.gets, bench.hurried) == ([], [])
+    bench.vendor.run("r", "PROCESSED", "open")
+    await bench.sweep()
+    # The poll gets it, so that it is asked for once.
+    assert (bench.vendor.gets, bench.hurried) == ([], ["open"])
+    lists = len(bench.vendor.lists)
+    await bench.polling.poll_due()
+    assert len(bench.vendor.lists) == lists
+    bench.polling.hurry("open")
+    await bench.polling.poll_due()
+    assert bench.log.runs() == ["r"]
+
+
+async def test_a_sweep_that_could_not_have_a_run_is_not_complete(bench: Bench) -> None:
+    await bench.batch("ours")
+    bench.vendor.run("new", "PENDING", "new")
+    bench.vendor.refused["new"] = 403
+    await bench.sweep()
+    assert await bench.swept() == 0
+    bench.vendor.refused.clear()
+    await bench.sweep()
+    assert (bench.log.runs(), await bench.swept()) == (["new"], 1)
+
+
+async def test_of_an_unknown_batch_the_next_run_is_taken_where_one_is_gone(bench: Bench) -> None:
+    await bench.batch("ours")
+    for number in range(3):
+        bench.vendor.run(f"new-{number}", "PENDING", "new", ago=number)
+    bench.vendor.deleted |= {"new-0", "new-1"}
+    await bench.sweep()
+    assert (bench.log.runs(), await bench.gone(), await bench.swept()) == (["new-2"], ["new-0", "new-1"], 1)
+
+
+async def test_runs_that_are_gone_are_kept_in_mind_and_forgotten_when_they_are_back(bench: Bench) -> None:
+    await bench.batch("b", inputs=3)
+    await bench.row("told", "NEEDS_REVIEW", "b", 0)
+    await bench.row(None, "SUBMITTED", "b", 1)
+    bench.vendor.run("listed", "PROCESSED", "b")
+    bench.vendor.run("running", "PROCESSING", "b")
+    bench.vendor.deleted.add("listed")
+    await bench.polling.poll("b", 3)
+    # One was listed and is not to be had; one was told of once, and is listed no more.
+    assert await bench.gone() == ["listed", "told"]
+    polled = await bench.pool.fetchrow("select listed, running from everyrun_queue.polls where batch_id = 'b'")
+    assert tuple(polled) == (2, 1)
+    await bench.polling.poll("b", 3)
+    assert sorted(bench.vendor.gets) == ["listed", "told"]
+    bench.vendor.run("told", "NEEDS_REVIEW", "b", ago=60)
+    await bench.polling.poll("b", 3)
+    assert await bench.gone() == ["listed"]
+
+
+async def test_runs_under_way_are_named_when_a_batch_is_overdue_and_lists_too_few(bench: Bench) -> None:
+    await bench.batch("b", inputs=2)
+    bench.vendor.run("running", "PROCESSING", "b")
+    await bench.polling.poll("b", 2)
+    await bench.polling.poll("b", 1, overdue=True)
+    assert bench.vendor.gets == []
+    await bench.polling.poll("b", 2, overdue=True)
+    assert bench.log.runs() == ["running"]
+
+
+async def test_a_run_that_just_ended_is_left_to_its_webhook(bench: Bench) -> None:
+    bench.restart(poll_grace=60)
+    await bench.batch("b")
+    bench.vendor.run("r", "PROCESSED", "b", ago=5)
+    assert await bench.polling.poll("b", 1) == 0
+    bench.vendor.run("r", "PROCESSED", "b", ago=65)
+    assert await bench.polling.poll("b", 1) == 1
+
+
+async def test_batches_are_polled_from_and_up_to_the_ages_set_and_not_at_once_after_a_restart(bench: Bench) -> None:
+    bench.restart(poll_first_after=60, poll_for=1000, poll_every=500)
+    for name, ago in (("young", 30), ("open", 100), ("old", 2000)):
+        await bench.batch(name, ago=ago)
+    await bench.polling.poll_due()
+    assert [query["batchId"] for query in bench.vendor.lists] == ["open"]
+    bench.restart()
+    await bench.polling.poll_due()
+    assert len(bench.vendor.lists) == 1
+    bench.restart(poll_every=1e-9)
+    await bench.polling.poll_due()
+    assert len(bench.vendor.lists) == 2
