@@ -96,7 +96,7 @@ def openapis() -> dict[str, dict[str, Any]]:
     nothing = cast(Any, None)
     settings = load()
     return {
-        "submission": submission_api(settings, nothing, nothing).openapi(),
+        "submission": submission_api(settings, nothing, nothing, nothing).openapi(),
         "query": query_api(settings, nothing).openapi(),
         "bridge": _bridge(),
         **{name: _health(name) for name in ("processor", "reconciler")},

@@ -46,12 +46,14 @@ async def announcer(settings: Settings, pool: asyncpg.Pool, producer: Producer) 
 
 
 @pytest.fixture
-async def api(settings: Settings, pool: asyncpg.Pool, announcer: Announcer) -> AsyncIterator[httpx.AsyncClient]:
+async def api(
+    settings: Settings, pool: asyncpg.Pool, producer: Producer, announcer: Announcer
+) -> AsyncIterator[httpx.AsyncClient]:
     """The submission service's API, and the query service's under /query."""
     settings.api_token = SecretStr("token")
     headers = {"authorization": "Bearer token"}
     mounts = {
-        "http://submission": httpx.ASGITransport(submission_api(settings, pool, announcer)),
+        "http://submission": httpx.ASGITransport(submission_api(settings, pool, announcer, producer)),
         "http://query": httpx.ASGITransport(query_api(settings, pool)),
     }
     async with httpx.AsyncClient(headers=headers, mounts=mounts) as client:

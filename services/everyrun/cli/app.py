@@ -11,6 +11,7 @@ from everyrun.cli import (
     doctor,
     exits,
     prepare,
+    quarantine,
     rebuild,
     register,
     results,
@@ -49,6 +50,7 @@ register.register(app)
 watch.register(app)
 results.register(app)
 unmatched.register(app)
+quarantine.register(app)
 prepare.register(app)
 token.register(app)
 rebuild.register(app)

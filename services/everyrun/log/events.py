@@ -230,6 +230,28 @@ class MessageQuarantined(Struct, frozen=True, tag="message-quarantined", tag_fie
     reason: str
     headers: list[tuple[str, str]]
     raw: Annotated[str, Meta(description="The message, base64.")]
+    key: Annotated[str | None, Meta(description="Its key in the topic it was read from, base64.")] = None
+
+
+class QuarantineRetried(Struct, frozen=True, tag="quarantine-retried", tag_field="type"):
+    """A quarantined message was looked at again. Key: its source. On ``quarantine``, after what was published."""
+
+    source: str
+    outcome: Annotated[
+        Literal["published", "dropped", "not-understood"],
+        Meta(description="Published again; understood and of no use (a step's event); or still not understood."),
+    ]
+    detail: Annotated[str, Meta(description="The topic it was published to, or why it is not understood.")]
+    by: Annotated[str, Meta(description="Who decided.")]
+    reason: str
+
+
+class QuarantineDiscarded(Struct, frozen=True, tag="quarantine-discarded", tag_field="type"):
+    """A person decided that nothing more is done about a quarantined message; it is kept. Key: its source."""
+
+    source: str
+    by: Annotated[str, Meta(description="Who decided.")]
+    reason: str
 
 
 class Result(Struct, frozen=True, kw_only=True):
@@ -321,6 +343,8 @@ BatchEvent = (
     | BatchRegistered
 )
 
+QuarantineEvent = MessageQuarantined | QuarantineRetried | QuarantineDiscarded
+
 #: Event types by topic, as declared in infra/kafka/topics.yaml.
 TOPICS: dict[str, tuple[type[Struct], ...]] = {
     "batches": (
@@ -343,6 +367,6 @@ TOPICS: dict[str, tuple[type[Struct], ...]] = {
     "deliveries": (DeliveryDeferred,),
     "results": (ResultChanged, ResultSettled),
     "reports": (BatchProgressed, BatchSettled, SubmissionSettled),
-    "quarantine": (MessageQuarantined,),
+    "quarantine": (MessageQuarantined, QuarantineRetried, QuarantineDiscarded),
     "probes": (ProbeWritten,),
 }

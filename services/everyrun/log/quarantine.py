@@ -8,6 +8,10 @@ from collections.abc import Iterable
 from everyrun.log.cloudevents import Record, record
 from everyrun.log.events import MessageQuarantined
 
+#: A record that is published again from the quarantine carries its source there, so that one that still cannot be
+#: stored is the same message in the quarantine, and not one more.
+RETRY_OF = "ce_everyrunretryof"
+
 #: Headers that are never kept: they are, or prove the knowledge of, a secret.
 _SECRET_HEADERS = frozenset({"authorization", "cookie", "x-extend-request-signature"})
 
@@ -23,6 +27,7 @@ def quarantined(
     service: str,
     partition: int | None = None,
     offset: int | None = None,
+    message_key: bytes | None = None,
 ) -> Record:
     """The record for the topic ``quarantine``. The same ``source`` gives the same id, however often it is written."""
     kept = [(name, value) for name, value in headers if name.lower() not in _SECRET_HEADERS]
@@ -34,5 +39,6 @@ def quarantined(
         reason=reason,
         headers=kept,
         raw=base64.b64encode(raw).decode(),
+        key=None if message_key is None else base64.b64encode(message_key).decode(),
     )
     return record("quarantine", event, key=source, id=source, source=service, time=time)

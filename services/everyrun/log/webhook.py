@@ -37,8 +37,8 @@ class Meaning(NamedTuple):
     record: Record | None
 
 
-class _NotUnderstoodError(Exception):
-    pass
+class NotUnderstoodError(Exception):
+    """The body is none of Extend's events about runs; the text says why."""
 
 
 class _Envelope(msgspec.Struct):
@@ -65,17 +65,9 @@ _link = msgspec.json.Decoder(_Link)
 def interpret(body: bytes, headers: Iterable[tuple[bytes, bytes]], time: str) -> Meaning:
     """The meaning of a signed body, whatever bytes it has; ``time`` is its signed time, RFC 3339. Never raises."""
     try:
-        return _understood(body, time)
-    except _NotUnderstoodError as error:
+        return understand(body, time)
+    except NotUnderstoodError as error:
         reason = str(error)
-    except NotARunError as error:
-        reason = str(error)
-    except UnicodeError:
-        reason = "not UTF-8 text"
-    except msgspec.DecodeError as error:
-        reason = f"not a webhook event: {error}"
-    except RecursionError:
-        reason = "not a webhook event: nested too deeply"
     kept = [
         (name.decode("latin-1"), value.decode("latin-1")[:_HEADER_CHARACTERS])
         for name, value in list(headers)[:_HEADERS_KEPT]
@@ -87,13 +79,27 @@ def interpret(body: bytes, headers: Iterable[tuple[bytes, bytes]], time: str) ->
     )
 
 
+def understand(body: bytes, time: str) -> Meaning:
+    """As ``interpret``, and the same records; raises NotUnderstoodError for a body that belongs in the quarantine."""
+    try:
+        return _understood(body, time)
+    except NotARunError as error:
+        raise NotUnderstoodError(str(error)) from None
+    except UnicodeError:
+        raise NotUnderstoodError("not UTF-8 text") from None
+    except msgspec.DecodeError as error:
+        raise NotUnderstoodError(f"not a webhook event: {error}") from None
+    except RecursionError:
+        raise NotUnderstoodError("not a webhook event: nested too deeply") from None
+
+
 def _understood(body: bytes, time: str) -> Meaning:
     body.decode()  # msgspec does not look at the text it only passes on
     event = _envelope.decode(body)
     if event.eventType == SELF_TEST_EVENT:
         return Meaning("self_test", None)
     if event.eventType is not None and not event.eventType.startswith("workflow_run."):
-        raise _NotUnderstoodError(f"event type not for workflows: {event.eventType[:80]}")
+        raise NotUnderstoodError(f"event type not for workflows: {event.eventType[:80]}")
     kind = _kind.decode(event.payload).object
     if kind == "workflow_step_run" or (event.eventType == STEP_EVENT and kind != "workflow_run"):
         return Meaning("step", None)
@@ -116,7 +122,7 @@ def _understood(body: bytes, time: str) -> Meaning:
 def _deferred(event: _Envelope, event_id: str, time: str) -> Record:
     link = _link.decode(event.payload)
     if not link.id:
-        raise _NotUnderstoodError("a signed link without a run id")
+        raise NotUnderstoodError("a signed link without a run id")
     deferred = DeliveryDeferred(
         # The SDK, too, takes an event without a type for this one.
         event_type=event.eventType or "workflow_run.completed",

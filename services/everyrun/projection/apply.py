@@ -104,8 +104,10 @@ def _take_fact(content: Content, fact: Fact) -> None:
         content.submissions.append(fact)
     elif isinstance(fact.event, events.DeliveryDeferred):
         content.deliveries.append(fact)
-    elif isinstance(fact.event, events.MessageQuarantined):
+    elif isinstance(fact.event, events.QuarantineEvent):
         content.quarantined.append(fact)
+        if isinstance(fact.event, decisions.OF_THE_QUARANTINE):
+            content.decisions.append(fact)
     elif isinstance(fact.event, decisions.OF_NO_ATTEMPT):
         content.decisions.append(fact)
     else:
@@ -331,7 +333,8 @@ class _Transaction:
         for fact in self.content.decisions:
             await self.connection.execute(_sql["insert_decision"], *decisions.values(fact))
         for fact in self.content.quarantined:
-            await self.connection.execute(_sql["insert_quarantine"], *tables.quarantine_values(fact))
+            statement, values = tables.quarantine_change(fact)
+            await self.connection.execute(_sql[statement], *values)
 
     async def _write_attempts(self) -> None:
         upserts = [attempts.upsert_of(fact) for fact in self.content.attempts]

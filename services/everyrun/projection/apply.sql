@@ -87,14 +87,22 @@ set first_seen = least(known.first_seen, excluded.first_seen),
     input_id = coalesce(known.input_id, excluded.input_id)
 
 -- name: insert_quarantine
-insert into quarantine as known (source, topic, partition, "offset", reason, raw, headers, first_seen)
-values ($1, $2, $3, $4, $5, $6, $7, $8)
-on conflict (source) do update set first_seen = least(known.first_seen, excluded.first_seen)
+-- One that was published again and could not be stored either is open once more; one discarded stays so. All that
+-- is said of a source lies in one partition, in order.
+insert into quarantine as known (source, topic, partition, "offset", reason, raw, headers, key, first_seen)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+on conflict (source) do update
+set first_seen = least(known.first_seen, excluded.first_seen),
+    reason = case when known.state = 'RETRIED' then excluded.reason else known.reason end,
+    state = case when known.state = 'RETRIED' then 'OPEN' else known.state end
+
+-- name: decide_quarantine
+update quarantine set state = $2, reason = coalesce($3, reason), decided_at = $4 where source = $1
 
 -- name: insert_decision
 insert into decisions as known (
-    event_id, kind, workflow_id, submission_id, chunk, attempt, batch_id, decided_by, reason, decided_at)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+    event_id, kind, workflow_id, submission_id, chunk, attempt, batch_id, source, decided_by, reason, decided_at)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
 on conflict (event_id) do update set decided_at = least(known.decided_at, excluded.decided_at)
 
 -- name: upsert_attempt

@@ -11,6 +11,7 @@ from everyrun.projection.decode import Fact
 
 #: Decisions that are facts of an attempt too.
 OF_AN_ATTEMPT = (events.DoubtAdopted, events.DoubtResent, events.DoubtDiscarded)
+OF_THE_QUARANTINE = (events.QuarantineRetried, events.QuarantineDiscarded)
 OF_NO_ATTEMPT = (
     events.WorkflowPaused,
     events.WorkflowResumed,
@@ -29,6 +30,7 @@ class Decision(NamedTuple):
     chunk: str | None
     attempt: int | None
     batch_id: str | None
+    source: str | None
     decided_by: str | None
     reason: str
     decided_at: datetime
@@ -46,6 +48,7 @@ def values(fact: Fact) -> Decision:
         chunk=getattr(event, "chunk", None),
         attempt=getattr(event, "attempt", None),
         batch_id=getattr(event, "batch_id", None),
+        source=getattr(event, "source", None),
         decided_by=by and by.replace("\x00", "\ufffd"),
         reason=event.reason.replace("\x00", "\ufffd"),
         decided_at=fact.time,

@@ -62,7 +62,7 @@ class Fact(NamedTuple):
 _batch_decoder = msgspec.json.Decoder(events.BatchEvent)
 _run_decoder = msgspec.json.Decoder(events.RunObserved)
 _delivery_decoder = msgspec.json.Decoder(events.DeliveryDeferred)
-_quarantine_decoder = msgspec.json.Decoder(events.MessageQuarantined)
+_quarantine_decoder = msgspec.json.Decoder(events.QuarantineEvent)
 _metadata_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _reserved_decoder = msgspec.json.Decoder(reserved.Reserved)
 _encode = msgspec.json.Encoder().encode

@@ -9,9 +9,9 @@ from typing import cast
 import asyncpg
 from aiokafka.errors import KafkaError
 
-from everyrun.log.cloudevents import timestamp
+from everyrun.log.cloudevents import header, timestamp
 from everyrun.log.producer import Log
-from everyrun.log.quarantine import quarantined
+from everyrun.log.quarantine import RETRY_OF, quarantined
 from everyrun.projection.apply import Applied, ConflictError, Poison, apply
 from everyrun.projection.decode import Poll
 from everyrun.projection.offsets import GapError, Position
@@ -121,10 +121,11 @@ class Feed:
     async def _set_aside(self, poison: Sequence[Poison]) -> None:
         await self._quarantine.append(
             quarantined(
-                source=f"{p.topic}/{p.record.partition}/{p.record.offset}",
+                source=header(p.record.headers, RETRY_OF) or f"{p.topic}/{p.record.partition}/{p.record.offset}",
                 topic=p.topic,
                 partition=p.record.partition,
                 offset=p.record.offset,
+                message_key=p.record.key,
                 reason=p.reason,
                 raw=p.record.value or b"",
                 headers=[(name, value.decode("utf-8", "replace")) for name, value in p.record.headers],

@@ -171,10 +171,16 @@ def _submission(event: Any) -> tuple[Any, ...]:
     return (*head, event.priority, event.expected, instant(event.created_at))
 
 
-def quarantine_values(fact: Fact) -> tuple[Any, ...]:
-    """The parameters of ``insert_quarantine`` for a message-quarantined event."""
+def quarantine_change(fact: Fact) -> tuple[str, tuple[Any, ...]]:
+    """The statement that an event of the topic ``quarantine`` asks for, and its parameters."""
     event: Any = fact.event
+    if isinstance(event, events.QuarantineDiscarded):
+        return "decide_quarantine", (event.source, "DISCARDED", None, fact.time)
+    if isinstance(event, events.QuarantineRetried):
+        still = event.detail.replace("\x00", "\ufffd") if event.outcome == "not-understood" else None
+        return "decide_quarantine", (event.source, "OPEN" if still else "RETRIED", still, fact.time)
     position = (event.source, event.topic, event.partition, event.offset)
     headers = storable(json_of(event.headers))
     reason = event.reason.replace("\x00", "\ufffd")
-    return (*position, reason, base64.b64decode(event.raw), headers, fact.time)
+    key = None if event.key is None else base64.b64decode(event.key)
+    return "insert_quarantine", (*position, reason, base64.b64decode(event.raw), headers, key, fact.time)

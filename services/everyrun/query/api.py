@@ -10,6 +10,7 @@ from fastapi import FastAPI, Query
 from everyrun.http import ApiError, api, scope
 from everyrun.query import cursor as cursors
 from everyrun.query.paging import Connection, after, clean, plain
+from everyrun.query.quarantine import quarantine_routes
 from everyrun.query.report import report, standing
 from everyrun.query.results import result_routes
 from everyrun.query.unmatched import unmatched_routes
@@ -87,6 +88,7 @@ def query_api(settings: Settings, pool: asyncpg.Pool) -> FastAPI:
 
     result_routes(app, pool)
     unmatched_routes(app, settings, pool)
+    quarantine_routes(app, pool)
     return app
 
 

@@ -141,3 +141,29 @@ select reason, count(*) as runs from (
     where b.submission_id = $1
 ) runs
 group by reason order by reason
+
+-- name: quarantine
+select source, topic, partition, "offset", reason, state, octet_length(raw) as bytes, first_seen, decided_at
+from everyrun.quarantine
+where ($1::text is null or state = $1)
+  and ($2::text is null or strpos(reason, $2) > 0)
+  and ($3::text is null or topic = $3)
+  and ($4::text is null or source > $4)
+order by source
+limit $5
+
+-- name: quarantine_reasons
+select topic, reason, state, count(*) as messages, min(first_seen) as first_seen, max(first_seen) as last_seen
+from everyrun.quarantine
+where ($1::text is null or state = $1)
+group by topic, reason, state
+order by messages desc, topic, reason
+limit 100
+
+-- name: quarantined
+select source, topic, partition, "offset", reason, state, octet_length(raw) as bytes, first_seen, decided_at, raw,
+       headers
+from everyrun.quarantine where source = $1
+
+-- name: decisions_of
+select kind, decided_by, reason, decided_at from everyrun.decisions where source = $1 order by decided_at, event_id

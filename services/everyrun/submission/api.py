@@ -10,18 +10,21 @@ from fastapi import FastAPI, Header, Query, Request
 from fastapi.responses import JSONResponse
 
 from everyrun.http import ApiError, api, scope
+from everyrun.log.producer import Log
 from everyrun.settings import Settings
 from everyrun.store.sql import beside
 from everyrun.submission import parse
 from everyrun.submission.batches import batch_routes
 from everyrun.submission.intake import BadRowsError, IdempotencyConflictError, take_in
 from everyrun.submission.keeper import Announcer
+from everyrun.submission.quarantine import Quarantine
+from everyrun.submission.quarantine_api import quarantine_routes
 from everyrun.submission.upload import BODY, bad_rows, no_nul, rows_of
 
 _sql = beside(__file__, "queue.sql")
 
 
-def submission_api(settings: Settings, pool: asyncpg.Pool, announcer: Announcer) -> FastAPI:
+def submission_api(settings: Settings, pool: asyncpg.Pool, announcer: Announcer, log: Log) -> FastAPI:
     """The submission service's API. Errors are ``{"code", "message"}``; see the OpenAPI document."""
     app = api(
         "Everyrun submission",
@@ -84,6 +87,7 @@ def submission_api(settings: Settings, pool: asyncpg.Pool, announcer: Announcer)
         return _shown(row)
 
     batch_routes(app, settings, pool, announcer)
+    quarantine_routes(app, Quarantine(pool, log))
     return app
 
 

@@ -56,7 +56,7 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
         installation = await pool.fetchval(_sql["installation"])
         dispatcher = Dispatcher(settings, pool, extend, producer, installation)
         announcer = Announcer(pool, producer, dispatcher)
-        app = with_health(health, submission_api(settings, pool, announcer))
+        app = with_health(health, submission_api(settings, pool, announcer, producer))
         await stack.enter_async_context(http_server(settings.submission_listen, app))
         health.ready("database")
         await _caught_up(settings, pool, health)

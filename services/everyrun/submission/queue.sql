@@ -174,3 +174,9 @@ on conflict do nothing
 insert into everyrun_queue.chunks (chunk, submission_id, first_position, last_position, state, attempt, batch_id)
 values ($1, $2, 1, $3, 'sent', 1, $4)
 on conflict do nothing
+
+-- name: quarantined
+select source, topic, partition, "offset", key, raw, headers, first_seen from everyrun.quarantine where source = $1
+
+-- name: quarantine_state
+select state from everyrun.quarantine where source = $1

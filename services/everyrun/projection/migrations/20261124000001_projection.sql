@@ -161,9 +161,15 @@ create table quarantine (
     reason text not null,
     raw bytea not null,
     headers jsonb not null,
-    first_seen timestamptz not null
+    key bytea,
+    state text not null default 'OPEN',
+    first_seen timestamptz not null,
+    decided_at timestamptz
 );
-comment on table quarantine is 'Messages that could not be understood, as they were received.';
+comment on table quarantine is 'Messages that could not be understood, as they were received. None is ever deleted.';
+comment on column quarantine.state is
+    'OPEN, RETRIED (understood since, and published where it belongs), DISCARDED (a person wants nothing done about it).';
+create index quarantine_open on quarantine (source) where state = 'OPEN';
 
 create table decisions (
     event_id text collate "C" primary key,
@@ -173,13 +179,15 @@ create table decisions (
     chunk text collate "C",
     attempt int,
     batch_id text collate "C",
+    source text collate "C",
     decided_by text,
     reason text not null,
     decided_at timestamptz not null
 );
 comment on table decisions is
-    'What was decided of calls of unknown outcome, workflows and submissions: who, why and when. decided_by is null where Everyrun decided by its own rules.';
+    'What was decided of calls of unknown outcome, workflows, submissions and quarantined messages: who, why and when. decided_by is null where Everyrun decided by its own rules.';
 create index decisions_chunk on decisions (chunk, attempt);
+create index decisions_source on decisions (source);
 
 create view submission_counts as
 with chunks as (
