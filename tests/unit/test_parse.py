@@ -67,6 +67,10 @@ async def test_the_same_rows_wherever_the_body_is_cut(
         (JSON, b"{}", 'no list "inputs"'),
         (JSON, b'{"inputs": [{"a": ', "not valid JSON"),
         (JSON, b'{"inputs": ["\xff"]}', "not valid JSON"),
+        (JSON, b'{"inputs": [' + b"[" * 100_000, "nested more than 200 levels"),
+        (JSON, b'{"inputs": ' + b'{"a":' * 100_000, "inputs must be a list"),
+        (JSON, b'{"inputs": [{"file": "' + b"x" * (17 << 20) + b'"}]}', "longer than 16777216 bytes"),
+        (NDJSON, b"x" * (17 << 20), "longer than 16777216 bytes"),
         (CSV, b"id,name\n1,2\n", "no column for the file"),
         (CSV, b"url,url\n", "'url' twice"),
         (CSV, b'url\n"abc', "does not end"),
@@ -84,6 +88,11 @@ async def test_a_line_that_cannot_be_read_is_a_bad_row_among_the_others() -> Non
     assert "not valid JSON" in two.reason
     (bad,) = await read(CSV, b"url,id\nhttps://a/b\n")
     assert "1 fields, the header 2" in bad.reason
+
+
+async def test_rows_that_are_no_objects_and_rows_in_any_nesting_are_read_whole() -> None:
+    body = b'{"inputs": [1, "a", null, [], {}, [[{"a": [1]}]], {"inputs": [1]}]}'
+    assert await read(JSON, body) == [1, "a", None, [], {}, [[{"a": [1]}]], {"inputs": [1]}]
 
 
 async def test_nothing_is_no_rows() -> None:

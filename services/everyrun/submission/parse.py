@@ -18,6 +18,9 @@ _decode = msgspec.json.Decoder().decode
 _decode_quick = msgspec.json.Decoder(QuickRow).decode
 #: A longer line of NDJSON or CSV is not an input.
 _LINE_MAX = 16 << 20
+#: Where the rows lie in a JSON body, in an object's list; and the deepest that one may go.
+_ROW_DEPTH, _DEEPEST = 2, 200
+_OPENING, _CLOSING = frozenset({"start_map", "start_array"}), frozenset({"end_map", "end_array"})
 #: Rows given out together at most, where they are read one by one.
 _TOGETHER = 500
 
@@ -36,19 +39,28 @@ class Unreadable(msgspec.Struct, frozen=True):
 
 
 class _Chunks:
-    """The body as an asynchronous file, as ijson reads it."""
+    """The body as an asynchronous file, as ijson reads it. Raises UploadError where one row takes too much of it."""
 
     def __init__(self, body: AsyncIterator[bytes]) -> None:
         self._body = body
         self._left = b""
+        self._of_row = 0
+
+    def row_read(self) -> None:
+        """A row is whole: what is read from here on is of the next."""
+        self._of_row = 0
 
     async def read(self, size: int) -> bytes:
+        """Up to ``size`` bytes; none at the end."""
         while size and not self._left:
             try:
                 self._left = await anext(self._body)
             except StopAsyncIteration:
                 return b""
         part, self._left = self._left[:size], self._left[size:]
+        self._of_row += len(part)
+        if self._of_row > _LINE_MAX:
+            raise UploadError(f"a row is longer than {_LINE_MAX} bytes")
         return part
 
 
@@ -71,32 +83,37 @@ async def _together(one_by_one: AsyncIterator[Any]) -> AsyncIterator[Piece]:
 
 async def _json(body: AsyncIterator[bytes]) -> AsyncIterator[Any]:
     """``{"inputs": [ROW, ...]}``."""
+    chunks = _Chunks(body)
     found, builder, depth = False, None, 0
     try:
-        async for prefix, event, value in ijson.parse_async(_Chunks(body), use_float=True):
-            if builder is None:
-                found = found or (prefix == "inputs" and event == "start_array")
-                _check_envelope(prefix, event, value)
-                if prefix != "inputs.item":
-                    continue
-                builder = ijson.ObjectBuilder()
-            builder.event(event, value)
-            depth += {"start_map": 1, "start_array": 1, "end_map": -1, "end_array": -1}.get(event, 0)
-            if depth == 0:
+        # Without prefixes: ijson would keep one for each level, each as long as all of those above it.
+        async for event, value in ijson.basic_parse_async(chunks, use_float=True):
+            if depth < _ROW_DEPTH and event not in _CLOSING:
+                _check_envelope(depth, event, value)
+            found = found or (depth == 1 and event == "start_array")
+            if depth >= _ROW_DEPTH and not (depth == _ROW_DEPTH and event in _CLOSING):
+                builder = builder or ijson.ObjectBuilder()
+                builder.event(event, value)
+            depth += 1 if event in _OPENING else -1 if event in _CLOSING else 0
+            if depth > _DEEPEST:
+                raise UploadError(f"an input is nested more than {_DEEPEST} levels deep")
+            if depth == _ROW_DEPTH and builder is not None:
                 yield builder.value
                 builder = None
+                chunks.row_read()
     except (ijson.JSONError, UnicodeDecodeError) as error:
         raise UploadError(f"the body is not valid JSON: {error}") from None
     if not found:
         raise UploadError('the body has no list "inputs"')
 
 
-def _check_envelope(prefix: str, event: str, value: Any) -> None:
-    if prefix == "" and event not in ("start_map", "map_key", "end_map"):
+def _check_envelope(depth: int, event: str, value: Any) -> None:
+    """What comes before the first row: an object, its one key, a list. Raises UploadError."""
+    if depth == 0 and event != "start_map":
         raise UploadError('the body must be an object: {"inputs": [...]}')
-    if prefix == "" and event == "map_key" and value != "inputs":
-        raise UploadError(f"unknown field {value!r}: the body has only inputs")
-    if prefix == "inputs" and event not in ("start_array", "end_array"):
+    if depth == 1 and event == "map_key" and value != "inputs":
+        raise UploadError(f"unknown field {str(value)[:100]!r}: the body has only inputs")
+    if depth == 1 and event not in ("map_key", "start_array"):
         raise UploadError("inputs must be a list")
 
 
