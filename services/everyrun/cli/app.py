@@ -7,6 +7,7 @@ import typer
 from everyrun import __version__
 from everyrun.cli import (
     archive,
+    audit,
     demo,
     doctor,
     exits,
@@ -54,6 +55,7 @@ quarantine.register(app)
 prepare.register(app)
 token.register(app)
 rebuild.register(app)
+audit.register(app)
 archive.register(app)
 
 

@@ -87,6 +87,20 @@ async def tables_pool(settings: Settings, schema: str, size: int = LANES) -> Asy
         yield pool
 
 
+@asynccontextmanager
+async def tables_connection(settings: Settings, schema: str) -> AsyncIterator[asyncpg.Connection]:
+    """One connection that finds the tables of a schema; jsonb comes as the bytes of its text."""
+    connection = await asyncpg.connect(
+        settings.postgres_dsn.get_secret_value(),
+        server_settings={"application_name": "everyrun-replay", "search_path": schema},
+    )
+    try:
+        await tables.setup_connection(connection)
+        yield connection
+    finally:
+        await connection.close()
+
+
 async def applied_offsets(connection: asyncpg.Connection | asyncpg.Pool) -> dict[Position, int]:
     """How far the tables are that this connection finds."""
     rows = await connection.fetch(_sql["applied_offsets"])

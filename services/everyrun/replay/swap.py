@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from datetime import datetime, timedelta
 
 import asyncpg
@@ -18,7 +17,7 @@ from msgspec import Struct
 
 from everyrun.log.ranges import Position, bounds
 from everyrun.projection import tables
-from everyrun.replay.engine import INPUTS, applied_offsets
+from everyrun.replay.engine import INPUTS, applied_offsets, tables_connection
 from everyrun.replay.rebuild import DEFAULT_SCHEMA, ReplayError, Tell, Workplace, workplace
 from everyrun.settings import Settings
 from everyrun.store.sql import beside
@@ -71,7 +70,7 @@ async def rebuild_and_swap(
         await _check_dependents(place.connection, place.name)
         await _drop_unfinished(place.connection)
         done = _Records(tell)
-        async with _connection(settings, LIVE) as live:
+        async with tables_connection(settings, LIVE) as live:
             for _ in range(_ROUNDS):
                 target = await _target(settings, live, place, say)
                 if await done.bring(place, target) < _NEAR:
@@ -94,24 +93,12 @@ class _Records:
         return made.applied
 
 
-@asynccontextmanager
-async def _connection(settings: Settings, schema: str) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(
-        settings.postgres_dsn.get_secret_value(),
-        server_settings={"application_name": "everyrun-swap", "search_path": schema},
-    )
-    try:
-        yield connection
-    finally:
-        await connection.close()
-
-
 async def _target(settings: Settings, live: asyncpg.Connection, place: Workplace, say: Say) -> dict[Position, int]:
     """Where the live tables are; waits until they are nowhere behind the rebuilt ones."""
     said = False
     while True:
         target = await _live_offsets(settings, live)
-        async with _connection(settings, place.name) as there:
+        async with tables_connection(settings, place.name) as there:
             made = await applied_offsets(there)
         behind = [position for position, offset in made.items() if target.get(position, 0) < offset]
         if not behind:
@@ -153,7 +140,7 @@ async def _swap(
         began = time.monotonic()
         target = await _live_offsets(settings, live)
         last = await done.bring(place, target)
-        async with _connection(settings, place.name) as there:
+        async with tables_connection(settings, place.name) as there:
             made = await applied_offsets(there)
         different = [p for p in target if made.get(p, 0) != target[p]]
         if different:
