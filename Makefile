@@ -46,6 +46,15 @@ format: .venv ## Put every file in order
 bench: .venv ## Speeds, each beside its ceiling in the same run (ONLY=processor|bridge|intake|demo)
 	@$(BIN)/python -m benchmarks $(ONLY)
 
+.PHONY: chaos
+chaos: .venv ## Break everything while jobs run, beside the truth; goes on where it was (CELLS='bridge/*,extend/*' SEEDS=1,2,3)
+	@$(BIN)/python -m chaos --cells '$(CELLS)' --seeds '$(or $(SEEDS),1)'
+	@EVERYRUN_CHAOS=1 $(BIN)/pytest -q tests/integration/test_promises.py
+
+.PHONY: soak
+soak: .venv ## Jobs, random faults and kills for long: lost, doubled, stalls, memory (MINUTES=10 SEED=1)
+	@$(BIN)/python -m chaos.soak --minutes $(or $(MINUTES),10) --seed $(or $(SEED),1)
+
 .PHONY: schemas
 schemas: .venv ## Write schemas/ and docs/reference/ anew from the code's own types
 	@$(BIN)/python -m everyrun.schemas

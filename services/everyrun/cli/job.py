@@ -71,19 +71,22 @@ async def report(http: httpx.AsyncClient, endpoints: dict[str, str], submission_
     return body
 
 
-async def truth(http: httpx.AsyncClient, endpoints: dict[str, str]) -> list[dict[str, Any]]:
-    """What really happened to every run, by the emulator. Raises JobError."""
-    answer = await _answered(http, f"{endpoints['emulator_url']}/_emulator/truth")
+async def truth(http: httpx.AsyncClient, endpoints: dict[str, str], skip: int = 0) -> list[dict[str, Any]]:
+    """What really happened to every run but the first ``skip``, by the emulator. Raises JobError."""
+    answer = await _answered(http, f"{endpoints['emulator_url']}/_emulator/truth?skip={skip}")
     return [json.loads(line) for line in answer.text.splitlines()]
 
 
 async def agree(
-    http: httpx.AsyncClient, endpoints: dict[str, str], submission_id: str, within: float
+    http: httpx.AsyncClient, endpoints: dict[str, str], submission_id: str, within: float, skip: int = 0
 ) -> tuple[dict[str, Any], Comparison]:
-    """Compare until it agrees and balances: a second run of an input may still be on its way."""
+    """Compare until it agrees and balances: a second run of an input may still be on its way.
+
+    The emulator's first ``skip`` runs are known to be of others.
+    """
     deadline = time.monotonic() + within
     while True:
-        lines = [line for line in await truth(http, endpoints) if _is_of(line, submission_id)]
+        lines = [line for line in await truth(http, endpoints, skip) if is_of(line, submission_id)]
         comparison = await _compared(endpoints, submission_id, lines)
         said = await report(http, endpoints, submission_id)
         if (comparison.agrees and said["balanced"] and said["open"] == 0) or time.monotonic() > deadline:
@@ -110,6 +113,7 @@ async def _compared(endpoints: dict[str, str], submission_id: str, lines: list[d
         return compare(lines, {row["input_id"]: (row["run_id"], row["status"]) for row in found}, duplicates)
 
 
-def _is_of(line: dict[str, Any], submission_id: str) -> bool:
+def is_of(line: dict[str, Any], submission_id: str) -> bool:
+    """Whether a line of the truth is of an input of the submission."""
     key = line["metadata"].get("everyrun:input") or {}
     return str(key.get("input", "")).startswith(submission_id + ":")

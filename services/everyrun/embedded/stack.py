@@ -59,6 +59,11 @@ class Stack:
         """The stack's folder."""
         return self._folder
 
+    @property
+    def names(self) -> list[str]:
+        """The names of its parts."""
+        return list(self._parts)
+
     def part(self, name: str) -> Part:
         """A part by its name: kafka, postgres, emulator, submission, bridge, processor-0, reconciler, query."""
         return self._parts[name]

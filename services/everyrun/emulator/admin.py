@@ -71,11 +71,15 @@ class _Admin:
         self._engine.dice.change(faults)
         return answer(200, {"faults": faults})
 
-    async def truth(self, _request: Request) -> Response:
-        """GET /_emulator/truth: NDJSON, a line a run, in the order they were made."""
+    async def truth(self, request: Request) -> Response:
+        """GET /_emulator/truth: NDJSON, a line a run, in the order they were made; the first ``skip`` are left out."""
+        skip = request.query_params.get("skip", "0")
+        if not skip.isdecimal():
+            problem = invalid("skip: must be a number of runs")
+            return answer(problem.status, problem)
 
         async def lines() -> AsyncIterator[bytes]:
-            for start in range(0, len(self._engine.runs), 500):
+            for start in range(int(skip), len(self._engine.runs), 500):
                 yield b"".join(_encode(truth_line(run)) + b"\n" for run in self._engine.runs[start : start + 500])
                 await asyncio.sleep(0)
 

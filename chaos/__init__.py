@@ -1,0 +1,1 @@
+"""Breaking Everyrun on purpose, and comparing what it says afterwards with what really happened."""

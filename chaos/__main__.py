@@ -1,0 +1,145 @@
+"""``make chaos``: play the cells that have no outcome yet, show them as a table, and keep it in the docs."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from chaos import outcomes, workers
+from chaos.cells import ALL, INPUTS, MATRIX, WITHIN, Cell, NoSuchCellError, select
+from chaos.outcomes import Outcome
+from chaos.play import play
+from chaos.stage import staged
+from everyrun.cli.signals import until_stopped
+
+RESULTS = Path(".chaos")
+PAGE = Path("docs/reference/chaos.md")
+#: A stage is built anew after so many cells, so that the emulator's truth does not grow without end.
+_CELLS_A_STAGE = 10
+_console = Console(width=None if sys.stdout.isatty() else 180)
+
+
+def main(
+    cells: Annotated[
+        str, typer.Option(help="Patterns of cells, comma separated: bridge/*,point/*; all by default.")
+    ] = "",
+    seeds: Annotated[str, typer.Option(help="Seeds, comma separated; each cell is played with each.")] = "1",
+    inputs: Annotated[int, typer.Option(min=1, help="Inputs of a job.")] = INPUTS,
+    within: Annotated[float, typer.Option(min=10, help="Seconds a cell may take.")] = WITHIN,
+    minutes: Annotated[float, typer.Option(min=0, help="Begin no cell after so long; 0: no limit.")] = 0,
+    again: Annotated[bool, typer.Option(help="Forget what the chosen cells came to before.")] = False,
+    results: Annotated[Path, typer.Option(help="Where outcomes are kept.")] = RESULTS,
+) -> None:
+    """Break every part of a stack in every way while a job runs, and compare the end with the truth.
+
+    Goes on where it was interrupted. Ends with 0 only if every chosen cell has been played and ended well.
+
+    Example: python -m chaos --cells 'bridge/*,extend/429' --seeds 1,2,3
+    """
+    try:
+        chosen = [(cell, int(seed)) for seed in seeds.split(",") for cell in select(cells)]
+    except NoSuchCellError as error:
+        raise typer.BadParameter(str(error)) from None
+    except ValueError:
+        raise typer.BadParameter(f"--seeds: {seeds!r} is not numbers, comma separated") from None
+    if again:
+        for cell, seed in chosen:
+            outcomes.forget(results, cell, seed)
+    left = [(cell, seed) for cell, seed in chosen if outcomes.known(results, cell, seed) is None]
+    _console.print(
+        f"{len(chosen)} cells, {len(chosen) - len(left)} of them played before; outcomes are kept in {results}"
+    )
+    until = time.monotonic() + minutes * 60 if minutes else float("inf")
+    asyncio.run(until_stopped(_play_all(left, inputs, within, until, results)))
+    found = [known for cell, seed in chosen if (known := outcomes.known(results, cell, seed)) is not None]
+    _show(found)
+    _write_page(results)
+    if len(found) < len(chosen):
+        _console.print(f"{len(chosen) - len(found)} cells are left; the same command goes on")
+    raise typer.Exit(0 if len(found) == len(chosen) and not any(one.problems for one in found) else 1)
+
+
+async def _play_all(left: list[tuple[Cell, int]], inputs: int, within: float, until: float, results: Path) -> None:
+    for cell, seed in [pair for pair in left if pair[0].workers]:
+        if time.monotonic() < until:
+            with tempfile.TemporaryDirectory(prefix="everyrun-chaos-", ignore_cleanup_errors=True) as folder:
+                _console.print(f"[dim]{cell.name}, seed {seed}: {cell.what}")
+                _done(await workers.play(Path(folder), cell, seed, _tell), results)
+    staged_cells = [pair for pair in left if not pair[0].workers]
+    for seed in sorted({seed for _, seed in staged_cells}):
+        mine = [cell for cell, its in staged_cells if its == seed]
+        while mine and time.monotonic() < until:
+            mine = await _on_a_stage(mine, seed, (inputs, within), until, results)
+
+
+async def _on_a_stage(cells: list[Cell], seed: int, job: tuple[int, float], until: float, results: Path) -> list[Cell]:
+    """Play cells on one stack, until one fails: what is left of it must not spoil the next. The cells left over."""
+    _console.print("[dim]starting a stack")
+    with tempfile.TemporaryDirectory(prefix="everyrun-chaos-", ignore_cleanup_errors=True) as folder:
+        async with staged(Path(folder), seed) as stage:
+            for number, cell in enumerate(cells):
+                if time.monotonic() > until or number == _CELLS_A_STAGE:
+                    return cells[number:]
+                _console.print(f"[dim]{cell.name}, seed {seed}: {cell.what}")
+                outcome = await play(stage, cell, seed, _tell, *job)
+                _done(outcome, results)
+                if outcome.problems:
+                    words = results / f"{cell.name.replace('/', '.')}.{seed}.log"
+                    words.write_text(stage.tail())
+                    return cells[number + 1 :]
+    return []
+
+
+_last_told = 0.0
+
+
+def _tell(progress: str) -> None:
+    global _last_told
+    if time.monotonic() - _last_told > 5:
+        _last_told = time.monotonic()
+        _console.print(f"[dim]    {progress}")
+
+
+def _done(outcome: Outcome, results: Path) -> None:
+    outcomes.keep(results, outcome)
+    colour = "red" if outcome.problems else "green"
+    _console.print(f"[{colour}]{outcome.cell}[/], seed {outcome.seed}: {outcome.seconds:.0f} s, {outcome.verdict}")
+
+
+def _show(found: list[Outcome]) -> None:
+    table = Table(title="What was broken, and what came of it")
+    for name in outcomes.COLUMNS:
+        table.add_column(name, no_wrap=name != "verdict")
+    for outcome in found:
+        table.add_row(*outcomes.line(outcome), style="red" if outcome.problems else "")
+    _console.print(table)
+
+
+def _write_page(results: Path) -> None:
+    """Write the tables of the page anew, once every cell of the matrix has been played."""
+    seeds = sorted({int(path.stem.rpartition(".")[2]) for path in results.glob("*.json") if path.stem[-1].isdigit()})
+    found = [one for cell in ALL for seed in seeds if (one := outcomes.known(results, cell, seed)) is not None]
+    missing = {cell.name for cell in MATRIX} - {one.cell for one in found}
+    if missing or not PAGE.exists():
+        _console.print(f"[dim]{PAGE} is left as it is: {len(missing)} cells of the matrix have not been played")
+        return
+    page = PAGE.read_text()
+    matrix = {cell.name for cell in MATRIX}
+    page = outcomes.into_page(page, "matrix", outcomes.markdown(one for one in found if one.cell in matrix))
+    page = outcomes.into_page(page, "others", outcomes.markdown(one for one in found if one.cell not in matrix))
+    last = max(found, key=lambda one: one.date)
+    page = outcomes.into_page(page, "machine", f"{last.machine}; last run on {last.date}.\n")
+    PAGE.write_text(page)
+    _console.print(f"[dim]written: {PAGE}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
