@@ -118,6 +118,7 @@ def _health(name: str) -> dict[str, Any]:
     paths = {
         "/healthz": {"get": {"summary": "Whether the process lives", "responses": _answers(200, 503)}},
         "/readyz": {"get": {"summary": "Whether it can do its work; if not, why", "responses": _answers(200, 503)}},
+        "/metrics": {"get": {"summary": "Metrics, as Prometheus reads them", "responses": _answers(200)}},
     }
     return {"openapi": "3.1.0", "info": {"title": f"Everyrun {name}", "version": "1"}, "paths": paths}
 
@@ -133,8 +134,7 @@ def _bridge() -> dict[str, Any]:
         "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}},
         "responses": _answers(200, 400, 401, 413, 503),
     }
-    metrics = {"get": {"summary": "Counters, as Prometheus reads them", "responses": _answers(200)}}
-    document["paths"] = {"/webhooks/extend": {"post": hook}, "/metrics": metrics, **document["paths"]}
+    document["paths"] = {"/webhooks/extend": {"post": hook}, **document["paths"]}
     return document
 
 

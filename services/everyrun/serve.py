@@ -6,12 +6,15 @@ import asyncio
 import contextlib
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 
 import msgspec
 import uvicorn
 import uvloop
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from everyrun import telemetry
 from everyrun.limits import LimitedProtocol, patient
@@ -21,6 +24,10 @@ Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 AsgiApp = Callable[[Any, Any, Any], Awaitable[None]]
+
+
+#: A process that was asked to end does so within so many seconds, whatever it waits for.
+END_WITHIN = 8.0
 
 
 class Health:
@@ -60,12 +67,36 @@ class Health:
         return 200, msgspec.json.encode({"status": "ok" if path == "/healthz" else "ready"})
 
 
-def with_health(health: Health, app: AsgiApp | None = None) -> AsgiApp:
-    """An ASGI application that answers the two health paths itself, without a token, and hands on the rest."""
+class _Ready(Collector):
+    """``everyrun_ready`` (0 where readyz answers 503), and ``everyrun_waiting`` for each part that is in the way."""
+
+    def __init__(self, health: Health) -> None:
+        self._health = health
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Both, as they are now."""
+        status, _ = self._health.answer("/readyz")
+        yield GaugeMetricFamily("everyrun_ready", "Whether the process can do its work.", value=float(status == 200))
+        waiting = GaugeMetricFamily("everyrun_waiting", "1 for each part that is in the way.", labels=["part"])
+        for part in self._health.waiting:
+            waiting.add_metric([part], 1)
+        yield waiting
+
+
+def with_health(health: Health, app: AsgiApp | None = None, registry: CollectorRegistry | None = None) -> AsgiApp:
+    """An ASGI application that answers the two health paths and ``/metrics`` itself, without a token.
+
+    It hands on the rest. ``registry`` has the service's own metrics; the process's, and whether it is ready, are added.
+    """
+    shown = registry if registry is not None else CollectorRegistry()
+    shown.register(_Ready(health))
+    ProcessCollector(registry=shown)
 
     async def asgi(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] in ("/healthz", "/readyz"):
             await respond(send, *health.answer(scope["path"]))
+        elif scope["type"] == "http" and scope["path"] == "/metrics" and scope["method"] == "GET":
+            await respond(send, 200, generate_latest(shown), CONTENT_TYPE_LATEST.encode())
         elif app is not None:
             await app(scope, receive, send)
         elif scope["type"] == "http":
@@ -156,7 +187,17 @@ def run_service(
     telemetry.configure(name, settings.log_level)
 
     async def body() -> None:
-        await main(settings, stop_on_signals())
+        stop = stop_on_signals()
+        work, stopped = asyncio.create_task(main(settings, stop)), asyncio.create_task(stop.wait())
+        await asyncio.wait([work, stopped], return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        await asyncio.wait([work], timeout=END_WITHIN)
+        if not work.done():
+            # It still waits for Kafka or Postgres at its start, or for what does not end: nothing is lost with it.
+            work.cancel()
+            await asyncio.wait([work], timeout=1.0)
+        if work.done() and not work.cancelled():
+            work.result()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop if fast_loop else None) as runner:
         runner.run(body())

@@ -126,6 +126,12 @@ class Settings(BaseSettings):
     )
 
     # --- processor
+    stalled_after: float = Field(
+        120.0,
+        gt=0,
+        description="A processor with records waiting and no commit for so long ends itself to be started anew; "
+        "not while Postgres or Kafka is away.",
+    )
     processor_index: int = Field(0, ge=0, description="Which of several processors on one machine this is.")
 
     # --- query

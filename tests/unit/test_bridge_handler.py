@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import httpx
 import pytest
 from aiokafka.errors import KafkaTimeoutError
+from prometheus_client import generate_latest
 
 from everyrun.bridge.handler import Handler
 from everyrun.extend.signature import sign
@@ -164,11 +165,12 @@ async def test_other_methods_and_paths() -> None:
 async def test_outcomes_are_counted() -> None:
     step = json.dumps({"eventType": "workflow_run.step_run.processed", "payload": {}}).encode()
     kept = Kept()
-    async with client(handler(kept)) as http:
+    app = handler(kept)
+    async with client(app) as http:
         for body in (BODY, step, b"x"):
             assert (await http.post(PATH, content=body, headers=signed(body))).status_code == 200
         await http.post(PATH, content=b"x")
-        text = (await http.get("/metrics")).text
+    text = generate_latest(app.registry).decode()
     for outcome in ("observed", "step", "quarantined", "unauthorized"):
         assert f'everyrun_bridge_webhooks_total{{outcome="{outcome}"}} 1.0' in text
     assert 'everyrun_bridge_webhooks_total{outcome="deferred"} 0.0' in text

@@ -86,6 +86,15 @@ def test_the_page_of_the_http_apis_names_every_path() -> None:
     assert paths <= named
 
 
+def test_the_page_of_metrics_names_every_metric() -> None:
+    text = (DOCS / "reference" / "metrics.md").read_text()
+    code = "".join(path.read_text() for path in (TOP / "services").rglob("*.py"))
+    made = set(re.findall(r'(?:Gauge|Counter|GaugeMetricFamily|CounterMetricFamily)\(\s*"(everyrun_\w+)"', code))
+    assert len(made) > 9
+    named = {name.removesuffix("_total") for name in re.findall(r"`(everyrun_\w+)", text)}
+    assert named == made
+
+
 def test_every_page_is_reached_from_the_index() -> None:
     reached, open_pages = set(), [TOP / "README.md"]
     while open_pages:

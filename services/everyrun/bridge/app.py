@@ -36,7 +36,7 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
     producing = asyncio.create_task(_produce(settings, health, handler))
     stopped = asyncio.create_task(stop.wait())
     try:
-        async with http_server(settings.bridge_listen, with_health(health, handler), drain=_DRAIN):
+        async with http_server(settings.bridge_listen, with_health(health, handler, handler.registry), drain=_DRAIN):
             await asyncio.wait([producing, stopped], return_when=asyncio.FIRST_COMPLETED)
     finally:
         # Requests under way are answered; only now may the producer go.
@@ -53,20 +53,10 @@ async def _produce(settings: Settings, health: Health, handler: Handler) -> None
         try:
             async with Producer(settings, linger_ms=2) as producer:
                 handler.log = producer
-                while True:
-                    await asyncio.sleep(_LOOK_EVERY)
-                    await _look(settings, health)
+                await topics.keep_looking(settings, health, _LOOK_EVERY)
         except (KafkaError, OSError) as error:
             health.not_ready("kafka", f"{type(error).__name__}: {error}")
             await asyncio.sleep(0.5)
-
-
-async def _look(settings: Settings, health: Health) -> None:
-    try:
-        await topics.cluster_id(settings)
-        health.ready("kafka")
-    except (KafkaError, OSError) as error:
-        health.not_ready("kafka", f"{type(error).__name__}: {error}")
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from aiokafka.errors import KafkaError
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, generate_latest
+from prometheus_client import CollectorRegistry, Counter
 
 from everyrun import telemetry
 from everyrun.extend.signature import SIGNATURE_HEADER, TIMESTAMP_HEADER, verify
@@ -39,7 +39,7 @@ class _TooLargeError(Exception):
 
 
 class Handler:
-    """The bridge's ASGI application; also answers ``/metrics``, without a token."""
+    """The bridge's ASGI application; ``registry`` has what it counts."""
 
     def __init__(
         self,
@@ -60,8 +60,8 @@ class Handler:
         self._clock = clock
         self._within = acknowledged_within
         self._held = 0
-        self._registry = CollectorRegistry()
-        counter = Counter("everyrun_bridge_webhooks", "Webhooks by outcome.", ["outcome"], registry=self._registry)
+        self.registry = CollectorRegistry()
+        counter = Counter("everyrun_bridge_webhooks", "Webhooks by outcome.", ["outcome"], registry=self.registry)
         self._counters = {outcome: counter.labels(outcome) for outcome in OUTCOMES}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -74,9 +74,6 @@ class Handler:
             else:
                 body = b'{"code":"METHOD_NOT_ALLOWED","message":"POST only"}'
                 await _answer(send, 405, body, (b"allow", b"POST"))
-        elif scope["path"] == "/metrics" and scope["method"] == "GET":
-            content = (b"content-type", CONTENT_TYPE_LATEST.encode())
-            await _answer(send, 200, generate_latest(self._registry), content)
         else:
             await _answer(send, 404, b'{"code":"NOT_FOUND","message":"nothing is here"}')
 

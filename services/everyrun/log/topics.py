@@ -179,20 +179,32 @@ async def check(settings: Settings) -> None:
         raise TopicsError("\n".join(problems))
 
 
+async def keep_looking(settings: Settings, health: Health, every: float = 10.0) -> None:
+    """Compare again and again, for ever: readyz says so where Kafka goes away, or a topic goes or is changed."""
+    while True:
+        await _look(settings, health)
+        await asyncio.sleep(every)
+
+
+async def _look(settings: Settings, health: Health) -> bool:
+    try:
+        await check(settings)
+    except TopicsError as error:
+        health.ready("kafka")
+        health.not_ready("topics", str(error))
+        _log.error("the topics are not as declared", problems=str(error))
+    except (KafkaError, OSError) as error:
+        health.not_ready("kafka", f"{type(error).__name__}: {error}")
+    else:
+        health.ready("topics")
+        health.ready("kafka")
+        return True
+    return False
+
+
 async def wait_until_right(settings: Settings, health: Health) -> None:
     """Return when Kafka answers and the topics are as declared; until then say in readyz what is in the way."""
     wait = 0.2
-    while True:
-        try:
-            await check(settings)
-        except TopicsError as error:
-            health.not_ready("topics", str(error))
-            _log.error("the topics are not as declared", problems=str(error))
-        except (KafkaError, OSError) as error:
-            health.not_ready("kafka", f"{type(error).__name__}: {error}")
-        else:
-            health.ready("topics")
-            health.ready("kafka")
-            return
+    while not await _look(settings, health):
         await asyncio.sleep(wait)
         wait = min(wait * 2, 5.0)

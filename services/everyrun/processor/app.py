@@ -17,8 +17,10 @@ from everyrun.failpoints import hit
 from everyrun.log import topics
 from everyrun.log.connection import connection, tls
 from everyrun.log.producer import Producer
+from everyrun.processor.metrics import Metrics
 from everyrun.processor.polls import WholePolls, joined
 from everyrun.processor.publisher import Publisher
+from everyrun.processor.watch import Watch
 from everyrun.projection import tables
 from everyrun.projection.apply import Applied
 from everyrun.projection.feed import Feed
@@ -193,9 +195,11 @@ class Healer:
 
 
 async def _main(settings: Settings, stop: asyncio.Event) -> None:
-    health = Health("kafka", "database", "topics", "tables", "partitions")
+    health, metrics = Health("kafka", "database", "topics", "tables", "partitions"), Metrics()
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(http_server(settings.processor_listen, with_health(health)))
+        await stack.enter_async_context(
+            http_server(settings.processor_listen, with_health(health, None, metrics.registry))
+        )
         await topics.wait_until_right(settings, health)
         cluster_id = await topics.cluster_id(settings)
         health.ready("kafka")
@@ -229,9 +233,22 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         await app.start()
         healing = asyncio.create_task(healer.run())
+        watch = Watch(
+            settings,
+            metrics,
+            health,
+            lambda: {(tp.topic.removeprefix(settings.topic_prefix), tp.partition) for tp in app.consumer.assignment()},
+            lambda: processor.acknowledged,
+            processor._give_up,
+        )
+        standing = [
+            asyncio.create_task(watch.run(INPUTS)),
+            asyncio.create_task(topics.keep_looking(settings, health)),
+        ]
         stopped = asyncio.create_task(app.wait_until_stopped())
         await asyncio.wait({asyncio.create_task(stop.wait()), stopped}, return_when=asyncio.FIRST_COMPLETED)
-        healing.cancel()
+        for task in (healing, *standing):
+            task.cancel()
         if not stop.is_set():
             _log.error("Faust ended by itself", reason=str(app.crash_reason))
             os._exit(1)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from contextlib import AsyncExitStack
 
 import asyncpg
 
 from everyrun.query.api import query_api
+from everyrun.query.metrics import Metrics
 from everyrun.serve import Health, http_server, run_service, with_health
 from everyrun.settings import Settings
 from everyrun.store.pool import open_pool
@@ -22,11 +24,13 @@ async def _pool(settings: Settings, health: Health) -> asyncpg.Pool:
             await asyncio.sleep(0.5)
 
 
-async def _look(pool: asyncpg.Pool, health: Health) -> None:
-    """Say in readyz whether the database answers, for ever."""
-    while True:
+async def _look(pool: asyncpg.Pool, health: Health, metrics: Metrics) -> None:
+    """Say in readyz whether the database answers, and count every fifteen seconds, for ever."""
+    for turn in itertools.count():
         try:
             await pool.fetchval("select 1")
+            if turn % 15 == 0:
+                await metrics.look(pool)
             health.ready("database")
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             health.not_ready("database", f"{type(error).__name__}: {error}")
@@ -34,12 +38,12 @@ async def _look(pool: asyncpg.Pool, health: Health) -> None:
 
 
 async def _main(settings: Settings, stop: asyncio.Event) -> None:
-    health = Health("database")
+    health, metrics = Health("database"), Metrics()
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(await _pool(settings, health))
-        looking = asyncio.create_task(_look(pool, health))
+        looking = asyncio.create_task(_look(pool, health, metrics))
         await stack.enter_async_context(
-            http_server(settings.query_listen, with_health(health, query_api(settings, pool)))
+            http_server(settings.query_listen, with_health(health, query_api(settings, pool), metrics.registry))
         )
         await stop.wait()
         looking.cancel()

@@ -167,3 +167,7 @@ from everyrun.quarantine where source = $1
 
 -- name: decisions_of
 select kind, decided_by, reason, decided_at from everyrun.decisions where source = $1 order by decided_at, event_id
+
+-- name: watched_counts
+select (select count(*) from everyrun.quarantine where state = 'OPEN') as quarantined,
+       (select count(*) from everyrun.unmatched_runs) as unmatched

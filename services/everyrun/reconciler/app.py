@@ -8,10 +8,12 @@ from contextlib import AsyncExitStack
 
 import asyncpg
 from aiokafka.errors import KafkaError
+from prometheus_client import CollectorRegistry
 
 from everyrun import telemetry
 from everyrun.extend.budget import shared
 from everyrun.extend.client import Extend
+from everyrun.extend.metrics import count_requests
 from everyrun.log import topics
 from everyrun.log.producer import Producer
 from everyrun.reconciler.deliveries import Deliveries, deliveries_consumer
@@ -89,14 +91,15 @@ async def _poll(settings: Settings, extend: Extend, health: Health) -> None:
 
 
 async def _main(settings: Settings, stop: asyncio.Event) -> None:
-    health = Health("topics", "kafka", "deliveries", "polling")
+    health, registry = Health("topics", "kafka", "deliveries", "polling"), CollectorRegistry()
     links = Links(
         settings.signed_url_origins, max_bytes=settings.signed_url_max_bytes, timeout=settings.signed_url_timeout
     )
     async with (
-        http_server(settings.reconciler_listen, with_health(health), drain=1.0),
+        http_server(settings.reconciler_listen, with_health(health, None, registry), drain=1.0),
         Extend(settings, budget=shared(settings)) as extend,
     ):
+        count_requests(registry, extend.sent)
         tasks = [
             asyncio.create_task(_for_ever(health, "deliveries", lambda: _deliver(settings, links, extend, health))),
             asyncio.create_task(_for_ever(health, "polling", lambda: _poll(settings, extend, health))),

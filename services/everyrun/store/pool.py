@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import asyncpg
 import msgspec
 
@@ -15,6 +17,15 @@ async def connection_setup(connection: asyncpg.Connection) -> None:
     await connection.set_type_codec(
         "jsonb", encoder=lambda value: _json.encode(value).decode(), decoder=msgspec.json.decode, schema="pg_catalog"
     )
+
+
+async def write_problem(connection: Any) -> str | None:
+    """Why this database cannot be written: a standby, or ``default_transaction_read_only``; None where it can."""
+    if await connection.fetchval("select pg_is_in_recovery()"):
+        return "the database is a standby: it can only be read"
+    if await connection.fetchval("select current_setting('transaction_read_only')::bool"):
+        return "the database can only be read: default_transaction_read_only is on"
+    return None
 
 
 async def open_pool(settings: Settings, *, name: str, min_size: int = 1, max_size: int = 10) -> asyncpg.Pool:

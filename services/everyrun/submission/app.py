@@ -10,16 +10,18 @@ from aiokafka.errors import KafkaError
 
 from everyrun.extend.budget import shared
 from everyrun.extend.client import Extend
+from everyrun.extend.metrics import count_requests
 from everyrun.log import topics
 from everyrun.log.producer import Producer
 from everyrun.serve import Health, http_server, run_service, with_health
 from everyrun.settings import Settings
-from everyrun.store.pool import open_pool
+from everyrun.store.pool import open_pool, write_problem
 from everyrun.store.sql import beside
 from everyrun.submission.api import submission_api
 from everyrun.submission.catchup import catch_up
 from everyrun.submission.dispatcher import Dispatcher
 from everyrun.submission.keeper import Announcer, forget, repeat
+from everyrun.submission.metrics import Metrics
 from everyrun.telemetry import log
 
 _log = log(__name__)
@@ -53,10 +55,12 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
         extend = await stack.enter_async_context(Extend(settings, budget=shared(settings)))
         await topics.wait_until_right(settings, health)
         producer = await stack.enter_async_context(Producer(settings, compression="zstd"))
+        metrics = Metrics()
+        count_requests(metrics.registry, extend.sent)
         installation = await pool.fetchval(_sql["installation"])
         dispatcher = Dispatcher(settings, pool, extend, producer, installation)
         announcer = Announcer(pool, producer, dispatcher)
-        app = with_health(health, submission_api(settings, pool, announcer, producer))
+        app = with_health(health, submission_api(settings, pool, announcer, producer), metrics.registry)
         await stack.enter_async_context(http_server(settings.submission_listen, app))
         health.ready("database")
         await _caught_up(settings, pool, health)
@@ -66,9 +70,12 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
             asyncio.create_task(repeat(dispatcher.resolve, 1.0, stop)),
             asyncio.create_task(repeat(lambda: forget(pool, settings), 60.0, stop)),
             asyncio.create_task(repeat(lambda: _look(pool, health), 1.0, stop)),
+            asyncio.create_task(repeat(lambda: metrics.look(pool), 15.0, stop)),
             *(asyncio.create_task(dispatcher.work(stop)) for _ in range(settings.dispatch_workers)),
         ]
+        looking = asyncio.create_task(topics.keep_looking(settings, health))
         await stop.wait()
+        looking.cancel()
         # Calls under way may end; what does not end in time stays `sending` and is resolved after the next start.
         _, unfinished = await asyncio.wait(tasks, timeout=_STOP_WITHIN)
         for task in unfinished:
@@ -77,8 +84,11 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
 
 async def _look(pool: asyncpg.Pool, health: Health) -> None:
     try:
-        await pool.fetchval("select 1")
-        health.ready("database")
+        problem = await write_problem(pool)
+        if problem is None:
+            health.ready("database")
+        else:
+            health.not_ready("database", problem)
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         health.not_ready("database", f"{type(error).__name__}: {error}")
 

@@ -180,3 +180,9 @@ select source, topic, partition, "offset", key, raw, headers, first_seen from ev
 
 -- name: quarantine_state
 select state from everyrun.quarantine where source = $1
+
+-- name: chunks_by_state
+select state, count(*) as chunks from everyrun_queue.chunks where state = any ($1::text[]) group by state
+
+-- name: count_paused_workflows
+select count(*) from everyrun_queue.paused_workflows

@@ -1,0 +1,36 @@
+"""What the submission service shows of the queue, as Prometheus reads it at ``/metrics``."""
+
+from __future__ import annotations
+
+import asyncpg
+from prometheus_client import CollectorRegistry, Gauge
+
+from everyrun.store.sql import beside
+
+_sql = beside(__file__, "queue.sql")
+STATES = ("waiting", "sending", "in_doubt", "held")
+
+
+class Metrics:
+    """The queue's metrics, in a registry of their own; ``look`` brings them up to date."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        #: Held chunks wait for a person; in_doubt for evidence.
+        self.chunks = Gauge(
+            "everyrun_queue_chunks",
+            "Chunks that are not sent or refused yet, by state, of all processes.",
+            ["state"],
+            registry=self.registry,
+        )
+        self.paused = Gauge(
+            "everyrun_queue_paused_workflows", "Workflows that nothing is sent for.", registry=self.registry
+        )
+
+    async def look(self, pool: asyncpg.Pool) -> None:
+        """Count. Raises asyncpg's errors."""
+        rows = await pool.fetch(_sql["chunks_by_state"], list(STATES))
+        counted = {row["state"]: row["chunks"] for row in rows}
+        for state in STATES:
+            self.chunks.labels(state).set(counted.get(state, 0))
+        self.paused.set(await pool.fetchval(_sql["count_paused_workflows"]))
