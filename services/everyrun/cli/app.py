@@ -7,6 +7,7 @@ import typer
 from everyrun import __version__
 from everyrun.cli import (
     archive,
+    asof,
     audit,
     demo,
     doctor,
@@ -56,6 +57,7 @@ prepare.register(app)
 token.register(app)
 rebuild.register(app)
 audit.register(app)
+asof.register(app)
 archive.register(app)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,7 +14,7 @@ from rich.table import Column, Table
 from everyrun.cli.client import DataDir
 from everyrun.cli.console import err, out
 from everyrun.cli.direct import settings_of
-from everyrun.cli.rebuild import PANEL, counted, run
+from everyrun.cli.rebuild import PANEL, counted, moment_of, run
 
 if TYPE_CHECKING:
     from everyrun.replay.audit import Audited
@@ -68,18 +69,11 @@ def _number(count: int, of: str) -> str:
     return f"{count or 'no'} {of}{'' if count == 1 else 's'}"
 
 
-def _time(text: str | None, option: str) -> Any:
-    from datetime import datetime
-
-    from everyrun.replay import moment
-
+def _time(text: str | None, option: str) -> datetime | None:
     if text is None:
         return None
-    try:
-        found = moment.parse(text)
-    except moment.MomentError as error:
-        raise typer.BadParameter(str(error), param_hint=option) from None
-    if not isinstance(found, datetime):
+    found = moment_of(text, option)
+    if isinstance(found, dict):
         raise typer.BadParameter("is a time, for example 2026-03-03T12:00:00Z", param_hint=option)
     return found
 

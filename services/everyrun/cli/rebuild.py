@@ -19,6 +19,7 @@ from everyrun.cli.signals import until_stopped
 
 if TYPE_CHECKING:
     from everyrun.replay.engine import Progress
+    from everyrun.replay.moment import Moment
 
 T = TypeVar("T")
 
@@ -58,7 +59,7 @@ def rebuild(
 
     if swap and until is not None:
         raise typer.BadParameter("--swap brings the tables to where the live ones are: give no --until with it")
-    wanted = _moment(until)
+    wanted = None if until is None else moment_of(until, "--until")
     settings = settings_of(data_dir, "kafka_bootstrap", "postgres_dsn")
     name = schema or rebuild.DEFAULT_SCHEMA
 
@@ -81,13 +82,14 @@ def rebuild(
         run(work(tell))
 
 
-def _moment(text: str | None) -> Any:
+def moment_of(text: str, option: str) -> Moment:
+    """The moment that a parameter names. Ends the command as wrongly called where it names none."""
     from everyrun.replay import moment
 
     try:
-        return None if text is None else moment.parse(text)
+        return moment.parse(text)
     except moment.MomentError as error:
-        raise typer.BadParameter(str(error)) from None
+        raise typer.BadParameter(str(error), param_hint=option) from None
 
 
 def _say(text: str) -> None:

@@ -15,7 +15,7 @@ from msgspec import Struct
 from everyrun.log import topics
 from everyrun.log.ranges import Position, Stretch
 from everyrun.projection import tables
-from everyrun.replay.engine import AT_ONCE, LANES, Engine, Offsets, Progress, applied_offsets, tables_pool
+from everyrun.replay.engine import LANES, Engine, Offsets, Progress, applied_offsets, tables_pool
 from everyrun.settings import Settings
 from everyrun.store.migrate import SCHEMAS, migrate
 from everyrun.store.sql import beside
@@ -98,7 +98,7 @@ class Workplace:
         offsets: Offsets,
         tell: Tell,
         *,
-        at_once: int = AT_ONCE,
+        at_once: int | None = None,
         observe: Callable[[asyncpg.Pool], Callable[[Stretch], Awaitable[None]]] | None = None,
     ) -> Rebuilt:
         """Apply the log up to exactly these offsets; what is applied already is not read again.
@@ -169,7 +169,7 @@ async def rebuild(
     *,
     schema: str = DEFAULT_SCHEMA,
     fresh: bool = False,
-    at_once: int = AT_ONCE,
+    at_once: int | None = None,
 ) -> Rebuilt:
     """All tables as the log makes them up to these offsets, in a schema of their own. Publishes nothing.
 

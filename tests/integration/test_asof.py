@@ -1,0 +1,143 @@
+"""The tables as of a moment are the tables as they were; a rebuild that is killed loses little of its reading."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from everyrun.log import topics
+from everyrun.log.cloudevents import Record
+from everyrun.log.producer import Producer
+from everyrun.log.ranges import bounds, read_ranges
+from everyrun.replay.asof import SCHEMA, as_of
+from everyrun.replay.engine import INPUTS, Engine, applied_offsets, tables_pool
+from everyrun.replay.moment import MomentError, offsets_of
+from everyrun.replay.rebuild import DEFAULT_SCHEMA
+from everyrun.settings import Settings
+from tests.integration.test_rebuild import contents, quiet
+from tests.records import a_world, apart
+
+pytestmark = pytest.mark.stack
+
+
+async def append(settings: Settings, records: list[Record]) -> None:
+    async with Producer(settings) as producer:
+        await producer.append(records)
+
+
+def rows(tables: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Without partitions nothing of which is applied: whether they have a row says nothing."""
+    return tables | {"applied_offsets": [row for row in tables["applied_offsets"] if ",0," not in row]}
+
+
+async def test_as_of_is_a_snapshot_taken_then(settings: Settings) -> None:
+    """At ten random moments the live tables are copied, with the offsets that they name; then the log is asked."""
+    chance = random.Random(7)
+    for seed in (1, 2):
+        await append(settings, apart(a_world(random.Random(seed), chunks=5, inputs=8), str(seed)))
+    ends = await offsets_of(settings, None)
+    cluster_id = await topics.cluster_id(settings)
+    snapshots = []
+    reached: dict = {}
+    async with tables_pool(settings, "everyrun") as pool:
+        for _ in range(10):
+            goal = {p: min(end, reached.get(p, 0) + chance.randint(0, max(end // 4, 2))) for p, end in ends.items()}
+            await Engine(settings, pool, cluster_id).run(reached, goal)
+            reached = await applied_offsets(pool)
+            snapshots.append((reached, await contents(settings, "everyrun")))
+    assert len({str(tables["results"]) for _, tables in snapshots}) > 5
+    for offsets, tables in [snapshots[4], *snapshots]:
+        async with as_of(settings, offsets, quiet):
+            assert rows(await contents(settings, SCHEMA)) == rows(tables)
+    with pytest.raises(MomentError, match="ends at"):
+        async with as_of(settings, {("runs", 0): ends["runs", 0] + 1}, quiet):
+            pass
+
+
+async def test_a_time_is_when_everyrun_was_told(settings: Settings) -> None:
+    await append(settings, apart(a_world(random.Random(1)), "1"))
+    ends = (await bounds(settings, INPUTS)).end
+    told = 0
+    async for stretch in read_ranges(settings, {p: (0, end) for p, end in ends.items()}):
+        told = max([told, *(record.timestamp for record in stretch.records)])
+    while time.time() * 1000 <= told + 1:
+        await asyncio.sleep(0.001)
+    await append(settings, apart(a_world(random.Random(2)), "2"))
+    async with as_of(settings, datetime.fromtimestamp(told / 1000, UTC), quiet) as found:
+        assert found.offsets == ends
+        (submission,) = [
+            r[0] for r in await found.connection.fetch("select submission_id from submissions where priority = 90")
+        ]
+        report = await found.report(submission)
+        assert report is not None
+        assert sum(report["by_status"].values()) == report["expected"] == 12
+        assert report["balanced"]
+        results = [row async for row in found.results(submission)]
+        assert {row["input_id"] for row in results} <= {f"{submission}:{n}" for n in range(1, 13)}
+        row = await found.row(results[0]["input_id"])
+        assert row is not None
+        assert {name: row[name] for name in results[0]} == results[0]
+        assert await found.row("sub_2_1:1") is None
+        assert await found.report("sub_unknown") is None
+    async with as_of(settings, datetime(2000, 1, 1, tzinfo=UTC), quiet) as found:
+        assert not any(found.offsets.values())
+        assert await found.report(submission) is None
+
+
+KILLED = """
+import asyncio, os, sys
+from everyrun.log.ranges import Stretch
+from everyrun.replay import engine
+from everyrun.replay.moment import offsets_of
+from everyrun.replay.rebuild import rebuild
+from everyrun.settings import load
+
+read = open(sys.argv[1], "a")
+most = int(sys.argv[2])
+
+class Counted(engine.Progress):
+    # Every record read is told of before it is applied; at so many applied the process kills itself.
+    def __setattr__(self, name, value):
+        if name == "read" and value:
+            read.write(f"{value - self.read}\\n")
+            read.flush()
+        super().__setattr__(name, value)
+        if name == "applied" and value > most:
+            os.kill(os.getpid(), 9)
+
+engine.Progress = Counted
+
+async def main():
+    settings = load()
+    await rebuild(settings, await offsets_of(settings, None), lambda _: None, at_once=12)
+
+asyncio.run(main())
+"""
+
+
+async def test_a_rebuild_killed_three_times_ends_right_and_reads_little_twice(
+    settings: Settings, tmp_path: Path
+) -> None:
+    for seed in range(12):
+        await append(settings, apart(a_world(random.Random(seed), chunks=8, inputs=10), str(seed)))
+    total = sum((await offsets_of(settings, None)).values())
+    read = tmp_path / "read"
+    env = {
+        "EVERYRUN_KAFKA_BOOTSTRAP": settings.kafka_bootstrap,
+        "EVERYRUN_POSTGRES_DSN": settings.postgres_dsn.get_secret_value(),
+        "EVERYRUN_TOPIC_PREFIX": settings.topic_prefix,
+    }
+    for most, status in ((total // 5, -9), (total // 5, -9), (total // 5, -9), (total, 0)):
+        process = await asyncio.create_subprocess_exec(sys.executable, "-c", KILLED, str(read), str(most), env=env)
+        assert await process.wait() == status
+    assert sum(map(int, read.read_text().split())) <= 1.1 * total
+    ends = await offsets_of(settings, None)
+    async with tables_pool(settings, "everyrun") as pool:
+        await Engine(settings, pool, await topics.cluster_id(settings)).run({}, ends)
+    assert rows(await contents(settings, DEFAULT_SCHEMA)) == rows(await contents(settings, "everyrun"))
