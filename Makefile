@@ -55,6 +55,18 @@ chaos: .venv ## Break everything while jobs run, beside the truth; goes on where
 soak: .venv ## Jobs, random faults and kills for long: lost, doubled, stalls, memory (MINUTES=10 SEED=1)
 	@$(BIN)/python -m chaos.soak --minutes $(or $(MINUTES),10) --seed $(or $(SEED),1)
 
+.PHONY: fuzz
+fuzz: .venv ## Fuzz the APIs, the bridge and HTTP itself (MINUTES=10)
+	@EVERYRUN_FUZZ_MINUTES=$(or $(MINUTES),10) $(BIN)/pytest tests/fuzz -s -o timeout=0 $(ARGS)
+
+.PHONY: audit
+audit: .venv-audit/.installed ## The locked dependencies against known vulnerabilities (needs the network)
+	@.venv-audit/bin/pip-audit --strict --disable-pip --require-hashes --progress-spinner off -r requirements.lock
+.venv-audit/.installed:
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/pip install --quiet --disable-pip-version-check pip-audit
+	@touch $@
+
 .PHONY: schemas
 schemas: .venv ## Write schemas/ and docs/reference/ anew from the code's own types
 	@$(BIN)/python -m everyrun.schemas
@@ -72,4 +84,4 @@ lock: .venv ## Write requirements.lock anew (needs uv)
 
 .PHONY: clean
 clean: ## Take away .venv and caches; .everyrun stays
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	rm -rf $(VENV) .venv-audit .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

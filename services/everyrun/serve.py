@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 
 from everyrun import telemetry
 from everyrun.limits import LimitedProtocol, patient
+from everyrun.redact import redact
 from everyrun.settings import Settings, SettingsError, listen_address, load
 
 Scope = dict[str, Any]
@@ -47,11 +48,12 @@ class Health:
 
     def not_ready(self, part: str, why: str) -> None:
         """The part does not work, for now."""
-        self._waiting[part] = why
+        # Whoever asks sees it, without a token.
+        self._waiting[part] = redact(why)
 
     def fail(self, why: str) -> None:
         """This process can not go on and should be started anew."""
-        self._failed = why
+        self._failed = redact(why)
 
     @property
     def waiting(self) -> dict[str, str]:
@@ -184,7 +186,7 @@ def run_service(
     except SettingsError as error:
         print(f"everyrun {name} cannot start:\n{error}", file=sys.stderr)
         raise SystemExit(2) from None
-    telemetry.configure(name, settings.log_level)
+    telemetry.configure(name, settings.log_level, settings.secrets())
 
     async def body() -> None:
         stop = stop_on_signals()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import unquote, urlsplit
 
 from pydantic import AliasChoices, Field, FilePath, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -221,6 +222,14 @@ class Settings(BaseSettings):
         if missing:
             raise SettingsError("\n".join(missing))
         return self
+
+    def secrets(self) -> list[str]:
+        """The plain text of every secret among the settings, of the dsn its password too: for hiding them."""
+        given = [getattr(self, name) for name in type(self).model_fields]
+        kept = [one for value in given for one in (value if isinstance(value, list) else [value])]
+        plain = [one.get_secret_value() for one in kept if isinstance(one, SecretStr)]
+        password = unquote(urlsplit(self.postgres_dsn.get_secret_value()).password or "")
+        return [text for text in (*plain, password) if text]
 
     def rate(self) -> float:
         """Requests a second that Extend allows in each of its categories."""

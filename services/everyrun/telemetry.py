@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import structlog
+
+from everyrun.redact import redactor
 
 #: Keys whose value never reaches a log line, whoever passes it.
 HIDDEN = frozenset({"authorization", "api_key", "api_token", "secret", "secrets", "password", "token", "dsn"})
@@ -19,8 +22,12 @@ def _hide(_logger: Any, _method: str, event: structlog.typing.EventDict) -> stru
     return event
 
 
-def configure(service: str, level: str = "info") -> None:
-    """Send this process's logs, the libraries' too, to standard error as JSON lines that name the service."""
+def configure(service: str, level: str = "info", secrets: Iterable[str] = ()) -> None:
+    """Send this process's logs, the libraries' too, to standard error as JSON lines that name the service.
+
+    ``secrets`` are in no line, wherever they come from, nor is what looks like one (:mod:`everyrun.redact`).
+    """
+    clean = redactor(secrets)
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -40,11 +47,17 @@ def configure(service: str, level: str = "info") -> None:
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.processors.dict_tracebacks,
+                # Without the local variables, which hold whole requests.
+                structlog.processors.ExceptionRenderer(
+                    structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+                ),
                 structlog.processors.JSONRenderer(),
+                lambda _logger, _method, line: clean(str(line)),
             ],
         )
     )
+    # A line that cannot be written would be printed as it was given, uncleaned.
+    logging.raiseExceptions = False
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())

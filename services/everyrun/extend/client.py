@@ -17,6 +17,7 @@ import httpx
 import msgspec
 
 from everyrun.extend.budget import GET, RUN, WRITE, Budget, OwnTurns
+from everyrun.redact import redact
 from everyrun.settings import Settings
 
 API_VERSION = "2026-02-09"
@@ -174,13 +175,16 @@ def _error(response: httpx.Response) -> ExtendError:
 
 
 def read_error(content: bytes) -> tuple[str, str]:
-    """Code and message of an error body (SDK 1.20.0, types/api_error.py), or stand-ins where it is of another form."""
+    """Code and message of an error body (SDK 1.20.0, types/api_error.py), or stand-ins where it is of another form.
+
+    Without what looks like a secret: Extend may quote the link to a file, and what it says goes into the log.
+    """
     try:
         body = msgspec.json.decode(content)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return "UNREADABLE", content[:200].decode("utf-8", "replace")
+        return "UNREADABLE", redact(content[:2000].decode("utf-8", "replace"))[:200]
     if isinstance(body, dict) and isinstance(body.get("error"), dict):
         body = body["error"]
     if not isinstance(body, dict):
-        return "UNREADABLE", str(body)[:200]
-    return str(body.get("code") or "UNKNOWN"), str(body.get("message") or "")[:2000]
+        return "UNREADABLE", redact(str(body)[:2000])[:200]
+    return str(body.get("code") or "UNKNOWN"), redact(str(body.get("message") or ""))[:2000]

@@ -13,7 +13,9 @@ from everyrun.log.events import MessageQuarantined
 RETRY_OF = "ce_everyrunretryof"
 
 #: Headers that are never kept: they are, or prove the knowledge of, a secret.
-_SECRET_HEADERS = frozenset({"authorization", "cookie", "x-extend-request-signature"})
+_SECRET_HEADERS = frozenset(
+    {"authorization", "proxy-authorization", "cookie", "x-api-key", "x-extend-request-signature"}
+)
 
 
 def quarantined(
