@@ -49,6 +49,7 @@ bench: .venv ## Speeds, each beside its ceiling in the same run (ONLY=processor|
 .PHONY: chaos
 chaos: .venv ## Break everything while jobs run, beside the truth; goes on where it was (CELLS='bridge/*,extend/*' SEEDS=1,2,3)
 	@$(BIN)/python -m chaos --cells '$(CELLS)' --seeds '$(or $(SEEDS),1)'
+	@[ -n '$(CELLS)' ] || $(BIN)/pytest -m chaos
 	@EVERYRUN_CHAOS=1 $(BIN)/pytest -q tests/integration/test_promises.py
 
 .PHONY: soak
