@@ -65,7 +65,7 @@ async def until_runs(settings: Settings, run_ids: set[str]) -> list:
         found[:] = await read_topic(settings, "runs")
         return run_ids <= {event["run"]["id"] for event, _ in found}
 
-    await eventually(all_there, "the log tells of every run", 60)
+    await eventually(all_there, "the log tells of every run", 120)
     return found
 
 
@@ -100,6 +100,40 @@ async def test_the_batch_of_an_unanswered_call_is_found(service, emulator_with, 
     records = await eventually(found, "a run of the unknown batch is in the log", 30)
     assert [(event["run"]["batchId"], event["source"]) for event, _ in records] == [(ours, "poll")]
     assert records[0][0]["run"]["metadata"]["n"] in (0, 1, 2)
+
+
+async def test_runs_of_which_no_webhook_comes_cost_a_get_each_and_little_more(service, emulator_with, settings) -> None:
+    emulator = emulator_with("--run-seconds", "0.2:1")
+    batches = [make_batch(emulator.url, 200) for _ in range(2)]
+    for batch in batches:
+        await note(settings, "SUBMITTED", batch_id=batch, size=200)
+    await service("reconciler", **variables(emulator.url, EVERYRUN_POLL_EVERY=5)).ready()
+    asked = 0
+
+    async def asked_for_all() -> bool:
+        nonlocal asked
+        asked = httpx.get(emulator.url + "/_emulator/stats").json()["requests"]["get"]
+        return asked >= 400 + len(batches)
+
+    await eventually(asked_for_all, "as many requests as it takes at the least", 120)
+    # A Get each, a full page a batch, and a fifth on top for polls before a run had ended.
+    assert asked <= 1.2 * 400 + len(batches)
+    found = await until_runs(settings, {line["run_id"] for line in emulator.truth()})
+    assert len(found) == 400
+
+
+async def test_another_reconciler_leads_when_the_leader_is_killed(service, emulator_with, settings) -> None:
+    emulator = emulator_with("--run-seconds", "0.1:0.3")
+    first = await service("reconciler", **variables(emulator.url)).ready()
+    one = make_batch(emulator.url, 3)
+    await note(settings, "SUBMITTED", batch_id=one, size=3)
+    await until_runs(settings, {line["run_id"] for line in emulator.truth()})
+    second = await service("reconciler", **variables(emulator.url)).ready()
+    first.kill()
+    other = make_batch(emulator.url, 3)
+    await note(settings, "SUBMITTED", batch_id=other, size=3)
+    await until_runs(settings, {line["run_id"] for line in emulator.truth()})
+    assert second.process.poll() is None
 
 
 @pytest.mark.parametrize("expired", [0, 1])

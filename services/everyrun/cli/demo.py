@@ -20,7 +20,7 @@ from everyrun.cli.console import err, fail, out, part_event
 from everyrun.cli.progress import JobProgress
 from everyrun.cli.signals import until_stopped
 from everyrun.cli.stack import Faults, Plan, Processors, RunSeconds, Seed, check_emulator_options
-from everyrun.cli.truth import Comparison
+from everyrun.cli.truth import Comparison, least_requests
 
 #: Time-outs and windows of a demo: short, so that faults are seen to be mended.
 SHORT = {
@@ -101,9 +101,11 @@ async def _job(endpoints: dict[str, str], count: int) -> dict[str, Any]:
         )
         await _watch(http, endpoints, submission["submission_id"])
         report, comparison = await job.agree(http, endpoints, submission["submission_id"], _AGREE_WITHIN)
+        least = least_requests(await job.truth(http, endpoints))
         seconds = time.monotonic() - began
         stats = (await http.get(f"{endpoints['emulator_url']}/_emulator/stats")).json()
     figures = await _figures(endpoints, report, comparison, stats, seconds)
+    figures["vendor_requests_least"] = least
     _show(figures, comparison, stats)
     return figures
 
@@ -171,7 +173,12 @@ def _show(figures: dict[str, Any], comparison: Comparison, stats: dict[str, Any]
     lost = f"{webhooks['delivered']} delivered, {webhooks['dropped']} lost on purpose"
     table.add_row("webhooks", f"{figures['quarantined']} in quarantine", lost)
     requests = figures["vendor_requests"]
-    table.add_row("requests to Extend", f"{requests['run']} batch calls, {requests['get']} GETs", "")
+    least = figures["vendor_requests_least"]
+    table.add_row(
+        "requests to Extend",
+        f"{requests['run']} batch calls, {requests['get']} GETs",
+        f"{least['run']} and {least['get']} at the least",
+    )
     table.add_row("balanced", "yes" if figures["balanced"] else "[red]no[/]", "")
     table.add_row("agrees, row by row", "yes" if comparison.agrees else "[red]no[/]", "")
     out.print(table)

@@ -55,6 +55,18 @@ def compare(
     return Comparison(not differences, double, further, differences[:20])
 
 
+def least_requests(truth: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """The fewest requests with which all of it could have been known: a call a batch, a Get of each run of which no
+    webhook was delivered, and one full page for each batch that has such runs."""
+    calls: set[str] = set()
+    unheard: dict[str, int] = defaultdict(int)
+    for line in truth:
+        calls.add(line["batch_id"])
+        if not line["webhooks"]["delivered"]:
+            unheard[line["batch_id"]] += 1
+    return {"run": len(calls), "get": sum(unheard.values()) + len(unheard)}
+
+
 def _standing(runs: Mapping[str, str]) -> str:
     versions = {version_of_run(run_id, status in FINAL, ""): run_id for run_id, status in runs.items()}
     return versions[choose(versions)]

@@ -102,6 +102,8 @@ def _show(found: dict[str, Any]) -> None:
     table.add_section()
     table.add_row("settled", str(found["settled"]))
     table.add_row("open", str(found["open"]))
+    for reason, number in found["overdue_by_reason"].items():
+        table.add_row(f"[yellow]overdue: {reason.replace('_', ' ')}[/]", str(number))
     table.add_section()
     for name in ("unmatched", "duplicates", "pending_deliveries"):
         table.add_row(name.replace("_", " ") + (" (runs)" if name != "pending_deliveries" else ""), str(found[name]))

@@ -9,6 +9,7 @@ from fastapi import FastAPI, Query
 
 from everyrun.http import ApiError, api, scope
 from everyrun.query import cursor as cursors
+from everyrun.query.overdue import overdue_by_reason, overdue_routes
 from everyrun.query.paging import Connection, after, clean, plain
 from everyrun.query.quarantine import quarantine_routes
 from everyrun.query.report import report, standing
@@ -50,7 +51,8 @@ def query_api(settings: Settings, pool: asyncpg.Pool) -> FastAPI:
             states = {row["state"]: row["batches"] for row in await c.fetch(_sql["states"], submission_id)}
             unmatched = {row["reason"]: row["runs"] for row in await c.fetch(_sql["unmatched_of"], submission_id)}
             pending = await c.fetchval(_sql["pending_deliveries"], submission_id)
-        return report(dict(submission), kept, counted, lines, states, unmatched, pending)
+            overdue = await overdue_by_reason(c, settings, submission_id, kept)
+        return report(dict(submission), kept, counted, lines, states, unmatched, pending, overdue)
 
     @app.get("/v1/submissions/{submission_id}/progress", dependencies=[scope("read")])
     async def submission_progress(submission_id: str) -> dict[str, Any]:
@@ -87,6 +89,7 @@ def query_api(settings: Settings, pool: asyncpg.Pool) -> FastAPI:
         return _line(row)
 
     result_routes(app, pool)
+    overdue_routes(app, settings, pool)
     unmatched_routes(app, settings, pool)
     quarantine_routes(app, pool)
     return app

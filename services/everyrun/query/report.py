@@ -67,8 +67,10 @@ def report(
     states: Mapping[str, int],
     unmatched: Mapping[str, int],
     pending_deliveries: int,
+    overdue: Mapping[str, int],
 ) -> dict[str, Any]:
-    """The whole report, as the API answers it; ``unmatched`` are the runs without an input by the reason for it."""
+    """The whole report, as the API answers it; ``unmatched`` are the runs without an input by the reason for it,
+    ``overdue`` the inputs open for too long by theirs."""
     expected = submission["expected"]
     problems = imbalances(expected, kept, counted, lines)
     return {
@@ -81,6 +83,8 @@ def report(
         "unmatched_by_reason": dict(unmatched),
         "duplicates": sum(line["duplicates"] for line in lines),
         "pending_deliveries": pending_deliveries,
+        "overdue": sum(overdue.values()),
+        "overdue_by_reason": dict(overdue),
         "batches": dict(sorted(states.items())),
         "balanced": not problems,
         "imbalances": problems,

@@ -1,0 +1,64 @@
+"""Why an input is still open: what the reconciler found, read by the query service."""
+
+from __future__ import annotations
+
+import pytest
+
+from everyrun.query.overdue import REASONS, _sql, overdue_by_reason
+from tests.integration.test_sweeps import Bench, bench
+
+pytestmark = pytest.mark.stack
+__all__ = ["bench"]
+
+
+async def reasons(bench: Bench) -> dict[str, str]:
+    rows = await bench.pool.fetch(_sql["overdue"], bench.settings.overdue_after, "s", None, None)
+    return {row["input_id"]: row["reason"] for row in rows}
+
+
+async def test_each_overdue_input_has_its_reason(bench: Bench) -> None:
+    bench.restart(overdue_after=3600)
+    await bench.batch("b", ago=4000, inputs=5)
+    await bench.batch("young", ago=3000)
+    await bench.row(None, "SUBMITTED", "young")
+    for number, (run_id, status) in enumerate(
+        [("review", "NEEDS_REVIEW"), ("removed", "NEEDS_REVIEW"), ("done", "PROCESSED"), (None, "SUBMITTED")]
+    ):
+        await bench.row(run_id, status, "b", number)
+    bench.vendor.run("review", "NEEDS_REVIEW", "b", ago=60)
+    bench.vendor.run("done", "PROCESSED", "b", ago=60)
+    bench.vendor.run("running", "PROCESSING", "b")
+    before = {"s:b-0": "needs_review", "s:b-1": "needs_review", "s:b-3": "not_polled"}
+    assert await reasons(bench) == before
+    await bench.polling.poll("b", 5, overdue=True)
+    # One run is gone; one is under way, and may be that of the input without one until its row names it.
+    assert bench.log.runs() == ["running"]
+    assert await reasons(bench) == {**before, "s:b-1": "deleted_upstream", "s:b-3": "still_running"}
+    await bench.row("running", "PROCESSING", "b", 4)
+    now = {"s:b-0": "needs_review", "s:b-1": "deleted_upstream", "s:b-4": "still_running"}
+    await bench.pool.execute("delete from everyrun_queue.gone_runs")
+    assert (await reasons(bench))["s:b-3"] == "not_listed"
+    await bench.pool.execute("insert into everyrun_queue.gone_runs values ('removed', 'b', now())")
+    assert await reasons(bench) == {**now, "s:b-3": "deleted_upstream"}
+    async with bench.pool.acquire() as connection:
+        found = await overdue_by_reason(connection, bench.settings, "s", {"WAITING": 3})
+    assert found == {"deleted_upstream": 2, "needs_review": 1, "still_running": 1}
+    assert found.keys() <= REASONS.keys()
+
+
+async def test_what_the_queue_has_lost_is_said_at_once_and_what_waits_after_its_time(bench: Bench) -> None:
+    await bench.pool.execute("insert into everyrun.submissions values ('s', 'w', null, 90, 5, now())")
+    kept = {"WAITING": 3, "IN_DOUBT": 2, "PROCESSED": 1}
+
+    async def found(**settings: float) -> dict[str, int]:
+        async with bench.pool.acquire() as connection:
+            return await overdue_by_reason(connection, bench.settings.model_copy(update=settings), "s", kept)
+
+    assert await found() == {"queue_lost": 3}
+    assert await found(overdue_after=1e-6) == {"queue_lost": 3, "in_doubt": 2}
+    await bench.pool.execute(
+        "insert into everyrun_queue.submissions (submission_id, workflow_id, priority, expected, batches, content_hash,"
+        " created_at) values ('s', 'w', 90, 5, 1, '', now())"
+    )
+    assert await found() == {}
+    assert await found(overdue_after=1e-6) == {"waiting": 3, "in_doubt": 2}
