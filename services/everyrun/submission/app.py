@@ -6,7 +6,6 @@ import asyncio
 from contextlib import AsyncExitStack
 
 import asyncpg
-from aiokafka.errors import KafkaError
 
 from everyrun.extend.budget import shared
 from everyrun.extend.client import Extend
@@ -18,10 +17,12 @@ from everyrun.settings import Settings
 from everyrun.store.pool import open_pool, write_problem
 from everyrun.store.sql import beside
 from everyrun.submission.api import submission_api
-from everyrun.submission.catchup import catch_up
-from everyrun.submission.dispatcher import Dispatcher
+from everyrun.submission.catchup import Level
+from everyrun.submission.dispatcher import AWAY, Dispatcher
 from everyrun.submission.keeper import Announcer, forget, repeat
 from everyrun.submission.metrics import Metrics
+from everyrun.submission.resolver import Resolver
+from everyrun.submission.transition import Transitions
 from everyrun.telemetry import log
 
 _log = log(__name__)
@@ -38,13 +39,22 @@ async def _pool(settings: Settings, health: Health) -> asyncpg.Pool:
             await asyncio.sleep(0.5)
 
 
-async def _caught_up(settings: Settings, pool: asyncpg.Pool, health: Health) -> None:
+async def _kept_level(level: Level, health: Health) -> None:
+    """Bring the queue level with the log; readyz says what is in the way."""
+    try:
+        await level.advance()
+    except AWAY as error:
+        health.not_ready("log_position", str(error) or type(error).__name__)
+        raise
+    health.ready("log_position")
+
+
+async def _is_level(level: Level, health: Health) -> None:
     while True:
         try:
-            await catch_up(settings, pool, await topics.cluster_id(settings))
-            return
-        except (OSError, KafkaError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            health.not_ready("log_position", f"{type(error).__name__}: {error}")
+            return await _kept_level(level, health)
+        except AWAY as error:
+            _log.warning("waiting to be level with the log", error=f"{type(error).__name__}: {error}")
             await asyncio.sleep(0.5)
 
 
@@ -58,16 +68,19 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
         metrics = Metrics()
         count_requests(metrics.registry, extend.sent)
         installation = await pool.fetchval(_sql["installation"])
-        dispatcher = Dispatcher(settings, pool, extend, producer, installation)
+        level = Level(settings, pool)
+        transitions = Transitions(settings, pool, producer)
+        dispatcher = Dispatcher(settings, pool, extend, producer, installation, level, transitions)
+        resolver = Resolver(settings, pool, level, transitions, installation)
         announcer = Announcer(pool, producer, dispatcher)
         app = with_health(health, submission_api(settings, pool, announcer, producer), metrics.registry)
         await stack.enter_async_context(http_server(settings.submission_listen, app))
         health.ready("database")
-        await _caught_up(settings, pool, health)
-        health.ready("log_position")
+        await _is_level(level, health)
         tasks = [
             asyncio.create_task(repeat(announcer.announce, 1.0, stop, announcer.poke)),
-            asyncio.create_task(repeat(dispatcher.resolve, 1.0, stop)),
+            asyncio.create_task(repeat(resolver.resolve, 1.0, stop)),
+            asyncio.create_task(repeat(lambda: _kept_level(level, health), 30.0, stop)),
             asyncio.create_task(repeat(lambda: forget(pool, settings), 60.0, stop)),
             asyncio.create_task(repeat(lambda: _look(pool, health), 1.0, stop)),
             asyncio.create_task(repeat(lambda: metrics.look(pool), 15.0, stop)),

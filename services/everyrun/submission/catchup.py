@@ -1,112 +1,140 @@
-"""The queue never outruns the log: attempts that the log knows and a restored queue does not are taken over.
+"""The queue never outruns the log: what the log knows and a restored queue does not is taken over.
 
 So an input of a logged attempt is never claimed as if it were waiting, and nothing is sent twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
 import msgspec
 
-from everyrun.log import events
+from everyrun.log import events, topics
+from everyrun.log.cloudevents import header
 from everyrun.log.reader import end_offsets
 from everyrun.log.upcast import TooNewError, upcast
 from everyrun.projection.decode import LogRecord
 from everyrun.projection.merge import instant
+from everyrun.projection.offsets import ForeignLogError
 from everyrun.projection.reader import read_range
 from everyrun.settings import Settings
 from everyrun.store.sql import beside
+from everyrun.submission import pauses
 from everyrun.submission.registering import keep
+from everyrun.submission.takeover import Logged, read_chunks, take_over
+from everyrun.submission.transition import state_of
 from everyrun.telemetry import log
 
 _log = log(__name__)
 _sql = beside(__file__, "queue.sql")
 _decode = msgspec.json.Decoder(events.BatchEvent).decode
 
-
-class Logged(msgspec.Struct, frozen=True):
-    """What the log says of the newest attempt at a chunk."""
-
-    attempt: int
-    state: str
-    deadline: datetime | None = None
-    batch_id: str | None = None
+#: A call that was begun before its deadline has ended this long after its time-out, in seconds.
+MARGIN = 2.0
 
 
-#: What an event says of its attempt, and which of several of one attempt is the more telling.
-_STATES: dict[Any, tuple[int, str]] = {
-    events.BatchRequested: (0, "sending"),
-    events.BatchInDoubt: (1, "in_doubt"),
-    events.BatchReturned: (2, "waiting"),
-    events.DoubtResent: (2, "waiting"),
-    events.BatchRejected: (3, "refused"),
-    events.BatchSubmitted: (4, "sent"),
-}
+class Level:
+    """Keeps the queue level with the log.
 
+    A database has an *incarnation*, which is another one after a restart, a restore, a replacement, a failover. What
+    is to be claimed or decided is so only in the incarnation that was last brought level.
+    """
 
-def newest(found: Iterable[Any], call_time: timedelta) -> dict[str, Logged]:
-    """Of each chunk in the log its newest attempt; ``call_time`` after its deadline a call has ended."""
-    best: dict[str, tuple[int, int, Logged]] = {}
-    for event in found:
-        if type(event) not in _STATES:
-            continue
-        rank, state = _STATES[type(event)]
-        deadline = instant(getattr(event, "deadline", None))
-        logged = Logged(event.attempt, state, deadline and deadline + call_time, getattr(event, "batch_id", None))
-        known = best.get(event.chunk)
-        if known is None or (event.attempt, rank) >= known[:2]:
-            best[event.chunk] = (event.attempt, rank, logged)
-    return {chunk: logged for chunk, (_, _, logged) in best.items()}
+    def __init__(self, settings: Settings, pool: asyncpg.Pool) -> None:
+        self._settings = settings
+        self._pool = pool
+        self._incarnation: str | None = None
+        self._one = asyncio.Lock()
+
+    async def check(self) -> str:
+        """The database's incarnation, once the queue is level with the log as it was when that incarnation began.
+
+        Raises aiokafka.errors.KafkaError, asyncpg's errors, and ForeignLogError.
+        """
+        now: str = await self._pool.fetchval(_sql["incarnation"])
+        if now != self._incarnation:
+            async with self._one:
+                while now != self._incarnation:
+                    await catch_up(self._settings, self._pool, await topics.cluster_id(self._settings))
+                    self._incarnation, now = now, await self._pool.fetchval(_sql["incarnation"])
+        return now
+
+    def lost_touch(self) -> None:
+        """Kafka or Postgres did not answer: what was said may not have been kept, so the log is read again first."""
+        self._incarnation = None
+
+    async def advance(self) -> None:
+        """Read the log to its end now, so that there is little to read when it must be."""
+        self.lost_touch()
+        await self.check()
 
 
 async def catch_up(settings: Settings, pool: asyncpg.Pool, cluster_id: str) -> int:
     """Read ``batches`` from where the queue last was to its end, and take over what is new; how many chunks changed.
 
-    Raises aiokafka.errors.KafkaError and asyncpg.PostgresError.
+    Raises aiokafka.errors.KafkaError and asyncpg.PostgresError; ForeignLogError where the queue was level with the log
+    of another Kafka: what that one knew of attempts is not known here.
     """
     known = {row["partition"]: row for row in await pool.fetch(_sql["positions"])}
+    for row in known.values():
+        if row["cluster_id"] != cluster_id:
+            raise ForeignLogError(
+                f"the queue was sent from with Kafka cluster {row['cluster_id']}, and this is {cluster_id}: what was "
+                "sent is not known here. Give the services their own Kafka, or the queue that belongs to this one"
+            )
     ends = {partition: end for (_, partition), end in (await end_offsets(settings, ("batches",))).items()}
-    found: list[Any] = []
+    found: list[tuple[Any, datetime, str]] = []
     for partition, end in sorted(ends.items()):
-        position = known.get(partition)
-        start = position["next_offset"] if position and position["cluster_id"] == cluster_id else 0
+        start = known[partition]["next_offset"] if partition in known else 0
         if start < end:
             async for poll in read_range(settings, "batches", partition, start, end):
                 found += [event for record in poll.records if (event := _event(record)) is not None]
-    logged = newest(found, timedelta(seconds=settings.call_timeout + 2))
-    window = datetime.now(UTC) + timedelta(seconds=settings.doubt_window)
-    rows = [
-        (
-            chunk,
-            item.attempt,
-            item.state,
-            item.deadline or (window if item.state == "in_doubt" else None),
-            item.batch_id,
-        )
-        for chunk, item in logged.items()
-    ]
+    logged = read_chunks(event for event, _, _ in found)
     async with pool.acquire() as connection, connection.transaction():
-        done = "UPDATE 0"
-        if rows:
-            columns = [list(column) for column in zip(*rows, strict=True)]
-            done = await connection.execute(_sql["attempts_logged"], *columns)
-        for event in found:
+        changed = await _take_over(connection, logged, settings)
+        for what, said in sorted(pauses.newest(found).items()):
+            if said.paused:
+                await connection.execute(_sql["pause"], *what, said.reason, said.by, said.at)
+            else:
+                await connection.execute(_sql["resume"], *what)
+        for event, _, _ in found:
             if isinstance(event, events.BatchRegistered):
                 await keep(connection, event, announced=True)
         for partition, end in ends.items():
             await connection.execute(_sql["move_position"], partition, end, cluster_id)
-    changed = int(done.split()[1])
     if changed:
-        _log.warning("attempts were in the log that the queue did not know", chunks=changed)
+        _log.warning("the log knew what the queue did not", chunks=changed)
     return changed
 
 
-def _event(record: LogRecord) -> Any:
+async def _take_over(connection: Any, logged: dict[str, Logged], settings: Settings) -> int:
+    call_time = timedelta(seconds=settings.call_timeout + MARGIN)
+    window = datetime.now(UTC) + timedelta(seconds=settings.doubt_window)
+    rows = []
+    for row in await connection.fetch(_sql["lock_chunks"], sorted(logged)) if logged else ():
+        before, said = state_of(row), logged[row["chunk"]]
+        after = take_over(before, said)
+        if after == before:
+            continue
+        deadline = window if after.state in ("in_doubt", "held") else None
+        if after.state == "sending":
+            begin_by = said.call_deadline or datetime.now(UTC)
+            deadline = row["deadline"] if before.state == "sending" else begin_by + call_time
+        values = (after.state, after.attempt, after.resends, after.batch_id, after.reason, deadline)
+        rows.append((row["chunk"], *values))
+    if rows:
+        columns = [list(column) for column in zip(*rows, strict=True)]
+        await connection.execute(_sql["take_over"], *columns)
+    return len(rows)
+
+
+def _event(record: LogRecord) -> tuple[Any, datetime, str] | None:
     try:
-        return _decode(upcast(record.headers, record.value or b""))
+        event = _decode(upcast(record.headers, record.value or b""))
     except (msgspec.DecodeError, UnicodeDecodeError, TooNewError):
         return None
+    at = instant(header(record.headers, "ce_time")) or datetime.fromtimestamp(record.timestamp / 1000, UTC)
+    return event, at, header(record.headers, "ce_id")

@@ -14,8 +14,9 @@ from everyrun.log.events import SubmissionAccepted
 from everyrun.log.producer import Log
 from everyrun.settings import Settings
 from everyrun.store.sql import beside
-from everyrun.submission.dispatcher import AWAY, SOURCE, Dispatcher
+from everyrun.submission.dispatcher import AWAY, Dispatcher
 from everyrun.submission.registering import announcement
+from everyrun.submission.saying import SOURCE
 from everyrun.telemetry import log
 
 _log = log(__name__)

@@ -1,7 +1,7 @@
 """The dispatch protocol as one pure transition function: from a chunk's state and what happens to the state after.
 
 What is said to the log is acknowledged before the new state is kept, so a crash between the two repeats an event
-with the same id and loses none.
+with the same id and loses none. tests/model checks every interleaving of it within small bounds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,11 @@ State = Literal["waiting", "sending", "in_doubt", "held", "sent", "refused"]
 
 
 class ChunkState(msgspec.Struct, frozen=True):
-    """Where a chunk stands. ``resends`` counts the attempts given up after their window."""
+    """Where a chunk stands.
+
+    ``resends`` counts the attempts given up without proof that they were not taken. ``batch_id`` is of an attempt that
+    was taken: the chunk's own where it is sent, an earlier one's where it is sending.
+    """
 
     state: State
     attempt: int = 0
@@ -30,12 +34,25 @@ class Claimed(msgspec.Struct, frozen=True):
     """A worker takes the chunk to send it."""
 
 
+class Unannounced(msgspec.Struct, frozen=True):
+    """Kafka did not acknowledge batch-requested: nothing was sent."""
+
+
 class Expired(msgspec.Struct, frozen=True):
     """The attempt's deadline passed before the call was begun: nothing was sent."""
 
 
+class Answered(msgspec.Struct, frozen=True):
+    """What the worker that made the attempt says of it; it may come when the attempt was given to doubt already."""
+
+    attempt: int
+    outcome: Verdict | Expired | Unannounced
+
+
 class Lost(msgspec.Struct, frozen=True):
     """The attempt's call has ended by now, and nobody knows how: its worker is gone."""
+
+    attempt: int
 
 
 class Evidence(msgspec.Struct, frozen=True):
@@ -47,20 +64,56 @@ class Evidence(msgspec.Struct, frozen=True):
 
 
 class WindowPassed(msgspec.Struct, frozen=True):
-    """No evidence came in the time in which it can come."""
+    """No evidence came in the time in which it can come; ``witness`` is a run that names the chunk, but no batch."""
 
+    attempt: int
     resends_allowed: int
+    witness: str | None = None
 
 
-Happening = Claimed | Expired | Lost | Evidence | WindowPassed | Verdict
+class Adopted(msgspec.Struct, frozen=True):
+    """A person named the batch, and this run of it names the attempt."""
+
+    attempt: int
+    batch_id: str
+    run_id: str
+    by: str
+    why: str
+
+
+class Resent(msgspec.Struct, frozen=True):
+    """A person decided to send the chunk again."""
+
+    by: str
+    why: str
+
+
+class Discarded(msgspec.Struct, frozen=True):
+    """A person decided that the chunk is not sent again."""
+
+    by: str
+    why: str
+
+
+Decision = Adopted | Resent | Discarded
+Happening = Claimed | Answered | Lost | Evidence | WindowPassed | Decision
+
+Kind = Literal[
+    "batch-requested",
+    "batch-returned",
+    "batch-in-doubt",
+    "batch-submitted",
+    "batch-rejected",
+    "doubt-resent",
+    "doubt-adopted",
+    "doubt-discarded",
+]
 
 
 class Say(msgspec.Struct, frozen=True):
     """An event for ``batches``: its type, and the attempt it is of."""
 
-    kind: Literal[
-        "batch-requested", "batch-returned", "batch-in-doubt", "doubt-resent", "batch-submitted", "batch-rejected"
-    ]
+    kind: Kind
     attempt: int
 
 
@@ -79,60 +132,94 @@ class NotPossibleError(Exception):
 def step(chunk: ChunkState, happening: Happening) -> Step:
     """What a happening makes of a chunk. Raises NotPossibleError."""
     match happening:
-        case Evidence():
-            return _evidence(chunk, happening)
         case Claimed() if chunk.state == "waiting":
             after = replace(chunk, state="sending", attempt=chunk.attempt + 1, reason=None)
             return Step(after, (Say("batch-requested", after.attempt),))
-        case WindowPassed() if chunk.state == "in_doubt":
+        case Answered():
+            return _answered(chunk, happening)
+        case Lost() if chunk.state == "sending" and chunk.attempt == happening.attempt:
+            return _unknown(chunk, "in_doubt", "the worker ended during the call")
+        case Evidence():
+            return _proved(chunk, happening.attempt, happening.batch_id, "batch-submitted")
+        case Adopted():
+            return _proved(chunk, happening.attempt, happening.batch_id, "doubt-adopted")
+        case WindowPassed() if chunk.state == "in_doubt" and chunk.attempt == happening.attempt:
+            if happening.witness is not None:
+                return Step(replace(chunk, state="held", reason=f"{happening.witness} names it, but no batch"))
             if chunk.resends >= happening.resends_allowed:
                 return Step(replace(chunk, state="held", reason="in doubt, and sent again as often as is allowed"))
-            after = replace(chunk, state="waiting", resends=chunk.resends + 1, reason=None)
-            return Step(after, (Say("doubt-resent", chunk.attempt),))
-        case Expired() | Lost() | Taken() | Rejected() | Returned() | Blocked() | Unclear() | InDoubt():
-            if chunk.state != "sending":
-                raise NotPossibleError(f"{type(happening).__name__} in state {chunk.state}")
-            return _ended(chunk, happening)
+            return _again(chunk, "no evidence within the window")
+        case Resent() if chunk.state in ("in_doubt", "held"):
+            return _again(chunk, happening.why)
+        case Discarded() if chunk.state in ("in_doubt", "held"):
+            after = replace(chunk, state="refused", reason=f"discarded by {happening.by}: {happening.why}")
+            return Step(after, (Say("doubt-discarded", chunk.attempt),))
         case _:
             raise NotPossibleError(f"{type(happening).__name__} in state {chunk.state}")
 
 
-def _ended(chunk: ChunkState, happening: Expired | Lost | Verdict) -> Step:
-    attempt = chunk.attempt
-    match happening:
+def _answered(chunk: ChunkState, answered: Answered) -> Step:
+    outcome = answered.outcome
+    present = answered.attempt == chunk.attempt
+    settles = not isinstance(outcome, InDoubt | Unclear)
+    if present and (chunk.state == "sending" or (chunk.state == "in_doubt" and settles)):
+        return _ended(chunk, outcome)
+    if isinstance(outcome, Taken):
+        return _proved(chunk, answered.attempt, outcome.batch_id, "batch-submitted")
+    raise NotPossibleError(f"{type(outcome).__name__} of attempt {answered.attempt} in state {chunk.state}")
+
+
+def _ended(chunk: ChunkState, outcome: Verdict | Expired | Unannounced) -> Step:
+    match outcome:
         case Taken():
-            after = replace(chunk, state="sent", batch_id=happening.batch_id, reason=None)
-            return Step(after, (Say("batch-submitted", attempt),))
+            after = replace(chunk, state="sent", batch_id=chunk.batch_id or outcome.batch_id, reason=None)
+            return Step(after, (Say("batch-submitted", chunk.attempt),))
         case Rejected() if chunk.resends:
             # An earlier attempt was given up, not disproved: refusing its inputs could be a lie.
-            reason = f"refused ({happening.status} {happening.code}), but an earlier attempt may have been taken"
-            return Step(replace(chunk, state="held", reason=reason), (Say("batch-returned", attempt),))
+            reason = f"refused ({outcome.status} {outcome.code}), but an earlier attempt may have been taken"
+            return _returned(chunk, reason, "held")
         case Rejected():
-            after = replace(chunk, state="refused", reason=f"{happening.status} {happening.code}: {happening.message}")
-            return Step(after, (Say("batch-rejected", attempt),))
+            after = replace(chunk, state="refused", reason=f"{outcome.status} {outcome.code}: {outcome.message}")
+            return Step(after, (Say("batch-rejected", chunk.attempt),))
         case Returned():
-            return Step(replace(chunk, state="waiting", reason=happening.reason), (Say("batch-returned", attempt),))
-        case Expired():
-            reason = "the deadline passed before the call was begun"
-            return Step(replace(chunk, state="waiting", reason=reason), (Say("batch-returned", attempt),))
+            return _returned(chunk, outcome.reason)
         case Blocked():
-            after = replace(chunk, state="waiting", reason=happening.reason)
-            return Step(after, (Say("batch-returned", attempt),), block=True)
+            return replace(_returned(chunk, outcome.reason), block=True)
+        case Expired():
+            return _returned(chunk, "the deadline passed before the call was begun")
+        case Unannounced():
+            return replace(_returned(chunk, "Kafka did not acknowledge batch-requested"), say=())
         case Unclear():
-            return Step(replace(chunk, state="held", reason=happening.reason), (Say("batch-in-doubt", attempt),))
+            return _unknown(chunk, "held", outcome.reason)
         case InDoubt():
-            return Step(replace(chunk, state="in_doubt", reason=happening.reason), (Say("batch-in-doubt", attempt),))
-        case Lost():
-            reason = "the worker ended during the call"
-            return Step(replace(chunk, state="in_doubt", reason=reason), (Say("batch-in-doubt", attempt),))
+            return _unknown(chunk, "in_doubt", outcome.reason)
 
 
-def _evidence(chunk: ChunkState, evidence: Evidence) -> Step:
+def _returned(chunk: ChunkState, reason: str, state: State = "waiting") -> Step:
+    """The attempt was not taken. Where an earlier one was, the chunk is not sent again."""
+    after = replace(chunk, state="sent" if chunk.batch_id else state, reason=None if chunk.batch_id else reason)
+    return Step(after, (Say("batch-returned", chunk.attempt),))
+
+
+def _unknown(chunk: ChunkState, state: State, reason: str) -> Step:
+    """Nobody knows whether the attempt was taken. Where an earlier one was, the chunk is not sent again."""
+    after = replace(chunk, state="sent" if chunk.batch_id else state, reason=None if chunk.batch_id else reason)
+    return Step(after, (Say("batch-in-doubt", chunk.attempt),))
+
+
+def _again(chunk: ChunkState, reason: str) -> Step:
+    after = replace(chunk, state="waiting", resends=chunk.resends + 1, reason=reason)
+    return Step(after, (Say("doubt-resent", chunk.attempt),))
+
+
+def _proved(chunk: ChunkState, attempt: int, batch_id: str, kind: Kind) -> Step:
     """The attempt was taken, whatever was thought of it: the present one, or one given up, which makes two batches."""
-    if evidence.attempt > chunk.attempt:
-        raise NotPossibleError(f"evidence of attempt {evidence.attempt}, but there were {chunk.attempt}")
-    say = (Say("batch-submitted", evidence.attempt),)
-    if chunk.state in ("sent", "sending"):
-        # Its own call ends by itself; this one is told of all the same, so that its runs are matched.
+    if attempt > chunk.attempt:
+        raise NotPossibleError(f"attempt {attempt} of a chunk that had {chunk.attempt}")
+    say = (Say(kind, attempt),)
+    if chunk.state == "sent":
         return Step(chunk, say)
-    return Step(replace(chunk, state="sent", batch_id=evidence.batch_id, reason=None), say)
+    if chunk.state == "sending" and attempt < chunk.attempt:
+        # The present attempt's call ends by itself; no further one is made.
+        return Step(replace(chunk, batch_id=batch_id), say)
+    return Step(replace(chunk, state="sent", batch_id=chunk.batch_id or batch_id, reason=None), say)

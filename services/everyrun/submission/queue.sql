@@ -34,7 +34,8 @@ update everyrun_queue.submissions set announced_at = now() where submission_id =
 
 -- name: submissions
 select s.submission_id, s.workflow_id, s.workflow_version, s.priority, s.expected, s.batches, s.created_at,
-       s.registered_batch, coalesce(c.states, '{}') as chunks, p.reason as paused, c.retry_at, c.reasons
+       s.registered_batch, coalesce(c.states, '{}') as chunks, coalesce(p.reason, own.reason) as paused, c.retry_at,
+       c.reasons
 from everyrun_queue.submissions s
 left join lateral (
     select jsonb_object_agg(state, n) as states, max(retry_at) as retry_at,
@@ -46,7 +47,8 @@ left join lateral (
         from everyrun_queue.chunks where submission_id = s.submission_id group by state
     ) by_state
 ) c on true
-left join everyrun_queue.paused_workflows p using (workflow_id)
+left join everyrun_queue.paused p on p.kind = 'workflow' and p.id = s.workflow_id
+left join everyrun_queue.paused own on own.kind = 'submission' and own.id = s.submission_id
 where ($1::text is null or s.submission_id = $1) and ($2::text is null or s.submission_id < $2)
 order by s.submission_id desc
 limit $3
@@ -61,16 +63,28 @@ from (
     select chunk from everyrun_queue.chunks
     join everyrun_queue.submissions s using (submission_id)
     where state = 'waiting' and not_before <= now() and s.announced_at is not null
-      and not exists (select from everyrun_queue.paused_workflows p where p.workflow_id = s.workflow_id)
+      and not exists (
+          select from everyrun_queue.paused p
+          where (p.kind = 'workflow' and p.id = s.workflow_id) or (p.kind = 'submission' and p.id = s.submission_id))
+      and everyrun_queue.incarnation() = $3
     order by chunk limit 1
     for update of chunks skip locked
 ) next
 where c.chunk = next.chunk
 returning c.chunk
 
+-- name: incarnation
+select everyrun_queue.incarnation()
+
+-- name: still_claimed
+-- In a database that was replaced meanwhile it is not.
+select from everyrun_queue.chunks
+where chunk = $1 and attempt = $2 and state = 'sending' and owner = $3 and deadline = $4
+  and everyrun_queue.incarnation() = $5
+
 -- name: attempt
-select c.chunk, c.submission_id, c.state, c.attempt, c.resends, c.deadline, c.owner, c.batch_id,
-       s.workflow_id, s.workflow_version, s.priority, c.first_position, c.last_position
+select c.chunk, c.submission_id, c.state, c.attempt, c.resends, c.deadline, c.owner, c.batch_id, c.reason,
+       c.deadline <= now() as overdue, s.workflow_id, s.workflow_version, s.priority, c.first_position, c.last_position
 from everyrun_queue.chunks c join everyrun_queue.submissions s using (submission_id)
 where c.chunk = $1
 
@@ -79,19 +93,27 @@ select position, external_id, file, metadata from everyrun_queue.inputs
 where submission_id = $1 and position between $2 and $3
 order by position
 
--- name: keep
--- Only from a state in which this may happen: whoever waited longer for the log must not undo what is known since.
-update everyrun_queue.chunks
-set state = $3, resends = $4, not_before = coalesce($5::timestamptz, '-infinity'), reason = $6, deadline = $7, batch_id = $8, owner = null
-where chunk = $1 and attempt = $2 and state = any ($9::text[])
+-- name: lock_chunk
+select c.chunk, c.submission_id, c.state, c.attempt, c.resends, c.deadline, c.owner, c.batch_id, c.reason,
+       s.workflow_id, s.workflow_version, s.priority, c.first_position, c.last_position
+from everyrun_queue.chunks c join everyrun_queue.submissions s using (submission_id)
+where c.chunk = $1
+for update of c
 
--- name: pause_workflow
-insert into everyrun_queue.paused_workflows (workflow_id, reason, since) values ($1, $2, now())
-on conflict do nothing
+-- name: keep
+update everyrun_queue.chunks
+set state = $2, resends = $3, not_before = coalesce($4::timestamptz, '-infinity'), reason = $5, deadline = $6,
+    batch_id = $7, owner = case when $2 = 'sending' then owner end
+where chunk = $1
 
 -- name: unresolved
-select chunk, attempt, state from everyrun_queue.chunks
-where state in ('sending', 'in_doubt') and deadline <= now()
+-- Of attempts in doubt the window for evidence is over; how many sweeps begun since are complete.
+select c.chunk, c.attempt, c.state,
+       (select count(*) from everyrun_queue.sweeps w
+        where w.workflow_id = s.workflow_id and w.begun_at > c.deadline) as sweeps
+from everyrun_queue.chunks c join everyrun_queue.submissions s using (submission_id)
+where c.state in ('sending', 'in_doubt') and c.deadline <= now()
+order by c.chunk
 
 -- name: take_logged_outcome
 -- What the log says of an attempt is so, whether or not its worker came to mark it.
@@ -105,20 +127,40 @@ where b.chunk = c.chunk and b.attempt = c.attempt and (b.batch_id is not null or
 -- name: applied_up_to
 select topic, partition, next_offset, cluster_id from everyrun.applied_offsets where topic in ('batches', 'runs')
 
--- name: wait_longer
-update everyrun_queue.chunks set deadline = $3 where chunk = $1 and attempt = $2 and state = 'in_doubt'
-
 -- name: evidence
-select chunk, attempt, min(batch_id) as batch_id, min(run_id) as run_id
-from everyrun.unmatched_runs
-where installation = $1 and batch_id is not null and reason = 'batch_unknown'
-group by chunk, attempt
+select u.chunk, u.attempt, min(u.batch_id) as batch_id, min(u.run_id) as run_id
+from everyrun.unmatched_runs u
+where u.installation = $1 and u.batch_id is not null and u.reason = 'batch_unknown'
+  and not exists (
+      select from everyrun_queue.adopted a
+      where a.chunk = u.chunk and a.attempt = u.attempt and a.batch_id = u.batch_id)
+group by u.chunk, u.attempt
 
--- name: adopt
+-- name: adopted
 insert into everyrun_queue.adopted (chunk, attempt, batch_id) values ($1, $2, $3) on conflict do nothing
 
--- name: is_adopted
-select from everyrun_queue.adopted where chunk = $1 and attempt = $2
+-- name: witness
+-- A run that names the chunk and is in no batch that is known: it was taken, whichever attempt it was.
+select run_id from (
+    select run_id from everyrun.unmatched_runs where chunk = $1 and installation = $2
+    union all
+    select d.run_id from everyrun.deliveries d
+    where d.chunk = $1
+      and not exists (select from everyrun.results r where r.run_id = d.run_id)
+      and not exists (select from everyrun.duplicate_runs r where r.run_id = d.run_id)
+      and not exists (select from everyrun.unmatched_runs r where r.run_id = d.run_id)
+) witnesses
+order by run_id limit 1
+
+-- name: is_paused
+select from everyrun_queue.paused where kind = $1 and id = $2
+
+-- name: pause
+insert into everyrun_queue.paused (kind, id, reason, decided_by, since) values ($1, $2, $3, $4, $5)
+on conflict (kind, id) do update set reason = excluded.reason, decided_by = excluded.decided_by, since = excluded.since
+
+-- name: resume
+delete from everyrun_queue.paused where kind = $1 and id = $2
 
 -- name: positions
 select partition, next_offset, cluster_id from everyrun_queue.log_position
@@ -127,17 +169,19 @@ select partition, next_offset, cluster_id from everyrun_queue.log_position
 insert into everyrun_queue.log_position (partition, next_offset, cluster_id) values ($1, $2, $3)
 on conflict (partition) do update set next_offset = excluded.next_offset, cluster_id = excluded.cluster_id
 
--- name: attempts_logged
+-- name: lock_chunks
+select chunk, state, attempt, resends, batch_id, reason, deadline
+from everyrun_queue.chunks where chunk = any ($1::text[])
+order by chunk
+for update
+
+-- name: take_over
 update everyrun_queue.chunks c
-set attempt = given.attempt, state = given.state, deadline = given.deadline, batch_id = given.batch_id,
-    reason = 'found in the log'
-from unnest($1::text[], $2::int[], $3::text[], $4::timestamptz[], $5::text[])
-     as given (chunk, attempt, state, deadline, batch_id)
+set state = given.state, attempt = given.attempt, resends = given.resends, batch_id = given.batch_id,
+    reason = given.reason, deadline = given.deadline
+from unnest($1::text[], $2::text[], $3::int[], $4::int[], $5::text[], $6::text[], $7::timestamptz[])
+     as given (chunk, state, attempt, resends, batch_id, reason, deadline)
 where c.chunk = given.chunk
-  and (c.attempt < given.attempt
-       or (c.attempt = given.attempt
-           and ((given.state = 'sent' and c.state <> 'sent')
-                or (given.state in ('refused', 'waiting') and c.state = 'sending'))))
 
 -- name: to_redact
 select s.submission_id from everyrun_queue.submissions s

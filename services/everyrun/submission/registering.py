@@ -21,10 +21,10 @@ from everyrun.projection.merge import instant
 from everyrun.settings import Settings
 from everyrun.store.sql import beside
 from everyrun.submission.chunks import Cutter, chunk_id
-from everyrun.submission.dispatcher import SOURCE
 from everyrun.submission.intake import Intake, new_submission_id
 from everyrun.submission.parse import Piece
 from everyrun.submission.rows import redact_file
+from everyrun.submission.saying import SOURCE
 
 _sql = beside(__file__, "queue.sql")
 #: Inputs of a batch at most (SDK 1.20.0, workflow_runs/client.py create_batch).

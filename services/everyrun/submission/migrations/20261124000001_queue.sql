@@ -53,7 +53,7 @@ create table everyrun_queue.chunks (
     batch_id text
 );
 comment on column everyrun_queue.chunks.state is 'waiting, sending, in_doubt, held, sent, refused';
-comment on column everyrun_queue.chunks.deadline is 'sending: a call of this attempt has ended by then. in_doubt: the window for evidence ends.';
+comment on column everyrun_queue.chunks.deadline is 'sending: a call of this attempt has ended by then. in_doubt, held: the window for evidence ends.';
 create index chunks_submission on everyrun_queue.chunks (submission_id);
 create index chunks_waiting on everyrun_queue.chunks (not_before, chunk) where state = 'waiting';
 create index chunks_batch on everyrun_queue.chunks (batch_id) where batch_id is not null;
@@ -63,7 +63,7 @@ create table everyrun_queue.adopted (
     chunk text collate "C" not null,
     attempt int not null,
     batch_id text not null,
-    primary key (chunk, attempt)
+    primary key (chunk, attempt, batch_id)
 );
 comment on table everyrun_queue.adopted is 'Attempts that a run proved to have been taken.';
 
@@ -74,12 +74,16 @@ create unlogged table everyrun_queue.budgets (
 comment on table everyrun_queue.budgets is
     'When the next request of a category (GET, WRITE, RUN) may go to Extend, whichever process sends it. Unlogged: after a crash of Postgres it begins anew.';
 
-create table everyrun_queue.paused_workflows (
-    workflow_id text primary key,
+create table everyrun_queue.paused (
+    kind text not null check (kind in ('workflow', 'submission')),
+    id text collate "C" not null,
     reason text not null,
-    since timestamptz not null
+    decided_by text,
+    since timestamptz not null,
+    primary key (kind, id)
 );
-comment on table everyrun_queue.paused_workflows is 'Extend said 401, 402 or 403: nothing is sent for the workflow until a person sees to it.';
+comment on table everyrun_queue.paused is
+    'Nothing is sent of it until it is resumed. decided_by is null where Extend said 401, 402 or 403 and a person must see to it.';
 
 create table everyrun_queue.sweeps (
     workflow_id text collate "C" not null,
@@ -88,7 +92,7 @@ create table everyrun_queue.sweeps (
     primary key (workflow_id, begun_at)
 );
 comment on table everyrun_queue.sweeps is
-    'Complete sweeps of a workflow''s newest runs: every run listed, what is unknown gotten and in the log. A call of unknown outcome is given up only after two.';
+    'Complete sweeps of a workflow''s newest runs: all that changed since before the oldest call of unknown outcome was listed, what is unknown gotten and in the log. Such a call is given up only after two sweeps begun after its window.';
 
 create table everyrun_queue.polls (
     batch_id text collate "C" primary key,
@@ -124,6 +128,13 @@ create table everyrun_queue.tokens (
 );
 comment on table everyrun_queue.tokens is 'Who may call the APIs, and for what. A revoked token keeps its row.';
 comment on column everyrun_queue.tokens.hash is 'SHA-256 of the token, which is kept nowhere.';
+
+create function everyrun_queue.incarnation() returns text language sql stable as $$
+    select pg_postmaster_start_time()::text || ' ' || (select oid from pg_database where datname = current_database())
+           || ' ' || pg_relation_filenode('everyrun_queue.chunks')
+$$;
+comment on function everyrun_queue.incarnation() is
+    'Another text after a restart, a failover, a restore or a replacement of the database: the queue may then be an older one than the log knows.';
 
 -- migrate:down
 drop schema everyrun_queue cascade;

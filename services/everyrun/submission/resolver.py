@@ -1,0 +1,85 @@
+"""Resolves calls of unknown outcome: by evidence, by the log, or by sending again once the window for evidence is over."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import asyncpg
+
+from everyrun.log.reader import end_offsets
+from everyrun.settings import Settings
+from everyrun.store.sql import beside
+from everyrun.submission.catchup import Level
+from everyrun.submission.protocol import Evidence, Happening, Lost, NotPossibleError, WindowPassed
+from everyrun.submission.transition import Transitions, UnknownChunkError, state_of
+from everyrun.telemetry import log
+
+_log = log(__name__)
+_sql = beside(__file__, "queue.sql")
+
+#: So many complete sweeps must have begun after the window before an attempt is given up: a page can drift under one.
+SWEEPS = 2
+
+
+class Resolver:
+    """Looks at attempts of unknown outcome; several processes may."""
+
+    def __init__(
+        self, settings: Settings, pool: asyncpg.Pool, level: Level, transitions: Transitions, installation: str
+    ) -> None:
+        self._settings = settings
+        self._pool = pool
+        self._level = level
+        self._transitions = transitions
+        self._installation = installation
+
+    async def resolve(self) -> None:
+        """Look once at every attempt of unknown outcome.
+
+        Raises aiokafka.errors.KafkaError and asyncpg's errors.
+        """
+        await self._level.check()
+        await self.adopt()
+        await self._pool.execute(_sql["take_logged_outcome"])
+        found = await self._pool.fetch(_sql["unresolved"])
+        for row in found:
+            if row["state"] == "sending":
+                await self._take(row["chunk"], Lost(row["attempt"]))
+        over = [row for row in found if row["state"] == "in_doubt" and row["sweeps"] >= SWEEPS]
+        if over and await self._projection_is_current():
+            # What came into the tables since the evidence was last looked at.
+            await self.adopt()
+            for row in over:
+                witness = await self._pool.fetchval(_sql["witness"], row["chunk"], self._installation)
+                await self._take(row["chunk"], WindowPassed(row["attempt"], self._settings.doubt_resends, witness))
+
+    async def _take(self, chunk: str, happening: Happening) -> None:
+        try:
+            await self._transitions.take(chunk, happening)
+        except (NotPossibleError, UnknownChunkError) as error:
+            _log.info("resolved meanwhile", chunk=chunk, why=str(error))
+
+    async def _projection_is_current(self) -> bool:
+        """Whether everything that is in the log now has been applied to the tables that evidence is looked for in."""
+        ends = await end_offsets(self._settings, ("batches", "runs"))
+        rows = await self._pool.fetch(_sql["applied_up_to"])
+        applied = {(row["topic"], row["partition"]): row["next_offset"] for row in rows}
+        return all(applied.get(position, 0) >= end for position, end in ends.items())
+
+    async def adopt(self) -> None:
+        """Runs that the projection knows no batch for, but whose key names an attempt of ours: it was taken."""
+        for found in await self._pool.fetch(_sql["evidence"], self._installation):
+            row: Any = await self._pool.fetchrow(_sql["attempt"], found["chunk"])
+            if row is None or (row["batch_id"] == found["batch_id"] and state_of(row).state == "sent"):
+                continue
+            if row["state"] == "sending" and row["attempt"] == found["attempt"] and not row["overdue"]:
+                continue  # its call has not ended: the answer will say the same, or the deadline passes
+            try:
+                await self._transitions.take(
+                    found["chunk"], Evidence(found["attempt"], found["batch_id"], found["run_id"])
+                )
+            except (NotPossibleError, UnknownChunkError) as error:
+                _log.warning("evidence that fits no attempt", chunk=found["chunk"], problem=str(error))
+                continue
+            _log.info("adopted", chunk=found["chunk"], attempt=found["attempt"], batch_id=found["batch_id"])
+            await self._pool.execute(_sql["adopted"], found["chunk"], found["attempt"], found["batch_id"])

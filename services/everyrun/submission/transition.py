@@ -1,0 +1,112 @@
+"""How a happening takes effect: under the lock of the chunk's row, step, say, keep.
+
+So no two processes step the same chunk at once, nothing is decided on a state that has moved on, and nothing is kept
+that the log has not acknowledged.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import asyncpg
+import msgspec
+
+from everyrun.failpoints import hit
+from everyrun.log import events
+from everyrun.log.producer import Log
+from everyrun.settings import Settings
+from everyrun.store.sql import beside
+from everyrun.submission import pauses, saying
+from everyrun.submission.classify import Taken
+from everyrun.submission.protocol import Answered, ChunkState, Evidence, Happening, Step, step
+from everyrun.telemetry import log
+
+_log = log(__name__)
+_sql = beside(__file__, "queue.sql")
+
+
+class UnknownChunkError(Exception):
+    """The queue has no such chunk."""
+
+
+def state_of(row: Any) -> ChunkState:
+    """A chunk's state, out of its row."""
+    return ChunkState(row["state"], row["attempt"], row["resends"], row["batch_id"], row["reason"])
+
+
+async def inputs_of(connection: Any, row: Any) -> list[events.Input]:
+    """The inputs of a chunk, in order, as they were handed in: with their presigned URLs and passwords."""
+    where = (row["submission_id"], row["first_position"], row["last_position"])
+    return [
+        events.Input(
+            input_id=f"{row['submission_id']}:{r['external_id']}",
+            external_id=r["external_id"],
+            position=r["position"],
+            file=msgspec.json.decode(r["file"]),
+            metadata=msgspec.json.decode(r["metadata"]),
+        )
+        for r in await connection.fetch(_sql["chunk_inputs"], *where)
+    ]
+
+
+class Transitions:
+    """Steps chunks of the queue."""
+
+    def __init__(self, settings: Settings, pool: asyncpg.Pool, log: Log) -> None:
+        self._settings = settings
+        self._pool = pool
+        self._log = log
+
+    async def take(
+        self, chunk: str, happening: Happening, *, told: bool = False, not_before: datetime | None = None
+    ) -> Step:
+        """Let it happen to the chunk; ``told``: the log knows what there is to say.
+
+        Raises NotPossibleError and UnknownChunkError, after which nothing was said or changed; KafkaError and
+        asyncpg's errors, after which it may have been said, and is not kept: it may be taken again.
+        """
+        async with self._pool.acquire() as connection, connection.transaction():
+            row: Any = await connection.fetchrow(_sql["lock_chunk"], chunk)
+            if row is None:
+                raise UnknownChunkError(f"there is no chunk {chunk}")
+            before = state_of(row)
+            done = step(before, happening)
+            kinds = {say.kind for say in done.say}
+            if done.say and not told:
+                inputs = await inputs_of(connection, row) if kinds & saying.WHOLE else []
+                _hit(happening, "before_produce")
+                await self._log.append(saying.said(row, done, happening, inputs, datetime.now(UTC)))
+                _hit(happening, "after_produce")
+            if done.after != before:
+                await self._keep(connection, chunk, done.after, not_before)
+            if done.block:
+                pause = pauses.Pause("workflow", row["workflow_id"])
+                await pauses.pause(connection, self._log, pause, done.after.reason or "", None)
+        if done.after.state not in ("sent", "waiting") or done.after.reason:
+            after = done.after
+            _log.info("chunk", chunk=chunk, attempt=after.attempt, state=after.state, reason=after.reason)
+        _hit(happening, "after_row")
+        return done
+
+    async def tell_taken(self, row: Any, inputs: list[events.Input], answered: Answered) -> None:
+        """Tell the log of an answer that says the batch was taken: that is so, whatever became of the queue since."""
+        assert isinstance(answered.outcome, Taken)
+        sending = ChunkState("sending", row["attempt"])
+        hit("dispatcher.before_produce")
+        await self._log.append(saying.said(row, step(sending, answered), answered, inputs, datetime.now(UTC)))
+        hit("dispatcher.after_produce")
+
+    async def _keep(self, connection: Any, chunk: str, after: ChunkState, not_before: datetime | None) -> None:
+        deadline = None
+        if after.state in ("in_doubt", "held"):
+            deadline = datetime.now(UTC) + timedelta(seconds=self._settings.doubt_window)
+        values = (after.state, after.resends, not_before, after.reason, deadline, after.batch_id)
+        await connection.execute(_sql["keep"], chunk, *values)
+
+
+def _hit(happening: Happening, place: str) -> None:
+    if isinstance(happening, Answered):
+        hit(f"dispatcher.{place}")
+    elif isinstance(happening, Evidence):
+        hit(f"adopt.{place}")
