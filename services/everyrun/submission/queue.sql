@@ -115,15 +115,6 @@ from everyrun_queue.chunks c join everyrun_queue.submissions s using (submission
 where c.state in ('sending', 'in_doubt') and c.deadline <= now()
 order by c.chunk
 
--- name: take_logged_outcome
--- What the log says of an attempt is so, whether or not its worker came to mark it.
-update everyrun_queue.chunks c
-set state = case when b.batch_id is not null then 'sent' else 'refused' end, batch_id = b.batch_id, reason = b.reason,
-    deadline = null, owner = null
-from everyrun.batches b
-where b.chunk = c.chunk and b.attempt = c.attempt and (b.batch_id is not null or b.rejected_at is not null)
-  and (c.state = 'in_doubt' or (c.state = 'sending' and c.deadline <= now()))
-
 -- name: applied_up_to
 select topic, partition, next_offset, cluster_id from everyrun.applied_offsets where topic in ('batches', 'runs')
 

@@ -40,15 +40,18 @@ class Resolver:
         """
         await self._level.check()
         await self.adopt()
-        await self._pool.execute(_sql["take_logged_outcome"])
         found = await self._pool.fetch(_sql["unresolved"])
-        for row in found:
-            if row["state"] == "sending":
-                await self._take(row["chunk"], Lost(row["attempt"]))
+        lost = [row for row in found if row["state"] == "sending"]
         over = [row for row in found if row["state"] == "in_doubt" and row["sweeps"] >= SWEEPS]
+        if lost:
+            # A worker that told the log of the answer, and did not come to keep it, is not lost.
+            await self._level.advance()
+            for row in lost:
+                await self._take(row["chunk"], Lost(row["attempt"]))
         if over and await self._projection_is_current():
-            # What came into the tables since the evidence was last looked at.
+            # What came into the tables, and into the log, since the evidence was last looked at.
             await self.adopt()
+            await self._level.advance()
             for row in over:
                 witness = await self._pool.fetchval(_sql["witness"], row["chunk"], self._installation)
                 await self._take(row["chunk"], WindowPassed(row["attempt"], self._settings.doubt_resends, witness))
