@@ -1,4 +1,4 @@
-"""Resolves calls of unknown outcome: by evidence, by the log, or by sending again once the window for evidence is over."""
+"""Resolves calls of unknown outcome: by evidence, by the log, or by sending again when the window for it is over."""
 
 from __future__ import annotations
 

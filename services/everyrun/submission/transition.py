@@ -75,9 +75,7 @@ class Transitions:
             kinds = {say.kind for say in done.say}
             if done.say and not told:
                 inputs = await inputs_of(connection, row) if kinds & saying.WHOLE else []
-                _hit(happening, "before_produce")
-                await self._log.append(saying.said(row, done, happening, inputs, datetime.now(UTC)))
-                _hit(happening, "after_produce")
+                await self._say(row, done, happening, inputs)
             if done.after != before:
                 await self._keep(connection, chunk, done.after, not_before)
             if done.block:
@@ -86,16 +84,28 @@ class Transitions:
         if done.after.state not in ("sent", "waiting") or done.after.reason:
             after = done.after
             _log.info("chunk", chunk=chunk, attempt=after.attempt, state=after.state, reason=after.reason)
-        _hit(happening, "after_row")
+        if isinstance(happening, Answered):
+            hit("dispatcher.after_row")
+        elif isinstance(happening, Evidence):
+            hit("adopt.after_row")
         return done
 
     async def tell_taken(self, row: Any, inputs: list[events.Input], answered: Answered) -> None:
         """Tell the log of an answer that says the batch was taken: that is so, whatever became of the queue since."""
         assert isinstance(answered.outcome, Taken)
         sending = ChunkState("sending", row["attempt"])
-        hit("dispatcher.before_produce")
-        await self._log.append(saying.said(row, step(sending, answered), answered, inputs, datetime.now(UTC)))
-        hit("dispatcher.after_produce")
+        await self._say(row, step(sending, answered), answered, inputs)
+
+    async def _say(self, row: Any, done: Step, happening: Happening, inputs: list[events.Input]) -> None:
+        if isinstance(happening, Answered):
+            hit("dispatcher.before_produce")
+        elif isinstance(happening, Evidence):
+            hit("adopt.before_produce")
+        await self._log.append(saying.said(row, done, happening, inputs, datetime.now(UTC)))
+        if isinstance(happening, Answered):
+            hit("dispatcher.after_produce")
+        elif isinstance(happening, Evidence):
+            hit("adopt.after_produce")
 
     async def _keep(self, connection: Any, chunk: str, after: ChunkState, not_before: datetime | None) -> None:
         deadline = None
@@ -103,10 +113,3 @@ class Transitions:
             deadline = datetime.now(UTC) + timedelta(seconds=self._settings.doubt_window)
         values = (after.state, after.resends, not_before, after.reason, deadline, after.batch_id)
         await connection.execute(_sql["keep"], chunk, *values)
-
-
-def _hit(happening: Happening, place: str) -> None:
-    if isinstance(happening, Answered):
-        hit(f"dispatcher.{place}")
-    elif isinstance(happening, Evidence):
-        hit(f"adopt.{place}")
