@@ -220,4 +220,4 @@ select state from everyrun.quarantine where source = $1
 select state, count(*) as chunks from everyrun_queue.chunks where state = any ($1::text[]) group by state
 
 -- name: count_paused_workflows
-select count(*) from everyrun_queue.paused_workflows
+select count(*) from everyrun_queue.paused where kind = 'workflow'
