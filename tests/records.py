@@ -120,9 +120,9 @@ def in_polls(log: dict[tuple[str, int], list[Logged]], chance: random.Random) ->
     return groups
 
 
-def a_world(chance: random.Random, chunks: int = 3, inputs: int = 4) -> list[Record]:
+def a_world(chance: random.Random, chunks: int = 3, inputs: int = 4, of: str = "") -> list[Record]:
     """Events of a submission to which everything happens: doubts, double batches, refusals, reruns, duplicates."""
-    submission = f"sub_{chance.randint(0, 9)}"
+    submission = f"sub_{of}{chance.randint(0, 9)}"
     said: list[Record] = []
     accepted = events.SubmissionAccepted(
         submission_id=submission,
@@ -145,7 +145,7 @@ def a_world(chance: random.Random, chunks: int = 3, inputs: int = 4) -> list[Rec
         for attempt in range(1, attempts + 1):
             when += 0.5
             said.append(batch_event(events.BatchRequested, submission, chunk, attempt, when, input_ids=ids))
-            batch_id = f"batch_{number}_{attempt}"
+            batch_id = f"batch_{of}{number}_{attempt}"
             if fate == "returned" and attempt == 1:
                 said.append(batch_event(events.BatchReturned, submission, chunk, attempt, when, reason="429"))
             elif fate in ("twice", "adopted") and attempt == 1:
@@ -186,7 +186,7 @@ def a_world(chance: random.Random, chunks: int = 3, inputs: int = 4) -> list[Rec
                 )
         for attempt, batch_id in taken:
             said += _runs(chance, chunk, attempt, batch_id, given, when)
-    said += a_registered_batch(chance, 7)
+    said += a_registered_batch(chance, f"{of}7")
     for number, kind in enumerate((events.WorkflowPaused, events.WorkflowResumed)):
         paused = kind("workflow_1", "402", None)
         said.append(record("batches", paused, key="workflow_1", id=f"pause {number}", source="/test", time=at(number)))
@@ -231,7 +231,7 @@ def _runs(
     return said
 
 
-def a_registered_batch(chance: random.Random, number: int, inputs: int = 6) -> list[Record]:
+def a_registered_batch(chance: random.Random, number: str, inputs: int = 6) -> list[Record]:
     """A batch that somebody else submitted; the last two of its inputs have the same metadata.
 
     Its runs carry no key, or another installation's. Of some the metadata are changed upstream, to what no input has.

@@ -57,7 +57,7 @@ class Feed:
         self._order = order
         self._fail = fail
 
-    async def apply(self, polls: Any) -> list[Applied]:
+    async def apply(self, polls: Any, _needed: Any) -> list[Applied]:
         if self._fail is not None:
             raise self._fail
         self._order.append(("apply", polls[0].first))
@@ -73,7 +73,7 @@ class Publisher:
         self._calls = 0
         self.moved: list[dict[str, str]] = []
 
-    async def publish(self, _applied: Any) -> dict[str, str]:
+    async def publish(self, _applied: Any, _ends: Any) -> dict[str, str]:
         self._calls += 1
         call = self._calls
         if call == 1:
@@ -81,7 +81,7 @@ class Publisher:
         self._order.append(("published", call))
         return {"input": str(call)}
 
-    async def publish_moved(self, published: dict[str, str]) -> None:
+    async def publish_moved(self, published: dict[str, str], _ends: Any) -> None:
         self.moved.append(published)
 
 
@@ -140,6 +140,11 @@ def test_a_whole_poll_is_one_record_of_faust() -> None:
     found = list(WholePolls().iterate(records))
     assert [tp for tp, _ in found] == [TP("everyrun.batches", 1), TP("everyrun.runs", 1)]
     assert [(r.offset, len(r.value)) for _, r in found] == [(2, 1), (7, 3)]
+
+
+def test_the_record_after_offset_0_is_given_alone() -> None:
+    given = {TP("everyrun.runs", 0): [logged("runs", 0, n) for n in (1, 2, 3)]}
+    assert [(r.offset, len(r.value)) for _, r in WholePolls().iterate(given)] == [(1, 1), (3, 2)]
 
 
 def test_polls_of_one_partition_that_follow_each_other_are_joined() -> None:

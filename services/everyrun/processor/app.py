@@ -7,16 +7,17 @@ import os
 from collections import deque
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 import asyncpg
 import faust
-from aiokafka.admin import AIOKafkaAdminClient
 
 from everyrun.failpoints import hit
 from everyrun.log import topics
-from everyrun.log.connection import connection, tls
+from everyrun.log.connection import tls
 from everyrun.log.producer import Producer
+from everyrun.processor.healer import INPUTS, Healer
 from everyrun.processor.metrics import Metrics
 from everyrun.processor.polls import WholePolls, joined
 from everyrun.processor.publisher import Publisher
@@ -24,20 +25,18 @@ from everyrun.processor.watch import Watch
 from everyrun.projection import tables
 from everyrun.projection.apply import Applied
 from everyrun.projection.feed import Feed
-from everyrun.projection.offsets import ForeignLogError, Position
+from everyrun.projection.offsets import ForeignLogError, Position, greatest
+from everyrun.projection.schema import remake
 from everyrun.serve import Health, http_server, run_service, with_health
 from everyrun.settings import Settings
 from everyrun.telemetry import log
 
 _log = log(__name__)
 
-INPUTS = ("batches", "runs", "deliveries", "quarantine")
 #: Polls taken into one transaction at most, and how long to wait for more, in seconds.
 _POLLS, _WITHIN = 8, 0.01
 #: Transactions whose state is still being published.
 _UNPUBLISHED = 2
-#: How often the tables are compared with what was acknowledged, in seconds.
-_HEAL_EVERY = 2.0
 _STOP_WITHIN = 6.0
 
 
@@ -90,6 +89,7 @@ class Processor:
         self._publisher = publisher
         self._health = health
         self._finishing: deque[asyncio.Task[None]] = deque()
+        #: How far the group has come: of our own partitions now, of the others when they were last assigned.
         self.acknowledged: dict[Position, int] = {}
         self.generation: Callable[[], int] = lambda: 0
 
@@ -101,16 +101,16 @@ class Processor:
                     await self._finishing.popleft()
                 generation = self.generation()
                 polls = joined((event.value for event in events), self._settings.topic_prefix)
-                applied = await self._feed.apply(polls)
+                applied = await self._feed.apply(polls, lambda: self.acknowledged)
                 before = self._finishing[-1] if self._finishing else None
                 ends = {(poll.topic, poll.partition): poll.end for poll in polls}
                 finish = self._finish(before, applied, events, ends, generation)
                 self._finishing.append(asyncio.create_task(finish))
         except ForeignLogError as error:
-            self._give_up(str(error))
+            self.give_up(str(error))
         except Exception:
             _log.exception("the agent failed")
-            self._give_up("the agent failed; see the log")
+            self.give_up("the agent failed; see the log")
 
     async def _finish(
         self,
@@ -125,73 +125,43 @@ class Processor:
             if before is not None:
                 await before
             hit("processor.before_publish")
-            published = await self._publisher.publish(applied)
+            needed = greatest(self.acknowledged, ends)
+            published = await self._publisher.publish(applied, needed)
             hit("processor.before_ack")
             for event in events:
                 event.ack()
             hit("processor.after_ack")
-            self.acknowledged.update(ends)
+            self.acknowledged = greatest(self.acknowledged, ends)
             # Another worker may have written a later state between our reading a state and publishing it.
             if generation != self.generation():
-                await self._publisher.publish_moved(published)
+                await self._publisher.publish_moved(published, needed)
         except Exception:
             _log.exception("publishing failed")
-            self._give_up("publishing failed; see the log")
+            self.give_up("publishing failed; see the log")
 
-    def _give_up(self, why: str) -> None:
+    def give_up(self, why: str) -> None:
+        """End the process, so that it is started anew: what is not acknowledged is read again."""
         _log.error("ending this process", reason=why)
         self._health.fail(why)
         os._exit(1)
 
 
-class Healer:
-    """Brings tables that are behind what was acknowledged (a restored or emptied database) up to it from the log."""
-
-    def __init__(
-        self, settings: Settings, pool: asyncpg.Pool, feed: Feed, processor: Processor, health: Health
-    ) -> None:
-        self._settings = settings
-        self._pool = pool
-        self._feed = feed
-        self._processor = processor
-        self._health = health
-
-    async def assigned(self, partitions: set[tuple[str, int]]) -> None:
-        """Learn what the group acknowledged of the partitions that are ours now."""
-        admin = AIOKafkaAdminClient(**connection(self._settings))
-        await admin.start()
+async def _pool(settings: Settings, health: Health, stop: asyncio.Event) -> asyncpg.Pool | None:
+    """Connections to the tables, once the database answers; None where ``stop`` is set before."""
+    while not stop.is_set():
         try:
-            group = self._settings.topic_prefix + "processor"
-            committed = await admin.list_consumer_group_offsets(group)
-        finally:
-            await admin.close()
-        known = {(tp.topic, tp.partition): meta.offset for tp, meta in committed.items()}
-        prefix = self._settings.topic_prefix
-        self._processor.acknowledged = {
-            (topic.removeprefix(prefix), number): max(known.get((topic, number), 0), 0) for topic, number in partitions
-        }
-
-    async def run(self) -> None:
-        """Compare every now and then, for ever."""
-        while True:
-            try:
-                await self.heal()
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-                self._health.not_ready("database", f"{type(error).__name__}: {error}")
-            await asyncio.sleep(_HEAL_EVERY)
-
-    async def heal(self) -> None:
-        """Fill what is missing below the acknowledged offsets of our partitions; not ready meanwhile."""
-        wanted = dict(self._processor.acknowledged)
-        async with self._pool.acquire() as connection:
-            rows = await connection.fetch("select topic, partition, next_offset from applied_offsets")
-        self._health.ready("database")
-        applied = {(row["topic"], row["partition"]): row["next_offset"] for row in rows}
-        gaps = {p: (applied.get(p, 0), end) for p, end in wanted.items() if applied.get(p, 0) < end}
-        if gaps:
-            self._health.not_ready("tables", f"{sum(e - s for s, e in gaps.values())} records behind; filling them in")
-            await self._feed.fill(gaps)
-        self._health.ready("tables")
+            return await asyncpg.create_pool(
+                settings.postgres_dsn.get_secret_value(),
+                min_size=2,
+                max_size=6,
+                init=tables.setup_connection,
+                command_timeout=120,
+                server_settings={"application_name": "everyrun-processor", "search_path": tables.SCHEMA},
+            )
+        except (OSError, asyncpg.PostgresError) as error:
+            health.not_ready("database", f"{type(error).__name__}: {error}")
+            await asyncio.sleep(0.5)
+    return None
 
 
 async def _main(settings: Settings, stop: asyncio.Event) -> None:
@@ -202,21 +172,17 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
         )
         await topics.wait_until_right(settings, health)
         cluster_id = await topics.cluster_id(settings)
-        health.ready("kafka")
-        pool = await stack.enter_async_context(
-            asyncpg.create_pool(
-                settings.postgres_dsn.get_secret_value(),
-                min_size=2,
-                max_size=6,
-                init=tables.setup_connection,
-                command_timeout=120,
-                server_settings={"application_name": "everyrun-processor", "search_path": tables.SCHEMA},
-            )
-        )
+        opened = await _pool(settings, health, stop)
+        if opened is None:
+            return
+        pool = await stack.enter_async_context(opened)
         producer = await stack.enter_async_context(Producer(settings, linger_ms=5, compression="zstd"))
-        feed = Feed(settings, pool, cluster_id, producer, health)
-        processor = Processor(settings, feed, Publisher(pool, producer), health)
-        healer = Healer(settings, pool, feed, processor, health)
+        feed = Feed(settings, pool, cluster_id, producer, health, partial(remake, settings))
+        processor = Processor(settings, feed, Publisher(pool, cluster_id, producer, feed), health)
+        healer = Healer(settings, pool, cluster_id, feed, processor, health)
+        await healer.until_ours(stop)
+        if stop.is_set():
+            return
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         app = faust_app(settings)
         processor.generation = lambda: app.consumer_generation_id
@@ -224,13 +190,11 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
             processor.agent
         )
 
-        async def on_assigned(_app: Any, *arguments: Any, **_: Any) -> None:
-            (assigned,) = arguments or (set(),)
-            await healer.assigned({(tp.topic, tp.partition) for tp in assigned})
+        async def on_assigned(_app: Any, *_arguments: Any, **_: Any) -> None:
+            await healer.assigned()
             health.ready("partitions")
 
         app.on_partitions_assigned.connect(on_assigned, weak=False)  # type: ignore[arg-type]
-        settings.data_dir.mkdir(parents=True, exist_ok=True)
         await app.start()
         healing = asyncio.create_task(healer.run())
         watch = Watch(
@@ -239,7 +203,7 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
             health,
             lambda: {(tp.topic.removeprefix(settings.topic_prefix), tp.partition) for tp in app.consumer.assignment()},
             lambda: processor.acknowledged,
-            processor._give_up,
+            processor.give_up,
         )
         standing = [
             asyncio.create_task(watch.run(INPUTS)),

@@ -34,13 +34,20 @@ class PollRecord:
 
 
 class WholePolls(SchedulingStrategyT):
-    """Faust's ConsumerScheduler: one record a partition a poll, ``batches`` before the others."""
+    """Faust's ConsumerScheduler: one record a partition a poll, ``batches`` before the others.
+
+    Faust sees no gap after an acknowledged offset 0 (it takes 0 for none), and would never commit past it: so where
+    a poll begins at 1, the record there is given alone.
+    """
 
     def iterate(self, records: Mapping[TP, list[Any]]) -> Iterator[tuple[TP, Any]]:
         """The partitions' polls, the topics in the order of their names."""
         for tp in sorted(records):
             if records[tp]:
-                yield tp, PollRecord(records[tp])
+                alone = 1 if records[tp][0].offset == 1 else 0
+                for part in (records[tp][:alone], records[tp][alone:]):
+                    if part:
+                        yield tp, PollRecord(part)
 
 
 def joined(values: Iterable[list[LogRecord]], prefix: str) -> list[Poll]:

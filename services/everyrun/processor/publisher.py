@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from typing import TypeVar, cast
 
 import asyncpg
-from aiokafka.errors import KafkaError
 
 from everyrun.log.producer import Log
 from everyrun.projection import publish
 from everyrun.projection.apply import Applied
+from everyrun.projection.feed import AWAY, Feed
+from everyrun.projection.offsets import Position, behind, positions
 from everyrun.store.sql import beside
 from everyrun.telemetry import log
 
@@ -22,50 +25,90 @@ _log = log(__name__)
 _sql = beside(publish.__file__, "apply.sql")
 _AT_ONCE = 1000
 
+T = TypeVar("T")
+
+
+class BehindError(Exception):
+    """The tables are behind what is to be published: of each partition the first offset missing, and the end."""
+
+    def __init__(self, gaps: dict[Position, tuple[int, int]]) -> None:
+        super().__init__(str(gaps))
+        self.gaps = gaps
+
 
 class Publisher:
-    """Writes ``results`` and ``reports``."""
+    """Writes ``results`` and ``reports``.
 
-    def __init__(self, pool: asyncpg.Pool, results: Log) -> None:
+    What it reads it reads where everything that is to be published is applied: tables that were emptied or replaced
+    by older ones after the commit are filled first, or a state would be passed over and never be published.
+    """
+
+    def __init__(self, pool: asyncpg.Pool, cluster_id: str, results: Log, feed: Feed) -> None:
         self._pool = pool
+        self._cluster_id = cluster_id
         self._results = results
+        self._feed = feed
 
-    async def publish(self, applied: Iterable[Applied]) -> dict[str, str]:
+    async def publish(self, applied: Iterable[Applied], needed: Mapping[Position, int]) -> dict[str, str]:
         """Return when the present state of everything touched is acknowledged: the version published of each input.
 
-        Waits while Postgres or Kafka is away.
+        ``needed`` is how far the tables must be applied. Waits while Postgres or Kafka is away.
         """
-        wait = 0.1
         everything = list(applied)
+        return await self._patiently(lambda: self._publish(everything, needed))
+
+    async def publish_moved(self, published: Mapping[str, str], needed: Mapping[Position, int]) -> None:
+        """Publish again the inputs that moved on meanwhile, so that the last record of a key is its newest."""
+
+        async def read() -> set[str]:
+            async with self._applied_up_to(needed) as connection:
+                rows = await connection.fetch(_sql["present_versions"], list(published))
+            return {row["input_id"] for row in rows if row["version"] != published[row["input_id"]]}
+
+        moved = await self._patiently(read)
+        if moved:
+            await self.publish([Applied({}, moved, set(), set(), set())], needed)
+
+    async def _patiently(self, what: Callable[[], Awaitable[T]]) -> T:
+        wait = 0.1
+        gaps: dict[Position, tuple[int, int]] = {}
         while True:
             try:
-                return await self._publish(everything)
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, KafkaError) as error:
+                await self._feed.fill(gaps)
+                gaps = {}
+                return await what()
+            except BehindError as error:
+                gaps = error.gaps
+            except AWAY as error:
                 _log.warning("waiting to publish", error=f"{type(error).__name__}: {error}", seconds=wait)
+                await self._feed.mend(error)
                 await asyncio.sleep(wait)
                 wait = min(wait * 2, 5.0)
 
-    async def publish_moved(self, published: dict[str, str]) -> None:
-        """Publish again the inputs that moved on meanwhile, so that the last record of a key is its newest."""
-        async with self._pool.acquire() as connection:
-            rows = await connection.fetch(_sql["present_versions"], list(published))
-        moved = {row["input_id"] for row in rows if row["version"] != published[row["input_id"]]}
-        if moved:
-            await self.publish([Applied({}, moved, set(), set(), set())])
+    @asynccontextmanager
+    async def _applied_up_to(self, needed: Mapping[Position, int]) -> AsyncIterator[asyncpg.Connection]:
+        """One moment's view of tables that are applied at least so far. Raises BehindError."""
+        async with self._pool.acquire() as acquired, acquired.transaction(isolation="repeatable_read", readonly=True):
+            connection = cast(asyncpg.Connection, acquired)
+            gaps = behind(await positions(connection, self._cluster_id), needed)
+            if gaps:
+                raise BehindError(gaps)
+            yield connection
 
-    async def _publish(self, applied: list[Applied]) -> dict[str, str]:
+    async def _publish(self, applied: list[Applied], needed: Mapping[Position, int]) -> dict[str, str]:
         inputs = list(set().union(*(a.inputs for a in applied)))
         runs = list(set().union(*(a.runs for a in applied)))
         homes = sorted(set().union(*(a.attempts for a in applied)))
         accepted = set().union(*(a.submissions for a in applied))
         published: dict[str, str] = {}
-        async with self._pool.acquire() as connection:
-            for start in range(0, max(len(inputs), len(runs)), _AT_ONCE):
-                part = slice(start, start + _AT_ONCE)
+        for start in range(0, max(len(inputs), len(runs)), _AT_ONCE):
+            part = slice(start, start + _AT_ONCE)
+            async with self._applied_up_to(needed) as connection:
                 rows = await connection.fetch(_sql["present_rows"], inputs[part], runs[part])
-                await self._results.append([publish.result_record(row) for row in rows])
-                published.update((row["input_id"], row["version"]) for row in rows)
-            reports = []
+            await self._results.append([publish.result_record(row) for row in rows])
+            published.update((row["input_id"], row["version"]) for row in rows)
+        reports = []
+        async with self._applied_up_to(needed) as connection:
             if homes:
                 columns = [chunk for chunk, _ in homes], [attempt for _, attempt in homes]
                 rows = await connection.fetch(_sql["present_attempts"], *columns)

@@ -135,20 +135,27 @@ async def apply(
     cluster_id: str,
     set_aside: SetAside,
     refused: Refused | None = None,
+    needed: Mapping[offsets.Position, int] | None = None,
 ) -> Applied:
     """Apply polls, each of another partition, in one transaction; what was applied before is left out.
 
+    ``needed`` is how far the tables must be applied before, in whichever partitions.
+
     Records that are not understood, and those in ``refused``, are given to ``set_aside`` before the commit.
 
-    Raises GapError where a poll begins after what is applied; ForeignLogError for tables of another cluster;
-    ConflictError or asyncpg's serialization, deadlock and unique errors where the transaction is to be tried again;
-    asyncpg.DataError or IntegrityConstraintViolationError where a record cannot be stored. In each case nothing was
-    changed.
+    Raises GapError where less is applied than is needed, or than a poll begins with; ForeignLogError for tables of
+    another cluster; ConflictError or asyncpg's serialization, deadlock and unique errors where the transaction is to
+    be tried again; asyncpg.DataError or IntegrityConstraintViolationError where a record cannot be stored. In each
+    case nothing was changed.
     """
     await connection.execute(_sql["create_staging"])
     async with connection.transaction():
-        positions = [(poll.topic, poll.partition) for poll in polls]
-        nexts = await offsets.lock(connection, positions, cluster_id)
+        places = [(poll.topic, poll.partition) for poll in polls]
+        nexts = await offsets.lock(connection, places, cluster_id)
+        if needed:
+            missing = offsets.behind(await offsets.positions(connection, cluster_id), needed)
+            if missing:
+                raise offsets.GapError({place: start for place, (start, _) in missing.items()})
         parts = [(poll, offsets.new_part(poll, nexts[poll.topic, poll.partition])) for poll in polls]
         new = [part for _, part in parts if part]
         again = touched(read([poll for poll, part in parts if not part]))

@@ -10,6 +10,9 @@ where (topic, partition) in (select t, p from unnest($1::text[], $2::int[]) as g
 order by topic, partition
 for update
 
+-- name: all_offsets
+select topic, partition, next_offset, cluster_id from applied_offsets
+
 -- name: advance_offsets
 update applied_offsets o set next_offset = given.next
 from unnest($1::text[], $2::int[], $3::bigint[]) as given (t, p, next)

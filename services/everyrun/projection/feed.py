@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import cast
 
 import asyncpg
@@ -14,10 +14,12 @@ from everyrun.log.producer import Log
 from everyrun.log.quarantine import RETRY_OF, quarantined
 from everyrun.projection.apply import Applied, ConflictError, Poison, apply
 from everyrun.projection.decode import Poll
-from everyrun.projection.offsets import GapError, Position
+from everyrun.projection.offsets import GapError, Position, greatest
 from everyrun.projection.reader import read_range
+from everyrun.projection.schema import GONE
 from everyrun.serve import Health
 from everyrun.settings import Settings
+from everyrun.store.migrate import MigrationError
 from everyrun.telemetry import log
 
 _log = log(__name__)
@@ -29,6 +31,12 @@ _AGAIN = (
     asyncpg.DeadlockDetectedError,
 )
 _TRIES = 20
+Needed = Callable[[], Mapping[Position, int]]
+"""How far each partition must be applied, by now, before anything more is."""
+
+#: Postgres or Kafka is away, for now.
+#: asyncpg says InternalClientError of a connection that was cut off in the middle of a COPY.
+AWAY = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, KafkaError)
 #: Errors of the records themselves: SQLSTATE classes 22 and 23.
 _UNSTORABLE = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
 #: The rows of these keys are brought by more than one partition, so two transactions may meet in them.
@@ -36,36 +44,50 @@ _MET_IN = frozenset({"results_pkey", "duplicate_runs_pkey", "unmatched_runs_pkey
 
 
 class Feed:
-    """Applies polls to the tables of one database. Several may run, in this process and in others."""
+    """Applies polls to the tables of one database. Several may run, in this process and in others.
+
+    ``remake`` makes the schema anew where it is gone; without it the feed waits until somebody else has.
+    """
 
     def __init__(
-        self, settings: Settings, pool: asyncpg.Pool, cluster_id: str, quarantine: Log, health: Health | None = None
+        self,
+        settings: Settings,
+        pool: asyncpg.Pool,
+        cluster_id: str,
+        quarantine: Log,
+        health: Health | None = None,
+        remake: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._settings = settings
         self._pool = pool
         self._cluster_id = cluster_id
         self._quarantine = quarantine
         self._health = health or Health()
+        self._remake = remake
 
-    async def apply(self, polls: Sequence[Poll]) -> list[Applied]:
+    async def apply(self, polls: Sequence[Poll], needed: Needed = dict) -> list[Applied]:
         """Return when the polls are in the tables, in order; what that changed.
 
-        Gaps before them are filled from the log. Waits, and says so in readyz, while the database or Kafka is away.
-        Raises ForeignLogError for tables of another cluster.
+        Gaps before them are filled from the log, and first of all what is ``needed``: how far each partition must be
+        applied. So nothing new is joined with tables that are not yet what they were. Waits, and says so in readyz,
+        while the database or Kafka is away. Raises ForeignLogError for tables of another cluster.
         """
         wait = 0.1
+        gaps: dict[Position, tuple[int, int]] = {}
         while True:
             try:
-                done = await self._apply_or_split(polls)
+                await self.fill(gaps)
+                gaps = {}
+                done = await self._apply_or_split(polls, needed)
                 self._health.ready("database")
                 return done
             except GapError as error:
-                ends = {(poll.topic, poll.partition): poll.first for poll in polls}
-                await self.fill({p: (start, ends[p]) for p, start in error.gaps.items()})
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, KafkaError) as error:
+                ends = greatest({(poll.topic, poll.partition): poll.first for poll in polls}, needed())
+                gaps = {place: (start, ends[place]) for place, start in error.gaps.items()}
+            except AWAY as error:
                 # Not ours to solve: the records stay unacknowledged until whoever is away is back.
-                self._health.not_ready("database", f"{type(error).__name__}: {error}")
                 _log.warning("waiting to apply", error=f"{type(error).__name__}: {error}", seconds=wait)
+                await self.mend(error)
                 await asyncio.sleep(wait)
                 wait = min(wait * 2, 5.0)
 
@@ -74,7 +96,17 @@ class Feed:
 
         That is GapError, ForeignLogError, OSError, and errors of asyncpg and aiokafka.
         """
-        return await self._apply_or_split(polls)
+        return await self._apply_or_split(polls, dict)
+
+    async def mend(self, error: Exception) -> None:
+        """Say in readyz that the database is away; where the schema is gone, have it made anew."""
+        self._health.not_ready("database", f"{type(error).__name__}: {error}")
+        if isinstance(error, GONE) and self._remake is not None:
+            try:
+                await self._remake()
+            except MigrationError as failed:
+                self._health.not_ready("database", str(failed))
+                _log.warning("the schema could not be made anew", error=str(failed))
 
     async def fill(self, gaps: Mapping[Position, tuple[int, int]]) -> None:
         """Apply what lies in each partition from the first offset up to, without, the second. Publishes nothing."""
@@ -84,11 +116,11 @@ class Feed:
                 await self.apply([poll])
 
     async def _apply_or_split(
-        self, polls: Sequence[Poll], refused: dict[tuple[str, int, int], str] | None = None
+        self, polls: Sequence[Poll], needed: Needed, refused: dict[tuple[str, int, int], str] | None = None
     ) -> list[Applied]:
         """Apply in one transaction; where a record cannot be stored, in smaller ones, down to that record."""
         try:
-            return [await self._apply_again(polls, refused)]
+            return [await self._apply_again(polls, needed, refused)]
         except _UNSTORABLE as error:
             parts = split(polls)
             if len(parts) == 1:
@@ -97,18 +129,25 @@ class Feed:
                     raise
                 key = (polls[0].topic, polls[0].partition, record.offset)
                 reason = f"{type(error).__name__} ({error.sqlstate}): {error}"
-                return await self._apply_or_split(polls, {key: reason})
+                return await self._apply_or_split(polls, needed, {key: reason})
             done = []
             for part in parts:
-                done += await self._apply_or_split(part)
+                done += await self._apply_or_split(part, needed)
             return done
 
-    async def _apply_again(self, polls: Sequence[Poll], refused: Mapping[tuple[str, int, int], str] | None) -> Applied:
+    async def _apply_again(
+        self, polls: Sequence[Poll], needed: Needed, refused: Mapping[tuple[str, int, int], str] | None
+    ) -> Applied:
         for attempt in range(_TRIES):
             try:
                 async with self._pool.acquire() as connection:
                     return await apply(
-                        cast(asyncpg.Connection, connection), polls, self._cluster_id, self._set_aside, refused
+                        cast(asyncpg.Connection, connection),
+                        polls,
+                        self._cluster_id,
+                        self._set_aside,
+                        refused,
+                        needed(),
                     )
             except _AGAIN as error:
                 _log.debug("applying again", error=str(error))

@@ -63,12 +63,34 @@ async def lock(connection: asyncpg.Connection, positions: Iterable[Position], cl
         await connection.execute(_sql["know_partitions"], topics, partitions, cluster_id)
         rows = await connection.fetch(_sql["lock_offsets"], topics, partitions)
     for row in rows:
-        if row["cluster_id"] != cluster_id:
-            raise ForeignLogError(
-                f"these tables were made from the Kafka cluster {row['cluster_id']}, this one is {cluster_id}. "
-                "Point EVERYRUN_KAFKA_BOOTSTRAP at the former, or drop the schema everyrun to build it anew."
-            )
+        _refuse_foreign(row["cluster_id"], cluster_id)
     return {(row["topic"], row["partition"]): row["next_offset"] for row in rows}
+
+
+def _refuse_foreign(theirs: str, ours: str) -> None:
+    if theirs != ours:
+        raise ForeignLogError(
+            f"these tables were made from the Kafka cluster {theirs}, this one is {ours}. "
+            "Point EVERYRUN_KAFKA_BOOTSTRAP at the former, or drop the schema everyrun to build it anew."
+        )
+
+
+async def positions(connection: asyncpg.Connection, cluster_id: str) -> dict[Position, int]:
+    """The next offset of every partition. Raises ForeignLogError where the tables came from another cluster."""
+    rows = await connection.fetch(_sql["all_offsets"])
+    for row in rows:
+        _refuse_foreign(row["cluster_id"], cluster_id)
+    return {(row["topic"], row["partition"]): row["next_offset"] for row in rows}
+
+
+def behind(applied: Mapping[Position, int], ends: Mapping[Position, int]) -> dict[Position, tuple[int, int]]:
+    """What is missing in tables that are to be applied up to ``ends``: of each partition the first and the end."""
+    return {place: (applied.get(place, 0), end) for place, end in ends.items() if applied.get(place, 0) < end}
+
+
+def greatest(one: Mapping[Position, int], other: Mapping[Position, int]) -> dict[Position, int]:
+    """Of each partition the greater offset of the two."""
+    return {place: max(one.get(place, 0), other.get(place, 0)) for place in {*one, *other}}
 
 
 async def advance(connection: asyncpg.Connection, polls: Sequence[Poll]) -> None:

@@ -1,0 +1,117 @@
+"""Tables that are behind what was acknowledged (a restored, emptied or replaced database) are brought up to it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol, cast
+
+import asyncpg
+from aiokafka.admin import AIOKafkaAdminClient
+
+from everyrun.log import topics
+from everyrun.log.connection import connection
+from everyrun.projection import offsets
+from everyrun.projection.feed import AWAY, Feed
+from everyrun.projection.offsets import ForeignLogError, Position, greatest
+from everyrun.serve import Health
+from everyrun.settings import Settings
+from everyrun.telemetry import log
+
+_log = log(__name__)
+
+#: The topics that the tables are made of.
+INPUTS = ("batches", "runs", "deliveries", "quarantine")
+#: How often the tables are compared with what was acknowledged, in seconds.
+_EVERY = 2.0
+
+
+class Worker(Protocol):
+    """What the healer needs of the processor: what it acknowledged, and its end."""
+
+    acknowledged: dict[Position, int]
+
+    def give_up(self, why: str) -> None:
+        """End the process."""
+
+
+class Healer:
+    """Compares the tables with what was acknowledged, and fills them from the log. It publishes nothing."""
+
+    def __init__(
+        self, settings: Settings, pool: asyncpg.Pool, cluster_id: str, feed: Feed, worker: Worker, health: Health
+    ) -> None:
+        self._settings = settings
+        self._pool = pool
+        self._cluster_id = cluster_id
+        self._feed = feed
+        self._worker = worker
+        self._health = health
+
+    async def until_ours(self, stop: asyncio.Event) -> None:
+        """Return when the tables are this cluster's, or ``stop`` is set; say in readyz and the log that they are not.
+
+        Nothing is read meanwhile: records of another cluster would pass for those that were applied already.
+        """
+        while not stop.is_set():
+            try:
+                await self._applied()
+                self._health.ready("kafka")
+                self._health.ready("database")
+                return
+            except ForeignLogError as error:
+                self._health.not_ready("kafka", str(error))
+                _log.error("refusing this Kafka", reason=str(error))
+            except AWAY as error:
+                await self._feed.mend(error)
+            await _sleep(stop, _EVERY)
+
+    async def assigned(self) -> None:
+        """Learn how far the group has come: what it acknowledged must be in the tables before anything more is.
+
+        A Kafka that was replaced makes the group anew, so this is where it is noticed: the process ends.
+        """
+        cluster_id = await topics.cluster_id(self._settings)
+        if cluster_id != self._cluster_id:
+            self._worker.give_up(f"Kafka was replaced: its cluster was {self._cluster_id} and is {cluster_id} now")
+        admin = AIOKafkaAdminClient(**connection(self._settings))
+        await admin.start()
+        try:
+            committed = await admin.list_consumer_group_offsets(self._settings.topic_prefix + "processor")
+        finally:
+            await admin.close()
+        prefix = self._settings.topic_prefix
+        known = {(tp.topic.removeprefix(prefix), tp.partition): meta.offset for tp, meta in committed.items()}
+        self._worker.acknowledged = greatest(
+            self._worker.acknowledged, {place: offset for place, offset in known.items() if place[0] in INPUTS}
+        )
+
+    async def run(self) -> None:
+        """Compare every now and then, for ever."""
+        while True:
+            try:
+                await self.heal()
+            except ForeignLogError as error:
+                self._worker.give_up(str(error))
+            except AWAY as error:
+                await self._feed.mend(error)
+            await asyncio.sleep(_EVERY)
+
+    async def heal(self) -> None:
+        """Fill what is missing below the acknowledged offsets; not ready meanwhile."""
+        gaps = offsets.behind(await self._applied(), dict(self._worker.acknowledged))
+        self._health.ready("database")
+        if gaps:
+            count = sum(end - start for start, end in gaps.values())
+            self._health.not_ready("tables", f"{count} records behind; filling them in")
+            await self._feed.fill(gaps)
+        self._health.ready("tables")
+
+    async def _applied(self) -> dict[Position, int]:
+        async with self._pool.acquire() as connection:
+            return await offsets.positions(cast(asyncpg.Connection, connection), self._cluster_id)
+
+
+async def _sleep(stop: asyncio.Event, seconds: float) -> None:
+    waiting = asyncio.create_task(stop.wait())
+    await asyncio.wait({waiting}, timeout=seconds)
+    waiting.cancel()
