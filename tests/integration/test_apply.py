@@ -7,13 +7,15 @@ import random
 from collections.abc import AsyncIterator
 
 import asyncpg
+import msgspec
 import pytest
 
 from everyrun.log import events
+from everyrun.log.cloudevents import Record
 from everyrun.projection import tables
 from everyrun.projection.apply import apply
 from everyrun.projection.choose import version_of_run
-from everyrun.projection.decode import run_of
+from everyrun.projection.decode import Poll, run_of
 from everyrun.projection.merge import merge
 from everyrun.projection.offsets import ForeignLogError, GapError
 from tests.integration.tables import TABLES, connect, contents
@@ -98,8 +100,6 @@ async def test_what_was_applied_is_not_applied_again_and_a_gap_is_refused(connec
     world = a_world(random.Random(5))
     log = lay_out(world)
     position = max(log, key=lambda p: len(log[p]))
-    from everyrun.projection.decode import Poll
-
     poll = Poll(*position, log[position][:6])
     first = await apply(connection, [poll], "cluster", nothing_aside)
     before = await contents(connection)
@@ -166,3 +166,71 @@ async def test_two_workers_at_once_count_right(database):
         assert [(r["balanced"], r["runs_observed"], r["duplicates"]) for r in report] == [(True, 40, 0), (True, 40, 40)]
         assert await connection.fetchval("select count(*) from results where status = 'PROCESSED'") == 40
     await pool.close()
+
+
+def a_registered(*metadata: dict) -> tuple[list[events.Input], Record]:
+    given = [msgspec.structs.replace(an_input("sub_r", n), metadata=m) for n, m in enumerate(metadata, 1)]
+    more = {"batch_id": "batch_r", "inputs": given}
+    return given, batch_event(events.BatchRegistered, "sub_r", "sub_r.c00001", 1, 1, **more)
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_metadata_changed_upstream_to_those_of_another_input_move_nothing(connection, seed):
+    """The first that any input has decides, in the order of the log, however it is cut and whichever side is first."""
+    chance = random.Random(seed)
+    _, brought = a_registered({"n": 1}, {"n": 2}, {"twin": 1}, {"twin": 1})
+    seen = [
+        run_event("run_a", "batch_r", "PROCESSING", 2, key=None, metadata={"n": "unknown yet"}),
+        run_event("run_a", "batch_r", "PROCESSING", 3, key=None, metadata={"n": 1.0, "extend:usage_tags": ["x"]}),
+        run_event("run_a", "batch_r", "PROCESSED", 5, key=None, metadata={"n": 2}, end=4),
+        run_event("run_twin", "batch_r", "PROCESSED", 5, key=None, metadata={"twin": 1}, end=4),
+        run_event("run_twin", "batch_r", "PROCESSED", 7, key=None, metadata={"n": 2}, end=6),
+        run_event("run_none", "batch_r", "PROCESSED", 7, key=None, metadata={"n": 3}, end=6),
+    ]
+    await feed(connection, [brought, *seen] if seed % 2 else [*seen, brought], chance)
+    rows = {row["input_id"]: row for row in await connection.fetch("select * from results")}
+    assert {i: (row["run_id"], row["status"]) for i, row in rows.items()} == {
+        "sub_r:1": ("run_a", "PROCESSED"),
+        "sub_r:2": (None, "SUBMITTED"),
+        "sub_r:3": (None, "SUBMITTED"),
+        "sub_r:4": (None, "SUBMITTED"),
+    }
+    unmatched = await connection.fetch("select run_id, reason, cardinality(fingerprints) as seen from unmatched_runs")
+    assert {row["run_id"]: (row["reason"], row["seen"]) for row in unmatched} == {
+        "run_twin": ("ambiguous_metadata", 2),
+        "run_none": ("metadata_unknown", 1),
+    }
+
+
+async def test_text_that_postgres_refuses_is_kept_as_far_as_it_can_be(connection):
+    _, brought = a_registered({"n": 1})
+    text = {"n": 1, "extend:usage_tags": ["a\x00b"]}
+    more = {"failureMessage": "cut\x00off", "stepRuns": [{"text": "\x00"}]}
+    await feed(
+        connection,
+        [brought, run_event("run_a", "batch_r", "FAILED", 5, key=None, metadata=text, end=4, **more)],
+        random.Random(1),
+    )
+    row = await connection.fetchrow("select *, run -> 'stepRuns' -> 0 ->> 'text' as step from results")
+    assert (row["run_id"], row["status"], row["failure_message"], row["step"]) == (
+        "run_a",
+        "FAILED",
+        "cut\ufffdoff",
+        "\ufffd",
+    )
+
+
+async def test_a_batch_registered_with_other_inputs_in_the_log_is_refused_whole(connection):
+    """Two registrations of one batch, as a queue that was lost may let pass: the first in the log stands."""
+    _, first = a_registered({"n": 1})
+    other = batch_event(
+        events.BatchRegistered, "sub_o", "sub_o.c00001", 1, 2, batch_id="batch_r", inputs=[an_input("sub_o", 1)]
+    )
+    await feed(connection, [first], random.Random(1))
+    before = await contents(connection)
+    log = lay_out([first, other])
+    ((position, records),) = log.items()
+    with pytest.raises(asyncpg.UniqueViolationError) as refused:
+        await apply(connection, [Poll(*position, records[1:])], "cluster", nothing_aside)
+    assert refused.value.constraint_name == "batches_batch_id_key"
+    assert await contents(connection) == before
