@@ -14,10 +14,17 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import bridge, demo, idle, intake, processor
+from benchmarks import archive, bridge, demo, idle, intake, processor
 from benchmarks.servers import Servers
 
-ALL = {"intake": intake.run, "bridge": bridge.run, "processor": processor.run, "idle": idle.run, "demo": demo.run}
+ALL = {
+    "intake": intake.run,
+    "bridge": bridge.run,
+    "processor": processor.run,
+    "idle": idle.run,
+    "archive": archive.run,
+    "demo": demo.run,
+}
 
 
 async def main(names: list[str]) -> None:

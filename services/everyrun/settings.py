@@ -173,6 +173,11 @@ class Settings(BaseSettings):
         description="An input still open this long after its batch was sent, or it was handed in, is overdue.",
     )
 
+    # --- replays
+    replay_secret: SecretStr = Field(
+        SecretStr(""), description="Signs what `everyrun replay` sends to an HTTP address (whsec_..., base64)."
+    )
+
     # --- logs
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level written.")
 

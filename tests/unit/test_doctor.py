@@ -158,9 +158,9 @@ def test_postgres() -> None:
     assert says(postgres(read_only="it is a standby")[0], "failed", "can only be read: it is a standby", "primary")
     assert says(postgres(write_problem="DiskFullError")[0], "failed", "DiskFullError", "disk")
     assert says(postgres(version=140_001)[0], "warning", "version 14", "15 to 18")
-    gone, _ = postgres(migrations={"everyrun": None, "everyrun_queue": []})[1:]
+    gone, _ = postgres(migrations={**FILES, "everyrun": None, "everyrun_queue": []})[1:]
     assert says(gone, "failed", "the schema everyrun is not there", "everyrun migrate")
-    _, behind = postgres(migrations={"everyrun": None, "everyrun_queue": []})[1:]
+    _, behind = postgres(migrations={**FILES, "everyrun": None, "everyrun_queue": []})[1:]
     assert says(behind, "failed", f"lacks {FILES['everyrun_queue'][0]}", "everyrun migrate")
     newer = {**FILES, "everyrun": [*FILES["everyrun"], "2099"]}
     assert says(postgres(migrations=newer)[1], "warning", "2099", "newer")

@@ -12,10 +12,12 @@ from everyrun.cli import (
     demo,
     doctor,
     exits,
+    history,
     prepare,
     quarantine,
     rebuild,
     register,
+    replay,
     results,
     stack,
     submit,
@@ -59,6 +61,8 @@ rebuild.register(app)
 audit.register(app)
 asof.register(app)
 archive.register(app)
+replay.register(app)
+history.register(app)
 
 
 def main() -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -16,12 +14,10 @@ from everyrun.cli import exits
 from everyrun.cli.bulk import bulk_progress
 from everyrun.cli.client import DataDir
 from everyrun.cli.console import err, fail, out
-from everyrun.cli.direct import settings_of
+from everyrun.cli.direct import run, settings_of
 
 if TYPE_CHECKING:
     from everyrun.replay.verify import Verified
-
-T = TypeVar("T")
 
 archive_app = typer.Typer(
     invoke_without_command=True,
@@ -70,7 +66,7 @@ def archive(
         fail(str(error))
     settings = settings_of(data_dir, "kafka_bootstrap")
     with bulk_progress("archived", "records") as progress:
-        done = _run(
+        done = run(
             lambda: archives.archive(settings, to, topics=topic or (), sign_key=key, progress=progress),
         )
     if not done.files:
@@ -108,7 +104,7 @@ def verify(
         fail(str(error), exits.USAGE)
     settings = settings_of(data_dir, "kafka_bootstrap") if against_log else None
     with bulk_progress("verified", "records") as progress:
-        found = _run(
+        found = run(
             lambda: verifying.verify(place, public_key=key, head=head, against_log=settings, progress=progress),
             exits.USAGE,
         )
@@ -148,7 +144,7 @@ def list_files(
 
     from everyrun.replay.archived import ArchiveReader
 
-    chain = _run(lambda: ArchiveReader.open(place)).manifests
+    chain = run(lambda: ArchiveReader.open(place)).manifests
     if as_json:
         for manifest in chain:
             typer.echo(msgspec.json.encode(manifest))
@@ -178,25 +174,3 @@ def keygen(
     except OSError as error:
         fail(str(error))
     err.print(f"{file} signs (keep it secret), {public} verifies (give it away).")
-
-
-def _run(work: Callable[[], Coroutine[Any, Any, T]], code: int = exits.ERROR) -> T:
-    """Run it to its end; what can be expected to go wrong ends the command with a message."""
-    from aiokafka.errors import KafkaError
-
-    from everyrun.replay.archive import ArchiveError
-    from everyrun.replay.objects import ObjectsError
-
-    async def main() -> T:
-        return await work()
-
-    try:
-        return asyncio.run(main())
-    except ArchiveError as error:
-        fail(str(error), exits.NOT_FOUND if str(error).startswith("there is no archive") else code)
-    except FileNotFoundError as error:
-        fail(str(error), exits.NOT_FOUND)
-    except KafkaError as error:
-        fail(f"Kafka: {type(error).__name__} {error}", code)
-    except ObjectsError as error:
-        fail(f"{type(error).__name__}: {error}", code)

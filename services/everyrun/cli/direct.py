@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any, TypeVar
 
 from everyrun.cli import exits
 from everyrun.cli.console import fail
 from everyrun.embedded.state import read_endpoints
 from everyrun.settings import Settings, SettingsError, load
+
+T = TypeVar("T")
 
 
 def settings_of(data_dir: Path, *needs: str) -> Settings:
@@ -18,3 +23,32 @@ def settings_of(data_dir: Path, *needs: str) -> Settings:
         return load(**known).need(*needs)
     except SettingsError as error:
         fail(f"no stack runs in {data_dir} (start one with: everyrun up), and\n{error}", exits.NOT_FOUND)
+
+
+def run(work: Callable[[], Coroutine[Any, Any, T]], code: int = exits.ERROR) -> T:
+    """Run it to its end; what can be expected to go wrong ends the command with a message and the code."""
+    import asyncpg
+    from aiokafka.errors import KafkaError
+
+    from everyrun.replay.archive import ArchiveError
+    from everyrun.replay.objects import ObjectsError
+    from everyrun.replay.selection import SelectionError
+    from everyrun.replay.targets import TargetError
+
+    async def main() -> T:
+        return await work()
+
+    try:
+        return asyncio.run(main())
+    except ArchiveError as error:
+        fail(str(error), exits.NOT_FOUND if str(error).startswith("there is no archive") else code)
+    except (SelectionError, TargetError) as error:
+        fail(str(error), code)
+    except FileNotFoundError as error:
+        fail(str(error), exits.NOT_FOUND)
+    except KafkaError as error:
+        fail(f"Kafka: {type(error).__name__} {error}", code)
+    except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        fail(f"Postgres: {type(error).__name__} {error}", code)
+    except ObjectsError as error:
+        fail(f"{type(error).__name__}: {error}", code)

@@ -45,6 +45,9 @@ def rebuild(
         bool, typer.Option("--swap", help="Put it live afterwards, in the place of the tables now.")
     ] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew; else it goes on where it was.")] = False,
+    from_archive: Annotated[
+        str | None, typer.Option(metavar="DIR|URL", help="Read an archive as far as it reaches, then Kafka.")
+    ] = None,
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
     """Make every table anew from the log, in a schema beside the live one. Publishes nothing.
@@ -56,9 +59,12 @@ def rebuild(
     """
     from everyrun.replay import moment, rebuild
     from everyrun.replay import swap as swapping
+    from everyrun.replay.archived import ArchiveAndLog
 
     if swap and until is not None:
         raise typer.BadParameter("--swap brings the tables to where the live ones are: give no --until with it")
+    if swap and from_archive is not None:
+        raise typer.BadParameter("--swap reads the live log: give no --from-archive with it")
     wanted = None if until is None else moment_of(until, "--until")
     settings = settings_of(data_dir, "kafka_bootstrap", "postgres_dsn")
     name = schema or rebuild.DEFAULT_SCHEMA
@@ -74,7 +80,8 @@ def rebuild(
                 err.print(f"[yellow]The tables before are still there, in schema {done.left_over}: {done.why}[/]")
             return
         offsets = await moment.offsets_of(settings, wanted)
-        made = await rebuild.rebuild(settings, offsets, tell, schema=name, fresh=fresh)
+        source = await ArchiveAndLog.open(from_archive, settings) if from_archive else None
+        made = await rebuild.rebuild(settings, offsets, tell, schema=name, fresh=fresh, source=source)
         again = f", {made.before} were there before" if made.before else ""
         err.print(f"Schema {name}: {made.applied} records in {made.seconds:.1f} s{again}.")
 
@@ -109,13 +116,14 @@ def run(work: Coroutine[Any, Any, T], code: int = exits.ERROR) -> T:
     from aiokafka.errors import KafkaError
 
     from everyrun.projection.offsets import ForeignLogError
+    from everyrun.replay.archive import ArchiveError
     from everyrun.replay.moment import MomentError
     from everyrun.replay.rebuild import ReplayError
     from everyrun.store.migrate import MigrationError
 
     try:
         done = asyncio.run(until_stopped(_not_none(work)))
-    except (ReplayError, MomentError, MigrationError, ForeignLogError) as error:
+    except (ReplayError, MomentError, MigrationError, ForeignLogError, ArchiveError) as error:
         fail(str(error), code)
     except (KafkaError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
         fail(f"{type(error).__name__}: {error}. What is done stays so: the same command goes on from there.", code)

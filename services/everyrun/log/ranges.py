@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -94,6 +94,14 @@ async def bounds(settings: Settings, topics: Iterable[str]) -> Bounds:
     return Bounds({wanted[p]: o for p, o in first.items()}, {wanted[p]: o for p, o in end.items()})
 
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def milliseconds(moment: datetime) -> int:
+    """The first of Kafka's timestamps that is at or after the moment."""
+    return -((_EPOCH - moment) // timedelta(milliseconds=1))
+
+
 async def offsets_at(settings: Settings, topics: Iterable[str], moment: datetime) -> dict[Position, int]:
     """For each partition the first offset that was appended at or after the moment; the end where there is none.
 
@@ -101,7 +109,7 @@ async def offsets_at(settings: Settings, topics: Iterable[str], moment: datetime
     """
     wanted = await partitions(settings, topics)
     async with _Asking(settings) as consumer:
-        found = await consumer.offsets_for_times(dict.fromkeys(wanted, int(moment.timestamp() * 1000)))
+        found = await consumer.offsets_for_times(dict.fromkeys(wanted, milliseconds(moment)))
         end = await consumer.end_offsets(list(wanted))
     return {place: found[part].offset if found[part] else end[part] for part, place in wanted.items()}
 

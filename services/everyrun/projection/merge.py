@@ -119,3 +119,25 @@ def _one_binding(one: Binding | None, other: Binding | None) -> Binding | None:
     if one is None or other is None:
         return one or other
     return min(one, other)
+
+
+#: The parts of an order, as ``order_of`` puts them together, and what the greater one of each means.
+_PARTS = (
+    (1, "its status is further on"),
+    (15, "its own time is later"),
+    (1, "it is whole, the other truncated"),
+    (1, "a poll goes before a webhook"),
+    (15, "it was asked later"),
+)
+
+
+def why_greater(greater: str, lesser: str) -> str | None:
+    """Why, of two orders that ``order_of`` made, the greater stands, in words; None where they are equal."""
+    if greater == lesser:
+        return None
+    start = 0
+    for length, reason in _PARTS:
+        if greater[start : start + length] != lesser[start : start + length]:
+            return reason
+        start += length
+    return "of two that tell different things at one moment a hash decides"

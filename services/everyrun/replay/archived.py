@@ -5,12 +5,14 @@ from __future__ import annotations
 import tempfile
 from collections.abc import AsyncIterator, Iterable, Mapping
 
-from everyrun.log.ranges import Position, Range, Stretch
+from everyrun.log.ranges import Position, Range, Stretch, read_ranges
+from everyrun.log.topics import cluster_id
 from everyrun.replay import manifest as manifests
 from everyrun.replay import parquet
 from everyrun.replay.archive import ArchiveError, read_manifests
 from everyrun.replay.manifest import Manifest
 from everyrun.replay.objects import Objects
+from everyrun.settings import Settings
 
 
 class ArchiveReader:
@@ -80,6 +82,36 @@ class ArchiveReader:
                 # Behind the last record a compacted topic may have offsets without one.
                 end = min(covered.end, wanted[covered.partition][1])
                 yield Stretch(manifest.topic, covered.partition, [], end)
+
+
+class ArchiveAndLog:
+    """An archive, and behind its end the live log that it is of: a source as the log alone is one."""
+
+    def __init__(self, reader: ArchiveReader, settings: Settings) -> None:
+        self._reader = reader
+        self._settings = settings
+
+    @classmethod
+    async def open(cls, place: str, settings: Settings) -> ArchiveAndLog:
+        """Read the manifests. Raises ArchiveError as ArchiveReader does, and where it is of another log."""
+        reader = await ArchiveReader.open(place)
+        cluster = await cluster_id(settings)
+        if reader.cluster_id != cluster:
+            raise ArchiveError(f"{place} is the archive of Kafka cluster {reader.cluster_id}, not of {cluster}")
+        return cls(reader, settings)
+
+    async def read(self, ranges: Mapping[Position, Range]) -> AsyncIterator[Stretch]:
+        """The records within the ranges; each partition in order, from the archive as far as it reaches."""
+        archived = self._reader.bounds({topic for topic, _ in ranges})
+        old, rest = {}, {}
+        for place, (first, end) in ranges.items():
+            begin, reached = archived.get(place, (first, first))
+            middle = min(max(first, reached), end) if begin <= first else first
+            old[place], rest[place] = (first, middle), (middle, end)
+        async for stretch in self._reader.read(old):
+            yield stretch
+        async for stretch in read_ranges(self._settings, rest):
+            yield stretch
 
 
 def _meet(between: Range | None, covered: manifests.Covered) -> bool:

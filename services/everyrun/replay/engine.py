@@ -19,6 +19,7 @@ from everyrun.log.ranges import Position, Range, Stretch, read_ranges
 from everyrun.projection import tables
 from everyrun.projection.decode import Poll
 from everyrun.projection.feed import Feed
+from everyrun.replay.selection import Source
 from everyrun.settings import Settings
 from everyrun.store.sql import beside
 
@@ -112,7 +113,8 @@ async def applied_offsets(connection: asyncpg.Connection | asyncpg.Pool) -> dict
 class Engine:
     """Applies the log to the tables that a pool of :func:`tables_pool` finds. One at a time for each schema.
 
-    ``observe`` is given each stretch as it is read, before any of it is applied.
+    ``observe`` is given each stretch as it is read, before any of it is applied. ``source`` is read in the place of
+    the live log.
     """
 
     def __init__(
@@ -123,8 +125,10 @@ class Engine:
         *,
         observe: Callable[[Stretch], Awaitable[None]] | None = None,
         at_once: int | None = None,
+        source: Source | None = None,
     ) -> None:
         self._settings = settings
+        self._source = source
         self._feed = Feed(settings, pool, cluster_id, _Nowhere())
         self._observe = observe
         self._given = at_once
@@ -164,7 +168,11 @@ class Engine:
         """Polls of all partitions, joined to about what two transactions take."""
         held: dict[Position, list[Stretch]] = {}
         count = size = 0
-        async for stretch in read_ranges(self._settings, ranges, max_records=self._at_once):
+        if self._source is not None:
+            stretches = self._source.read(ranges)
+        else:
+            stretches = read_ranges(self._settings, ranges, max_records=self._at_once)
+        async for stretch in stretches:
             if self._observe is not None:
                 await self._observe(stretch)
             if not stretch.records:

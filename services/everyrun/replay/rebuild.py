@@ -16,6 +16,7 @@ from everyrun.log import topics
 from everyrun.log.ranges import Position, Stretch
 from everyrun.projection import tables
 from everyrun.replay.engine import LANES, Engine, Offsets, Progress, applied_offsets, tables_pool
+from everyrun.replay.selection import Source
 from everyrun.settings import Settings
 from everyrun.store.migrate import SCHEMAS, migrate
 from everyrun.store.sql import beside
@@ -100,6 +101,7 @@ class Workplace:
         *,
         at_once: int | None = None,
         observe: Callable[[asyncpg.Pool], Callable[[Stretch], Awaitable[None]]] | None = None,
+        source: Source | None = None,
     ) -> Rebuilt:
         """Apply the log up to exactly these offsets; what is applied already is not read again.
 
@@ -114,7 +116,12 @@ class Workplace:
                     f"schema {self.name} is past that moment already, at {ahead}; begin anew with --fresh"
                 )
             engine = Engine(
-                self.settings, pool, cluster_id, at_once=at_once, observe=observe(pool) if observe else None
+                self.settings,
+                pool,
+                cluster_id,
+                at_once=at_once,
+                observe=observe(pool) if observe else None,
+                source=source,
             )
             async with _telling(engine.progress, tell):
                 await engine.run(start, offsets)
@@ -170,6 +177,7 @@ async def rebuild(
     schema: str = DEFAULT_SCHEMA,
     fresh: bool = False,
     at_once: int | None = None,
+    source: Source | None = None,
 ) -> Rebuilt:
     """All tables as the log makes them up to these offsets, in a schema of their own. Publishes nothing.
 
@@ -180,4 +188,4 @@ async def rebuild(
         if fresh:
             await place.drop()
         await place.make()
-        return await place.bring_to(offsets, tell, at_once=at_once)
+        return await place.bring_to(offsets, tell, at_once=at_once, source=source)

@@ -1,0 +1,79 @@
+"""Archiving, verifying, indexing the log, against getmany alone; and the history of one input of all of them."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+import time
+
+import asyncpg
+
+from benchmarks import world
+from benchmarks.servers import Servers, row
+from everyrun.log.producer import Producer
+from everyrun.log.ranges import bounds, read_ranges
+from everyrun.log.topics import cluster_id
+from everyrun.replay.archive import archive
+from everyrun.replay.history import historian
+from everyrun.replay.index import Index, catch_up
+from everyrun.replay.verify import verify
+
+#: The promise about history speaks of a million; EVENTS=1000000 takes some minutes.
+_EVENTS = int(os.environ.get("EVENTS", "200000"))
+_INPUTS = 1000
+_ASKED = 40
+
+
+async def _write(servers: Servers) -> None:
+    async with Producer(servers.settings, linger_ms=5) as producer:
+        part = []
+        batches = _EVENTS // _INPUTS
+        for records in (world.batches(batches, _INPUTS), world.runs(_EVENTS, _INPUTS, 600)):
+            for record in records:
+                part.append(record)
+                if len(part) == 500:
+                    await producer.append(part)
+                    part = []
+        await producer.append(part)
+
+
+async def _getmany(servers: Servers) -> float:
+    limits = await bounds(servers.settings, ("batches", "runs"))
+    began, count = time.monotonic(), 0
+    async for stretch in read_ranges(servers.settings, {p: (0, end) for p, end in limits.end.items()}):
+        count += len(stretch.records)
+    return count / (time.monotonic() - began)
+
+
+async def run(servers: Servers) -> list[tuple[str, ...]]:
+    """The rows of the table."""
+    await _write(servers)
+    alone = max(await _getmany(servers), await _getmany(servers))
+    found = []
+    with tempfile.TemporaryDirectory(prefix="everyrun-bench-") as folder:
+        began = time.monotonic()
+        done = await archive(servers.settings, folder)
+        found.append(row("archive", done.records / (time.monotonic() - began), alone, "records/s", "0.5 of getmany"))
+        began = time.monotonic()
+        verified = await verify(folder)
+        assert not verified.findings
+        found.append(row("archive verify", verified.records / (time.monotonic() - began), alone, "records/s", "-"))
+    async with asyncpg.create_pool(servers.dsn, min_size=1, max_size=3) as pool:
+        index = Index(pool, await cluster_id(servers.settings))
+        began = time.monotonic()
+        count = await catch_up(servers.settings, index)
+        found.append(row("index of places", count / (time.monotonic() - began), alone, "records/s", "-"))
+        await pool.execute("analyze everyrun_index.places")
+        async with historian(servers.settings, pool) as asked:
+            times = []
+            for n in range(_ASKED):
+                identifier = f"{world.SUBMISSION}:invoice-{n * (_EVENTS // _ASKED):07d}"
+                began = time.monotonic()
+                told = await asked.history(identifier)
+                times.append(time.monotonic() - began)
+                assert len(told.events) >= 2, told
+        name = f"history of one input in {_EVENTS:,}, median of {_ASKED}"
+        slow = f"slowest {max(times) * 1000:.0f} ms"
+        found.append((name, f"{statistics.median(times) * 1000:.1f} ms", slow, "", "under 100 ms"))
+    return found

@@ -1,0 +1,87 @@
+"""``everyrun history``: every event that touched an input, a run or a batch, and what each changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Column, Table
+
+from everyrun.cli import exits
+from everyrun.cli.bulk import bulk_progress
+from everyrun.cli.client import DataDir
+from everyrun.cli.console import err, fail, out
+from everyrun.cli.direct import run, settings_of
+
+if TYPE_CHECKING:
+    from everyrun.replay.history import History
+    from everyrun.settings import Settings
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(rich_help_panel="The log")(history)
+
+
+def history(
+    identifier: Annotated[str, typer.Argument(metavar="INPUT|RUN|BATCH", help="An input id, a run id or a batchId.")],
+    as_json: Annotated[bool, typer.Option("--json", help="All of it as JSON.")] = False,
+    data_dir: DataDir = Path(".everyrun"),
+) -> None:
+    """Show every event that touched an input, a run or a batch, in order, and what each changed.
+
+    It answers why a row says what it says. The events are read from Kafka, by an index of where they lie; what the
+    index does not cover yet is read from the log. Ends with 1 where the row in the live tables is not what the events
+    make it, with 4 where no event speaks of the id.
+
+    Example: everyrun history sub_01k...:invoice-000017
+    """
+    settings = settings_of(data_dir, "kafka_bootstrap", "postgres_dsn")
+    from everyrun.replay.history import NoHistoryError
+
+    with bulk_progress("not indexed yet", "records") as progress:
+        try:
+            found = run(lambda: _ask(settings, identifier, progress))
+        except NoHistoryError:
+            found = None
+    if found is None:
+        fail(f"no event speaks of {identifier}", exits.NOT_FOUND)
+    if as_json:
+        import msgspec
+
+        typer.echo(msgspec.json.format(msgspec.json.encode(found), indent=2))
+    else:
+        _show(found)
+    if found.agrees is False:
+        raise typer.Exit(exits.ERROR)
+
+
+async def _ask(settings: Settings, identifier: str, progress: object) -> History:
+    from everyrun.replay.history import historian
+    from everyrun.store.pool import open_pool
+
+    async with await open_pool(settings, name="history", max_size=2) as pool, historian(settings, pool) as asked:
+        return await asked.history(identifier, progress)  # type: ignore[arg-type]
+
+
+def _show(found: History) -> None:
+    table = Table(
+        "appended at", "event", "at", Column("what it changed", overflow="fold"), title=f"{found.kind} {found.id}"
+    )
+    for event in found.events:
+        kind = event.type + (f"\n[dim]replay of {event.replayed}[/]" if event.replayed else "")
+        where = f"{event.topic}/{event.partition}@{event.offset}"
+        table.add_row(event.appended_at[:23].replace("T", " "), kind, where, escape(event.what))
+    out.print(table)
+    if found.status is not None:
+        run_id = f", by {found.run_id}" if found.run_id else ""
+        out.print(f"By these events it is [bold]{found.status}[/]{run_id}.")
+    if found.agrees is True:
+        out.print("The row in the tables says the same.")
+    elif found.agrees is False and found.row is not None:
+        err.print(
+            f"[red]The row in the tables says {found.row['status']} ({found.row['run_id']}, version "
+            f"{found.row['version']}).[/] If the processor is behind, ask again; else see: everyrun audit"
+        )

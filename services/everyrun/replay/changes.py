@@ -1,0 +1,194 @@
+"""What each event changed for one input: merge and choose, a step at a time, in the order of the log. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from everyrun.log import events
+from everyrun.projection.attempts import batches_of, rows_of
+from everyrun.projection.choose import version_of_run
+from everyrun.projection.decode import Fact, NotUnderstoodError, fact_of, run_of
+from everyrun.projection.fingerprint import fingerprint
+from everyrun.projection.match import Batch, Unmatched, match
+from everyrun.projection.merge import Run, merge, why_greater
+
+#: What an event of an attempt makes of an input that has no row yet.
+_WITHOUT_ROW: dict[type, str] = {
+    events.BatchRequested: "SENDING",
+    events.BatchReturned: "WAITING",
+    events.BatchInDoubt: "IN_DOUBT",
+    events.DoubtResent: "WAITING",
+}
+
+
+class Change(NamedTuple):
+    """What an event changed: in words, and the input's status after it."""
+
+    what: str
+    status: str
+
+
+class InputStory:
+    """The state of one input as its events make it."""
+
+    def __init__(self, input_id: str) -> None:
+        self._input_id = input_id
+        self._runs: dict[str, Run] = {}
+        self._seen_with: dict[str, list[str]] = {}
+        self._batches: dict[str, Batch] = {}
+        self._row = ""
+        self._row_status = ""
+        self._without_row = "WAITING"
+        self._standing: str | None = None
+
+    @property
+    def status(self) -> str:
+        """The input's status after the events so far."""
+        if self._standing is not None:
+            return self._runs[self._standing].status
+        return self._row_status or self._without_row
+
+    @property
+    def version(self) -> str | None:
+        """The version of its row; None where it has none yet."""
+        if self._standing is not None:
+            return _version(self._runs[self._standing])
+        return self._row or None
+
+    @property
+    def run_id(self) -> str | None:
+        """The run that stands for it."""
+        return self._standing
+
+    def take(self, topic: str, record: Any) -> Change:
+        """Take the next event; what it changed."""
+        before = self.status
+        try:
+            what = self._take_run(run_of(record)) if topic == "runs" else self._take_fact(topic, record)
+        except NotUnderstoodError as error:
+            return Change(f"nothing: it is not understood ({error})", before)
+        after = self.status
+        return Change(what if before == after else f"{what}; {before} becomes {after}", after)
+
+    def _take_fact(self, topic: str, record: Any) -> str:
+        fact = fact_of(topic, record)
+        event: Any = fact.event
+        if isinstance(event, events.SubmissionAccepted):
+            return f"{event.expected} inputs were handed in for {event.workflow_id}"
+        if isinstance(event, events.DeliveryDeferred):
+            return f"{event.event_type} of {event.run_id} came as a link to fetch"
+        if isinstance(event, events.MessageQuarantined):
+            return f"quarantined: {event.reason}"
+        if not hasattr(event, "attempt"):
+            return f"{_said(event)}: nothing of this input"
+        return self._take_attempt(fact)
+
+    def _take_attempt(self, fact: Fact) -> str:
+        event: Any = fact.event
+        attempt = f"attempt {event.attempt} at {event.chunk}"
+        kind: Any = type(event)
+        if kind in _WITHOUT_ROW:
+            self._without_row = _WITHOUT_ROW[kind]
+            words = {
+                events.BatchRequested: "is about to be made",
+                events.BatchReturned: "was not taken for now",
+                events.BatchInDoubt: "has no answer",
+                events.DoubtResent: "was given up, the chunk is sent again",
+            }[kind]
+            return f"{attempt} {words}{_said(event)}"
+        self._batches |= batches_of([fact])
+        own = [row for row, _, _ in rows_of(fact) if row.input_id == self._input_id]
+        told = (
+            f"{attempt} was taken as {event.batch_id}" if getattr(event, "batch_id", None) else f"{attempt} was refused"
+        )
+        told += _said(event)
+        for row in own:
+            if row.version > self._row:
+                self._row, self._row_status = row.version, row.status
+            else:
+                told += "; an attempt that was taken stands"
+        return f"{told}{self._choose()}"
+
+    def _take_run(self, run: Run) -> str:
+        name = f"{run.source} says {run.run_id} is {run.status}"
+        name += f" ({run.failure_reason})" if run.failure_reason else ""
+        self._seen_with.setdefault(run.run_id, []).append(fingerprint(run.metadata) or "")
+        known = self._runs.get(run.run_id)
+        merged = run if known is None else merge(known, run)
+        self._runs[run.run_id] = merged
+        if known is not None and merged.order == known.order:
+            why = why_greater(known.order, run.order)
+            again = "it was known already" if why is None else f"{known.status} by {known.source} stands, {why}"
+            return f"{name}: nothing, {again}"
+        seen = (
+            f"{name}: first seen of this run"
+            if known is None
+            else f"{name}: stands, {why_greater(run.order, known.order)}"
+        )
+        belongs = self._belongs(merged)
+        return seen + (f"; not counted yet, {belongs.reason}" if isinstance(belongs, Unmatched) else self._choose())
+
+    def _belongs(self, run: Run) -> str | Unmatched:
+        found = match(
+            run.batch_id, self._batches.get(run.batch_id or ""), run.binding, self._seen_with.get(run.run_id, ())
+        )
+        # A run that was matched once stays so, whatever later metadata say.
+        return self._input_id if isinstance(found, Unmatched) and run.run_id == self._standing else found
+
+    def _choose(self) -> str:
+        mine = [run for run in self._runs.values() if self._belongs(run) == self._input_id]
+        if not mine:
+            return ""
+        winner = max(mine, key=_version)
+        before, self._standing = self._standing, winner.run_id
+        others = [run.run_id for run in mine if run.run_id != winner.run_id]
+        if before == winner.run_id:
+            return f"; {winner.run_id} still stands over {', '.join(others)}" if others else ""
+        if before is None and not others:
+            return f"; {winner.run_id} stands for the input"
+        why = "of several final runs the smallest id stands" if winner.final else "of several open runs the smallest id"
+        if winner.final and any(not run.final for run in mine):
+            why = "a final run stands before an open one"
+        return f"; {winner.run_id} stands, {', '.join(others)} is a duplicate: {why}"
+
+
+def _version(run: Run) -> str:
+    return version_of_run(run.run_id, run.final, run.order)
+
+
+def _said(event: Any) -> str:
+    parts = [
+        str(getattr(event, name)) for name in ("code", "reason", "message", "evidence") if getattr(event, name, None)
+    ]
+    by = getattr(event, "by", None)
+    return (f": {', '.join(parts)}" if parts else "") + (f" (by {by})" if by else "")
+
+
+def run_changes(records: Sequence[tuple[str, Any]]) -> list[Change]:
+    """What each event changed of the runs it speaks of, for the history of a run or a batch."""
+    runs: dict[str, Run] = {}
+    changes = []
+    for topic, record in records:
+        if topic != "runs":
+            story = InputStory("")
+            changes.append(Change(story.take(topic, record).what.partition(";")[0], ""))
+            continue
+        try:
+            run = run_of(record)
+        except NotUnderstoodError as error:
+            changes.append(Change(f"nothing: it is not understood ({error})", ""))
+            continue
+        known = runs.get(run.run_id)
+        runs[run.run_id] = merged = run if known is None else merge(known, run)
+        name = f"{run.source} says {run.run_id} is {run.status}"
+        name += f" ({run.failure_reason})" if run.failure_reason else ""
+        if known is None:
+            what = f"{name}: first seen of this run"
+        elif merged.order == known.order:
+            why = why_greater(known.order, run.order)
+            what = f"{name}: nothing, " + ("it was known already" if why is None else f"{known.status} stands, {why}")
+        else:
+            what = f"{name}: stands, {why_greater(run.order, known.order)}"
+        changes.append(Change(what, merged.status))
+    return changes

@@ -1,0 +1,241 @@
+"""``history``: every event that touched an input, a run or a batch, in order, and what each changed."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
+
+import asyncpg
+import msgspec
+from fastapi import FastAPI
+
+from everyrun.http import ApiError, scope
+from everyrun.log import topics as log_topics
+from everyrun.log.at import RecordsAt
+from everyrun.log.cloudevents import header, timestamp
+from everyrun.log.ranges import read_ranges
+from everyrun.replay.changes import Change, InputStory, run_changes
+from everyrun.replay.index import Index, to_index
+from everyrun.replay.places import TOPICS, Place, Said, said_by
+from everyrun.settings import Settings
+from everyrun.store.sql import beside
+
+_sql = beside(__file__, "index.sql")
+
+
+class NoHistoryError(Exception):
+    """No event speaks of that id."""
+
+
+class Told(msgspec.Struct, frozen=True):
+    """An event: when it was appended, what it is, where it lies, and what it changed. ``status`` is that after it."""
+
+    appended_at: str
+    time: str
+    type: str
+    source: str
+    topic: str
+    partition: int
+    offset: int
+    replayed: str | None
+    what: str
+    status: str
+
+
+class History(msgspec.Struct, frozen=True):
+    """All that is known of an id. ``kind`` is input, run or batch; ``row`` is the input's row in the live tables.
+
+    ``agrees`` is whether the row is what the events make it; null where there is no row to compare, or more events
+    than the tables have taken in.
+    """
+
+    id: str
+    kind: str
+    status: str | None
+    version: str | None
+    run_id: str | None
+    row: dict[str, Any] | None
+    agrees: bool | None
+    events: list[Told]
+
+
+class _Found(NamedTuple):
+    record: Any
+    said: Said
+
+
+Found = dict[Place, _Found]
+
+
+class Historian:
+    """Answers for one installation: by the index, and where it does not reach yet, from the log itself."""
+
+    def __init__(self, settings: Settings, pool: asyncpg.Pool, index: Index, records: RecordsAt) -> None:
+        self._settings = settings
+        self._pool = pool
+        self._index = index
+        self._records = records
+
+    async def history(
+        self, identifier: str, progress: Callable[[int, int], None] = lambda done, total: None
+    ) -> History:
+        """The history of an input, a run or a batch by its id.
+
+        Raises NoHistoryError, aiokafka.errors.KafkaError, asyncpg.PostgresError.
+        """
+        tail = await self._tail(progress)
+        found = await self._find(tail, {identifier}, {identifier})
+        if not found:
+            raise NoHistoryError(identifier)
+        kind = _kind(identifier, found)
+        if kind == "input":
+            found = await self._of_input(identifier, found, tail)
+        elif kind == "run":
+            found = await self._of_run(found, tail)
+        else:
+            found |= await self._chunks(found, tail, {identifier})
+        ordered = sorted(
+            found.items(), key=lambda item: (item[1].record.timestamp, TOPICS.index(item[0].topic), item[0])
+        )
+        records = [(place.topic, one.record) for place, one in ordered]
+        if kind != "input":
+            changes = run_changes(records)
+            status = changes[-1].status or None if kind == "run" and changes else None
+            told = [_told(place, one.record, change) for (place, one), change in zip(ordered, changes, strict=True)]
+            return History(identifier, kind, status, None, None, None, None, told)
+        story = InputStory(identifier)
+        told = [_told(place, one.record, story.take(place.topic, one.record)) for place, one in ordered]
+        row = await self._row(identifier)
+        agrees = None if row is None else (row["status"], row["version"]) == (story.status, story.version)
+        return History(identifier, kind, story.status, story.version, story.run_id, row, agrees, told)
+
+    async def _tail(self, progress: Callable[[int, int], None]) -> Found:
+        """What is not indexed yet, all of it: it is read anew each time, so the index is to be kept near the end."""
+        left = await to_index(self._settings, self._index)
+        total, done = sum(end - first for first, end in left.values()), 0
+        found: Found = {}
+        async for stretch in read_ranges(self._settings, left):
+            for record in stretch.records:
+                place = Place(stretch.topic, stretch.partition, record.offset)
+                found[place] = _Found(record, said_by(stretch.topic, record))
+            done += len(stretch.records)
+            progress(done, total)
+        return found
+
+    async def _find(self, tail: Found, ids: set[str], batches: set[str]) -> Found:
+        """The events that speak of one of the ids, or observed a run of one of the batches."""
+        places = await self._index.find(ids, batches)
+        read = await self._records.read(places)
+        found = {}
+        for place in places:
+            if (record := read.get(place)) is not None:
+                found[place] = _Found(record, said_by(place.topic, record))
+        # Two ids may share a number in the index, so each event is asked itself.
+        return {place: one for place, one in (found | tail).items() if one.said.ids & ids or one.said.batch in batches}
+
+    async def _of_input(self, input_id: str, found: Found, tail: Found) -> Found:
+        found = dict(found) | await self._chunks(found, tail, set())
+        batches = {_field(one, "batch_id") for place, one in found.items() if _type(one) == "batch-registered"}
+        if batches:
+            # Its runs do not say whose they are: all of the batch are looked at, and those of this input kept.
+            found |= await self._of_registered(input_id, found, {b for b in batches if b}, tail)
+        runs = [one.said.ids for place, one in found.items() if place.topic == "runs"]
+        others = {identifier for ids in runs for identifier in ids} - {input_id}
+        found |= await self._find(tail, others, set()) if others else {}
+        submissions = {_field(one, "submission_id") for place, one in found.items() if place.topic == "batches"}
+        accepted = await self._find(tail, {s for s in submissions if s}, set())
+        return found | {place: one for place, one in accepted.items() if place.topic == "batches"}
+
+    async def _of_registered(self, input_id: str, known: Found, batches: set[str], tail: Found) -> Found:
+        every = await self._find(tail, set(), batches)
+        by_run: dict[str, Found] = {}
+        for place, one in every.items():
+            for run_id in one.said.ids:
+                by_run.setdefault(run_id, {})[place] = one
+        kept: Found = {}
+        for events in by_run.values():
+            story = InputStory(input_id)
+            together = known | events
+            for place in sorted(together, key=lambda p: (together[p].record.timestamp, p)):
+                story.take(place.topic, together[place].record)
+            kept |= events if story.run_id else {}
+        return kept
+
+    async def _of_run(self, found: Found, tail: Found) -> Found:
+        batches = {one.said.batch for one in found.values() if one.said.batch}
+        brought = await self._find(tail, {b for b in batches if b}, set())
+        return found | {place: one for place, one in brought.items() if place.topic == "batches"}
+
+    async def _chunks(self, found: Found, tail: Found, batches: set[str]) -> Found:
+        chunks = {_field(one, "chunk") for place, one in found.items() if place.topic == "batches"}
+        return await self._find(tail, {c for c in chunks if c}, batches)
+
+    async def _row(self, input_id: str) -> dict[str, Any] | None:
+        try:
+            row = await self._pool.fetchrow(_sql["row_of_input"], input_id)
+        except asyncpg.UndefinedTableError:
+            return None
+        return None if row is None else {**row, "settled_at": row["settled_at"] and timestamp(row["settled_at"])}
+
+
+def _type(one: _Found) -> str:
+    return header(one.record.headers, "ce_type")
+
+
+def _field(one: _Found, name: str) -> str | None:
+    try:
+        value = msgspec.json.decode(one.record.value or b"", type=dict[str, Any]).get(name)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    return value if isinstance(value, str) else None
+
+
+def _kind(identifier: str, found: Mapping[Place, _Found]) -> str:
+    if any(one.said.batch == identifier or _field(one, "batch_id") == identifier for one in found.values()):
+        return "batch"
+    for place, one in found.items():
+        if place.topic == "runs" and header(one.record.headers, "ce_subject") == identifier:
+            return "run"
+        if place.topic == "deliveries" and _field(one, "run_id") == identifier:
+            return "run"
+        if identifier in (_field(one, "chunk"), _field(one, "submission_id")):
+            return "batch"
+    return "input"
+
+
+def _told(place: Place, record: Any, change: Change) -> Told:
+    return Told(
+        appended_at=timestamp(record.timestamp / 1000),
+        time=header(record.headers, "ce_time"),
+        type=header(record.headers, "ce_type"),
+        source=header(record.headers, "ce_source"),
+        topic=place.topic,
+        partition=place.partition,
+        offset=place.offset,
+        replayed=header(record.headers, "ce_everyrunreplay") or None,
+        what=change.what,
+        status=change.status,
+    )
+
+
+@asynccontextmanager
+async def historian(settings: Settings, pool: asyncpg.Pool) -> AsyncIterator[Historian]:
+    """One that answers while the block runs. Raises aiokafka.errors.KafkaError where Kafka does not answer."""
+    index = Index(pool, await log_topics.cluster_id(settings))
+    async with RecordsAt(settings) as records:
+        yield Historian(settings, pool, index, records)
+
+
+def history_routes(app: FastAPI, asked: Callable[[], Historian]) -> None:
+    """Add the route to an API; ``asked`` gives the historian, once it is there."""
+
+    @app.get("/v1/history/{identifier:path}", dependencies=[scope("read")])
+    async def history(identifier: str) -> dict[str, Any]:
+        """Every event that touched an input, a run or a batch, in the order of the log, and what each changed."""
+        try:
+            found = await asked().history(identifier)
+        except NoHistoryError:
+            raise ApiError(404, "NOT_FOUND", f"no event speaks of {identifier}") from None
+        answer: dict[str, Any] = msgspec.to_builtins(found)
+        return answer

@@ -1,0 +1,26 @@
+-- name: positions
+select topic, partition, next_offset, cluster_id from everyrun_index.positions
+
+-- name: know_partition
+insert into everyrun_index.positions values ($1, $2, 0, $3) on conflict do nothing
+
+-- name: lock_position
+select next_offset, cluster_id from everyrun_index.positions where (topic, partition) = ($1, $2) for update
+
+-- name: move_position
+update everyrun_index.positions set next_offset = $3 where (topic, partition) = ($1, $2)
+
+-- name: find
+select place from everyrun_index.places where id = any ($1::bigint[])
+union
+select unnest(places) from everyrun_index.batch_places where id = any ($2::bigint[])
+
+-- name: is_there
+select to_regclass('everyrun_index.places') is not null
+
+-- name: row_of_input
+select input_id, status, run_id, batch_id, failure_reason, failure_message, version, settled_at
+from everyrun.results where input_id = $1
+
+-- name: inputs_of_run
+select input_id from everyrun.results where run_id = $1

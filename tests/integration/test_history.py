@@ -1,0 +1,224 @@
+"""History: every event that touched an id, in order, with what it changed; by the index and without it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import AsyncIterator
+from typing import Any
+
+import asyncpg
+import pytest
+from fastapi import FastAPI
+
+from everyrun.extend.reserved import Reserved
+from everyrun.log import events
+from everyrun.log.cloudevents import record
+from everyrun.log.producer import Producer
+from everyrun.log.ranges import bounds, read_ranges
+from everyrun.log.topics import cluster_id
+from everyrun.projection import tables
+from everyrun.projection.apply import apply
+from everyrun.projection.decode import Poll
+from everyrun.replay import index as indexing
+from everyrun.replay.history import Historian, NoHistoryError, historian, history_routes
+from everyrun.replay.index import Index, catch_up
+from everyrun.replay.places import TOPICS, Place, said_by
+from everyrun.settings import Settings
+from tests.records import INSTALLATION, a_world, an_input, at, batch_event, run_event
+from tests.stack.up import everyrun
+
+
+async def append(settings: Settings, records: list[Any]) -> None:
+    """One after another, so that the log's order is this order."""
+    async with Producer(settings) as producer:
+        for one in records:
+            await producer.append([one])
+            await asyncio.sleep(0.002)
+
+
+async def applied(settings: Settings) -> None:
+    """The live tables, as the processor makes them."""
+    connection = await asyncpg.connect(
+        settings.postgres_dsn.get_secret_value(), server_settings={"search_path": "everyrun"}
+    )
+    await tables.setup_connection(connection)
+    done = {
+        (r["topic"], r["partition"]): r["next_offset"] for r in await connection.fetch("select * from applied_offsets")
+    }
+    limits = await bounds(settings, TOPICS)
+    async for stretch in read_ranges(settings, {p: (done.get(p, 0), end) for p, end in limits.end.items()}):
+        if stretch.records:
+            poll = Poll(stretch.topic, stretch.partition, stretch.records)
+            await apply(connection, [poll], await cluster_id(settings), _nothing)
+    await connection.close()
+
+
+async def _nothing(poison: Any) -> None:
+    assert not poison
+
+
+@pytest.fixture
+async def pool(settings: Settings) -> AsyncIterator[asyncpg.Pool]:
+    async with asyncpg.create_pool(settings.postgres_dsn.get_secret_value(), min_size=1, max_size=3) as pool:
+        yield pool
+
+
+def a_story() -> list[Any]:
+    """An input that waits, is refused a place, sent, fails, is processed after all, and has a duplicate."""
+    given = [an_input("sub_1", n) for n in (1, 2)]
+    ids = [i.input_id for i in given]
+    accepted = events.SubmissionAccepted(
+        submission_id="sub_1",
+        workflow_id="workflow_1",
+        workflow_version=None,
+        priority=90,
+        expected=2,
+        created_at=at(0),
+    )
+    key = [Reserved(INSTALLATION, i.input_id, "sub_1.c1", 2, i.position) for i in given]
+    return [
+        record("batches", accepted, key="sub_1", id="sub_1", source="/everyrun/submission", time=at(0)),
+        batch_event(events.BatchRequested, "sub_1", "sub_1.c1", 1, 1, input_ids=ids),
+        batch_event(events.BatchReturned, "sub_1", "sub_1.c1", 1, 2, reason="429"),
+        batch_event(events.BatchRequested, "sub_1", "sub_1.c1", 2, 3, input_ids=ids),
+        run_event("run_b", "batch_1", "PROCESSING", 4, key=key[0]),
+        batch_event(events.BatchSubmitted, "sub_1", "sub_1.c1", 2, 5, batch_id="batch_1", inputs=given),
+        run_event("run_b", "batch_1", "FAILED", 6, key=key[0], end=6),
+        run_event("run_b", "batch_1", "FAILED", 7, key=key[0], end=6),
+        run_event("run_b", "batch_1", "PROCESSING", 7.5, key=key[0], source="poll"),
+        run_event("run_a", "batch_1", "PROCESSED", 8, key=key[0], end=8),
+        run_event("run_c", "batch_1", "PROCESSED", 8, key=key[1], end=8),
+        run_event("run_b", "batch_1", "PROCESSED", 9, key=None, end=9, source="poll"),
+    ]
+
+
+CHANGES = [
+    "2 inputs were handed in for workflow_1",
+    "attempt 1 at sub_1.c1 is about to be made; WAITING becomes SENDING",
+    "attempt 1 at sub_1.c1 was not taken for now: 429; SENDING becomes WAITING",
+    "attempt 2 at sub_1.c1 is about to be made; WAITING becomes SENDING",
+    "webhook says run_b is PROCESSING: first seen of this run; not counted yet, batch_unknown",
+    "attempt 2 at sub_1.c1 was taken as batch_1: answer; run_b stands for the input; SENDING becomes PROCESSING",
+    "webhook says run_b is FAILED (INTERNAL_ERROR): stands, its status is further on; PROCESSING becomes FAILED",
+    "webhook says run_b is FAILED (INTERNAL_ERROR): nothing, it was known already",
+    "poll says run_b is PROCESSING: nothing, FAILED by webhook stands, its status is further on",
+    "webhook says run_a is PROCESSED: first seen of this run; run_a stands, run_b is a duplicate: "
+    "of several final runs the smallest id stands; FAILED becomes PROCESSED",
+    "poll says run_b is PROCESSED: stands, its own time is later; run_a still stands over run_b",
+]
+
+
+@pytest.mark.parametrize("indexed", ["all", "some", "nothing"])
+async def test_it_tells_what_each_event_changed(settings: Settings, pool: asyncpg.Pool, indexed: str) -> None:
+    story = a_story()
+    async with historian(settings, pool) as asked:
+        await append(settings, story[:7])
+        index = Index(pool, await cluster_id(settings))
+        if indexed != "nothing":
+            assert await catch_up(settings, index) == 7
+        await append(settings, story[7:])
+        if indexed == "all":
+            assert await catch_up(settings, index) == 5
+            assert await catch_up(settings, index) == 0
+        await applied(settings)
+        found = await asked.history("sub_1:1")
+        assert [event.what for event in found.events] == CHANGES
+        assert (found.kind, found.status, found.run_id, found.agrees) == ("input", "PROCESSED", "run_a", True)
+        of_run = await asked.history("run_b")
+        assert of_run.kind == "run"
+        assert [event.type for event in of_run.events].count("run-observed") == 5
+        assert "batch-submitted" in [event.type for event in of_run.events]
+        of_batch = await asked.history("batch_1")
+        assert of_batch.kind == "batch"
+        assert len(of_batch.events) == len(story) - 1
+        with pytest.raises(NoHistoryError):
+            await asked.history("sub_1:99")
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_the_events_make_what_the_tables_say(settings: Settings, pool: asyncpg.Pool, seed: int) -> None:
+    world = a_world(random.Random(seed))
+    async with Producer(settings) as producer:
+        await producer.append(world)
+    await catch_up(settings, Index(pool, await cluster_id(settings)))
+    await applied(settings)
+    rows = await pool.fetch("select input_id, status, version, run_id from everyrun.results")
+    async with historian(settings, pool) as asked:
+        for row in rows:
+            found = await asked.history(row["input_id"])
+            assert (found.status, found.version, found.run_id) == (row["status"], row["version"], row["run_id"])
+            assert found.agrees is True
+
+
+async def test_a_row_that_was_changed_does_not_agree(settings: Settings, pool: asyncpg.Pool) -> None:
+    await append(settings, a_story())
+    await applied(settings)
+    await pool.execute("update everyrun.results set status = 'PROCESSED', run_id = 'run_x' where position = 2")
+    await pool.execute("update everyrun.results set status = 'FAILED' where position = 1")
+    env = {
+        "EVERYRUN_KAFKA_BOOTSTRAP": settings.kafka_bootstrap,
+        "EVERYRUN_TOPIC_PREFIX": settings.topic_prefix,
+        "EVERYRUN_POSTGRES_DSN": settings.postgres_dsn.get_secret_value(),
+    }
+    done = await asyncio.to_thread(everyrun, "history", "sub_1:1", **env)
+    assert (done.returncode, "The row in the tables says FAILED" in done.stderr) == (1, True), done.stderr
+    assert "run_a stands" in done.stdout
+    done = await asyncio.to_thread(everyrun, "history", "run_b", "--json", **env)
+    assert (done.returncode, json.loads(done.stdout)["status"]) == (0, "PROCESSED")
+    done = await asyncio.to_thread(everyrun, "history", "run_zzz", **env)
+    assert done.returncode == 4
+
+
+async def test_an_index_of_another_log_is_not_used(settings: Settings, pool: asyncpg.Pool) -> None:
+    await append(settings, a_story()[:2])
+    await catch_up(settings, Index(pool, "another cluster"))
+    async with historian(settings, pool) as asked:
+        assert len((await asked.history("sub_1:1")).events) == 2
+    with pytest.raises(RuntimeError, match="another Kafka cluster"):
+        await catch_up(settings, Index(pool, await cluster_id(settings)))
+
+
+def test_a_place_is_a_number_and_back() -> None:
+    for place in (Place("runs", 7, 123_456_789_012), Place("batches", 0, 0), Place("quarantine", 9_999, 1)):
+        assert Place.of(place.number()) == place
+        assert place.number() < 2**63
+
+
+def test_what_is_not_understood_speaks_of_nothing() -> None:
+    bad = type("Bad", (), {"value": b"{", "key": b"k", "headers": (), "offset": 1})()
+    assert said_by("batches", bad) == said_by("runs", bad) == (set(), None)
+
+
+async def test_it_is_told_over_http(settings: Settings, pool: asyncpg.Pool) -> None:
+    import httpx
+
+    from everyrun.http import ApiError
+
+    await append(settings, a_story())
+    app = FastAPI()
+
+    @app.exception_handler(ApiError)
+    async def said(_request: Any, error: ApiError) -> Any:
+        from fastapi.responses import JSONResponse
+
+        return JSONResponse(error.body, error.status)
+
+    @app.middleware("http")
+    async def known(request: Any, go_on: Any) -> Any:
+        request.state.caller = type("Caller", (), {"scopes": {"read"}, "name": "test"})()
+        return await go_on(request)
+
+    async with historian(settings, pool) as asked:
+        history_routes(app, lambda: asked)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
+            answer = await http.get("/v1/history/sub_1:1")
+            assert [event["what"] for event in answer.json()["events"]] == CHANGES
+            assert (await http.get("/v1/history/sub_9:1")).status_code == 404
+
+
+def test_the_topics_of_the_index_are_those_of_the_tables() -> None:
+    assert set(TOPICS) == {"batches", "runs", "deliveries", "quarantine"}
+    assert indexing.TOPICS is TOPICS
+    assert Historian
