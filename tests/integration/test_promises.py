@@ -36,7 +36,17 @@ from everyrun.projection.decode import Poll
 from everyrun.projection.merge import FINAL
 from everyrun.projection.offsets import GapError
 from everyrun.submission.classify import InDoubt, Rejected, Returned, Taken
-from everyrun.submission.protocol import ChunkState, Claimed, Evidence, Lost, NotPossibleError, Step, WindowPassed, step
+from everyrun.submission.protocol import (
+    Answered,
+    ChunkState,
+    Claimed,
+    Evidence,
+    Lost,
+    NotPossibleError,
+    Step,
+    WindowPassed,
+    step,
+)
 from tests.records import INSTALLATION, Logged, an_input, batch_event, run_event
 
 LONG = bool(os.environ.get("EVERYRUN_CHAOS"))
@@ -132,7 +142,7 @@ class World:
                 self.runs[run_id] = Run(run_id, batch_id, key, "PENDING", None)
         if crash == "after POST":
             return
-        done = step(claimed.after, verdict)
+        done = step(claimed.after, Answered(claimed.after.attempt, verdict))
         self.say(chunk, done, batch_id=batch_id)
         if crash != "after produce":
             self.queue[chunk] = done.after
@@ -205,7 +215,16 @@ class World:
         if acknowledge:
             self.read.update({(poll.topic, poll.partition): poll.end for poll in polls})
 
+    async def heal(self) -> None:
+        """Fill in what the tables lack of what was acknowledged, as the processor does after a restore."""
+        rows = await self.connection.fetch("select topic, partition, next_offset from applied_offsets")
+        applied = {(row["topic"], row["partition"]): row["next_offset"] for row in rows}
+        for place, end in sorted(self.read.items()):
+            if records := self.log[place][applied.get(place, 0) : end]:
+                await apply(self.connection, [Poll(*place, records)], "cluster", _nothing_aside)
+
     async def catch_up(self) -> None:
+        await self.heal()
         chance = random.Random(0)
         while any(self.read[place] < len(records) for place, records in self.log.items()):
             await self.consume(chance, acknowledge=True)
@@ -268,10 +287,11 @@ class Machine(RuleBasedStateMachine):
     def time_passes(self, data: st.DataObject, long: bool) -> None:
         """A worker is known to be lost; or the window of an attempt in doubt is over; or first one, then the other."""
         chunk = data.draw(st.sampled_from(self.world.in_state("sending", "in_doubt")))
+        attempt = self.world.queue[chunk].attempt
         if self.world.queue[chunk].state == "sending":
-            self.world.happen(chunk, Lost())
+            self.world.happen(chunk, Lost(attempt))
         if long and self.world.queue[chunk].state == "in_doubt":
-            self.world.happen(chunk, WindowPassed(RESENDS))
+            self.world.happen(chunk, WindowPassed(attempt, RESENDS))
 
     @precondition(lambda self: self.world.queue)
     @rule()
@@ -357,10 +377,10 @@ class Machine(RuleBasedStateMachine):
             await world.catch_up()
             await world.take_logged_outcomes()
             for chunk in world.in_state("sending"):
-                world.happen(chunk, Lost())
+                world.happen(chunk, Lost(world.queue[chunk].attempt))
             await world.adopt()
             for chunk in world.in_state("in_doubt"):
-                world.happen(chunk, WindowPassed(RESENDS))
+                world.happen(chunk, WindowPassed(world.queue[chunk].attempt, RESENDS))
             for chunk in world.in_state("waiting"):
                 world.send(chunk, "taken", "")
         for run_id in world.open_runs():

@@ -32,6 +32,8 @@ class Resolver:
         self._level = level
         self._transitions = transitions
         self._installation = installation
+        #: Where the log ended when the window of an attempt was found to be over.
+        self._ends: dict[tuple[str, int], dict[tuple[str, int], int]] = {}
 
     async def resolve(self) -> None:
         """Look once at every attempt of unknown outcome.
@@ -48,11 +50,12 @@ class Resolver:
             await self._level.advance()
             for row in lost:
                 await self._take(row["chunk"], Lost(row["attempt"]))
-        if over and await self._projection_is_current():
+        ripe = await self._looked_at_in_full(over)
+        if ripe:
             # What came into the tables, and into the log, since the evidence was last looked at.
             await self.adopt()
             await self._level.advance()
-            for row in over:
+            for row in ripe:
                 witness = await self._pool.fetchval(_sql["witness"], row["chunk"], self._installation)
                 await self._take(row["chunk"], WindowPassed(row["attempt"], self._settings.doubt_resends, witness))
 
@@ -62,12 +65,25 @@ class Resolver:
         except (NotPossibleError, UnknownChunkError) as error:
             _log.info("resolved meanwhile", chunk=chunk, why=str(error))
 
-    async def _projection_is_current(self) -> bool:
-        """Whether everything that is in the log now has been applied to the tables that evidence is looked for in."""
-        ends = await end_offsets(self._settings, ("batches", "runs"))
+    async def _looked_at_in_full(self, over: list[Any]) -> list[Any]:
+        """Of the attempts whose window is over, those for which all that the log held by then is in the tables.
+
+        By then, not by now: while runs flow the tables never reach the log's present end.
+        """
+        attempts = [(row["chunk"], row["attempt"]) for row in over]
+        if set(attempts) - self._ends.keys():
+            ends = await end_offsets(self._settings, ("batches", "runs"))
+            self._ends = {attempt: self._ends.get(attempt, ends) for attempt in attempts}
+        if not over:
+            self._ends = {}
+            return []
         rows = await self._pool.fetch(_sql["applied_up_to"])
         applied = {(row["topic"], row["partition"]): row["next_offset"] for row in rows}
-        return all(applied.get(position, 0) >= end for position, end in ends.items())
+        return [
+            row
+            for row, attempt in zip(over, attempts, strict=True)
+            if all(applied.get(place, 0) >= end for place, end in self._ends[attempt].items())
+        ]
 
     async def adopt(self) -> None:
         """Runs that the projection knows no batch for, but whose key names an attempt of ours: it was taken."""
