@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import asyncpg
@@ -18,7 +20,6 @@ from everyrun.settings import Settings
 from everyrun.store.pool import open_pool
 from everyrun.submission.api import submission_api
 from everyrun.submission.catchup import catch_up
-from everyrun.submission.dispatcher import Dispatcher
 from everyrun.submission.keeper import Announcer
 from tests.conftest import eventually
 from tests.contract.conftest import KEY, WORKFLOW
@@ -41,8 +42,8 @@ async def producer(settings: Settings) -> AsyncIterator[Producer]:
 
 @pytest.fixture
 async def announcer(settings: Settings, pool: asyncpg.Pool, producer: Producer) -> Announcer:
-    nothing: Any = None
-    return Announcer(pool, producer, Dispatcher(settings, pool, nothing, producer, "inst"))
+    dispatcher: Any = SimpleNamespace(poke=asyncio.Event())
+    return Announcer(pool, producer, dispatcher)
 
 
 @pytest.fixture
