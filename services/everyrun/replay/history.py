@@ -16,7 +16,7 @@ from everyrun.log.at import RecordsAt
 from everyrun.log.cloudevents import header, timestamp
 from everyrun.log.ranges import read_ranges
 from everyrun.replay.changes import Change, InputStory, run_changes
-from everyrun.replay.index import Index, to_index
+from everyrun.replay.index import Index
 from everyrun.replay.places import TOPICS, Place, Said, said_by
 from everyrun.settings import Settings
 from everyrun.store.sql import beside
@@ -112,7 +112,8 @@ class Historian:
 
     async def _tail(self, progress: Callable[[int, int], None]) -> Found:
         """What is not indexed yet, all of it: it is read anew each time, so the index is to be kept near the end."""
-        left = await to_index(self._settings, self._index)
+        indexed, ends = await self._index.positions(), await self._records.ends()
+        left = {place: (indexed.get(place, 0), end) for place, end in ends.items() if indexed.get(place, 0) < end}
         total, done = sum(end - first for first, end in left.values()), 0
         found: Found = {}
         async for stretch in read_ranges(self._settings, left):
@@ -223,7 +224,7 @@ def _told(place: Place, record: Any, change: Change) -> Told:
 async def historian(settings: Settings, pool: asyncpg.Pool) -> AsyncIterator[Historian]:
     """One that answers while the block runs. Raises aiokafka.errors.KafkaError where Kafka does not answer."""
     index = Index(pool, await log_topics.cluster_id(settings))
-    async with RecordsAt(settings) as records:
+    async with RecordsAt(settings, TOPICS) as records:
         yield Historian(settings, pool, index, records)
 
 
