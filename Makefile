@@ -68,6 +68,10 @@ audit: .venv-audit/.installed ## The locked dependencies against known vulnerabi
 	.venv-audit/bin/pip install --quiet --disable-pip-version-check pip-audit
 	@touch $@
 
+.PHONY: bench-replay
+bench-replay: .venv ## Rebuild and audit beside their ceilings (RUNS=100000)
+	@REPLAY_RUNS=$(or $(RUNS),100000) $(BIN)/python -m benchmarks replay
+
 .PHONY: schemas
 schemas: .venv ## Write schemas/ and docs/reference/ anew from the code's own types
 	@$(BIN)/python -m everyrun.schemas

@@ -14,7 +14,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import archive, bridge, demo, idle, intake, processor
+from benchmarks import archive, bridge, demo, idle, intake, processor, replay
 from benchmarks.servers import Servers
 
 ALL = {
@@ -23,6 +23,7 @@ ALL = {
     "processor": processor.run,
     "idle": idle.run,
     "archive": archive.run,
+    "replay": replay.run,
     "demo": demo.run,
 }
 

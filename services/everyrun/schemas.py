@@ -25,6 +25,7 @@ from everyrun.log import events
 from everyrun.log.topics import declared
 from everyrun.log.upcast import dataschema
 from everyrun.query.api import query_api
+from everyrun.replay.api import replay_api
 from everyrun.settings import Settings, load, variable
 from everyrun.submission.api import submission_api
 
@@ -98,6 +99,7 @@ def openapis() -> dict[str, dict[str, Any]]:
     return {
         "submission": submission_api(settings, nothing, nothing, nothing).openapi(),
         "query": query_api(settings, nothing).openapi(),
+        "replay": replay_api(settings, nothing).openapi(),
         "bridge": _bridge(),
         **{name: _health(name) for name in ("processor", "reconciler")},
     }

@@ -82,6 +82,7 @@ class Settings(BaseSettings):
     query_listen: str = Field("127.0.0.1:8803", description="Where the query service listens.")
     processor_listen: str = Field("127.0.0.1:8804", description="Where the processor's health listens.")
     reconciler_listen: str = Field("127.0.0.1:8805", description="Where the reconciler's health listens.")
+    replay_listen: str = Field("127.0.0.1:8806", description="Where the replay service listens.")
     submission_url: str = Field("", description="Where the command line finds the submission service.")
     query_url: str = Field("", description="Where the command line finds the query service.")
     bridge_url: str = Field("", description="Where the doctor finds the bridge, if not where it listens.")
@@ -203,7 +204,9 @@ class Settings(BaseSettings):
     def _no_trailing_slash(cls, value: str) -> str:
         return value.rstrip("/")
 
-    @field_validator("submission_listen", "bridge_listen", "query_listen", "processor_listen", "reconciler_listen")
+    @field_validator(
+        "submission_listen", "bridge_listen", "query_listen", "processor_listen", "reconciler_listen", "replay_listen"
+    )
     @classmethod
     def _host_and_port(cls, value: str) -> str:
         host, colon, port = value.rpartition(":")

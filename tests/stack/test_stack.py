@@ -25,9 +25,20 @@ from tests.stack.up import Up, everyrun, is_gone, wait_for
 
 pytestmark = pytest.mark.stack
 
-PARTS = {"kafka", "postgres", "emulator", "submission", "bridge", "reconciler", "query", "processor-0", "processor-1"}
+PARTS = {
+    "kafka",
+    "postgres",
+    "emulator",
+    "submission",
+    "bridge",
+    "reconciler",
+    "query",
+    "replay",
+    "processor-0",
+    "processor-1",
+}
 KEYS = {
-    *("submission_url", "bridge_url", "query_url", "emulator_url", "kafka_bootstrap", "postgres_dsn"),
+    *("submission_url", "bridge_url", "query_url", "replay_url", "emulator_url", "kafka_bootstrap", "postgres_dsn"),
     *("api_token", "webhook_secret", "extend_api_key", "workflow_id"),
 }
 
@@ -255,7 +266,7 @@ def test_every_part_can_be_replaced_by_a_real_one(
     up = Up(tmp_path / "data", "--extend", **env)
     try:
         up.until_ready()
-        assert set(up.pids()) == {"submission", "bridge", "reconciler", "query", "processor-0"}
+        assert set(up.pids()) == {"submission", "bridge", "reconciler", "query", "replay", "processor-0"}
         found = endpoints(up)
         assert (found["kafka_bootstrap"], found["postgres_dsn"]) == (kafka, database)
         assert (found["extend_api_key"], found["webhook_secret"]) == (KEY, "wss_old,wss_new")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-SERVICES = ("submission", "bridge", "reconciler", "query")
+SERVICES = ("submission", "bridge", "reconciler", "query", "replay")
 
 #: -P: the folder it runs in holds folders named kafka and postgres, which are no modules.
 _PYTHON = (sys.executable, "-P", "-m")

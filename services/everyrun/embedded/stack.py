@@ -65,7 +65,7 @@ class Stack:
         return list(self._parts)
 
     def part(self, name: str) -> Part:
-        """A part by its name: kafka, postgres, emulator, submission, bridge, processor-0, reconciler, query."""
+        """A part by its name: kafka, postgres, emulator, submission, bridge, processor-0, reconciler, query, replay."""
         return self._parts[name]
 
     async def __aenter__(self) -> Stack:
@@ -193,7 +193,7 @@ class Stack:
         real = self._options.extend
         emulator = "" if real else parts.url(self._state, "emulator")
         self.endpoints |= {
-            **{f"{name}_url": parts.url(self._state, name) for name in ("submission", "bridge", "query")},
+            **{f"{name}_url": parts.url(self._state, name) for name in ("submission", "bridge", "query", "replay")},
             "emulator_url": emulator,
             "api_token": self._state["api_token"],
             "webhook_secret": secrets if real else self._state["webhook_secret"],

@@ -6,10 +6,13 @@ rebuilt ones brought to exactly the offsets that it shows, and both compared.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
+from typing import Any
 
 import asyncpg
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import GroupCoordinatorNotAvailableError
 from msgspec import Struct
 
 from everyrun.log import topics
@@ -71,6 +74,16 @@ async def audit(settings: Settings, tell: Tell, selection: Selection | None = No
     return Audited(target, sum(target.values()), rows, differences, findings)
 
 
+async def _committed(admin: AIOKafkaAdminClient, group: str) -> Any:
+    """A Kafka that never had a group needs a moment until it can say so."""
+    for _ in range(40):
+        try:
+            return await admin.list_consumer_group_offsets(group)
+        except GroupCoordinatorNotAvailableError:
+            await asyncio.sleep(0.25)
+    return await admin.list_consumer_group_offsets(group)
+
+
 Said = Mapping[Position, tuple[int, str]]
 """What ``applied_offsets`` says: next offset and cluster of each partition."""
 
@@ -104,7 +117,7 @@ async def _acknowledged(settings: Settings) -> dict[Position, int]:
     admin = AIOKafkaAdminClient(**kafka(settings))
     await admin.start()
     try:
-        committed = await admin.list_consumer_group_offsets(settings.topic_prefix + "processor")
+        committed = await _committed(admin, settings.topic_prefix + "processor")
     finally:
         await admin.close()
     prefix = settings.topic_prefix

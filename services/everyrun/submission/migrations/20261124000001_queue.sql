@@ -136,5 +136,24 @@ $$;
 comment on function everyrun_queue.incarnation() is
     'Another text after a restart, a failover, a restore or a replacement of the database: the queue may then be an older one than the log knows.';
 
+create table everyrun_queue.replay_jobs (
+    job_id text collate "C" primary key,
+    kind text not null,
+    arguments jsonb not null,
+    state text not null default 'WAITING',
+    asked_by text not null,
+    records_done bigint not null default 0,
+    records_total bigint not null default 0,
+    rate double precision not null default 0,
+    seconds_left double precision,
+    outcome jsonb,
+    message text,
+    created_at timestamptz not null default now(),
+    started_at timestamptz,
+    ended_at timestamptz
+);
+comment on table everyrun_queue.replay_jobs is 'Rebuilds, audits and questions of the past asked for over HTTP: WAITING, RUNNING, DONE, FAILED, CANCELLED.';
+create index replay_jobs_open on everyrun_queue.replay_jobs (created_at) where state in ('WAITING', 'RUNNING');
+
 -- migrate:down
 drop schema everyrun_queue cascade;

@@ -1,0 +1,5 @@
+"""``python -m everyrun.replay``."""
+
+from everyrun.replay.app import main
+
+main()

@@ -1,0 +1,94 @@
+"""Rebuilds and audits over HTTP: asked for, followed, cancelled, gone on with after a kill."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from everyrun.settings import Settings
+from tests.conftest import eventually
+from tests.integration.services import ServiceProcess
+from tests.integration.test_asof import append, rows
+from tests.integration.test_audit import append as append_and_apply
+from tests.integration.test_rebuild import connect, contents, ends
+from tests.records import a_world, apart
+
+pytestmark = pytest.mark.stack
+
+TOKEN = "ert_of_this_test"
+
+
+def client(service: ServiceProcess) -> httpx.AsyncClient:
+    return httpx.AsyncClient(base_url=service.url, headers={"authorization": f"Bearer {TOKEN}"}, timeout=30)
+
+
+async def ended(http: httpx.AsyncClient, job: dict[str, Any]) -> dict[str, Any]:
+    async def look() -> dict[str, Any] | None:
+        seen = (await http.get(f"/v1/jobs/{job['job_id']}")).json()
+        return seen if seen["ended_at"] else None
+
+    seen: Any = await eventually(look, f"{job} ends", 60)
+    return seen
+
+
+async def test_jobs_are_done_in_turn_and_said(settings: Settings, service: Callable[..., ServiceProcess]) -> None:
+    await append_and_apply(settings, *apart(a_world(random.Random(3), chunks=5, inputs=6), "3"))
+    replay = await service("replay", EVERYRUN_API_TOKEN=TOKEN).ready()
+    total = sum((await ends(settings)).values())
+    async with client(replay) as http:
+        asked = [
+            {"kind": "rebuild", "schema": "mine"},
+            {"kind": "audit"},
+            {"kind": "rebuild", "swap": True},
+            {"kind": "as-of", "moment": "2100-01-01T00:00:00Z", "what": "row", "id": "sub_3_0:unknown"},
+            {"kind": "rebuild", "until": "runs:0=1000000"},
+        ]
+        jobs = [await http.post("/v1/jobs", json=job) for job in asked]
+        assert [job.status_code for job in jobs] == [202] * len(jobs)
+        rebuilt, audited, swapped, told, failed = [await ended(http, job.json()) for job in jobs]
+        assert (rebuilt["state"], rebuilt["records_done"], rebuilt["records_total"]) == ("DONE", total, total)
+        assert rebuilt["outcome"]["records"] == total
+        assert audited["outcome"]["agrees"]
+        assert audited["asked_by"]
+        assert (swapped["state"], swapped["outcome"]["left_over"]) == ("DONE", None)
+        assert told["outcome"]["row"] is None
+        assert (failed["state"], "ends at" in failed["message"]) == ("FAILED", True)
+        listed = (await http.get("/v1/jobs")).json()["jobs"]
+        assert {job["job_id"] for job in listed} == {job.json()["job_id"] for job in jobs}
+        for wrong in ({"kind": "other"}, {"kind": "audit", "x": 1}, {"kind": "rebuild", "until": "noon"}):
+            assert (await http.post("/v1/jobs", json=wrong)).status_code == 422
+        assert (await http.get("/v1/jobs/job_unknown")).status_code == 404
+        assert (await http.post(f"/v1/jobs/{failed['job_id']}/cancel")).status_code == 409
+        assert (await httpx.AsyncClient().get(replay.url + "/v1/jobs")).status_code == 401
+
+
+async def test_a_job_is_gone_on_with_after_a_kill_and_can_be_cancelled(
+    settings: Settings, service: Callable[..., ServiceProcess]
+) -> None:
+    for seed in range(8):
+        await append(settings, apart(a_world(random.Random(seed), chunks=8, inputs=10), str(seed)))
+    first = await service("replay", EVERYRUN_API_TOKEN=TOKEN).ready()
+    async with client(first) as http:
+        job = (await http.post("/v1/jobs", json={"kind": "rebuild", "fresh": True})).json()
+        waiting = (await http.post("/v1/jobs", json={"kind": "audit"})).json()
+
+        async def runs() -> bool:
+            return (await http.get(f"/v1/jobs/{job['job_id']}")).json()["state"] == "RUNNING"
+
+        await eventually(runs, "the job runs", 60)
+        assert (await http.post(f"/v1/jobs/{waiting['job_id']}/cancel")).json()["state"] == "CANCELLED"
+    first.kill()
+    second = await service("replay", EVERYRUN_API_TOKEN=TOKEN).ready()
+    async with client(second) as http:
+        assert (await ended(http, job))["state"] == "DONE"
+        assert (await ended(http, waiting))["state"] == "CANCELLED"
+    connection = await connect(settings, "everyrun_rebuild")
+    assert await connection.fetchval("select sum(next_offset) from applied_offsets") == sum(
+        (await ends(settings)).values()
+    )
+    await connection.close()
+    assert rows(await contents(settings, "everyrun_rebuild"))["results"]
