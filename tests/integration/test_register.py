@@ -40,6 +40,10 @@ async def producer(settings: Settings) -> AsyncIterator[Producer]:
         yield producer
 
 
+#: What registering does not come to.
+NOTHING: Any = None
+
+
 @pytest.fixture
 async def announcer(settings: Settings, pool: asyncpg.Pool, producer: Producer) -> Announcer:
     dispatcher: Any = SimpleNamespace(poke=asyncio.Event())
@@ -54,7 +58,7 @@ async def api(
     settings.api_token = SecretStr("token")
     headers = {"authorization": "Bearer token"}
     mounts = {
-        "http://submission": httpx.ASGITransport(submission_api(settings, pool, announcer, producer)),
+        "http://submission": httpx.ASGITransport(submission_api(settings, pool, announcer, producer, NOTHING)),
         "http://query": httpx.ASGITransport(query_api(settings, pool)),
     }
     async with httpx.AsyncClient(headers=headers, mounts=mounts) as client:

@@ -9,8 +9,10 @@ from everyrun.cli import (
     archive,
     asof,
     audit,
+    decide,
     demo,
     doctor,
+    doubt,
     exits,
     history,
     prepare,
@@ -54,6 +56,8 @@ register.register(app)
 watch.register(app)
 results.register(app)
 unmatched.register(app)
+doubt.register(app)
+decide.register(app)
 quarantine.register(app)
 prepare.register(app)
 token.register(app)

@@ -15,6 +15,8 @@ from everyrun.settings import Settings
 from everyrun.store.sql import beside
 from everyrun.submission import parse
 from everyrun.submission.batches import batch_routes
+from everyrun.submission.doubts import Doubts
+from everyrun.submission.doubts_api import doubt_routes, pause_routes
 from everyrun.submission.intake import BadRowsError, IdempotencyConflictError, take_in
 from everyrun.submission.keeper import Announcer
 from everyrun.submission.quarantine import Quarantine
@@ -24,7 +26,7 @@ from everyrun.submission.upload import BODY, bad_rows, no_nul, rows_of
 _sql = beside(__file__, "queue.sql")
 
 
-def submission_api(settings: Settings, pool: asyncpg.Pool, announcer: Announcer, log: Log) -> FastAPI:
+def submission_api(settings: Settings, pool: asyncpg.Pool, announcer: Announcer, log: Log, doubts: Doubts) -> FastAPI:
     """The submission service's API. Errors are ``{"code", "message"}``; see the OpenAPI document."""
     app = api(
         "Everyrun submission",
@@ -88,6 +90,8 @@ def submission_api(settings: Settings, pool: asyncpg.Pool, announcer: Announcer,
 
     batch_routes(app, settings, pool, announcer)
     quarantine_routes(app, Quarantine(pool, log))
+    doubt_routes(app, doubts)
+    pause_routes(app, pool, log)
     return app
 
 

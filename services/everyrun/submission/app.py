@@ -19,6 +19,7 @@ from everyrun.store.sql import beside
 from everyrun.submission.api import submission_api
 from everyrun.submission.catchup import Level
 from everyrun.submission.dispatcher import AWAY, Dispatcher
+from everyrun.submission.doubts import Doubts
 from everyrun.submission.keeper import Announcer, forget, repeat
 from everyrun.submission.metrics import Metrics
 from everyrun.submission.resolver import Resolver
@@ -72,8 +73,9 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
         transitions = Transitions(settings, pool, producer)
         dispatcher = Dispatcher(settings, pool, extend, producer, installation, level, transitions)
         resolver = Resolver(settings, pool, level, transitions, installation)
+        doubts = Doubts(pool, extend, level, transitions, installation)
         announcer = Announcer(pool, producer, dispatcher)
-        app = with_health(health, submission_api(settings, pool, announcer, producer), metrics.registry)
+        app = with_health(health, submission_api(settings, pool, announcer, producer, doubts), metrics.registry)
         await stack.enter_async_context(http_server(settings.submission_listen, app))
         health.ready("database")
         await _is_level(level, health)

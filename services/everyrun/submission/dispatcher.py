@@ -95,7 +95,7 @@ class Dispatcher:
         try:
             await self._log.append([saying.requested(row, inputs, self._installation, begin_by, now)])
         except AWAY:
-            await self._settle(row, inputs, Answered(row["attempt"], Unannounced()))
+            await self._settle(row, inputs, Answered(row["attempt"], Unannounced()), incarnation)
             raise
         hit("dispatcher.after_intent")
         claim = (chunk, row["attempt"], self._owner, ended_by, incarnation)
@@ -104,7 +104,7 @@ class Dispatcher:
             return True
         body = self._body(row, inputs)
         outcome = Expired() if datetime.now(UTC) > begin_by else await self._call(body)
-        await self._settle(row, inputs, Answered(row["attempt"], outcome))
+        await self._settle(row, inputs, Answered(row["attempt"], outcome), incarnation)
         return True
 
     async def _call(self, body: bytes) -> Verdict:
@@ -116,7 +116,7 @@ class Dispatcher:
         hit("dispatcher.after_post")
         return verdict
 
-    async def _settle(self, row: Any, inputs: list[events.Input], answered: Answered) -> None:
+    async def _settle(self, row: Any, inputs: list[events.Input], answered: Answered, incarnation: str) -> None:
         """Let an answer take effect; waits for a Kafka or a Postgres that is away: nobody else knows of it."""
         not_before = None
         if isinstance(answered.outcome, Returned):
@@ -130,7 +130,10 @@ class Dispatcher:
                 if isinstance(answered.outcome, Taken) and not told:
                     await self._transitions.tell_taken(row, inputs, answered)
                     told = True
-                await self._transitions.take(row["chunk"], answered, told=told, not_before=not_before)
+                claimed_in = None if told else incarnation
+                await self._transitions.take(
+                    row["chunk"], answered, told=told, not_before=not_before, incarnation=claimed_in
+                )
                 return
             except (NotPossibleError, UnknownChunkError) as error:
                 _log.info("an answer changes nothing", chunk=row["chunk"], why=str(error))

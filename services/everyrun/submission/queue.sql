@@ -78,7 +78,7 @@ select everyrun_queue.incarnation()
 
 -- name: still_claimed
 -- In a database that was replaced meanwhile it is not.
-select from everyrun_queue.chunks
+select true from everyrun_queue.chunks
 where chunk = $1 and attempt = $2 and state = 'sending' and owner = $3 and deadline = $4
   and everyrun_queue.incarnation() = $5
 
@@ -94,11 +94,61 @@ where submission_id = $1 and position between $2 and $3
 order by position
 
 -- name: lock_chunk
-select c.chunk, c.submission_id, c.state, c.attempt, c.resends, c.deadline, c.owner, c.batch_id, c.reason,
+select everyrun_queue.incarnation() as incarnation, c.chunk, c.submission_id, c.state, c.attempt, c.resends, c.deadline, c.owner, c.batch_id, c.reason,
        s.workflow_id, s.workflow_version, s.priority, c.first_position, c.last_position
 from everyrun_queue.chunks c join everyrun_queue.submissions s using (submission_id)
 where c.chunk = $1
 for update of c
+
+-- name: doubts
+-- Chunks that wait for evidence or for a person; how many sweeps begun after the window are complete.
+select c.chunk, c.submission_id, s.workflow_id, c.state, c.attempt, c.resends, c.reason, c.batch_id,
+       c.deadline as window_ends, c.last_position - c.first_position + 1 as inputs, now() as now,
+       (select count(*) from everyrun_queue.sweeps w
+        where w.workflow_id = s.workflow_id and w.begun_at > c.deadline) as sweeps,
+       (select count(*) from everyrun.unmatched_runs u where u.chunk = c.chunk) as runs
+from everyrun_queue.chunks c join everyrun_queue.submissions s using (submission_id)
+where ($1::text is null or c.chunk = $1)
+  and ($2::text is null or c.submission_id = $2)
+  and ($3::text is null or c.state = $3)
+  and ($4::text is null or c.chunk > $4)
+  and ($1::text is not null or c.state in ('in_doubt', 'held'))
+order by c.chunk
+limit $5
+
+-- name: attempts_of
+select attempt, state, batch_id, reason, requested_at, in_doubt_at, resent_at, returned_at, rejected_at, submitted_at
+from everyrun.batches where chunk = $1 order by attempt
+
+-- name: runs_naming
+select run_id, batch_id, attempt, status, reason, first_seen from everyrun.unmatched_runs where chunk = $1
+union all
+select d.run_id, null, d.attempt, 'unknown', 'payload not fetched yet', d.first_seen
+from everyrun.deliveries d
+where d.chunk = $1 and not exists (select from everyrun.unmatched_runs u where u.run_id = d.run_id)
+  and not exists (select from everyrun.results r where r.run_id = d.run_id)
+  and not exists (select from everyrun.duplicate_runs r where r.run_id = d.run_id)
+order by first_seen, run_id
+limit 20
+
+-- name: decisions_of
+select kind, attempt, batch_id, decided_by, reason, decided_at from everyrun.decisions where chunk = $1 order by decided_at
+
+-- name: batch_known
+select chunk, attempt from everyrun.batches where batch_id = $1
+union all
+select chunk, null from everyrun_queue.chunks where batch_id = $1 and state = 'sent'
+limit 1
+
+-- name: pauses
+select kind, id, reason, decided_by, since from everyrun_queue.paused
+where kind = $1 and ($2::text is null or id > $2) order by id limit $3
+
+-- name: workflow_known
+select exists (select from everyrun_queue.submissions where workflow_id = $1)
+
+-- name: submission_known
+select exists (select from everyrun_queue.submissions where submission_id = $1)
 
 -- name: keep
 update everyrun_queue.chunks
@@ -144,7 +194,7 @@ select run_id from (
 order by run_id limit 1
 
 -- name: is_paused
-select from everyrun_queue.paused where kind = $1 and id = $2
+select true from everyrun_queue.paused where kind = $1 and id = $2
 
 -- name: pause
 insert into everyrun_queue.paused (kind, id, reason, decided_by, since) values ($1, $2, $3, $4, $5)

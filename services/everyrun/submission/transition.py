@@ -19,7 +19,7 @@ from everyrun.settings import Settings
 from everyrun.store.sql import beside
 from everyrun.submission import pauses, saying
 from everyrun.submission.classify import Taken
-from everyrun.submission.protocol import Answered, ChunkState, Evidence, Happening, Step, step
+from everyrun.submission.protocol import Answered, ChunkState, Evidence, Happening, NotPossibleError, Step, step
 from everyrun.telemetry import log
 
 _log = log(__name__)
@@ -59,9 +59,18 @@ class Transitions:
         self._log = log
 
     async def take(
-        self, chunk: str, happening: Happening, *, told: bool = False, not_before: datetime | None = None
+        self,
+        chunk: str,
+        happening: Happening,
+        *,
+        told: bool = False,
+        not_before: datetime | None = None,
+        incarnation: str | None = None,
     ) -> Step:
         """Let it happen to the chunk; ``told``: the log knows what there is to say.
+
+        What is about a claim made in one incarnation of the database is not possible in another: the attempt there may
+        be another worker's.
 
         Raises NotPossibleError and UnknownChunkError, after which nothing was said or changed; KafkaError and
         asyncpg's errors, after which it may have been said, and is not kept: it may be taken again.
@@ -70,6 +79,8 @@ class Transitions:
             row: Any = await connection.fetchrow(_sql["lock_chunk"], chunk)
             if row is None:
                 raise UnknownChunkError(f"there is no chunk {chunk}")
+            if incarnation is not None and row["incarnation"] != incarnation:
+                raise NotPossibleError("the queue is another one than the chunk was claimed in")
             before = state_of(row)
             done = step(before, happening)
             kinds = {say.kind for say in done.say}

@@ -1,0 +1,378 @@
+"""Calls of unknown outcome: what rules and people decide, on a real Kafka and Postgres; Extend is a stand-in."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import asyncpg
+import httpx
+import msgspec
+import pytest
+from pydantic import SecretStr
+
+from everyrun.extend import reserved
+from everyrun.extend.client import ExtendError, Page
+from everyrun.log import topics
+from everyrun.log.cloudevents import record, timestamp
+from everyrun.log.events import RunObserved
+from everyrun.log.producer import Producer
+from everyrun.log.reader import end_offsets
+from everyrun.projection import tables
+from everyrun.projection.feed import Feed
+from everyrun.settings import Settings
+from everyrun.store.pool import open_pool
+from everyrun.submission import parse
+from everyrun.submission.api import submission_api
+from everyrun.submission.catchup import Level, catch_up
+from everyrun.submission.dispatcher import Dispatcher
+from everyrun.submission.doubts import Doubts
+from everyrun.submission.intake import take_in
+from everyrun.submission.keeper import Announcer
+from everyrun.submission.resolver import Resolver
+from everyrun.submission.transition import Transitions
+from tests.integration.conftest import read_topic
+
+INSTALLATION = "inst_test"
+WHY = {"reason": "seen", "by": "ann"}
+
+
+class Vendor:
+    """Extend, as far as these tests need it: the next answers, and the batches that it took."""
+
+    def __init__(self) -> None:
+        self.answers: list[httpx.Response | httpx.HTTPError] = []
+        self.takes = False
+        self.calls: list[dict[str, Any]] = []
+        self.batches: dict[str, dict[str, Any]] = {}
+
+    async def budget(self, category: str) -> None:
+        pass
+
+    async def pause(self, category: str, seconds: float) -> None:
+        pass
+
+    async def create_batch(self, body: bytes) -> httpx.Response:
+        self.calls.append(json.loads(body))
+        batch_id = f"batch_{len(self.calls)}"
+        answer = self.answers.pop(0) if self.answers else httpx.Response(200, json={"batchId": batch_id})
+        if self.takes or (isinstance(answer, httpx.Response) and answer.status_code == 200):
+            self.batches[batch_id] = self.calls[-1]["inputs"][0]
+        if isinstance(answer, httpx.HTTPError):
+            raise answer
+        return answer
+
+    async def list_runs(self, within: float, **query: Any) -> Page:
+        batch_id = query["batchId"]
+        found = [{"id": f"run of {batch_id}"}] if batch_id in self.batches else []
+        return Page(found, None, datetime.now(UTC))
+
+    async def get_run(self, run_id: str, within: float) -> bytes:
+        batch_id = run_id.removeprefix("run of ")
+        if batch_id not in self.batches:
+            raise ExtendError(404, "NOT_FOUND", "no such run")
+        return json.dumps(self.run(batch_id)).encode()
+
+    def run(self, batch_id: str) -> dict[str, Any]:
+        metadata = self.batches[batch_id]["metadata"]
+        return {
+            "object": "workflow_run",
+            "id": f"run of {batch_id}",
+            "status": "PROCESSING",
+            "batchId": batch_id,
+            "metadata": metadata,
+        }
+
+
+class World:
+    """The parts of the submission service, and the projection, in this process."""
+
+    def __init__(self, settings: Settings, pool: asyncpg.Pool, producer: Producer, tables_pool: asyncpg.Pool) -> None:
+        self.vendor = Vendor()
+        extend: Any = self.vendor
+        self.settings, self.pool, self.producer, self.tables_pool = settings, pool, producer, tables_pool
+        self.level = Level(settings, pool)
+        transitions = Transitions(settings, pool, producer)
+        self.dispatcher = Dispatcher(settings, pool, extend, producer, INSTALLATION, self.level, transitions)
+        self.resolver = Resolver(settings, pool, self.level, transitions, INSTALLATION)
+        self.announcer = Announcer(pool, producer, self.dispatcher)
+        doubts = Doubts(pool, extend, self.level, transitions, INSTALLATION)
+        self.api = httpx.AsyncClient(
+            base_url="http://submission",
+            headers={"authorization": "Bearer token"},
+            transport=httpx.ASGITransport(submission_api(settings, pool, self.announcer, producer, doubts)),
+        )
+
+    async def hand_in(self, inputs: int = 2) -> str:
+        rows = b"".join(b'{"file": {"url": "https://files.example/%d.pdf?signed"}}\n' % n for n in range(inputs))
+
+        async def parts() -> AsyncIterator[bytes]:
+            yield rows
+
+        accepted = await take_in(
+            self.pool,
+            self.settings,
+            parse.rows(parse.NDJSON, parts()),
+            workflow_id="workflow_1",
+            workflow_version=None,
+            priority=90,
+            idempotency_key=None,
+        )
+        await self.announcer.announce()
+        return accepted.submission_id
+
+    async def send(self, *answers: httpx.Response | httpx.HTTPError, takes: bool = False) -> None:
+        """The dispatcher sends what it can, once; Extend answers so."""
+        self.vendor.answers, self.vendor.takes = list(answers), takes
+        await self.dispatcher._send_one()
+
+    async def chunk(self) -> asyncpg.Record:
+        return await self.pool.fetchrow("select * from everyrun_queue.chunks")
+
+    async def project(self) -> None:
+        """Apply all of the log to the tables."""
+        ends = await end_offsets(self.settings, ("batches", "runs"))
+        applied = {
+            (row["topic"], row["partition"]): row["next_offset"]
+            for row in await self.pool.fetch("select * from everyrun.applied_offsets")
+        }
+        feed = Feed(self.settings, self.tables_pool, await topics.cluster_id(self.settings), self.producer)
+        await feed.fill(
+            {place: (applied.get(place, 0), end) for place, end in ends.items() if applied.get(place, 0) < end}
+        )
+
+    async def observe(self, batch_id: str) -> None:
+        """A webhook of a run of the batch comes."""
+        run = self.vendor.run(batch_id)
+        event = RunObserved(source="webhook", run=msgspec.Raw(json.dumps(run).encode()))
+        now = timestamp(datetime.now(UTC))
+        said = record("runs", event, key=batch_id, id=f"{batch_id}/{now}", source="/test", time=now)
+        await self.producer.append([said])
+
+    async def window_passes(self, sweeps: int = 2) -> None:
+        await self.pool.execute("update everyrun_queue.chunks set deadline = now() - interval '1 minute'")
+        for n in range(sweeps):
+            at = datetime.now(UTC) - timedelta(seconds=30 - n)
+            await self.pool.execute("insert into everyrun_queue.sweeps values ('workflow_1', $1, $1)", at)
+
+    async def said(self) -> list[str]:
+        found = [event["type"] for event, _ in await read_topic(self.settings, "batches")]
+        return sorted(kind for kind in found if kind != "submission-accepted")
+
+    async def decide(self, what: str, **body: Any) -> httpx.Response:
+        chunk = (await self.chunk())["chunk"]
+        return await self.api.post(f"/v1/doubts/{chunk}/{what}", json={**WHY, **body})
+
+
+@pytest.fixture
+async def world(settings: Settings) -> AsyncIterator[World]:
+    settings.api_token = SecretStr("token")
+    settings.doubt_resends = 1
+    async with AsyncExitStack() as stack:
+        pool = await stack.enter_async_context(await open_pool(settings, name="test"))
+        tables_pool = await stack.enter_async_context(
+            asyncpg.create_pool(
+                settings.postgres_dsn.get_secret_value(),
+                min_size=1,
+                init=tables.setup_connection,
+                server_settings={"search_path": "everyrun"},
+            )
+        )
+        producer = await stack.enter_async_context(Producer(settings))
+        made = World(settings, pool, producer, tables_pool)
+        await stack.enter_async_context(made.api)
+        yield made
+
+
+NO_ANSWER = httpx.ReadTimeout("no answer")
+
+
+async def test_it_is_sent_again_only_after_the_window_and_two_sweeps_begun_after_it(world: World) -> None:
+    await world.hand_in()
+    await world.send(NO_ANSWER)
+    chunk = await world.chunk()
+    assert (chunk["state"], chunk["attempt"]) == ("in_doubt", 1)
+    await world.project()
+    await world.window_passes(sweeps=1)
+    await world.resolver.resolve()
+    doubt = (await world.api.get("/v1/doubts")).json()["doubts"][0]
+    assert (doubt["state"], doubt["waits_for"].endswith("1 of 2")) == ("in_doubt", True)
+    await world.window_passes()
+    await world.resolver.resolve()
+    assert (await world.chunk())["state"] == "waiting"
+    # In doubt once more, and sent again as often as is allowed: held.
+    await world.send(NO_ANSWER)
+    await world.project()
+    await world.window_passes()
+    await world.resolver.resolve()
+    chunk = await world.chunk()
+    assert (chunk["state"], chunk["attempt"], chunk["resends"]) == ("held", 2, 1)
+    assert (await world.api.get("/v1/doubts", params={"state": "held"})).json()["doubts"][0]["can"] == [
+        "adopt",
+        "resend",
+        "discard",
+    ]
+
+
+async def test_the_window_is_not_over_while_the_tables_lag_or_a_run_names_the_chunk(world: World) -> None:
+    await world.hand_in()
+    await world.send(NO_ANSWER, takes=True)
+    await world.project()
+    await world.window_passes()
+    await world.observe("batch_1")
+    await world.resolver.resolve()
+    assert (await world.chunk())["state"] == "in_doubt", "the log has more than the tables"
+    await world.project()
+    await world.resolver.resolve()
+    chunk = await world.chunk()
+    assert (chunk["state"], chunk["batch_id"]) == ("sent", "batch_1")
+    assert await world.said() == ["batch-in-doubt", "batch-requested", "batch-submitted"]
+
+
+async def test_a_person_adopts_what_a_run_proves(world: World) -> None:
+    submission = await world.hand_in()
+    await world.send(httpx.Response(200, json={}))
+    chunk = await world.chunk()
+    assert chunk["state"] == "held"
+    answer = await world.decide("adopt", batch_id="batch_9")
+    assert (answer.status_code, answer.json()["code"]) == (409, "NO_RUNS")
+    foreign = reserved.Reserved("inst_other", "s:1", chunk["chunk"], 1, 1)
+    for name, metadata, code in (
+        ("batch_7", {"a": 1}, "NOT_OURS"),
+        ("batch_8", reserved.mark({}, foreign), "OTHER_CHUNK"),
+    ):
+        world.vendor.batches[name] = {"metadata": metadata}
+        answer = await world.decide("adopt", batch_id=name)
+        assert (answer.status_code, answer.json()["code"]) == (409, code)
+    assert (await world.chunk())["state"] == "held"
+    answer = await world.decide("adopt", batch_id="batch_1")
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["state"] == "sent"
+    await world.project()
+    shown = (await world.api.get(f"/v1/doubts/{chunk['chunk']}")).json()
+    assert [(d["kind"], d["decided_by"], d["reason"]) for d in shown["decisions"]] == [
+        ("doubt-adopted", "ann (bootstrap)", "seen")
+    ]
+    rows = await world.pool.fetch("select status, batch_id from everyrun.results where submission_id = $1", submission)
+    assert [tuple(row) for row in rows] == [("SUBMITTED", "batch_1")] * 2
+    answer = await world.decide("adopt", batch_id="batch_1")
+    assert (answer.status_code, answer.json()["code"]) == (409, "BATCH_KNOWN")
+
+
+async def test_what_is_discarded_is_refused_and_a_run_of_it_is_seen_all_the_same(world: World) -> None:
+    submission = await world.hand_in()
+    await world.send(NO_ANSWER, takes=True)
+    answer = await world.decide("discard")
+    assert (answer.status_code, answer.json()["code"]) == (409, "WINDOW_OPEN")
+    answer = await world.decide("discard", force=True)
+    assert (answer.status_code, answer.json()["state"]) == (200, "refused")
+    await world.project()
+    query = "select status, failure_reason, failure_message from everyrun.results where submission_id = $1"
+    rows = [tuple(row) for row in await world.pool.fetch(query, submission)]
+    assert rows == [("REFUSED", "DISCARDED", "seen (ann (bootstrap))")] * 2
+    assert (await world.decide("discard", force=True)).json()["code"] == "NOT_IN_DOUBT"
+    await world.observe("batch_1")
+    await world.project()
+    await world.resolver.resolve()
+    await world.project()
+    rows = [row["status"] for row in await world.pool.fetch(query, submission)]
+    assert sorted(rows) == ["PROCESSING", "SUBMITTED"]
+
+
+async def test_a_person_sends_it_again(world: World) -> None:
+    await world.hand_in()
+    await world.send(NO_ANSWER)
+    assert (await world.decide("resend")).json()["code"] == "WINDOW_OPEN"
+    assert (await world.decide("resend", force=True)).json()["state"] == "waiting"
+    await world.send()
+    chunk = await world.chunk()
+    assert (chunk["state"], chunk["attempt"], chunk["batch_id"]) == ("sent", 2, "batch_2")
+
+
+async def test_a_refusal_after_a_doubt_is_held(world: World) -> None:
+    await world.hand_in()
+    await world.send(NO_ANSWER)
+    await world.decide("resend", force=True)
+    await world.send(httpx.Response(400, json={"code": "INVALID", "message": "no"}))
+    chunk = await world.chunk()
+    assert (chunk["state"], "earlier attempt" in chunk["reason"]) == ("held", True)
+
+
+async def test_unknown_chunks_and_missing_reasons_are_said(world: World) -> None:
+    await world.hand_in()
+    assert (await world.api.get("/v1/doubts")).json() == {"doubts": [], "next_cursor": None}
+    assert (await world.api.get("/v1/doubts/nothing")).status_code == 404
+    assert (await world.api.post("/v1/doubts/nothing/resend", json=WHY)).status_code == 404
+    assert (await world.decide("resend", reason="")).status_code == 422
+    assert (await world.decide("resend")).json()["code"] == "NOT_IN_DOUBT"
+
+
+@pytest.mark.parametrize("status", [401, 402, 403])
+async def test_a_workflow_that_extend_refuses_is_paused_until_a_person_resumes_it(world: World, status: int) -> None:
+    await world.hand_in()
+    await world.send(httpx.Response(status, json={"code": "NO", "message": "credits"}))
+    paused = (await world.api.get("/v1/workflows/paused")).json()["workflows"]
+    assert [(p["workflow_id"], p["by"]) for p in paused] == [("workflow_1", None)]
+    assert str(status) in paused[0]["reason"]
+    await world.pool.execute("update everyrun_queue.chunks set not_before = '-infinity'")
+    await world.send()
+    assert len(world.vendor.calls) == 1
+    answer = await world.api.post("/v1/workflows/workflow_1/resume", json=WHY)
+    assert answer.json() == {"workflow_id": "workflow_1", "paused": False, "changed": True}
+    assert not (await world.api.post("/v1/workflows/workflow_1/resume", json=WHY)).json()["changed"]
+    assert (await world.api.post("/v1/workflows/nothing/resume", json=WHY)).status_code == 404
+    await world.send()
+    assert (await world.chunk())["state"] == "sent"
+    said = await world.said()
+    assert (said.count("workflow-paused"), said.count("workflow-resumed")) == (1, 1)
+
+
+async def test_a_paused_submission_waits(world: World) -> None:
+    submission = await world.hand_in()
+    assert (await world.api.post(f"/v1/submissions/{submission}/pause", json=WHY)).json()["changed"]
+    await world.send()
+    assert (await world.chunk())["state"] == "waiting"
+    shown = (await world.api.get(f"/v1/submissions/{submission}")).json()
+    assert shown["paused"] == "seen"
+    await world.api.post(f"/v1/submissions/{submission}/resume", json=WHY)
+    await world.send()
+    assert (await world.chunk())["state"] == "sent"
+
+
+async def test_an_old_queue_under_a_running_service_sends_nothing_twice(world: World) -> None:
+    await world.hand_in()
+    await world.level.check()
+    tables_kept = ("submissions", "inputs", "chunks", "log_position", "paused")
+    before = {name: await world.pool.fetch(f"select * from everyrun_queue.{name}") for name in tables_kept}
+    await world.send(NO_ANSWER, takes=True)
+    await world.decide("resend", force=True)
+    await world.send(NO_ANSWER)
+    assert (await world.chunk())["attempt"] == 2
+    # The queue as it was, in the same database, under the same connections.
+    async with world.pool.acquire() as connection, connection.transaction():
+        await connection.execute(f"truncate {', '.join('everyrun_queue.' + name for name in tables_kept)} cascade")
+        for name, rows in before.items():
+            values = [tuple(row) for row in rows]
+            await connection.copy_records_to_table(name, records=values, schema_name="everyrun_queue")
+    assert (await world.chunk())["state"] == "waiting"
+    await world.send()
+    chunk = await world.chunk()
+    assert len(world.vendor.calls) == 2, "it was sent again"
+    assert (chunk["state"], chunk["attempt"], chunk["resends"]) == ("in_doubt", 2, 1)
+
+
+async def test_the_log_of_another_kafka_is_refused(world: World) -> None:
+    await world.hand_in()
+    await catch_up(world.settings, world.pool, "cluster_a")
+    with pytest.raises(Exception, match="cluster_a"):
+        await catch_up(world.settings, world.pool, "cluster_b")
+
+
+async def test_two_workers_send_a_chunk_once(world: World) -> None:
+    await world.hand_in()
+    await asyncio.gather(*(world.dispatcher._send_one() for _ in range(4)))
+    assert len(world.vendor.calls) == 1
