@@ -14,6 +14,7 @@ the following may be next, and the search tries them all:
 
 from __future__ import annotations
 
+import gc
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -55,6 +56,7 @@ class Bounds(NamedTuple):
     resends: int = 1
     restores: int = 1
     decisions: int = 1
+    kills: int = 1
     honest: bool = False
 
 
@@ -100,6 +102,7 @@ class World(NamedTuple):
     #: Something was said and, for now, not kept.
     torn: bool = False
     decided: int = 0
+    killed: int = 0
 
 
 class Broken(NamedTuple):
@@ -109,13 +112,17 @@ class Broken(NamedTuple):
     path: tuple[str, ...]
 
 
+#: Events that only a queue which forgot them can learn from.
+_ONLY_FOR_A_RESTORE = frozenset({"batch-requested", "batch-returned", "batch-in-doubt"})
+
+#: What becomes of a call: whether Extend takes the batch, and what it answers. The first ones suffice for a restore.
 _ANSWERS: tuple[tuple[bool, object], ...] = (
     (True, "taken"),
     (True, InDoubt("no answer")),
-    (True, Unclear("no batchId")),
+    (False, InDoubt("no answer")),
     (False, Rejected(400, "INVALID", "no")),
     (False, Returned("429")),
-    (False, InDoubt("no answer")),
+    (True, Unclear("no batchId")),
 )
 
 
@@ -151,6 +158,14 @@ class Model:
 
     def search(self) -> tuple[int, Broken | None]:
         """Every reachable world, the nearest first: how many there are, and the first broken promise."""
+        # Nothing here is garbage: collecting would only walk through all worlds again and again.
+        gc.disable()
+        try:
+            return self._search()
+        finally:
+            gc.enable()
+
+    def _search(self) -> tuple[int, Broken | None]:
         first = World()
         came: dict[World, tuple[World | None, str]] = {first: (None, "")}
         ahead = deque([first])
@@ -159,7 +174,7 @@ class Model:
             for name, after, broken in self.moves(world):
                 if broken is not None:
                     return len(came), Broken(broken, (*_path(came, world), name))
-                after = _normal(after)
+                after = self._normal(after)
                 if after not in came:
                     came[after] = (world, name)
                     ahead.append(after)
@@ -222,7 +237,8 @@ class Model:
                 changed = worker._replace(phase=phase, **more)  # type: ignore[arg-type]
                 return w._replace(workers=others | {changed})
 
-            yield f"{name} is killed", w._replace(workers=others), None
+            if w.killed < self.bounds.kills:
+                yield f"{name} is killed", w._replace(workers=others, killed=w.killed + 1), None
             requested = Said("batch-requested", worker.attempt)
             if worker.phase == "claimed":
                 # Where the database is not replaced, the claim is there for sure.
@@ -247,7 +263,7 @@ class Model:
 
     def _calls(self, w: World, worker: Worker, become: Callable[..., World]) -> Iterator[tuple[str, World, str | None]]:
         given_up = {said.attempt for said in w.log if said.kind == "doubt-resent"}
-        for takes, outcome in _ANSWERS:
+        for takes, outcome in _ANSWERS[: 4 if self.bounds.restores else None]:
             answer = Taken(batch(worker.attempt)) if outcome == "taken" else outcome
             after = become("answered", outcome=answer)
             broken = None
@@ -318,7 +334,9 @@ class Model:
         yield name, w._replace(pending=Pending(False, say, _plain(done.after), worker)), None
 
     def _pending_moves(self, w: World, pending: Pending) -> Iterator[tuple[str, World, str | None]]:
-        yield "killed with the row locked", w._replace(pending=None, torn=w.torn or pending.said), None
+        if w.killed < self.bounds.kills:
+            torn = w.torn or pending.said
+            yield "killed with the row locked", w._replace(pending=None, torn=torn, killed=w.killed + 1), None
         if pending.said:
             yield "kept", w._replace(chunk=pending.after, pending=None), self.accounted(w, pending.after)
             return
@@ -330,6 +348,14 @@ class Model:
         if any(said.kind in TAKEN and said.attempt not in w.accepted for said in pending.say):
             broken = "nothing is called taken that was not"
         yield "said", after, broken
+
+    def _normal(self, w: World) -> World:
+        """Without what can make no difference any more, so that worlds that are alike are one."""
+        calls_ahead = {worker.attempt for worker in w.workers if worker.phase != "answered"}
+        log = w.log
+        if not self.bounds.restores:
+            log = frozenset(said for said in log if said.kind not in _ONLY_FOR_A_RESTORE)
+        return w._replace(log=log, overdue=w.overdue & calls_ahead, torn=w.torn and bool(_taken(log)))
 
     # --- promises of a state
 
@@ -356,14 +382,6 @@ class Model:
             if not any(say.kind in TAKEN and say.attempt == attempt for say in done.say):
                 return f"no batch goes unseen: attempt {attempt}"
         return None
-
-
-def _normal(w: World) -> World:
-    """Without what can make no difference any more, so that worlds that are alike are one."""
-    calls_ahead = {worker.attempt for worker in w.workers if worker.phase != "answered"}
-    overdue = w.overdue & calls_ahead
-    torn = w.torn and bool(_taken(w.log))
-    return w if (overdue, torn) == (w.overdue, w.torn) else w._replace(overdue=overdue, torn=torn)
 
 
 def _plain(chunk: ChunkState) -> ChunkState:
