@@ -1,6 +1,6 @@
 """Dispatch keeps its promises in every world within the bounds; without any one of its rules it breaks one.
 
-The long form, with more attempts and kills, and a second attempt under a restored queue: EVERYRUN_CHAOS=1 pytest tests/model
+The long form has more attempts and kills, and a restore under a second attempt: EVERYRUN_CHAOS=1 pytest tests/model
 """
 
 from __future__ import annotations
