@@ -11,12 +11,13 @@ from collections.abc import Iterable
 _REFUSED, _SUBMITTED, _OPEN, _FINAL = "0", "1", "2", "3"
 #: Sorts after every hexadecimal digit.
 _END = "g"
+_COMPLEMENT = bytes(range(255, -1, -1))
 
 
 def _smallest_first(identifier: str) -> str:
     # The greatest version stands and the smallest id is to stand: so the complement of its bytes, and an end mark
     # that puts a prefix of a longer id after it.
-    return bytes(255 - byte for byte in identifier.encode("utf-8", "surrogatepass")).hex() + _END
+    return identifier.encode("utf-8", "surrogatepass").translate(_COMPLEMENT).hex() + _END
 
 
 def version_of_run(run_id: str, final: bool, order: str) -> str:
