@@ -36,7 +36,7 @@ class EmulatorProcess:
         command += ["--state-dir", str(self._folder), "--api-key", KEY, "--workflow-id", WORKFLOW, *self._options]
         with (self._folder.parent / f"emulator-{self.port}.log").open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while True:
             try:
                 if httpx.get(self.url + "/readyz").status_code == 200:

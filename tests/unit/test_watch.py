@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 from everyrun.processor.metrics import Metrics
@@ -21,11 +22,13 @@ class World:
         self.mine = {P}
         self.gave_up: list[str] = []
         self.metrics = Metrics()
+        self.feed = SimpleNamespace(filled=0, held_up=None)
         settings = Settings(stalled_after=60)
         self.watch = Watch(
             settings,
             self.metrics,
             Health(),
+            self.feed,
             lambda: self.mine,
             lambda: self.acknowledged,
             self.gave_up.append,
@@ -65,6 +68,19 @@ def test_it_waits_for_as_long_as_nothing_waits_or_something_is_away() -> None:
     # Back: the time starts now.
     assert not world.at(world.now + 59, 7)
     assert world.at(world.now + 2, 7)
+
+
+def test_a_long_heal_is_progress_and_a_database_that_takes_nothing_in_is_away() -> None:
+    world = World()
+    world.at(0, 1000)
+    for moment in range(50, 500, 50):
+        world.feed.filled += 1
+        assert not world.at(moment, 1000)
+    world.feed.held_up = "DiskFullError: no space left"
+    assert not world.at(5000, 1000)
+    world.feed.held_up = None
+    assert not world.at(5059, 1000)
+    assert world.at(5061, 1000)
 
 
 def test_partitions_of_other_workers_are_not_ours() -> None:

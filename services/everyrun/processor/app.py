@@ -201,6 +201,7 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
             settings,
             metrics,
             health,
+            feed,
             lambda: {(tp.topic.removeprefix(settings.topic_prefix), tp.partition) for tp in app.consumer.assignment()},
             lambda: processor.acknowledged,
             processor.give_up,

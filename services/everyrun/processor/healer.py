@@ -7,9 +7,11 @@ from typing import Protocol, cast
 
 import asyncpg
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
 
 from everyrun.log import topics
 from everyrun.log.connection import connection
+from everyrun.log.reader import end_offsets
 from everyrun.projection import offsets
 from everyrun.projection.feed import AWAY, Feed
 from everyrun.projection.offsets import ForeignLogError, Position, greatest
@@ -23,6 +25,8 @@ _log = log(__name__)
 INPUTS = ("batches", "runs", "deliveries", "quarantine")
 #: How often the tables are compared with what was acknowledged, in seconds.
 _EVERY = 2.0
+#: Before a log that ends too early is believed, it is asked again after this long, in seconds.
+_AGAIN_AFTER = 1.0
 
 
 class Worker(Protocol):
@@ -48,19 +52,21 @@ class Healer:
         self._health = health
 
     async def until_ours(self, stop: asyncio.Event) -> None:
-        """Return when the tables are this cluster's, or ``stop`` is set; say in readyz and the log that they are not.
+        """Return when the tables are this log's, or ``stop`` is set; say in readyz and the log that they are not.
 
-        Nothing is read meanwhile: records of another cluster would pass for those that were applied already.
+        Nothing is read meanwhile: records of another log would pass for those that were applied already.
         """
         while not stop.is_set():
             try:
-                await self._applied()
+                await self._applied_of_this_log()
                 self._health.ready("kafka")
                 self._health.ready("database")
                 return
             except ForeignLogError as error:
                 self._health.not_ready("kafka", str(error))
                 _log.error("refusing this Kafka", reason=str(error))
+            except KafkaError as error:
+                self._health.not_ready("kafka", f"{type(error).__name__}: {error}")
             except AWAY as error:
                 await self._feed.mend(error)
             await _sleep(stop, _EVERY)
@@ -81,9 +87,10 @@ class Healer:
             await admin.close()
         prefix = self._settings.topic_prefix
         known = {(tp.topic.removeprefix(prefix), tp.partition): meta.offset for tp, meta in committed.items()}
-        self._worker.acknowledged = greatest(
-            self._worker.acknowledged, {place: offset for place, offset in known.items() if place[0] in INPUTS}
-        )
+        ends = await end_offsets(self._settings, INPUTS)
+        # What a worker acknowledged of a topic that was made anew since is nothing of this one, and never comes.
+        of_this_log = {place: offset for place, offset in known.items() if offset <= ends.get(place, -1)}
+        self._worker.acknowledged = greatest(self._worker.acknowledged, of_this_log)
 
     async def run(self) -> None:
         """Compare every now and then, for ever."""
@@ -92,13 +99,17 @@ class Healer:
                 await self.heal()
             except ForeignLogError as error:
                 self._worker.give_up(str(error))
+            except KafkaError as error:
+                self._health.not_ready("kafka", f"{type(error).__name__}: {error}")
             except AWAY as error:
                 await self._feed.mend(error)
             await asyncio.sleep(_EVERY)
 
     async def heal(self) -> None:
         """Fill what is missing below the acknowledged offsets; not ready meanwhile."""
-        gaps = offsets.behind(await self._applied(), dict(self._worker.acknowledged))
+        # Read first: what is acknowledged meanwhile may be applied after the tables were asked.
+        acknowledged = dict(self._worker.acknowledged)
+        gaps = offsets.behind(await self._applied_of_this_log(), acknowledged)
         self._health.ready("database")
         if gaps:
             count = sum(end - start for start, end in gaps.values())
@@ -106,9 +117,17 @@ class Healer:
             await self._feed.fill(gaps)
         self._health.ready("tables")
 
-    async def _applied(self) -> dict[Position, int]:
+    async def _applied_of_this_log(self) -> dict[Position, int]:
+        """How far each partition is applied. Raises ForeignLogError where that cannot be of this log."""
         async with self._pool.acquire() as connection:
-            return await offsets.positions(cast(asyncpg.Connection, connection), self._cluster_id)
+            applied = await offsets.positions(cast(asyncpg.Connection, connection), self._cluster_id)
+        try:
+            offsets.refuse_ahead(applied, await end_offsets(self._settings, INPUTS))
+        except ForeignLogError:
+            # A broker that has just come back may know an older end for a moment.
+            await asyncio.sleep(_AGAIN_AFTER)
+            offsets.refuse_ahead(applied, await end_offsets(self._settings, INPUTS))
+        return applied
 
 
 async def _sleep(stop: asyncio.Event, seconds: float) -> None:

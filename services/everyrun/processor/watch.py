@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import asyncpg
 from aiokafka.errors import KafkaError
@@ -23,17 +23,28 @@ _EVERY = 5.0
 _ASK_WITHIN = 5.0
 
 
+class Feeding(Protocol):
+    """What the watch needs of the feed: how many records it has filled in, and what holds it up."""
+
+    filled: int
+    held_up: str | None
+
+
 class Seen(NamedTuple):
-    """What was acknowledged when it was last looked at, and since when there is nothing to complain of."""
+    """What was acknowledged and filled in when last looked at, and since when there is nothing to complain of."""
 
     acknowledged: Mapping[Position, int]
+    filled: int
     since: float
 
 
-def judge(seen: Seen, acknowledged: Mapping[Position, int], lag: int, away: bool, now: float) -> Seen:
-    """The clock starts anew where records were acknowledged, none waits, or Postgres or Kafka is away. Pure."""
-    if away or lag == 0 or dict(acknowledged) != dict(seen.acknowledged):
-        return Seen(dict(acknowledged), now)
+def judge(seen: Seen, acknowledged: Mapping[Position, int], filled: int, lag: int, away: bool, now: float) -> Seen:
+    """The clock starts anew where records were acknowledged or filled in, none waits, or Postgres or Kafka is away.
+
+    Pure.
+    """
+    if away or lag == 0 or filled != seen.filled or dict(acknowledged) != dict(seen.acknowledged):
+        return Seen(dict(acknowledged), filled, now)
     return seen
 
 
@@ -45,6 +56,7 @@ class Watch:
         settings: Settings,
         metrics: Metrics,
         health: Health,
+        feed: Feeding,
         assigned: Callable[[], set[Position]],
         acknowledged: Callable[[], Mapping[Position, int]],
         give_up: Callable[[str], None],
@@ -53,11 +65,12 @@ class Watch:
         self._settings = settings
         self._metrics = metrics
         self._health = health
+        self._feed = feed
         self._assigned = assigned
         self._acknowledged = acknowledged
         self._give_up = give_up
         self._clock = clock
-        self._seen = Seen({}, clock())
+        self._seen = Seen({}, 0, clock())
 
     async def run(self, topics: tuple[str, ...]) -> None:
         """Look every few seconds, for ever; what cannot be asked is away."""
@@ -78,7 +91,8 @@ class Watch:
         self._count(acknowledged)
         lag = self._lag(mine, acknowledged, ends or {})
         now = self._clock()
-        self._seen = judge(self._seen, acknowledged, lag, ends is None or database_problem is not None, now)
+        away = ends is None or database_problem is not None or self._feed.held_up is not None
+        self._seen = judge(self._seen, acknowledged, self._feed.filled, lag, away, now)
         if now - self._seen.since > self._settings.stalled_after:
             seconds = now - self._seen.since
             self._give_up(f"{lag} records wait and none was committed for {seconds:.0f} s, though nothing is away")

@@ -64,6 +64,10 @@ class Feed:
         self._quarantine = quarantine
         self._health = health or Health()
         self._remake = remake
+        #: Records applied to fill gaps, so far.
+        self.filled = 0
+        #: Why the last try to apply failed, Postgres or Kafka being away; None once one went well.
+        self.held_up: str | None = None
 
     async def apply(self, polls: Sequence[Poll], needed: Needed = dict) -> list[Applied]:
         """Return when the polls are in the tables, in order; what that changed.
@@ -80,13 +84,18 @@ class Feed:
                 gaps = {}
                 done = await self._apply_or_split(polls, needed)
                 self._health.ready("database")
+                self._health.ready("applying")
+                self.held_up = None
                 return done
             except GapError as error:
                 ends = greatest({(poll.topic, poll.partition): poll.first for poll in polls}, needed())
                 gaps = {place: (start, ends[place]) for place, start in error.gaps.items()}
             except AWAY as error:
                 # Not ours to solve: the records stay unacknowledged until whoever is away is back.
-                _log.warning("waiting to apply", error=f"{type(error).__name__}: {error}", seconds=wait)
+                self.held_up = f"{type(error).__name__}: {error}"
+                _log.warning("waiting to apply", error=self.held_up, seconds=wait)
+                # A database that still answers, and takes nothing in (its disk is full), is otherwise in order.
+                self._health.not_ready("applying", self.held_up)
                 await self.mend(error)
                 await asyncio.sleep(wait)
                 wait = min(wait * 2, 5.0)
@@ -114,6 +123,7 @@ class Feed:
             _log.info("filling a gap from the log", topic=topic, partition=partition, start=start, end=end)
             async for poll in read_range(self._settings, topic, partition, start, end):
                 await self.apply([poll])
+                self.filled += len(poll.records)
 
     async def _apply_or_split(
         self, polls: Sequence[Poll], needed: Needed, refused: dict[tuple[str, int, int], str] | None = None

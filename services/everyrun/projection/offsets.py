@@ -27,7 +27,7 @@ class GapError(Exception):
 
 
 class ForeignLogError(Exception):
-    """The tables were made from another Kafka cluster."""
+    """The tables were made from another log: another Kafka cluster's, or topics that were made anew since."""
 
 
 def lockable(positions: Iterable[Position]) -> list[Position]:
@@ -86,6 +86,21 @@ async def positions(connection: asyncpg.Connection, cluster_id: str) -> dict[Pos
 def behind(applied: Mapping[Position, int], ends: Mapping[Position, int]) -> dict[Position, tuple[int, int]]:
     """What is missing in tables that are to be applied up to ``ends``: of each partition the first and the end."""
     return {place: (applied.get(place, 0), end) for place, end in ends.items() if applied.get(place, 0) < end}
+
+
+def refuse_ahead(applied: Mapping[Position, int], ends: Mapping[Position, int]) -> None:
+    """Raise ForeignLogError where more is applied than the log has; ``ends`` were asked for after ``applied`` was read.
+
+    The records that come next would pass for those that were applied already, and be passed over.
+    """
+    ahead = {place: offset for place, offset in applied.items() if offset > ends.get(place, 0)}
+    if ahead:
+        (topic, partition), offset = min(ahead.items())
+        raise ForeignLogError(
+            f"the tables are ahead of the log: partition {partition} of {topic} is applied up to {offset} and ends at "
+            f"{ends.get((topic, partition), 0)}, so the topic was made anew or cut off ({len(ahead)} partitions). "
+            "Bring the topics back, or drop the schema everyrun to build it from the log as it is."
+        )
 
 
 def greatest(one: Mapping[Position, int], other: Mapping[Position, int]) -> dict[Position, int]:

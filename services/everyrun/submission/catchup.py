@@ -75,8 +75,8 @@ class Level:
 async def catch_up(settings: Settings, pool: asyncpg.Pool, cluster_id: str) -> int:
     """Read ``batches`` from where the queue last was to its end, and take over what is new; how many chunks changed.
 
-    Raises aiokafka.errors.KafkaError and asyncpg.PostgresError; ForeignLogError where the queue was level with the log
-    of another Kafka: what that one knew of attempts is not known here.
+    Raises aiokafka.errors.KafkaError and asyncpg.PostgresError; ForeignLogError where the queue was level with another
+    log, of another Kafka or of a topic that was made anew since: what that one knew of attempts is not known here.
     """
     known = {row["partition"]: row for row in await pool.fetch(_sql["positions"])}
     for row in known.values():
@@ -86,6 +86,14 @@ async def catch_up(settings: Settings, pool: asyncpg.Pool, cluster_id: str) -> i
                 "sent is not known here. Give the services their own Kafka, or the queue that belongs to this one"
             )
     ends = {partition: end for (_, partition), end in (await end_offsets(settings, ("batches",))).items()}
+    for partition, row in sorted(known.items()):
+        if row["next_offset"] > ends.get(partition, 0):
+            raise ForeignLogError(
+                f"the queue is ahead of the log: it has read partition {partition} of batches up to "
+                f"{row['next_offset']}, which ends at {ends.get(partition, 0)}, so the topic was made anew or cut off, "
+                "and what was sent is not known here. Bring the topic back; where it is gone for good, empty the table "
+                "everyrun_queue.log_position, and the queue goes by what it knows itself"
+            )
     found: list[tuple[Any, datetime, str]] = []
     for partition, end in sorted(ends.items()):
         start = known[partition]["next_offset"] if partition in known else 0

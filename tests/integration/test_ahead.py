@@ -1,0 +1,113 @@
+"""Topics that were made anew on the same cluster under tables and a queue that know the former ones are refused.
+
+Otherwise the first records of the new topics would pass for those that were applied already.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx
+import pytest
+from aiokafka.admin import AIOKafkaAdminClient
+
+from everyrun.log import topics
+from everyrun.log.connection import connection as kafka_options
+from everyrun.projection.offsets import ForeignLogError, refuse_ahead
+from everyrun.serve import Health
+from everyrun.settings import Settings
+from everyrun.store.pool import open_pool
+from everyrun.submission.app import _kept_level
+from everyrun.submission.catchup import Level
+from tests.conftest import eventually
+from tests.integration.services import ServiceProcess
+from tests.integration.tables import connect, contents, project
+from tests.integration.test_heal import say, until_acknowledged, worlds
+
+pytestmark = pytest.mark.stack
+
+
+async def make_topics_anew(settings: Settings) -> None:
+    admin = AIOKafkaAdminClient(**kafka_options(settings))
+    await admin.start()
+    try:
+        await admin.delete_topics([settings.topic(topic.name) for topic in topics.declared()])
+    finally:
+        await admin.close()
+
+    async def made() -> bool:
+        await topics.create(settings)
+        return not topics.compare(topics.declared(), await topics.live(settings))
+
+    await eventually(made, "the topics are there again", 60)
+
+
+async def test_topics_made_anew_under_a_running_processor_are_refused(service: Any, settings: Settings) -> None:
+    """The worker ends; one that is started says in readyz and its log what is wrong, and passes nothing over."""
+    first: ServiceProcess = await service("processor").ready()
+    await say(settings, [record for world in worlds(21, 2) for record in world])
+    await until_acknowledged(settings)
+    database = await connect(settings.postgres_dsn.get_secret_value())
+    before = await contents(database, "applied_offsets")
+    await make_topics_anew(settings)
+    assert await asyncio.to_thread(first.process.wait, 60) != 0
+    assert "the tables are ahead of the log" in first.log.read_text()
+
+    second: ServiceProcess = service("processor")
+
+    async def refused() -> bool:
+        try:
+            async with httpx.AsyncClient() as http:
+                return "the tables are ahead of the log" in (await http.get(second.url + "/readyz")).text
+        except httpx.TransportError:
+            return False
+
+    await eventually(refused, "readyz says that the tables are ahead", 60)
+    assert await second.status("/readyz") == 503
+    assert await second.status("/healthz") == 200
+    assert "refusing this Kafka" in second.log.read_text()
+    await say(settings, worlds(31, 1)[0][:5])
+    assert await contents(database, "applied_offsets") == before
+
+    # The remedy that it names.
+    await database.execute("drop schema everyrun cascade")
+    await database.close()
+    await second.ready()
+    await until_acknowledged(settings)
+    built = await connect(settings.postgres_dsn.get_secret_value())
+    found = await contents(built, "applied_offsets")
+    await built.execute("truncate applied_offsets, submissions, batches, results, decisions")
+    await built.execute("truncate duplicate_runs, unmatched_runs, deliveries, quarantine")
+    second.terminate()
+    await project(settings, settings.postgres_dsn.get_secret_value())
+    assert await contents(built, "applied_offsets") == found
+    await built.close()
+
+
+async def test_a_queue_that_is_ahead_of_the_log_sends_nothing_and_says_so(settings: Settings) -> None:
+    async with await open_pool(settings, name="test") as pool:
+        health, level = Health(), Level(settings, pool)
+        await _kept_level(level, health)
+        await pool.execute("update everyrun_queue.log_position set next_offset = 7 where partition = 3")
+        with pytest.raises(ForeignLogError, match="the queue is ahead of the log"):
+            await _kept_level(level, health)
+        assert "partition 3 of batches up to 7, which ends at 0" in health.waiting["log_position"]
+        with pytest.raises(ForeignLogError):
+            await level.check()
+        await pool.execute("truncate everyrun_queue.log_position")
+        await level.check()
+        await _kept_level(level, health)
+        assert health.waiting == {}
+        positions = await pool.fetch("select next_offset from everyrun_queue.log_position")
+        assert {row["next_offset"] for row in positions} == {0}
+
+
+def test_tables_may_be_behind_the_log_and_never_ahead_of_it() -> None:
+    ends = {("runs", 0): 5, ("runs", 1): 3}
+    refuse_ahead({}, ends)
+    refuse_ahead({("runs", 0): 5, ("runs", 1): 2}, ends)
+    with pytest.raises(ForeignLogError, match="partition 1 of runs is applied up to 4 and ends at 3"):
+        refuse_ahead({("runs", 0): 5, ("runs", 1): 4}, ends)
+    with pytest.raises(ForeignLogError, match="partition 2 of runs is applied up to 1 and ends at 0"):
+        refuse_ahead({("runs", 2): 1}, ends)
