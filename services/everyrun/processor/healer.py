@@ -7,7 +7,7 @@ from typing import Protocol, cast
 
 import asyncpg
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
 
 from everyrun.log import topics
 from everyrun.log.connection import connection
@@ -87,7 +87,11 @@ class Healer:
             await admin.close()
         prefix = self._settings.topic_prefix
         known = {(tp.topic.removeprefix(prefix), tp.partition): meta.offset for tp, meta in committed.items()}
-        ends = await end_offsets(self._settings, INPUTS)
+        try:
+            ends = await end_offsets(self._settings, INPUTS)
+        except UnknownTopicOrPartitionError:
+            # There is nothing to be acknowledged of a topic that is gone; once it is back, it is assigned anew.
+            return
         # What a worker acknowledged of a topic that was made anew since is nothing of this one, and never comes.
         of_this_log = {place: offset for place, offset in known.items() if offset <= ends.get(place, -1)}
         self._worker.acknowledged = greatest(self._worker.acknowledged, of_this_log)
