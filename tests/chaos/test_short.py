@@ -14,7 +14,7 @@ from chaos.witness import Witness
 from chaos import jobs
 from everyrun.cli import job
 
-WITHIN = 200.0
+WITHIN = 400.0
 
 #: Where a crash would hurt most: something has been done, and nobody has been told.
 POINTS = (
@@ -60,7 +60,7 @@ async def the_job_ends_well(
     assert judged.comparison.double_batches == 0
 
 
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(500)
 async def test_a_job_survives_a_kill_at_every_point_where_it_hurts(stage: Stage) -> None:
     stage.arm(*POINTS)
     before = stage.deaths()
@@ -69,7 +69,7 @@ async def test_a_job_survives_a_kill_at_every_point_where_it_hurts(stage: Stage)
     assert stage.deaths() >= before + len(POINTS)
 
 
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(500)
 async def test_a_job_survives_the_death_of_what_it_stands_on(stage: Stage) -> None:
     async def kill_all(_submission_id: str) -> None:
         for part in ("kafka", "postgres", "query", "emulator"):
@@ -80,7 +80,7 @@ async def test_a_job_survives_the_death_of_what_it_stands_on(stage: Stage) -> No
     await the_job_ends_well(stage, 1500, "drop=0.02,duplicate=0.1", kill_all)
 
 
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(500)
 async def test_two_processors_one_killed_or_terminated_again_and_again(stage: Stage) -> None:
     async def strikes(submission_id: str) -> None:
         for number, how in enumerate(("kill", "term", "kill")):
