@@ -17,7 +17,7 @@ from chaos import outcomes, workers
 from chaos.cells import ALL, INPUTS, MATRIX, WITHIN, Cell, NoSuchCellError, select
 from chaos.outcomes import Outcome
 from chaos.play import play
-from chaos.stage import staged
+from chaos.stage import hush, staged
 from everyrun.cli.signals import until_stopped
 
 RESULTS = Path(".chaos")
@@ -58,6 +58,7 @@ def main(
         f"{len(chosen)} cells, {len(chosen) - len(left)} of them played before; outcomes are kept in {results}"
     )
     until = time.monotonic() + minutes * 60 if minutes else float("inf")
+    hush()
     asyncio.run(until_stopped(_play_all(left, inputs, within, until, results)))
     found = [known for cell, seed in chosen if (known := outcomes.known(results, cell, seed)) is not None]
     _show(found)

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from chaos import jobs
 from chaos.memory import Sample, slope, sparkline
-from chaos.stage import Stage, staged
+from chaos.stage import Stage, hush, staged
 from chaos.strikes import all_ready, strike
 from chaos.witness import Witness
 from everyrun.cli.signals import until_stopped
@@ -218,6 +218,7 @@ def main(
                 await soak.run()
                 return soak
 
+    hush()
     soak = asyncio.run(until_stopped(run()))
     if soak is None:
         _console.print("interrupted")

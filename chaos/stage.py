@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -24,6 +25,11 @@ ENV = {
 }
 #: About a third of the payloads are larger than this, and come as signed links.
 _LINK_OVER = 5000
+
+
+def hush() -> None:
+    """Let the Kafka client not tell of every refused connection to a broker that was killed."""
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
 
 class Stage:
