@@ -23,7 +23,7 @@ from rich.table import Table
 from chaos import jobs
 from chaos.memory import Sample, slope, sparkline
 from chaos.stage import Stage, hush, staged
-from chaos.strikes import all_ready, strike
+from chaos.strikes import all_ready, running, strike
 from chaos.witness import Witness
 from everyrun.cli.signals import until_stopped
 
@@ -32,7 +32,9 @@ FLAT = 1.0
 _INPUTS, _OPEN_JOBS = 1000, 2
 #: The first seconds, in which any process may be killed; later only one that has lived long enough to be measured.
 _WILD, _LIVES = 100.0, 210.0
-_SETTLED_WITHIN = 180.0
+#: Kafka and Postgres are given so long before they are struck again, in seconds.
+_BASE_LIVES = 60.0
+_SETTLED_WITHIN = 300.0
 _MOODS = (
     "none",
     "drop=0.02,duplicate=0.1,reorder=0.2,submit_429=0.05,get_429=0.02",
@@ -60,6 +62,8 @@ class Soak:
         self.stall_after = stall_after
         self.began = time.monotonic()
         self.mood = "none"
+        #: The part that was struck and is not back yet.
+        self.broken = ""
         self.kills: Counter[str] = Counter()
         self.samples: list[Sample] = []
         self.settled: dict[str, int] = {}
@@ -109,17 +113,22 @@ class Soak:
 
     async def _kill_on(self) -> None:
         """Kill or terminate one part after another, at random."""
+        stack = self.stage.stack
         while True:
             await asyncio.sleep(self.chance.uniform(8, 20))
-            part, how = self.chance.choice(self._victims()), self.chance.choice(("kill", "kill", "term"))
-            with contextlib.suppress(TimeoutError):
-                await strike(self.stage.stack, part, how)
-                self.kills[part] += 1
-
-    def _victims(self) -> list[str]:
-        ages = {name: _age(pid) for name, pid in self.stage.processes().items()}
-        ripe = [name for name, age in ages.items() if self.elapsed < _WILD or age > _LIVES]
-        return [*ripe, "kafka", "postgres"]
+            part = self.chance.choice([name for name in stack.names if name != "emulator"])
+            how = self.chance.choice(("kill", "kill", "term"))
+            lives = _LIVES if part in self.stage.processes() else _BASE_LIVES
+            if self.elapsed > _WILD and _age(stack.part(part).pid) < lives:
+                continue
+            self.kills[part] += 1
+            self.broken = part
+            try:
+                await strike(stack, part, how)
+                await running(stack, part)
+            except TimeoutError as error:
+                self.stalls.append(f"{self.elapsed:.0f} s: {error}")
+            self.broken = ""
 
     async def _change_on(self) -> None:
         """Give Extend other faults every now and then; none once the time is over."""
@@ -131,6 +140,8 @@ class Soak:
     async def _measure_on(self) -> None:
         while True:
             for name, pid in self.stage.processes().items():
+                if pid is None:
+                    continue
                 with contextlib.suppress(psutil.Error):
                     process = psutil.Process(pid)
                     resident = process.memory_info().rss / (1 << 20)
@@ -138,11 +149,11 @@ class Soak:
             await asyncio.sleep(2)
 
     async def _watch_stalls(self) -> None:
-        """Note each time in which nothing was settled for long, though inputs were open."""
+        """Note each time in which nothing was settled for long, though inputs were open and every part was back."""
         seen, moved = self._moved(), time.monotonic()
         while True:
             now = time.monotonic()
-            if self._moved() != seen or not self.settled:
+            if self._moved() != seen or not self.settled or self.broken:
                 seen, moved = self._moved(), now
             elif now - moved > self.stall_after:
                 self.stalls.append(f"{self.elapsed:.0f} s: nothing settled for {self.stall_after:.0f} s ({self.mood})")
