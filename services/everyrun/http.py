@@ -110,7 +110,9 @@ _CODES = {400: "UNREADABLE", 404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED", 413: "
 
 def _away(error: Exception) -> JSONResponse:
     _log.warning("answering 503", error=f"{type(error).__name__}: {error}")
-    body = {"code": "UNAVAILABLE", "message": "the database does not answer; try again"}
+    full = isinstance(error, asyncpg.DiskFullError)
+    what = "the database has no room left on its disk" if full else "the database does not answer"
+    body = {"code": "UNAVAILABLE", "message": f"{what}; try again"}
     return JSONResponse(body, 503, {"retry-after": "1"})
 
 
