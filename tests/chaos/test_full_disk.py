@@ -34,7 +34,7 @@ from tests.integration.test_graceful import is_ready, says
 from tests.integration.test_heal import are_as_undisturbed, until_acknowledged
 from tests.records import run_event
 
-pytestmark = [pytest.mark.stack, pytest.mark.chaos, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.stack, pytest.mark.chaos, pytest.mark.timeout(600)]
 __all__ = ["service"]
 TOKEN = "a-token-of-sixteen-or-more"
 

@@ -21,7 +21,7 @@ from tests.integration.services import ServiceProcess
 from tests.integration.tables import connect, contents
 from tests.integration.test_heal import are_as_undisturbed, say, until_acknowledged, worlds
 
-pytestmark = [pytest.mark.stack, pytest.mark.chaos, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.stack, pytest.mark.chaos, pytest.mark.timeout(600)]
 __all__ = ["service"]
 
 
