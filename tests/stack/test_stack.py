@@ -47,9 +47,12 @@ KEYS = {
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     """The first life."""
     up = Up(tmp_path_factory.mktemp("stack") / "data", "--processors", "2")
-    up.until_ready()
-    yield up
-    up.kill()
+    try:
+        up.until_ready()
+        yield up
+    finally:
+        # Also where it did not get ready: what it started ends with it.
+        up.kill()
 
 
 @pytest.fixture
@@ -208,9 +211,12 @@ def test_a_busy_port_is_refused_before_anything_starts(running: Up, ended: Ended
 def again(running: Up, ended: Ended) -> Iterator[Up]:
     """The second life, in the folder of the first."""
     up = Up(running.folder)
-    up.until_ready()
-    yield up
-    up.kill()
+    try:
+        up.until_ready()
+        yield up
+    finally:
+        # Also where it did not get ready: what it started ends with it.
+        up.kill()
 
 
 async def test_the_second_life_has_the_ports_keys_and_data_of_the_first(again: Up, ended: Ended) -> None:

@@ -59,7 +59,7 @@ class Up:
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
             )
 
-    def until_ready(self, seconds: float = 60) -> float:
+    def until_ready(self, seconds: float = 180) -> float:
         """How long it took, in seconds."""
         began = time.monotonic()
 
