@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from everyrun.cli.app import app
-from everyrun.doctor import judge_extend, judge_stores, judge_webhook
+from everyrun.doctor import ask_postgres, judge_extend, judge_stores, judge_webhook
 from everyrun.doctor.ask_extend import clock_of
 from everyrun.doctor.examine import Facts, judge
 from everyrun.doctor.facts import Answer, ExtendFacts, KafkaFacts, PostgresFacts, SelfTest
@@ -18,6 +18,7 @@ from everyrun.extend.client import API_VERSION
 from everyrun.log.webhook import SELF_TEST_ANSWER
 from everyrun.settings import Settings
 from everyrun.store.migrate import SCHEMAS, versions
+from everyrun.store.sql import beside
 
 URL = "https://hooks.example.com/webhooks/extend"
 ENDPOINT = {"id": "wh_1", "url": URL, "status": "enabled", "apiVersion": API_VERSION}
@@ -208,3 +209,8 @@ def test_what_cannot_be_run_says_why_and_ends_with_2(
         logging.disable(logging.NOTSET)
     assert said.exit_code == 2
     assert says_so in said.stderr
+
+
+def test_the_migrations_of_every_schema_are_looked_at() -> None:
+    asked = {name for name in beside(ask_postgres.__file__, "doctor.sql").names() if name.startswith("migrations_of_")}
+    assert asked == {f"migrations_of_{schema}" for schema in SCHEMAS}

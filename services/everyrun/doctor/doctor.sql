@@ -11,6 +11,9 @@ select version from everyrun.schema_migrations order by version
 -- name: migrations_of_everyrun_queue
 select version from everyrun_queue.schema_migrations order by version
 
+-- name: migrations_of_everyrun_index
+select version from everyrun_index.schema_migrations order by version
+
 -- name: cluster_ids
 select distinct cluster_id from everyrun.applied_offsets order by cluster_id
 
