@@ -142,6 +142,23 @@ async def test_a_call_in_doubt_is_swept_for_back_to_before_it_was_made(bench: Be
     assert bench.log.runs() == ["late"]
 
 
+async def test_an_attempt_of_which_only_the_doubt_is_known_is_swept_for_too(bench: Bench) -> None:
+    # Its worker was killed before the log had batch-requested: no workflow, and no time of asking.
+    bench.restart(sweep_every=3600)
+    await bench.pool.execute(
+        "insert into everyrun.submissions (submission_id, workflow_id, expected, created_at)"
+        " values ('s', $1, 1, now())",
+        WORKFLOW,
+    )
+    await bench.pool.execute(
+        "insert into everyrun.batches (chunk, attempt, submission_id, expected, state, in_doubt_at, input_ids)"
+        " values ('c-1', 1, 's', 1, 'IN_DOUBT', now() - interval '5 s', '{}')"
+    )
+    for complete in (1, 2):
+        await bench.sweep()
+        assert await bench.swept() == complete
+
+
 async def test_what_became_of_settled_runs_is_found(bench: Bench) -> None:
     await bench.batch("done", "SETTLED", inputs=4)
     for number, status in enumerate(("FAILED", "FAILED", "FAILED", "PROCESSED")):

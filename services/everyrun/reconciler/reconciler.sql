@@ -39,18 +39,22 @@ insert into everyrun_queue.gone_runs (run_id, batch_id, gone_at) values ($1, $2,
 delete from everyrun_queue.gone_runs where run_id = any ($1::text[])
 
 -- name: workflows
--- Whose runs are swept: since when at the most, and back to when while the outcome of a call is unknown.
-select b.workflow_id,
-       min(coalesce(b.requested_at, b.submitted_at)) as since,
-       min(b.requested_at) filter (
-           where b.state in ('IN_DOUBT', 'SENDING') and b.requested_at < now() - interval '3 seconds') as doubt_since,
-       (select max(s.begun_at) from everyrun_queue.sweeps s where s.workflow_id = b.workflow_id) as last_begun_at,
+-- Whose runs are swept: since when at the most, and back to when while the outcome of a call is unknown. Of an attempt
+-- whose worker ended before it could say what it sends, only the doubt is known; its submission names the workflow.
+select workflow_id,
+       min(begun_at) as since,
+       min(begun_at) filter (
+           where state in ('IN_DOUBT', 'SENDING') and begun_at < now() - interval '3 seconds') as doubt_since,
+       (select max(w.begun_at) from everyrun_queue.sweeps w where w.workflow_id = attempts.workflow_id) as last_begun_at,
        extract(epoch from now())::float8 as now
-from everyrun.batches b
-where b.workflow_id is not null
-  and coalesce(b.requested_at, b.submitted_at) > now() - make_interval(secs => $1)
-group by b.workflow_id
-order by b.workflow_id
+from (
+    select coalesce(b.workflow_id, s.workflow_id) as workflow_id, b.state,
+           coalesce(b.requested_at, b.submitted_at, b.in_doubt_at) as begun_at
+    from everyrun.batches b left join everyrun.submissions s using (submission_id)
+) attempts
+where workflow_id is not null and begun_at > now() - make_interval(secs => $1)
+group by workflow_id
+order by workflow_id
 
 -- name: now
 select clock_timestamp()
