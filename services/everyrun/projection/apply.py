@@ -358,8 +358,9 @@ class _Transaction:
         for record in await self.connection.fetch(_sql["lock_attempts"], *columns):
             home = (record["chunk"], record["attempt"])
             counts = attempts.moved(tables.counts_of(record["counts"]), self.deltas.counts[home])
-            changed.append((home, record, counts, attempts.state_of(dict(record), counts)))
-        ended = [home for home, _, _, state in changed if state in ("SETTLED", "REFUSED")]
+            runs = record["runs_observed"] + self.deltas.runs.get(home, 0)
+            changed.append((home, record, counts, runs, attempts.state_of(dict(record), counts, runs)))
+        ended = [home for home, *_, state in changed if state in ("SETTLED", "REFUSED")]
         last = {}
         if ended:
             arrays = [chunk for chunk, _ in ended], [attempt for _, attempt in ended]
@@ -369,12 +370,12 @@ class _Transaction:
             (
                 *home,
                 tables.json_of(counts),
-                record["runs_observed"] + self.deltas.runs.get(home, 0),
+                runs,
                 record["duplicates"] + self.deltas.duplicates.get(home, 0),
                 state,
                 last.get(home),
             )
-            for home, record, counts, state in changed
+            for home, record, counts, runs, state in changed
         ]
         if values:
             await self.connection.execute(

@@ -157,14 +157,15 @@ def rows_of(fact: Fact) -> list[tuple[Row, str | None, str | None]]:
     ]
 
 
-def state_of(attempt: Mapping[str, Any], counts: Mapping[str, int]) -> str:
-    """The state of an attempt: a function of which of its events are known, and of the statuses of its inputs.
+def state_of(attempt: Mapping[str, Any], counts: Mapping[str, int], runs_observed: int) -> str:
+    """The state of an attempt: a function of which of its events are known, of its inputs' statuses, of its runs.
 
-    SETTLED: submitted, and every input that is counted here is settled (those of a chunk that was taken twice may
-    be counted at the other attempt).
+    SETTLED: submitted, every input that is counted here is settled, and as many runs were seen as the batch has inputs.
+    The inputs of a chunk that was taken twice may all be counted at the other attempt; this one's runs are looked for
+    until they are known as duplicates.
     """
     state = next((state for column, state in _STATES if attempt[column] is not None), SENDING)
-    if state == SUBMITTED and all(status in SETTLED for status in counts):
+    if state == SUBMITTED and runs_observed >= attempt["expected"] and all(status in SETTLED for status in counts):
         return "SETTLED"
     return state
 

@@ -53,7 +53,7 @@ create table batches (
 );
 comment on table batches is 'One row per attempt at sending a chunk of inputs to Extend.';
 comment on column batches.state is
-    'SENDING, RETURNED (not taken, for now), IN_DOUBT, RESENT (given up after the window), REFUSED (by Extend, or discarded by a person), SUBMITTED, SETTLED (submitted, and every input of it is settled).';
+    'SENDING, RETURNED (not taken, for now), IN_DOUBT, RESENT (given up after the window), REFUSED (by Extend, or discarded by a person), SUBMITTED, SETTLED (submitted, every input of it is settled, and all its runs were seen).';
 comment on column batches.counts is 'Inputs whose standing run or attempt is here, by status.';
 comment on column batches.runs_observed is 'Distinct runs seen of this batch and matched to an input.';
 comment on column batches.input_ids is 'The inputs in the order they were sent.';
