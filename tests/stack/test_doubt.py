@@ -71,7 +71,10 @@ async def test_nothing_is_lost_and_nothing_doubled(stack: Stack, faults: str) ->
 @pytest.mark.skipif(not LONG, reason="EVERYRUN_CHAOS=1 waits for a list that lags")
 @pytest.mark.timeout(300)
 async def test_a_double_batch_is_seen(stack: Stack) -> None:
-    """The list lags for longer than the window, and no webhook comes: batches are made twice, and the report says so."""
-    said, comparison = await run(stack, f"drop=1,list_lag={WINDOW * 15}")
+    """The list lags for longer than the window, and no webhook comes: batches are made twice, and the report says so.
+
+    So many calls are left unanswered that some are surely among those no run of which is listed in time.
+    """
+    said, comparison = await run(stack, f"accept_then_timeout=0.6,drop=1,list_lag={WINDOW * 15}")
     assert comparison.double_batches > 0
     assert said["duplicates"] == comparison.duplicates > 0
