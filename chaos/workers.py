@@ -40,8 +40,10 @@ async def play(folder: Path, cell: Cell, seed: int, tell: Tell, events: int = _E
         names = [name for name in stack.names if name.startswith("processor")]
         witness = await Witness.now(stack.endpoints["kafka_bootstrap"])
         began = time.monotonic()
-        async with _striking(stack, names, seed), _writing(stack, events):
-            settled, stall = await _watch(stack.endpoints["postgres_dsn"], events, tell)
+        async with _writing(stack, events):
+            await _begun(stack.endpoints["postgres_dsn"])
+            async with _striking(stack, names, seed):
+                settled, stall = await _watch(stack.endpoints["postgres_dsn"], events, tell)
         problems = [f"nothing moved for {stall:.0f} s"] if stall > STALL else []
         problems += await _judge(stack.endpoints["postgres_dsn"], events, witness)
         deaths = sum(stack.part(name).restarts for name in names)
@@ -58,7 +60,7 @@ async def _striking(stack: Stack, names: list[str], seed: int) -> AsyncIterator[
 
     async def strike_on() -> None:
         while True:
-            await asyncio.sleep(chance.uniform(3, 8))
+            await asyncio.sleep(chance.uniform(3, 12))
             await strike(stack, chance.choice(names), chance.choice(("kill", "term")))
 
     async with _meanwhile(strike_on()):
@@ -107,6 +109,20 @@ async def _meanwhile(work) -> AsyncIterator[None]:
         task.result()
 
 
+_SETTLED = "select coalesce(sum((counts ->> 'PROCESSED')::int), 0) from everyrun.batches"
+
+
+async def _begun(dsn: str) -> None:
+    """Return when the first rows are settled: the processors are at work."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        async with asyncio.timeout(_WITHIN):
+            while not await connection.fetchval(_SETTLED):
+                await asyncio.sleep(0.1)
+    finally:
+        await connection.close()
+
+
 async def _watch(dsn: str, events: int, tell: Tell) -> tuple[int, float]:
     """Wait until all are settled, or it takes too long: how many are, and the longest time in which none came."""
     settled, moved, stall = 0, time.monotonic(), 0.0
@@ -114,9 +130,7 @@ async def _watch(dsn: str, events: int, tell: Tell) -> tuple[int, float]:
     connection = await asyncpg.connect(dsn)
     try:
         while settled < events and time.monotonic() < deadline:
-            found = await connection.fetchval(
-                "select coalesce(sum((counts ->> 'PROCESSED')::int), 0) from everyrun.batches"
-            )
+            found = await connection.fetchval(_SETTLED)
             now = time.monotonic()
             stall = max(stall, now - moved)
             if found > settled:
