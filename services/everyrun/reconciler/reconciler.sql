@@ -23,7 +23,7 @@ select run_id, status, settled_at from everyrun.unmatched_runs where run_id = an
 select r.run_id
 from everyrun.batches b
 join everyrun.results r on r.input_id = any (b.input_ids) and r.batch_id = b.batch_id
-where b.batch_id = $1 and r.run_id <> all ($2::text[])
+where b.batch_id = $1 and r.run_id is not null and r.run_id <> all ($2::text[])
   and r.status not in ('PROCESSED', 'FAILED', 'CANCELLED', 'REJECTED')
   and not exists (select from everyrun_queue.gone_runs g where g.run_id = r.run_id)
 
