@@ -57,6 +57,9 @@ class Witness:
 
     async def _read(self) -> None:
         ends = await end_offsets(self._settings, TOPICS)
+        if all(self._offsets.get(place, 0) >= end for place, end in ends.items()):
+            # And no consumer that is stopped as soon as it is started: aiokafka raises CancelledError there.
+            return
         places = {TopicPartition(self._settings.topic(topic), number): (topic, number) for topic, number in ends}
         consumer = AIOKafkaConsumer(bootstrap_servers=self._settings.kafka_bootstrap, enable_auto_commit=False)
         await consumer.start()

@@ -80,6 +80,7 @@ async def test_a_job_survives_the_death_of_what_it_stands_on(stage: Stage) -> No
     await the_job_ends_well(stage, 1500, "drop=0.02,duplicate=0.1", kill_all)
 
 
+@pytest.mark.chaos
 @pytest.mark.timeout(500)
 async def test_two_processors_one_killed_or_terminated_again_and_again(stage: Stage) -> None:
     async def strikes(submission_id: str) -> None:

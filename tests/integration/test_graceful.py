@@ -57,6 +57,7 @@ async def handed_to_the_log(settings: Settings, *runs: str) -> None:
         await producer.append([run_event(run, "batch", "PROCESSED", 1, key=None) for run in runs])
 
 
+@pytest.mark.chaos
 async def test_a_database_that_can_only_be_read_is_waited_for_and_a_worker_that_stands_still_ends(
     service: Any, settings: Settings
 ) -> None:

@@ -69,7 +69,10 @@ async def until_runs(settings: Settings, run_ids: set[str]) -> list:
     return found
 
 
-@pytest.mark.parametrize("faults", ["none", "get_429=0.1,get_5xx=0.1,garbage=0.1,list_lag=3"])
+@pytest.mark.parametrize(
+    "faults",
+    ["none", pytest.param("get_429=0.1,get_5xx=0.1,garbage=0.1,list_lag=3", marks=pytest.mark.chaos)],
+)
 async def test_a_batch_is_accounted_for_though_no_webhook_comes(service, emulator_with, settings, faults) -> None:
     emulator = emulator_with("--run-seconds", "0.2:1", "--faults", faults)
     batch = make_batch(emulator.url, 120)

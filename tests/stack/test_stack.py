@@ -97,7 +97,7 @@ async def test_every_part_answers(running: Up) -> None:
     connection = await asyncpg.connect(found["postgres_dsn"])
     schemas = await connection.fetch("select distinct schemaname from pg_tables where tablename = 'schema_migrations'")
     await connection.close()
-    assert {row["schemaname"] for row in schemas} == {"everyrun", "everyrun_queue"}
+    assert {row["schemaname"] for row in schemas} == {"everyrun", "everyrun_index", "everyrun_queue"}
 
 
 async def test_the_webhook_endpoint_subscribes_to_the_workflow(running: Up) -> None:
