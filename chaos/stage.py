@@ -77,7 +77,7 @@ class Stage:
 
     def tail(self) -> str:
         """The last words of the services, for a cell that failed."""
-        return "\n".join(f"--- {name}\n{self.stack.part(name).tail(5)}" for name in self.stack.names)
+        return "\n".join(f"--- {name}\n{self.stack.part(name).tail(40)}" for name in self.stack.names)
 
 
 @contextlib.asynccontextmanager
