@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -71,6 +72,16 @@ class Client:
     def get(self, url: str, **query: Any) -> dict[str, Any]:
         """GET JSON."""
         return self.answer("GET", url, params={name: value for name, value in query.items() if value is not None})
+
+    def every(self, url: str, name: str, **query: Any) -> Iterator[dict[str, Any]]:
+        """The rows under ``name`` of every page, a page asked for when it is wanted."""
+        cursor = None
+        while True:
+            page = self.get(url, **query, cursor=cursor)
+            yield from page[name]
+            cursor = page["next_cursor"]
+            if cursor is None:
+                return
 
     def answer(self, method: str, url: str, **more: Any) -> dict[str, Any]:
         """The JSON of a success; anything else ends the command, but for 422 with bad rows, which is returned."""

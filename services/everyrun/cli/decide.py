@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.markup import escape
@@ -34,15 +34,8 @@ def list_(as_json: Json = False, data_dir: DataDir = Path(".everyrun")) -> None:
 
     Example: everyrun workflow list
     """
-    rows: list[dict[str, Any]] = []
     with Client(find(data_dir)) as client:
-        cursor = None
-        while True:
-            page = client.get(f"{client.target.submission_url}/v1/workflows/paused", cursor=cursor, limit=1000)
-            rows += page["workflows"]
-            cursor = page["next_cursor"]
-            if cursor is None:
-                break
+        rows = list(client.every(f"{client.target.submission_url}/v1/workflows/paused", "workflows", limit=1000))
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return

@@ -49,16 +49,9 @@ def list_(
 
     Example: everyrun doubt list --state held
     """
-    rows: list[dict[str, Any]] = []
     with Client(find(data_dir)) as client:
-        cursor = None
-        while True:
-            url = f"{client.target.submission_url}/v1/doubts"
-            page = client.get(url, submission_id=submission, state=state, cursor=cursor, limit=1000)
-            rows += page["doubts"]
-            cursor = page["next_cursor"]
-            if cursor is None:
-                break
+        url = f"{client.target.submission_url}/v1/doubts"
+        rows = list(client.every(url, "doubts", submission_id=submission, state=state, limit=1000))
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return

@@ -72,20 +72,8 @@ def list_(
 
 def pages(client: Client, state: str | None, reason: str | None, topic: str | None) -> Iterator[dict[str, Any]]:
     """Every message of that kind, page by page."""
-    cursor = None
-    while True:
-        page = client.get(
-            f"{client.target.query_url}/v1/quarantine",
-            state=state,
-            reason=reason,
-            topic=topic,
-            cursor=cursor,
-            limit=1000,
-        )
-        yield from page["messages"]
-        cursor = page["next_cursor"]
-        if cursor is None:
-            return
+    url = f"{client.target.query_url}/v1/quarantine"
+    return client.every(url, "messages", state=state, reason=reason, topic=topic, limit=1000)
 
 
 @quarantine_app.command()

@@ -66,20 +66,14 @@ def results(
 def pages(client: Client, submission_id: str, status: str | None, with_run: bool) -> Iterator[dict[str, Any]]:
     """Every result, page by page; a submission that is not there ends the command."""
     client.report(submission_id)
-    cursor = None
-    while True:
-        page = client.get(
-            f"{client.target.query_url}/v1/results",
-            submission_id=submission_id,
-            status=status,
-            cursor=cursor,
-            limit=100 if with_run else 1000,
-            include="run" if with_run else None,
-        )
-        yield from page["results"]
-        cursor = page["next_cursor"]
-        if cursor is None:
-            return
+    yield from client.every(
+        f"{client.target.query_url}/v1/results",
+        "results",
+        submission_id=submission_id,
+        status=status,
+        limit=100 if with_run else 1000,
+        include="run" if with_run else None,
+    )
 
 
 def _table(rows: Iterator[dict[str, Any]]) -> None:
