@@ -7,6 +7,8 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from itertools import pairwise
 from pathlib import Path
 
@@ -224,6 +226,20 @@ async def test_a_skewed_clock_makes_webhooks_stale(emulated: Start, inbox: Inbox
     head, body = inbox.deliveries[0]
     with pytest.raises(WebhookSignatureVerificationError, match=why):
         Webhooks().verify_and_parse(body.decode(), head, secret)
+
+
+async def test_a_skewed_clock_dates_runs_and_answers_alike(emulated: Start, inbox: Inbox):
+    one = await emulated(skew=-600)
+    await one.subscribe(inbox)
+    batch_id = await one.submit(1)
+    await eventually(lambda: inbox.deliveries, "it came")
+    answer = await one.http.get("/workflow_runs", params={"batchId": batch_id})
+    now = parsedate_to_datetime(answer.headers["date"])
+    (run,) = answer.json()["data"]
+    sent = json.loads(inbox.deliveries[0][1])["payload"]
+    for moment in (run["createdAt"], run["updatedAt"], run["startTime"], run["endTime"], sent["endTime"]):
+        assert timedelta(seconds=-1) < now - datetime.fromisoformat(moment) < timedelta(seconds=60)
+    assert timedelta(seconds=590) < datetime.now(UTC) - now < timedelta(seconds=660)
 
 
 async def test_a_refused_batch_leaves_nothing_behind(emulated: Start):

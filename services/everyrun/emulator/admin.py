@@ -54,7 +54,7 @@ class _Admin:
             run = await self._engine.act(request.path_params["id"], body.get("action"))
         except ApiProblem as problem:
             return answer(problem.status, problem)
-        return answer(200, render.run(run, self._engine.born))
+        return answer(200, render.run(run.by_clock(self._engine.dice.ahead), self._engine.born))
 
     async def change_faults(self, request: Request) -> Response:
         """PUT /_emulator/faults with {"faults": "NAME=VALUE,..."}: from now on these, until the process ends."""

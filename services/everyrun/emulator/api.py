@@ -81,8 +81,8 @@ class Api:
     def _guarded(self, handler: Handler) -> Handler:
         async def guarded(request: Request) -> Response:
             response = await answered(request)
-            # Extend's clock is one: what signs webhooks is also what dates answers.
-            moment = time.time() + self._engine.dice.faults.get("skew", 0.0)
+            # Extend's clock is one: what signs webhooks also dates answers and the runs in them.
+            moment = time.time() + self._engine.dice.ahead
             response.headers["date"] = formatdate(moment, usegmt=True)
             return response
 
@@ -163,7 +163,7 @@ class Api:
         return self._shown(run)
 
     def _shown(self, run: Run) -> dict[str, Any]:
-        return render.run(run, self._engine.born)
+        return render.run(run.by_clock(self._engine.dice.ahead), self._engine.born)
 
     async def list(self, request: Request) -> Any:
         """GET /workflow_runs. An unknown batchId gives an empty list (not documented)."""
@@ -172,7 +172,7 @@ class Api:
             source = in_batch(self._engine.by_batch.get(query["batchId"], []))
         else:
             source = in_all(self._engine.runs, self._engine.timeline)
-        return list_runs(source, query, self._engine.born, time.time())
+        return list_runs(source, query, self._engine.born, time.time(), self._engine.dice.ahead)
 
     async def retrieve(self, request: Request) -> Any:
         """GET /workflow_runs/{id}."""

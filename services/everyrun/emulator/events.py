@@ -68,19 +68,20 @@ class Links:
         return hmac.new(self._key, subject.encode(), hashlib.sha256).hexdigest()
 
 
-def payload(event: Event, born: float) -> bytes:
-    """The JSON of the whole run, or of one of its steps, at the event."""
+def payload(event: Event, born: float, ahead: float) -> bytes:
+    """The JSON of the whole run, or of one of its steps, at the event, by a clock ``ahead`` by so many seconds."""
+    then = event.then.by_clock(ahead)
     if event.step == WHOLE:
-        return _encode(render.run(event.then, born))
-    return _encode(render.step_runs(event.then, born)[event.step])
+        return _encode(render.run(then, born))
+    return _encode(render.step_runs(then, born)[event.step])
 
 
-def body(event: Event, born: float, options: dict[str, Any], links: Links) -> bytes:
+def body(event: Event, born: float, ahead: float, options: dict[str, Any], links: Links) -> bytes:
     """The request's body. ``options`` are the endpoint's advancedOptions.payload.
 
     A link of a step carries neither metadata nor the run's id (SDK 1.20.0, wrapper/webhooks.py).
     """
-    shown = payload(event, born)
+    shown = payload(event, born, ahead)
     # No threshold given: docs.extend.ai, webhooks/configuration, reads as if all were sent as links.
     if options.get("format") == "url" and len(shown) > (options.get("urlThresholdBytes") or -1):
         link: dict[str, Any] = {"object": "signed_data_url", "data": links.make(event, time.time())}

@@ -24,7 +24,7 @@ FAULTS = {
     "slow": "seconds that an answer is held back, up to",
     "garbage": "rate of answers that are 200 but not JSON (a batch call: before it is taken)",
     "list_lag": "seconds until a run is listed, up to",
-    "skew": "seconds by which the clock that signs webhooks and dates answers is ahead (negative: behind)",
+    "skew": "seconds by which the clock that signs webhooks, dates answers and dates runs is ahead (negative: behind)",
     "fail": "rate of runs that end FAILED",
     "review": "rate of runs that stop at NEEDS_REVIEW",
 }
@@ -88,6 +88,11 @@ class Dice:
         """For how long the fault holds the subject up."""
         most = self.faults.get(name, 0.0)
         return most * self.number(name, subject) if most else 0.0
+
+    @property
+    def ahead(self) -> float:
+        """By how many seconds the clock is ahead: negative where it is behind."""
+        return self.faults.get("skew", 0.0)
 
     def count(self, name: str) -> int:
         """How often the fault strikes every subject."""

@@ -87,8 +87,10 @@ def in_all(runs: Sequence[Run], timeline: Timeline) -> Source:
     return source
 
 
-def list_runs(source: Source, query: Mapping[str, str], born: float, now: float) -> dict[str, Any]:
+def list_runs(source: Source, query: Mapping[str, str], born: float, now: float, ahead: float = 0.0) -> dict[str, Any]:
     """A page of summaries, by default the newest updatedAt first (docs.extend.ai, list-workflow-runs).
+
+    Times are shown by a clock that is ``ahead`` by so many seconds.
 
     Raises ApiProblem.
     """
@@ -109,7 +111,10 @@ def list_runs(source: Source, query: Mapping[str, str], born: float, now: float)
         )
 
     found = list(islice(filter(wanted, source(by, direction == "desc", after)), size + 1))
-    page: dict[str, Any] = {"object": "list", "data": [render.summary(run, born) for run in found[:size]]}
+    page: dict[str, Any] = {
+        "object": "list",
+        "data": [render.summary(run.by_clock(ahead), born) for run in found[:size]],
+    }
     if len(found) > size:
         last = found[size - 1]
         key = (last.updated_at if by == "updatedAt" else last.created_at), last.number

@@ -140,8 +140,8 @@ class Webhooks:
     async def _send(self, session: aiohttp.ClientSession, endpoint: dict[str, Any], delivery: Delivery) -> bool:
         event = delivery.event
         options = endpoint.get("advancedOptions") or {}
-        content = body(event, self._born, options.get("payload") or {}, self._links)
-        stamp = str(int(time.time() + self._dice.faults.get("skew", 0.0)))
+        content = body(event, self._born, self._dice.ahead, options.get("payload") or {}, self._links)
+        stamp = str(int(time.time() + self._dice.ahead))
         headers = {
             **(options.get("headers") or {}),
             "content-type": "application/json",
@@ -169,7 +169,7 @@ class Webhooks:
         number, generation, step, event_id = found
         if self._dice.strikes("url_expired", event_id) or runs[number].deleted:
             return None
-        return payload(Event(event_id, runs[number], generation, step), self._born)
+        return payload(Event(event_id, runs[number], generation, step), self._born, self._dice.ahead)
 
 
 def _forget(delivery: Delivery) -> Write:
