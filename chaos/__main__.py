@@ -6,6 +6,7 @@ import asyncio
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +19,7 @@ from chaos.cells import ALL, INPUTS, MATRIX, WITHIN, Cell, NoSuchCellError, sele
 from chaos.outcomes import Outcome
 from chaos.play import play
 from chaos.stage import hush, staged
-from everyrun.cli.signals import until_stopped
+from everyrun.cli.signals import StoppedError, until_stopped
 
 RESULTS = Path(".chaos")
 PAGE = Path("docs/reference/chaos.md")
@@ -59,7 +60,8 @@ def main(
     )
     until = time.monotonic() + minutes * 60 if minutes else float("inf")
     hush()
-    asyncio.run(until_stopped(_play_all(left, inputs, within, until, results)))
+    with suppress(StoppedError):
+        asyncio.run(until_stopped(_play_all(left, inputs, within, until, results)))
     found = [known for cell, seed in chosen if (known := outcomes.known(results, cell, seed)) is not None]
     _show(found)
     _write_page(results)

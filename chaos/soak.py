@@ -25,7 +25,8 @@ from chaos.memory import Sample, slope, sparkline
 from chaos.stage import Stage, hush, staged
 from chaos.strikes import all_ready, running, strike
 from chaos.witness import Witness
-from everyrun.cli.signals import until_stopped
+from everyrun.cli import exits
+from everyrun.cli.signals import StoppedError, until_stopped
 
 #: Megabytes a minute that are no growth.
 FLAT = 1.0
@@ -230,10 +231,11 @@ def main(
                 return soak
 
     hush()
-    soak = asyncio.run(until_stopped(run()))
-    if soak is None:
+    try:
+        soak = asyncio.run(until_stopped(run()))
+    except StoppedError:
         _console.print("interrupted")
-        raise typer.Exit(1)
+        raise typer.Exit(exits.INTERRUPTED) from None
     good = _show(soak)
     _write(soak, results / "soak-memory.csv")
     raise typer.Exit(0 if good else 1)

@@ -9,7 +9,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import asyncpg
@@ -20,6 +21,7 @@ from aiokafka import AIOKafkaConsumer
 from everyrun.cli import job
 from everyrun.cli.demo import SHORT
 from everyrun.embedded.stack import Options, Stack
+from everyrun.extend.signature import sign
 from tests.conftest import eventually
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -225,6 +227,125 @@ async def test_the_example_consumer_tells_of_every_result(stack: Stack, http: ht
         told = [line.split(": ")[0] for line in done.stdout.splitlines()]
         assert set(told[:-1]) == {f"{submission_id}:invoice-{n:06d}" for n in range(1, 21)}
         assert told[-1] == submission_id
+
+
+async def test_a_message_that_nobody_understands_is_worked(stack: Stack) -> None:
+    stamp, body = str(int(time.time())), b'{"hello": "' + os.urandom(4).hex().encode() + b'"}'
+    secret = stack.endpoints["webhook_secret"].encode()
+    headers = {"x-extend-request-timestamp": stamp, "x-extend-request-signature": sign(stamp, body, secret)}
+    async with httpx.AsyncClient() as vendor:
+        url = stack.endpoints["bridge_url"] + "/webhooks/extend"
+        assert (await vendor.post(url, content=body, headers=headers)).status_code == 200
+
+    async def listed(state: str) -> list[dict]:
+        code, out, err = await everyrun(stack, "quarantine", "list", "--state", state, "--json")
+        assert code == 0, err
+        return [m for m in json.loads(out)["messages"] if m["bytes"] == len(body)]
+
+    (message,) = await eventually(lambda: listed("OPEN"), "it is in the quarantine", 30)
+    source = message["source"]
+    code, out, _ = await everyrun(stack, "quarantine", "show", source, "--raw")
+    assert (code, out.encode()) == (0, body)
+    code, out, _ = await everyrun(stack, "quarantine", "retry", source)
+    assert (code, out.split()[0]) == (1, "not-understood")
+    code, out, _ = await everyrun(stack, "quarantine", "discard", source, "--why", "a test of mine")
+    assert (code, out.split()[0]) == (0, "discarded")
+    assert await eventually(lambda: listed("DISCARDED"), "it is kept as discarded", 30)
+    assert not await listed("OPEN")
+    for wrong, code in ((("retry",), 2), (("show", "webhook/nope"), 4)):
+        assert (await everyrun(stack, "quarantine", *wrong))[0] == code
+
+
+async def test_a_batch_that_somebody_else_sent_is_registered(stack: Stack, tmp_path: Path) -> None:
+    rows = [
+        {"file": {"url": f"https://files.example.com/{n}.pdf"}, "metadata": {"row": n, "by": "another"}}
+        for n in range(4)
+    ]
+    headers = {
+        "authorization": f"Bearer {stack.endpoints['extend_api_key']}",
+        "x-extend-api-version": "2026-02-09",
+    }
+    async with httpx.AsyncClient(headers=headers) as other:
+        answer = await other.post(
+            stack.endpoints["emulator_url"] + "/workflow_runs/batch",
+            json={"workflow": {"id": stack.endpoints["workflow_id"]}, "inputs": rows},
+        )
+    batch_id = answer.json()["batchId"]
+
+    async def unmatched() -> list[dict]:
+        code, out, err = await everyrun(stack, "unmatched", "list", "--batch", batch_id, "--json")
+        assert code == 0, err
+        return json.loads(out)["unmatched"]
+
+    (first, *_) = await eventually(unmatched, "its runs are unmatched", 30)
+    assert (first["reason"], first["batch_id"]) == ("batch_unknown", batch_id)
+    manifest = tmp_path / "batch.ndjson"
+    manifest.write_text("".join(json.dumps({"id": f"in-{n}", **row}) + "\n" for n, row in enumerate(rows)))
+    code, out, err = await everyrun(stack, "register", manifest, "--batch", batch_id, "--wait")
+    assert code in (0, 3), err
+    submission_id = out.split()[0]
+    code, out, _ = await everyrun(stack, "results", submission_id, "--format", "jsonl")
+    found = {row["external_id"]: row["run"]["metadata"]["row"] for row in map(json.loads, out.splitlines())}
+    assert found == {f"in-{n}": n for n in range(4)}
+    await eventually(lambda: _none(unmatched), "none is unmatched any more", 30)
+    code, again, _ = await everyrun(stack, "register", manifest, "--batch", batch_id)
+    assert (code, again.split()[0]) == (0, submission_id)
+
+
+async def _none(found: Callable[[], Awaitable[list]]) -> bool:
+    return not await found()
+
+
+async def test_what_is_paused_is_not_sent_until_it_is_resumed(stack: Stack, http: httpx.AsyncClient) -> None:
+    workflow = stack.endpoints["workflow_id"]
+    code, _, err = await everyrun(stack, "workflow", "pause", workflow, "--reason", "a new version")
+    assert (code, err.strip()) == (0, f"{workflow} is paused.")
+    code, out, _ = await everyrun(stack, "workflow", "list", "--json")
+    assert [(row["workflow_id"], row["reason"]) for row in json.loads(out)] == [(workflow, "a new version")]
+    submission_id = (await job.hand_in(http, stack.endpoints, 10))["submission_id"]
+    code, out, _ = await everyrun(stack, "list")
+    assert "a new version" in " ".join(out.split())
+    code, _, err = await everyrun(stack, "submission", "pause", submission_id, "--reason", "the wrong folder")
+    assert (code, "is paused" in err) == (0, True)
+    code, _, err = await everyrun(stack, "workflow", "resume", workflow, "--reason", "it is here")
+    assert (code, "is not paused" in err) == (0, True)
+    code, _, err = await everyrun(stack, "workflow", "resume", workflow, "--reason", "once more")
+    assert (code, "already" in err) == (0, True)
+    assert (await job.report(http, stack.endpoints, submission_id))["by_status"] == {"WAITING": 10}
+    code, _, err = await everyrun(stack, "submission", "resume", submission_id, "--reason", "it was right")
+    assert (code, "is not paused" in err) == (0, True)
+    await settled(http, stack, submission_id)
+    assert (await everyrun(stack, "submission", "pause", "sub_nope", "--reason", "x"))[0] == 4
+
+
+async def test_a_call_of_unknown_outcome_is_decided(stack: Stack, http: httpx.AsyncClient) -> None:
+    faults = stack.endpoints["emulator_url"] + "/_emulator/faults"
+    (await http.put(faults, json={"faults": "accept_then_timeout=1,drop=1,list_lag=3600"})).raise_for_status()
+    try:
+        submission_id = (await job.hand_in(http, stack.endpoints, 3))["submission_id"]
+
+        async def in_doubt() -> list[dict]:
+            code, out, err = await everyrun(stack, "doubt", "list", "--submission", submission_id, "--json")
+            assert code == 0, err
+            return json.loads(out)
+
+        (doubt,) = await eventually(in_doubt, "the call is in doubt", 30)
+        chunk = doubt["chunk"]
+        assert (doubt["state"], doubt["inputs"], doubt["runs"]) == ("in_doubt", 3, 0)
+        code, out, _ = await everyrun(stack, "doubt", "show", chunk)
+        assert (code, "none: no run that names this chunk was seen" in out) == (0, True)
+        code, _, err = await everyrun(stack, "doubt", "adopt", chunk, "batch_nope", "--reason", "a guess")
+        assert (code, "batch_nope" in err) == (1, True)
+        code, _, err = await everyrun(stack, "doubt", "discard", chunk, "--reason", "out of date")
+        assert (code, "force" in err) == (1, True)
+        code, out, _ = await everyrun(stack, "doubt", "discard", chunk, "--reason", "out of date", "--force")
+        assert (code, "out of date" in out) == (0, True)
+        code, _, err = await everyrun(stack, "watch", submission_id)
+        assert code == 3, err
+        assert (await job.report(http, stack.endpoints, submission_id))["by_status"] == {"REFUSED": 3}
+        assert (await everyrun(stack, "doubt", "show", "sub_nope.c1"))[0] == 4
+    finally:
+        (await http.put(faults, json={"faults": "fail=0.3"})).raise_for_status()
 
 
 async def test_a_dropped_schema_is_made_again_row_for_row(tmp_path: Path) -> None:

@@ -258,6 +258,12 @@ def test_the_real_extend_needs_its_key_and_secrets(tmp_path: Path) -> None:
     assert not (tmp_path / "data" / "logs").exists()
 
 
+def test_a_kafka_protocol_without_a_kafka_of_ones_own_is_refused(tmp_path: Path) -> None:
+    done = everyrun("up", "--data-dir", tmp_path / "x", EVERYRUN_KAFKA_SECURITY_PROTOCOL="SSL")
+    assert done.returncode == 1
+    assert "EVERYRUN_KAFKA_BOOTSTRAP" in done.stderr
+
+
 def test_every_part_can_be_replaced_by_a_real_one(
     tmp_path: Path, kafka: str, database: str, emulator: EmulatorProcess
 ) -> None:

@@ -15,6 +15,7 @@ from everyrun.cli import (
     doubt,
     exits,
     history,
+    overdue,
     prepare,
     quarantine,
     rebuild,
@@ -55,6 +56,7 @@ submit.register(app)
 register.register(app)
 watch.register(app)
 results.register(app)
+overdue.register(app)
 unmatched.register(app)
 doubt.register(app)
 decide.register(app)

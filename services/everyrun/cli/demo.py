@@ -18,7 +18,7 @@ from rich.table import Table
 from everyrun.cli import exits, job
 from everyrun.cli.console import err, fail, out, part_event
 from everyrun.cli.progress import JobProgress
-from everyrun.cli.signals import until_stopped
+from everyrun.cli.signals import StoppedError, until_stopped
 from everyrun.cli.stack import Faults, Plan, Processors, RunSeconds, Seed, check_emulator_options
 from everyrun.cli.truth import Comparison, least_requests
 
@@ -80,8 +80,8 @@ def demo(
                 figures = asyncio.run(until_stopped(run(Path(folder))))
     except (StackError, PlatformError, job.JobError) as error:
         fail(str(error))
-    if figures is None:
-        fail("interrupted")
+    except StoppedError:
+        fail("interrupted", exits.INTERRUPTED)
     if json_file is not None:
         json_file.write_text(json.dumps(figures, indent=2) + "\n")
     if data_dir is not None:

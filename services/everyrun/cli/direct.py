@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from everyrun.cli import exits
 from everyrun.cli.console import fail
+from everyrun.cli.signals import StoppedError, until_stopped
 from everyrun.embedded.state import read_endpoints
 from everyrun.settings import Settings, SettingsError, load
 
@@ -35,11 +36,10 @@ def run(work: Callable[[], Coroutine[Any, Any, T]], code: int = exits.ERROR) -> 
     from everyrun.replay.selection import SelectionError
     from everyrun.replay.targets import TargetError
 
-    async def main() -> T:
-        return await work()
-
     try:
-        return asyncio.run(main())
+        return asyncio.run(until_stopped(work()))
+    except StoppedError:
+        fail("stopped before it was done", exits.INTERRUPTED)
     except ArchiveError as error:
         fail(str(error), exits.NOT_FOUND if str(error).startswith("there is no archive") else code)
     except (SelectionError, TargetError) as error:

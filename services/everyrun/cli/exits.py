@@ -10,7 +10,10 @@ INPUTS_FAILED = 3
 #: What was asked for does not exist, or no stack was found.
 NOT_FOUND = 4
 
+#: A signal ended the command before it was done, as shells say it of SIGINT.
+INTERRUPTED = 130
+
 HELP = (
     "Exit codes: 0 done; 1 an error, said on standard error; 2 wrong usage; 3 inputs failed (--wait, watch); "
-    "4 nothing of that name, or no stack found."
+    "4 nothing of that name, or no stack found; 130 interrupted."
 )

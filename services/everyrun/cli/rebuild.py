@@ -15,7 +15,7 @@ from everyrun.cli.bulk import bulk_progress
 from everyrun.cli.client import DataDir
 from everyrun.cli.console import err, fail
 from everyrun.cli.direct import settings_of
-from everyrun.cli.signals import until_stopped
+from everyrun.cli.signals import StoppedError, until_stopped
 
 if TYPE_CHECKING:
     from everyrun.replay.engine import Progress
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PANEL = "The log"
-#: Ended by SIGINT or SIGTERM, as a shell counts it.
-_INTERRUPTED = 130
 
 
 def register(app: typer.Typer) -> None:
@@ -122,16 +120,10 @@ def run(work: Coroutine[Any, Any, T], code: int = exits.ERROR) -> T:
     from everyrun.store.migrate import MigrationError
 
     try:
-        done = asyncio.run(until_stopped(_not_none(work)))
+        return asyncio.run(until_stopped(work))
     except (ReplayError, MomentError, MigrationError, ForeignLogError, ArchiveError) as error:
         fail(str(error), code)
     except (KafkaError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
         fail(f"{type(error).__name__}: {error}. What is done stays so: the same command goes on from there.", code)
-    if done is None:
-        err.print("Stopped. The same command goes on from here.")
-        raise typer.Exit(_INTERRUPTED)
-    return done[0]
-
-
-async def _not_none(work: Coroutine[Any, Any, T]) -> tuple[T]:
-    return (await work,)
+    except StoppedError:
+        fail("Stopped. The same command goes on from here.", exits.INTERRUPTED)

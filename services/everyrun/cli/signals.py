@@ -11,8 +11,12 @@ from everyrun.serve import stop_on_signals
 T = TypeVar("T")
 
 
-async def until_stopped(work: Coroutine[Any, Any, T]) -> T | None:
-    """What ``work`` returns; SIGINT or SIGTERM cancels it, waits for its orderly end, and returns None.
+class StoppedError(Exception):
+    """A signal ended the work before it was done."""
+
+
+async def until_stopped(work: Coroutine[Any, Any, T]) -> T:
+    """What ``work`` returns; SIGINT or SIGTERM cancels it, waits for its orderly end, and raises StoppedError.
 
     Also where SIGINT was inherited as ignored.
     """
@@ -27,4 +31,4 @@ async def until_stopped(work: Coroutine[Any, Any, T]) -> T | None:
     try:
         return await working
     except asyncio.CancelledError:
-        return None
+        raise StoppedError from None

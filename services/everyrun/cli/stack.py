@@ -18,7 +18,7 @@ from rich.table import Table
 
 from everyrun.cli import exits
 from everyrun.cli.console import err, fail, out, part_event
-from everyrun.cli.signals import until_stopped
+from everyrun.cli.signals import StoppedError, until_stopped
 from everyrun.emulator.app import parse_seconds
 from everyrun.emulator.faults import FAULTS, FaultsError, parse_faults
 from everyrun.settings import PLAN_REQUESTS_PER_SECOND
@@ -95,7 +95,8 @@ def up(
                 err.print("Stopping")
 
     try:
-        asyncio.run(until_stopped(run()))
+        with contextlib.suppress(StoppedError):
+            asyncio.run(until_stopped(run()))
     except (StackError, PlatformError, SettingsError) as error:
         fail(str(error))
 

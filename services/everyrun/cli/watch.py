@@ -26,16 +26,32 @@ def register(app: typer.Typer) -> None:
     app.command(rich_help_panel="Submissions")(report)
 
 
+#: Reasons of overdue inputs that nothing more will come of by itself (everyrun.query.overdue).
+_NEVER = ("deleted_upstream", "queue_lost")
+
+
+def never_settled(report: dict[str, Any]) -> int:
+    """How many open inputs of a report nothing more will come of by itself."""
+    return sum(report["overdue_by_reason"].get(reason, 0) for reason in _NEVER)
+
+
 def follow(client: Client, submission_id: str) -> int:
-    """Show progress until every input is settled; the exit code."""
+    """Show progress until no input is open of which something may still come; the exit code."""
     progress = JobProgress()
     with Live(progress.table(), console=err, refresh_per_second=4) as live:
         while True:
             found = client.report(submission_id)
             live.update(progress.update(found))
-            if found["open"] == 0:
+            if found["open"] <= never_settled(found):
                 break
             time.sleep(0.5)
+    if found["open"]:
+        reasons = " or ".join(reason.replace("_", " ") for reason in _NEVER if reason in found["overdue_by_reason"])
+        err.print(
+            f"{found['open']} inputs are open and will not settle by themselves ({reasons}); "
+            f"see: everyrun overdue {submission_id}, everyrun report {submission_id}"
+        )
+        return exits.INPUTS_FAILED
     failed = summary(found)["failed"]
     if failed:
         err.print(f"{failed} inputs failed; list them with: everyrun results {submission_id} --status FAILED")
@@ -44,7 +60,7 @@ def follow(client: Client, submission_id: str) -> int:
 
 
 def watch(submission_id: SubmissionId, data_dir: DataDir = Path(".everyrun")) -> None:
-    """Follow a submission until every input is settled. Ends with 3 when inputs failed.
+    """Follow a submission until every input is settled. Ends with 3 when inputs failed, or can settle no more.
 
     Example: everyrun watch sub_01k...
     """

@@ -83,6 +83,12 @@ class Stack:
         await self._down()
 
     def _check_options(self) -> None:
+        protocol = self._settings.kafka_security_protocol
+        if protocol != "PLAINTEXT" and not self._settings.kafka_bootstrap:
+            raise StackError(
+                f"EVERYRUN_KAFKA_SECURITY_PROTOCOL is {protocol}, but the embedded Kafka speaks PLAINTEXT only: name "
+                "your own with EVERYRUN_KAFKA_BOOTSTRAP, or take the protocol out of the settings"
+            )
         if self._options.extend:
             try:
                 self._settings.need("extend_api_key", "webhook_secrets")

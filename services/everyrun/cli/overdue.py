@@ -1,0 +1,60 @@
+"""``everyrun overdue``."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Column, Table
+
+from everyrun.cli.client import Client, DataDir, find
+from everyrun.cli.console import err, out
+
+_SHOWN = 200
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(rich_help_panel="Submissions")(overdue)
+
+
+def overdue(
+    submission_id: Annotated[
+        str | None, typer.Argument(metavar="[ID]", help="A submission id (sub_...); all submissions without.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="All of them, as JSON.")] = False,
+    data_dir: DataDir = Path(".everyrun"),
+) -> None:
+    """List inputs that were sent longer than EVERYRUN_OVERDUE_AFTER ago and are still open, each with the reason.
+
+    Inputs that were not sent yet are in the report: everyrun report ID.
+
+    Example: everyrun overdue sub_01k...
+    """
+    with Client(find(data_dir)) as client:
+        url = f"{client.target.query_url}/v1/overdue"
+        rows = list(
+            islice(
+                client.every(url, "inputs", submission_id=submission_id, limit=1000), None if as_json else _SHOWN + 1
+            )
+        )
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    if not rows:
+        err.print("Nothing that was sent is overdue.")
+        return
+    table = Table(Column("input", overflow="fold"), Column("run", overflow="fold"), "status", "sent", "reason")
+    for row in rows[:_SHOWN]:
+        sent = row["sent_at"][:16].replace("T", " ")
+        table.add_row(row["input_id"], row["run_id"] or "", row["status"], sent, row["reason"].replace("_", " "))
+    out.print(table)
+    if len(rows) > _SHOWN:
+        err.print(f"The first {_SHOWN} are shown; --json writes all")
+    else:
+        counted = Counter(row["reason"].replace("_", " ") for row in rows)
+        err.print(", ".join(f"{number} {reason}" for reason, number in sorted(counted.items())))
