@@ -232,7 +232,7 @@ async def test_the_example_consumer_tells_of_every_result(stack: Stack, http: ht
 async def test_a_message_that_nobody_understands_is_worked(stack: Stack) -> None:
     stamp, body = str(int(time.time())), b'{"hello": "' + os.urandom(4).hex().encode() + b'"}'
     secret = stack.endpoints["webhook_secret"].encode()
-    headers = {"x-extend-request-timestamp": stamp, "x-extend-request-signature": sign(stamp, body, secret)}
+    headers = {"x-extend-request-timestamp": stamp, "x-extend-request-signature": sign(stamp.encode(), body, secret)}
     async with httpx.AsyncClient() as vendor:
         url = stack.endpoints["bridge_url"] + "/webhooks/extend"
         assert (await vendor.post(url, content=body, headers=headers)).status_code == 200

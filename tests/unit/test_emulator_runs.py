@@ -106,7 +106,7 @@ def test_an_event_shows_the_run_as_it_was_then():
     processed = Event.of(run)
     assert (failed.type, processed.type) == ("workflow_run.failed", "workflow_run.completed")
     assert failed.id != processed.id
-    before, after = (json.loads(payload(event, BORN)) for event in (failed, processed))
+    before, after = (json.loads(payload(event, BORN, 0.0)) for event in (failed, processed))
     assert (before["status"], before["endTime"]) == ("FAILED", render.time(BORN + 2))
     assert (after["status"], after["endTime"]) == ("PROCESSED", render.time(BORN + 9))
     assert Event.of(run).id == processed.id
@@ -125,14 +125,14 @@ def test_the_signature_is_the_one_of_the_sdk():
 
 def test_a_body_is_a_link_above_the_threshold():
     event, links = Event.of(a_run(status="PROCESSED")), Links("http://here", b"key")
-    size = len(payload(event, BORN))
+    size = len(payload(event, BORN, 0.0))
 
     def kind(**options: object) -> str:
-        return json.loads(body(event, BORN, options, links))["payload"]["object"]
+        return json.loads(body(event, BORN, 0.0, options, links))["payload"]["object"]
 
     assert kind() == kind(format="json") == kind(format="url", urlThresholdBytes=size) == "workflow_run"
     assert kind(format="url", urlThresholdBytes=size - 1) == kind(format="url") == "signed_data_url"
-    step = json.loads(body(Event.of(event.run, len(STEPS) - 1), BORN, {"format": "url"}, links))
+    step = json.loads(body(Event.of(event.run, len(STEPS) - 1), BORN, 0.0, {"format": "url"}, links))
     assert set(step["payload"]) == {"object", "data"}
 
 

@@ -1,6 +1,7 @@
-"""Publishes the present state of what a poll touched, read from Postgres after the commit.
+"""Publishes the present state of what a poll touched, as Postgres has it after the commit.
 
-So whoever reads a result on the topic finds that state, or a later one, in the table.
+So whoever reads a result on the topic finds that state, or a later one, in the table. A row that is still as the poll
+left it is not read again, only its version is.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from typing import TypeVar, cast
 import asyncpg
 
 from everyrun.log.producer import Log
-from everyrun.projection import publish
+from everyrun.projection import publish, tables
 from everyrun.projection.apply import Applied
 from everyrun.projection.feed import AWAY, Feed
 from everyrun.projection.offsets import Position, behind, positions
+from everyrun.projection.state import State
 from everyrun.store.sql import beside
 from everyrun.telemetry import log
 
@@ -100,13 +102,16 @@ class Publisher:
         runs = list(set().union(*(a.runs for a in applied)))
         homes = sorted(set().union(*(a.attempts for a in applied)))
         accepted = set().union(*(a.submissions for a in applied))
+        states: dict[str, State] = {}
+        for one in applied:
+            states |= one.states
         published: dict[str, str] = {}
         for start in range(0, max(len(inputs), len(runs)), _AT_ONCE):
             part = slice(start, start + _AT_ONCE)
             async with self._applied_up_to(needed) as connection:
-                rows = await connection.fetch(_sql["present_rows"], inputs[part], runs[part])
-            await self._results.append([publish.result_record(row) for row in rows])
-            published.update((row["input_id"], row["version"]) for row in rows)
+                present = await _present(connection, inputs[part], runs[part], states)
+            await self._results.append([publish.result_record(row) for row in present])
+            published.update((row["input_id"], row["version"]) for row in present)
         reports = []
         async with self._applied_up_to(needed) as connection:
             if homes:
@@ -120,3 +125,21 @@ class Publisher:
         if reports:
             await self._results.append(reports)
         return published
+
+
+async def _present(
+    connection: asyncpg.Connection, inputs: list[str], runs: list[str], states: Mapping[str, State]
+) -> list[publish.Row]:
+    """The rows as they are now, each once: out of ``states`` where the table still has that state."""
+    found: dict[str, publish.Row] = {}
+    known = [input_id for input_id in inputs if input_id in states]
+    if known:
+        for input_id, version, observed_at in await connection.fetch(_sql["present_versions"], known):
+            row = dict(zip(tables.RESULT_COLUMNS, states[input_id].values(), strict=True))
+            if (row["version"], row["observed_at"]) == (version, observed_at):
+                found[input_id] = row
+    others = [input_id for input_id in inputs if input_id not in found]
+    if others or runs:
+        for whole in await connection.fetch(_sql["present_rows"], others, runs):
+            found[whole["input_id"]] = whole
+    return list(found.values())

@@ -23,6 +23,7 @@ from everyrun.projection.join import version_of as version_of_run
 from everyrun.projection.match import INPUT_UNKNOWN
 from everyrun.projection.matching import Matching
 from everyrun.projection.merge import Run, merge
+from everyrun.projection.state import State
 from everyrun.store.sql import beside
 
 _sql = beside(__file__, "apply.sql")
@@ -48,9 +49,9 @@ Refused = Mapping[tuple[str, int, int], str]
 
 
 class Applied(NamedTuple):
-    """What applying changed, for publishing. ``changed`` maps input ids to the version now in the table."""
+    """What applying touched, for publishing. ``states`` are the rows of inputs as this application left them."""
 
-    changed: dict[str, str]
+    states: dict[str, State]
     inputs: set[str]
     runs: set[str]
     attempts: set[Home]
@@ -121,7 +122,7 @@ def _take_fact(content: Content, fact: Fact) -> None:
 def touched(content: Content) -> Applied:
     """What records that were applied before are about, so that its present state can be published again."""
     return Applied(
-        changed={},
+        states={},
         inputs={given.input_id for fact in content.attempts for given in getattr(fact.event, "inputs", ())},
         runs=set(content.runs),
         attempts={(fact.event.chunk, fact.event.attempt) for fact in content.attempts},  # type: ignore[attr-defined]
@@ -170,7 +171,7 @@ async def apply(
         hit("apply.before_commit")
     hit("apply.after_commit")
     return Applied(
-        applied.changed,
+        applied.states,
         applied.inputs | again.inputs,
         applied.runs | again.runs,
         applied.attempts | again.attempts,
@@ -187,11 +188,12 @@ class _Transaction:
         self.matching = Matching(connection, content.runs, content.metadata)
         self.deltas = Deltas()
         self.rows: dict[str, Row] = {}
-        self.fresh: dict[str, tuple[Row, str | None, str | None]] = {}
-        #: Rows that are there already and get another attempt, with the version they had.
-        self.moved: dict[str, tuple[Row, str | None, str | None]] = {}
+        #: Rows that are not there yet.
+        self.fresh: dict[str, State] = {}
+        #: Rows that are there already and get another attempt.
+        self.moved: dict[str, State] = {}
+        #: The versions that rows had.
         self.versions: dict[str, str] = {}
-        self.changed: dict[str, str] = {}
         self.inputs: set[str] = set()
 
     async def run(self) -> Applied:
@@ -202,14 +204,14 @@ class _Transaction:
         await self._read_rows(bound)
         self._take_inputs()
         decisions, duplicates = await self._decide(bound)
-        await self._write_results(decisions)
+        states = await self._write_results(decisions)
         await self._write_duplicates(decisions, duplicates)
         await self._write_unmatched()
         await self._write_rest()
         await self._write_attempts()
         homes = set(self.deltas.homes())
         submissions = {fact.event.submission_id for fact in content.submissions}  # type: ignore[attr-defined]
-        return Applied(self.changed, self.inputs, set(), homes, submissions)
+        return Applied(states, self.inputs, set(), homes, submissions)
 
     async def _read_rows(self, bound: dict[str, list[Run]]) -> None:
         brought = [given for fact in self.content.attempts for given in _inputs(fact)]
@@ -233,11 +235,10 @@ class _Transaction:
                     self.deltas.touch(row.home)
                     continue
                 if known is None or row.input_id in self.fresh:
-                    self.fresh[row.input_id] = (row, reason, message)
+                    self.fresh[row.input_id] = State(row, reason, message)
                 else:
-                    self.moved[row.input_id] = (row, reason, message)
+                    self.moved[row.input_id] = State(row, reason, message)
                 self.rows[row.input_id] = row
-                self.changed[row.input_id] = row.version
 
     async def _decide(self, bound: dict[str, list[Run]]) -> tuple[list[Decision], set[str]]:
         """Who stands for each input; also the inputs whose duplicates are to be written anew."""
@@ -272,23 +273,20 @@ class _Transaction:
             decisions.append(decision)
         return decisions, set(crowded)
 
-    async def _write_results(self, decisions: list[Decision]) -> None:
-        by_input = {decision.row.input_id: decision for decision in decisions}
-        self.changed.update((input_id, decision.version) for input_id, decision in by_input.items())
-        staged = []
-        for input_id in sorted({*by_input, *self.moved} - set(self.fresh)):
-            if input_id in by_input:
-                staged.append(tables.staged_result(by_input[input_id], self.versions[input_id]))
-            else:
-                staged.append(tables.staged_attempt(*self.moved[input_id], self.versions[input_id]))
+    async def _write_results(self, decisions: list[Decision]) -> dict[str, State]:
+        """Write the rows that changed; each as it is now."""
+        decided = {decision.row.input_id: State(decision.row, decision=decision) for decision in decisions}
+        states = self.fresh | self.moved | decided
         if self.fresh:
-            values = (tables.new_result(*given, by_input.get(i)) for i, given in sorted(self.fresh.items()))
+            values = (states[input_id].values() for input_id in sorted(self.fresh))
             await tables.copy(self.connection, "results", tables.RESULT_COLUMNS, values)
+        staged = [states[i].staged(self.versions[i]) for i in sorted(states.keys() - self.fresh.keys())]
         if staged:
             await tables.copy(self.connection, "staged_results", tables.STAGED_COLUMNS, staged)
             done = await self.connection.execute(_sql["update_results"])
             if done != f"UPDATE {len(staged)}":
                 raise ConflictError(f"{done} of {len(staged)} rows")
+        return states
 
     async def _write_duplicates(self, decisions: list[Decision], crowded: set[str]) -> None:
         if not crowded:

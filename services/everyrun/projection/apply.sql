@@ -163,7 +163,7 @@ select input_id, external_id, submission_id, position, chunk, attempt, batch_id,
 from results where input_id = any ($1::text[]) or run_id = any ($2::text[])
 
 -- name: present_versions
-select input_id, version from results where input_id = any ($1::text[])
+select input_id, version, observed_at from results where input_id = any ($1::text[])
 
 -- name: present_attempts
 select chunk, attempt, batch_id, submission_id, expected, state, counts, runs_observed, duplicates, settled_at

@@ -13,8 +13,8 @@ from msgspec.structs import replace
 from everyrun.log import events
 from everyrun.projection.choose import order_in
 from everyrun.projection.decode import Fact, storable
-from everyrun.projection.join import Decision, Row, home_of
-from everyrun.projection.merge import SETTLED, Binding, Run, instant
+from everyrun.projection.join import Row, home_of
+from everyrun.projection.merge import Binding, Run, instant
 
 SCHEMA = "everyrun"
 
@@ -79,7 +79,8 @@ def run_of(record: asyncpg.Record) -> Run:
     )
 
 
-def _run_values(run: Run) -> tuple[Any, ...]:
+def run_values(run: Run) -> tuple[Any, ...]:
+    """The values of the columns from ``status`` to ``settled_at`` that a run gives."""
     return (
         run.status,
         run.failure_reason,
@@ -92,36 +93,9 @@ def _run_values(run: Run) -> tuple[Any, ...]:
     )
 
 
-def new_result(row: Row, reason: str | None, message: str | None, decision: Decision | None) -> tuple[Any, ...]:
-    """The values of RESULT_COLUMNS for an input that has no row yet."""
-    head = (row.input_id, row.external_id, row.submission_id)
-    if decision is None:
-        settled = row.observed_at if row.status in SETTLED else None
-        values: tuple[Any, ...] = (row.status, reason, message, None, None, None, row.observed_at, settled, row.version)
-        return (*head, row.batch_id, row.position, *row.home, row.file, row.metadata, None, *values)
-    run = decision.winner
-    home = home_of(run, row)
-    values = (*_run_values(run), decision.version)
-    return (*head, run.batch_id, row.position, *home, row.file, row.metadata, run.run_id, *values)
-
-
-def staged_result(decision: Decision, before: str) -> tuple[Any, ...]:
-    """The values of STAGED_COLUMNS for an input whose row changes; ``before`` is its version in the table."""
-    row, run = decision.row, decision.winner
-    head = (row.input_id, before, run.batch_id, *home_of(run, row), run.run_id)
-    return (*head, *_run_values(run), decision.version)
-
-
-def staged_attempt(after: Row, reason: str | None, message: str | None, before: str) -> tuple[Any, ...]:
-    """The values of STAGED_COLUMNS for an input without a run whose attempt is another one now."""
-    settled = after.observed_at if after.status in SETTLED else None
-    head = (after.input_id, before, after.batch_id, *after.home, None)
-    return (*head, after.status, reason, message, None, None, None, after.observed_at, settled, after.version)
-
-
 def duplicate(run: Run, row: Row, version: str) -> tuple[Any, ...]:
     """The values of DUPLICATE_COLUMNS for a run that does not stand."""
-    return (run.run_id, row.input_id, run.batch_id, *home_of(run, row), *_run_values(run), version)
+    return (run.run_id, row.input_id, run.batch_id, *home_of(run, row), *run_values(run), version)
 
 
 def unmatched(run: Run, reason: str, first_seen: Any, fingerprints: Sequence[str]) -> tuple[Any, ...]:
@@ -129,7 +103,7 @@ def unmatched(run: Run, reason: str, first_seen: Any, fingerprints: Sequence[str
     b = run.binding
     bound = (b.input_id, b.installation, b.chunk, b.attempt) if b else (None, None, None, None)
     head = (run.run_id, run.batch_id, run.metadata, run.status, reason, first_seen, *bound)
-    return (*head, *_run_values(run)[1:], run.order, fingerprints)
+    return (*head, *run_values(run)[1:], run.order, fingerprints)
 
 
 async def copy(
