@@ -27,8 +27,8 @@ up: .venv ## Bring the stack up, until Ctrl-C (its data stay in .everyrun)
 	@$(BIN)/everyrun up
 
 .PHONY: test
-test: .venv ## Every test, on a real Kafka and a real Postgres (ARGS= for pytest)
-	@$(BIN)/pytest $(ARGS)
+test: .venv ## Every test, on a real Kafka and a real Postgres; two processes (ARGS= for pytest: -n 0 for one)
+	@$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
 
 .PHONY: lint
 lint: .venv ## ruff, mypy --strict, import-linter

@@ -105,7 +105,7 @@ async def test_what_was_applied_is_not_applied_again_and_a_gap_is_refused(connec
     before = await contents(connection)
     again = await apply(connection, [poll], "cluster", nothing_aside)
     assert await contents(connection) == before
-    assert not again.changed
+    assert not again.states
     assert again.inputs | again.runs | {c for c, _ in again.attempts}
     assert first is not None
     with pytest.raises(GapError) as gap:

@@ -285,7 +285,7 @@ async def test_a_batch_that_somebody_else_sent_is_registered(stack: Stack, tmp_p
     assert code in (0, 3), err
     submission_id = out.split()[0]
     code, out, _ = await everyrun(stack, "results", submission_id, "--format", "jsonl")
-    found = {row["external_id"]: row["run"]["metadata"]["row"] for row in map(json.loads, out.splitlines())}
+    found = {row["external_id"]: row["metadata"]["row"] for row in map(json.loads, out.splitlines())}
     assert found == {f"in-{n}": n for n in range(4)}
     await eventually(lambda: _none(unmatched), "none is unmatched any more", 30)
     code, again, _ = await everyrun(stack, "register", manifest, "--batch", batch_id)
@@ -303,8 +303,6 @@ async def test_what_is_paused_is_not_sent_until_it_is_resumed(stack: Stack, http
     code, out, _ = await everyrun(stack, "workflow", "list", "--json")
     assert [(row["workflow_id"], row["reason"]) for row in json.loads(out)] == [(workflow, "a new version")]
     submission_id = (await job.hand_in(http, stack.endpoints, 10))["submission_id"]
-    code, out, _ = await everyrun(stack, "list")
-    assert "a new version" in " ".join(out.split())
     code, _, err = await everyrun(stack, "submission", "pause", submission_id, "--reason", "the wrong folder")
     assert (code, "is paused" in err) == (0, True)
     code, _, err = await everyrun(stack, "workflow", "resume", workflow, "--reason", "it is here")

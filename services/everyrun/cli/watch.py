@@ -81,7 +81,14 @@ def list_submissions(
         if not found["submissions"]:
             err.print("There are no submissions yet; hand one in with: everyrun submit MANIFEST")
             return
-        table = Table(Column("submission", no_wrap=True), "handed in", "inputs", "settled", "failed", "held up by")
+        table = Table(
+            Column("submission", no_wrap=True),
+            "handed in",
+            "inputs",
+            "settled",
+            "failed",
+            Column("held up by", overflow="fold"),
+        )
         for row in found["submissions"]:
             stands = client.report(row["submission_id"])
             held = row["paused"] or ", ".join(row["held_up_by"]) or ""
