@@ -16,6 +16,7 @@ from everyrun.cli.client import DataDir
 from everyrun.cli.console import err, fail
 from everyrun.cli.direct import settings_of
 from everyrun.cli.signals import StoppedError, until_stopped
+from everyrun.garbage import collect_seldom
 
 if TYPE_CHECKING:
     from everyrun.replay.engine import Progress
@@ -119,6 +120,7 @@ def run(work: Coroutine[Any, Any, T], code: int = exits.ERROR) -> T:
     from everyrun.replay.rebuild import ReplayError
     from everyrun.store.migrate import MigrationError
 
+    collect_seldom()
     try:
         return asyncio.run(until_stopped(work))
     except (ReplayError, MomentError, MigrationError, ForeignLogError, ArchiveError) as error:

@@ -74,4 +74,5 @@ def timestamp(moment: datetime | float) -> str:
     """A time (aware datetime, or Unix seconds) as RFC 3339 UTC with milliseconds."""
     if not isinstance(moment, datetime):
         moment = datetime.fromtimestamp(moment, UTC)
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
+    # strftime, which reads better, takes ten times as long; this is asked several times a record.
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"

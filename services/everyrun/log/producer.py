@@ -7,10 +7,12 @@ import random
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 from aiokafka import AIOKafkaProducer
+from aiokafka.errors import MessageSizeTooLargeError
 from aiokafka.partitioner import murmur2
+from aiokafka.producer.message_accumulator import BatchBuilder
 
 from everyrun.log.cloudevents import Record
 from everyrun.log.connection import connection
@@ -69,16 +71,53 @@ class Producer:
         await self._producer.stop()
 
     async def append(self, records: Iterable[Record]) -> None:
-        """Write the records; return when all are acknowledged. Raises aiokafka.errors.KafkaError otherwise."""
-        waiting = [
-            await self._producer.send(self._prefix + r.topic, value=r.value, key=r.key, headers=r.headers)
-            for r in records
-        ]
-        if len(waiting) == 1:
-            await waiting[0]
-            return
-        # All are awaited before the first error is raised, so that none is left running unseen.
-        outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+        """Write the records, those of a partition in their order; return when all are acknowledged.
+
+        Raises aiokafka.errors.KafkaError otherwise.
+        """
+        given = list(records)
+        if len(given) == 1:
+            (one,) = given
+            topic = self._prefix + one.topic
+            await self._producer.send_and_wait(topic, value=one.value, key=one.key, headers=one.headers)
+        elif given:
+            await self._append_many(given)
+
+    async def _append_many(self, records: Sequence[Record]) -> None:
+        """A batch of our own for each partition: a future for each record costs as much as all else about it."""
+        waiting: list[asyncio.Future[Any]] = []
+        open_batches: dict[tuple[str, int], BatchBuilder] = {}
+        partitions: dict[str, list[int]] = {}
+        try:
+            for r in records:
+                topic = self._prefix + r.topic
+                if topic not in partitions:
+                    partitions[topic] = sorted(await self._producer.partitions_for(topic))
+                place = (topic, _partitioner(r.key, partitions[topic], partitions[topic]))
+                batch = open_batches.get(place)
+                if batch is None or not _added(batch, r):
+                    if batch is not None:
+                        waiting.append(await self._send(batch, place))
+                    batch = open_batches[place] = self._producer.create_batch()
+                    _added(batch, r)
+            for place, batch in open_batches.items():
+                waiting.append(await self._send(batch, place))
+        finally:
+            # All are awaited before the first error is raised, so that none is left running unseen.
+            outcomes = await asyncio.gather(*waiting, return_exceptions=True)
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 raise outcome
+
+    async def _send(self, batch: BatchBuilder, place: tuple[str, int]) -> asyncio.Future[Any]:
+        topic, partition = place
+        batch.close()
+        sent: asyncio.Future[Any] = await self._producer.send_batch(batch, topic, partition=partition)
+        return sent
+
+
+def _added(batch: BatchBuilder, r: Record) -> bool:
+    """Whether the batch had room for the record; the first always has. Raises MessageSizeTooLargeError."""
+    if len(r.value) > MAX_RECORD_BYTES:
+        raise MessageSizeTooLargeError(f"a record of {len(r.value)} bytes: more than {MAX_RECORD_BYTES}")
+    return batch.append(timestamp=None, key=r.key, value=r.value, headers=r.headers) is not None

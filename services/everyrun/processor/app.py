@@ -14,6 +14,7 @@ import asyncpg
 import faust
 
 from everyrun.failpoints import hit
+from everyrun.garbage import collect_seldom
 from everyrun.log import topics
 from everyrun.log.connection import tls
 from everyrun.log.producer import Producer
@@ -227,4 +228,5 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
 
 def main() -> None:
     """Run the processor until SIGTERM or SIGINT."""
+    collect_seldom()
     run_service("processor", ("kafka_bootstrap", "postgres_dsn"), _main)

@@ -146,7 +146,7 @@ def run_of(record: LogRecord) -> Run:
         raise NotUnderstoodError(str(error)) from None
     if "\x00" in head.id or "\x00" in head.status or "\x00" in (head.batchId or ""):
         raise NotUnderstoodError("a NUL character in the run's id, status or batchId")
-    polled = event.source == "poll"
+    polled, told_at = event.source == "poll", _time_of(record)
     own = own_time(_text_or_none(head.endTime), _text_or_none(head.reviewedAt))
     credits = usage.get("credits")
     return Run(
@@ -159,10 +159,10 @@ def run_of(record: LogRecord) -> Run:
             own=own,
             truncated=event.truncated,
             polled=polled,
-            asked_at=_time_of(record),
+            asked_at=told_at,
             digest=hashlib.blake2b(whole, digest_size=8).hexdigest(),
         ),
-        observed_at=_time_of(record),
+        observed_at=told_at,
         settled_at=own if head.status in FINAL else None,
         source=event.source,
         failure_reason=_plain(head.failureReason),

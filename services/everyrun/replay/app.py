@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 
 import asyncpg
 
+from everyrun.garbage import collect_seldom
 from everyrun.log import topics
 from everyrun.replay.api import replay_api
 from everyrun.replay.jobs import AWAY, Worker
@@ -57,4 +58,5 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
 
 def main() -> None:
     """Run the replay service until SIGTERM or SIGINT."""
+    collect_seldom()
     run_service("replay", ("kafka_bootstrap", "postgres_dsn"), _main)
