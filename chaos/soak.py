@@ -72,6 +72,8 @@ class Soak:
         self.lost: list[str] = []
         self.doubled = 0
         self.stalls: list[str] = []
+        #: The longest time in which nothing was settled, as stalls are counted.
+        self.longest = 0.0
 
     @property
     def elapsed(self) -> float:
@@ -150,16 +152,24 @@ class Soak:
             await asyncio.sleep(2)
 
     async def _watch_stalls(self) -> None:
-        """Note each time in which nothing was settled for long, though inputs were open and every part was back."""
-        seen, moved = self._moved(), time.monotonic()
+        """Note each time in which nothing was settled for long, though inputs were open.
+
+        Time in which a struck part is not back is left out of it, and ends nothing: parts are struck more often than
+        a stall is long.
+        """
+        seen, last, still = self._moved(), time.monotonic(), 0.0
         while True:
-            now = time.monotonic()
-            if self._moved() != seen or not self.settled or self.broken:
-                seen, moved = self._moved(), now
-            elif now - moved > self.stall_after:
-                self.stalls.append(f"{self.elapsed:.0f} s: nothing settled for {self.stall_after:.0f} s ({self.mood})")
-                moved = now
             await asyncio.sleep(0.5)
+            now = time.monotonic()
+            if self._moved() != seen or not self.settled:
+                seen, still = self._moved(), 0.0
+            elif not self.broken:
+                still += now - last
+            last = now
+            self.longest = max(self.longest, still)
+            if still > self.stall_after:
+                self.stalls.append(f"{self.elapsed:.0f} s: nothing settled for {self.stall_after:.0f} s ({self.mood})")
+                still = 0.0
 
     def _moved(self) -> tuple[int, ...]:
         return len(self.done), *self.settled.values()
@@ -256,7 +266,8 @@ def _show(soak: Soak) -> bool:
     killed = ", ".join(f"{name} {count}" for name, count in sorted(soak.kills.items()))
     _console.print(
         f"{len(soak.done)} jobs of {_INPUTS:,} inputs in {soak.elapsed:.0f} s; killed: {killed or 'none'}\n"
-        f"lost {len(soak.lost)}, doubled {soak.doubled}, stalls {len(soak.stalls)}"
+        f"lost {len(soak.lost)}, doubled {soak.doubled}, stalls {len(soak.stalls)}; "
+        f"for {soak.longest:.0f} s at most nothing was settled"
     )
     flat = all(growth is not None and growth < FLAT for growth in slopes.values())
     return flat and not soak.lost and not soak.doubled and not soak.stalls
