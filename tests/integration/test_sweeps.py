@@ -262,3 +262,12 @@ async def test_batches_are_polled_from_and_up_to_the_ages_set_and_not_at_once_af
     bench.restart(poll_every=1e-9)
     await bench.polling.poll_due()
     assert len(bench.vendor.lists) == 2
+
+
+async def test_a_batch_of_which_nothing_is_listed_yet_is_polled_without_an_error(bench: Bench) -> None:
+    await bench.batch("b", inputs=2)
+    await bench.row(None, "SUBMITTED", "b", 0)
+    await bench.row(None, "SUBMITTED", "b", 1)
+    assert await bench.polling.poll("b", 2) == 0
+    # Nor is anything asked for: an input without a run is no run that the list lacks.
+    assert (bench.vendor.gets, bench.log.runs(), await bench.gone()) == ([], [], [])
