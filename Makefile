@@ -28,7 +28,7 @@ up: .venv ## Bring the stack up, until Ctrl-C (its data stay in .everyrun)
 
 .PHONY: test
 test: .venv ## Every test, on a real Kafka and a real Postgres; two processes (ARGS= for pytest: -n 0 for one)
-	@$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
+	@$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 .PHONY: lint
 lint: .venv ## ruff, mypy --strict, import-linter
