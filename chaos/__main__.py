@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from chaos import outcomes, workers
+from chaos.audit import audited
 from chaos.cells import ALL, INPUTS, MATRIX, WITHIN, Cell, NoSuchCellError, select
 from chaos.outcomes import Outcome
 from chaos.play import play
@@ -67,7 +68,8 @@ def main(
     _write_page(results)
     if len(found) < len(chosen):
         _console.print(f"{len(chosen) - len(found)} cells are left; the same command goes on")
-    raise typer.Exit(0 if len(found) == len(chosen) and not any(one.problems for one in found) else 1)
+    good = not any(one.problems for one in (*found, *outcomes.audits(results)))
+    raise typer.Exit(0 if len(found) == len(chosen) and good else 1)
 
 
 async def _play_all(left: list[tuple[Cell, int]], inputs: int, within: float, until: float, results: Path) -> None:
@@ -84,21 +86,27 @@ async def _play_all(left: list[tuple[Cell, int]], inputs: int, within: float, un
 
 
 async def _on_a_stage(cells: list[Cell], seed: int, job: tuple[int, float], until: float, results: Path) -> list[Cell]:
-    """Play cells on one stack, until one fails: what is left of it must not spoil the next. The cells left over."""
+    """Play cells on one stack, until one fails: what is left of it must not spoil the next; then audit it. The cells
+    left over."""
     _console.print("[dim]starting a stack")
     with tempfile.TemporaryDirectory(prefix="everyrun-chaos-", ignore_cleanup_errors=True) as folder:
         async with staged(Path(folder), seed) as stage:
-            for number, cell in enumerate(cells):
-                if time.monotonic() > until or number == _CELLS_A_STAGE:
-                    return cells[number:]
+            played: list[Cell] = []
+            for cell in cells[:_CELLS_A_STAGE]:
+                if time.monotonic() > until:
+                    break
                 _console.print(f"[dim]{cell.name}, seed {seed}: {cell.what}")
                 outcome = await play(stage, cell, seed, _tell, *job)
                 _done(outcome, results)
+                played.append(cell)
                 if outcome.problems:
                     words = results / f"{cell.name.replace('/', '.')}.{seed}.log"
                     words.write_text(stage.tail())
-                    return cells[number + 1 :]
-    return []
+                    break
+            if played:
+                _console.print("[dim]auditing the log of these cells")
+                _done(await audited(stage, played, seed), results)
+    return cells[len(played) :]
 
 
 _last_told = 0.0
@@ -137,6 +145,7 @@ def _write_page(results: Path) -> None:
     page = PAGE.read_text()
     matrix = {cell.name for cell in MATRIX}
     page = outcomes.into_page(page, "matrix", outcomes.markdown(one for one in found if one.cell in matrix))
+    page = outcomes.into_page(page, "audits", outcomes.audits_markdown(outcomes.audits(results)))
     page = outcomes.into_page(page, "others", outcomes.markdown(one for one in found if one.cell not in matrix))
     last = max(found, key=lambda one: one.date)
     page = outcomes.into_page(page, "machine", f"{last.machine}; last run on {last.date}.\n")

@@ -9,6 +9,9 @@ import msgspec
 
 from chaos.cells import Cell
 
+#: How the names of audits begin, where those of cells have the part's.
+AUDIT = "audit/"
+
 
 class Outcome(msgspec.Struct, frozen=True):
     """What came of a cell with a seed; it is good when there are no ``problems``."""
@@ -51,6 +54,22 @@ def known(folder: Path, cell: Cell, seed: int) -> Outcome | None:
     return msgspec.json.decode(path.read_bytes(), type=Outcome) if path.exists() else None
 
 
+def audits(folder: Path) -> list[Outcome]:
+    """What the audits came to, one after the cells of each stage."""
+    paths = sorted(folder.glob(f"{AUDIT.replace('/', '.')}*.json"))
+    found = [msgspec.json.decode(path.read_bytes(), type=Outcome) for path in paths]
+    return sorted(found, key=lambda one: (one.seed, one.date))
+
+
+def audits_markdown(found: Iterable[Outcome]) -> str:
+    """The table of the audits for a page."""
+    rows = [("seed", "time", "verdict", "the cells whose log it was, and what was compared"), ("---",) * 4]
+    for one in found:
+        verdict = "the tables are what the log says" if not one.problems else "FAILED: " + "; ".join(one.problems)
+        rows.append((str(one.seed), f"{one.seconds:.0f} s", verdict, one.what))
+    return _lines(rows)
+
+
 def forget(folder: Path, cell: Cell, seed: int) -> None:
     """Let the cell be run again."""
     _path(folder, cell.name, seed).unlink(missing_ok=True)
@@ -77,6 +96,10 @@ def markdown(outcomes: Iterable[Outcome]) -> str:
     """The table for a page."""
     rows = [(*COLUMNS, "what was done")]
     rows += [("---",) * len(rows[0]), *((*line(outcome), outcome.what) for outcome in outcomes)]
+    return _lines(rows)
+
+
+def _lines(rows: Iterable[tuple[str, ...]]) -> str:
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |\n" for row in rows)
 
 

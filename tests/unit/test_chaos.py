@@ -74,6 +74,16 @@ def test_an_outcome_is_kept_and_can_be_forgotten(tmp_path: Path) -> None:
     assert outcomes.known(tmp_path, cell, 1) is None
 
 
+def test_audits_are_kept_beside_the_cells(tmp_path: Path) -> None:
+    good, bad = an_outcome(cell="audit/bridge/kill"), an_outcome(cell="audit/kafka/kill", seed=2, problems=["differs"])
+    for one in (an_outcome(), bad, good):
+        outcomes.keep(tmp_path, one)
+    assert outcomes.audits(tmp_path) == [good, bad]
+    table = outcomes.audits_markdown([good, bad])
+    assert "| 1 | 21 s | the tables are what the log says | bridge: kill -9 |" in table
+    assert "FAILED: differs" in table
+
+
 def test_the_tables_go_into_their_parts_of_the_page() -> None:
     page = "head\n<!-- matrix: begin -->\nold\n<!-- matrix: end -->\ntail\n"
     text = outcomes.markdown([an_outcome(), an_outcome(problems=["1 input | is open"])])
