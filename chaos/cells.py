@@ -72,7 +72,8 @@ def _base_cells() -> list[Cell]:
 
 
 _EXTEND = {
-    "429": ("answers 429 to half of all calls", "submit_429=0.5,get_429=0.5,drop=0.05"),
+    # Each 429 stops all calls of its category for the second of its Retry-After.
+    "429": ("answers 429 to half of the batches and a fifth of the reads", "submit_429=0.5,get_429=0.2,drop=0.02"),
     "500": ("fails a fifth of all calls with 5xx", "submit_5xx=0.2,get_5xx=0.2,drop=0.05"),
     "slow": ("answers after up to 3 s", "slow=3,drop=0.01"),
     "garbage": ("answers a fifth of all calls with HTML", "garbage=0.2,drop=0.05"),

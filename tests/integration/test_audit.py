@@ -175,6 +175,18 @@ async def test_a_selection_is_looked_at_alone(settings: Settings, live: asyncpg.
     assert (await audit(settings, quiet, Selection(submission=other["submission_id"], until=first))).agrees
 
 
+async def test_an_attempt_whose_worker_died_before_it_told_the_log_is_in_order(
+    settings: Settings, live: asyncpg.Connection
+) -> None:
+    """It was claimed and never sent: the log has its doubt, and that it was given up."""
+    (submission_id,) = await live.fetchrow("select submission_id from submissions limit 1")
+    chunk = f"{submission_id}.c9"
+    doubt = batch_event(events.BatchInDoubt, submission_id, chunk, 1, 5)
+    given_up = batch_event(events.DoubtResent, submission_id, chunk, 1, 6)
+    await append(settings, doubt, given_up)
+    assert (await audit(settings, quiet)).agrees
+
+
 async def test_what_is_wrong_with_the_log_is_found(settings: Settings, live: asyncpg.Connection) -> None:
     given = {"batch_id": "batch_lonely", "inputs": []}
     lonely = batch_event(events.BatchSubmitted, "sub_unsaid", "sub_unsaid.c1", 1, 5, **given)

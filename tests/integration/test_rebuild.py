@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from everyrun.log import topics
 from everyrun.log.producer import Producer
 from everyrun.log.ranges import bounds
 from everyrun.projection import tables
@@ -18,6 +20,7 @@ from everyrun.replay import rebuild as rebuilding
 from everyrun.replay.engine import INPUTS, applied_offsets
 from everyrun.replay.moment import offsets_of
 from everyrun.replay.rebuild import DEFAULT_SCHEMA, ReplayError, rebuild
+from everyrun.replay.shares import Share, ShareError, apply_shares, split
 from everyrun.replay.swap import rebuild_and_swap
 from everyrun.settings import Settings
 from tests.conftest import eventually
@@ -95,16 +98,49 @@ async def test_a_rebuild_has_the_rows_of_the_live_tables_and_publishes_nothing(
     made = await rebuilt(settings)
     assert made.applied == sum((await ends(settings)).values())
     assert {p: o for p, o in made.offsets.items() if o} == {p: o for p, o in (await ends(settings)).items() if o}
-    live, beside = await contents(settings, "everyrun"), await contents(settings, DEFAULT_SCHEMA)
-    live["applied_offsets"] = [row for row in live["applied_offsets"] if ",0," not in row]
-    beside["applied_offsets"] = [row for row in beside["applied_offsets"] if ",0," not in row]
+    live, beside = await rows(settings, "everyrun"), await rows(settings, DEFAULT_SCHEMA)
     assert beside == live
+    told: list[tuple[int, int]] = []
+    shared = await rebuild(
+        settings,
+        await offsets_of(settings, None),
+        lambda progress: told.append((progress.applied, progress.total)),
+        schema="in_two",
+        processes=2,
+    )
+    assert shared.applied == made.applied
+    assert told[-1] == (made.applied, made.applied)
+    assert await rows(settings, "in_two") == beside
     assert await ends(settings, OUTPUTS) == published
     # What came since is added; what is there already is not read again.
     await write(settings, 3)
     assert (await rebuilt(settings)).before == made.applied
     with pytest.raises(ReplayError, match="past that moment"):
         await rebuild(settings, {}, quiet)
+
+
+async def rows(settings: Settings, schema: str) -> dict[str, list[str]]:
+    """As ``contents``, without the partitions of which nothing is applied."""
+    found = await contents(settings, schema)
+    found["applied_offsets"] = [row for row in found["applied_offsets"] if ",0," not in row]
+    return found
+
+
+async def test_a_process_that_ends_early_ends_the_rebuild_and_says_why(settings: Settings) -> None:
+    await write(settings, 1)
+    end = await offsets_of(settings, None)
+    cluster_id = await topics.cluster_id(settings)
+    await rebuild(settings, {}, quiet, schema="in_two")
+    first, second = split(end, 2)
+    shares = [
+        Share(settings, "in_two", cluster_id, {}, first, None),
+        Share(settings, "not_there", cluster_id, {}, second, None),
+    ]
+    with pytest.raises(ShareError, match="UndefinedTableError"):
+        await apply_shares(shares)
+    assert not multiprocessing.active_children()
+    made = await rebuild(settings, end, quiet, schema="in_two", processes=2)
+    assert made.before + made.applied == sum(end.values())
 
 
 async def eventually_quiet(settings: Settings) -> dict:

@@ -47,6 +47,9 @@ def rebuild(
     from_archive: Annotated[
         str | None, typer.Option(metavar="DIR|URL", help="Read an archive as far as it reaches, then Kafka.")
     ] = None,
+    processes: Annotated[
+        int, typer.Option(min=1, max=64, help="Processes at work, each with a share of the partitions.")
+    ] = 1,
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
     """Make every table anew from the log, in a schema beside the live one. Publishes nothing.
@@ -64,13 +67,17 @@ def rebuild(
         raise typer.BadParameter("--swap brings the tables to where the live ones are: give no --until with it")
     if swap and from_archive is not None:
         raise typer.BadParameter("--swap reads the live log: give no --from-archive with it")
+    if processes > 1 and from_archive is not None:
+        raise typer.BadParameter("--from-archive reads in one process: give no --processes with it")
     wanted = None if until is None else moment_of(until, "--until")
     settings = settings_of(data_dir, "kafka_bootstrap", "postgres_dsn")
     name = schema or rebuild.DEFAULT_SCHEMA
 
     async def work(tell: Callable[[Progress], None]) -> None:
         if swap:
-            done = await swapping.rebuild_and_swap(settings, tell, schema=name, fresh=fresh, say=_say)
+            done = await swapping.rebuild_and_swap(
+                settings, tell, schema=name, fresh=fresh, processes=processes, say=_say
+            )
             err.print(
                 f"The rebuilt tables are live: {done.records} records; the last {done.last} under the lock, which was "
                 f"held for {done.held * 1000:.0f} ms."
@@ -80,7 +87,9 @@ def rebuild(
             return
         offsets = await moment.offsets_of(settings, wanted)
         source = await ArchiveAndLog.open(from_archive, settings) if from_archive else None
-        made = await rebuild.rebuild(settings, offsets, tell, schema=name, fresh=fresh, source=source)
+        made = await rebuild.rebuild(
+            settings, offsets, tell, schema=name, fresh=fresh, source=source, processes=processes
+        )
         again = f", {made.before} were there before" if made.before else ""
         err.print(f"Schema {name}: {made.applied} records in {made.seconds:.1f} s{again}.")
 

@@ -29,7 +29,15 @@ from everyrun.store.sql import beside
 
 _log = telemetry.log(__name__)
 _sql = beside(__file__, "reconciler.sql")
-_AWAY = (OSError, TimeoutError, KafkaError, asyncpg.PostgresError, asyncpg.InterfaceError)
+_AWAY = (
+    OSError,
+    TimeoutError,
+    KafkaError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    # Of a connection that was cut off while it was being given back.
+    asyncpg.InternalClientError,
+)
 _STOP_WITHIN = 5.0
 
 

@@ -8,8 +8,8 @@ import msgspec
 _SLOWEST = 8.0
 #: An old batch waits this part of its age, and no longer than so many seconds.
 _AGE_SHARE, _AGE_MOST = 1 / 20, 3600.0
-#: A sweep that took long is followed by a wait of this many times as long.
-_REST = 5.0
+#: A sweep that took long is followed by a wait of this many times as long; while a call is in doubt inputs wait for it.
+_REST, _REST_IN_DOUBT = 5.0, 1.0
 
 
 class Turn(msgspec.Struct, frozen=True):
@@ -48,6 +48,8 @@ def first_turn(*, now: float, every: float, polled_ago: float | None) -> Turn:
 def sweep_wait(*, in_doubt: bool, every: float, in_doubt_every: float, took: float) -> float:
     """Seconds from the start of a sweep that ``took`` so long to the start of the next one.
 
-    Sweeps take at most a sixth of the time, and so of the budget, whatever the settings ask for.
+    Sweeps take at most a sixth of the time, and so of the budget, whatever the settings ask for; in doubt, a half.
     """
-    return max(in_doubt_every if in_doubt else every, took * (1 + _REST))
+    if in_doubt:
+        return max(in_doubt_every, took * (1 + _REST_IN_DOUBT))
+    return max(every, took * (1 + _REST))

@@ -150,12 +150,14 @@ class Engine:
 
     async def _run(self, ranges: Mapping[Position, Range]) -> None:
         queues: list[asyncio.Queue[list[Poll]]] = [asyncio.Queue(1) for _ in range(LANES)]
+        numbers = sorted({partition for _, partition in ranges})
+        lane_of = {partition: place % LANES for place, partition in enumerate(numbers)}
         try:
             async with asyncio.TaskGroup() as group:
                 lanes = [group.create_task(self._lane(queue)) for queue in queues]
                 async for polls in self._read(ranges):
                     for lane, queue in enumerate(queues):
-                        mine = [poll for poll in polls if poll.partition % LANES == lane]
+                        mine = [poll for poll in polls if lane_of[poll.partition] == lane]
                         if mine:
                             await queue.put(mine)
                 for queue, lane_task in zip(queues, lanes, strict=True):

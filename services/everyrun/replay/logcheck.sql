@@ -20,11 +20,13 @@ group by topic, id
 order by min(partition), min("offset")
 
 -- name: lonely
--- Of an attempt that Everyrun made the log has first that it was requested; of one given up, that it was in doubt.
+-- Of an attempt that Extend answered the log has first that it was requested; of one given up, that it was in doubt.
+-- One whose worker died between claiming it and telling the log was never sent: the log has nothing of it but its doubt.
 select 'batch-requested' as what, chunk || '/' || attempt as name,
        'an attempt at sending without batch-requested' as said
 from batches
 where requested_at is null and fingerprints is null
+  and (submitted_at is not null or rejected_at is not null or returned_at is not null)
 union all
 select 'batch-in-doubt', chunk || '/' || attempt, 'doubt-resent without batch-in-doubt'
 from batches where resent_at is not null and in_doubt_at is null

@@ -17,6 +17,7 @@ from everyrun.log.ranges import Position, Stretch
 from everyrun.projection import tables
 from everyrun.replay.engine import LANES, Engine, Offsets, Progress, applied_offsets, tables_pool
 from everyrun.replay.selection import Source
+from everyrun.replay.shares import Share, ShareError, apply_shares, split
 from everyrun.settings import Settings
 from everyrun.store.migrate import SCHEMAS, migrate
 from everyrun.store.sql import beside
@@ -102,11 +103,14 @@ class Workplace:
         at_once: int | None = None,
         observe: Callable[[asyncpg.Pool], Callable[[Stretch], Awaitable[None]]] | None = None,
         source: Source | None = None,
+        processes: int = 1,
     ) -> Rebuilt:
         """Apply the log up to exactly these offsets; what is applied already is not read again.
 
-        Raises ReplayError where the tables are past them.
+        Several ``processes`` take neither ``observe`` nor ``source``. Raises ReplayError where the tables are past
+        the offsets, or one of the processes ended before its end.
         """
+        assert processes == 1 or (observe is None and source is None)
         cluster_id = await topics.cluster_id(self.settings)
         async with tables_pool(self.settings, self.name, LANES + 1) as pool:
             start = await applied_offsets(pool)
@@ -115,6 +119,8 @@ class Workplace:
                 raise ReplayError(
                     f"schema {self.name} is past that moment already, at {ahead}; begin anew with --fresh"
                 )
+            if processes > 1:
+                return await self._bring_in_shares(pool, cluster_id, start, offsets, tell, at_once, processes)
             engine = Engine(
                 self.settings,
                 pool,
@@ -128,6 +134,33 @@ class Workplace:
             progress = engine.progress
             reached = await applied_offsets(pool)
             return Rebuilt(self.name, reached, progress.before, progress.applied, progress.seconds)
+
+    async def _bring_in_shares(
+        self,
+        pool: asyncpg.Pool,
+        cluster_id: str,
+        start: dict[Position, int],
+        offsets: Offsets,
+        tell: Tell,
+        at_once: int | None,
+        processes: int,
+    ) -> Rebuilt:
+        shares = [Share(self.settings, self.name, cluster_id, start, end, at_once) for end in split(offsets, processes)]
+        progress = Progress()
+        progress.before = sum(min(start.get(position, 0), offset) for position, offset in offsets.items())
+        progress.total = sum(max(offset - start.get(position, 0), 0) for position, offset in offsets.items())
+
+        async def look() -> None:
+            reached = await applied_offsets(pool)
+            progress.applied = sum(offset - start.get(position, 0) for position, offset in reached.items())
+
+        async with _telling(progress, tell, look):
+            try:
+                await apply_shares(shares)
+            except ShareError as error:
+                raise ReplayError(str(error)) from None
+        reached = await applied_offsets(pool)
+        return Rebuilt(self.name, reached, progress.before, progress.applied, progress.seconds)
 
 
 def past(tables: Offsets, wanted: Offsets) -> str:
@@ -153,9 +186,13 @@ async def workplace(settings: Settings, name: str) -> AsyncIterator[Workplace]:
 
 
 @asynccontextmanager
-async def _telling(progress: Progress, tell: Tell) -> AsyncIterator[None]:
+async def _telling(
+    progress: Progress, tell: Tell, look: Callable[[], Awaitable[None]] | None = None
+) -> AsyncIterator[None]:
     async def again() -> None:
         while True:
+            if look is not None:
+                await look()
             tell(progress)
             await asyncio.sleep(0.25)
 
@@ -166,6 +203,8 @@ async def _telling(progress: Progress, tell: Tell) -> AsyncIterator[None]:
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+        if look is not None:
+            await look()
         tell(progress)
 
 
@@ -178,6 +217,7 @@ async def rebuild(
     fresh: bool = False,
     at_once: int | None = None,
     source: Source | None = None,
+    processes: int = 1,
 ) -> Rebuilt:
     """All tables as the log makes them up to these offsets, in a schema of their own. Publishes nothing.
 
@@ -188,4 +228,4 @@ async def rebuild(
         if fresh:
             await place.drop()
         await place.make()
-        return await place.bring_to(offsets, tell, at_once=at_once, source=source)
+        return await place.bring_to(offsets, tell, at_once=at_once, source=source, processes=processes)

@@ -56,7 +56,13 @@ class _TryAgainError(Exception):
 
 
 async def rebuild_and_swap(
-    settings: Settings, tell: Tell, *, schema: str = DEFAULT_SCHEMA, fresh: bool = False, say: Say = lambda _: None
+    settings: Settings,
+    tell: Tell,
+    *,
+    schema: str = DEFAULT_SCHEMA,
+    fresh: bool = False,
+    processes: int = 1,
+    say: Say = lambda _: None,
 ) -> Swapped:
     """Rebuild up to the live tables' offsets, then put it live at exactly those. Publishes nothing.
 
@@ -73,7 +79,7 @@ async def rebuild_and_swap(
         async with tables_connection(settings, LIVE) as live:
             for _ in range(_ROUNDS):
                 target = await _target(settings, live, place, say)
-                if await done.bring(place, target) < _NEAR:
+                if await done.bring(place, target, processes) < _NEAR:
                     break
             last, held, since = await _swap_again(settings, live, place, done, say)
             left = await _drop_old(place, live, since)
@@ -87,8 +93,8 @@ class _Records:
         self.applied = 0
         self._tell = tell
 
-    async def bring(self, place: Workplace, target: dict[Position, int]) -> int:
-        made = await place.bring_to(target, self._tell)
+    async def bring(self, place: Workplace, target: dict[Position, int], processes: int = 1) -> int:
+        made = await place.bring_to(target, self._tell, processes=processes)
         self.applied += made.applied
         return made.applied
 

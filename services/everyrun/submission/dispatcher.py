@@ -34,7 +34,15 @@ _sql = beside(__file__, "queue.sql")
 _encode = msgspec.json.Encoder().encode
 
 #: Postgres or Kafka is away, for now.
-AWAY = (asyncpg.PostgresError, asyncpg.InterfaceError, KafkaError, OSError, ForeignLogError)
+#: asyncpg says InternalClientError of a connection that was cut off while it was being given back.
+AWAY = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    KafkaError,
+    OSError,
+    ForeignLogError,
+)
 #: How long a chunk that was not taken waits when Extend does not say, in seconds.
 _RETURNED_WAIT = 1.0
 
