@@ -40,11 +40,13 @@ async def run(servers: Servers) -> list[tuple[str, ...]]:
     upsert = runs / await _upsert(servers, batches)
     seconds, memory = await _everyrun(servers, "rebuild")
     rebuilt = runs / seconds
+    two_seconds, _ = await _everyrun(servers, "rebuild", "--schema", "in_two", "--processes", "2")
     await _fill(servers)
     audited, audit_memory = await _everyrun(servers, "audit")
     return [
         row(f"rebuild of {runs:,} runs", rebuilt, upsert, "runs/s", "0.7 of COPY + upsert"),
         row(f"rebuild of {runs:,} runs", rebuilt, fetch, "runs/s", "(getmany alone)"),
+        row("the same, two processes", runs / two_seconds, rebuilt, "runs/s", "1.2 of one process"),
         row("audit of the same", audited, seconds, "s", "at most 1.3 of the rebuild"),
         row("memory of the rebuild", memory, 400, "MB", "at most 1"),
         row("memory of the audit", audit_memory, 400, "MB", "at most 1"),
