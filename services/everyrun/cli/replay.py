@@ -170,6 +170,7 @@ async def _replay(
 
 async def _target(stack: AsyncExitStack, settings: Settings, to: str, kind: str, keeper: Keeper) -> Target:
     import httpx
+    from aiokafka.errors import UnknownTopicOrPartitionError
 
     from everyrun.log.producer import Producer
     from everyrun.log.reader import partitions
@@ -177,7 +178,10 @@ async def _target(stack: AsyncExitStack, settings: Settings, to: str, kind: str,
 
     if kind == "topic":
         plain = settings.model_copy(update={"topic_prefix": ""})
-        await partitions(plain, [to])
+        try:
+            await partitions(plain, [to])
+        except UnknownTopicOrPartitionError:
+            raise targets.TargetError(f"there is no topic {to}: make it first; replay makes none") from None
         return targets.ToTopic(await stack.enter_async_context(Producer(plain, linger_ms=5)), to)
     if kind == "url":
         http = await stack.enter_async_context(httpx.AsyncClient(timeout=30))
