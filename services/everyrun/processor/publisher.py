@@ -18,6 +18,7 @@ from everyrun.log.producer import Log
 from everyrun.projection import publish, tables
 from everyrun.projection.apply import Applied
 from everyrun.projection.feed import AWAY, Feed
+from everyrun.projection.join import Home
 from everyrun.projection.offsets import Position, behind, positions
 from everyrun.projection.state import State
 from everyrun.store.sql import beside
@@ -100,7 +101,7 @@ class Publisher:
     async def _publish(self, applied: list[Applied], needed: Mapping[Position, int]) -> dict[str, str]:
         inputs = list(set().union(*(a.inputs for a in applied)))
         runs = list(set().union(*(a.runs for a in applied)))
-        homes = sorted(set().union(*(a.attempts for a in applied)))
+        homes = set().union(*(a.attempts for a in applied))
         accepted = set().union(*(a.submissions for a in applied))
         states: dict[str, State] = {}
         for one in applied:
@@ -110,12 +111,13 @@ class Publisher:
             part = slice(start, start + _AT_ONCE)
             async with self._applied_up_to(needed) as connection:
                 present = await _present(connection, inputs[part], runs[part], states)
+                homes |= await _homes(connection, runs[part])
             await self._results.append([publish.result_record(row) for row in present])
             published.update((row["input_id"], row["version"]) for row in present)
         reports = []
         async with self._applied_up_to(needed) as connection:
             if homes:
-                columns = [chunk for chunk, _ in homes], [attempt for _, attempt in homes]
+                columns = [list(column) for column in zip(*sorted(homes), strict=True)]
                 rows = await connection.fetch(_sql["present_attempts"], *columns)
                 reports = [publish.batch_record(row, time.time()) for row in rows]
                 accepted |= {row["submission_id"] for row in rows if row["state"] in ("SETTLED", "REFUSED")}
@@ -125,6 +127,13 @@ class Publisher:
         if reports:
             await self._results.append(reports)
         return published
+
+
+async def _homes(connection: asyncpg.Connection, runs: list[str]) -> set[Home]:
+    """The attempts that runs belong to: of a run that was applied before the report may not be published either."""
+    if not runs:
+        return set()
+    return {(row["chunk"], row["attempt"]) for row in await connection.fetch(_sql["homes_by_run"], runs)}
 
 
 async def _present(

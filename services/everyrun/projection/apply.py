@@ -157,9 +157,10 @@ async def apply(
             missing = offsets.behind(await offsets.positions(connection, cluster_id), needed)
             if missing:
                 raise offsets.GapError({place: start for place, (start, _) in missing.items()})
-        parts = [(poll, offsets.new_part(poll, nexts[poll.topic, poll.partition])) for poll in polls]
-        new = [part for _, part in parts if part]
-        again = touched(read([poll for poll, part in parts if not part]))
+        parts = [offsets.divided(poll, nexts[poll.topic, poll.partition]) for poll in polls]
+        new = [part for _, part in parts if part is not None]
+        # Also of a poll that goes on past what is applied: whoever applied it may have died before publishing it.
+        again = touched(read([part for part, _ in parts if part is not None]))
         if not new:
             return again
         content = read(new, refused)

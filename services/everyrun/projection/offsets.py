@@ -40,15 +40,19 @@ def lockable(positions: Iterable[Position]) -> list[Position]:
     return sorted(wanted)
 
 
-def new_part(poll: Poll, next_offset: int) -> Poll | None:
-    """What of a poll is not applied yet; None where all of it is. Raises GapError where some before it are missing."""
+def divided(poll: Poll, next_offset: int) -> tuple[Poll | None, Poll | None]:
+    """What of a poll is applied already, and what is not; None where that is nothing.
+
+    Raises GapError where some before it are missing.
+    """
     if next_offset < poll.first:
         raise GapError({(poll.topic, poll.partition): next_offset})
     if next_offset >= poll.end:
-        return None
+        return poll, None
     if next_offset == poll.first:
-        return poll
-    return Poll(poll.topic, poll.partition, [r for r in poll.records if r.offset >= next_offset])
+        return None, poll
+    known = [record for record in poll.records if record.offset < next_offset]
+    return Poll(poll.topic, poll.partition, known), Poll(poll.topic, poll.partition, poll.records[len(known) :])
 
 
 async def lock(connection: asyncpg.Connection, positions: Iterable[Position], cluster_id: str) -> dict[Position, int]:
