@@ -130,7 +130,7 @@ async def test_a_process_that_ends_early_ends_the_rebuild_and_says_why(settings:
     await write(settings, 1)
     end = await offsets_of(settings, None)
     cluster_id = await topics.cluster_id(settings)
-    await rebuild(settings, {}, quiet, schema="in_two")
+    await rebuild(settings, {}, quiet, schema="in_two", processes=2)
     first, second = split(end, 2)
     shares = [
         Share(settings, "in_two", cluster_id, {}, first, None),

@@ -53,6 +53,8 @@ async def apply_shares(shares: Sequence[Share]) -> None:
 
     The processes end with this one, however it ends. Raises ShareError, or what ``Engine.run`` raises.
     """
+    if not shares:
+        return
     first, *others = shares
     with _processes(others) as started:
         here = asyncio.create_task(_apply(first))
