@@ -99,3 +99,11 @@ async def test_nothing_is_no_rows() -> None:
     assert await read(NDJSON, b"") == []
     assert await read(CSV, b"url\n") == []
     assert await read(JSON, b'{"inputs": []}') == []
+
+
+@pytest.mark.parametrize("kind", ["text/csv", "application/x-ndjson"])
+async def test_metadata_nested_without_end_are_a_bad_row(kind: str) -> None:
+    deep = "[" * 100_000
+    line = f'url,metadata\nhttps://x.example/1.pdf,"{deep}"\n' if kind == "text/csv" else f'{{"metadata": {deep}\n'
+    (row,) = await read(kind, line.encode())
+    assert isinstance(row, Unreadable)

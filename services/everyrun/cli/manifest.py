@@ -87,7 +87,7 @@ def rows_of_ndjson(path: Path) -> Iterator[Any]:
                 continue
             try:
                 yield msgspec.json.decode(line)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 yield Unreadable(f"the line is not valid JSON: {error}")
 
 

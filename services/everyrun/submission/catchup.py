@@ -142,7 +142,7 @@ async def _take_over(connection: Any, logged: dict[str, Logged], settings: Setti
 def _event(record: LogRecord) -> tuple[Any, datetime, str] | None:
     try:
         event = _decode(upcast(record.headers, record.value or b""))
-    except (msgspec.DecodeError, UnicodeDecodeError, TooNewError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, TooNewError):
         return None
     at = instant(header(record.headers, "ce_time")) or datetime.fromtimestamp(record.timestamp / 1000, UTC)
     return event, at, header(record.headers, "ce_id")

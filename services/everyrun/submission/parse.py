@@ -216,7 +216,7 @@ def csv_row(header: list[str], fields: list[str]) -> Any:
     if "metadata" in cells:
         try:
             metadata = _decode(cells["metadata"])
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             return Unreadable(f"the column metadata is not valid JSON: {error}")
     others = {name: value for name, value in cells.items() if name not in _OWN_COLUMNS}
     if others and isinstance(metadata, dict):
