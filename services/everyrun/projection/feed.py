@@ -20,6 +20,7 @@ from everyrun.projection.schema import GONE
 from everyrun.serve import Health
 from everyrun.settings import Settings
 from everyrun.store.migrate import MigrationError
+from everyrun.store.pool import POSTGRES_AWAY
 from everyrun.telemetry import log
 
 _log = log(__name__)
@@ -35,8 +36,7 @@ Needed = Callable[[], Mapping[Position, int]]
 """How far each partition must be applied, by now, before anything more is."""
 
 #: Postgres or Kafka is away, for now.
-#: asyncpg says InternalClientError of a connection that was cut off in the middle of a COPY.
-AWAY = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, KafkaError)
+AWAY = (*POSTGRES_AWAY, KafkaError)
 #: Errors of the records themselves: SQLSTATE classes 22 and 23.
 _UNSTORABLE = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
 #: The rows of these keys are brought by more than one partition, so two transactions may meet in them.

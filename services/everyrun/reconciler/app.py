@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 
-import asyncpg
 from aiokafka.errors import KafkaError
 from prometheus_client import CollectorRegistry
 
@@ -24,20 +23,12 @@ from everyrun.reconciler.polling import Polling
 from everyrun.reconciler.sweeps import Sweeps
 from everyrun.serve import Health, http_server, run_service, with_health
 from everyrun.settings import Settings
-from everyrun.store.pool import open_pool
+from everyrun.store.pool import POSTGRES_AWAY, open_pool
 from everyrun.store.sql import beside
 
 _log = telemetry.log(__name__)
 _sql = beside(__file__, "reconciler.sql")
-_AWAY = (
-    OSError,
-    TimeoutError,
-    KafkaError,
-    asyncpg.PostgresError,
-    asyncpg.InterfaceError,
-    # Of a connection that was cut off while it was being given back.
-    asyncpg.InternalClientError,
-)
+_AWAY = (*POSTGRES_AWAY, KafkaError)
 _STOP_WITHIN = 5.0
 
 

@@ -47,6 +47,11 @@ class Progress:
         self.applied = 0
         self._began = time.monotonic()
 
+    def expect(self, start: Offsets, end: Offsets) -> None:
+        """Add what is there before, and what is to be applied, on the way from ``start`` to ``end``."""
+        self.before += sum(min(start.get(position, 0), offset) for position, offset in end.items())
+        self.total += sum(max(offset - start.get(position, 0), 0) for position, offset in end.items())
+
     @property
     def seconds(self) -> float:
         """Since it began."""
@@ -141,8 +146,7 @@ class Engine:
         Raises errors of asyncpg and aiokafka, OSError and ForeignLogError; what was applied until then stays so.
         """
         ranges = {position: (start.get(position, 0), offset) for position, offset in end.items()}
-        self.progress.before += sum(min(start.get(position, 0), offset) for position, offset in end.items())
-        self.progress.total += sum(max(last - first, 0) for first, last in ranges.values())
+        self.progress.expect(start, end)
         whole = (self.progress.before + self.progress.total) // _TRANSACTIONS
         self._at_once = self._given or max(LEAST_AT_ONCE, min(AT_ONCE, whole))
         for topics in (INPUTS[:1], INPUTS[1:]):

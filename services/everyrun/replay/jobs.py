@@ -25,6 +25,7 @@ from everyrun.replay.rebuild import DEFAULT_SCHEMA, ReplayError, Tell, rebuild
 from everyrun.replay.swap import rebuild_and_swap
 from everyrun.settings import Settings
 from everyrun.store.migrate import MigrationError
+from everyrun.store.pool import POSTGRES_AWAY
 from everyrun.store.sql import beside
 from everyrun.telemetry import log
 
@@ -34,7 +35,7 @@ _sql = beside(__file__, "jobs.sql")
 #: Differences that an outcome shows; the rest is counted.
 SHOWN = 1000
 #: What is waited for.
-AWAY = (OSError, KafkaError, asyncpg.PostgresError, asyncpg.InterfaceError)
+AWAY = (*POSTGRES_AWAY, KafkaError)
 _REFUSED = (ReplayError, moment.MomentError, MigrationError, ForeignLogError)
 
 

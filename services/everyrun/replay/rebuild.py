@@ -147,8 +147,7 @@ class Workplace:
     ) -> Rebuilt:
         shares = [Share(self.settings, self.name, cluster_id, start, end, at_once) for end in split(offsets, processes)]
         progress = Progress()
-        progress.before = sum(min(start.get(position, 0), offset) for position, offset in offsets.items())
-        progress.total = sum(max(offset - start.get(position, 0), 0) for position, offset in offsets.items())
+        progress.expect(start, offsets)
 
         async def look() -> None:
             reached = await applied_offsets(pool)

@@ -28,6 +28,11 @@ async def write_problem(connection: Any) -> str | None:
     return None
 
 
+#: Postgres is away, for now. asyncpg says InternalClientError of a connection that was cut off in the middle of a
+#: COPY, or while it was being given back.
+POSTGRES_AWAY = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
+
+
 async def open_pool(settings: Settings, *, name: str, min_size: int = 1, max_size: int = 10) -> asyncpg.Pool:
     """A pool on EVERYRUN_POSTGRES_DSN; ``name`` is shown in pg_stat_activity. jsonb values are Python values.
 

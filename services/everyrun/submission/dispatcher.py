@@ -21,6 +21,7 @@ from everyrun.log import events
 from everyrun.log.producer import Log
 from everyrun.projection.offsets import ForeignLogError
 from everyrun.settings import Settings
+from everyrun.store.pool import POSTGRES_AWAY
 from everyrun.store.sql import beside
 from everyrun.submission import saying
 from everyrun.submission.catchup import MARGIN, Level
@@ -34,15 +35,7 @@ _sql = beside(__file__, "queue.sql")
 _encode = msgspec.json.Encoder().encode
 
 #: Postgres or Kafka is away, for now.
-#: asyncpg says InternalClientError of a connection that was cut off while it was being given back.
-AWAY = (
-    asyncpg.PostgresError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
-    KafkaError,
-    OSError,
-    ForeignLogError,
-)
+AWAY = (*POSTGRES_AWAY, KafkaError, ForeignLogError)
 #: How long a chunk that was not taken waits when Extend does not say, in seconds.
 _RETURNED_WAIT = 1.0
 
