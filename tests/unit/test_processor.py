@@ -13,6 +13,7 @@ from everyrun.log import producer as producer_module
 from everyrun.log.producer import Producer
 from everyrun.processor import app as processor_module
 from everyrun.processor.app import Processor, faust_app
+from everyrun.processor.commits import InOrder
 from everyrun.processor.polls import PollRecord, WholePolls, joined
 from everyrun.projection.apply import Applied
 from everyrun.projection.feed import split
@@ -142,11 +143,6 @@ def test_a_whole_poll_is_one_record_of_faust() -> None:
     assert [(r.offset, len(r.value)) for _, r in found] == [(2, 1), (7, 3)]
 
 
-def test_the_record_after_offset_0_is_given_alone() -> None:
-    given = {TP("everyrun.runs", 0): [logged("runs", 0, n) for n in (1, 2, 3)]}
-    assert [(r.offset, len(r.value)) for _, r in WholePolls().iterate(given)] == [(1, 1), (3, 2)]
-
-
 def test_polls_of_one_partition_that_follow_each_other_are_joined() -> None:
     values = [PollRecord([logged("runs", 0, n)]).value for n in (0, 1)] + [[logged("batches", 0, 4)]]
     polls = joined(values, "everyrun.")
@@ -176,6 +172,8 @@ def test_faust_is_set_up_without_its_traps() -> None:
     assert conf.processing_guarantee.value == "at_least_once"
     assert conf.topic_allow_declare is False
     assert conf.ConsumerScheduler is WholePolls
+    # Its own consumer commits one poll of a partition a second.
+    assert faust_app(SETTINGS).transport.Consumer is InOrder
 
 
 def test_the_producer_waits_for_all_replicas_and_does_not_double(monkeypatch: pytest.MonkeyPatch) -> None:

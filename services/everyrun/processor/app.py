@@ -18,6 +18,7 @@ from everyrun.garbage import collect_seldom
 from everyrun.log import topics
 from everyrun.log.connection import tls
 from everyrun.log.producer import Producer
+from everyrun.processor.commits import Transport
 from everyrun.processor.healer import INPUTS, Healer
 from everyrun.processor.metrics import Metrics
 from everyrun.processor.polls import WholePolls, joined
@@ -55,7 +56,7 @@ def _credentials(settings: Settings) -> Any:
 
 def faust_app(settings: Settings) -> faust.App:
     """Faust set up so that a killed worker's partitions move within seconds (the defaults stall for minutes)."""
-    return faust.App(
+    app = faust.App(
         settings.topic_prefix + "processor",
         broker=["kafka://" + broker for broker in settings.kafka_bootstrap.split(",")],
         broker_credentials=_credentials(settings),
@@ -79,6 +80,8 @@ def faust_app(settings: Settings) -> faust.App:
         ConsumerScheduler=WholePolls,
         loghandlers=[],
     )
+    app.transport = Transport(app.conf.broker_consumer, app)
+    return app
 
 
 class Processor:

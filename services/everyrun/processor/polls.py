@@ -14,8 +14,8 @@ from everyrun.projection.decode import LogRecord, Poll
 class PollRecord:
     """Stands for all records of one partition in one poll: its offset is the last one's, its value is the list.
 
-    Faust takes the offsets between two acknowledged ones for a gap, and commits past them; so polls of a partition
-    must be acknowledged in order, or an unfinished one would be lost.
+    Whoever acknowledges it acknowledges all before it: so polls of a partition must be acknowledged in order
+    (:mod:`everyrun.processor.commits`), or an unfinished one would be lost.
     """
 
     def __init__(self, records: list[Any]) -> None:
@@ -34,20 +34,13 @@ class PollRecord:
 
 
 class WholePolls(SchedulingStrategyT):
-    """Faust's ConsumerScheduler: one record a partition a poll, ``batches`` before the others.
-
-    Faust sees no gap after an acknowledged offset 0 (it takes 0 for none), and would never commit past it: so where
-    a poll begins at 1, the record there is given alone.
-    """
+    """Faust's ConsumerScheduler: one record a partition a poll, ``batches`` before the others."""
 
     def iterate(self, records: Mapping[TP, list[Any]]) -> Iterator[tuple[TP, Any]]:
         """The partitions' polls, the topics in the order of their names."""
         for tp in sorted(records):
             if records[tp]:
-                alone = 1 if records[tp][0].offset == 1 else 0
-                for part in (records[tp][:alone], records[tp][alone:]):
-                    if part:
-                        yield tp, PollRecord(part)
+                yield tp, PollRecord(records[tp])
 
 
 def joined(values: Iterable[list[LogRecord]], prefix: str) -> list[Poll]:
