@@ -17,6 +17,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from everyrun import telemetry
+from everyrun.garbage import give_back
 from everyrun.limits import LimitedProtocol, patient
 from everyrun.redact import redact
 from everyrun.settings import Settings, SettingsError, listen_address, load
@@ -191,8 +192,10 @@ def run_service(
     async def body() -> None:
         stop = stop_on_signals()
         work, stopped = asyncio.create_task(main(settings, stop)), asyncio.create_task(stop.wait())
+        giving_back = asyncio.create_task(give_back())
         await asyncio.wait([work, stopped], return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
+        giving_back.cancel()
         await asyncio.wait([work], timeout=END_WITHIN)
         if not work.done():
             # It still waits for Kafka or Postgres at its start, or for what does not end: nothing is lost with it.
