@@ -134,7 +134,7 @@ async def test_two_workers_at_once_count_right(database):
         database, min_size=2, init=tables.setup_connection, server_settings={"search_path": "everyrun"}
     )
     from everyrun.extend.reserved import Reserved
-    from everyrun.projection.apply import ConflictError
+    from everyrun.projection.write import ConflictError
 
     given = [an_input("sub_1", n) for n in range(1, 41)]
     world = []

@@ -8,44 +8,26 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import asyncpg
 
-from everyrun.extend import reserved
 from everyrun.failpoints import hit
-from everyrun.log import events
-from everyrun.projection import attempts, decisions, offsets, tables
-from everyrun.projection.decode import Fact, LogRecord, NotUnderstoodError, Poll, fact_of, run_of
+from everyrun.projection import attempts, offsets, tables, write
+from everyrun.projection.content import Content, Poison, Refused, read
+from everyrun.projection.decode import Fact, Poll
 from everyrun.projection.join import Decision, Deltas, Home, Row, count, decide, decide_one, home_of, needs_all_runs
-from everyrun.projection.join import version_of as version_of_run
 from everyrun.projection.match import INPUT_UNKNOWN
 from everyrun.projection.matching import Matching
-from everyrun.projection.merge import Run, merge
+from everyrun.projection.merge import Run
 from everyrun.projection.state import State
 from everyrun.store.sql import beside
 
 _sql = beside(__file__, "apply.sql")
 
 
-class ConflictError(Exception):
-    """Another transaction changed a row between our reading and our writing it: begin again."""
-
-
-class Poison(NamedTuple):
-    """A record that is not an event of its topic, or that cannot be stored."""
-
-    topic: str
-    record: LogRecord
-    reason: str
-
-
 SetAside = Callable[[Sequence[Poison]], Awaitable[None]]
 """Puts records into the quarantine; returns when they are there."""
-
-Refused = Mapping[tuple[str, int, int], str]
-"""Records known not to be storable, by (topic, partition, offset), each with the reason."""
 
 
 class Applied(NamedTuple):
@@ -56,67 +38,6 @@ class Applied(NamedTuple):
     runs: set[str]
     attempts: set[Home]
     submissions: set[str]
-
-
-class Content(NamedTuple):
-    """The decoded records of some polls."""
-
-    runs: dict[str, Run]
-    first_seen: dict[str, datetime]
-    #: The different metadata each run was seen with, in the order of the log.
-    metadata: dict[str, list[bytes]]
-    attempts: list[Fact]
-    submissions: list[Fact]
-    deliveries: list[Fact]
-    quarantined: list[Fact]
-    decisions: list[Fact]
-    poison: list[Poison]
-
-
-def read(polls: Sequence[Poll], refused: Refused | None = None) -> Content:
-    """Decode polls; several observations of one run are merged. What is not understood is in ``poison``."""
-    content = Content({}, {}, {}, [], [], [], [], [], [])
-    for poll in polls:
-        for record in poll.records:
-            try:
-                if refused and (poll.topic, poll.partition, record.offset) in refused:
-                    raise NotUnderstoodError(refused[poll.topic, poll.partition, record.offset])
-                if poll.topic == "runs":
-                    _take_run(content, run_of(record))
-                else:
-                    _take_fact(content, fact_of(poll.topic, record))
-            except NotUnderstoodError as error:
-                content.poison.append(Poison(poll.topic, record, str(error)))
-    return content
-
-
-def _take_run(content: Content, run: Run) -> None:
-    known = content.runs.get(run.run_id)
-    content.runs[run.run_id] = run if known is None else merge(known, run)
-    metadata = content.metadata.setdefault(run.run_id, [])
-    if run.metadata not in metadata:
-        metadata.append(run.metadata)
-    seen = content.first_seen.get(run.run_id)
-    content.first_seen[run.run_id] = run.observed_at if seen is None else min(seen, run.observed_at)
-
-
-def _take_fact(content: Content, fact: Fact) -> None:
-    if isinstance(fact.event, events.SubmissionAccepted):
-        content.submissions.append(fact)
-    elif isinstance(fact.event, events.DeliveryDeferred):
-        content.deliveries.append(fact)
-    elif isinstance(fact.event, events.QuarantineEvent):
-        content.quarantined.append(fact)
-        if isinstance(fact.event, decisions.OF_THE_QUARANTINE):
-            content.decisions.append(fact)
-    elif isinstance(fact.event, decisions.OF_NO_ATTEMPT):
-        content.decisions.append(fact)
-    else:
-        if isinstance(fact.event, decisions.OF_AN_ATTEMPT):
-            content.decisions.append(fact)
-        content.attempts.append(fact)
-        if isinstance(fact.event, events.BatchRegistered):
-            content.submissions.append(fact)
 
 
 def touched(content: Content) -> Applied:
@@ -204,12 +125,13 @@ class _Transaction:
         bound = self.matching.by_input
         await self._read_rows(bound)
         self._take_inputs()
-        decisions, duplicates = await self._decide(bound)
-        states = await self._write_results(decisions)
-        await self._write_duplicates(decisions, duplicates)
-        await self._write_unmatched()
-        await self._write_rest()
-        await self._write_attempts()
+        decided, crowded = await self._decide(bound)
+        states = self.fresh | self.moved | {d.row.input_id: State(d.row, decision=d) for d in decided}
+        await write.results(self.connection, states, self.fresh.keys(), self.versions)
+        await write.duplicates(self.connection, decided, crowded)
+        await write.unmatched(self.connection, self.matching, content)
+        await write.rest(self.connection, content)
+        await write.batches(self.connection, content.attempts, self.deltas)
         homes = set(self.deltas.homes())
         submissions = {fact.event.submission_id for fact in content.submissions}  # type: ignore[attr-defined]
         return Applied(states, self.inputs, set(), homes, submissions)
@@ -250,10 +172,10 @@ class _Transaction:
         if bound:
             for record in await self.connection.fetch(_sql["duplicates_of"], list(bound)):
                 duplicates[record["input_id"]].append(tables.run_of(record))
-        crowded = [i for i, seen in bound.items() if needs_all_runs(self.rows[i], seen, i in duplicates)]
+        crowded = {i for i, seen in bound.items() if needs_all_runs(self.rows[i], seen, i in duplicates)}
         standing: dict[str, Run] = {}
         if crowded:
-            for record in await self.connection.fetch(_sql["standing_runs"], crowded):
+            for record in await self.connection.fetch(_sql["standing_runs"], list(crowded)):
                 standing[record["input_id"]] = tables.run_of(record)
         decisions = []
         for input_id, seen in bound.items():
@@ -272,114 +194,7 @@ class _Transaction:
                 continue
             count(decision, before, losing, self.deltas)
             decisions.append(decision)
-        return decisions, set(crowded)
-
-    async def _write_results(self, decisions: list[Decision]) -> dict[str, State]:
-        """Write the rows that changed; each as it is now."""
-        decided = {decision.row.input_id: State(decision.row, decision=decision) for decision in decisions}
-        states = self.fresh | self.moved | decided
-        if self.fresh:
-            values = (states[input_id].values() for input_id in sorted(self.fresh))
-            await tables.copy(self.connection, "results", tables.RESULT_COLUMNS, values)
-        staged = [states[i].staged(self.versions[i]) for i in sorted(states.keys() - self.fresh.keys())]
-        if staged:
-            await tables.copy(self.connection, "staged_results", tables.STAGED_COLUMNS, staged)
-            done = await self.connection.execute(_sql["update_results"])
-            if done != f"UPDATE {len(staged)}":
-                raise ConflictError(f"{done} of {len(staged)} rows")
-        return states
-
-    async def _write_duplicates(self, decisions: list[Decision], crowded: set[str]) -> None:
-        if not crowded:
-            return
-        await self.connection.execute(_sql["delete_duplicates"], sorted(crowded))
-        values = [
-            tables.duplicate(run, decision.row, version_of_run(run))
-            for decision in decisions
-            if decision.row.input_id in crowded
-            for run in decision.losers
-        ]
-        if values:
-            await tables.copy(self.connection, "duplicate_runs", tables.DUPLICATE_COLUMNS, values)
-
-    async def _write_unmatched(self) -> None:
-        known = self.matching.known
-        if known:
-            await self.connection.execute(_sql["delete_unmatched"], list(known))
-        values = []
-        for run, reason in self.matching.unmatched:
-            before = known.get(run.run_id)
-            seen = [m for m in (self.content.first_seen.get(run.run_id), before and before["first_seen"]) if m]
-            values.append(tables.unmatched(run, reason, min(seen), self.matching.fingerprints(run)))
-        if values:
-            await tables.copy(self.connection, "unmatched_runs", tables.UNMATCHED_COLUMNS, values)
-
-    async def _write_rest(self) -> None:
-        if self.content.submissions:
-            facts: list[Any] = [fact.event for fact in self.content.submissions]
-            await self.connection.execute(_sql["insert_submissions"], *tables.submission_arrays(facts))
-        if self.content.deliveries:
-            rows = []
-            for fact in self.content.deliveries:
-                event: Any = fact.event
-                key = reserved.read(event.metadata)
-                rows.append(
-                    (
-                        event.run_id,
-                        event.event_type,
-                        key and key.chunk,
-                        key and key.attempt,
-                        key and key.input,
-                        fact.time,
-                    )
-                )
-            await self.connection.execute(
-                _sql["insert_deliveries"], *(list(column) for column in zip(*rows, strict=True))
-            )
-        for fact in self.content.decisions:
-            await self.connection.execute(_sql["insert_decision"], *decisions.values(fact))
-        for fact in self.content.quarantined:
-            statement, values = tables.quarantine_change(fact)
-            await self.connection.execute(_sql[statement], *values)
-
-    async def _write_attempts(self) -> None:
-        upserts = [attempts.upsert_of(fact) for fact in self.content.attempts]
-        for upsert in sorted(upserts, key=lambda upsert: (upsert.chunk, upsert.attempt)):
-            self.deltas.touch((upsert.chunk, upsert.attempt))
-        if upserts:
-            ordered = sorted(upserts, key=lambda upsert: (upsert.chunk, upsert.attempt))
-            await self.connection.executemany(_sql["upsert_attempt"], ordered)
-        homes = self.deltas.homes()
-        if not homes:
-            return
-        columns = [chunk for chunk, _ in homes], [attempt for _, attempt in homes]
-        changed = []
-        for record in await self.connection.fetch(_sql["lock_attempts"], *columns):
-            home = (record["chunk"], record["attempt"])
-            counts = attempts.moved(tables.counts_of(record["counts"]), self.deltas.counts[home])
-            runs = record["runs_observed"] + self.deltas.runs.get(home, 0)
-            changed.append((home, record, counts, runs, attempts.state_of(dict(record), counts, runs)))
-        ended = [home for home, *_, state in changed if state in ("SETTLED", "REFUSED")]
-        last = {}
-        if ended:
-            arrays = [chunk for chunk, _ in ended], [attempt for _, attempt in ended]
-            for record in await self.connection.fetch(_sql["last_settled"], *arrays):
-                last[record["chunk"], record["attempt"]] = record["settled_at"]
-        values = [
-            (
-                *home,
-                tables.json_of(counts),
-                runs,
-                record["duplicates"] + self.deltas.duplicates.get(home, 0),
-                state,
-                last.get(home),
-            )
-            for home, record, counts, runs, state in changed
-        ]
-        if values:
-            await self.connection.execute(
-                _sql["update_attempts"], *(list(column) for column in zip(*values, strict=True))
-            )
+        return decisions, crowded
 
 
 def _inputs(fact: Fact) -> list[str]:

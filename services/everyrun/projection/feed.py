@@ -12,11 +12,13 @@ from aiokafka.errors import KafkaError
 from everyrun.log.cloudevents import header, timestamp
 from everyrun.log.producer import Log
 from everyrun.log.quarantine import RETRY_OF, quarantined
-from everyrun.projection.apply import Applied, ConflictError, Poison, apply
+from everyrun.projection.apply import Applied, apply
+from everyrun.projection.content import Poison
 from everyrun.projection.decode import Poll
 from everyrun.projection.offsets import GapError, Position, greatest
 from everyrun.projection.reader import read_range
 from everyrun.projection.schema import GONE
+from everyrun.projection.write import ConflictError
 from everyrun.serve import Health
 from everyrun.settings import Settings
 from everyrun.store.migrate import MigrationError
