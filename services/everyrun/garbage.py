@@ -10,7 +10,7 @@ import gc
 #: through a poll's records again and again, of which none is in a cycle: reference counts free them.
 _YOUNG = 100_000
 #: Seconds between two times of giving back.
-_EVERY = 10.0
+_EVERY = 20.0
 
 
 def collect_seldom() -> None:
@@ -20,14 +20,15 @@ def collect_seldom() -> None:
 
 
 async def give_back() -> None:
-    """Every ten seconds, for ever, give back to the system what the C library holds of freed memory.
+    """Every twenty seconds, for ever, give back to the system what the C library holds of freed memory.
 
     glibc gives back only what lies above everything still in use: after one large poll a process stays as large as
-    it ever was. Returns at once where the C library is another one.
+    it ever was. A process that looks for cycles seldom looks for them now: the oldest it would never look through.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is None:
-        return
     while True:
         await asyncio.sleep(_EVERY)
-        trim(0)
+        if gc.get_threshold()[0] == _YOUNG:
+            gc.collect()
+        if trim is not None:
+            trim(0)

@@ -99,7 +99,7 @@ def openapis() -> dict[str, dict[str, Any]]:
     return {
         "submission": submission_api(settings, nothing, nothing, nothing, nothing).openapi(),
         "query": query_api(settings, nothing).openapi(),
-        "replay": replay_api(settings, nothing).openapi(),
+        "replay": replay_api(settings, nothing, nothing).openapi(),
         "bridge": _bridge(),
         **{name: _health(name) for name in ("processor", "reconciler")},
     }

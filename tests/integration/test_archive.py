@@ -164,6 +164,8 @@ async def test_two_runs_at_once_do_no_harm(settings: Settings, tmp_path: Path) -
     async def add(self: archives._Writer, built: archives._File) -> None:
         if self.number == 0 and not (tmp_path / "manifests").exists():
             archives._Writer.add = other  # type: ignore[method-assign]
+            # So that the files of the two differ.
+            await write_world(settings, 6)
             await archive(settings, str(tmp_path))
         await other(self, built)
 
@@ -173,8 +175,22 @@ async def test_two_runs_at_once_do_no_harm(settings: Settings, tmp_path: Path) -
             await archive(settings, str(tmp_path))
     finally:
         archives._Writer.add = other  # type: ignore[method-assign]
+    await archive(settings, str(tmp_path))
     found = await verify(str(tmp_path), against_log=settings)
-    assert found.findings == []
+    assert (found.findings, found.notes) == ([], [])
+
+
+async def test_a_file_that_two_killed_runs_left_is_removed(settings: Settings, tmp_path: Path) -> None:
+    await write_world(settings, 5)
+    await archive(settings, str(tmp_path))
+    count = len(list((tmp_path / "manifests").iterdir()))
+    # One run put it and was killed; another took the number, and was killed before it removed it.
+    left = tmp_path / manifests.digest_path(count, "0" * 64)
+    left.write_bytes(b"?")
+    assert (await verify(str(tmp_path))).findings
+    await archive(settings, str(tmp_path))
+    assert not left.exists()
+    assert (await verify(str(tmp_path), against_log=settings)).findings == []
 
 
 async def test_another_log_is_refused(settings: Settings, tmp_path: Path) -> None:
@@ -410,6 +426,31 @@ async def test_a_chain_made_anew_is_found_by_the_key_the_noted_hash_and_the_log(
     assert (await verify(str(forged), head=noted)).findings
     found = (await verify(str(forged), against_log=signed.settings)).findings
     assert [f.what for f in found] == ["the record differs from the log"]
+
+
+@pytest.mark.parametrize("partition", [0, 999])
+async def test_a_forged_file_does_not_hide_behind_an_end_that_the_log_never_had(
+    signed: Archive, partition: int
+) -> None:
+    changed(signed)
+    count = len(list((signed.folder / "manifests").iterdir()))
+    forged = signed.largest().number
+    previous: str | None = None
+    for number in range(1, count + 1):
+        own = signed.manifest(number)
+        if number == forged:
+            own = _refitted(signed.folder, own)
+            beyond = manifests.Covered(999, 0, 1, 0) if partition == 999 else own.partitions[0]
+            longer = msgspec.structs.replace(beyond, end=beyond.end + 10**6)
+            others = own.partitions if partition == 999 else own.partitions[1:]
+            own = msgspec.structs.replace(own, partitions=sorted([*others, longer], key=lambda c: c.partition))
+        own = msgspec.structs.replace(own, previous=previous)
+        stored = manifests.to_bytes(own)
+        (signed.folder / manifests.manifest_path(number)).write_bytes(stored)
+        previous = manifests.hash_of(stored)
+    said = [f.what for f in (await verify(str(signed.folder), against_log=signed.settings)).findings]
+    assert "the record differs from the log" in said
+    assert any("the log of it ends at" in what for what in said)
 
 
 def _refitted(folder: Path, manifest: manifests.Manifest) -> manifests.Manifest:

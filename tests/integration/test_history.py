@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import asyncpg
+import httpx
 import pytest
-from fastapi import FastAPI
 
 from everyrun.extend.reserved import Reserved
 from everyrun.log import events
@@ -22,10 +22,12 @@ from everyrun.projection import tables
 from everyrun.projection.apply import apply
 from everyrun.projection.decode import Poll
 from everyrun.replay import index as indexing
-from everyrun.replay.history import Historian, NoHistoryError, historian, history_routes
-from everyrun.replay.index import Index, catch_up
+from everyrun.replay.history import Historian, NoHistoryError, historian
+from everyrun.replay.index import ForeignIndexError, Index, catch_up
 from everyrun.replay.places import TOPICS, Place, said_by
 from everyrun.settings import Settings
+from tests.conftest import eventually
+from tests.integration.test_replay_jobs import TOKEN
 from tests.records import INSTALLATION, a_world, an_input, at, batch_event, run_event
 from tests.stack.up import everyrun
 
@@ -176,7 +178,7 @@ async def test_an_index_of_another_log_is_not_used(settings: Settings, pool: asy
     await catch_up(settings, Index(pool, "another cluster"))
     async with historian(settings, pool) as asked:
         assert len((await asked.history("sub_1:1")).events) == 2
-    with pytest.raises(RuntimeError, match="another Kafka cluster"):
+    with pytest.raises(ForeignIndexError, match="another Kafka cluster"):
         await catch_up(settings, Index(pool, await cluster_id(settings)))
 
 
@@ -191,31 +193,31 @@ def test_what_is_not_understood_speaks_of_nothing() -> None:
     assert said_by("batches", bad) == said_by("runs", bad) == (set(), None)
 
 
-async def test_it_is_told_over_http(settings: Settings, pool: asyncpg.Pool) -> None:
-    import httpx
+async def test_the_service_keeps_the_index_and_tells(service: Any, settings: Settings, pool: asyncpg.Pool) -> None:
+    await append(settings, a_story()[:7])
+    replay = await service("replay", EVERYRUN_API_TOKEN=TOKEN).ready()
+    await append(settings, a_story()[7:])
+    index = Index(pool, await cluster_id(settings))
+    ends = {place: end for place, end in (await bounds(settings, TOPICS)).end.items() if end}
 
-    from everyrun.http import ApiError
+    async def indexed() -> bool:
+        return await index.positions() == ends
 
-    await append(settings, a_story())
-    app = FastAPI()
+    await eventually(indexed, "the index is at the end of the log", 30)
+    async with httpx.AsyncClient(base_url=replay.url, headers={"authorization": f"Bearer {TOKEN}"}) as http:
+        answer = await http.get("/v1/history/sub_1:1")
+        assert [event["what"] for event in answer.json()["events"]] == CHANGES
+        assert (await http.get("/v1/history/sub_9:1")).status_code == 404
 
-    @app.exception_handler(ApiError)
-    async def said(_request: Any, error: ApiError) -> Any:
-        from fastapi.responses import JSONResponse
 
-        return JSONResponse(error.body, error.status)
-
-    @app.middleware("http")
-    async def known(request: Any, go_on: Any) -> Any:
-        request.state.caller = type("Caller", (), {"scopes": {"read"}, "name": "test"})()
-        return await go_on(request)
-
+async def test_what_the_tables_have_not_taken_in_is_no_disagreement(settings: Settings, pool: asyncpg.Pool) -> None:
+    await append(settings, a_story()[:7])
+    await applied(settings)
     async with historian(settings, pool) as asked:
-        history_routes(app, lambda: asked)
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
-            answer = await http.get("/v1/history/sub_1:1")
-            assert [event["what"] for event in answer.json()["events"]] == CHANGES
-            assert (await http.get("/v1/history/sub_9:1")).status_code == 404
+        assert (await asked.history("sub_1:1")).agrees is True
+        await append(settings, a_story()[7:])
+        behind = await asked.history("sub_1:1")
+        assert (behind.status, behind.row and behind.row["status"], behind.agrees) == ("PROCESSED", "FAILED", None)
 
 
 def test_the_topics_of_the_index_are_those_of_the_tables() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,9 +33,9 @@ def history(
 ) -> None:
     """Show every event that touched an input, a run or a batch, in order, and what each changed.
 
-    It answers why a row says what it says. The events are read from Kafka, by an index of where they lie; what the
-    index does not cover yet is read from the log. Ends with 1 where the row in the live tables is not what the events
-    make it, with 4 where no event speaks of the id.
+    It answers why a row says what it says. The events are read from Kafka, by an index of where they lie, which the
+    replay service keeps at the end of the log; what it does not cover yet is indexed first. Ends with 1 where the row
+    in the live tables is not what the events make it, with 4 where no event speaks of the id.
 
     Example: everyrun history sub_01k...:invoice-000017
     """
@@ -58,12 +59,21 @@ def history(
         raise typer.Exit(exits.ERROR)
 
 
-async def _ask(settings: Settings, identifier: str, progress: object) -> History:
+async def _ask(settings: Settings, identifier: str, progress: Callable[[int, int], None]) -> History:
+    import asyncpg
+
     from everyrun.replay.history import historian
+    from everyrun.replay.index import ForeignIndexError, catch_up
     from everyrun.store.pool import open_pool
 
+    no_index = (asyncpg.InsufficientPrivilegeError, asyncpg.ReadOnlySQLTransactionError, asyncpg.UndefinedTableError)
     async with await open_pool(settings, name="history", max_size=2) as pool, historian(settings, pool) as asked:
-        return await asked.history(identifier, progress)  # type: ignore[arg-type]
+        try:
+            await catch_up(settings, asked.index, progress)
+        except (*no_index, ForeignIndexError) as error:
+            # Who may only read is answered all the same.
+            err.print(f"[dim]what is not indexed is read from the log: {escape(str(error))}")
+        return await asked.history(identifier, progress)
 
 
 def _show(found: History) -> None:

@@ -186,6 +186,7 @@ async def _target(stack: AsyncExitStack, settings: Settings, to: str, kind: str,
     if kind == "url":
         http = await stack.enter_async_context(httpx.AsyncClient(timeout=30))
         return targets.ToUrl(http, to, settings.replay_secret.get_secret_value())
+    keeper.begin()
     file = targets.ToFile(to, keeper.place.size)
     stack.callback(file.close)
     return file

@@ -109,8 +109,9 @@ async def offsets_at(settings: Settings, topics: Iterable[str], moment: datetime
     """
     wanted = await partitions(settings, topics)
     async with _Asking(settings) as consumer:
-        found = await consumer.offsets_for_times(dict.fromkeys(wanted, milliseconds(moment)))
+        # The ends first: what is appended between the two questions lies after the moment.
         end = await consumer.end_offsets(list(wanted))
+        found = await consumer.offsets_for_times(dict.fromkeys(wanted, milliseconds(moment)))
     return {place: found[part].offset if found[part] else end[part] for part, place in wanted.items()}
 
 

@@ -16,7 +16,18 @@ from everyrun.failpoints import hit
 from everyrun.projection import attempts, offsets, tables, write
 from everyrun.projection.content import Content, Poison, Refused, read
 from everyrun.projection.decode import Fact, Poll
-from everyrun.projection.join import Decision, Deltas, Home, Row, count, decide, decide_one, home_of, needs_all_runs
+from everyrun.projection.join import (
+    Decision,
+    Deltas,
+    Home,
+    Row,
+    count,
+    count_one,
+    decide,
+    decide_one,
+    home_of,
+    needs_all_runs,
+)
 from everyrun.projection.match import INPUT_UNKNOWN
 from everyrun.projection.matching import Matching
 from everyrun.projection.merge import Run
@@ -181,17 +192,17 @@ class _Transaction:
         for input_id, seen in bound.items():
             row = self.rows[input_id]
             if input_id not in crowded:
-                decision = decide_one(row, seen[0])
-                before = {row.run_id: row.home} if row.run_id else {}
-                losing: dict[str, Home] = {}
-            else:
-                losing = {run.run_id: home_of(run, row) for run in duplicates[input_id]}
-                before = losing | ({row.run_id: row.home} if row.run_id else {})
-                known = [*duplicates[input_id], *([standing[input_id]] if input_id in standing else [])]
-                decision = decide(row, known, seen)
-            if decision is None:
-                self.deltas.touch(row.home)
+                only = decide_one(row, seen[0])
+                if only is None:
+                    self.deltas.touch(row.home)
+                    continue
+                count_one(only, self.deltas)
+                decisions.append(only)
                 continue
+            losing = {run.run_id: home_of(run, row) for run in duplicates[input_id]}
+            before = losing | ({row.run_id: row.home} if row.run_id else {})
+            known = [*duplicates[input_id], *([standing[input_id]] if input_id in standing else [])]
+            decision = decide(row, known, seen)
             count(decision, before, losing, self.deltas)
             decisions.append(decision)
         return decisions, crowded

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import NamedTuple
 
-from everyrun.projection.choose import order_in, version_of_run
+from everyrun.projection.choose import version_of_run
 from everyrun.projection.merge import Run, merge
 
 Home = tuple[str, int]
@@ -135,6 +135,10 @@ def count(
             deltas.add_duplicate(home, 1)
 
 
-def known_order(row: Row) -> str:
-    """The order of the run that stands for a row; '' where none does."""
-    return order_in(row.version)
+def count_one(decision: Decision, deltas: Deltas) -> None:
+    """``count`` for a decision of ``decide_one``: the run is the input's only one."""
+    row, run = decision.row, decision.winner
+    home = home_of(run, row)
+    deltas.move((row.home, row.status), (home, run.status))
+    if row.run_id is None:
+        deltas.add_run(home)

@@ -52,8 +52,8 @@ async def setup_connection(connection: asyncpg.Connection) -> None:
 
 
 def row_of(record: asyncpg.Record) -> Row:
-    """A row of ``results`` as ``rows_by_input`` reads it."""
-    return Row(**{name: record[name] for name in Row._fields})
+    """A row of ``results`` as ``rows_by_input`` reads it: its columns are Row's fields, in their order."""
+    return Row._make(record.values())
 
 
 def run_of(record: asyncpg.Record) -> Run:

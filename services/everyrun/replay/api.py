@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import asyncpg
 from fastapi import FastAPI, Query, Request
 
 from everyrun.http import ApiError, api, caller, scope
+from everyrun.replay.history import Historian, history_routes
 from everyrun.replay.jobs import Job
 from everyrun.settings import Settings
 from everyrun.store.sql import beside
@@ -16,9 +18,14 @@ from everyrun.store.sql import beside
 _sql = beside(__file__, "jobs.sql")
 
 
-def replay_api(settings: Settings, pool: asyncpg.Pool) -> FastAPI:
-    """The API. Errors are ``{"code", "message"}``; see the OpenAPI document."""
-    app = api("Everyrun replay", "Rebuilds, audits and questions of the past, as jobs.", settings, pool)
+def replay_api(settings: Settings, pool: asyncpg.Pool, asked: Callable[[], Historian]) -> FastAPI:
+    """The API; ``asked`` gives who answers for history.
+
+    Errors are ``{"code", "message"}``; see the OpenAPI document.
+    """
+    title = "Rebuilds, audits and questions of the past, as jobs; the history of an id."
+    app = api("Everyrun replay", title, settings, pool)
+    history_routes(app, asked)
 
     @app.post("/v1/jobs", status_code=202, dependencies=[scope("operate")])
     async def ask(job: Job, request: Request) -> dict[str, Any]:

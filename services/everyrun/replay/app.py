@@ -1,4 +1,4 @@
-"""The replay service's process: rebuilds and audits as jobs, asked for and followed over HTTP."""
+"""The replay service's process: rebuilds and audits as jobs, history by an index that it keeps; over HTTP."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import asyncio
 from contextlib import AsyncExitStack
 
 import asyncpg
+from aiokafka.errors import KafkaError
 
 from everyrun.garbage import collect_seldom
+from everyrun.http import ApiError
 from everyrun.log import topics
 from everyrun.replay.api import replay_api
+from everyrun.replay.history import Historian, historian
+from everyrun.replay.index import follow
 from everyrun.replay.jobs import AWAY, Worker
 from everyrun.serve import Health, http_server, run_service, with_health
 from everyrun.settings import Settings
@@ -43,17 +47,48 @@ async def _work(settings: Settings, pool: asyncpg.Pool, health: Health) -> None:
         await asyncio.sleep(0.5)
 
 
+class Asked:
+    """Who answers for history: nobody until Kafka has answered once."""
+
+    def __init__(self) -> None:
+        self._historian: Historian | None = None
+
+    def __call__(self) -> Historian:
+        """The one that answers. Raises ApiError 503 where there is none yet."""
+        if self._historian is None:
+            raise ApiError(503, "NOT_READY", "Kafka has not answered yet; see /readyz and ask again")
+        return self._historian
+
+    async def answer(self, settings: Settings, pool: asyncpg.Pool) -> None:
+        """Answer, for ever."""
+        while True:
+            try:
+                async with historian(settings, pool) as self._historian:
+                    await asyncio.Event().wait()
+            except (OSError, KafkaError) as error:
+                _log.warning("no history yet", error=f"{type(error).__name__}: {error}")
+                await asyncio.sleep(1.0)
+            finally:
+                self._historian = None
+
+
 async def _main(settings: Settings, stop: asyncio.Event) -> None:
-    health = Health("database", "topics", "kafka")
+    health = Health("database", "topics", "kafka", "index")
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(await _pool(settings, health))
-        working = asyncio.create_task(_work(settings, pool, health))
-        app = with_health(health, replay_api(settings, pool))
+        asked = Asked()
+        tasks = [
+            asyncio.create_task(_work(settings, pool, health)),
+            asyncio.create_task(follow(settings, pool, health)),
+            asyncio.create_task(asked.answer(settings, pool)),
+        ]
+        app = with_health(health, replay_api(settings, pool, asked))
         await stack.enter_async_context(http_server(settings.replay_listen, app))
         await stop.wait()
-        # The job stays RUNNING, and the next process goes on with it.
-        working.cancel()
-        await asyncio.wait([working], timeout=5.0)
+        # A job stays RUNNING, and the next process goes on with it.
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks, timeout=5.0)
 
 
 def main() -> None:

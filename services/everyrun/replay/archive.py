@@ -125,7 +125,7 @@ async def archive(
     names = list(topics) or kept_topics()
     limits = await bounds(settings, names)
     ranges = to_archive(limits.first, limits.end, manifests.ends(newest.manifests))
-    writer = _Writer(objects, newest, cluster, await _leftovers(objects, len(newest.manifests)))
+    writer = _Writer(objects, newest, cluster, await _leftovers(objects, newest.manifests))
     total, done = sum(end - first for first, end in ranges.values()), 0
     with tempfile.TemporaryDirectory(prefix="everyrun-archive-") as folder:
         for topic in names:
@@ -144,10 +144,16 @@ async def archive(
     return Archived(writer.records, writer.number - len(newest.manifests), writer.number, writer.hash)
 
 
-async def _leftovers(objects: Objects, number: int) -> set[str]:
-    """The files of runs that were killed before the manifest after ``number`` was there."""
+async def _leftovers(objects: Objects, known: Sequence[Manifest]) -> set[str]:
+    """The files of runs that were killed before their manifest was there; those of the newest number are removed.
+
+    A run that took the number may have been killed before it removed them.
+    """
     found = [path for folder in (manifests.RECORDS, manifests.DIGESTS) for path in await objects.paths(folder)]
-    return {path for path in found if (manifests.number_in(path) or 0) > number}
+    named = {path for manifest in known[-1:] for path in (manifest.file, manifest.digests)}
+    unnamed = {path: manifests.number_in(path) or 0 for path in found if path not in named}
+    await objects.delete(sorted(path for path, number in unnamed.items() if known and number == len(known)))
+    return {path for path, number in unnamed.items() if number > len(known)}
 
 
 class _Writer:
@@ -188,6 +194,8 @@ class _Writer:
         try:
             await self._objects.create(manifests.manifest_path(number), stored)
         except TakenError:
+            taken = manifests.from_bytes(await self._objects.get(manifests.manifest_path(number)))
+            await self._objects.delete(sorted({manifest.file, manifest.digests} - {taken.file, taken.digests}))
             raise ArchiveError(f"another run is writing to {self._objects.place}: manifest {number} is there") from None
         self.number, self.hash = number, manifests.hash_of(stored)
         self.records += manifest.count

@@ -14,7 +14,7 @@ from everyrun.http import ApiError, scope
 from everyrun.log import topics as log_topics
 from everyrun.log.at import RecordsAt
 from everyrun.log.cloudevents import header, timestamp
-from everyrun.log.ranges import read_ranges
+from everyrun.log.ranges import Position, read_ranges
 from everyrun.replay.changes import Change, InputStory, run_changes
 from everyrun.replay.index import Index
 from everyrun.replay.places import TOPICS, Place, Said, said_by
@@ -74,7 +74,7 @@ class Historian:
     def __init__(self, settings: Settings, pool: asyncpg.Pool, index: Index, records: RecordsAt) -> None:
         self._settings = settings
         self._pool = pool
-        self._index = index
+        self.index = index
         self._records = records
 
     async def history(
@@ -84,6 +84,8 @@ class Historian:
 
         Raises NoHistoryError, aiokafka.errors.KafkaError, asyncpg.PostgresError.
         """
+        # The row before the log: then there is nothing in it that is not read here.
+        row, applied = await self._row(identifier)
         tail = await self._tail(progress)
         found = await self._find(tail, {identifier}, {identifier})
         if not found:
@@ -106,13 +108,14 @@ class Historian:
             return History(identifier, kind, status, None, None, None, None, told)
         story = InputStory(identifier)
         told = [_told(place, one.record, story.take(place.topic, one.record)) for place, one in ordered]
-        row = await self._row(identifier)
-        agrees = None if row is None else (row["status"], row["version"]) == (story.status, story.version)
+        # An event that the tables have not taken in yet cannot show in the row.
+        taken_in = all(place.offset < applied.get((place.topic, place.partition), 0) for place in found)
+        agrees = (row["status"], row["version"]) == (story.status, story.version) if row and taken_in else None
         return History(identifier, kind, story.status, story.version, story.run_id, row, agrees, told)
 
     async def _tail(self, progress: Callable[[int, int], None]) -> Found:
         """What is not indexed yet, all of it: it is read anew each time, so the index is to be kept near the end."""
-        indexed, ends = await self._index.positions(), await self._records.ends()
+        indexed, ends = await self.index.positions(), await self._records.ends()
         left = {place: (indexed.get(place, 0), end) for place, end in ends.items() if indexed.get(place, 0) < end}
         total, done = sum(end - first for first, end in left.values()), 0
         found: Found = {}
@@ -126,7 +129,7 @@ class Historian:
 
     async def _find(self, tail: Found, ids: set[str], batches: set[str]) -> Found:
         """The events that speak of one of the ids, or observed a run of one of the batches."""
-        places = await self._index.find(ids, batches)
+        places = await self.index.find(ids, batches)
         read = await self._records.read(places)
         found = {}
         for place in places:
@@ -172,12 +175,21 @@ class Historian:
         chunks = {_field(one, "chunk") for place, one in found.items() if place.topic == "batches"}
         return await self._find(tail, {c for c in chunks if c}, batches)
 
-    async def _row(self, input_id: str) -> dict[str, Any] | None:
+    async def _row(self, input_id: str) -> tuple[dict[str, Any] | None, dict[Position, int]]:
+        """The input's row, and how far the tables were when it was that."""
         try:
-            row = await self._pool.fetchrow(_sql["row_of_input"], input_id)
+            async with (
+                self._pool.acquire() as connection,
+                connection.transaction(isolation="repeatable_read", readonly=True),
+            ):
+                row = await connection.fetchrow(_sql["row_of_input"], input_id)
+                offsets = await connection.fetch(_sql["applied"])
         except asyncpg.UndefinedTableError:
-            return None
-        return None if row is None else {**row, "settled_at": row["settled_at"] and timestamp(row["settled_at"])}
+            return None, {}
+        applied = {(r["topic"], r["partition"]): r["next_offset"] for r in offsets}
+        if row is None:
+            return None, applied
+        return {**row, "settled_at": row["settled_at"] and timestamp(row["settled_at"])}, applied
 
 
 def _type(one: _Found) -> str:

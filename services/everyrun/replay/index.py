@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import asyncpg
 from aiokafka.errors import KafkaError
@@ -19,7 +19,11 @@ from everyrun.telemetry import log
 
 _log = log(__name__)
 _sql = beside(__file__, "index.sql")
-_EVERY = 2.0
+_EVERY = 5.0
+
+
+class ForeignIndexError(Exception):
+    """The index was made from another Kafka cluster's log."""
 
 
 class Index:
@@ -52,7 +56,9 @@ class Index:
             await connection.execute(_sql["know_partition"], *place, self._cluster_id)
             row = await connection.fetchrow(_sql["lock_position"], *place)
             if row is None or row["cluster_id"] != self._cluster_id:
-                raise RuntimeError("everyrun_index was made from another Kafka cluster: drop schema everyrun_index")
+                raise ForeignIndexError(
+                    "everyrun_index was made from another Kafka cluster: drop schema everyrun_index"
+                )
             rows, batches = entries(stretch, row["next_offset"])
             await connection.copy_records_to_table(
                 "places", schema_name="everyrun_index", columns=["id", "place"], records=rows
@@ -93,12 +99,19 @@ async def to_index(settings: Settings, index: Index) -> dict[Position, Range]:
     }
 
 
-async def catch_up(settings: Settings, index: Index) -> int:
-    """Index what there is now; how many records. Raises aiokafka.errors.KafkaError, asyncpg.PostgresError."""
-    count = 0
-    async for stretch in read_ranges(settings, await to_index(settings, index)):
+async def catch_up(
+    settings: Settings, index: Index, progress: Callable[[int, int], None] = lambda done, total: None
+) -> int:
+    """Index what there is now; how many records.
+
+    Raises aiokafka.errors.KafkaError, asyncpg.PostgresError, and ForeignIndexError.
+    """
+    ranges = await to_index(settings, index)
+    count, total = 0, sum(end - first for first, end in ranges.values())
+    async for stretch in read_ranges(settings, ranges):
         await index.add(stretch)
         count += len(stretch.records)
+        progress(count, total)
     return count
 
 
@@ -110,7 +123,7 @@ async def follow(settings: Settings, pool: asyncpg.Pool, health: Health) -> None
             index = index or Index(pool, await log_topics.cluster_id(settings))
             await catch_up(settings, index)
             health.ready("index")
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, KafkaError, RuntimeError) as error:
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, KafkaError, ForeignIndexError) as error:
             health.not_ready("index", f"{type(error).__name__}: {error}")
             _log.warning("the index waits", error=f"{type(error).__name__}: {error}")
         await asyncio.sleep(_EVERY)

@@ -22,5 +22,5 @@ select to_regclass('everyrun_index.places') is not null
 select input_id, status, run_id, batch_id, failure_reason, failure_message, version, settled_at
 from everyrun.results where input_id = $1
 
--- name: inputs_of_run
-select input_id from everyrun.results where run_id = $1
+-- name: applied
+select topic, partition, next_offset from everyrun.applied_offsets

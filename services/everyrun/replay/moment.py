@@ -53,7 +53,8 @@ async def offsets_of(settings: Settings, moment: Moment | None) -> dict[Position
     """
     if isinstance(moment, datetime):
         # Appended at or after the next millisecond: Kafka's clock has no finer ones.
-        return await offsets_at(settings, INPUTS, moment + timedelta(milliseconds=1))
+        whole = moment.replace(microsecond=moment.microsecond // 1000 * 1000)
+        return await offsets_at(settings, INPUTS, whole + timedelta(milliseconds=1))
     ends = (await bounds(settings, INPUTS)).end
     if moment is None:
         return ends

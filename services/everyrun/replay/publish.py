@@ -70,6 +70,10 @@ class Keeper:
         self.place.next.setdefault(topic, {})[partition] = next_offset
         self.place.published = published
         self.place.size = target.size()
+        self.begin()
+
+    def begin(self) -> None:
+        """Keep the place as it is: also of a replay that has published nothing yet, so that it is known as begun."""
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             new = self._path.with_suffix(".new")

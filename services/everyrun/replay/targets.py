@@ -92,7 +92,12 @@ class ToFile:
     at_once = 1000
 
     def __init__(self, path: str, size: int = 0) -> None:
-        """A file is cut back to ``size`` bytes, which are what an earlier run is known to have written."""
+        """A file is cut back to ``size`` bytes, which are what an earlier run is known to have written.
+
+        Raises TargetError where it does not have that many.
+        """
+        if path != "-" and size > (os.path.getsize(path) if os.path.exists(path) else 0):
+            raise TargetError(f"{path} is not what an earlier run wrote {size:,} bytes to; begin again with --anew")
         descriptor = os.dup(1) if path == "-" else os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         self._file = os.fdopen(descriptor, "ab")
         self._cuts = path != "-"

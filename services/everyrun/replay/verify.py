@@ -231,11 +231,14 @@ class _Check:
             if len(self.findings) == before:
                 self.found("the file was changed", manifest.file)
         if log is not None:
+            for what in log.beyond(manifest):
+                self.found(what, manifest.file, manifest.topic)
             theirs = await log.digests(manifest)
             if theirs is None:
                 self.notes.append(f"{manifest.file}: the log no longer has these records, they are not compared")
             else:
-                ours = read if not log.compacted(manifest.topic) else [r for r in read if r[0] in dict(theirs)]
+                there = {place for place, _ in theirs}
+                ours = read if not log.compacted(manifest.topic) else [one for one in read if one[0] in there]
                 said = ("differs from the log", "is in the log only", "is not in the log")
                 self._differences(manifest, theirs, ours, said)
 
@@ -298,12 +301,24 @@ class _LogSide:
         """Whether the log may have dropped records of the topic."""
         return topic in self._compacted
 
+    def beyond(self, manifest: Manifest) -> list[str]:
+        """Where a manifest says that it has what the log never had, in words: an archive cannot be past its log."""
+        found = []
+        for covered in manifest.partitions:
+            end = self._bounds.end.get((manifest.topic, covered.partition), 0)
+            if covered.end > end:
+                where = f"{manifest.topic}/{covered.partition}"
+                found.append(f"it says to have {where} up to offset {covered.end}, and the log of it ends at {end}")
+        return found
+
     async def digests(self, manifest: Manifest) -> list[tuple[Place, bytes]] | None:
-        """The digests of what the log has of a manifest's ranges; None where it does not reach them."""
-        ranges = {(manifest.topic, c.partition): (c.first, c.end) for c in manifest.partitions}
-        for place, (first, end) in ranges.items():
-            if self._bounds.first.get(place, 0) > first or self._bounds.end.get(place, 0) < end:
+        """The digests of what the log has of a manifest's ranges; None where it does not have all of them any more."""
+        ranges = {}
+        for covered in manifest.partitions:
+            place = (manifest.topic, covered.partition)
+            if self._bounds.first.get(place, 0) > covered.first:
                 return None
+            ranges[place] = (covered.first, min(covered.end, self._bounds.end.get(place, 0)))
         found: list[tuple[Place, Any]] = []
         async for stretch in read_ranges(self._settings, ranges):
             found += [((r.partition, r.offset), digest(r)[:SHORT]) for r in stretch.records]
