@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+import urllib.parse
 from collections.abc import Callable
 from typing import Any
 
+import asyncpg
 import httpx
 import pytest
 
@@ -59,11 +61,41 @@ async def test_jobs_are_done_in_turn_and_said(settings: Settings, service: Calla
         assert (failed["state"], "ends at" in failed["message"]) == ("FAILED", True)
         listed = (await http.get("/v1/jobs")).json()["jobs"]
         assert {job["job_id"] for job in listed} == {job.json()["job_id"] for job in jobs}
-        for wrong in ({"kind": "other"}, {"kind": "audit", "x": 1}, {"kind": "rebuild", "until": "noon"}):
+        swap_of_then = {"kind": "rebuild", "swap": True, "until": "runs:0=1"}
+        for wrong in ({"kind": "other"}, {"kind": "audit", "x": 1}, {"kind": "rebuild", "until": "noon"}, swap_of_then):
             assert (await http.post("/v1/jobs", json=wrong)).status_code == 422
         assert (await http.get("/v1/jobs/job_unknown")).status_code == 404
         assert (await http.post(f"/v1/jobs/{failed['job_id']}/cancel")).status_code == 409
         assert (await httpx.AsyncClient().get(replay.url + "/v1/jobs")).status_code == 401
+
+
+async def test_what_waiting_does_not_mend_fails_and_holds_up_nobody(
+    settings: Settings, service: Callable[..., ServiceProcess]
+) -> None:
+    """A role that may not make a schema cannot rebuild; it can still ask for the past as the log has it elsewhere."""
+    dsn = settings.postgres_dsn.get_secret_value()
+    admin = await asyncpg.connect(dsn)
+    role = f"reader_{random.randrange(10**9)}"
+    await admin.execute(f"create role {role} login password 'of-this-test'")
+    try:
+        for schema in ("everyrun", "everyrun_queue", "everyrun_index"):
+            await admin.execute(f"grant usage on schema {schema} to {role}")
+            await admin.execute(f"grant all on all tables in schema {schema} to {role}")
+        as_reader = dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(dsn).query))
+        params = {"user": role, "password": "of-this-test"}
+        parts = urllib.parse.urlsplit(dsn)
+        query = urllib.parse.urlencode({**as_reader, **params})
+        netloc = parts.netloc.rpartition("@")[2]
+        as_role = urllib.parse.urlunsplit(parts._replace(netloc=netloc, query=query))
+        replay = await service("replay", EVERYRUN_API_TOKEN=TOKEN, EVERYRUN_POSTGRES_DSN=as_role).ready()
+        async with client(replay) as http:
+            first, second = [(await http.post("/v1/jobs", json={"kind": "rebuild"})).json() for _ in range(2)]
+            for job in (first, second):
+                done = await ended(http, job)
+                assert (done["state"], "InsufficientPrivilege" in done["message"]) == ("FAILED", True)
+    finally:
+        await admin.execute(f"drop owned by {role}; drop role {role}")
+        await admin.close()
 
 
 async def test_a_job_is_gone_on_with_after_a_kill_and_can_be_cancelled(

@@ -18,6 +18,7 @@ from everyrun.cli.rebuild import PANEL, counted, moment_of, run
 
 if TYPE_CHECKING:
     from everyrun.replay.audit import Audited
+    from everyrun.replay.differ import Difference
 
 _DIFFERENCES, _COULD_NOT_RUN = 1, 2
 _WIDE = 60
@@ -54,11 +55,12 @@ def audit(
     chosen = Selection(batch, submission, _time(since, "--since"), _time(until, "--until"))
     settings = settings_of(data_dir, "kafka_bootstrap", "postgres_dsn")
     with counted("audit") as tell:
-        found = run(compare(settings, tell, chosen), _COULD_NOT_RUN)
+        note = _as_line if format_ == "jsonl" else lambda _: None
+        found = run(compare(settings, tell, chosen, note), _COULD_NOT_RUN)
     (_as_table if format_ == "table" else _as_lines)(found)
     err.print(
         f"{found.records} records, {sum(found.rows.values())} rows in {len(found.rows)} tables compared: "
-        f"{_number(len(found.differences), 'difference')}, "
+        f"{_number(found.differences_total, 'difference')}, "
         f"{_number(len(found.findings), 'finding')} in the log."
     )
     if not found.agrees:
@@ -78,10 +80,12 @@ def _time(text: str | None, option: str) -> datetime | None:
     return found
 
 
+def _as_line(d: Difference) -> None:
+    row = {"table": d.table, "key": d.key, "column": d.column, "live": d.live, "log": d.log}
+    typer.echo(json.dumps(row, ensure_ascii=False))
+
+
 def _as_lines(found: Audited) -> None:
-    for d in found.differences:
-        row = {"table": d.table, "key": d.key, "column": d.column, "live": d.live, "log": d.log}
-        typer.echo(json.dumps(row, ensure_ascii=False))
     for finding in found.findings:
         typer.echo(json.dumps({"finding": finding.what, "where": finding.where}, ensure_ascii=False))
 
@@ -92,6 +96,8 @@ def _as_table(found: Audited) -> None:
         for d in found.differences:
             table.add_row(d.table, escape(d.key), escape(d.column), _short(d.live), _short(d.log))
         out.print(table)
+        if found.differences_total > len(found.differences):
+            out.print(f"and {found.differences_total - len(found.differences):,} more: --format jsonl has all")
     for finding in found.findings:
         out.print(f"[yellow]{escape(finding.what)}[/]: {escape(finding.where)}", soft_wrap=True)
 

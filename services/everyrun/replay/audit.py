@@ -7,7 +7,7 @@ rebuilt ones brought to exactly the offsets that it shows, and both compared.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import asyncpg
@@ -34,13 +34,21 @@ SCHEMA = "everyrun_audit"
 LIVE = tables.SCHEMA
 
 
+#: Differences that are kept; those of emptied tables are as many as the rows.
+KEPT = 10_000
+
+
 class Audited(Struct, frozen=True):
-    """What an audit looked at and found: up to which offsets, how many records and rows, what differs."""
+    """What an audit looked at and found: up to which offsets, how many records and rows, what differs.
+
+    ``differences`` are the first KEPT of ``differences_total``.
+    """
 
     offsets: dict[Position, int]
     records: int
     rows: dict[str, int]
     differences: list[Difference]
+    differences_total: int
     findings: list[Finding]
 
     @property
@@ -49,8 +57,30 @@ class Audited(Struct, frozen=True):
         return not self.differences and not self.findings
 
 
-async def audit(settings: Settings, tell: Tell, selection: Selection | None = None) -> Audited:
+class _Differences:
+    """Hands every difference on, keeps the first of them, and counts all."""
+
+    def __init__(self, note: Callable[[Difference], None]) -> None:
+        self._note = note
+        self.kept: list[Difference] = []
+        self.total = 0
+
+    def add(self, difference: Difference) -> None:
+        self._note(difference)
+        self.total += 1
+        if len(self.kept) < KEPT:
+            self.kept.append(difference)
+
+
+async def audit(
+    settings: Settings,
+    tell: Tell,
+    selection: Selection | None = None,
+    note: Callable[[Difference], None] = lambda _: None,
+) -> Audited:
     """Compare the live tables with the log; everything where nothing is selected. Changes neither, publishes nothing.
+
+    ``note`` is told every difference as it is found.
 
     One that was killed goes on where it was. Raises as :func:`everyrun.replay.rebuild.rebuild`, and ReplayError where
     there are no live tables, or they are of another version of Everyrun.
@@ -65,13 +95,15 @@ async def audit(settings: Settings, tell: Tell, selection: Selection | None = No
             ends = (await bounds(settings, INPUTS)).end
             target = _within(said, ends)
             await _apply(settings, place, target, tell)
-            differences = offset_differences(said, ends, acknowledged, await topics.cluster_id(settings))
+            differences = _Differences(note)
+            for one in offset_differences(said, ends, acknowledged, await topics.cluster_id(settings)):
+                differences.add(one)
             rows: dict[str, int] = {}
             async with tables_connection(settings, SCHEMA) as log:
-                differences += await _compare(live, log, selection or Selection(), rows)
+                await _compare(live, log, selection or Selection(), rows, differences)
                 findings = await logcheck.findings(settings, log, target, (await bounds(settings, INPUTS)).end)
         await place.drop()
-    return Audited(target, sum(target.values()), rows, differences, findings)
+    return Audited(target, sum(target.values()), rows, differences.kept, differences.total, findings)
 
 
 async def _committed(admin: AIOKafkaAdminClient, group: str) -> Any:
@@ -150,14 +182,18 @@ def offset_differences(
 
 
 async def _compare(
-    live: asyncpg.Connection, log: asyncpg.Connection, selection: Selection, rows: dict[str, int]
-) -> list[Difference]:
+    live: asyncpg.Connection,
+    log: asyncpg.Connection,
+    selection: Selection,
+    rows: dict[str, int],
+    differences: _Differences,
+) -> None:
     for connection in (live, log):
         await connection.execute(_sql["same_texts"])
     sides = [await tables_of(live, LIVE), await tables_of(log, SCHEMA)]
     if sides[0] != sides[1]:
         names = sorted(n for n in {*sides[0], *sides[1]} if sides[0].get(n) != sides[1].get(n))
         raise ReplayError(f"{', '.join(names)}: the live schema is of another version; run: everyrun migrate")
-    return [
-        difference for table in sides[0].values() async for difference in compare(live, log, table, selection, rows)
-    ]
+    for table in sides[0].values():
+        async for difference in compare(live, log, table, selection, rows):
+            differences.add(difference)

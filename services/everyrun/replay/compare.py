@@ -20,6 +20,8 @@ from everyrun.store.sql import beside
 
 _sql = beside(__file__, "compare.sql")
 _AT_ONCE = 500
+#: Of 4,096 buckets: each time costs a reading of the table.
+_BUCKETS_AT_ONCE = 512
 #: They tell how far the tables are, and what made them: compared apart.
 _NOT_COMPARED = ("applied_offsets", "schema_migrations", SEEN, GAPS)
 _OF_SUBMISSION = ("submission_id", "input_id", "batch_id")
@@ -83,25 +85,34 @@ async def compare(
     live: asyncpg.Connection, log: asyncpg.Connection, table: Table, selection: Selection, counts: dict[str, int]
 ) -> AsyncIterator[Difference]:
     """Every difference of a table; ``counts`` is told how many rows of it were compared."""
+    query = _sql["rows"].format(
+        place=table.place, table=table.name, columns=", ".join(f'"{column}"' for column in table.columns)
+    )
+    async for keys in _keys(live, log, table, selection, counts):
+        for start in range(0, len(keys), _AT_ONCE):
+            part = keys[start : start + _AT_ONCE]
+            rows = await asyncio.gather(*(side.fetch(query, part) for side in (live, log)))
+            one, other = ({row["__key"]: _columns(row) for row in side} for side in rows)
+            for key in part:
+                if key in one or key in other:
+                    for difference in rows_differ(table.name, key, one.get(key), other.get(key)):
+                        yield difference
+
+
+async def _keys(
+    live: asyncpg.Connection, log: asyncpg.Connection, table: Table, selection: Selection, counts: dict[str, int]
+) -> AsyncIterator[list[str]]:
+    """The keys of the rows to be looked at, some at a time."""
     if selection.everything:
-        keys = await _by_buckets(live, log, table, counts)
+        async for part in _by_buckets(live, log, table, counts):
+            yield part
     else:
         query = _sql["keys"].format(place=table.place, table=table.name, where=condition(table))
         values = (selection.submission, selection.batch, selection.since, selection.until)
         sides = await asyncio.gather(*(side.fetch(query, *values) for side in (live, log)))
         keys = sorted({row["key"] for side in sides for row in side})
         counts[table.name] = len(keys)
-    query = _sql["rows"].format(
-        place=table.place, table=table.name, columns=", ".join(f'"{column}"' for column in table.columns)
-    )
-    for start in range(0, len(keys), _AT_ONCE):
-        part = keys[start : start + _AT_ONCE]
-        rows = await asyncio.gather(*(side.fetch(query, part) for side in (live, log)))
-        one, other = ({row["__key"]: _columns(row) for row in side} for side in rows)
-        for key in part:
-            if key in one or key in other:
-                for difference in rows_differ(table.name, key, one.get(key), other.get(key)):
-                    yield difference
+        yield keys
 
 
 def _columns(row: asyncpg.Record) -> dict[str, Any]:
@@ -110,18 +121,18 @@ def _columns(row: asyncpg.Record) -> dict[str, Any]:
 
 async def _by_buckets(
     live: asyncpg.Connection, log: asyncpg.Connection, table: Table, counts: dict[str, int]
-) -> list[str]:
-    """The keys of rows whose digests differ."""
+) -> AsyncIterator[list[str]]:
+    """The keys of rows whose digests differ, some buckets at a time: all of them may, of millions of rows."""
     query = _sql["buckets"].format(place=table.place, row=table.row, table=table.name)
     one, other = await asyncio.gather(*(side.fetch(query) for side in (live, log)))
     counts[table.name] = max(sum(row["rows"] for row in side) for side in (one, other))
     digests = [{row["bucket"]: (row["rows"], row["digest"]) for row in side} for side in (one, other)]
     wanted = sorted({*digests[0], *digests[1]})
     different = [bucket for bucket in wanted if digests[0].get(bucket) != digests[1].get(bucket)]
-    if not different:
-        return []
     query = _sql["digests"].format(place=table.place, row=table.row, table=table.name)
-    rows = await asyncio.gather(*(side.fetch(query, different) for side in (live, log)))
-    one_by_key, other_by_key = ({row["key"]: row["digest"] for row in side} for side in rows)
-    keys = sorted({*one_by_key, *other_by_key})
-    return [key for key in keys if one_by_key.get(key) != other_by_key.get(key)]
+    for start in range(0, len(different), _BUCKETS_AT_ONCE):
+        part = different[start : start + _BUCKETS_AT_ONCE]
+        rows = await asyncio.gather(*(side.fetch(query, part) for side in (live, log)))
+        one_by_key, other_by_key = ({row["key"]: row["digest"] for row in side} for side in rows)
+        keys = sorted({*one_by_key, *other_by_key})
+        yield [key for key in keys if one_by_key.get(key) != other_by_key.get(key)]

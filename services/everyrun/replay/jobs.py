@@ -6,13 +6,19 @@ A job whose process dies stays RUNNING, and the next process goes on with it fro
 from __future__ import annotations
 
 import asyncio
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 import asyncpg
 import msgspec
-from aiokafka.errors import KafkaError
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator
+from aiokafka.errors import (
+    ClusterAuthorizationFailedError,
+    GroupAuthorizationFailedError,
+    KafkaError,
+    OffsetOutOfRangeError,
+    TopicAuthorizationFailedError,
+)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, field_validator, model_validator
 
 from everyrun.log.ranges import Position
 from everyrun.projection.offsets import ForeignLogError
@@ -21,7 +27,7 @@ from everyrun.replay.asof import as_of
 from everyrun.replay.audit import audit
 from everyrun.replay.compare import Selection
 from everyrun.replay.engine import Progress
-from everyrun.replay.rebuild import DEFAULT_SCHEMA, ReplayError, Tell, rebuild
+from everyrun.replay.rebuild import DEFAULT_SCHEMA, ReplayError, Tell, rebuild, workplace
 from everyrun.replay.swap import rebuild_and_swap
 from everyrun.settings import Settings
 from everyrun.store.migrate import MigrationError
@@ -37,6 +43,17 @@ SHOWN = 1000
 #: What is waited for.
 AWAY = (*POSTGRES_AWAY, KafkaError)
 _REFUSED = (ReplayError, moment.MomentError, MigrationError, ForeignLogError)
+#: Errors of Postgres and Kafka that waiting does not mend: a right or an object that is missing, a value that cannot be
+#: stored (SQLSTATE classes 42, 22, 23); records that are deleted.
+_FOR_GOOD = (
+    asyncpg.SyntaxOrAccessError,
+    asyncpg.DataError,
+    asyncpg.IntegrityConstraintViolationError,
+    OffsetOutOfRangeError,
+    TopicAuthorizationFailedError,
+    GroupAuthorizationFailedError,
+    ClusterAuthorizationFailedError,
+)
 
 
 class _Job(BaseModel):
@@ -49,16 +66,28 @@ def _moment(text: str | None) -> str | None:
     return text
 
 
+def _utc(moment: datetime | None) -> datetime | None:
+    """UTC where no zone is said."""
+    return moment if moment is None or moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
 class Rebuild(_Job):
     """Every table anew in a schema of its own; put live afterwards with ``swap``."""
 
     kind: Literal["rebuild"]
     schema_: Annotated[str, Field(alias="schema", pattern="^[a-z_][a-z0-9_]{0,50}$")] = DEFAULT_SCHEMA
-    until: Annotated[str | None, Field(description="A time, or batches:0=12,runs:0=400,...")] = None
+    until: Annotated[str | None, Field(description="A time, or batches:0=12,runs:0=400,...; not with swap.")] = None
     fresh: bool = False
     swap: bool = False
+    processes: Annotated[int, Field(ge=1, le=16, description="Processes that share the partitions.")] = 1
 
     _until = field_validator("until")(_moment)
+
+    @model_validator(mode="after")
+    def _swap_is_of_now(self) -> Rebuild:
+        if self.swap and self.until is not None:
+            raise ValueError("swap puts the tables live as they are now: leave out until, or swap")
+        return self
 
 
 class Audit(_Job):
@@ -67,8 +96,8 @@ class Audit(_Job):
     kind: Literal["audit"]
     batch: str | None = None
     submission: str | None = None
-    since: datetime | None = None
-    until: datetime | None = None
+    since: Annotated[datetime | None, AfterValidator(_utc)] = None
+    until: Annotated[datetime | None, AfterValidator(_utc)] = None
 
 
 class AsOf(_Job):
@@ -117,7 +146,7 @@ class Worker:
             progress = now
 
         job = _jobs.validate_python({**row["arguments"], "kind": row["kind"]})
-        doing = asyncio.create_task(self._outcome(job, tell, resumed))
+        doing = asyncio.create_task(self._work(job_id, job, tell, resumed))
         try:
             while not doing.done():
                 await asyncio.wait([doing], timeout=0.5)
@@ -128,6 +157,8 @@ class Worker:
             await self._pool.execute(_sql["end"], job_id, "DONE", doing.result(), None)
         except _REFUSED as error:
             await self._pool.execute(_sql["end"], job_id, "FAILED", None, str(error))
+        except _FOR_GOOD as error:
+            await self._pool.execute(_sql["end"], job_id, "FAILED", None, f"{type(error).__name__}: {error}")
         except AWAY as error:
             # Said to whoever asks, and tried again.
             await self._pool.execute(_sql["trouble"], job_id, f"{type(error).__name__}: {error}")
@@ -140,16 +171,23 @@ class Worker:
             await asyncio.wait([doing])
         _log.info("a job ended", job_id=job_id, kind=row["kind"])
 
-    async def _outcome(self, job: Any, tell: Tell, resumed: bool) -> dict[str, Any]:
+    async def _work(self, job_id: str, job: Any, tell: Tell, resumed: bool) -> dict[str, Any]:
+        """Do the job; one that begins anew is begun, for good, only once what was there is dropped."""
+        if isinstance(job, Rebuild) and job.fresh and not resumed:
+            async with workplace(self._settings, job.schema_) as place:
+                await place.drop()
+        await self._pool.execute(_sql["begin"], job_id)
+        return await self._outcome(job, tell)
+
+    async def _outcome(self, job: Any, tell: Tell) -> dict[str, Any]:
         settings = self._settings
         match job:
             case Rebuild(swap=True):
-                fresh = job.fresh and not resumed
-                done = await rebuild_and_swap(settings, tell, schema=job.schema_, fresh=fresh)
+                done = await rebuild_and_swap(settings, tell, schema=job.schema_, processes=job.processes)
                 return {"records": done.records, "lock_held_seconds": round(done.held, 3), "left_over": done.left_over}
             case Rebuild():
                 offsets = await moment.offsets_of(settings, moment.parse(job.until) if job.until else None)
-                made = await rebuild(settings, offsets, tell, schema=job.schema_, fresh=job.fresh and not resumed)
+                made = await rebuild(settings, offsets, tell, schema=job.schema_, processes=job.processes)
                 return {"schema": made.schema, "records": made.before + made.applied, "offsets": _named(made.offsets)}
             case Audit():
                 found = await audit(settings, tell, Selection(job.batch, job.submission, job.since, job.until))
@@ -160,7 +198,7 @@ class Worker:
                     "rows": found.rows,
                     "offsets": _named(found.offsets),
                     "differences": shown,
-                    "differences_total": len(found.differences),
+                    "differences_total": found.differences_total,
                     "findings": msgspec.to_builtins(found.findings),
                 }
             case _:

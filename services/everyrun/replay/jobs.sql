@@ -12,7 +12,11 @@ order by state, created_at, job_id
 limit 1
 
 -- name: start
-update everyrun_queue.replay_jobs set state = 'RUNNING', started_at = coalesce(started_at, now()), message = null where job_id = $1
+update everyrun_queue.replay_jobs set state = 'RUNNING', message = null where job_id = $1
+
+-- name: begin
+-- From now on a process that takes the job over goes on with it.
+update everyrun_queue.replay_jobs set started_at = coalesce(started_at, now()) where job_id = $1
 
 -- name: progress
 update everyrun_queue.replay_jobs set records_done = $2, records_total = $3, rate = $4, seconds_left = $5
