@@ -6,7 +6,8 @@ import asyncio
 import multiprocessing
 import random
 import time
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import asyncpg
@@ -17,6 +18,7 @@ from everyrun.log.producer import Producer
 from everyrun.log.ranges import bounds
 from everyrun.projection import tables
 from everyrun.replay import rebuild as rebuilding
+from everyrun.replay import swap
 from everyrun.replay.engine import INPUTS, applied_offsets
 from everyrun.replay.moment import offsets_of
 from everyrun.replay.rebuild import DEFAULT_SCHEMA, ReplayError, rebuild
@@ -214,3 +216,126 @@ async def test_a_swap_under_traffic_is_seen_by_nobody(
     assert "projection" in await asking.fetchval("select obj_description('everyrun'::regnamespace)")
     await reader.close()
     await asking.close()
+
+
+async def a_role(connection: asyncpg.Connection) -> str:
+    """A role that may log in; roles are of the whole server, so its name is of the test's own."""
+    name = "r" + uuid.uuid4().hex[:12]
+    await connection.execute(f"create role {name} login password 'secret'")
+    return name
+
+
+async def drop_role(connection: asyncpg.Connection, role: str) -> None:
+    await connection.execute(f"reassign owned by {role} to current_user")
+    await connection.execute(f"drop owned by {role}")
+    await connection.execute(f"drop role {role}")
+
+
+def during_the_rebuild(monkeypatch: pytest.MonkeyPatch, what: Callable[[], Awaitable[object]]) -> None:
+    """Do something once, after the rebuild has begun and before it is put live."""
+    whole, done = rebuilding.Workplace.bring_to, []
+
+    async def bring_to(*args, **more):
+        if not done:
+            done.append(await what())
+        return await whole(*args, **more)
+
+    monkeypatch.setattr(rebuilding.Workplace, "bring_to", bring_to)
+
+
+@pytest.mark.parametrize(
+    ("made", "dropped", "named"),
+    [
+        ("create view mine.w as select run_id from everyrun.results", "drop view mine.w", "mine.w"),
+        (
+            "create trigger t before insert on everyrun.results for each row execute function mine.f()",
+            "drop trigger t on everyrun.results",
+            "trigger t",
+        ),
+        ("create policy p on everyrun.results using (true)", "drop policy p on everyrun.results", "policy p"),
+        (
+            "alter table everyrun.results enable row level security",
+            "alter table everyrun.results disable row level security",
+            "row security",
+        ),
+        ("create publication p for table everyrun.results", "drop publication p", "in publication p"),
+        ("create publication p for tables in schema everyrun", "drop publication p", "in publication p"),
+        ("create index own on everyrun.results (position)", "drop index everyrun.own", "everyrun.own"),
+        ("alter table everyrun.results add own int", "alter table everyrun.results drop own", "column own"),
+    ],
+)
+async def test_what_is_hung_on_the_live_tables_during_the_rebuild_is_not_lost(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, made: str, dropped: str, named: str
+) -> None:
+    connection = await connect(settings)
+    await connection.execute("create schema mine")
+    await connection.execute("create function mine.f() returns trigger language plpgsql as 'begin return new; end'")
+    before = await connection.fetchval("select 'everyrun.results'::regclass::oid")
+    during_the_rebuild(monkeypatch, lambda: connection.execute(made))
+    with pytest.raises(ReplayError, match=named):
+        await rebuild_and_swap(settings, quiet)
+    assert await connection.fetchval("select 'everyrun.results'::regclass::oid") == before
+    # The next time it is found before anything is rebuilt.
+    monkeypatch.setattr(rebuilding.Workplace, "bring_to", None)
+    with pytest.raises(ReplayError, match=named):
+        await rebuild_and_swap(settings, quiet)
+    monkeypatch.undo()
+    await connection.execute(dropped)
+    assert (await rebuild_and_swap(settings, quiet)).left_over is None
+    await connection.close()
+
+
+async def test_old_tables_on_which_something_hangs_are_left_and_it_is_said_why(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = await connect(settings)
+    await connection.execute("create schema mine")
+    whole = swap._drop_old
+
+    async def late(*args) -> str:
+        """Somebody was between looking the name up and having the view when the names were exchanged."""
+        await connection.execute("create view mine.v as select run_id from everyrun_before.results")
+        return await whole(*args)
+
+    monkeypatch.setattr(swap, "_drop_old", late)
+    done = await rebuild_and_swap(settings, quiet)
+    assert done.left_over == "everyrun_before"
+    assert "mine.v" in done.why
+    assert await connection.fetch("select * from mine.v") == []
+    monkeypatch.undo()
+    with pytest.raises(ReplayError, match=r"mine\.v"):
+        await rebuild_and_swap(settings, quiet)
+    await connection.execute("drop view mine.v")
+    assert (await rebuild_and_swap(settings, quiet)).left_over is None
+    await connection.close()
+
+
+async def test_a_schema_of_that_name_that_no_swap_left_behind_is_not_dropped(settings: Settings) -> None:
+    connection = await connect(settings)
+    await connection.execute("create schema everyrun_before")
+    await connection.execute("create table everyrun_before.mine ()")
+    with pytest.raises(ReplayError, match="everyrun_before"):
+        await rebuild_and_swap(settings, quiet)
+    assert await connection.fetchval("select to_regclass('everyrun_before.mine') is not null")
+    await connection.close()
+
+
+async def test_rights_come_along_those_of_single_columns_too(settings: Settings) -> None:
+    connection = await connect(settings)
+    role = await a_role(connection)
+    await connection.execute(f"grant usage on schema everyrun to {role} with grant option")
+    await connection.execute(f"grant select on everyrun.report to {role}")
+    await connection.execute(f"grant select (run_id, status), update (status) on everyrun.results to {role}")
+    rights = (
+        "select has_schema_privilege($1, 'everyrun', 'usage with grant option'),"
+        " has_table_privilege($1, 'everyrun.report', 'select'), has_table_privilege($1, 'everyrun.results', 'select'),"
+        " has_column_privilege($1, 'everyrun.results', 'run_id', 'select'),"
+        " has_column_privilege($1, 'everyrun.results', 'run_id', 'update'),"
+        " has_column_privilege($1, 'everyrun.results', 'status', 'update')"
+    )
+    before = await connection.fetchrow(rights, role)
+    assert tuple(before) == (True, True, False, True, False, True)
+    await rebuild_and_swap(settings, quiet)
+    assert await connection.fetchrow(rights, role) == before
+    await drop_role(connection, role)
+    await connection.close()

@@ -26,6 +26,8 @@ _sql = beside(__file__, "swap.sql")
 
 LIVE = tables.SCHEMA
 BEFORE = LIVE + "_before"
+#: The comment by which an old schema is known as ours to drop.
+_REPLACED = "Replaced by a rebuild. It may be dropped."
 #: Nearer than this the lock is taken; the rest is applied under it.
 _NEAR = 2000
 #: Rounds of catching up before the lock is taken however far it is.
@@ -66,14 +68,16 @@ async def rebuild_and_swap(
 ) -> Swapped:
     """Rebuild up to the live tables' offsets, then put it live at exactly those. Publishes nothing.
 
-    Raises ReplayError where something outside the schema hangs on its tables, or transactions that would see half of
-    the new ones do not end; else as :func:`everyrun.replay.rebuild.rebuild`. The live tables are then as before.
+    What somebody hangs on the live tables is never dropped: it is looked for at the start, again under the lock, and in
+    the old tables before they are dropped, which are then left. Raises ReplayError where there is such a thing, where a
+    schema ``everyrun_before`` is not ours to drop, or transactions that would see half of the new tables do not end;
+    else as :func:`everyrun.replay.rebuild.rebuild`. The live tables are then as before.
     """
     async with workplace(settings, schema) as place:
         if fresh:
             await place.drop()
         await place.make()
-        await _check_dependents(place.connection, place.name)
+        await _check_dependents(place.connection, place)
         await _drop_unfinished(place.connection)
         done = _Records(tell)
         async with tables_connection(settings, LIVE) as live:
@@ -152,13 +156,15 @@ async def _swap(
         if different:
             raise _TryAgainError(f"the rebuilt tables are elsewhere in {len(different)} partitions")
         await _wait_for_snapshots(place, live, await _clock(place), _SHORT_WITHIN)
+        # The rebuild may have taken an hour.
+        await _check_dependents(live, place)
         comment = await live.fetchval(_sql["schema_comment"], LIVE)
         for (grant,) in await live.fetch(_sql["grants"], LIVE, place.name):
             await live.execute(grant)
         await live.execute(f"alter schema {LIVE} rename to {BEFORE}")
         await live.execute(f"alter schema {place.name} rename to {LIVE}")
         await live.execute(await live.fetchval(_sql["comment"], LIVE, comment))
-        await live.execute(f"comment on schema {BEFORE} is 'Replaced by a rebuild. It may be dropped.'")
+        await live.execute(f"comment on schema {BEFORE} is '{_REPLACED}'")
     return last, time.monotonic() - began, await _clock(place)
 
 
@@ -190,27 +196,55 @@ async def _wait_for_snapshots(
         await asyncio.sleep(0.02)
 
 
-async def _check_dependents(connection: asyncpg.Connection, rebuilt: str) -> None:
-    found = [row[0] for row in await connection.fetch(_sql["dependents"], LIVE)]
-    found += [row[0] for row in await connection.fetch(_sql["foreign_objects"], LIVE, rebuilt)]
+async def _hung_on(connection: asyncpg.Connection, schema: str, other: str) -> str:
+    """What is not Everyrun's own and hangs on the schema, or is in it and not in the other; empty where nothing."""
+    found = [row[0] for row in await connection.fetch(_sql["dependents"], schema)]
+    found += [row[0] for row in await connection.fetch(_sql["foreign_objects"], schema, other)]
+    return ", ".join(found)
+
+
+async def _check_dependents(connection: asyncpg.Connection, place: Workplace) -> None:
+    found = await _hung_on(connection, LIVE, place.name)
     if found:
         raise ReplayError(
-            f"{', '.join(found)}: not Everyrun's own, and would stay with the old tables. Drop it before the swap and "
-            "make it again after it."
+            f"{found}: not Everyrun's own, and would stay with the old tables. Drop it before the swap and make it "
+            "again after it."
         )
 
 
+async def _drop_before(connection: asyncpg.Connection) -> str:
+    """Drop the old tables; why not, where that would take something with it, or somebody does not let go of them."""
+    try:
+        async with connection.transaction():
+            await connection.execute(_sql["lock_within"], str(int(_READERS_WITHIN * 1000)))
+            # So that nothing is hung on them between the look and the drop.
+            for (lock,) in await connection.fetch(_sql["lock_all"], BEFORE):
+                await connection.execute(lock)
+            found = await _hung_on(connection, BEFORE, LIVE)
+            if not found:
+                await connection.execute(f"drop schema {BEFORE} cascade")
+                return ""
+    except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
+        return "a transaction holds a lock of the old tables"
+    return f"{found}: not Everyrun's own, and would be dropped with the old tables"
+
+
 async def _drop_unfinished(connection: asyncpg.Connection) -> None:
-    """Drop what an earlier swap left behind."""
-    if await connection.fetchval("select to_regnamespace($1) is not null", BEFORE):
-        await connection.execute(f"drop schema {BEFORE} cascade")
+    """Drop what an earlier swap left behind. Raises ReplayError where it is not ours to drop."""
+    if not await connection.fetchval("select to_regnamespace($1) is not null", BEFORE):
+        return
+    if await connection.fetchval(_sql["schema_comment"], BEFORE) != _REPLACED:
+        raise ReplayError(f"there is a schema {BEFORE} that no swap left behind; rename it, the swap needs its name")
+    why = await _drop_before(connection)
+    if why:
+        raise ReplayError(f"the schema {BEFORE} of an earlier swap cannot be dropped: {why}")
 
 
 async def _drop_old(place: Workplace, live: asyncpg.Connection, swapped_at: datetime) -> str:
     """Drop the old tables once nobody can be reading them any more; why not, where somebody may."""
     try:
         await _wait_for_snapshots(place, live, swapped_at, _READERS_WITHIN)
+        why = await _drop_before(place.connection)
     except _TryAgainError as error:
-        return f"{error}. The next swap drops it, or: drop schema {BEFORE} cascade"
-    await place.connection.execute(f"drop schema {BEFORE} cascade")
-    return ""
+        why = str(error)
+    return why and f"{why}. The next swap drops it when nothing is in the way, or: drop schema {BEFORE} cascade"

@@ -23,40 +23,80 @@ order by xact_start
 limit 1
 
 -- name: grants
--- Rights that others were given on the live schema and what is in it, as statements that give them on the rebuilt.
-select format('grant %s on schema %I to %s', a.privilege_type, $2::text,
-              case a.grantee when 0 then 'public' else quote_ident(pg_get_userbyid(a.grantee)) end)
-from pg_namespace n, aclexplode(n.nspacl) a
-where n.nspname = $1 and a.grantee <> n.nspowner
-union all
-select format('grant %s on %I.%I to %s', a.privilege_type, $2::text, c.relname,
-              case a.grantee when 0 then 'public' else quote_ident(pg_get_userbyid(a.grantee)) end)
-from pg_class c join pg_namespace n on n.oid = c.relnamespace, aclexplode(c.relacl) a
-where n.nspname = $1 and c.relkind in ('r', 'v') and a.grantee <> c.relowner
+-- Rights that others were given on the live schema, what is in it and single columns, as statements that give them on
+-- the rebuilt.
+select format('grant %s%s to %s%s', given.privilege_type, given.place,
+              case given.grantee when 0 then 'public' else quote_ident(pg_get_userbyid(given.grantee)) end,
+              case when given.is_grantable then ' with grant option' else '' end)
+from (
+    select a.*, format(' on schema %I', $2::text) as place
+    from pg_namespace n, aclexplode(n.nspacl) a
+    where n.nspname = $1 and a.grantee <> n.nspowner
+    union all
+    select a.*, format(' on %I.%I', $2::text, c.relname)
+    from pg_class c, aclexplode(c.relacl) a
+    where c.relnamespace = $1::text::regnamespace and c.relkind in ('r', 'v') and a.grantee <> c.relowner
+    union all
+    select a.*, format(' (%I) on %I.%I', t.attname, $2::text, c.relname)
+    from pg_class c join pg_attribute t on t.attrelid = c.oid, aclexplode(t.attacl) a
+    where c.relnamespace = $1::text::regnamespace and c.relkind in ('r', 'v') and a.grantee <> c.relowner
+) given
 
 -- name: dependents
--- Views and constraints outside the schema that name its tables, and publications of them.
-select distinct format('%s %I.%I', case c.relkind when 'm' then 'materialized view' else 'view' end, n.nspname, c.relname)
+-- What depends on the schema or on anything in it and is not itself one of the kinds of thing that Everyrun has there:
+-- views elsewhere, foreign keys, publications (also of the whole schema), triggers, rules, policies, functions, types of
+-- columns, statistics, default rights. Row security without a policy is no object, and hides every row all the same.
+with own as (
+    select 'pg_namespace'::regclass as classid, $1::text::regnamespace::oid as objid
+    union all
+    select 'pg_class'::regclass, oid from pg_class where relnamespace = $1::text::regnamespace
+    union all
+    select 'pg_type'::regclass, oid from pg_type where typnamespace = $1::text::regnamespace
+    union all
+    select 'pg_constraint'::regclass, oid from pg_constraint where connamespace = $1::text::regnamespace
+    union all
+    select 'pg_attrdef'::regclass, a.oid
+    from pg_attrdef a join pg_class c on c.oid = a.adrelid where c.relnamespace = $1::text::regnamespace
+    union all
+    select 'pg_rewrite'::regclass, r.oid
+    from pg_rewrite r join pg_class c on c.oid = r.ev_class
+    where c.relnamespace = $1::text::regnamespace and r.rulename = '_RETURN'
+)
+select distinct pg_describe_object(d.classid, d.objid, d.objsubid)
 from pg_depend d
-join pg_class t on d.refclassid = 'pg_class'::regclass and d.refobjid = t.oid
-join pg_rewrite r on d.classid = 'pg_rewrite'::regclass and d.objid = r.oid
-join pg_class c on c.oid = r.ev_class
-join pg_namespace n on n.oid = c.relnamespace
-where t.relnamespace = $1::text::regnamespace and c.relnamespace <> t.relnamespace
+where (d.refclassid, d.refobjid) in (select classid, objid from own)
+  and (d.classid, d.objid) not in (select classid, objid from own)
+  and not exists (
+      select from pg_trigger t where d.classid = 'pg_trigger'::regclass and t.oid = d.objid and t.tgisinternal)
+  and not exists (
+      select from pg_class c
+      where d.classid = 'pg_class'::regclass and c.oid = d.objid and c.relnamespace = 'pg_toast'::regnamespace)
 union all
-select format('foreign key of %s', k.conrelid::regclass)
-from pg_constraint k join pg_class t on t.oid = k.confrelid
-where k.contype = 'f' and t.relnamespace = $1::text::regnamespace
-union all
-select format('publication %I', p.pubname)
-from pg_publication p join pg_publication_rel r on r.prpubid = p.oid join pg_class t on t.oid = r.prrelid
-where t.relnamespace = $1::text::regnamespace
+select format('row security of %s', oid::regclass)
+from pg_class where relnamespace = $1::text::regnamespace and relrowsecurity
+order by 1
 
 -- name: foreign_objects
--- What somebody has put into the live schema that the rebuilt one does not have.
+-- What somebody has put into the schema that the other one does not have.
 select format('%s %I.%I', case c.relkind when 'i' then 'index' when 'v' then 'view' else 'relation' end, $1::text, c.relname)
 from pg_class c
 where c.relnamespace = $1::text::regnamespace and c.relkind in ('r', 'v', 'i', 'm', 'S', 'f', 'p')
   and not exists (
       select from pg_class o where o.relnamespace = $2::text::regnamespace and (o.relname, o.relkind) = (c.relname, c.relkind))
+union all
+select format('column %I of %I.%I', a.attname, $1::text, c.relname)
+from pg_attribute a
+join pg_class c on c.oid = a.attrelid
+join pg_class o on o.relnamespace = $2::text::regnamespace and (o.relname, o.relkind) = (c.relname, c.relkind)
+where c.relnamespace = $1::text::regnamespace and c.relkind = 'r' and a.attnum > 0 and not a.attisdropped
+  and not exists (select from pg_attribute b where b.attrelid = o.oid and b.attname = a.attname and not b.attisdropped)
 order by 1
+
+-- name: lock_within
+select set_config('lock_timeout', $1, true)
+
+-- name: lock_all
+-- Statements that keep everybody from the schema's tables and views until the transaction's end.
+select format('lock table %I.%I in access exclusive mode', $1::text, relname)
+from pg_class where relnamespace = $1::text::regnamespace and relkind in ('r', 'v')
+order by relkind, relname
