@@ -9,9 +9,11 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import pytest
+from pydantic import SecretStr
 
 from everyrun.log import topics
 from everyrun.log.producer import Producer
@@ -25,6 +27,7 @@ from everyrun.replay.rebuild import DEFAULT_SCHEMA, ReplayError, rebuild
 from everyrun.replay.shares import Share, ShareError, apply_shares, split
 from everyrun.replay.swap import rebuild_and_swap
 from everyrun.settings import Settings
+from everyrun.store.migrate import SCHEMAS, migrate
 from tests.conftest import eventually
 from tests.integration.services import ServiceProcess
 from tests.records import a_world, apart
@@ -231,6 +234,22 @@ async def drop_role(connection: asyncpg.Connection, role: str) -> None:
     await connection.execute(f"drop role {role}")
 
 
+def as_role(settings: Settings, role: str) -> Settings:
+    """The settings with another role's dsn."""
+    parts = urlsplit(settings.postgres_dsn.get_secret_value())
+    where = f"{role}:secret@{parts.hostname}:{parts.port}"
+    return settings.model_copy(update={"postgres_dsn": SecretStr(urlunsplit(parts._replace(netloc=where)))})
+
+
+async def owned_by(settings: Settings, admin: asyncpg.Connection, role: str) -> Settings:
+    """The settings with a dsn of the role, which has made the schemas anew and is nothing more."""
+    own = as_role(settings, role)
+    await admin.execute(f"grant create on database {await admin.fetchval('select current_database()')} to {role}")
+    await admin.execute(f"drop schema {', '.join(SCHEMAS)} cascade")
+    await asyncio.to_thread(migrate, own.postgres_dsn.get_secret_value())
+    return own
+
+
 def during_the_rebuild(monkeypatch: pytest.MonkeyPatch, what: Callable[[], Awaitable[object]]) -> None:
     """Do something once, after the rebuild has begun and before it is put live."""
     whole, done = rebuilding.Workplace.bring_to, []
@@ -339,3 +358,49 @@ async def test_rights_come_along_those_of_single_columns_too(settings: Settings)
     assert await connection.fetchrow(rights, role) == before
     await drop_role(connection, role)
     await connection.close()
+
+
+async def test_no_swap_is_made_past_a_reader_that_cannot_be_seen(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(swap, "_SHORT_WITHIN", 0.2)
+    monkeypatch.setattr(swap, "_TRIES", 2)
+    reader = await connect(settings)
+    role = await a_role(reader)
+    own = await owned_by(settings, reader, role)
+    with pytest.raises(ReplayError, match=f"grant pg_read_all_stats to {role}"):
+        await rebuild_and_swap(own, quiet)
+    # With the right to see it: waited for while it looks, and no longer.
+    await reader.execute(f"grant pg_read_all_stats to {role}")
+    async with reader.transaction(isolation="repeatable_read"):
+        await reader.fetch("select * from everyrun.results")
+        with pytest.raises(ReplayError, match="looks at the tables as they were"):
+            await rebuild_and_swap(own, quiet)
+    assert (await rebuild_and_swap(own, quiet)).left_over is None
+    await drop_role(reader, role)
+    await reader.close()
+
+
+async def test_a_reader_that_comes_during_the_rebuild_and_cannot_be_seen_stops_the_swap(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admin = await connect(settings)
+    role, other = await a_role(admin), await a_role(admin)
+    own = await owned_by(settings, admin, role)
+    await admin.execute(f"grant usage on schema everyrun to {other}; grant select on everyrun.results to {other}")
+    before = await admin.fetchval("select 'everyrun.results'::regclass::oid")
+    await admin.close()
+    came: list[asyncpg.Connection] = []
+
+    async def come() -> None:
+        came.append(await connect(as_role(settings, other)))
+
+    during_the_rebuild(monkeypatch, come)
+    with pytest.raises(ReplayError, match=f"session of {other}"):
+        await rebuild_and_swap(own, quiet)
+    await came[0].close()
+    admin = await connect(settings)
+    assert await admin.fetchval("select 'everyrun.results'::regclass::oid") == before
+    for name in (other, role):
+        await drop_role(admin, name)
+    await admin.close()

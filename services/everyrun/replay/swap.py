@@ -70,14 +70,16 @@ async def rebuild_and_swap(
 
     What somebody hangs on the live tables is never dropped: it is looked for at the start, again under the lock, and in
     the old tables before they are dropped, which are then left. Raises ReplayError where there is such a thing, where a
-    schema ``everyrun_before`` is not ours to drop, or transactions that would see half of the new tables do not end;
-    else as :func:`everyrun.replay.rebuild.rebuild`. The live tables are then as before.
+    schema ``everyrun_before`` is not ours to drop, where transactions that would see half of the new tables do not end,
+    or this role may not see those of another role's session; else as :func:`everyrun.replay.rebuild.rebuild`. The live
+    tables are then as before.
     """
     async with workplace(settings, schema) as place:
         if fresh:
             await place.drop()
         await place.make()
         await _check_dependents(place.connection, place)
+        await _check_seen(place.connection)
         await _drop_unfinished(place.connection)
         done = _Records(tell)
         async with tables_connection(settings, LIVE) as live:
@@ -179,11 +181,12 @@ async def _wait_for_snapshots(
 ) -> None:
     """Return when no transaction has a snapshot older than the moment: it would see the new tables only in part.
 
-    Raises _TryAgainError where one is still there after so many seconds.
+    Raises _TryAgainError where one is still there after so many seconds, ReplayError where one could not be seen.
     """
     began = time.monotonic()
     said = False
     while True:
+        await _check_seen(place.connection)
         old = await place.connection.fetchrow(_sql["old_snapshots"], moment, live.get_server_pid())
         if old is None:
             return
@@ -194,6 +197,16 @@ async def _wait_for_snapshots(
             say(f"Waiting for a transaction of {who}.")
             said = True
         await asyncio.sleep(0.02)
+
+
+async def _check_seen(connection: asyncpg.Connection) -> None:
+    """Raise ReplayError where there is a session whose transaction this role may not see."""
+    unseen = await connection.fetchrow(_sql["unseen"])
+    if unseen is not None:
+        raise ReplayError(
+            f"whether the session of {unseen['usename']} (pid {unseen['pid']}) looks at the tables cannot be seen, so "
+            f"it cannot be waited for. A superuser may allow it: grant pg_read_all_stats to {unseen['own']}"
+        )
 
 
 async def _hung_on(connection: asyncpg.Connection, schema: str, other: str) -> str:
@@ -245,6 +258,6 @@ async def _drop_old(place: Workplace, live: asyncpg.Connection, swapped_at: date
     try:
         await _wait_for_snapshots(place, live, swapped_at, _READERS_WITHIN)
         why = await _drop_before(place.connection)
-    except _TryAgainError as error:
+    except (_TryAgainError, ReplayError) as error:
         why = str(error)
     return why and f"{why}. The next swap drops it when nothing is in the way, or: drop schema {BEFORE} cascade"

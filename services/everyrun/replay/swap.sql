@@ -22,6 +22,13 @@ where datname = current_database() and backend_type = 'client backend' and pid <
 order by xact_start
 limit 1
 
+-- name: unseen
+-- A session of another role, of which this one may see neither the transaction nor what kind of process it is. Those of
+-- the server itself have no role.
+select pid, usename, quote_ident(current_user) as own from pg_stat_activity
+where datname = current_database() and usesysid is not null and query = '<insufficient privilege>'
+limit 1
+
 -- name: grants
 -- Rights that others were given on the live schema, what is in it and single columns, as statements that give them on
 -- the rebuilt.
