@@ -6,9 +6,10 @@ It is put in when Extend is called and taken out again before anybody sees the m
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 #: The reserved key. A caller's own key that begins with PREFIX is refused.
 KEY = "everyrun:input"
@@ -21,14 +22,23 @@ METADATA_MAX_BYTES = 10_240
 EXTERNAL_ID_MAX = 255
 
 
-class Reserved(msgspec.Struct, frozen=True):
-    """What the key holds. ``input`` is the input id, ``position`` the input's place in its submission, from 1."""
+# Anybody who can make a run in the workspace can write the key. What is longer or greater than Everyrun ever writes
+# is not Everyrun's form: Postgres would refuse to index it, or to take it as an int.
+_Text = Annotated[str, Meta(max_length=512)]
+_Number = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 
-    installation: str
-    input: str
-    chunk: str
-    attempt: int
-    position: int
+
+class Reserved(msgspec.Struct, frozen=True):
+    """What the key holds. ``input`` is the input id, ``position`` the input's place in its submission, from 1.
+
+    Texts have at most 512 characters, numbers fit Postgres's int: anything else is not decoded.
+    """
+
+    installation: _Text
+    input: _Text
+    chunk: _Text
+    attempt: _Number
+    position: _Number
 
 
 def mark(metadata: dict[str, Any], reserved: Reserved) -> dict[str, Any]:

@@ -78,8 +78,8 @@ async def apply(
 
     Raises GapError where less is applied than is needed, or than a poll begins with; ForeignLogError for tables of
     another cluster; ConflictError or asyncpg's serialization, deadlock and unique errors where the transaction is to
-    be tried again; asyncpg.DataError or IntegrityConstraintViolationError where a record cannot be stored. In each
-    case nothing was changed.
+    be tried again; asyncpg's DataError, IntegrityConstraintViolationError or ProgramLimitExceededError, OverflowError
+    or ValueError where a record cannot be stored. In each case nothing was changed.
     """
     await connection.execute(_sql["create_staging"])
     async with connection.transaction():

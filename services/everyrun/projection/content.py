@@ -40,7 +40,10 @@ class Content(NamedTuple):
 
 
 def read(polls: Sequence[Poll], refused: Refused | None = None) -> Content:
-    """Decode polls; several observations of one run are merged. What is not understood is in ``poison``."""
+    """Decode polls; several observations of one run are merged. What is not understood is in ``poison``.
+
+    Whatever decoding a record raises: an error that nobody thought of must cost that record, and not all after it.
+    """
     content = Content({}, {}, {}, [], [], [], [], [], [])
     for poll in polls:
         for record in poll.records:
@@ -53,6 +56,8 @@ def read(polls: Sequence[Poll], refused: Refused | None = None) -> Content:
                     _take_fact(content, fact_of(poll.topic, record))
             except NotUnderstoodError as error:
                 content.poison.append(Poison(poll.topic, record, str(error)))
+            except Exception as error:
+                content.poison.append(Poison(poll.topic, record, f"{type(error).__name__}: {error}"))
     return content
 
 

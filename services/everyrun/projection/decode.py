@@ -88,6 +88,9 @@ class _RunHead(msgspec.Struct):
 
 _head_decoder = msgspec.json.Decoder(_RunHead)
 
+#: Characters of an id or a status. Three of them in one row of an index are still less than Postgres takes there.
+_LONGEST = 255
+
 # An escaped backslash before it makes \\u0000 harmless, so pairs of backslashes are skipped over.
 _UNSTORABLE = re.compile(
     rb"(?<!\\)((?:\\\\)*)\\u(?:0000|[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|[dD][89a-fA-F][0-9a-fA-F]{2})"
@@ -115,6 +118,12 @@ def _plain(value: Any) -> str | None:
     return text.replace("\x00", "\ufffd")
 
 
+def _credits(usage: Any) -> float | None:
+    """A run's credits; None where there are none. Raises OverflowError for an integer beyond every float."""
+    found = usage.get("credits") if isinstance(usage, dict) else None
+    return float(found) if isinstance(found, int | float) and not isinstance(found, bool) else None
+
+
 def _clean(run: bytes, metadata: bytes) -> tuple[bytes, bytes, Binding | None]:
     """The run and its metadata without the reserved key, and what the key said."""
     if b'"' + reserved.PREFIX.encode() not in metadata:
@@ -139,16 +148,18 @@ def run_of(record: LogRecord) -> Run:
         whole = bytes(event.run)
         head = _head_decoder.decode(whole)
         run, metadata, binding = _clean(whole, bytes(head.metadata))
-        usage = head.usage if isinstance(head.usage, dict) else {}
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        credits = _credits(head.usage)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError) as error:
         raise NotUnderstoodError(f"not a run-observed event: {error}") from None
     except TooNewError as error:
         raise NotUnderstoodError(str(error)) from None
-    if "\x00" in head.id or "\x00" in head.status or "\x00" in (head.batchId or ""):
-        raise NotUnderstoodError("a NUL character in the run's id, status or batchId")
+    for indexed in (head.id, head.status, head.batchId or ""):
+        if "\x00" in indexed:
+            raise NotUnderstoodError("a NUL character in the run's id, status or batchId")
+        if len(indexed) > _LONGEST:
+            raise NotUnderstoodError(f"more than {_LONGEST} characters in the run's id, status or batchId")
     polled, told_at = event.source == "poll", _time_of(record)
     own = own_time(_text_or_none(head.endTime), _text_or_none(head.reviewedAt))
-    credits = usage.get("credits")
     return Run(
         run_id=head.id,
         batch_id=head.batchId,
@@ -167,7 +178,7 @@ def run_of(record: LogRecord) -> Run:
         source=event.source,
         failure_reason=_plain(head.failureReason),
         failure_message=_plain(head.failureMessage),
-        credits=float(credits) if isinstance(credits, int | float) and not isinstance(credits, bool) else None,
+        credits=credits,
         metadata=storable(metadata),
         run=storable(run),
     )

@@ -39,8 +39,10 @@ Needed = Callable[[], Mapping[Position, int]]
 
 #: Postgres or Kafka is away, for now.
 AWAY = (*POSTGRES_AWAY, KafkaError)
-#: Errors of the records themselves: SQLSTATE classes 22 and 23.
-_UNSTORABLE = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
+#: Postgres refuses the records themselves: SQLSTATE classes 22, 23 and 54 (too long for an index, nested too deeply).
+_REFUSED = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.ProgramLimitExceededError)
+#: Python does: a number beyond its column's type, text that is not Unicode. COPY raises them as they are.
+_NO_VALUE = (OverflowError, ValueError)
 #: The rows of these keys are brought by more than one partition, so two transactions may meet in them.
 _MET_IN = frozenset({"results_pkey", "duplicate_runs_pkey", "unmatched_runs_pkey"})
 
@@ -133,14 +135,17 @@ class Feed:
         """Apply in one transaction; where a record cannot be stored, in smaller ones, down to that record."""
         try:
             return [await self._apply_again(polls, needed, refused)]
-        except _UNSTORABLE as error:
+        except (*_REFUSED, *_NO_VALUE) as error:
+            if not unstorable(error):
+                raise
             parts = split(polls)
             if len(parts) == 1:
                 record = polls[0].records[0]
                 if refused:
                     raise
                 key = (polls[0].topic, polls[0].partition, record.offset)
-                reason = f"{type(error).__name__} ({error.sqlstate}): {error}"
+                code = f" ({error.sqlstate})" if isinstance(error, asyncpg.PostgresError) else ""
+                reason = f"{type(error).__name__}{code}: {error}"
                 return await self._apply_or_split(polls, needed, {key: reason})
             done = []
             for part in parts:
@@ -185,6 +190,14 @@ class Feed:
             )
             for p in poison
         )
+
+
+def unstorable(error: Exception) -> bool:
+    """Whether an error of applying is of the records, so that fewer of them may do; else somebody is away. Pure.
+
+    A certificate that is not trusted is a ValueError, too, and an OSError: no record's fault.
+    """
+    return isinstance(error, _REFUSED) or (isinstance(error, _NO_VALUE) and not isinstance(error, AWAY))
 
 
 def split(polls: Sequence[Poll]) -> list[list[Poll]]:
