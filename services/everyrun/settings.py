@@ -178,13 +178,20 @@ class Settings(BaseSettings):
     replay_secret: SecretStr = Field(
         SecretStr(""), description="Signs what `everyrun replay` sends to an HTTP address (whsec_..., base64)."
     )
+    replay_origins: CommaList = Field(
+        default_factory=list,
+        description="Origins (https://host[:port]) that replays asked for over HTTP may send to; none by default.",
+    )
+    archive_to: str = Field(
+        "", description="The archive that jobs asked for over HTTP write and verify: a folder, or s3://bucket/prefix."
+    )
 
     # --- logs
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level written.")
 
-    _commas = field_validator("signed_url_origins", "webhook_secrets", mode="before")(_list_of)
+    _commas = field_validator("signed_url_origins", "replay_origins", "webhook_secrets", mode="before")(_list_of)
 
-    @field_validator("signed_url_origins")
+    @field_validator("signed_url_origins", "replay_origins")
     @classmethod
     def _origins(cls, value: list[str]) -> list[str]:
         for written in value:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import random
+import shutil
 import urllib.parse
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import asyncpg
 import httpx
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from everyrun.settings import Settings
 from tests.conftest import eventually
+from tests.integration.conftest import read_topic
 from tests.integration.services import ServiceProcess
 from tests.integration.test_asof import append, rows
 from tests.integration.test_audit import append as append_and_apply
@@ -67,6 +71,46 @@ async def test_jobs_are_done_in_turn_and_said(settings: Settings, service: Calla
         assert (await http.get("/v1/jobs/job_unknown")).status_code == 404
         assert (await http.post(f"/v1/jobs/{failed['job_id']}/cancel")).status_code == 409
         assert (await httpx.AsyncClient().get(replay.url + "/v1/jobs")).status_code == 401
+
+
+async def test_events_are_replayed_and_archived_as_jobs(
+    settings: Settings, service: Callable[..., ServiceProcess], tmp_path: Path
+) -> None:
+    await append(settings, apart(a_world(random.Random(4), chunks=3, inputs=4), "4"))
+    total = sum((await ends(settings)).values())
+    target = settings.topic_prefix + "again"
+    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap)
+    await admin.start()
+    await admin.create_topics([NewTopic(target, 8, 1)])
+    await admin.close()
+    archive_to = tmp_path / "archive"
+    variables = {"EVERYRUN_API_TOKEN": TOKEN, "EVERYRUN_ARCHIVE_TO": archive_to}
+    replay = await service("replay", **variables).ready()
+    async with client(replay) as http:
+
+        async def outcome(**job: Any) -> dict[str, Any]:
+            asked = await http.post("/v1/jobs", json=job)
+            assert asked.status_code == 202, asked.text
+            return await ended(http, asked.json())
+
+        again = await outcome(kind="replay", to=target)
+        assert (again["state"], again["outcome"]["published"]) == ("DONE", total)
+        records = await read_topic(settings, "again")
+        assert len(records) == total
+        assert all("ce_everyrunreplay" in headers for _, headers in records)
+        own = await outcome(kind="replay", to=settings.topic("runs"))
+        assert (own["state"], "Everyrun's own" in own["message"]) == ("FAILED", True)
+        elsewhere = await outcome(kind="replay", to="https://example.com/hook")
+        assert (elsewhere["state"], "EVERYRUN_REPLAY_ORIGINS" in elsewhere["message"]) == ("FAILED", True)
+        kept = await outcome(kind="archive")
+        assert (kept["state"], kept["records_done"]) == ("DONE", kept["records_total"])
+        seen = (await outcome(kind="archive-verify", against_log=True, head=kept["outcome"]["hash"]))["outcome"]
+        assert (seen["whole"], seen["records"], seen["notes"]) == (True, kept["outcome"]["records"], [])
+        shutil.rmtree(archive_to)
+        lost = await outcome(kind="archive-verify")
+        assert (lost["state"], bool(lost["message"])) == ("FAILED", True)
+        for wrong in ({"to": "events.ndjson"}, {"to": target, "from_offsets": "runs"}, {"to": target, "topics": ["x"]}):
+            assert (await http.post("/v1/jobs", json={"kind": "replay", **wrong})).status_code == 422
 
 
 async def test_what_waiting_does_not_mend_fails_and_holds_up_nobody(

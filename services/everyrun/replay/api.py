@@ -10,8 +10,8 @@ import asyncpg
 from fastapi import FastAPI, Query, Request
 
 from everyrun.http import ApiError, api, caller, scope
+from everyrun.replay.asked import Job
 from everyrun.replay.history import Historian, history_routes
-from everyrun.replay.jobs import Job
 from everyrun.settings import Settings
 from everyrun.store.sql import beside
 

@@ -1,4 +1,4 @@
-"""Jobs: rebuilds, swaps, audits and questions of the past, one after another, kept in Postgres.
+"""Jobs: rebuilds, swaps, audits, questions of the past, replays, archiving, one after another, kept in Postgres.
 
 A job whose process dies stays RUNNING, and the next process goes on with it from where its tables are.
 """
@@ -6,8 +6,11 @@ A job whose process dies stays RUNNING, and the next process goes on with it fro
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import msgspec
@@ -18,17 +21,21 @@ from aiokafka.errors import (
     OffsetOutOfRangeError,
     TopicAuthorizationFailedError,
 )
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, field_validator, model_validator
 
 from everyrun.log.ranges import Position
 from everyrun.projection.offsets import ForeignLogError
-from everyrun.replay import moment
+from everyrun.replay import again, compare, moment
+from everyrun.replay.archive import ArchiveError, archive
+from everyrun.replay.asked import Archive, Audit, Rebuild, Replay, VerifyArchive, jobs
 from everyrun.replay.asof import as_of
 from everyrun.replay.audit import audit
-from everyrun.replay.compare import Selection
 from everyrun.replay.engine import Progress
-from everyrun.replay.rebuild import DEFAULT_SCHEMA, ReplayError, Tell, rebuild, workplace
+from everyrun.replay.objects import ObjectsError
+from everyrun.replay.rebuild import ReplayError, Tell, rebuild, workplace
+from everyrun.replay.selection import SelectionError
 from everyrun.replay.swap import rebuild_and_swap
+from everyrun.replay.targets import TargetError
+from everyrun.replay.verify import verify
 from everyrun.settings import Settings
 from everyrun.store.migrate import MigrationError
 from everyrun.store.pool import POSTGRES_AWAY
@@ -42,7 +49,15 @@ _sql = beside(__file__, "jobs.sql")
 SHOWN = 1000
 #: What is waited for.
 AWAY = (*POSTGRES_AWAY, KafkaError)
-_REFUSED = (ReplayError, moment.MomentError, MigrationError, ForeignLogError)
+_REFUSED = (
+    ReplayError,
+    moment.MomentError,
+    MigrationError,
+    ForeignLogError,
+    ArchiveError,
+    SelectionError,
+    TargetError,
+)
 #: Errors of Postgres and Kafka that waiting does not mend: a right or an object that is missing, a value that cannot be
 #: stored (SQLSTATE classes 42, 22, 23); records that are deleted.
 _FOR_GOOD = (
@@ -54,65 +69,6 @@ _FOR_GOOD = (
     GroupAuthorizationFailedError,
     ClusterAuthorizationFailedError,
 )
-
-
-class _Job(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-def _moment(text: str | None) -> str | None:
-    if text is not None:
-        moment.parse(text)
-    return text
-
-
-def _utc(moment: datetime | None) -> datetime | None:
-    """UTC where no zone is said."""
-    return moment if moment is None or moment.tzinfo else moment.replace(tzinfo=UTC)
-
-
-class Rebuild(_Job):
-    """Every table anew in a schema of its own; put live afterwards with ``swap``."""
-
-    kind: Literal["rebuild"]
-    schema_: Annotated[str, Field(alias="schema", pattern="^[a-z_][a-z0-9_]{0,50}$")] = DEFAULT_SCHEMA
-    until: Annotated[str | None, Field(description="A time, or batches:0=12,runs:0=400,...; not with swap.")] = None
-    fresh: bool = False
-    swap: bool = False
-    processes: Annotated[int, Field(ge=1, le=16, description="Processes that share the partitions.")] = 1
-
-    _until = field_validator("until")(_moment)
-
-    @model_validator(mode="after")
-    def _swap_is_of_now(self) -> Rebuild:
-        if self.swap and self.until is not None:
-            raise ValueError("swap puts the tables live as they are now: leave out until, or swap")
-        return self
-
-
-class Audit(_Job):
-    """The live tables compared with the log; everything where nothing is selected."""
-
-    kind: Literal["audit"]
-    batch: str | None = None
-    submission: str | None = None
-    since: Annotated[datetime | None, AfterValidator(_utc)] = None
-    until: Annotated[datetime | None, AfterValidator(_utc)] = None
-
-
-class AsOf(_Job):
-    """A report or a row as the log had it at a moment."""
-
-    kind: Literal["as-of"]
-    moment: Annotated[str, Field(description="A time, or batches:0=12,runs:0=400,...")]
-    what: Literal["report", "row"]
-    id: Annotated[str, Field(description="A submission; for a row an input id.")]
-
-    _of = field_validator("moment")(_moment)
-
-
-Job = Annotated[Rebuild | Audit | AsOf, Field(discriminator="kind")]
-_jobs: TypeAdapter[Any] = TypeAdapter(Job)
 
 
 class Worker:
@@ -145,7 +101,7 @@ class Worker:
             nonlocal progress
             progress = now
 
-        job = _jobs.validate_python({**row["arguments"], "kind": row["kind"]})
+        job = jobs.validate_python({**row["arguments"], "kind": row["kind"]})
         doing = asyncio.create_task(self._work(job_id, job, tell, resumed))
         try:
             while not doing.done():
@@ -190,7 +146,7 @@ class Worker:
                 made = await rebuild(settings, offsets, tell, schema=job.schema_, processes=job.processes)
                 return {"schema": made.schema, "records": made.before + made.applied, "offsets": _named(made.offsets)}
             case Audit():
-                found = await audit(settings, tell, Selection(job.batch, job.submission, job.since, job.until))
+                found = await audit(settings, tell, compare.Selection(job.batch, job.submission, job.since, job.until))
                 shown = msgspec.to_builtins(found.differences[:SHOWN])
                 return {
                     "agrees": found.agrees,
@@ -201,10 +157,70 @@ class Worker:
                     "differences_total": found.differences_total,
                     "findings": msgspec.to_builtins(found.findings),
                 }
+            case Replay():
+                counts = await self._replay(job, tell)
+                return {"published": counts.total(), "events": dict(sorted(counts.items()))}
+            case Archive():
+                with _said_of_objects():
+                    kept = await archive(settings, _archive(settings), progress=_told(tell))
+                return {"records": kept.records, "files": kept.files, "manifest": kept.number, "hash": kept.hash}
+            case VerifyArchive():
+                log_side = settings if job.against_log else None
+                with _said_of_objects():
+                    seen = await verify(_archive(settings), head=job.head, against_log=log_side, progress=_told(tell))
+                return {
+                    "whole": not seen.findings,
+                    "records": seen.records,
+                    "manifest": seen.number,
+                    "hash": seen.hash,
+                    "signed": seen.signed,
+                    "findings": [str(one) for one in seen.findings[:SHOWN]],
+                    "findings_total": len(seen.findings),
+                    "notes": seen.notes,
+                }
             case _:
                 async with as_of(settings, moment.parse(job.moment), tell) as tables:
                     row = await (tables.report(job.id) if job.what == "report" else tables.row(job.id))
                     return {"offsets": _named(tables.offsets), job.what: row}
+
+    async def _replay(self, job: Replay, tell: Tell) -> Counter[str]:
+        settings = self._settings
+        again.refuse_own(settings, job.to)
+        if again.kind_of(job.to) == "url":
+            origin = "{0.scheme}://{0.netloc}".format(urlsplit(job.to))
+            if origin not in settings.replay_origins:
+                raise TargetError(f"EVERYRUN_REPLAY_ORIGINS does not name {origin}")
+            if not settings.replay_secret.get_secret_value():
+                raise TargetError("EVERYRUN_REPLAY_SECRET is not set: nothing could be signed")
+        selection = job.selection()
+        place = again.place_of(settings, settings.data_dir, job.to, selection, None)
+        return await again.replay_to(settings, selection, job.to, place=place, rate=job.rate, progress=_told(tell))
+
+
+@contextmanager
+def _said_of_objects() -> Iterator[None]:
+    """What the folder or the object store has against it is said, and not waited for."""
+    try:
+        yield
+    except ObjectsError as error:
+        raise ArchiveError(f"{type(error).__name__}: {error}") from error
+
+
+def _archive(settings: Settings) -> str:
+    if not settings.archive_to:
+        raise ArchiveError("EVERYRUN_ARCHIVE_TO is not set: there is no archive to write or look at")
+    return settings.archive_to
+
+
+def _told(tell: Tell) -> Callable[[int, int], None]:
+    """The progress of those who count what is done, of how many."""
+    progress = Progress()
+
+    def show(done: int, total: int) -> None:
+        progress.applied, progress.total = done, total
+        tell(progress)
+
+    return show
 
 
 def _named(offsets: dict[Position, int]) -> dict[str, int]:
