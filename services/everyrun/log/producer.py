@@ -10,17 +10,23 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import MessageSizeTooLargeError
+from aiokafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError
 from aiokafka.partitioner import murmur2
 from aiokafka.producer.message_accumulator import BatchBuilder
 
 from everyrun.log.cloudevents import Record
 from everyrun.log.connection import connection
 from everyrun.settings import Settings
+from everyrun.telemetry import log
+
+_log = log(__name__)
 
 #: Largest record that the topics with payloads take (infra/kafka/topics.yaml).
 MAX_RECORD_BYTES = 16 << 20
 _BATCH_BYTES = 256 << 10
+#: So long is waited for the next acknowledgement, in seconds: callers hold locks and connections meanwhile.
+_ACKNOWLEDGED_WITHIN = 30.0
+_STOPPED_WITHIN = 5.0
 
 
 @lru_cache(maxsize=1 << 14)
@@ -43,65 +49,124 @@ class Log(Protocol):
         """Return when every record is acknowledged; else raise, and any of them may or may not be there."""
 
 
-class Producer:
-    """A Kafka producer with acks=all and idempotence. Use as an async context manager."""
+class _Client:
+    """One of aiokafka's producers, and the limits of those who wait for it."""
 
-    def __init__(self, settings: Settings, *, linger_ms: int = 2, compression: str | None = None) -> None:
+    def __init__(self, kafka: AIOKafkaProducer) -> None:
+        self.kafka = kafka
+        self.limits: set[asyncio.Timeout] = set()
+
+
+class Producer:
+    """A Kafka producer with acks=all and idempotence. Use as an async context manager.
+
+    A failed append breaks nothing for the next one. aiokafka's idempotent producer is of no more use to a partition
+    once a batch failed for good (the broker waits for that batch's sequence number for ever), and never gives up a
+    batch whose leader is known but away. So after either it is replaced by a new one.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        linger_ms: int = 2,
+        compression: str | None = None,
+        acknowledged_within: float = _ACKNOWLEDGED_WITHIN,
+    ) -> None:
         self._prefix = settings.topic_prefix
-        self._producer = AIOKafkaProducer(
-            acks="all",
-            enable_idempotence=True,
-            linger_ms=linger_ms,
-            compression_type=compression,
-            max_request_size=MAX_RECORD_BYTES,
+        self._within = acknowledged_within
+        self._options: dict[str, Any] = {
+            "acks": "all",
+            "enable_idempotence": True,
+            "linger_ms": linger_ms,
+            "compression_type": compression,
+            "max_request_size": MAX_RECORD_BYTES,
             # The default of 16 KB holds a handful of runs: a burst would go out in many small requests.
-            max_batch_size=_BATCH_BYTES,
-            partitioner=_partitioner,
-            request_timeout_ms=60_000,
+            "max_batch_size": _BATCH_BYTES,
+            "partitioner": _partitioner,
+            "request_timeout_ms": 60_000,
             **connection(settings),
-        )
+        }
+        self._client: _Client | None = self._made()
+        self._one = asyncio.Lock()
+        self._stopping: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Producer:
-        await self._producer.start()
+        if self._client is not None:
+            await _start(self._client.kafka)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._producer.stop()
+        client, self._client = self._client, None
+        if client is not None:
+            await _stop(client.kafka, _STOPPED_WITHIN)
+        if self._stopping:
+            await asyncio.wait(self._stopping, timeout=_STOPPED_WITHIN)
 
     async def append(self, records: Iterable[Record]) -> None:
         """Write the records, those of a partition in their order; return when all are acknowledged.
 
-        Raises aiokafka.errors.KafkaError otherwise.
+        Raises aiokafka.errors.KafkaError otherwise: KafkaTimeoutError where none was acknowledged for 30 s. Any of
+        them may or may not be there then; one that was not sent by then never is.
         """
         given = list(records)
-        if len(given) == 1:
-            (one,) = given
-            topic = self._prefix + one.topic
-            await self._producer.send_and_wait(topic, value=one.value, key=one.key, headers=one.headers)
-        elif given:
-            await self._append_many(given)
+        _refuse_large(given)
+        if not given:
+            return
+        client = None
+        try:
+            async with asyncio.timeout(self._within) as limit:
+                client = self._client or await self._renewed()
+                client.limits.add(limit)
+                try:
+                    if len(given) == 1:
+                        (one,) = given
+                        topic = self._prefix + one.topic
+                        await client.kafka.send_and_wait(topic, value=one.value, key=one.key, headers=one.headers)
+                    else:
+                        await self._append_many(client.kafka, given, limit)
+                finally:
+                    client.limits.discard(limit)
+        except TimeoutError:
+            self._replace(client, 0.0, "nothing was acknowledged in time")
+            raise KafkaTimeoutError(f"not acknowledged within {self._within:g} s") from None
+        except KafkaError as error:
+            self._replace(client, self._within, f"{type(error).__name__}: {error}")
+            raise
 
-    async def _append_many(self, records: Sequence[Record]) -> None:
+    async def _append_many(self, kafka: AIOKafkaProducer, records: Sequence[Record], limit: asyncio.Timeout) -> None:
         """A batch of our own for each partition: a future for each record costs as much as all else about it."""
         waiting: list[asyncio.Future[Any]] = []
         open_batches: dict[tuple[str, int], BatchBuilder] = {}
         partitions: dict[str, list[int]] = {}
+
+        async def send(batch: BatchBuilder, place: tuple[str, int]) -> None:
+            topic, partition = place
+            batch.close()
+            sent: asyncio.Future[Any] = await kafka.send_batch(batch, topic, partition=partition)
+            sent.add_done_callback(lambda sent: self._prolong(limit, sent))
+            waiting.append(sent)
+
         try:
             for r in records:
                 topic = self._prefix + r.topic
                 if topic not in partitions:
-                    partitions[topic] = sorted(await self._producer.partitions_for(topic))
+                    partitions[topic] = sorted(await kafka.partitions_for(topic))
                 place = (topic, _partitioner(r.key, partitions[topic], partitions[topic]))
                 batch = open_batches.get(place)
                 if batch is None or not _added(batch, r):
                     if batch is not None:
-                        waiting.append(await self._send(batch, place))
-                    batch = open_batches[place] = self._producer.create_batch()
+                        await send(batch, place)
+                    batch = open_batches[place] = kafka.create_batch()
                     _added(batch, r)
             for place, batch in open_batches.items():
-                waiting.append(await self._send(batch, place))
+                await send(batch, place)
+        except asyncio.CancelledError:
+            for sent in waiting:
+                sent.cancel()
+            raise
         finally:
             # All are awaited before the first error is raised, so that none is left running unseen.
             outcomes = await asyncio.gather(*waiting, return_exceptions=True)
@@ -109,15 +174,65 @@ class Producer:
             if isinstance(outcome, BaseException):
                 raise outcome
 
-    async def _send(self, batch: BatchBuilder, place: tuple[str, int]) -> asyncio.Future[Any]:
-        topic, partition = place
-        batch.close()
-        sent: asyncio.Future[Any] = await self._producer.send_batch(batch, topic, partition=partition)
-        return sent
+    def _prolong(self, limit: asyncio.Timeout, sent: asyncio.Future[Any]) -> None:
+        # A large append may take long, as long as it goes on.
+        if not sent.cancelled() and not limit.expired():
+            limit.reschedule(asyncio.get_running_loop().time() + self._within)
+
+    def _made(self) -> _Client:
+        return _Client(AIOKafkaProducer(**self._options))
+
+    async def _renewed(self) -> _Client:
+        async with self._one:
+            if self._client is None:
+                client = self._made()
+                await _start(client.kafka)
+                self._client = client
+            return self._client
+
+    def _replace(self, client: _Client | None, flush_within: float, why: str) -> None:
+        """The next append has a new client; what others wait for of the old one may still be acknowledged so long."""
+        if client is None or client is not self._client:
+            return
+        _log.warning("the Kafka producer is replaced", why=why)
+        self._client = None
+        if not flush_within:
+            now = asyncio.get_running_loop().time()
+            for limit in client.limits:
+                if not limit.expired():
+                    limit.reschedule(now)
+        task = asyncio.create_task(_stop(client.kafka, flush_within))
+        self._stopping.add(task)
+        task.add_done_callback(self._stopping.discard)
+
+
+async def _start(kafka: AIOKafkaProducer) -> None:
+    try:
+        await kafka.start()
+    except BaseException:
+        await kafka.stop()
+        raise
+
+
+async def _stop(kafka: AIOKafkaProducer, flush_within: float) -> None:
+    """Send what waits for so many seconds; what is not sent by then never is, so nothing comes after what is newer."""
+    stopping = asyncio.create_task(kafka.stop())
+    await asyncio.wait({stopping}, timeout=flush_within)
+    if not stopping.done():
+        # aiokafka has no public way to end it without what it holds; a request under way ends with its connection.
+        kafka._sender.sender_task.cancel()
+        await kafka.client.close()
+        await asyncio.wait({stopping}, timeout=_STOPPED_WITHIN)
+        stopping.cancel()
+    await asyncio.gather(stopping, return_exceptions=True)
+
+
+def _refuse_large(records: Sequence[Record]) -> None:
+    for r in records:
+        if len(r.value) > MAX_RECORD_BYTES:
+            raise MessageSizeTooLargeError(f"a record of {len(r.value)} bytes: more than {MAX_RECORD_BYTES}")
 
 
 def _added(batch: BatchBuilder, r: Record) -> bool:
-    """Whether the batch had room for the record; the first always has. Raises MessageSizeTooLargeError."""
-    if len(r.value) > MAX_RECORD_BYTES:
-        raise MessageSizeTooLargeError(f"a record of {len(r.value)} bytes: more than {MAX_RECORD_BYTES}")
+    """Whether the batch had room for the record; the first always has."""
     return batch.append(timestamp=None, key=r.key, value=r.value, headers=r.headers) is not None
