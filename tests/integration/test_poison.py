@@ -16,12 +16,15 @@ import pytest
 from everyrun.extend import reserved
 from everyrun.log import events
 from everyrun.log.cloudevents import Record
+from everyrun.log.producer import Producer
+from everyrun.log.quarantine import quarantined
+from everyrun.log.reader import end_offsets
 from everyrun.projection import content as content_module
 from everyrun.projection import tables
 from everyrun.projection.decode import Poll
 from everyrun.projection.feed import Feed, unstorable
 from everyrun.settings import Settings
-from tests.records import INSTALLATION, an_input, batch_event, lay_out, run_event
+from tests.records import INSTALLATION, an_input, at, batch_event, lay_out, run_event
 
 pytestmark = pytest.mark.stack
 
@@ -159,3 +162,13 @@ def test_who_is_away_is_no_fault_of_a_record() -> None:
     assert not unstorable(ssl.SSLCertVerificationError("self-signed"))
     assert not unstorable(asyncpg.OutOfMemoryError("later"))
     assert unstorable(OverflowError("value out of int32 range"))
+
+
+async def test_kafka_takes_the_largest_message_that_the_quarantine_keeps(settings: Settings) -> None:
+    """Else the partition of a poison record of that size would stand still."""
+    raw = random.Random(1).randbytes(16 << 20)
+    kept = quarantined(source="runs/0/7", topic="runs", reason="no", raw=raw, headers=[], time=at(1), service="/test")
+    async with Producer(settings, linger_ms=5, compression="zstd") as producer:
+        await asyncio.wait_for(producer.append([kept]), 60)
+        await asyncio.wait_for(producer.append([kept, kept]), 60)
+    assert (await end_offsets(settings, ["quarantine"]))["quarantine", 0] == 3

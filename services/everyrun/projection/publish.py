@@ -14,11 +14,16 @@ import msgspec
 
 from everyrun.log.cloudevents import Record, record, timestamp
 from everyrun.log.events import BatchProgressed, BatchSettled, ResultChanged, ResultSettled, SubmissionSettled
+from everyrun.log.producer import MAX_RECORD_BYTES
 from everyrun.projection.merge import SETTLED
 
 Row = asyncpg.Record | dict[str, Any]
 SOURCE = "/everyrun/processor"
 _NULL = msgspec.Raw(b"null")
+#: Bytes of a value: what Kafka takes, less the headers and the key.
+_FITS = MAX_RECORD_BYTES - (64 << 10)
+#: Characters of the failure's reason and message where the whole does not fit.
+_TEXT_MAX = 10_000
 # fmt: off
 _PLAIN = (
     "input_id", "external_id", "submission_id", "position", "chunk", "attempt", "batch_id", "run_id", "status",
@@ -32,7 +37,32 @@ def _time(moment: datetime | None) -> str | None:
 
 
 def result_record(row: Row) -> Record:
-    """The event of a row of ``results`` as the statement ``present_rows`` reads it."""
+    """The event of a row of ``results`` as the statement ``present_rows`` reads it.
+
+    It always fits the topic: a run that does not is left out (``run`` is null and ``run_id`` is not), and the texts
+    about a failure are cut. The table has all of it.
+    """
+    whole = _result_record(row)
+    if len(whole.value) <= _FITS:
+        return whole
+    # Postgres writes jsonb with spaces, so a run near the limit comes out of the table larger than it went in.
+    compact = {**row, **{name: row[name] and _compact(row[name]) for name in ("file", "metadata", "run")}}
+    whole = _result_record(compact)
+    if len(whole.value) <= _FITS:
+        return whole
+    cut = {name: row[name] and row[name][:_TEXT_MAX] for name in ("failure_reason", "failure_message")}
+    return _result_record({**compact, **cut, "run": None})
+
+
+def _compact(text: bytes) -> bytes:
+    try:
+        return msgspec.json.format(text, indent=-1)
+    except RecursionError:
+        # Nested too deeply to be written anew; Postgres took it.
+        return text
+
+
+def _result_record(row: Row) -> Record:
     kind = ResultSettled if row["status"] in SETTLED else ResultChanged
     event = kind(
         **{name: row[name] for name in _PLAIN},
