@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import asyncpg
+import httpx
 import msgspec
 import pytest
+from pydantic import SecretStr
 
 from everyrun.settings import Settings
 from everyrun.store.pool import open_pool
+from everyrun.submission.api import submission_api
 from everyrun.submission.intake import Accepted, BadRowsError, IdempotencyConflictError, take_in
 from everyrun.submission.parse import NDJSON, UploadError, rows
+from tests.conftest import eventually
 
 pytestmark = pytest.mark.stack
 
@@ -101,3 +107,43 @@ async def test_no_rows_are_refused(pool: asyncpg.Pool, settings: Settings) -> No
     with pytest.raises(BadRowsError) as bad:
         await hand_in(pool, settings, [])
     assert bad.value.count == 0
+
+
+@pytest.mark.parametrize("path", ["/v1/submissions", "/v1/batches"])
+async def test_slow_uploads_leave_connections_to_everyone_else(
+    pool: asyncpg.Pool, settings: Settings, path: str
+) -> None:
+    settings.api_token = SecretStr("token")
+    told: Any = SimpleNamespace(poke=asyncio.Event())
+    unused: Any = None
+    app = submission_api(settings, pool, told, unused, unused)
+    go_on = asyncio.Event()
+
+    async def slow(number: int) -> AsyncIterator[bytes]:
+        yield line(f"first{number}")
+        await go_on.wait()
+        yield line(f"second{number}")
+
+    headers = {"authorization": "Bearer token", "content-type": NDJSON}
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://submission", headers=headers) as http:
+
+        async def upload(number: int) -> httpx.Response:
+            query = {"workflow_id": "w", "batch_id": f"batch_{number}"}
+            return await http.post(path, params=query, content=slow(number))
+
+        under_way = [asyncio.create_task(upload(number)) for number in range(pool.get_max_size() + 5)]
+        done: list[httpx.Response] = []
+
+        async def refused() -> bool:
+            done[:] = [task.result() for task in under_way if task.done()]
+            return len(done) == len(under_way) - 4
+
+        await eventually(refused, "all but four uploads are refused")
+        assert {(answer.status_code, answer.json()["code"]) for answer in done} == {(503, "BUSY")}
+        assert all(int(answer.headers["retry-after"]) > 0 for answer in done)
+        assert (await http.get("/v1/submissions")).json()["submissions"] == []
+        go_on.set()
+        taken = [answer.status_code for answer in await asyncio.gather(*under_way)]
+        assert (taken.count(202), taken.count(503)) == (4, len(under_way) - 4)
+        assert (await upload(1000)).status_code == 202

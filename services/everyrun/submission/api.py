@@ -21,7 +21,7 @@ from everyrun.submission.intake import BadRowsError, IdempotencyConflictError, t
 from everyrun.submission.keeper import Announcer
 from everyrun.submission.quarantine import Quarantine
 from everyrun.submission.quarantine_api import quarantine_routes
-from everyrun.submission.upload import BODY, bad_rows, no_nul, rows_of
+from everyrun.submission.upload import BODY, Uploads, UploadsFullError, bad_rows, no_nul, rows_of
 
 _sql = beside(__file__, "queue.sql")
 
@@ -35,6 +35,11 @@ def submission_api(settings: Settings, pool: asyncpg.Pool, announcer: Announcer,
         pool,
         frozenset({"/v1/submissions"}),
     )
+    uploads = Uploads()
+
+    @app.exception_handler(UploadsFullError)
+    async def full(_request: Request, error: UploadsFullError) -> JSONResponse:
+        return JSONResponse({"code": "BUSY", "message": str(error)}, 503, {"retry-after": "10"})
 
     @app.post("/v1/submissions", status_code=202, dependencies=[scope("submit")], openapi_extra={"requestBody": BODY})
     async def submit(
@@ -49,15 +54,16 @@ def submission_api(settings: Settings, pool: asyncpg.Pool, announcer: Announcer,
         no_nul("workflow_id", workflow_id)
         no_nul("workflow_version", workflow_version or "")
         try:
-            accepted = await take_in(
-                pool,
-                settings,
-                given,
-                workflow_id=workflow_id,
-                workflow_version=workflow_version,
-                priority=priority,
-                idempotency_key=idempotency_key,
-            )
+            with uploads.one_more():
+                accepted = await take_in(
+                    pool,
+                    settings,
+                    given,
+                    workflow_id=workflow_id,
+                    workflow_version=workflow_version,
+                    priority=priority,
+                    idempotency_key=idempotency_key,
+                )
         except parse.UploadError as error:
             raise ApiError(422, "UNREADABLE", str(error)) from None
         except BadRowsError as error:
@@ -88,7 +94,7 @@ def submission_api(settings: Settings, pool: asyncpg.Pool, announcer: Announcer,
             raise ApiError(404, "NOT_FOUND", f"there is no submission {submission_id}")
         return _shown(row)
 
-    batch_routes(app, settings, pool, announcer)
+    batch_routes(app, settings, pool, announcer, uploads)
     quarantine_routes(app, Quarantine(pool, log))
     doubt_routes(app, doubts)
     pause_routes(app, pool, log)

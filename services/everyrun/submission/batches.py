@@ -15,12 +15,12 @@ from everyrun.submission import parse
 from everyrun.submission.intake import BadRowsError
 from everyrun.submission.keeper import Announcer
 from everyrun.submission.registering import BatchKnownError, BatchTooLargeError, register
-from everyrun.submission.upload import BODY, bad_rows, no_nul, rows_of
+from everyrun.submission.upload import BODY, Uploads, bad_rows, no_nul, rows_of
 
 Id = Annotated[str, Query(min_length=1, max_length=255)]
 
 
-def batch_routes(app: FastAPI, settings: Settings, pool: asyncpg.Pool, announcer: Announcer) -> None:
+def batch_routes(app: FastAPI, settings: Settings, pool: asyncpg.Pool, announcer: Announcer, uploads: Uploads) -> None:
     """Add ``/v1/batches``."""
 
     @app.post("/v1/batches", status_code=202, dependencies=[scope("submit")], openapi_extra={"requestBody": BODY})
@@ -44,14 +44,15 @@ def batch_routes(app: FastAPI, settings: Settings, pool: asyncpg.Pool, announcer
         ):
             no_nul(name, value or "")
         try:
-            registered = await register(
-                pool,
-                settings,
-                given,
-                batch_id=batch_id,
-                workflow_id=workflow_id,
-                workflow_version=workflow_version,
-            )
+            with uploads.one_more():
+                registered = await register(
+                    pool,
+                    settings,
+                    given,
+                    batch_id=batch_id,
+                    workflow_id=workflow_id,
+                    workflow_version=workflow_version,
+                )
         except parse.UploadError as error:
             raise ApiError(422, "UNREADABLE", str(error)) from None
         except BadRowsError as error:

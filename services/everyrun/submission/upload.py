@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 
 import msgspec
 from fastapi import Request
@@ -46,6 +47,34 @@ BODY = {
         parse.CSV: {"schema": {"type": "string", "description": (parse.csv_row.__doc__ or "").strip()}},
     },
 }
+
+
+#: Of the pool's connections (submission/app.py) the others are left to the API, the dispatcher and the resolver.
+_AT_ONCE = 4
+
+
+class UploadsFullError(Exception):
+    """As many uploads as are taken at a time are under way; the text says what to do."""
+
+
+class Uploads:
+    """The uploads under way: each holds a connection to Postgres for as long as its caller goes on sending."""
+
+    def __init__(self) -> None:
+        self._under_way = 0
+
+    @contextmanager
+    def one_more(self) -> Iterator[None]:
+        """Room for one upload while the block runs. Raises UploadsFullError."""
+        if self._under_way >= _AT_ONCE:
+            raise UploadsFullError(
+                f"{_AT_ONCE} uploads are under way, which is as many as are taken at once; try again"
+            )
+        self._under_way += 1
+        try:
+            yield
+        finally:
+            self._under_way -= 1
 
 
 async def _limited(request: Request, most: int) -> AsyncIterator[bytes]:
