@@ -115,7 +115,7 @@ engine.Progress = Counted
 
 async def main():
     settings = load()
-    await rebuild(settings, await offsets_of(settings, None), lambda _: None, at_once=12)
+    await rebuild(settings, await offsets_of(settings, None), lambda _: None)
 
 asyncio.run(main())
 """

@@ -138,8 +138,8 @@ async def test_a_process_that_ends_early_ends_the_rebuild_and_says_why(settings:
     await rebuild(settings, {}, quiet, schema="in_two", processes=2)
     first, second = split(end, 2)
     shares = [
-        Share(settings, "in_two", cluster_id, {}, first, None),
-        Share(settings, "not_there", cluster_id, {}, second, None),
+        Share(settings, "in_two", cluster_id, {}, first),
+        Share(settings, "not_there", cluster_id, {}, second),
     ]
     with pytest.raises(ShareError, match="UndefinedTableError"):
         await apply_shares(shares)

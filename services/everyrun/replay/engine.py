@@ -130,15 +130,13 @@ class Engine:
         cluster_id: str,
         *,
         observe: Callable[[Stretch], Awaitable[None]] | None = None,
-        at_once: int | None = None,
         source: Source | None = None,
     ) -> None:
         self._settings = settings
         self._source = source
         self._feed = Feed(settings, pool, cluster_id, _Nowhere())
         self._observe = observe
-        self._given = at_once
-        self._at_once = at_once or AT_ONCE
+        self._at_once = AT_ONCE
         self.progress = Progress()
 
     async def run(self, start: Offsets, end: Offsets) -> None:
@@ -149,7 +147,7 @@ class Engine:
         ranges = {position: (start.get(position, 0), offset) for position, offset in end.items()}
         self.progress.expect(start, end)
         whole = (self.progress.before + self.progress.total) // _TRANSACTIONS
-        self._at_once = self._given or max(LEAST_AT_ONCE, min(AT_ONCE, whole))
+        self._at_once = max(LEAST_AT_ONCE, min(AT_ONCE, whole))
         for topics in (INPUTS[:1], INPUTS[1:]):
             await self._run({position: range_ for position, range_ in ranges.items() if position[0] in topics})
 

@@ -100,7 +100,6 @@ class Workplace:
         offsets: Offsets,
         tell: Tell,
         *,
-        at_once: int | None = None,
         observe: Callable[[asyncpg.Pool], Callable[[Stretch], Awaitable[None]]] | None = None,
         source: Source | None = None,
         processes: int = 1,
@@ -120,12 +119,11 @@ class Workplace:
                     f"schema {self.name} is past that moment already, at {ahead}; begin anew with --fresh"
                 )
             if processes > 1:
-                return await self._bring_in_shares(pool, cluster_id, start, offsets, tell, at_once, processes)
+                return await self._bring_in_shares(pool, cluster_id, start, offsets, tell, processes)
             engine = Engine(
                 self.settings,
                 pool,
                 cluster_id,
-                at_once=at_once,
                 observe=observe(pool) if observe else None,
                 source=source,
             )
@@ -142,10 +140,9 @@ class Workplace:
         start: dict[Position, int],
         offsets: Offsets,
         tell: Tell,
-        at_once: int | None,
         processes: int,
     ) -> Rebuilt:
-        shares = [Share(self.settings, self.name, cluster_id, start, end, at_once) for end in split(offsets, processes)]
+        shares = [Share(self.settings, self.name, cluster_id, start, end) for end in split(offsets, processes)]
         progress = Progress()
         progress.expect(start, offsets)
 
@@ -214,7 +211,6 @@ async def rebuild(
     *,
     schema: str = DEFAULT_SCHEMA,
     fresh: bool = False,
-    at_once: int | None = None,
     source: Source | None = None,
     processes: int = 1,
 ) -> Rebuilt:
@@ -227,4 +223,4 @@ async def rebuild(
         if fresh:
             await place.drop()
         await place.make()
-        return await place.bring_to(offsets, tell, at_once=at_once, source=source, processes=processes)
+        return await place.bring_to(offsets, tell, source=source, processes=processes)

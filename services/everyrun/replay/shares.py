@@ -37,7 +37,6 @@ class Share(NamedTuple):
     cluster_id: str
     start: dict[Position, int]
     end: dict[Position, int]
-    at_once: int | None
 
 
 def split(end: Offsets, processes: int) -> list[dict[Position, int]]:
@@ -125,5 +124,5 @@ async def _look(parent: int) -> None:
 
 async def _apply(share: Share) -> None:
     async with tables_pool(share.settings, share.schema, LANES + 1) as pool:
-        engine = Engine(share.settings, pool, share.cluster_id, at_once=share.at_once)
+        engine = Engine(share.settings, pool, share.cluster_id)
         await engine.run(share.start, share.end)
