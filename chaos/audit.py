@@ -76,7 +76,8 @@ async def _everyrun(stage: Stage, *command: str) -> _Answer:
         child.kill()
         await child.wait()
         found, said = "", f"not done within {_WITHIN:.0f} s"
-    last = said.strip().rpartition("\n")[2].strip()
+    # The last line that is not a bar of progress.
+    last = next((line.strip() for line in reversed(said.splitlines()) if line.strip() and "━" not in line), "")
     if child.returncode == 0:
         return _Answer(last, [])
     return _Answer(last, [f"{command[0]}: exit code {child.returncode}", last, *found.splitlines()[:3]])
