@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -13,12 +13,13 @@ import asyncpg
 import httpx
 import msgspec
 import pytest
+from aiokafka.errors import KafkaTimeoutError
 from pydantic import SecretStr
 
 from everyrun.extend import reserved
 from everyrun.extend.client import ExtendError, Page
 from everyrun.log import topics
-from everyrun.log.cloudevents import record, timestamp
+from everyrun.log.cloudevents import Record, record, timestamp
 from everyrun.log.events import RunObserved
 from everyrun.log.producer import Producer
 from everyrun.log.reader import end_offsets
@@ -370,6 +371,57 @@ async def test_the_log_of_another_kafka_is_refused(world: World) -> None:
     await catch_up(world.settings, world.pool, "cluster_a")
     with pytest.raises(Exception, match="cluster_a"):
         await catch_up(world.settings, world.pool, "cluster_b")
+
+
+class Refuses:
+    """A log that takes nothing of one key."""
+
+    def __init__(self, log: Producer, key: str) -> None:
+        self.log, self.key = log, key.encode()
+
+    async def append(self, records: Iterable[Record]) -> None:
+        given = list(records)
+        if any(one.key == self.key for one in given):
+            raise KafkaTimeoutError("its partition has no leader")
+        await self.log.append(given)
+
+
+async def test_a_chunk_that_the_log_does_not_take_lets_others_go_first(world: World) -> None:
+    world.settings.chunk_max_inputs = 1
+    await world.hand_in(2)
+    first, second = [
+        row["chunk"] for row in await world.pool.fetch("select * from everyrun_queue.chunks order by chunk")
+    ]
+    world.dispatcher._log = Refuses(world.producer, first)
+
+    async def state(chunk: str) -> str:
+        return str(await world.pool.fetchval("select state from everyrun_queue.chunks where chunk = $1", chunk))
+
+    for attempt in range(1, 4):
+        with pytest.raises(KafkaTimeoutError):
+            await world.send()
+        chunks = {row["chunk"]: row for row in await world.pool.fetch("select *, now() from everyrun_queue.chunks")}
+        assert (chunks[first]["state"], chunks[first]["attempt"]) == ("waiting", attempt)
+        wait = (chunks[first]["not_before"] - chunks[first]["now"]).total_seconds()
+        assert 2**attempt - 1 < wait <= 2**attempt, "it waits longer each time"
+        await world.send()
+        assert (await state(second), len(world.vendor.calls)) == ("sent", 1)
+        await world.pool.execute("update everyrun_queue.chunks set not_before = '-infinity'")
+    world.dispatcher._log = world.producer
+    await world.send()
+    assert await state(first) == "sent"
+
+
+async def test_a_submission_that_the_log_does_not_take_holds_up_no_other(world: World) -> None:
+    first = await world.hand_in()
+    await world.pool.execute("update everyrun_queue.submissions set announced_at = null")
+    world.announcer._log = Refuses(world.producer, first)
+    await world.hand_in()
+    unannounced = "select submission_id from everyrun_queue.submissions where announced_at is null"
+    assert [row[0] for row in await world.pool.fetch(unannounced)] == [first]
+    world.announcer._log = world.producer
+    await world.announcer.announce()
+    assert await world.pool.fetch(unannounced) == []
 
 
 async def test_two_workers_send_a_chunk_once(world: World) -> None:

@@ -38,6 +38,8 @@ _encode = msgspec.json.Encoder().encode
 AWAY = (*POSTGRES_AWAY, KafkaError, ForeignLogError)
 #: How long a chunk that was not taken waits when Extend does not say, in seconds.
 _RETURNED_WAIT = 1.0
+#: How long a chunk that the log does not take waits at most: others, of other partitions, go before it.
+_UNANNOUNCED_WAIT = 60.0
 
 
 class Dispatcher:
@@ -119,12 +121,13 @@ class Dispatcher:
 
     async def _settle(self, row: Any, inputs: list[events.Input], answered: Answered, incarnation: str) -> None:
         """Let an answer take effect; waits for a Kafka or a Postgres that is away: nobody else knows of it."""
-        not_before = None
+        wait = 0.0
         if isinstance(answered.outcome, Returned):
             wait = _RETURNED_WAIT if answered.outcome.wait is None else answered.outcome.wait
-            not_before = datetime.now(UTC) + timedelta(seconds=wait)
             if answered.outcome.limited:
                 await self._extend.pause(RUN, wait)
+        elif isinstance(answered.outcome, Unannounced):
+            wait = min(2.0 ** min(answered.attempt, 10), _UNANNOUNCED_WAIT)
         told = False
         while True:
             try:
@@ -132,9 +135,7 @@ class Dispatcher:
                     await self._transitions.tell_taken(row, inputs, answered)
                     told = True
                 claimed_in = None if told else incarnation
-                await self._transitions.take(
-                    row["chunk"], answered, told=told, not_before=not_before, incarnation=claimed_in
-                )
+                await self._transitions.take(row["chunk"], answered, told=told, wait=wait, incarnation=claimed_in)
                 return
             except (NotPossibleError, UnknownChunkError) as error:
                 _log.info("an answer changes nothing", chunk=row["chunk"], why=str(error))

@@ -33,15 +33,30 @@ class Announcer:
         self.poke = asyncio.Event()
 
     async def announce(self) -> None:
-        """Announce every submission that is not."""
-        for row in await self._pool.fetch(_sql["unannounced"]):
-            said = _accepted(row) if row["registered_batch"] is None else await self._registered(row)
-            hit("announcer.before_produce")
-            await self._log.append([said])
-            hit("announcer.after_produce")
-            await self._pool.execute(_sql["mark_announced"], row["submission_id"])
-            hit("announcer.after_mark")
-            self._dispatcher.poke.set()
+        """Announce every submission that is not. One that the log does not take holds up none of the others.
+
+        Raises asyncpg's errors.
+        """
+        failed: set[str] = set()
+        while rows := await self._pool.fetch(_sql["unannounced"], sorted(failed)):
+            for row in rows:
+                try:
+                    await self._announce(row)
+                except Exception as error:
+                    failed.add(row["submission_id"])
+                    why, expected = f"{type(error).__name__}: {error}", isinstance(error, AWAY)
+                    _log.warning(
+                        "will announce it later", submission=row["submission_id"], error=why, exc_info=not expected
+                    )
+
+    async def _announce(self, row: asyncpg.Record) -> None:
+        said = _accepted(row) if row["registered_batch"] is None else await self._registered(row)
+        hit("announcer.before_produce")
+        await self._log.append([said])
+        hit("announcer.after_produce")
+        await self._pool.execute(_sql["mark_announced"], row["submission_id"])
+        hit("announcer.after_mark")
+        self._dispatcher.poke.set()
 
     async def _registered(self, row: asyncpg.Record) -> Record:
         place = (row["submission_id"], 1, row["expected"])

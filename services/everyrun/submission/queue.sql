@@ -27,7 +27,8 @@ select coalesce(sum(n - 1), 0)::bigint from (
 
 -- name: unannounced
 select submission_id, workflow_id, workflow_version, priority, expected, created_at, registered_batch
-from everyrun_queue.submissions where announced_at is null order by created_at limit 100
+from everyrun_queue.submissions where announced_at is null and submission_id <> all ($1::text[])
+order by created_at limit 100
 
 -- name: mark_announced
 update everyrun_queue.submissions set announced_at = now() where submission_id = $1
@@ -152,7 +153,7 @@ select exists (select from everyrun_queue.submissions where submission_id = $1)
 
 -- name: keep
 update everyrun_queue.chunks
-set state = $2, resends = $3, not_before = coalesce($4::timestamptz, '-infinity'), reason = $5, deadline = $6,
+set state = $2, resends = $3, not_before = clock_timestamp() + make_interval(secs => $4), reason = $5, deadline = $6,
     batch_id = $7, owner = case when $2 = 'sending' then owner end
 where chunk = $1
 

@@ -64,10 +64,12 @@ class Transitions:
         happening: Happening,
         *,
         told: bool = False,
-        not_before: datetime | None = None,
+        wait: float = 0.0,
         incarnation: str | None = None,
     ) -> Step:
         """Let it happen to the chunk; ``told``: the log knows what there is to say.
+
+        A chunk that waits after it is not claimed before ``wait`` seconds are over, by the database's clock.
 
         What is about a claim made in one incarnation of the database is not possible in another: the attempt there may
         be another worker's.
@@ -88,7 +90,7 @@ class Transitions:
                 inputs = await inputs_of(connection, row) if kinds & saying.WHOLE else []
                 await self._say(row, done, happening, inputs)
             if done.after != before:
-                await self._keep(connection, chunk, done.after, not_before)
+                await self._keep(connection, chunk, done.after, wait)
             if done.block:
                 pause = pauses.Pause("workflow", row["workflow_id"])
                 await pauses.pause(connection, self._log, pause, done.after.reason or "", None)
@@ -118,9 +120,9 @@ class Transitions:
         elif isinstance(happening, Evidence):
             hit("adopt.after_produce")
 
-    async def _keep(self, connection: Any, chunk: str, after: ChunkState, not_before: datetime | None) -> None:
+    async def _keep(self, connection: Any, chunk: str, after: ChunkState, wait: float) -> None:
         deadline = None
         if after.state in ("in_doubt", "held"):
             deadline = datetime.now(UTC) + timedelta(seconds=self._settings.doubt_window)
-        values = (after.state, after.resends, not_before, after.reason, deadline, after.batch_id)
+        values = (after.state, after.resends, wait, after.reason, deadline, after.batch_id)
         await connection.execute(_sql["keep"], chunk, *values)
