@@ -63,6 +63,7 @@ class Polling:
 
     async def _turn(self, row: asyncpg.Record) -> None:
         batch_id, every = row["batch_id"], self._settings.poll_every
+        begun = self._turns[batch_id]
         jitter = random.random()  # noqa: S311
         try:
             found = await self.poll(batch_id, row["expected"], overdue=row["age"] > self._settings.overdue_after)
@@ -79,7 +80,9 @@ class Polling:
                 found=found,
                 jitter=jitter,
             )
-        self._turns[batch_id] = turn
+        # What made it urgent meanwhile, this poll may have been too early to list.
+        hurried = self._turns[batch_id] is not begun
+        self._turns[batch_id] = msgspec.structs.replace(turn, due=0.0) if hurried else turn
 
     async def poll(self, batch_id: str, expected: int, *, overdue: bool = False) -> int:
         """List the batch, Get what is missing, write it; how many runs were had.
