@@ -29,13 +29,14 @@ class Bench:
         self.settings, self.pool = settings, pool
         self.vendor, self.log = Vendor(WORKFLOW), Written()
         self.hurried: list[str] = []
+        self.patience = 0.0
         self.restart()
 
     def restart(self, vendor: Vendor | None = None, **settings: object) -> None:
         self.vendor = vendor or self.vendor
         self.settings = self.settings.model_copy(update=settings)
         extend = Extend(self.settings, httpx.MockTransport(lambda request: self.vendor.answer(request)))
-        lists, gets = Lists(extend), Gets(self.pool, extend, self.log)
+        lists, gets = Lists(extend), Gets(self.pool, extend, self.log, patience=self.patience)
         self.polling = Polling(self.settings, self.pool, lists, gets)
         self.sweeps = Sweeps(self.settings, self.pool, lists, gets, self.hurried.append)
 
@@ -192,7 +193,147 @@ async def test_a_review_that_ended_hurries_the_poll_of_its_batch(bench: Bench) -
     assert bench.log.runs() == ["r"]
 
 
-async def test_a_sweep_that_could_not_have_a_run_is_not_complete(bench: Bench) -> None:
+@pytest.mark.parametrize("status", [403, 418])
+async def test_a_batch_that_cannot_be_had_and_may_be_of_a_call_in_doubt_keeps_a_sweep_from_being_complete(
+    bench: Bench, status: int
+) -> None:
+    await bench.batch("asked", "IN_DOUBT", ago=500)
+    for number in range(2):
+        bench.vendor.run(f"new-{number}", "PENDING", "new", ago=400)
+        bench.vendor.refused[f"new-{number}"] = status
+    for _ in range(5):
+        await bench.sweep()
+    assert (bench.log.runs(), await bench.swept()) == ([], 0)
+    bench.vendor.refused.clear()
+    await bench.sweep()
+    assert (len(bench.log.runs()), await bench.swept()) == (1, 1)
+
+
+async def test_a_batch_that_can_never_be_had_does_not_matter_to_calls_made_after_it(bench: Bench) -> None:
+    bench.restart(sweep_margin=10)
+    bench.vendor.run("foreign", "PENDING", "foreign", ago=600)
+    bench.vendor.refused["foreign"] = 403
+    # It is listed in each sweep, and none of the calls in doubt can have made it.
+    await bench.batch("ours", ago=1000)
+    await bench.batch("asked", "IN_DOUBT", ago=500)
+    for complete in (1, 2, 3):
+        await bench.pool.execute("update everyrun_queue.sweeps set begun_at = begun_at - interval '1000 s'")
+        await bench.sweep()
+        assert await bench.swept() == complete
+    # An attempt that was given up before is in doubt too, for as long as its chunk is.
+    await bench.pool.execute(
+        "insert into everyrun.batches (chunk, attempt, submission_id, workflow_id, expected, state, requested_at,"
+        " input_ids) values ('c-asked', 0, 's', $1, 1, 'RESENT', now() - interval '700 s', '{}')",
+        WORKFLOW,
+    )
+    await bench.pool.execute("update everyrun_queue.sweeps set begun_at = begun_at - interval '1000 s'")
+    await bench.sweep()
+    assert await bench.swept() == 3
+
+
+async def test_a_call_in_doubt_of_which_only_the_queue_knows_yet_is_not_swept_past(bench: Bench) -> None:
+    bench.restart(sweep_margin=10)
+    await bench.batch("ours", ago=1000)
+    bench.vendor.run("foreign", "PENDING", "foreign", ago=600)
+    bench.vendor.refused["foreign"] = 403
+    await bench.pool.execute(
+        "insert into everyrun_queue.submissions (submission_id, workflow_id, priority, expected, batches, content_hash,"
+        " created_at) values ('s', $1, 90, 1, 1, '', now())",
+        WORKFLOW,
+    )
+    await bench.pool.execute(
+        "insert into everyrun_queue.chunks (chunk, submission_id, first_position, last_position, state, attempt)"
+        " values ('c-new', 's', 0, 0, 'in_doubt', 1)"
+    )
+    await bench.sweep()
+    assert await bench.swept() == 0
+    await bench.batch("new", "IN_DOUBT", ago=500)  # the processor has told of it
+    await bench.sweep()
+    assert await bench.swept() == 1
+
+
+async def test_of_an_unknown_batch_another_run_is_taken_where_one_cannot_be_had(bench: Bench) -> None:
+    await bench.batch("asked", "IN_DOUBT")
+    for number in range(10):
+        bench.vendor.run(f"new-{number}", "PENDING", "new", ago=number)
+    bench.vendor.refused.update({f"new-{number}": 403 for number in range(4)})
+    await bench.sweep()
+    # A few are tried, and others the next time.
+    assert (bench.vendor.gets, await bench.swept()) == (["new-0", "new-1", "new-2"], 0)
+    await bench.sweep()
+    assert (bench.log.runs(), await bench.swept()) == (["new-4"], 1)
+
+
+async def test_a_run_of_a_known_batch_that_cannot_be_had_keeps_no_sweep_from_being_complete(bench: Bench) -> None:
+    bench.restart(Vendor(WORKFLOW, most=100))
+    await bench.batch("done", "SETTLED", ago=9000)
+    await bench.batch("asked", "IN_DOUBT", ago=500)
+    await bench.row("r", "FAILED", "done", ago=5000)
+    bench.vendor.run("r", "PROCESSED", "done", ago=200)
+    bench.vendor.refused["r"] = 403
+    for complete in (1, 2):
+        await bench.sweep()
+        assert await bench.swept() == complete
+    # The list shows it no more, and another process knows of it all the same.
+    await bench.pool.execute("update everyrun.batches set state = 'RESENT' where state = 'IN_DOUBT'")
+    bench.restart()
+    for number in range(150):
+        bench.vendor.run(f"new-{number}", "PENDING", "done")
+    bench.vendor.refused.clear()
+    await bench.sweep()
+    assert (bench.log.runs(), await bench.gone()) == (["r"], [])
+
+
+async def test_a_run_that_can_never_be_had_is_asked_for_ever_more_rarely(bench: Bench) -> None:
+    bench.patience = 3600.0
+    bench.restart()
+    await bench.batch("open")
+    await bench.batch("done", "SETTLED")
+    for batch_id in ("open", "done", "unknown"):
+        bench.vendor.run(batch_id, "PROCESSED", batch_id)
+        bench.vendor.refused[batch_id] = 403
+    for _ in range(5):
+        await bench.sweep()
+        await bench.polling.poll("open", 1)
+    assert sorted(bench.vendor.gets) == ["done", "open", "unknown"]
+
+
+async def test_a_run_of_which_extend_says_410_is_gone(bench: Bench) -> None:
+    await bench.batch("asked", "IN_DOUBT")
+    bench.vendor.run("new", "PENDING", "new")
+    bench.vendor.refused["new"] = 410
+    await bench.sweep()
+    assert (await bench.gone(), await bench.swept()) == (["new"], 1)
+
+
+async def test_workflows_are_not_looked_up_with_every_turn(bench: Bench) -> None:
+    bench.restart(sweep_every=300.0, sweep_in_doubt_every=15.0)
+    await bench.sweep()
+    await bench.batch("ours")
+    await bench.sweep()
+    assert (bench.vendor.lists, await bench.swept()) == ([], 0)
+    bench.sweeps._looked_at -= 10.0
+    await bench.sweep()
+    assert await bench.swept() == 1
+
+
+async def test_what_makes_a_batch_urgent_during_its_poll_is_not_forgotten_after_it(bench: Bench) -> None:
+    bench.restart(poll_every=3600.0)
+    await bench.batch("open")
+    answer = bench.vendor.answer
+
+    def changing(request: httpx.Request) -> httpx.Response:
+        bench.vendor.answer = answer
+        bench.polling.hurry("open")
+        return answer(request)
+
+    bench.vendor.answer = changing
+    for lists in (1, 2, 2):
+        await bench.polling.poll_due()
+        assert len(bench.vendor.lists) == lists
+
+
+async def test_a_sweep_goes_on_from_where_it_was_once_a_run_can_be_had(bench: Bench) -> None:
     await bench.batch("ours")
     bench.vendor.run("new", "PENDING", "new")
     bench.vendor.refused["new"] = 403

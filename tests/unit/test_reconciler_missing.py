@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from everyrun.reconciler.missing import Listed, missing, read_page, unknown_batches, unnamed
+from everyrun.reconciler.missing import Listed, made_since, missing, read_page, unknown_batches, unnamed
 from everyrun.reconciler.schedule import Turn, after_failure, after_poll, first_turn, sweep_wait
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -54,7 +54,14 @@ def test_a_run_listed_twice_is_asked_for_once() -> None:
 
 def test_the_runs_of_each_unknown_batch() -> None:
     runs = [listed("1", batch_id="a"), listed("2", batch_id="b"), listed("3", batch_id="b"), listed("4", batch_id=None)]
-    assert unknown_batches(runs, ["a"]) == {"b": ["2", "3"]}
+    assert unknown_batches(runs, ["a"]) == {"b": runs[1:3]}
+
+
+def test_a_batch_of_which_a_run_was_created_before_a_call_was_not_made_by_it() -> None:
+    early, late, unknown = listed(created_at=NOON), listed(created_at=LATER), listed()
+    assert made_since([late, unknown], LATER)
+    assert not made_since([late, early, unknown], LATER)
+    assert made_since([early], None)
 
 
 def test_runs_under_way_are_named_only_where_an_input_must_be_without_a_run() -> None:

@@ -63,7 +63,7 @@ async def _poll(settings: Settings, extend: Extend, health: Health) -> None:
         pool = await stack.enter_async_context(await open_pool(settings, name="reconciler", max_size=6))
         producer = await stack.enter_async_context(Producer(settings, compression="zstd"))
         leading = await stack.enter_async_context(pool.acquire())
-        lists, gets = Lists(extend), Gets(pool, extend, producer)
+        lists, gets = Lists(extend), Gets(pool, extend, producer, patience=settings.sweep_in_doubt_every)
         polling = Polling(settings, pool, lists, gets)
         sweeps = Sweeps(settings, pool, lists, gets, polling.hurry)
         every = min(1.0, settings.poll_every / 2, settings.sweep_in_doubt_every / 2)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from enum import Enum
+from typing import TypeVar
 
 import asyncpg
 
@@ -25,6 +27,13 @@ _AT_ONCE = 16
 _SLICE = 64
 #: States remembered as asked for; the processor has told of the oldest long since.
 _REMEMBERED = 100_000
+#: A run that could not be had is asked for again after a while, that doubles up to so many seconds.
+_PATIENCE_MOST = 3600.0
+#: What Extend answers of a run that is no more.
+_GONE = (404, 410)
+
+
+_Value = TypeVar("_Value")
 
 
 class Outcome(Enum):
@@ -37,9 +46,15 @@ class Outcome(Enum):
 
 
 class Gets:
-    """Asks for runs and writes what it is told to the log. What was asked for is not asked for again."""
+    """Asks for runs and writes what it is told to the log. What was asked for is not asked for again.
 
-    def __init__(self, pool: asyncpg.Pool, extend: Extend, log: Log) -> None:
+    A run that could not be had is asked for again ``patience`` seconds later at the earliest, twice that after the
+    second time, at most an hour: one that can never be had costs little.
+    """
+
+    def __init__(self, pool: asyncpg.Pool, extend: Extend, log: Log, *, patience: float = 15.0) -> None:
+        self._patience = patience
+        self._failed: dict[str, tuple[int, float]] = {}
         self._pool = pool
         self._extend = extend
         self._log = log
@@ -71,7 +86,7 @@ class Gets:
 
         async def one(run: Listed) -> None:
             async with gate:
-                self._remember(run)
+                _keep(self._asked, run.run_id, (run.status, run.updated_at))
                 outcome = outcomes[run.run_id] = await self.one(run.run_id, run.batch_id)
                 if outcome is Outcome.NOT_NOW:
                     self._asked.pop(run.run_id, None)
@@ -81,24 +96,40 @@ class Gets:
                 group.create_task(one(run))
         return outcomes
 
+    def failures(self, run_id: str) -> int:
+        """How often the run could not be had since it last could."""
+        return self._failed.get(run_id, (0, 0.0))[0]
+
     async def one(self, run_id: str, batch_id: str | None) -> Outcome:
-        """Get one run into the log; keep in mind where it is gone. Raises Kafka's and asyncpg's errors."""
+        """Get one run into the log; keep in mind where it is gone. Raises Kafka's and asyncpg's errors.
+
+        NOT_NOW without a request where it failed a short time ago.
+        """
+        times, not_before = self._failed.get(run_id, (0, 0.0))
+        if time.monotonic() < not_before:
+            return Outcome.NOT_NOW
         try:
             record = await ask(self._extend, run_id)
         except ExtendError as error:
-            if error.status != 404:
-                _log.warning("a run could not be had", run=run_id, error=str(error))
+            if error.status not in _GONE:
+                wait = min(self._patience * 2.0 ** min(times, 30), _PATIENCE_MOST)
+                _keep(self._failed, run_id, (times + 1, time.monotonic() + wait))
+                _log.warning("a run could not be had", run=run_id, error=str(error), times=times + 1, again_after=wait)
                 return Outcome.NOT_NOW
+            self._failed.pop(run_id, None)
             _log.warning("a run is gone: it was deleted upstream", run=run_id, batch=batch_id)
             await self._pool.execute(_sql["keep_gone"], run_id, batch_id)
             return Outcome.GONE
         hit("polling.before_produce")
         await self._log.append([record])
         hit("polling.after_produce")
+        self._failed.pop(run_id, None)
         return Outcome.HAD
 
-    def _remember(self, run: Listed) -> None:
-        self._asked.pop(run.run_id, None)
-        self._asked[run.run_id] = (run.status, run.updated_at)
-        while len(self._asked) > _REMEMBERED:
-            del self._asked[next(iter(self._asked))]
+
+def _keep(kept: dict[str, _Value], name: str, value: _Value) -> None:
+    """Keep the value as the newest one; the oldest is forgotten where there are too many."""
+    kept.pop(name, None)
+    kept[name] = value
+    while len(kept) > _REMEMBERED:
+        del kept[next(iter(kept))]

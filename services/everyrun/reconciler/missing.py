@@ -76,13 +76,21 @@ def missing(
     return list(wanted.values())
 
 
-def unknown_batches(listed: Iterable[Listed], known: Collection[str]) -> dict[str, list[str]]:
+def unknown_batches(listed: Iterable[Listed], known: Collection[str]) -> dict[str, list[Listed]]:
     """Of each batchId that is not known the runs listed, in the list's order."""
-    found: dict[str, list[str]] = {}
+    found: dict[str, list[Listed]] = {}
     for run in listed:
         if run.batch_id is not None and run.batch_id not in known:
-            found.setdefault(run.batch_id, []).append(run.run_id)
+            found.setdefault(run.batch_id, []).append(run)
     return found
+
+
+def made_since(runs: Iterable[Listed], moment: datetime | None) -> bool:
+    """Whether a call at the moment (Extend's time) or later may have made the batch that these runs are of.
+
+    Not where one of them was created before: a batch is made by one call. None: the moment is not known, so it may.
+    """
+    return moment is None or all(run.created_at is None or run.created_at >= moment for run in runs)
 
 
 def unnamed(listed: Collection[Listed], known: Mapping[str, Collection[Known]], expected: int) -> list[Listed]:

@@ -41,20 +41,51 @@ delete from everyrun_queue.gone_runs where run_id = any ($1::text[])
 -- name: workflows
 -- Whose runs are swept: since when at the most, and back to when while the outcome of a call is unknown. Of an attempt
 -- whose worker ended before it could say what it sends, only the doubt is known; its submission names the workflow.
+-- oldest_call: no call whose outcome is unknown was made before; every attempt at a chunk counts whose last is in doubt.
+-- Null where the queue has a call in doubt that these tables do not tell of yet.
+with attempts as (
+    select b.chunk, b.state, coalesce(b.workflow_id, s.workflow_id) as workflow_id,
+           coalesce(b.requested_at, b.submitted_at, b.in_doubt_at) as begun_at,
+           coalesce(b.requested_at, s.created_at, b.in_doubt_at) as called_at
+    from everyrun.batches b left join everyrun.submissions s using (submission_id)
+),
+calls as (
+    select workflow_id, min(called_at) as oldest from attempts
+    where chunk in (select chunk from everyrun.batches where state in ('IN_DOUBT', 'SENDING'))
+    group by workflow_id
+),
+untold as (
+    select distinct s.workflow_id
+    from everyrun_queue.chunks c join everyrun_queue.submissions s using (submission_id)
+    where c.state in ('sending', 'in_doubt')
+      and not exists (select from everyrun.batches b where b.chunk = c.chunk and b.attempt = c.attempt)
+)
 select workflow_id,
        min(begun_at) as since,
        min(begun_at) filter (
            where state in ('IN_DOUBT', 'SENDING') and begun_at < now() - interval '3 seconds') as doubt_since,
        (select max(w.begun_at) from everyrun_queue.sweeps w where w.workflow_id = attempts.workflow_id) as last_begun_at,
+       case when not exists (select from untold u where u.workflow_id = attempts.workflow_id) then
+           least(now(), (select c.oldest from calls c where c.workflow_id = attempts.workflow_id))
+       end as oldest_call,
        extract(epoch from now())::float8 as now
-from (
-    select coalesce(b.workflow_id, s.workflow_id) as workflow_id, b.state,
-           coalesce(b.requested_at, b.submitted_at, b.in_doubt_at) as begun_at
-    from everyrun.batches b left join everyrun.submissions s using (submission_id)
-) attempts
+from attempts
 where workflow_id is not null and begun_at > now() - make_interval(secs => $1)
 group by workflow_id
 order by workflow_id
+
+-- name: keep_owed
+-- Of a settled batch, which no poll looks at any more.
+insert into everyrun_queue.gone_runs (run_id, batch_id, gone_at)
+select $1, $2, now() where exists (select from everyrun.batches b where b.batch_id = $2 and b.state = 'SETTLED')
+on conflict do nothing
+
+-- name: owed
+-- Runs of the workflow's settled batches that were listed with something new and could not be had.
+select g.run_id, g.batch_id
+from everyrun_queue.gone_runs g join everyrun.batches b using (batch_id)
+where b.workflow_id = $1 and b.state = 'SETTLED' and b.submitted_at > now() - make_interval(secs => $2)
+order by g.gone_at, g.run_id
 
 -- name: now
 select clock_timestamp()
