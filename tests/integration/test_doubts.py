@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack
@@ -20,14 +21,16 @@ from everyrun.extend import reserved
 from everyrun.extend.client import ExtendError, Page
 from everyrun.log import topics
 from everyrun.log.cloudevents import Record, record, timestamp
-from everyrun.log.events import RunObserved
+from everyrun.log.events import BatchSubmitted, RunObserved
 from everyrun.log.producer import Producer
 from everyrun.log.reader import end_offsets
 from everyrun.projection import tables
+from everyrun.projection.decode import Poll
 from everyrun.projection.feed import Feed
+from everyrun.projection.reader import read_range
 from everyrun.settings import Settings
 from everyrun.store.pool import open_pool
-from everyrun.submission import parse
+from everyrun.submission import catchup, parse
 from everyrun.submission.api import submission_api
 from everyrun.submission.catchup import Level, catch_up
 from everyrun.submission.dispatcher import Dispatcher
@@ -364,6 +367,33 @@ async def test_an_old_queue_under_a_running_service_sends_nothing_twice(world: W
     chunk = await world.chunk()
     assert len(world.vendor.calls) == 2, "it was sent again"
     assert (chunk["state"], chunk["attempt"], chunk["resends"]) == ("in_doubt", 2, 1)
+
+
+async def test_a_lost_queue_takes_over_what_the_log_knows_and_holds_no_inputs_meanwhile(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.settings.chunk_max_inputs = 1
+    await world.hand_in(6)
+    for _ in range(5):
+        await world.send()
+    await world.pool.execute(
+        "update everyrun_queue.chunks set state = 'waiting', attempt = 0, batch_id = null, reason = null"
+    )
+    await world.pool.execute("truncate everyrun_queue.log_position")
+    alive: list[int] = []
+
+    async def one_by_one(*where: Any) -> AsyncIterator[Poll]:
+        async for poll in read_range(*where):
+            for one in poll.records:
+                yield Poll(poll.topic, poll.partition, [one])
+                alive.append(sum(isinstance(thing, BatchSubmitted) for thing in gc.get_objects()))
+
+    monkeypatch.setattr(catchup, "read_range", one_by_one)
+    before = sum(isinstance(thing, BatchSubmitted) for thing in gc.get_objects())
+    assert await catch_up(world.settings, world.pool, await topics.cluster_id(world.settings)) == 5
+    assert max(alive) <= before + 1
+    rows = await world.pool.fetch("select state, attempt, batch_id from everyrun_queue.chunks order by chunk")
+    assert [tuple(row) for row in rows] == [("sent", 1, f"batch_{n}") for n in range(1, 6)] + [("waiting", 0, None)]
 
 
 async def test_the_log_of_another_kafka_is_refused(world: World) -> None:

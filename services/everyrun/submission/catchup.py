@@ -23,7 +23,7 @@ from everyrun.projection.reader import read_range
 from everyrun.settings import Settings
 from everyrun.store.sql import beside
 from everyrun.submission import pauses
-from everyrun.submission.registering import keep
+from everyrun.submission.registering import Registration, keep, registration
 from everyrun.submission.takeover import Logged, read_chunks, take_over
 from everyrun.submission.transition import state_of
 from everyrun.telemetry import log
@@ -94,23 +94,22 @@ async def catch_up(settings: Settings, pool: asyncpg.Pool, cluster_id: str) -> i
                 "and what was sent is not known here. Bring the topic back; where it is gone for good, empty the table "
                 "everyrun_queue.log_position, and the queue goes by what it knows itself"
             )
-    found: list[tuple[Any, datetime, str]] = []
+    news = _News()
     for partition, end in sorted(ends.items()):
         start = known[partition]["next_offset"] if partition in known else 0
         if start < end:
             async for poll in read_range(settings, "batches", partition, start, end):
-                found += [event for record in poll.records if (event := _event(record)) is not None]
-    logged = read_chunks(event for event, _, _ in found)
+                for record in poll.records:
+                    news.add(record)
     async with pool.acquire() as connection, connection.transaction():
-        changed = await _take_over(connection, logged, settings)
-        for what, said in sorted(pauses.newest(found).items()):
+        changed = await _take_over(connection, news.chunks, settings)
+        for what, said in sorted(news.pauses.items()):
             if said.paused:
                 await connection.execute(_sql["pause"], *what, said.reason, said.by, said.at)
             else:
                 await connection.execute(_sql["resume"], *what)
-        for event, _, _ in found:
-            if isinstance(event, events.BatchRegistered):
-                await keep(connection, event, announced=True)
+        for given in news.registered.values():
+            await keep(connection, given, announced=True)
         for partition, end in ends.items():
             await connection.execute(_sql["move_position"], partition, end, cluster_id)
     if changed:
@@ -139,10 +138,22 @@ async def _take_over(connection: Any, logged: dict[str, Logged], settings: Setti
     return len(rows)
 
 
-def _event(record: LogRecord) -> tuple[Any, datetime, str] | None:
-    try:
-        event = _decode(upcast(record.headers, record.value or b""))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, TooNewError):
-        return None
-    at = instant(header(record.headers, "ce_time")) or datetime.fromtimestamp(record.timestamp / 1000, UTC)
-    return event, at, header(record.headers, "ce_id")
+class _News:
+    """What the log says, of each chunk and pause at its newest. The events themselves, with their inputs, are not kept:
+    of a million inputs they would be gigabytes."""
+
+    def __init__(self) -> None:
+        self.chunks: dict[str, Logged] = {}
+        self.pauses: dict[pauses.Pause, pauses.Said] = {}
+        self.registered: dict[str, Registration] = {}
+
+    def add(self, record: LogRecord) -> None:
+        try:
+            event = _decode(upcast(record.headers, record.value or b""))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, TooNewError):
+            return
+        at = instant(header(record.headers, "ce_time")) or datetime.fromtimestamp(record.timestamp / 1000, UTC)
+        read_chunks((event,), self.chunks)
+        pauses.newest([(event, at, header(record.headers, "ce_id"))], self.pauses)
+        if isinstance(event, events.BatchRegistered):
+            self.registered.setdefault(event.batch_id, registration(event))

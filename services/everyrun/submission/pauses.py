@@ -75,9 +75,14 @@ async def _say(log: Log, what: Pause, event: PauseEvent) -> datetime:
     return at
 
 
-def newest(found: Iterable[tuple[msgspec.Struct, datetime, str]]) -> dict[Pause, Said]:
-    """The newest word on each pause among events of the log, each with its time and id; others are passed over."""
-    best: dict[Pause, Said] = {}
+def newest(
+    found: Iterable[tuple[msgspec.Struct, datetime, str]], best: dict[Pause, Said] | None = None
+) -> dict[Pause, Said]:
+    """The newest word on each pause among events of the log, each with its time and id, and ``best``, read before.
+
+    Events of other things are passed over.
+    """
+    best = {} if best is None else best
     for event, at, event_id in found:
         what: Pause
         if isinstance(event, events.WorkflowPaused | events.WorkflowResumed):

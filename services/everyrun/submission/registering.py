@@ -9,7 +9,7 @@ import hashlib
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import asyncpg
 import msgspec
@@ -38,6 +38,19 @@ class Registered(msgspec.Struct, frozen=True):
     batch_id: str
     expected: int
     ambiguous: int
+
+
+class Registration(NamedTuple):
+    """What the queue keeps of a registered batch: its inputs are in the log."""
+
+    submission_id: str
+    chunk: str
+    batch_id: str
+    workflow_id: str
+    workflow_version: str | None
+    expected: int
+    content_hash: bytes
+    created_at: datetime | None
 
 
 class BatchKnownError(Exception):
@@ -79,7 +92,6 @@ async def register(
                 _refuse_large(intake)
                 records = await connection.fetch(_sql["chunk_inputs"], intake.submission_id, 1, intake.rows)
                 inputs = inputs_of(intake.submission_id, records)
-                digest = content_hash(workflow_id, workflow_version, inputs)
                 event = events.BatchRegistered(
                     submission_id=intake.submission_id,
                     chunk=chunk_id(intake.submission_id, 1),
@@ -90,10 +102,11 @@ async def register(
                     registered_at=timestamp(datetime.now(UTC)),
                     inputs=inputs,
                 )
-                await _refuse_known(connection, batch_id, digest)
-                if not await keep(connection, event, announced=False):
+                given = registration(event)
+                await _refuse_known(connection, batch_id, given.content_hash)
+                if not await keep(connection, given, announced=False):
                     # Registered by another call at this very moment.
-                    await _refuse_known(connection, batch_id, digest)
+                    await _refuse_known(connection, batch_id, given.content_hash)
             submission_id = intake.submission_id
         except _SeenError as seen:
             submission_id = seen.submission_id
@@ -120,23 +133,36 @@ async def _refuse_known(connection: Any, batch_id: str, digest: bytes) -> None:
         raise BatchKnownError(f"{batch_id} is a batch that Everyrun sent, or knows of already")
 
 
-async def keep(connection: Any, event: events.BatchRegistered, *, announced: bool) -> bool:
-    """Put the submission of a registered batch, and its chunk, into the queue; False where it is there."""
-    created = instant(event.registered_at)
-    done = await connection.execute(
-        _sql["insert_registered"],
+def registration(event: events.BatchRegistered) -> Registration:
+    """What is kept of a ``batch-registered``."""
+    return Registration(
         event.submission_id,
+        event.chunk,
+        event.batch_id,
         event.workflow_id,
         event.workflow_version,
         len(event.inputs),
-        event.batch_id,
         content_hash(event.workflow_id, event.workflow_version, event.inputs),
-        created,
-        created if announced else None,
+        instant(event.registered_at),
+    )
+
+
+async def keep(connection: Any, given: Registration, *, announced: bool) -> bool:
+    """Put the submission of a registered batch, and its chunk, into the queue; False where it is there."""
+    done = await connection.execute(
+        _sql["insert_registered"],
+        given.submission_id,
+        given.workflow_id,
+        given.workflow_version,
+        given.expected,
+        given.batch_id,
+        given.content_hash,
+        given.created_at,
+        given.created_at if announced else None,
     )
     if done == "INSERT 0 0":
         return False
-    parameters = (event.chunk, event.submission_id, len(event.inputs), event.batch_id)
+    parameters = (given.chunk, given.submission_id, given.expected, given.batch_id)
     await connection.execute(_sql["insert_registered_chunk"], *parameters)
     return True
 

@@ -25,6 +25,8 @@ class Logged(msgspec.Struct, frozen=True):
     resends: int = 0
     batch_id: str | None = None
     call_deadline: datetime | None = None
+    #: Of what said so, as _TELLING has it.
+    rank: int = 0
 
 
 #: What an event says of its attempt, and which of several of one attempt is the more telling.
@@ -40,18 +42,19 @@ _TELLING: dict[Any, tuple[int, State]] = {
 }
 
 
-def read_chunks(found: Iterable[Any]) -> dict[str, Logged]:
-    """By chunk what events of ``batches`` say of it; events of other things are passed over."""
-    best: dict[str, tuple[int, int]] = {}
-    logged: dict[str, Logged] = {}
+def read_chunks(found: Iterable[Any], logged: dict[str, Logged] | None = None) -> dict[str, Logged]:
+    """By chunk what events of ``batches`` say of it, beside what others said that were read before (``logged``).
+
+    Events of other things are passed over; none is kept.
+    """
+    logged = {} if logged is None else logged
     for event in found:
         if type(event) not in _TELLING:
             continue
         rank, state = _TELLING[type(event)]
         known = logged.get(event.chunk, Logged(0, "waiting"))
-        if (event.attempt, rank) >= best.get(event.chunk, (0, 0)):
-            best[event.chunk] = (event.attempt, rank)
-            known = replace(known, attempt=event.attempt, state=state)
+        if (event.attempt, rank) >= (known.attempt, known.rank):
+            known = replace(known, attempt=event.attempt, state=state, rank=rank)
         deadline = instant(getattr(event, "deadline", None))
         if deadline is not None and event.attempt == known.attempt:
             known = replace(known, call_deadline=deadline)
