@@ -30,7 +30,7 @@ from everyrun.projection.feed import Feed
 from everyrun.projection.reader import read_range
 from everyrun.settings import Settings
 from everyrun.store.pool import open_pool
-from everyrun.submission import catchup, parse
+from everyrun.submission import catchup, keeper, parse
 from everyrun.submission.api import submission_api
 from everyrun.submission.catchup import Level, catch_up
 from everyrun.submission.dispatcher import Dispatcher
@@ -452,6 +452,45 @@ async def test_a_submission_that_the_log_does_not_take_holds_up_no_other(world: 
     world.announcer._log = world.producer
     await world.announcer.announce()
     assert await world.pool.fetch(unannounced) == []
+
+
+async def test_files_are_forgotten_slice_by_slice_and_one_that_fails_holds_up_no_other(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "_SLICE", 2)
+    world.settings.secrets_kept = 0
+    first, second, not_sent = [await world.hand_in(5) for _ in range(3)]
+    await world.send()
+    await world.send()
+    await world.project()
+    await world.pool.execute(
+        "update everyrun.batches set state = 'SETTLED', settled_at = now() - interval '1 second' where batch_id <> ''"
+    )
+    await world.pool.execute(
+        f"""
+        create function no() returns trigger language plpgsql as $$ begin raise 'no'; end $$;
+        create trigger no before update on everyrun_queue.inputs for each row
+        when (old.submission_id = '{first}' and old.position = 4) execute function no();
+        """
+    )
+
+    async def kept() -> dict[str, list[int]]:
+        rows = await world.pool.fetch(
+            "select submission_id, position from everyrun_queue.inputs where file <> '{}' order by position"
+        )
+        return {each: [row[1] for row in rows if row[0] == each] for each in (first, second, not_sent)}
+
+    async def redacted() -> set[str]:
+        rows = await world.pool.fetch("select submission_id from everyrun_queue.submissions where redacted_at <= now()")
+        return {row[0] for row in rows}
+
+    await keeper.forget(world.pool, world.settings)
+    assert await kept() == {first: [3, 4, 5], second: [], not_sent: [1, 2, 3, 4, 5]}
+    assert await redacted() == {second}
+    await world.pool.execute("drop trigger no on everyrun_queue.inputs")
+    await keeper.forget(world.pool, world.settings)
+    assert await kept() == {first: [], second: [], not_sent: [1, 2, 3, 4, 5]}
+    assert await redacted() == {first, second}
 
 
 async def test_two_workers_send_a_chunk_once(world: World) -> None:

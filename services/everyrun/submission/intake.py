@@ -23,6 +23,8 @@ _sql = beside(__file__, "queue.sql")
 _SHOWN = 100
 #: An upload may take as long as its caller goes on sending; this is only an end to it, in seconds.
 _COPY_WITHIN = 86_400.0
+#: To find ids that come twice Postgres sorts all of them: of millions that takes longer than other statements may.
+_COMPARED_WITHIN = 3600.0
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 
 
@@ -194,11 +196,13 @@ class Intake:
             raise BadRowsError(0, [])
 
     async def _refuse_ids_twice(self, connection: Any) -> None:
-        for record in await connection.fetch(_sql["ids_twice"], self.submission_id):
+        for record in await connection.fetch(_sql["ids_twice"], self.submission_id, timeout=_COMPARED_WITHIN):
             first, second = record["positions"]
             reason = (
                 f"is the id of row {first} too; an id is unique in its submission (a row without one has its number)"
             )
             self.bad.append(BadRow(second, record["external_id"], "id", reason))
         if self.bad:
-            self.bad_count = await connection.fetchval(_sql["count_ids_twice"], self.submission_id)
+            self.bad_count = await connection.fetchval(
+                _sql["count_ids_twice"], self.submission_id, timeout=_COMPARED_WITHIN
+            )

@@ -13,6 +13,7 @@ from everyrun.log.cloudevents import Record, record, timestamp
 from everyrun.log.events import SubmissionAccepted
 from everyrun.log.producer import Log
 from everyrun.settings import Settings
+from everyrun.store.pool import POSTGRES_AWAY
 from everyrun.store.sql import beside
 from everyrun.submission.dispatcher import AWAY, Dispatcher
 from everyrun.submission.registering import announcement
@@ -21,6 +22,8 @@ from everyrun.telemetry import log
 
 _log = log(__name__)
 _sql = beside(__file__, "queue.sql")
+#: Inputs that are redacted in one transaction.
+_SLICE = 10_000
 
 
 class Announcer:
@@ -78,11 +81,19 @@ def _accepted(row: asyncpg.Record) -> Record:
 
 
 async def forget(pool: asyncpg.Pool, settings: Settings) -> None:
-    """Take files (presigned URLs, passwords) out of the queue, a set time after their submission settled."""
+    """Take files (presigned URLs, passwords) out of the queue, a set time after their submission settled.
+
+    A slice of a submission at a time: of a million inputs no statement ends in time. One that fails holds up no other,
+    and goes on the next time. Raises asyncpg's errors.
+    """
     for row in await pool.fetch(_sql["to_redact"], timedelta(seconds=settings.secrets_kept)):
-        async with pool.acquire() as connection, connection.transaction():
-            await connection.execute(_sql["redact_inputs"], row["submission_id"])
-            await connection.execute(_sql["mark_redacted"], row["submission_id"])
+        submission_id = row["submission_id"]
+        try:
+            for first in range(1, row["expected"] + 1, _SLICE):
+                await pool.execute(_sql["redact_inputs"], submission_id, first, first + _SLICE - 1)
+            await pool.execute(_sql["mark_redacted"], submission_id)
+        except POSTGRES_AWAY as error:
+            _log.warning("will redact it later", submission=submission_id, error=f"{type(error).__name__}: {error}")
 
 
 async def repeat(

@@ -226,15 +226,16 @@ from unnest($1::text[], $2::text[], $3::int[], $4::int[], $5::text[], $6::text[]
 where c.chunk = given.chunk
 
 -- name: to_redact
-select s.submission_id from everyrun_queue.submissions s
+select s.submission_id, s.expected from everyrun_queue.submissions s
 where s.redacted_at is null
   and not exists (select from everyrun_queue.chunks c where c.submission_id = s.submission_id and c.state not in ('sent', 'refused'))
   and (select sum(b.expected) filter (where b.state in ('SETTLED', 'REFUSED') and b.settled_at < now() - $1::interval)
        from everyrun.batches b where b.submission_id = s.submission_id) >= s.expected
-limit 10
+order by s.submission_id limit 1000
 
 -- name: redact_inputs
-update everyrun_queue.inputs set file = '{}' where submission_id = $1
+update everyrun_queue.inputs set file = '{}'
+where submission_id = $1 and position between $2 and $3 and file <> '{}'
 
 -- name: mark_redacted
 update everyrun_queue.submissions set redacted_at = now() where submission_id = $1
