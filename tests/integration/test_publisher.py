@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Awaitable, Callable, Iterable
 
 import asyncpg
 import msgspec
 import pytest
 
+from everyrun.extend import reserved
+from everyrun.log import events
 from everyrun.log.cloudevents import Record
+from everyrun.processor import publisher as publisher_module
 from everyrun.processor.publisher import Publisher
 from everyrun.projection import tables
 from everyrun.projection.decode import Poll
 from everyrun.projection.feed import Feed
 from everyrun.settings import Settings
-from tests.records import a_world, lay_out
+from tests.records import INSTALLATION, a_world, an_input, batch_event, lay_out, run_event
 
 SETTINGS = Settings(kafka_bootstrap="127.0.0.1:1")
 
@@ -67,3 +71,99 @@ async def test_a_poll_that_was_applied_in_part_and_never_published_is_published_
             assert event["state"] == row["state"]
             assert event["counts"] == msgspec.json.decode(row["counts"])
             assert event["duplicates"] == row["duplicates"]
+
+
+class Overtaken(Published):
+    """A log on which others write later states, each while ours is on its way: theirs come before ours."""
+
+    def __init__(self, *others: Callable[[], Awaitable[None]]) -> None:
+        super().__init__()
+        self._others = list(others)
+
+    async def append(self, records: Iterable[Record]) -> None:
+        if self._others:
+            await self._others.pop(0)()
+        await super().append(records)
+
+
+async def test_the_last_record_of_an_input_is_its_newest_state_whoever_else_writes(database: str) -> None:
+    """Two others apply and publish a later state each: between our commit and our record, and while we look again."""
+    given = [an_input("sub_p", 1), an_input("sub_p", 2)]
+
+    def run(status: str, when: float, end: float | None = None) -> Record:
+        key = reserved.Reserved(INSTALLATION, given[0].input_id, "sub_p.c00001", 1, 1)
+        return run_event("run_p", "batch_p", status, when, key=key, end=end)
+
+    submitted = batch_event(events.BatchSubmitted, "sub_p", "sub_p.c00001", 1, 1, batch_id="batch_p", inputs=given)
+    log = lay_out([submitted, run("PENDING", 2), run("PROCESSING", 3), run("PROCESSED", 5, end=4)], partitions=1)
+    first, second, third = log["runs", 0]
+    async with asyncpg.create_pool(
+        database, min_size=2, init=tables.setup_connection, server_settings={"search_path": tables.SCHEMA}
+    ) as pool:
+        feed = Feed(SETTINGS, pool, "cluster", Published())
+
+        def another(record) -> Callable[[], Awaitable[None]]:
+            async def applies_and_publishes() -> None:
+                applied = await feed.apply([Poll("runs", 0, [record])])
+                others = Published()
+                await Publisher(pool, "cluster", others, feed).publish(applied, {})
+                published.records += others.records
+
+            return applies_and_publishes
+
+        published = Overtaken(another(second), another(third))
+        applied = await feed.apply([Poll("batches", 0, log["batches", 0]), Poll("runs", 0, [first])])
+        await Publisher(pool, "cluster", published, feed).publish(applied, {})
+        rows = await pool.fetch("select input_id, version, status from results")
+    newest = published.newest("results")
+    assert {row["input_id"]: row["status"] for row in rows} == {
+        given[0].input_id: "PROCESSED",
+        given[1].input_id: "SUBMITTED",
+    }
+    for row in rows:
+        assert newest[row["input_id"].encode()]["version"] == row["version"]
+
+
+async def test_a_poll_applied_before_is_published_whole_in_pages_of_bounded_size(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that are read from the table: as many at once as memory bears, and each once."""
+    given = [an_input("sub_p", n + 1) for n in range(6)]
+    submitted = batch_event(events.BatchSubmitted, "sub_p", "sub_p.c00001", 1, 1, batch_id="batch_p", inputs=given)
+    noise = random.Random(1)
+    runs = [
+        run_event(
+            f"run_{n}",
+            "batch_p",
+            "PROCESSED",
+            5,
+            key=reserved.Reserved(INSTALLATION, one.input_id, "sub_p.c00001", 1, n + 1),
+            end=4,
+            noise=noise.randbytes(20_000).hex(),
+        )
+        for n, one in enumerate(given)
+    ]
+    polls = [Poll(*place, there) for place, there in lay_out([submitted, *runs], partitions=1).items()]
+    monkeypatch.setattr(publisher_module, "_PAGE_BYTES", 50_000)
+    async with asyncpg.create_pool(
+        database, min_size=2, init=tables.setup_connection, server_settings={"search_path": tables.SCHEMA}
+    ) as pool:
+        feed = Feed(SETTINGS, pool, "cluster", Published())
+        await feed.apply(polls)
+        published = InPages()
+        await Publisher(pool, "cluster", published, feed).publish(await feed.apply(polls), {})
+    assert sorted(key for page in published.pages for key in page) == sorted(i.input_id.encode() for i in given)
+    assert max(len(page) for page in published.pages) <= 2
+
+
+class InPages(Published):
+    """A log that remembers which results were written at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pages: list[list[bytes]] = []
+
+    async def append(self, records: Iterable[Record]) -> None:
+        written = list(records)
+        self.pages.append([record.key for record in written if record.topic == "results"])
+        await super().append(written)

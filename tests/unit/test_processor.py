@@ -15,6 +15,7 @@ from everyrun.processor import app as processor_module
 from everyrun.processor.app import Processor, faust_app
 from everyrun.processor.commits import InOrder
 from everyrun.processor.polls import PollRecord, WholePolls, joined
+from everyrun.processor.publisher import pages
 from everyrun.projection.apply import Applied
 from everyrun.projection.feed import split
 from everyrun.serve import Health
@@ -72,18 +73,13 @@ class Publisher:
         self._order = order
         self.first_may_end = asyncio.Event()
         self._calls = 0
-        self.moved: list[dict[str, str]] = []
 
-    async def publish(self, _applied: Any, _ends: Any) -> dict[str, str]:
+    async def publish(self, _applied: Any, _ends: Any) -> None:
         self._calls += 1
         call = self._calls
         if call == 1:
             await self.first_may_end.wait()
         self._order.append(("published", call))
-        return {"input": str(call)}
-
-    async def publish_moved(self, published: dict[str, str], _ends: Any) -> None:
-        self.moved.append(published)
 
 
 def a_processor(feed: Any, publisher: Any) -> Processor:
@@ -107,18 +103,6 @@ async def test_polls_are_acknowledged_in_order_after_they_are_published() -> Non
     await finished(processor)
     assert order[2:] == [("published", 1), ("ack", 0), ("published", 2), ("ack", 1)]
     assert processor.acknowledged == {("runs", 0): 2}
-
-
-async def test_what_moved_on_over_a_rebalance_is_published_again() -> None:
-    order: list[Any] = []
-    publisher = Publisher(order)
-    publisher.first_may_end.set()
-    processor = a_processor(Feed(order), publisher)
-    generations = iter((1, 2))
-    processor.generation = lambda: next(generations)
-    await processor.agent(Stream([Event(order, logged("runs", 0, 0))]))
-    await finished(processor)
-    assert publisher.moved == [{"input": "1"}]
 
 
 async def test_an_error_without_an_answer_ends_the_process_and_acknowledges_nothing(
@@ -147,6 +131,13 @@ def test_polls_of_one_partition_that_follow_each_other_are_joined() -> None:
     values = [PollRecord([logged("runs", 0, n)]).value for n in (0, 1)] + [[logged("batches", 0, 4)]]
     polls = joined(values, "everyrun.")
     assert [(p.topic, p.partition, p.first, p.end) for p in polls] == [("batches", 0, 4, 5), ("runs", 0, 0, 2)]
+
+
+def test_what_is_published_at_once_is_bounded_in_rows_and_in_bytes() -> None:
+    assert [len(page) for page in pages((str(n), 10) for n in range(2500))] == [1000, 1000, 500]
+    sizes = [("small", 1), ("large", 20 << 20), ("next", 5 << 20), ("fits", 3 << 20), ("over", 1)]
+    assert list(pages(sizes)) == [["small"], ["large"], ["next", "fits"], ["over"]]
+    assert list(pages([])) == []
 
 
 def test_a_poll_that_cannot_be_stored_is_split_down_to_one_record() -> None:

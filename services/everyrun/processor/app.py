@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
@@ -95,7 +94,6 @@ class Processor:
         self._finishing: deque[asyncio.Task[None]] = deque()
         #: How far the group has come: of our own partitions now, of the others when they were last assigned.
         self.acknowledged: dict[Position, int] = {}
-        self.generation: Callable[[], int] = lambda: 0
 
     async def agent(self, stream: Any) -> None:
         """The Faust agent. Ends the process on an error it has no answer to: Faust would commit what failed."""
@@ -103,12 +101,11 @@ class Processor:
             async for events in stream.noack_take(_POLLS, within=_WITHIN):
                 while len(self._finishing) >= _UNPUBLISHED:
                     await self._finishing.popleft()
-                generation = self.generation()
                 polls = joined((event.value for event in events), self._settings.topic_prefix)
                 applied = await self._feed.apply(polls, lambda: self.acknowledged)
                 before = self._finishing[-1] if self._finishing else None
                 ends = {(poll.topic, poll.partition): poll.end for poll in polls}
-                finish = self._finish(before, applied, events, ends, generation)
+                finish = self._finish(before, applied, events, ends)
                 self._finishing.append(asyncio.create_task(finish))
         except ForeignLogError as error:
             self.give_up(str(error))
@@ -122,7 +119,6 @@ class Processor:
         applied: list[Applied],
         events: list[Any],
         ends: dict[Position, int],
-        generation: int,
     ) -> None:
         """Publish, then acknowledge, after everything taken before has been."""
         try:
@@ -130,15 +126,12 @@ class Processor:
                 await before
             hit("processor.before_publish")
             needed = greatest(self.acknowledged, ends)
-            published = await self._publisher.publish(applied, needed)
+            await self._publisher.publish(applied, needed)
             hit("processor.before_ack")
             for event in events:
                 event.ack()
             hit("processor.after_ack")
             self.acknowledged = greatest(self.acknowledged, ends)
-            # Another worker may have written a later state between our reading a state and publishing it.
-            if generation != self.generation():
-                await self._publisher.publish_moved(published, needed)
         except Exception:
             _log.exception("publishing failed")
             self.give_up("publishing failed; see the log")
@@ -189,7 +182,6 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
             return
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         app = faust_app(settings)
-        processor.generation = lambda: app.consumer_generation_id
         app.agent(app.topic(*(settings.topic(name) for name in INPUTS), value_serializer="raw"), name="projection")(
             processor.agent
         )

@@ -1,16 +1,16 @@
 """Publishes the present state of what a poll touched, as Postgres has it after the commit.
 
-So whoever reads a result on the topic finds that state, or a later one, in the table. A row that is still as the poll
-left it is not read again, only its version is.
+So whoever reads a result on the topic finds that state, or a later one, in the table. A row that the poll changed is
+published as the poll left it, without reading it again; whether it is still so is looked at once it is acknowledged.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import TypeVar, cast
+from typing import cast
 
 import asyncpg
 
@@ -20,15 +20,16 @@ from everyrun.projection.apply import Applied
 from everyrun.projection.feed import AWAY, Feed
 from everyrun.projection.join import Home
 from everyrun.projection.offsets import Position, behind, positions
+from everyrun.projection.publish import Row
 from everyrun.projection.state import State
 from everyrun.store.sql import beside
 from everyrun.telemetry import log
 
 _log = log(__name__)
 _sql = beside(publish.__file__, "apply.sql")
-_AT_ONCE = 1000
-
-T = TypeVar("T")
+#: Rows published at once at most, and bytes of their runs. As Postgres stores them, that is compressed, where they are
+#: read: a few times as much is in memory then.
+_AT_ONCE, _PAGE_BYTES = 1000, 8 << 20
 
 
 class BehindError(Exception):
@@ -52,27 +53,16 @@ class Publisher:
         self._results = results
         self._feed = feed
 
-    async def publish(self, applied: Iterable[Applied], needed: Mapping[Position, int]) -> dict[str, str]:
-        """Return when the present state of everything touched is acknowledged: the version published of each input.
+    async def publish(self, applied: Iterable[Applied], needed: Mapping[Position, int]) -> None:
+        """Return when the present state of everything touched is acknowledged, and no input has moved on meanwhile.
 
-        ``needed`` is how far the tables must be applied. Waits while Postgres or Kafka is away.
+        So the last record of an input is its newest state, whoever else writes it. ``needed`` is how far the tables
+        must be applied. Waits while Postgres or Kafka is away.
         """
         everything = list(applied)
-        return await self._patiently(lambda: self._publish(everything, needed))
+        await self._patiently(lambda: self._publish(everything, needed))
 
-    async def publish_moved(self, published: Mapping[str, str], needed: Mapping[Position, int]) -> None:
-        """Publish again the inputs that moved on meanwhile, so that the last record of a key is its newest."""
-
-        async def read() -> set[str]:
-            async with self._applied_up_to(needed) as connection:
-                rows = await connection.fetch(_sql["present_versions"], list(published))
-            return {row["input_id"] for row in rows if row["version"] != published[row["input_id"]]}
-
-        moved = await self._patiently(read)
-        if moved:
-            await self.publish([Applied({}, moved, set(), set(), set())], needed)
-
-    async def _patiently(self, what: Callable[[], Awaitable[T]]) -> T:
+    async def _patiently(self, what: Callable[[], Awaitable[None]]) -> None:
         wait = 0.1
         gaps: dict[Position, tuple[int, int]] = {}
         while True:
@@ -98,22 +88,53 @@ class Publisher:
                 raise BehindError(gaps)
             yield connection
 
-    async def _publish(self, applied: list[Applied], needed: Mapping[Position, int]) -> dict[str, str]:
-        inputs = list(set().union(*(a.inputs for a in applied)))
+    async def _publish(self, applied: list[Applied], needed: Mapping[Position, int]) -> None:
+        inputs: set[str] = set().union(*(a.inputs for a in applied))
         runs = list(set().union(*(a.runs for a in applied)))
         homes = set().union(*(a.attempts for a in applied))
         accepted = set().union(*(a.submissions for a in applied))
         states: dict[str, State] = {}
         for one in applied:
             states |= one.states
-        published: dict[str, str] = {}
-        for start in range(0, max(len(inputs), len(runs)), _AT_ONCE):
-            part = slice(start, start + _AT_ONCE)
-            async with self._applied_up_to(needed) as connection:
-                present = await _present(connection, inputs[part], runs[part], states)
+        known = {input_id: states[input_id] for input_id in inputs & states.keys()}
+        others = list(inputs - known.keys())
+        sizes: dict[str, int] = {}
+        async with self._applied_up_to(needed) as connection:
+            for start in range(0, max(len(others), len(runs)), _AT_ONCE):
+                part = slice(start, start + _AT_ONCE)
+                sizes |= await _sizes(connection, others[part], runs[part])
                 homes |= await _homes(connection, runs[part])
-            await self._results.append([publish.result_record(row) for row in present])
-            published.update((row["input_id"], row["version"]) for row in present)
+        for page in pages((i, len(state.run or b"")) for i, state in known.items()):
+            await self._until_newest([_row(known[input_id]) for input_id in page], needed)
+        await self._publish_rows({i: size for i, size in sizes.items() if i not in known}, needed)
+        await self._publish_reports(homes, accepted, needed)
+
+    async def _publish_rows(self, sizes: Mapping[str, int], needed: Mapping[Position, int]) -> None:
+        """Publish the rows of these inputs, each with the size of its run, as the table has them."""
+        for page in pages(sizes.items()):
+            async with self._applied_up_to(needed) as connection:
+                rows = await connection.fetch(_sql["present_rows"], page)
+            await self._until_newest(rows, needed)
+
+    async def _until_newest(self, rows: Sequence[Row], needed: Mapping[Position, int]) -> None:
+        """Publish these rows, and again those that are not the newest any more once they are acknowledged.
+
+        Another worker, or our own next transaction, may have written a later state since ours was read, and published
+        it before ours. What it writes after we looked it publishes after us.
+        """
+        await self._results.append([publish.result_record(row) for row in rows])
+        published = {row["input_id"]: (row["version"], row["observed_at"]) for row in rows}
+        moved = {}
+        async with self._applied_up_to(needed) as connection:
+            for input_id, version, observed_at, size in await connection.fetch(
+                _sql["present_versions"], list(published)
+            ):
+                if (version, observed_at) != published[input_id]:
+                    moved[input_id] = size
+        if moved:
+            await self._publish_rows(moved, needed)
+
+    async def _publish_reports(self, homes: set[Home], accepted: set[str], needed: Mapping[Position, int]) -> None:
         reports = []
         async with self._applied_up_to(needed) as connection:
             if homes:
@@ -126,7 +147,27 @@ class Publisher:
                 reports += [publish.submission_record(row, time.time()) for row in rows]
         if reports:
             await self._results.append(reports)
-        return published
+
+
+def pages(sizes: Iterable[tuple[str, int]]) -> Iterator[list[str]]:
+    """Cut ids, each with the bytes of its run, into pages: at most a thousand, and no more bytes than one page has.
+
+    One that is larger is a page by itself. Pure.
+    """
+    page: list[str] = []
+    total = 0
+    for identifier, size in sizes:
+        if page and (len(page) == _AT_ONCE or total + size > _PAGE_BYTES):
+            yield page
+            page, total = [], 0
+        page.append(identifier)
+        total += size
+    if page:
+        yield page
+
+
+def _row(state: State) -> Row:
+    return dict(zip(tables.RESULT_COLUMNS, state.values(), strict=True))
 
 
 async def _homes(connection: asyncpg.Connection, runs: list[str]) -> set[Home]:
@@ -136,19 +177,6 @@ async def _homes(connection: asyncpg.Connection, runs: list[str]) -> set[Home]:
     return {(row["chunk"], row["attempt"]) for row in await connection.fetch(_sql["homes_by_run"], runs)}
 
 
-async def _present(
-    connection: asyncpg.Connection, inputs: list[str], runs: list[str], states: Mapping[str, State]
-) -> list[publish.Row]:
-    """The rows as they are now, each once: out of ``states`` where the table still has that state."""
-    found: dict[str, publish.Row] = {}
-    known = [input_id for input_id in inputs if input_id in states]
-    if known:
-        for input_id, version, observed_at in await connection.fetch(_sql["present_versions"], known):
-            row = dict(zip(tables.RESULT_COLUMNS, states[input_id].values(), strict=True))
-            if (row["version"], row["observed_at"]) == (version, observed_at):
-                found[input_id] = row
-    others = [input_id for input_id in inputs if input_id not in found]
-    if others or runs:
-        for whole in await connection.fetch(_sql["present_rows"], others, runs):
-            found[whole["input_id"]] = whole
-    return list(found.values())
+async def _sizes(connection: asyncpg.Connection, inputs: list[str], runs: list[str]) -> dict[str, int]:
+    """The inputs that are in the table, these and those that the runs stand for, each with the size of its run."""
+    return {row["input_id"]: row["size"] for row in await connection.fetch(_sql["present_sizes"], inputs, runs)}

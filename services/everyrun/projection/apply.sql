@@ -160,10 +160,16 @@ where b.chunk = given.chunk and b.attempt = given.attempt
 -- name: present_rows
 select input_id, external_id, submission_id, position, chunk, attempt, batch_id, file, metadata, run_id, status,
        failure_reason, failure_message, run, credits, source, observed_at, settled_at, version
+from results where input_id = any ($1::text[])
+
+-- name: present_sizes
+-- As it is stored, without unpacking it.
+select input_id, coalesce(pg_column_size(run), 0) as size
 from results where input_id = any ($1::text[]) or run_id = any ($2::text[])
 
 -- name: present_versions
-select input_id, version, observed_at from results where input_id = any ($1::text[])
+select input_id, version, observed_at, coalesce(pg_column_size(run), 0) as size
+from results where input_id = any ($1::text[])
 
 -- name: present_attempts
 select chunk, attempt, batch_id, submission_id, expected, state, counts, runs_observed, duplicates, settled_at

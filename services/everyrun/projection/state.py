@@ -25,6 +25,11 @@ class State(NamedTuple):
         """The row's version."""
         return self.row.version if self.decision is None else self.decision.version
 
+    @property
+    def run(self) -> bytes | None:
+        """The standing run's text; None where there is none."""
+        return None if self.decision is None else self.decision.winner.run
+
     def values(self) -> tuple[Any, ...]:
         """The values of ``tables.RESULT_COLUMNS``."""
         row = self.row
