@@ -11,9 +11,11 @@ import pytest
 from aiokafka.errors import KafkaTimeoutError
 from prometheus_client import generate_latest
 
+from everyrun.bridge import handler as module
 from everyrun.bridge.handler import Handler
 from everyrun.extend.signature import sign
 from everyrun.log.cloudevents import Record
+from tests.conftest import eventually
 
 NOW = 1767225600
 SECRET = b"wss_a"
@@ -145,6 +147,80 @@ async def test_a_body_cut_short_is_a_400(said) -> None:
     await handler(kept)({"type": "http", "path": PATH, "method": "POST", "headers": []}, receive, send)
     assert sent[0]["status"] == 400
     assert not kept.records
+
+
+class Client:
+    """A request whose parts a test sends one by one."""
+
+    def __init__(self, app: Handler, headers: dict[str, str]) -> None:
+        self._parts: asyncio.Queue[dict] = asyncio.Queue()
+        self._sent: list[dict] = []
+        pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
+        scope = {"type": "http", "path": PATH, "method": "POST", "headers": pairs}
+        self._task = asyncio.create_task(app(scope, self._parts.get, self._send))
+
+    async def _send(self, message) -> None:
+        self._sent.append(message)
+
+    async def part(self, body: bytes) -> None:
+        """Send a part that is not the last; return when it was taken."""
+        self._parts.put_nowait({"type": "http.request", "body": body, "more_body": True})
+        await eventually(self._parts.empty, "the part is taken")
+
+    async def end(self, message: dict) -> int:
+        """Send the last message; the answer's status."""
+        self._parts.put_nowait(message)
+        return await self.status()
+
+    async def status(self) -> int:
+        async with asyncio.timeout(5):
+            await self._task
+        return self._sent[0]["status"]
+
+    async def went(self) -> None:
+        """The server ends the request."""
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+
+async def test_bodies_are_counted_from_their_first_byte_and_there_is_a_limit_for_all_of_them(monkeypatch) -> None:
+    monkeypatch.setattr(module, "_HELD_AT_MOST", 2000)
+    monkeypatch.setattr(module, "_IN_PARTS_AT_MOST", 1500)
+    app = handler(Kept())
+    whole = BODY + b" " * (900 - len(BODY))
+
+    async def in_parts() -> int:
+        one = Client(app, signed(whole))
+        await one.part(whole[:500])
+        return await one.end({"type": "http.request", "body": whole[500:]})
+
+    for _ in range(3):
+        unsigned = [Client(app, {}) for _ in range(2)]
+        for one in unsigned:
+            await one.part(b"x" * 600)
+        assert await in_parts() == 503
+        # What comes in one part still has room.
+        async with client(app) as http:
+            assert (await http.post(PATH, content=BODY, headers=signed(BODY))).status_code == 200
+            assert (await http.post(PATH, content=whole, headers=signed(whole))).status_code == 503
+        # However one ends, its room is there again.
+        assert await unsigned[0].end({"type": "http.disconnect"}) == 400
+        assert await in_parts() == 200
+        await unsigned[1].went()
+
+
+async def test_a_body_that_waits_for_the_log_is_counted_too(monkeypatch) -> None:
+    monkeypatch.setattr(module, "_HELD_AT_MOST", 300)
+    app = handler(Silent())
+    waiting = Client(app, signed(BODY))
+    sent = asyncio.create_task(waiting.end({"type": "http.request", "body": BODY}))
+    await eventually(lambda: app._room.held, "the body is held")
+    async with client(app) as http:
+        large = BODY + b" " * (300 - len(BODY))
+        assert (await http.post(PATH, content=large, headers=signed(large))).status_code == 503
+    await waiting.went()
+    await asyncio.wait([sent])
+    assert app._room.held == 0
 
 
 @pytest.mark.parametrize("log", [Broken(KafkaTimeoutError()), Broken(OSError()), Broken(ValueError()), Silent()])
