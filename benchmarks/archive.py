@@ -8,14 +8,14 @@ import tempfile
 import time
 
 import asyncpg
+import httpx
 
 from benchmarks import world
-from benchmarks.servers import Servers, row
+from benchmarks.servers import TOKEN, Servers, row
 from everyrun.log.producer import Producer
 from everyrun.log.ranges import bounds, read_ranges
 from everyrun.log.topics import cluster_id
 from everyrun.replay.archive import archive
-from everyrun.replay.history import historian
 from everyrun.replay.index import Index, catch_up
 from everyrun.replay.verify import verify
 
@@ -59,21 +59,34 @@ async def run(servers: Servers) -> list[tuple[str, ...]]:
         verified = await verify(folder)
         assert not verified.findings
         found.append(row("archive verify", verified.records / (time.monotonic() - began), alone, "records/s", "-"))
-    async with asyncpg.create_pool(servers.dsn, min_size=1, max_size=3) as pool:
-        index = Index(pool, await cluster_id(servers.settings))
-        began = time.monotonic()
-        count = await catch_up(servers.settings, index)
-        found.append(row("index of places", count / (time.monotonic() - began), alone, "records/s", "-"))
-        await pool.execute("analyze everyrun_index.places")
-        async with historian(servers.settings, pool) as asked:
-            times = []
-            for n in range(_ASKED):
-                identifier = f"{world.SUBMISSION}:invoice-{n * (_EVENTS // _ASKED):07d}"
-                began = time.monotonic()
-                told = await asked.history(identifier)
-                times.append(time.monotonic() - began)
-                assert len(told.events) >= 2, told
-        name = f"history of one input in {_EVENTS:,}, median of {_ASKED}"
-        slow = f"slowest {max(times) * 1000:.0f} ms"
-        found.append((name, f"{statistics.median(times) * 1000:.1f} ms", slow, "", "under 100 ms"))
+    count, seconds = await indexed(servers)
+    found.append(row("index of places", count / seconds, alone, "records/s", "-"))
+    found.append(await history(servers, _EVENTS))
     return found
+
+
+async def indexed(servers: Servers) -> tuple[int, float]:
+    """How many records were indexed, in how many seconds: all that the log has."""
+    async with asyncpg.create_pool(servers.dsn, min_size=1, max_size=3) as pool:
+        began = time.monotonic()
+        count = await catch_up(servers.settings, Index(pool, await cluster_id(servers.settings)))
+        seconds = time.monotonic() - began
+        await pool.execute("analyze everyrun_index.places")
+    return count, seconds
+
+
+async def history(servers: Servers, inputs: int) -> tuple[str, ...]:
+    """A row of the table: how long the replay service takes to tell the history of one of so many inputs."""
+    replay = await servers.start("replay")
+    times = []
+    headers = {"authorization": f"Bearer {TOKEN}"}
+    async with httpx.AsyncClient(base_url=replay, headers=headers, timeout=60) as http:
+        for n in range(_ASKED):
+            began = time.monotonic()
+            answer = await http.get(f"/v1/history/{world.SUBMISSION}:invoice-{n * (inputs // _ASKED):07d}")
+            times.append(time.monotonic() - began)
+            assert len(answer.json()["events"]) >= 2, answer.text
+    servers.stop("replay")
+    name = f"history of one input in {inputs:,}, over HTTP, median of {_ASKED}"
+    slow = f"slowest {max(times) * 1000:.0f} ms"
+    return name, f"{statistics.median(times) * 1000:.1f} ms", slow, "", "under 100 ms"

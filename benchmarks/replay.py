@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 
-from benchmarks import world
+from benchmarks import archive, world
 from benchmarks.processor import _write
 from benchmarks.servers import Servers, row
 from everyrun.log import events, topics
@@ -43,13 +43,16 @@ async def run(servers: Servers) -> list[tuple[str, ...]]:
     two_seconds, _ = await _everyrun(servers, "rebuild", "--schema", "in_two", "--processes", "2")
     await _fill(servers)
     audited, audit_memory = await _everyrun(servers, "audit")
+    _, index_seconds = await archive.indexed(servers)
     return [
         row(f"rebuild of {runs:,} runs", rebuilt, upsert, "runs/s", "0.7 of COPY + upsert"),
         row(f"rebuild of {runs:,} runs", rebuilt, fetch, "runs/s", "(getmany alone)"),
         row("the same, two processes", runs / two_seconds, rebuilt, "runs/s", "1.2 of one process"),
+        row("the rebuild and the index of places", runs / (seconds + index_seconds), upsert, "runs/s", "(counted in)"),
         row("audit of the same", audited, seconds, "s", "at most 1.3 of the rebuild"),
         row("memory of the rebuild", memory, 400, "MB", "at most 1"),
         row("memory of the audit", audit_memory, 400, "MB", "at most 1"),
+        await archive.history(servers, runs),
     ]
 
 
