@@ -37,7 +37,7 @@ async def test_the_page_leads_from_a_question_to_evidence(
     await everything_applied(settings)
     key = tmp_path / "key"
     sign.make_keys(key)
-    await archive(settings, str(tmp_path / "archive"), sign_key=sign.private_key(key))
+    archived = await archive(settings, str(tmp_path / "archive"), sign_key=sign.private_key(key))
     connection = await asyncpg.connect(settings.postgres_dsn.get_secret_value())
     row = await connection.fetchrow("select * from everyrun.results where run_id is not null order by input_id limit 1")
     moment = await connection.fetchval("select now()")
@@ -55,6 +55,7 @@ async def test_the_page_leads_from_a_question_to_evidence(
         MOMENT=moment.isoformat(),
         ARCHIVE=str(tmp_path / "archive"),
         PUBLIC_KEY=str(tmp_path / "key.pub"),
+        HEAD=archived.hash,
         EVIDENCE=str(tmp_path / "evidence.ndjson"),
     )
     assert len(blocks()) >= 5
