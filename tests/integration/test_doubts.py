@@ -237,6 +237,55 @@ async def test_the_window_is_not_over_while_the_tables_lag_or_a_run_names_the_ch
     assert await world.said() == ["batch-in-doubt", "batch-requested", "batch-submitted"]
 
 
+async def test_evidence_that_fits_no_attempt_is_tried_again_only_when_the_chunk_has_moved_on(world: World) -> None:
+    await world.hand_in()
+    await world.send(NO_ANSWER, takes=True)
+    await world.observe("batch_1")
+    await world.project()
+    # The queue has forgotten the attempt, as one that was restored has until it is level with the log.
+    await world.pool.execute("update everyrun_queue.chunks set state = 'waiting', attempt = 0")
+    tried = []
+    take = world.resolver._transitions.take
+
+    async def counted(chunk: str, happening: Any) -> Any:
+        tried.append(happening)
+        return await take(chunk, happening)
+
+    world.resolver._transitions.take = counted  # type: ignore[method-assign]
+    for _ in range(3):
+        await world.resolver.adopt()
+    assert len(tried) == 1
+    await world.pool.execute("update everyrun_queue.chunks set state = 'in_doubt', attempt = 1, deadline = now()")
+    await world.resolver.adopt()
+    chunk = await world.chunk()
+    assert (len(tried), chunk["state"], chunk["batch_id"]) == (2, "sent", "batch_1")
+
+
+async def test_evidence_is_found_without_reading_the_runs_of_others(world: World) -> None:
+    await world.pool.execute(
+        """
+        insert into everyrun.unmatched_runs
+            (run_id, batch_id, status, reason, first_seen, installation, chunk, attempt, run, source, observed_at,
+             version, fingerprints)
+        select 'run_' || n, 'batch_' || n % 500, 'PROCESSED', 'batch_unknown', now(),
+               case when n % 40000 = 0 then 'inst_test' end, 'chunk_' || n, 1, '{}', 'list', now(), '', '{}'
+        from generate_series(1, 200000) n
+        """
+    )
+    await world.pool.execute("analyze everyrun.unmatched_runs")
+    evidence = catchup._sql["evidence"]
+    async with world.pool.acquire() as connection:
+        assert len(await connection.fetch(evidence, "inst_test")) == 5
+        for mode in ("force_custom_plan", "force_generic_plan"):
+            await connection.execute(f"set plan_cache_mode = {mode}")
+            prepared = await connection.prepare(evidence)
+            plan = "\n".join(row[0] for row in await connection.fetch("select 1 where false")) or json.dumps(
+                await prepared.explain("inst_test")
+            )
+            assert "unmatched_runs_evidence" in plan, plan
+            assert "Seq Scan on unmatched_runs" not in plan
+
+
 async def test_a_person_adopts_what_a_run_proves(world: World) -> None:
     submission = await world.hand_in()
     await world.send(httpx.Response(200, json={}))

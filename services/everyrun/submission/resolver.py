@@ -10,7 +10,7 @@ from everyrun.log.reader import end_offsets
 from everyrun.settings import Settings
 from everyrun.store.sql import beside
 from everyrun.submission.catchup import Level
-from everyrun.submission.protocol import Evidence, Happening, Lost, NotPossibleError, WindowPassed
+from everyrun.submission.protocol import ChunkState, Evidence, Happening, Lost, NotPossibleError, WindowPassed
 from everyrun.submission.transition import Transitions, UnknownChunkError, state_of
 from everyrun.telemetry import log
 
@@ -34,6 +34,8 @@ class Resolver:
         self._installation = installation
         #: Where the log ended when the window of an attempt was found to be over.
         self._ends: dict[tuple[str, int], dict[tuple[str, int], int]] = {}
+        #: Evidence that fitted no attempt, and the state that the chunk was in: tried again once that is another.
+        self._refused: dict[tuple[str, int, str], ChunkState] = {}
 
     async def resolve(self) -> None:
         """Look once at every attempt of unknown outcome.
@@ -87,18 +89,24 @@ class Resolver:
 
     async def adopt(self) -> None:
         """Runs that the projection knows no batch for, but whose key names an attempt of ours: it was taken."""
+        refused, self._refused = self._refused, {}
         for found in await self._pool.fetch(_sql["evidence"], self._installation):
             row: Any = await self._pool.fetchrow(_sql["attempt"], found["chunk"])
             if row is None or (row["batch_id"] == found["batch_id"] and state_of(row).state == "sent"):
                 continue
             if row["state"] == "sending" and row["attempt"] == found["attempt"] and not row["overdue"]:
                 continue  # its call has not ended: the answer will say the same, or the deadline passes
+            key = (found["chunk"], found["attempt"], found["batch_id"])
+            if refused.get(key) == state_of(row):
+                self._refused[key] = refused[key]
+                continue
             try:
                 await self._transitions.take(
                     found["chunk"], Evidence(found["attempt"], found["batch_id"], found["run_id"])
                 )
             except (NotPossibleError, UnknownChunkError) as error:
                 _log.warning("evidence that fits no attempt", chunk=found["chunk"], problem=str(error))
+                self._refused[key] = state_of(row)
                 continue
             _log.info("adopted", chunk=found["chunk"], attempt=found["attempt"], batch_id=found["batch_id"])
-            await self._pool.execute(_sql["adopted"], found["chunk"], found["attempt"], found["batch_id"])
+            await self._pool.execute(_sql["adopted"], *key)

@@ -140,6 +140,9 @@ comment on column unmatched_runs.fingerprints is
     'SHA-256 of each metadata the run was seen with, as RFC 8785 JSON, in the order of the log.';
 create index unmatched_runs_batch on unmatched_runs (batch_id);
 create index unmatched_runs_chunk on unmatched_runs (chunk, attempt);
+-- Evidence for attempts of unknown outcome, looked for every second: few rows, however many runs of others are unmatched.
+create index unmatched_runs_evidence on unmatched_runs (installation, chunk, attempt)
+    where reason = 'batch_unknown' and batch_id is not null and installation is not null;
 
 create table deliveries (
     run_id text collate "C" not null,
