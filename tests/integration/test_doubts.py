@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -21,7 +21,7 @@ from everyrun.extend import reserved
 from everyrun.extend.client import ExtendError, Page
 from everyrun.log import topics
 from everyrun.log.cloudevents import Record, record, timestamp
-from everyrun.log.events import BatchSubmitted, RunObserved
+from everyrun.log.events import BatchSubmitted, DeliveryDeferred, RunObserved
 from everyrun.log.producer import Producer
 from everyrun.log.reader import end_offsets
 from everyrun.projection import tables
@@ -30,9 +30,9 @@ from everyrun.projection.feed import Feed
 from everyrun.projection.reader import read_range
 from everyrun.settings import Settings
 from everyrun.store.pool import open_pool
-from everyrun.submission import catchup, keeper, parse
+from everyrun.submission import catchup, dispatcher, keeper, parse, transition
 from everyrun.submission.api import submission_api
-from everyrun.submission.catchup import Level, catch_up
+from everyrun.submission.catchup import MARGIN, Level, catch_up
 from everyrun.submission.dispatcher import Dispatcher
 from everyrun.submission.doubts import Doubts
 from everyrun.submission.intake import take_in
@@ -53,6 +53,7 @@ class Vendor:
         self.takes = False
         self.calls: list[dict[str, Any]] = []
         self.batches: dict[str, dict[str, Any]] = {}
+        self.during: Callable[[], Awaitable[None]] | None = None
 
     async def budget(self, category: str) -> None:
         pass
@@ -62,6 +63,8 @@ class Vendor:
 
     async def create_batch(self, body: bytes) -> httpx.Response:
         self.calls.append(json.loads(body))
+        if self.during is not None:
+            await self.during()
         batch_id = f"batch_{len(self.calls)}"
         answer = self.answers.pop(0) if self.answers else httpx.Response(200, json={"batchId": batch_id})
         if self.takes or (isinstance(answer, httpx.Response) and answer.status_code == 200):
@@ -139,7 +142,7 @@ class World:
 
     async def project(self) -> None:
         """Apply all of the log to the tables."""
-        ends = await end_offsets(self.settings, ("batches", "runs"))
+        ends = await end_offsets(self.settings, ("batches", "runs", "deliveries"))
         applied = {
             (row["topic"], row["partition"]): row["next_offset"]
             for row in await self.pool.fetch("select * from everyrun.applied_offsets")
@@ -155,6 +158,14 @@ class World:
         event = RunObserved(source="webhook", run=msgspec.Raw(json.dumps(run).encode()))
         now = timestamp(datetime.now(UTC))
         said = record("runs", event, key=batch_id, id=f"{batch_id}/{now}", source="/test", time=now)
+        await self.producer.append([said])
+
+    async def defer(self, batch_id: str) -> None:
+        """A webhook of a run of the batch comes, whose payload is behind a link."""
+        run = self.vendor.run(batch_id)
+        event = DeliveryDeferred("workflow_run.completed", run["id"], "https://link.example", run["metadata"])
+        now = timestamp(datetime.now(UTC))
+        said = record("deliveries", event, key=run["id"], id=f"{batch_id}/link", source="/test", time=now)
         await self.producer.append([said])
 
     async def window_passes(self, sweeps: int = 2) -> None:
@@ -235,6 +246,49 @@ async def test_the_window_is_not_over_while_the_tables_lag_or_a_run_names_the_ch
     chunk = await world.chunk()
     assert (chunk["state"], chunk["batch_id"]) == ("sent", "batch_1")
     assert await world.said() == ["batch-in-doubt", "batch-requested", "batch-submitted"]
+
+
+async def test_a_webhook_behind_a_link_that_is_not_in_the_tables_yet_is_waited_for(world: World) -> None:
+    await world.hand_in()
+    await world.send(NO_ANSWER, takes=True)
+    await world.project()
+    await world.window_passes()
+    await world.defer("batch_1")
+    await world.resolver.resolve()
+    assert (await world.chunk())["state"] == "in_doubt", "the log has more than the tables"
+    await world.project()
+    await world.resolver.resolve()
+    chunk = await world.chunk()
+    assert (chunk["state"], chunk["reason"]) == ("held", "run of batch_1 names it, but no batch")
+
+
+@pytest.mark.parametrize("days", [-1, 1])
+async def test_the_window_is_as_long_as_it_should_be_by_the_clock_of_the_database(
+    world: World, monkeypatch: pytest.MonkeyPatch, days: int
+) -> None:
+    class Wrong(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return datetime.now(tz) + timedelta(days=days)
+
+    for module in (dispatcher, transition, catchup):
+        monkeypatch.setattr(module, "datetime", Wrong)
+    left = "select extract(epoch from deadline - now())::float8 from everyrun_queue.chunks"
+    window = world.settings.doubt_window
+    await world.hand_in()
+
+    async def deadline_of_the_call() -> None:
+        settings = world.settings
+        most = settings.dispatch_deadline + settings.call_timeout + MARGIN
+        assert most - 20 < await world.pool.fetchval(left) <= most
+
+    world.vendor.during = deadline_of_the_call
+    await world.send(NO_ANSWER)
+    assert window - 20 < await world.pool.fetchval(left) <= window
+    await world.pool.execute("update everyrun_queue.chunks set state = 'waiting', attempt = 0, deadline = null")
+    await world.level.advance()
+    assert (await world.chunk())["state"] == "in_doubt"
+    assert window - 20 < await world.pool.fetchval(left) <= window
 
 
 async def test_evidence_that_fits_no_attempt_is_tried_again_only_when_the_chunk_has_moved_on(world: World) -> None:

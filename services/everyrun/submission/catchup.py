@@ -119,14 +119,13 @@ async def catch_up(settings: Settings, pool: asyncpg.Pool, cluster_id: str) -> i
 
 async def _take_over(connection: Any, logged: dict[str, Logged], settings: Settings) -> int:
     call_time = timedelta(seconds=settings.call_timeout + MARGIN)
-    window = datetime.now(UTC) + timedelta(seconds=settings.doubt_window)
     rows = []
     for row in await connection.fetch(_sql["lock_chunks"], sorted(logged)) if logged else ():
         before, said = state_of(row), logged[row["chunk"]]
         after = take_over(before, said)
         if after == before:
             continue
-        deadline = window if after.state in ("in_doubt", "held") else None
+        deadline = None
         if after.state == "sending":
             begin_by = said.call_deadline or datetime.now(UTC)
             deadline = row["deadline"] if before.state == "sending" else begin_by + call_time
@@ -134,7 +133,7 @@ async def _take_over(connection: Any, logged: dict[str, Logged], settings: Setti
         rows.append((row["chunk"], *values))
     if rows:
         columns = [list(column) for column in zip(*rows, strict=True)]
-        await connection.execute(_sql["take_over"], *columns)
+        await connection.execute(_sql["take_over"], *columns, settings.doubt_window)
     return len(rows)
 
 

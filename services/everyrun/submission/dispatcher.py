@@ -87,11 +87,12 @@ class Dispatcher:
         incarnation = await self._level.check()
         now = datetime.now(UTC)
         begin_by = now + timedelta(seconds=self._settings.dispatch_deadline)
-        ended_by = begin_by + timedelta(seconds=self._settings.call_timeout + MARGIN)
+        ended_within = self._settings.dispatch_deadline + self._settings.call_timeout + MARGIN
         hit("dispatcher.before_claim")
-        chunk = await self._pool.fetchval(_sql["claim"], self._owner, ended_by, incarnation)
-        if chunk is None:
+        claimed = await self._pool.fetchrow(_sql["claim"], self._owner, ended_within, incarnation)
+        if claimed is None:
             return False
+        chunk, ended_by = claimed
         hit("dispatcher.after_claim")
         row: Any = await self._pool.fetchrow(_sql["attempt"], chunk)
         inputs = await inputs_of(self._pool, row)

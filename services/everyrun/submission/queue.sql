@@ -59,7 +59,8 @@ select exists (select from everyrun_queue.chunks where state = 'waiting' and not
 
 -- name: claim
 update everyrun_queue.chunks c
-set state = 'sending', attempt = c.attempt + 1, owner = $1, deadline = $2, reason = null
+set state = 'sending', attempt = c.attempt + 1, owner = $1, deadline = clock_timestamp() + make_interval(secs => $2),
+    reason = null
 from (
     select chunk from everyrun_queue.chunks
     join everyrun_queue.submissions s using (submission_id)
@@ -72,7 +73,7 @@ from (
     for update of chunks skip locked
 ) next
 where c.chunk = next.chunk
-returning c.chunk
+returning c.chunk, c.deadline
 
 -- name: incarnation
 select everyrun_queue.incarnation()
@@ -153,8 +154,8 @@ select exists (select from everyrun_queue.submissions where submission_id = $1)
 
 -- name: keep
 update everyrun_queue.chunks
-set state = $2, resends = $3, not_before = clock_timestamp() + make_interval(secs => $4), reason = $5, deadline = $6,
-    batch_id = $7, owner = case when $2 = 'sending' then owner end
+set state = $2, resends = $3, not_before = clock_timestamp() + make_interval(secs => $4), reason = $5,
+    deadline = clock_timestamp() + make_interval(secs => $6), batch_id = $7, owner = case when $2 = 'sending' then owner end
 where chunk = $1
 
 -- name: unresolved
@@ -167,7 +168,7 @@ where c.state in ('sending', 'in_doubt') and c.deadline <= now()
 order by c.chunk
 
 -- name: applied_up_to
-select topic, partition, next_offset, cluster_id from everyrun.applied_offsets where topic in ('batches', 'runs')
+select topic, partition, next_offset, cluster_id from everyrun.applied_offsets where topic = any ($1::text[])
 
 -- name: evidence
 select u.chunk, u.attempt, min(u.batch_id) as batch_id, min(u.run_id) as run_id
@@ -220,7 +221,9 @@ for update
 -- name: take_over
 update everyrun_queue.chunks c
 set state = given.state, attempt = given.attempt, resends = given.resends, batch_id = given.batch_id,
-    reason = given.reason, deadline = given.deadline
+    reason = given.reason,
+    deadline = case when given.state in ('in_doubt', 'held') then clock_timestamp() + make_interval(secs => $8)
+                    else given.deadline end
 from unnest($1::text[], $2::text[], $3::int[], $4::int[], $5::text[], $6::text[], $7::timestamptz[])
      as given (chunk, state, attempt, resends, batch_id, reason, deadline)
 where c.chunk = given.chunk

@@ -20,6 +20,9 @@ _sql = beside(__file__, "queue.sql")
 #: So many complete sweeps must have begun after the window before an attempt is given up: a page can drift under one.
 SWEEPS = 2
 
+#: The topics that could hold a run that names an attempt: a webhook whose payload is behind a link lies in deliveries.
+_WITNESSES = ("batches", "runs", "deliveries")
+
 
 class Resolver:
     """Looks at attempts of unknown outcome; several processes may."""
@@ -74,12 +77,12 @@ class Resolver:
         """
         attempts = [(row["chunk"], row["attempt"]) for row in over]
         if set(attempts) - self._ends.keys():
-            ends = await end_offsets(self._settings, ("batches", "runs"))
+            ends = await end_offsets(self._settings, _WITNESSES)
             self._ends = {attempt: self._ends.get(attempt, ends) for attempt in attempts}
         if not over:
             self._ends = {}
             return []
-        rows = await self._pool.fetch(_sql["applied_up_to"])
+        rows = await self._pool.fetch(_sql["applied_up_to"], _WITNESSES)
         applied = {(row["topic"], row["partition"]): row["next_offset"] for row in rows}
         return [
             row

@@ -6,7 +6,7 @@ that the log has not acknowledged.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import asyncpg
@@ -121,8 +121,7 @@ class Transitions:
             hit("adopt.after_produce")
 
     async def _keep(self, connection: Any, chunk: str, after: ChunkState, wait: float) -> None:
-        deadline = None
-        if after.state in ("in_doubt", "held"):
-            deadline = datetime.now(UTC) + timedelta(seconds=self._settings.doubt_window)
-        values = (after.state, after.resends, wait, after.reason, deadline, after.batch_id)
+        # By the database's clock, which says when the window is over.
+        window = self._settings.doubt_window if after.state in ("in_doubt", "held") else None
+        values = (after.state, after.resends, wait, after.reason, window, after.batch_id)
         await connection.execute(_sql["keep"], chunk, *values)
