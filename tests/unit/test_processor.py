@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from faust.transport.drivers import aiokafka
 from faust.types import TP
 
 from everyrun.log import producer as producer_module
@@ -14,6 +15,7 @@ from everyrun.log.producer import Producer
 from everyrun.processor import app as processor_module
 from everyrun.processor.app import Processor, faust_app
 from everyrun.processor.commits import InOrder
+from everyrun.processor.fetching import MAX_RECORDS, next_count
 from everyrun.processor.polls import PollRecord, WholePolls, joined
 from everyrun.processor.publisher import pages
 from everyrun.projection.apply import Applied
@@ -131,6 +133,43 @@ def test_polls_of_one_partition_that_follow_each_other_are_joined() -> None:
     values = [PollRecord([logged("runs", 0, n)]).value for n in (0, 1)] + [[logged("batches", 0, 4)]]
     polls = joined(values, "everyrun.")
     assert [(p.topic, p.partition, p.first, p.end) for p in polls] == [("batches", 0, 4, 5), ("runs", 0, 0, 2)]
+
+
+async def test_polls_beyond_so_many_bytes_are_another_transaction(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processor_module, "_BYTES", 100)
+    order: list[Any] = []
+    publisher = Publisher(order)
+    publisher.first_may_end.set()
+    processor = a_processor(Feed(order), publisher)
+    sizes = (40, 60, 1, 500, 99, 1)
+    taken = [Event(order, logged("runs", n, 10 * n)._replace(value=b"x" * size)) for n, size in enumerate(sizes)]
+    await processor.agent(Stream(taken))
+    await finished(processor)
+    assert [what for what in order if what[0] == "apply"] == [("apply", 0), ("apply", 20), ("apply", 30), ("apply", 40)]
+    assert [at for what, at in order if what == "ack"] == [0, 10, 20, 30, 40, 50]
+
+
+def test_a_reading_has_as_many_records_as_memory_bears() -> None:
+    assert next_count(100, 100 * 500) == MAX_RECORDS, "small ones: what Kafka's client counts"
+    assert next_count(100, 100 << 20) == 4, "of 1 MiB each"
+    assert next_count(1, 16 << 20) == 1, "one larger than that is read all the same"
+    assert next_count(5, 0) == MAX_RECORDS
+
+
+async def test_faust_reads_by_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through Faust's own consumer: the first reading is small, the next has what the last one's sizes allow."""
+    asked: list[int] = []
+
+    async def fetch(_self: Any, _consumer: Any, _active: Any, _timeout: Any, max_records: int) -> Any:
+        asked.append(max_records)
+        return {TP("everyrun.runs", 0): [logged("runs", 0, 1)._replace(value=bytes(1 << 20))]}
+
+    monkeypatch.setattr(aiokafka.AIOKafkaConsumerThread, "_fetch_records", fetch)
+    app = faust_app(SETTINGS)
+    thread = app.consumer._thread
+    for _ in range(2):
+        await thread._fetch_records(None, set(), timeout=1.0, max_records=app.conf.broker_max_poll_records)
+    assert asked == [200, 4]
 
 
 def test_what_is_published_at_once_is_bounded_in_rows_and_in_bytes() -> None:

@@ -18,9 +18,10 @@ from everyrun.log import topics
 from everyrun.log.connection import tls
 from everyrun.log.producer import Producer
 from everyrun.processor.commits import Transport
+from everyrun.processor.fetching import MAX_RECORDS
 from everyrun.processor.healer import INPUTS, Healer
 from everyrun.processor.metrics import Metrics
-from everyrun.processor.polls import WholePolls, joined
+from everyrun.processor.polls import WholePolls, joined, transactions
 from everyrun.processor.publisher import Publisher
 from everyrun.processor.watch import Watch
 from everyrun.projection import tables
@@ -36,6 +37,8 @@ _log = log(__name__)
 
 #: Polls taken into one transaction at most, and how long to wait for more, in seconds.
 _POLLS, _WITHIN = 8, 0.01
+#: Bytes of values in one transaction at most; a poll that is larger is one by itself.
+_BYTES = 16 << 20
 #: Transactions whose state is still being published.
 _UNPUBLISHED = 2
 _STOP_WITHIN = 6.0
@@ -76,6 +79,8 @@ def faust_app(settings: Settings) -> faust.App:
         broker_rebalance_timeout=20,
         broker_request_timeout=30,
         broker_commit_interval=1,
+        # Else a reading has all records that were fetched: of a log that compresses well, hundreds of megabytes.
+        broker_max_poll_records=MAX_RECORDS,
         ConsumerScheduler=WholePolls,
         loghandlers=[],
     )
@@ -98,20 +103,24 @@ class Processor:
     async def agent(self, stream: Any) -> None:
         """The Faust agent. Ends the process on an error it has no answer to: Faust would commit what failed."""
         try:
-            async for events in stream.noack_take(_POLLS, within=_WITHIN):
-                while len(self._finishing) >= _UNPUBLISHED:
-                    await self._finishing.popleft()
-                polls = joined((event.value for event in events), self._settings.topic_prefix)
-                applied = await self._feed.apply(polls, lambda: self.acknowledged)
-                before = self._finishing[-1] if self._finishing else None
-                ends = {(poll.topic, poll.partition): poll.end for poll in polls}
-                finish = self._finish(before, applied, events, ends)
-                self._finishing.append(asyncio.create_task(finish))
+            async for taken in stream.noack_take(_POLLS, within=_WITHIN):
+                for events in transactions(taken, _BYTES):
+                    await self._take(events)
         except ForeignLogError as error:
             self.give_up(str(error))
         except Exception:
             _log.exception("the agent failed")
             self.give_up("the agent failed; see the log")
+
+    async def _take(self, events: list[Any]) -> None:
+        """Apply in one transaction; publishing goes on beside what comes next."""
+        while len(self._finishing) >= _UNPUBLISHED:
+            await self._finishing.popleft()
+        polls = joined((event.value for event in events), self._settings.topic_prefix)
+        applied = await self._feed.apply(polls, lambda: self.acknowledged)
+        before = self._finishing[-1] if self._finishing else None
+        ends = {(poll.topic, poll.partition): poll.end for poll in polls}
+        self._finishing.append(asyncio.create_task(self._finish(before, applied, events, ends)))
 
     async def _finish(
         self,

@@ -1,4 +1,4 @@
-"""How far the group has come, committed by Faust: up to the last poll that was acknowledged."""
+"""Faust's consumer with our reading and our committing: the group has come up to the last poll acknowledged."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import ClassVar
 
 from faust.transport.drivers import aiokafka
 from faust.types import TP
+
+from everyrun.processor.fetching import BySize
 
 
 class InOrder(aiokafka.Consumer):
@@ -18,6 +20,9 @@ class InOrder(aiokafka.Consumer):
     """
 
     logger = aiokafka.logger
+
+    def _new_consumer_thread(self) -> BySize:
+        return BySize(self, loop=self.loop, beacon=self.beacon)
 
     def _new_offset(self, tp: TP) -> int | None:
         acknowledged = self._acked[tp]

@@ -8,6 +8,7 @@ from typing import Any
 from faust.types import TP
 from faust.types.transports import SchedulingStrategyT
 
+from everyrun.processor.fetching import size_of
 from everyrun.projection.decode import LogRecord, Poll
 
 
@@ -41,6 +42,21 @@ class WholePolls(SchedulingStrategyT):
         for tp in sorted(records):
             if records[tp]:
                 yield tp, PollRecord(records[tp])
+
+
+def transactions(events: Iterable[Any], most: int) -> Iterator[list[Any]]:
+    """Cut events, the value of each a poll, into runs of at most so many bytes of values; one may be larger alone."""
+    group: list[Any] = []
+    total = 0
+    for event in events:
+        size = size_of(event.value)
+        if group and total + size > most:
+            yield group
+            group, total = [], 0
+        group.append(event)
+        total += size
+    if group:
+        yield group
 
 
 def joined(values: Iterable[list[LogRecord]], prefix: str) -> list[Poll]:

@@ -31,7 +31,7 @@ async def read_range(settings: Settings, topic: str, partition: int, start: int,
         consumer.assign([name])
         consumer.seek(name, start)
         while start < end:
-            for records in (await consumer.getmany(timeout_ms=1000, max_records=5000)).values():
+            for records in (await consumer.getmany(timeout_ms=1000, max_records=2000)).values():
                 wanted = [record for record in records if record.offset < end]
                 if wanted:
                     yield Poll(topic, partition, wanted)
