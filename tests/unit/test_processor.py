@@ -85,7 +85,9 @@ class Publisher:
 
 
 def a_processor(feed: Any, publisher: Any) -> Processor:
-    return Processor(SETTINGS, feed, publisher, Health())
+    processor = Processor(SETTINGS, feed, publisher, Health())
+    processor.informed.set()
+    return processor
 
 
 async def finished(processor: Processor) -> None:
@@ -105,6 +107,39 @@ async def test_polls_are_acknowledged_in_order_after_they_are_published() -> Non
     await finished(processor)
     assert order[2:] == [("published", 1), ("ack", 0), ("published", 2), ("ack", 1)]
     assert processor.acknowledged == {("runs", 0): 2}
+
+
+async def test_nothing_is_applied_before_it_is_known_what_the_group_acknowledged() -> None:
+    """At the first assignment and after each revocation: the poll that came first waits, and has what is needed."""
+
+    class Needing(Feed):
+        async def apply(self, polls: Any, needed: Any) -> list[Applied]:
+            self._order.append(("needed", needed()["batches", 0]))
+            return await super().apply(polls, needed)
+
+    class Healer:
+        async def assigned(self) -> None:
+            await asyncio.sleep(0)
+            assert not processor.informed.is_set()
+            processor.acknowledged["batches", 0] = offset + 7
+
+    order: list[Any] = []
+    publisher = Publisher(order)
+    publisher.first_may_end.set()
+    processor = Processor(SETTINGS, Needing(order), publisher, Health())  # type: ignore[arg-type]
+    app = faust_app(SETTINGS)
+    processor_module.inform(app, Healer(), processor, Health())  # type: ignore[arg-type]
+    for offset in (0, 1):
+        await app.on_partitions_revoked.send(set())
+        working = asyncio.create_task(processor.agent(Stream([Event(order, logged("runs", 0, offset))])))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert order == []
+        await app.on_partitions_assigned.send(set())
+        await working
+        await finished(processor)
+        assert order[:2] == [("needed", offset + 7), ("apply", offset)]
+        order.clear()
 
 
 async def test_an_error_without_an_answer_ends_the_process_and_acknowledges_nothing(

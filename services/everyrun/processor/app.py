@@ -99,6 +99,9 @@ class Processor:
         self._finishing: deque[asyncio.Task[None]] = deque()
         #: How far the group has come: of our own partitions now, of the others when they were last assigned.
         self.acknowledged: dict[Position, int] = {}
+        #: Whether that is known of the partitions as they are assigned now. Faust tells of an assignment and fetches
+        #: at the same time, and what comes first must not be joined with tables that are behind.
+        self.informed = asyncio.Event()
 
     async def agent(self, stream: Any) -> None:
         """The Faust agent. Ends the process on an error it has no answer to: Faust would commit what failed."""
@@ -117,6 +120,7 @@ class Processor:
         while len(self._finishing) >= _UNPUBLISHED:
             await self._finishing.popleft()
         polls = joined((event.value for event in events), self._settings.topic_prefix)
+        await self.informed.wait()
         applied = await self._feed.apply(polls, lambda: self.acknowledged)
         before = self._finishing[-1] if self._finishing else None
         ends = {(poll.topic, poll.partition): poll.end for poll in polls}
@@ -150,6 +154,21 @@ class Processor:
         _log.error("ending this process", reason=why)
         self._health.fail(why)
         os._exit(1)
+
+
+def inform(app: faust.App, healer: Healer, processor: Processor, health: Health) -> None:
+    """Have the processor know at each assignment how far the group has come, before it applies anything."""
+
+    async def on_assigned(_app: Any, *_arguments: Any, **_: Any) -> None:
+        await healer.assigned()
+        processor.informed.set()
+        health.ready("partitions")
+
+    async def on_revoked(_app: Any, *_arguments: Any, **_: Any) -> None:
+        processor.informed.clear()
+
+    app.on_partitions_assigned.connect(on_assigned, weak=False)  # type: ignore[arg-type]
+    app.on_partitions_revoked.connect(on_revoked, weak=False)  # type: ignore[arg-type]
 
 
 async def _pool(settings: Settings, health: Health, stop: asyncio.Event) -> asyncpg.Pool | None:
@@ -195,11 +214,7 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
             processor.agent
         )
 
-        async def on_assigned(_app: Any, *_arguments: Any, **_: Any) -> None:
-            await healer.assigned()
-            health.ready("partitions")
-
-        app.on_partitions_assigned.connect(on_assigned, weak=False)  # type: ignore[arg-type]
+        inform(app, healer, processor, health)
         await app.start()
         healing = asyncio.create_task(healer.run())
         watch = Watch(
