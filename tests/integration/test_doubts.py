@@ -400,6 +400,47 @@ async def test_a_person_sends_it_again(world: World) -> None:
     assert (chunk["state"], chunk["attempt"], chunk["batch_id"]) == ("sent", 2, "batch_2")
 
 
+async def test_an_attempt_is_not_made_once_an_earlier_one_is_known_to_have_been_taken(world: World) -> None:
+    await world.hand_in()
+    await world.send(NO_ANSWER, takes=True)
+    await world.decide("resend", force=True)
+    await world.observe("batch_1")
+    await world.project()
+
+    class Meanwhile:
+        async def append(self, records: Iterable[Record]) -> None:
+            await world.producer.append(records)
+            await world.resolver.adopt()
+
+    world.dispatcher._log = Meanwhile()
+    await world.send()
+    assert len(world.vendor.calls) == 1
+    chunk = await world.chunk()
+    assert (chunk["state"], chunk["attempt"], chunk["batch_id"]) == ("sent", 2, "batch_1")
+    assert "batch-returned" in await world.said()
+
+
+async def test_a_worker_that_is_lost_after_an_earlier_attempt_was_proved_is_noticed(world: World) -> None:
+    await world.hand_in()
+    await world.send(NO_ANSWER, takes=True)
+    await world.decide("resend", force=True)
+    await world.observe("batch_1")
+    await world.project()
+
+    async def killed() -> None:
+        await world.resolver.adopt()
+        raise RuntimeError("killed")
+
+    world.vendor.during = killed
+    with pytest.raises(RuntimeError, match="killed"):
+        await world.send()
+    chunk = await world.chunk()
+    assert (chunk["state"], chunk["attempt"], chunk["batch_id"]) == ("sending", 2, "batch_1")
+    await world.pool.execute("update everyrun_queue.chunks set deadline = deadline - interval '1 hour'")
+    await world.resolver.resolve()
+    assert (await world.chunk())["state"] == "sent"
+
+
 async def test_a_refusal_after_a_doubt_is_held(world: World) -> None:
     await world.hand_in()
     await world.send(NO_ANSWER)

@@ -103,11 +103,13 @@ class Dispatcher:
             raise
         hit("dispatcher.after_intent")
         claim = (chunk, row["attempt"], self._owner, ended_by, incarnation)
-        if await self._pool.fetchrow(_sql["still_claimed"], *claim) is None:
+        still = await self._pool.fetchrow(_sql["still_claimed"], *claim)
+        if still is None:
             _log.warning("not sent: the queue is another one than it was claimed in", chunk=chunk)
             return True
         body = self._body(row, inputs)
-        outcome = Expired() if datetime.now(UTC) > begin_by else await self._call(body)
+        too_late = still["batch_id"] is not None or datetime.now(UTC) > begin_by
+        outcome = Expired() if too_late else await self._call(body)
         await self._settle(row, inputs, Answered(row["attempt"], outcome), incarnation)
         return True
 

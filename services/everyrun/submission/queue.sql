@@ -79,8 +79,8 @@ returning c.chunk, c.deadline
 select everyrun_queue.incarnation()
 
 -- name: still_claimed
--- In a database that was replaced meanwhile it is not.
-select true from everyrun_queue.chunks
+-- In a database that was replaced meanwhile it is not. batch_id: an earlier attempt is known by now to have been taken.
+select batch_id from everyrun_queue.chunks
 where chunk = $1 and attempt = $2 and state = 'sending' and owner = $3 and deadline = $4
   and everyrun_queue.incarnation() = $5
 
@@ -155,7 +155,8 @@ select exists (select from everyrun_queue.submissions where submission_id = $1)
 -- name: keep
 update everyrun_queue.chunks
 set state = $2, resends = $3, not_before = clock_timestamp() + make_interval(secs => $4), reason = $5,
-    deadline = clock_timestamp() + make_interval(secs => $6), batch_id = $7, owner = case when $2 = 'sending' then owner end
+    deadline = case when $2 = 'sending' then deadline else clock_timestamp() + make_interval(secs => $6) end,
+    batch_id = $7, owner = case when $2 = 'sending' then owner end
 where chunk = $1
 
 -- name: unresolved
