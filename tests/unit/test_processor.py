@@ -13,7 +13,7 @@ from faust.types import TP
 from everyrun.log import producer as producer_module
 from everyrun.log.producer import Producer
 from everyrun.processor import app as processor_module
-from everyrun.processor.app import Processor, faust_app
+from everyrun.processor.app import Processor, faust_app, until_ended
 from everyrun.processor.commits import InOrder
 from everyrun.processor.fetching import MAX_RECORDS, next_count
 from everyrun.processor.polls import PollRecord, WholePolls, joined
@@ -140,6 +140,34 @@ async def test_nothing_is_applied_before_it_is_known_what_the_group_acknowledged
         await finished(processor)
         assert order[:2] == [("needed", offset + 7), ("apply", offset)]
         order.clear()
+
+
+async def test_what_stands_for_ever_ends_the_process_by_its_name_where_it_ends() -> None:
+    """An error that nobody thought of in the watch would end the watch, and nobody would see a stall."""
+    cancelled: list[str] = []
+
+    async def stands() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.append("other")
+
+    async def fails() -> None:
+        await asyncio.sleep(0)
+        raise KeyError("odd")
+
+    async def returns() -> None:
+        await asyncio.sleep(0)
+
+    never, now = asyncio.Event(), asyncio.Event()
+    assert await until_ended(never, {"the watch": fails(), "other": stands()}) == (
+        "the watch ended by itself: KeyError: 'odd'"
+    )
+    assert await until_ended(never, {"other": stands(), "Faust": returns()}) == "Faust ended by itself"
+    now.set()
+    assert await until_ended(now, {"other": stands()}) is None
+    await asyncio.sleep(0)
+    assert cancelled == ["other"] * 3
 
 
 async def test_an_error_without_an_answer_ends_the_process_and_acknowledges_nothing(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
+from collections.abc import Coroutine, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
@@ -156,6 +157,28 @@ class Processor:
         os._exit(1)
 
 
+async def until_ended(stop: asyncio.Event, standing: Mapping[str, Coroutine[Any, Any, Any]]) -> str | None:
+    """Run what stands for ever, each under its name, until ``stop`` is set; all are cancelled at the end.
+
+    Returns None then; where one of them ends before, which it never should, which one and why: without it the process
+    would go on half blind.
+    """
+    stopping = asyncio.create_task(stop.wait())
+    tasks = {asyncio.create_task(work): name for name, work in standing.items()}
+    try:
+        done, _ = await asyncio.wait({stopping, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in (stopping, *tasks):
+            task.cancel()
+    if stop.is_set():
+        return None
+    task = next(task for task in done if task in tasks)
+    error = None if task.cancelled() else task.exception()
+    if error is not None:
+        _log.error("an error without an answer", task=tasks[task], exc_info=error)
+    return f"{tasks[task]} ended by itself" + (f": {type(error).__name__}: {error}" if error is not None else "")
+
+
 def inform(app: faust.App, healer: Healer, processor: Processor, health: Health) -> None:
     """Have the processor know at each assignment how far the group has come, before it applies anything."""
 
@@ -216,7 +239,6 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
 
         inform(app, healer, processor, health)
         await app.start()
-        healing = asyncio.create_task(healer.run())
         watch = Watch(
             settings,
             metrics,
@@ -226,17 +248,18 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
             lambda: processor.acknowledged,
             processor.give_up,
         )
-        standing = [
-            asyncio.create_task(watch.run(INPUTS)),
-            asyncio.create_task(topics.keep_looking(settings, health)),
-        ]
-        stopped = asyncio.create_task(app.wait_until_stopped())
-        await asyncio.wait({asyncio.create_task(stop.wait()), stopped}, return_when=asyncio.FIRST_COMPLETED)
-        for task in (healing, *standing):
-            task.cancel()
-        if not stop.is_set():
-            _log.error("Faust ended by itself", reason=str(app.crash_reason))
-            os._exit(1)
+        ended = await until_ended(
+            stop,
+            {
+                "Faust": app.wait_until_stopped(),
+                "healing": healer.run(),
+                "the watch": watch.run(INPUTS),
+                "looking at the topics": topics.keep_looking(settings, health),
+            },
+        )
+        if ended is not None:
+            crash = f": {app.crash_reason}" if app.crash_reason else ""
+            processor.give_up(ended + crash)
         # A worker that waits for its agent can hang; what is not acknowledged is read again by the next.
         try:
             await asyncio.wait_for(app.stop(), _STOP_WITHIN)
