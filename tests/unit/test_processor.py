@@ -269,6 +269,25 @@ def test_faust_is_set_up_without_its_traps() -> None:
     assert faust_app(SETTINGS).transport.Consumer is InOrder
 
 
+async def test_a_batch_s_two_sides_go_to_one_worker_whatever_their_number() -> None:
+    """By the assignor that Faust takes: without standbys it deals out the partitions one by one."""
+    app = faust_app(SETTINGS)
+    assert app.conf.table_standby_replicas > 0
+    thread = app.consumer._thread
+    consumer = thread._create_worker_consumer(app.transport)
+    try:
+        names = {SETTINGS.topic(name) for name in ("batches", "runs")}
+        cluster = SimpleNamespace(partitions_for_topic=lambda _topic: set(range(8)))
+        members = {f"worker_{n}": thread._assignor.metadata(names) for n in range(3)}
+        found = thread._assignor.assign(cluster, members)
+    finally:
+        await consumer.stop()
+    for worker, given in found.items():
+        partitions = {topic: sorted(numbers) for topic, numbers in given.assignment}
+        assert partitions[SETTINGS.topic("batches")] == partitions[SETTINGS.topic("runs")], worker
+    assert len(found) == 3
+
+
 def test_the_producer_waits_for_all_replicas_and_does_not_double(monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, Any] = {}
     monkeypatch.setattr(

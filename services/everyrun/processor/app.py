@@ -67,6 +67,9 @@ def faust_app(settings: Settings) -> faust.App:
         # Faust makes a folder for tables, of which there are none.
         datadir=str(settings.data_dir / "faust"),
         web_enabled=False,
+        # There are no tables; but only with standbys does Faust use its own assignor, which gives partition p of
+        # batches and of runs to one worker. Round robin would not.
+        table_standby_replicas=1,
         topic_disable_leader=True,
         topic_allow_declare=False,
         key_serializer="raw",
