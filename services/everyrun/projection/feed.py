@@ -12,6 +12,7 @@ from aiokafka.errors import KafkaError
 from everyrun.log.cloudevents import header, timestamp
 from everyrun.log.producer import Log
 from everyrun.log.quarantine import RETRY_OF, quarantined
+from everyrun.projection import offsets
 from everyrun.projection.apply import Applied, apply
 from everyrun.projection.content import Poison
 from everyrun.projection.decode import Poll
@@ -125,9 +126,17 @@ class Feed:
         """Apply what lies in each partition from the first offset up to, without, the second. Publishes nothing."""
         for (topic, partition), (start, end) in sorted(gaps.items()):
             _log.info("filling a gap from the log", topic=topic, partition=partition, start=start, end=end)
+            reached = start
             async for poll in read_range(self._settings, topic, partition, start, end):
                 await self.apply([poll])
                 self.filled += len(poll.records)
+                reached = poll.end
+            if reached < end:
+                # Offsets without a record: else they would be missing for ever.
+                async with self._pool.acquire() as connection:
+                    await offsets.pass_over(
+                        cast(asyncpg.Connection, connection), (topic, partition), reached, end, self._cluster_id
+                    )
 
     async def _apply_or_split(
         self, polls: Sequence[Poll], needed: Needed, refused: dict[tuple[str, int, int], str] | None = None

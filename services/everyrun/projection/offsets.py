@@ -112,6 +112,18 @@ def greatest(one: Mapping[Position, int], other: Mapping[Position, int]) -> dict
     return {place: max(one.get(place, 0), other.get(place, 0)) for place in {*one, *other}}
 
 
+async def pass_over(connection: asyncpg.Connection, place: Position, start: int, end: int, cluster_id: str) -> None:
+    """Say that a partition that is applied up to ``start`` is so up to ``end``: there is no record between.
+
+    Nothing happens where it is applied up to elsewhere: others went on, or the tables were replaced. Raises
+    ForeignLogError where they came from another cluster.
+    """
+    async with connection.transaction():
+        nexts = await lock(connection, [place], cluster_id)
+        if nexts[place] == start:
+            await connection.execute(_sql["advance_offsets"], [place[0]], [place[1]], [end])
+
+
 async def advance(connection: asyncpg.Connection, polls: Sequence[Poll]) -> None:
     """Say that these polls are applied."""
     await connection.execute(

@@ -1,0 +1,85 @@
+"""Offsets without a record (the end of a transaction, what was compacted away) are passed, and not waited for."""
+
+from __future__ import annotations
+
+import asyncio
+
+import asyncpg
+import pytest
+from aiokafka import AIOKafkaProducer
+
+from everyrun.log.connection import connection
+from everyrun.log.reader import end_offsets
+from everyrun.projection import tables
+from everyrun.projection.decode import Poll
+from everyrun.projection.feed import Feed
+from everyrun.projection.reader import read_range
+from everyrun.settings import Settings
+from tests.integration.tables import applied
+from tests.records import run_event
+
+pytestmark = pytest.mark.stack
+
+
+class Nowhere:
+    """A log that is written to by nobody here."""
+
+    async def append(self, records: object) -> None:
+        raise AssertionError(records)
+
+
+async def in_transactions(settings: Settings, *counts: int) -> None:
+    """Runs in partition 0, in transactions of so many: each has an offset more than it has records."""
+    producer = AIOKafkaProducer(transactional_id=settings.topic_prefix, **connection(settings))
+    await producer.start()
+    number = 0
+    for count in counts:
+        async with producer.transaction():
+            for _ in range(count):
+                made = run_event(f"run_{number}", "batch", "PROCESSED", 1, key=None)
+                number += 1
+                await producer.send_and_wait(
+                    settings.topic("runs"), made.value, made.key, partition=0, headers=made.headers
+                )
+    await producer.stop()
+
+
+async def test_what_has_no_record_is_passed(settings: Settings, database: str) -> None:
+    await in_transactions(settings, 2, 1)
+    place = ("runs", 0)
+    end = (await end_offsets(settings, ["runs"]))[place]
+    assert end == 5
+
+    async def read(first: int, last: int) -> list[Poll]:
+        async with asyncio.timeout(30):
+            return [poll async for poll in read_range(settings, "runs", 0, first, last)]
+
+    everything = [record for poll in await read(0, end) for record in poll.records]
+    assert [record.offset for record in everything] == [0, 1, 3]
+    assert [record.offset for poll in await read(0, 3) for record in poll.records] == [0, 1]
+    assert await read(4, end) == []
+    async with (
+        asyncpg.create_pool(
+            database,
+            min_size=1,
+            max_size=2,
+            init=tables.setup_connection,
+            server_settings={"search_path": tables.SCHEMA},
+        ) as pool,
+        asyncio.timeout(30),
+    ):
+        feed = Feed(settings, pool, "cluster", Nowhere())
+        # What comes after an offset without a record is no gap for ever; nor is what was acknowledged beyond it.
+        await feed.apply([Poll("runs", 0, everything[:2])])
+        await feed.apply([Poll("runs", 0, everything[2:])], lambda: {place: 3})
+        await feed.apply([Poll("runs", 0, everything[2:])], lambda: {place: end})
+        async with pool.acquire() as held:
+            assert await applied(held) == {place: end}
+        assert await pool.fetchval("select count(*) from unmatched_runs") == 3
+        # Tables that were emptied are filled from their beginning: nothing that has a record is passed over.
+        await pool.execute("truncate applied_offsets, unmatched_runs")
+        await feed.fill({place: (4, end)})
+        async with pool.acquire() as held:
+            assert await applied(held) == {}
+        await feed.fill({place: (0, end)})
+        assert await pool.fetchval("select count(*) from unmatched_runs") == 3
