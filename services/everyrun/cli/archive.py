@@ -90,7 +90,8 @@ def verify(
 ) -> None:
     """Find every record or file of an archive that is missing, changed, added or reordered, and name it.
 
-    Ends with 0 where all is as it was written, with 1 where it is not, with 2 where that could not be found out.
+    Ends with 0 where all is as it was written, with 1 where it is not, with 2 where that could not be found out, with 4
+    where there is no archive.
 
     Example: everyrun archive verify --from /backup/everyrun --public-key everyrun.key.pub
     """

@@ -107,7 +107,7 @@ create table everyrun_queue.gone_runs (
     batch_id text collate "C",
     gone_at timestamptz not null
 );
-comment on table everyrun_queue.gone_runs is 'Runs that were listed or told of, and are no more: Extend answers 404. Read for the reason of what is overdue.';
+comment on table everyrun_queue.gone_runs is 'Runs that were listed or told of and cannot be had: Extend answers 404 or 410, or no Get of a settled batch''s run came to an end. Read for the reason of what is overdue.';
 create index gone_runs_batch on everyrun_queue.gone_runs (batch_id);
 
 create table everyrun_queue.log_position (
