@@ -32,7 +32,7 @@ from everyrun.cli.signals import StoppedError, until_stopped
 FLAT = 1.0
 _INPUTS, _OPEN_JOBS = 1000, 2
 #: The first seconds, in which any process may be killed; later only one that has lived long enough to be measured.
-_WILD, _LIVES = 100.0, 210.0
+_WILD, _LIVES = 100.0, 330.0
 #: Kafka and Postgres are given so long before they are struck again, in seconds.
 _BASE_LIVES = 60.0
 _SETTLED_WITHIN = 300.0
