@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Column, Table
 
 from everyrun.cli.client import Client, DataDir, find
@@ -51,7 +52,8 @@ def overdue(
     table = Table(Column("input", overflow="fold"), Column("run", overflow="fold"), "status", "sent", "reason")
     for row in rows[:_SHOWN]:
         sent = row["sent_at"][:16].replace("T", " ")
-        table.add_row(row["input_id"], row["run_id"] or "", row["status"], sent, row["reason"].replace("_", " "))
+        texts = (row["input_id"], row["run_id"] or "", row["status"], sent, row["reason"].replace("_", " "))
+        table.add_row(*map(escape, texts))
     out.print(table)
     if len(rows) > _SHOWN:
         err.print(f"The first {_SHOWN} are shown; --json writes all")

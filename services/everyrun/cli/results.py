@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Annotated, Any, Literal
 
 import typer
+from rich.markup import escape
 from rich.table import Column, Table
 
 from everyrun.cli.client import Client, DataDir, find
@@ -83,9 +84,8 @@ def _table(rows: Iterator[dict[str, Any]]) -> None:
         if count > _SHOWN:
             break
         settled = (row.get("settled_at") or "")[:16].replace("T", " ")
-        table.add_row(
-            row["external_id"], row["status"], row.get("run_id") or "", settled, row.get("failure_reason") or ""
-        )
+        texts = (row["external_id"], row["status"], row.get("run_id") or "", settled, row.get("failure_reason") or "")
+        table.add_row(*map(escape, texts))
     if not count:
         err.print("No inputs of that kind have a row yet; see: everyrun report ID")
         return

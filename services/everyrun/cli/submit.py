@@ -10,6 +10,7 @@ from typing import IO, Annotated, Any
 
 import msgspec
 import typer
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -200,7 +201,7 @@ def show_bad_rows(count: int, rows: list[dict[str, Any]]) -> None:
     """What is wrong with which row and field."""
     table = Table("row", "id", "field", "what is wrong", title=f"{count} bad rows; nothing was handed in")
     for row in rows[:_SHOWN]:
-        table.add_row(str(row["row"]), row["id"] or "", row["field"], row["reason"])
+        table.add_row(str(row["row"]), *map(escape, (row["id"] or "", row["field"], row["reason"])))
     err.print(table)
     if count > min(len(rows), _SHOWN):
         err.print(f"and {count - min(len(rows), _SHOWN)} more")

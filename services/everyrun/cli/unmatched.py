@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Column, Table
 
 from everyrun.cli.client import Client, DataDir, find
@@ -53,7 +54,8 @@ def list_unmatched(
     for row in rows:
         since = row["first_seen"][:16].replace("T", " ")
         alarm = "[bold red]alarming[/]" if row["alarming"] else ""
-        table.add_row(row["run_id"], row["batch_id"] or "", row["status"], row["reason"], since, alarm)
+        texts = (row["run_id"], row["batch_id"] or "", row["status"], row["reason"], since)
+        table.add_row(*map(escape, texts), alarm)
     out.print(table)
     for name, number in found["by_reason"].items():
         err.print(f"{number['runs']} {name}, {number['alarming']} of them alarming")

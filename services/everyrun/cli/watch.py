@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Column, Table
 
 from everyrun.cli import exits
@@ -91,7 +92,7 @@ def list_submissions(
         )
         for row in found["submissions"]:
             stands = client.report(row["submission_id"])
-            held = row["paused"] or ", ".join(row["held_up_by"]) or ""
+            held = escape(row["paused"] or ", ".join(row["held_up_by"]))
             created = row["created_at"][:16].replace("T", " ")
             figures = (str(row["expected"]), str(stands["settled"]), str(summary(stands)["failed"]))
             table.add_row(row["submission_id"], created, *figures, held)
@@ -136,4 +137,5 @@ def _show(found: dict[str, Any]) -> None:
     out.print(table)
     for problem in found["imbalances"]:
         where = f"batch {problem['batch']}: " if "batch" in problem else ""
-        err.print(f"[red]{where}{problem['what']}: expected {problem['expected']}, found {problem['found']}[/]")
+        what = f"{where}{problem['what']}: expected {problem['expected']}, found {problem['found']}"
+        err.print(f"[red]{escape(what)}[/]")

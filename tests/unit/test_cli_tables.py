@@ -1,0 +1,66 @@
+"""Tables of the command line show ids and texts of others as they are, brackets too."""
+
+from __future__ import annotations
+
+import pytest
+import respx
+
+from everyrun.cli.submit import show_bad_rows
+from tests.unit.cli import QUERY, SUBMISSION, everyrun, page
+
+#: The first would vanish as a style, the second end the command as a tag that closes nothing.
+NAMES = ["Invoice [final].pdf", "scan[/b].pdf"]
+
+
+def run(*command: str) -> str:
+    answer = everyrun(*command)
+    assert answer.exit_code == 0, answer.output
+    return answer.output
+
+
+@pytest.mark.parametrize("text", NAMES)
+@respx.mock
+def test_results(text: str) -> None:
+    respx.get(url__regex=f"{QUERY}/v1/submissions/sub_1/.*").respond(json={})
+    row = {"external_id": text, "status": "FAILED", "run_id": "run_1", "failure_reason": f"of {text}"}
+    respx.get(f"{QUERY}/v1/results").mock(return_value=page("results", [row]))
+    assert run("results", "sub_1").count(text) == 2
+
+
+@pytest.mark.parametrize("text", NAMES)
+@respx.mock
+def test_overdue(text: str) -> None:
+    row = {
+        "input_id": f"sub_1:{text}",
+        "run_id": None,
+        "status": "PENDING",
+        "sent_at": "2026-01-01T00:00",
+        "reason": "",
+    }
+    respx.get(f"{QUERY}/v1/overdue").mock(return_value=page("inputs", [row]))
+    assert f"sub_1:{text}" in run("overdue")
+
+
+@pytest.mark.parametrize("text", NAMES)
+@respx.mock
+def test_unmatched(text: str) -> None:
+    row = {"run_id": "run_1", "batch_id": None, "status": text, "reason": "", "first_seen": "", "alarming": False}
+    respx.get(f"{QUERY}/v1/unmatched").mock(return_value=page("unmatched", [row], by_reason={}))
+    assert text in run("unmatched", "list")
+
+
+@pytest.mark.parametrize("text", NAMES)
+@respx.mock
+def test_what_holds_a_submission_up(text: str) -> None:
+    stands = {"expected": 1, "settled": 0, "open": 1, "by_status": {"WAITING": 1}}
+    respx.get(url__regex=f"{QUERY}/v1/submissions/sub_1/.*").respond(json=stands)
+    row = {"submission_id": "sub_1", "created_at": "", "expected": 1, "paused": text, "held_up_by": []}
+    respx.get(f"{SUBMISSION}/v1/submissions").mock(return_value=page("submissions", [row]))
+    assert text in run("list")
+
+
+@pytest.mark.parametrize("text", NAMES)
+def test_bad_rows(text: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    show_bad_rows(1, [{"row": 1, "id": text, "field": "file", "reason": f"not {text}"}])
+    assert capsys.readouterr().err.count(text) == 2
