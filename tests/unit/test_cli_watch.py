@@ -4,18 +4,36 @@ from __future__ import annotations
 
 from typing import Any
 
-from everyrun.cli import exits
-from everyrun.cli.watch import follow
+import httpx
+import pytest
+import respx
+
+from everyrun.cli import client, exits, watch
+from everyrun.cli.watch import follow, held_up
+from tests.unit.cli import QUERY, SUBMISSION, everyrun, page
 
 
 class Told:
-    """A client whose reports are given."""
+    """A client whose reports are given; nothing holds the submission up."""
 
     def __init__(self, *reports: dict[str, Any]) -> None:
         self.reports = list(reports)
 
-    def report(self, submission_id: str) -> dict[str, Any]:
+    def progress(self, submission_id: str, within: float) -> dict[str, Any]:
+        return self.reports[0]
+
+    def report(self, submission_id: str, within: float) -> dict[str, Any]:
         return self.reports.pop(0)
+
+    def queued(self, submission_id: str, within: float) -> None:
+        return None
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No time is waited, and what does not move is looked at at once."""
+    monkeypatch.setattr(watch, "_STILL", 0.0)
+    monkeypatch.setattr(watch.time, "sleep", lambda seconds: None)
 
 
 def report(processed: int, running: int, **overdue: int) -> dict[str, Any]:
@@ -27,7 +45,7 @@ def report(processed: int, running: int, **overdue: int) -> dict[str, Any]:
 def test_it_ends_when_all_are_settled():
     client = Told(report(1, 1), report(2, 0))
     assert follow(client, "sub_1") == exits.OK  # type: ignore[arg-type]
-    assert not client.reports
+    assert len(client.reports) == 1
 
 
 def test_it_ends_when_what_is_open_was_deleted_at_extend(capsys):
@@ -37,3 +55,78 @@ def test_it_ends_when_what_is_open_was_deleted_at_extend(capsys):
     said = " ".join(capsys.readouterr().err.split())
     assert "1 inputs are open" in said
     assert "everyrun overdue sub_1" in said
+
+
+def progress(**by_status: int) -> dict[str, Any]:
+    expected, settled = sum(by_status.values()), sum(n for s, n in by_status.items() if s != "PENDING")
+    return {"expected": expected, "settled": settled, "open": expected - settled, "by_status": by_status}
+
+
+@respx.mock
+def test_it_outlasts_a_service_that_is_away_and_says_so_once():
+    answers = [
+        httpx.Response(200, json=progress(PENDING=1)),
+        httpx.ConnectError("refused"),
+        httpx.Response(503, json={"code": "UNAVAILABLE", "message": "try again"}),
+        httpx.Response(502, text="<html>"),
+        httpx.Response(200, json=progress(PROCESSED=1)),
+    ]
+    respx.get(f"{QUERY}/v1/submissions/sub_1/progress").mock(side_effect=answers)
+    answer = everyrun("watch", "sub_1")
+    assert answer.exit_code == exits.OK, answer.output
+    assert answer.output.count("does not answer (ConnectError)") == 1
+    assert answer.output.count("does not answer") == 1
+
+
+@pytest.mark.parametrize(("away", "code"), [(httpx.ConnectError("no"), exits.NOT_FOUND), (503, exits.ERROR)])
+@respx.mock
+def test_it_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch, away: Any, code: int):
+    monkeypatch.setattr(watch, "PATIENCE", 0.01)
+    monkeypatch.setattr(client.time, "sleep", lambda seconds: None)
+    gone = httpx.Response(away, json={"message": "away"}) if isinstance(away, int) else None
+    respx.get(f"{QUERY}/v1/submissions/sub_1/progress").mock(return_value=gone, side_effect=None if gone else away)
+    assert everyrun("watch", "sub_1").exit_code == code
+
+
+@respx.mock
+def test_what_is_not_there_ends_it_at_once():
+    route = respx.get(f"{QUERY}/v1/submissions/sub_1/progress").respond(404, json={"message": "no submission"})
+    assert everyrun("watch", "sub_1").exit_code == exits.NOT_FOUND
+    assert route.call_count == 1
+
+
+@respx.mock
+def test_it_says_once_that_nothing_is_sent_and_why():
+    steps = [progress(PENDING=1)] * 5 + [progress(PROCESSED=1)]
+    respx.get(f"{QUERY}/v1/submissions/sub_1/progress").mock(
+        side_effect=[httpx.Response(200, json=step) for step in steps]
+    )
+    counted = {**progress(PENDING=1), "overdue_by_reason": {}}
+    report_route = respx.get(f"{QUERY}/v1/submissions/sub_1/report").respond(json=counted)
+    queued = {"submission_id": "sub_1", "workflow_id": "workflow_1", "paused": "402 [credits]", "held_up_by": []}
+    respx.get(f"{SUBMISSION}/v1/submissions/sub_1").respond(json=queued)
+    answer = everyrun("watch", "sub_1")
+    assert answer.exit_code == exits.OK, answer.output
+    assert answer.output.count("402 [credits]") == 1
+    assert "everyrun workflow resume workflow_1" in answer.output
+    assert report_route.call_count == 4
+
+
+@respx.mock
+def test_the_whole_report_is_not_asked_for_while_it_moves_nor_by_list():
+    steps = [progress(PENDING=2), progress(PENDING=1, PROCESSED=1), progress(PROCESSED=2)]
+    respx.get(f"{QUERY}/v1/submissions/sub_1/progress").mock(
+        side_effect=[httpx.Response(200, json=step) for step in [*steps, steps[-1]]]
+    )
+    row = {"submission_id": "sub_1", "created_at": "", "expected": 2, "paused": None, "held_up_by": ["in doubt"]}
+    respx.get(f"{SUBMISSION}/v1/submissions").mock(return_value=page("submissions", [row]))
+    assert everyrun("watch", "sub_1").exit_code == exits.OK
+    assert "in doubt" in everyrun("list").output
+
+
+def test_what_holds_a_submission_up():
+    queued = {"paused": None, "held_up_by": ["no answer came"], "chunks": {"in_doubt": 1}}
+    assert "no answer came" in held_up(queued)
+    assert "everyrun doubt list" in held_up(queued)
+    assert held_up({**queued, "chunks": {"refused": 1, "sent": 1}}) == ""
+    assert held_up(None) == ""

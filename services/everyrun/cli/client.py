@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,9 +10,10 @@ from typing import Annotated, Any
 import httpx
 import typer
 from msgspec import Struct
+from rich.markup import escape
 
 from everyrun.cli import exits
-from everyrun.cli.console import fail
+from everyrun.cli.console import err, fail
 from everyrun.embedded.state import read_endpoints
 from everyrun.settings import SettingsError, load
 
@@ -21,6 +23,10 @@ DataDir = Annotated[
         "--data-dir", envvar="EVERYRUN_DATA_DIR", help="Folder of a running stack; without one, the settings are used."
     ),
 ]
+
+#: So long a service that is away is waited for by a command that should outlast it, in seconds.
+PATIENCE = 300.0
+_MOST_PAUSE = 10.0
 
 
 class Target(Struct, frozen=True):
@@ -83,24 +89,58 @@ class Client:
             if cursor is None:
                 return
 
-    def answer(self, method: str, url: str, **more: Any) -> dict[str, Any]:
-        """The JSON of a success; anything else ends the command, but for 422 with bad rows, which is returned."""
-        try:
-            response = self._http.request(method, url, **more)
-        except httpx.TransportError as error:
-            fail(
-                f"{url} does not answer ({type(error).__name__}); is the stack up? See: everyrun status",
-                exits.NOT_FOUND,
-            )
+    def answer(self, method: str, url: str, *, within: float = 0.0, **more: Any) -> dict[str, Any]:
+        """The JSON of a success; anything else ends the command, but for 422 with bad rows, which is returned.
+
+        Where no answer comes, or a 5xx, the request is made again for ``within`` seconds, and that is said once: only
+        for what may be asked twice.
+        """
+        return self._body(self._response(method, url, within, more))
+
+    def _response(self, method: str, url: str, within: float, more: dict[str, Any]) -> httpx.Response:
+        until, pause = None, 0.5
+        while True:
+            response = None
+            try:
+                response = self._http.request(method, url, **more)
+                problem = str(response.status_code)
+            except httpx.TransportError as error:
+                problem = type(error).__name__
+            if response is not None and not response.is_server_error:
+                return response
+            # From the first failure on: an upload may have taken long until then.
+            now = time.monotonic()
+            if until is None and within:
+                err.print(f"[yellow]{escape(url)} does not answer ({problem}); trying for {within / 60:.0f} minutes[/]")
+            until = until or now + within
+            if now >= until:
+                break
+            time.sleep(pause)
+            pause = min(pause * 2, _MOST_PAUSE)
+        if response is None:
+            fail(f"{url} does not answer ({problem}); is the stack up? See: everyrun status", exits.NOT_FOUND)
+        return response
+
+    def _body(self, response: httpx.Response) -> dict[str, Any]:
         try:
             body: dict[str, Any] = response.json()
         except ValueError:
-            fail(f"{url} answered {response.status_code} without JSON: {response.text[:200]}")
+            fail(f"{response.url} answered {response.status_code} without JSON: {response.text[:200]}")
         if response.is_success or "bad_rows" in body:
             return body
         code = exits.NOT_FOUND if response.status_code == 404 else exits.ERROR
         fail(f"{body.get('message', body)} ({response.status_code} {body.get('code', '')})", code)
 
-    def report(self, submission_id: str) -> dict[str, Any]:
-        """The report on a submission."""
-        return self.get(f"{self.target.query_url}/v1/submissions/{submission_id}/report")
+    def report(self, submission_id: str, within: float = 0.0) -> dict[str, Any]:
+        """The report on a submission: every row of it is counted for it."""
+        return self.answer("GET", f"{self.target.query_url}/v1/submissions/{submission_id}/report", within=within)
+
+    def progress(self, submission_id: str, within: float = 0.0) -> dict[str, Any]:
+        """How far a submission is, by the kept counters: costs little, whatever its size."""
+        return self.answer("GET", f"{self.target.query_url}/v1/submissions/{submission_id}/progress", within=within)
+
+    def queued(self, submission_id: str, within: float = 0.0) -> dict[str, Any] | None:
+        """The submission as the queue has it; None where the queue has lost it."""
+        url = f"{self.target.submission_url}/v1/submissions/{submission_id}"
+        response = self._response("GET", url, within, {})
+        return None if response.status_code == 404 else self._body(response)

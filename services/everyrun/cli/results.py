@@ -66,7 +66,7 @@ def results(
 
 def pages(client: Client, submission_id: str, status: str | None, with_run: bool) -> Iterator[dict[str, Any]]:
     """Every result, page by page; a submission that is not there ends the command."""
-    client.report(submission_id)
+    client.progress(submission_id)
     yield from client.every(
         f"{client.target.query_url}/v1/results",
         "results",

@@ -83,7 +83,7 @@ def up(
     check_emulator_options(faults, run_seconds, plan or "enterprise")
 
     async def run() -> None:
-        options = Options(data_dir, processors, faults, seed, run_seconds, plan, extend)
+        options = Options(data_dir, processors, faults, seed, run_seconds, plan, extend, servers_of_environment=True)
         began = time.monotonic()
         err.print(f"Starting the stack in {data_dir}")
         async with Stack(options, part_event) as stack:

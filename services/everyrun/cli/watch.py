@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from everyrun.cli import exits
-from everyrun.cli.client import Client, DataDir, find
+from everyrun.cli.client import PATIENCE, Client, DataDir, find
 from everyrun.cli.console import err, out
 from everyrun.cli.progress import JobProgress, summary
 
@@ -27,6 +27,8 @@ def register(app: typer.Typer) -> None:
     app.command(rich_help_panel="Submissions")(report)
 
 
+#: After so long without a change it is asked why, then at ever longer intervals up to the second, in seconds.
+_STILL, _MOST_STILL = 10.0, 120.0
 #: Reasons of overdue inputs that nothing more will come of by itself (everyrun.query.overdue).
 _NEVER = ("deleted_upstream", "queue_lost")
 
@@ -36,15 +38,49 @@ def never_settled(report: dict[str, Any]) -> int:
     return sum(report["overdue_by_reason"].get(reason, 0) for reason in _NEVER)
 
 
+def held_up(queued: dict[str, Any] | None) -> str:
+    """What keeps a submission from being sent, and what to do; empty where nothing does that the queue knows of."""
+    if queued is None:
+        return ""
+    if queued["paused"]:
+        return (
+            f"Paused: {queued['paused']}. See: everyrun workflow list; when the cause is seen to: everyrun workflow "
+            f"resume {queued['workflow_id']}, or everyrun submission resume {queued['submission_id']}"
+        )
+    # Refused chunks have a reason too, and nothing more to be sent.
+    if queued["held_up_by"] and queued["chunks"].keys() & {"in_doubt", "held"}:
+        return f"Held up by: {', '.join(queued['held_up_by'])}. See: everyrun doubt list"
+    return ""
+
+
 def follow(client: Client, submission_id: str) -> int:
-    """Show progress until no input is open of which something may still come; the exit code."""
+    """Show progress until no input is open of which something may still come; the exit code.
+
+    Says what holds the submission up. A service that is away is waited for, for PATIENCE seconds.
+    """
     progress = JobProgress()
+    known: dict[str, int] = {}
+    said, look, wait = "", 0.0, _STILL
     with Live(progress.table(), console=err, refresh_per_second=4) as live:
         while True:
-            found = client.report(submission_id)
+            found = client.progress(submission_id, PATIENCE)
             live.update(progress.update(found))
-            if found["open"] <= never_settled(found):
+            if not found["open"]:
                 break
+            now = time.monotonic()
+            if found["by_status"] != known:
+                known, wait = found["by_status"], _STILL
+                look = now + wait
+            elif now >= look:
+                # The report counts every row: only when there is reason to.
+                found = client.report(submission_id, PATIENCE)
+                if found["open"] <= never_settled(found):
+                    break
+                held = held_up(client.queued(submission_id, PATIENCE))
+                if held and held != said:
+                    err.print(f"[yellow]{escape(held)}[/]", soft_wrap=True)
+                said, wait = held, min(wait * 2, _MOST_STILL)
+                look = time.monotonic() + wait
             time.sleep(0.5)
     if found["open"]:
         reasons = " or ".join(reason.replace("_", " ") for reason in _NEVER if reason in found["overdue_by_reason"])
@@ -91,7 +127,7 @@ def list_submissions(
             Column("held up by", overflow="fold"),
         )
         for row in found["submissions"]:
-            stands = client.report(row["submission_id"])
+            stands = client.progress(row["submission_id"])
             held = escape(row["paused"] or ", ".join(row["held_up_by"]))
             created = row["created_at"][:16].replace("T", " ")
             figures = (str(row["expected"]), str(stands["settled"]), str(summary(stands)["failed"]))
