@@ -89,15 +89,17 @@ class Client:
             if cursor is None:
                 return
 
-    def answer(self, method: str, url: str, *, within: float = 0.0, **more: Any) -> dict[str, Any]:
+    def answer(
+        self, method: str, url: str, *, within: float = 0.0, unanswered: str = "", **more: Any
+    ) -> dict[str, Any]:
         """The JSON of a success; anything else ends the command, but for 422 with bad rows, which is returned.
 
         Where no answer comes, or a 5xx, the request is made again for ``within`` seconds, and that is said once: only
-        for what may be asked twice.
+        for what may be asked twice. ``unanswered`` is said where that was in vain.
         """
-        return self._body(self._response(method, url, within, more))
+        return self._body(self._response(method, url, within, unanswered, **more))
 
-    def _response(self, method: str, url: str, within: float, more: dict[str, Any]) -> httpx.Response:
+    def _response(self, method: str, url: str, within: float, unanswered: str = "", **more: Any) -> httpx.Response:
         until, pause = None, 0.5
         while True:
             response = None
@@ -117,6 +119,8 @@ class Client:
                 break
             time.sleep(pause)
             pause = min(pause * 2, _MOST_PAUSE)
+        if unanswered:
+            err.print(escape(unanswered), soft_wrap=True)
         if response is None:
             fail(f"{url} does not answer ({problem}); is the stack up? See: everyrun status", exits.NOT_FOUND)
         return response
@@ -142,5 +146,5 @@ class Client:
     def queued(self, submission_id: str, within: float = 0.0) -> dict[str, Any] | None:
         """The submission as the queue has it; None where the queue has lost it."""
         url = f"{self.target.submission_url}/v1/submissions/{submission_id}"
-        response = self._response("GET", url, within, {})
+        response = self._response("GET", url, within)
         return None if response.status_code == 404 else self._body(response)

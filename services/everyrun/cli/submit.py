@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +25,7 @@ from rich.progress import (
 from rich.table import Table
 
 from everyrun.cli import exits, manifest
-from everyrun.cli.client import Client, DataDir, Target, find
+from everyrun.cli.client import PATIENCE, Client, DataDir, Target, find
 from everyrun.cli.console import err, fail, out
 from everyrun.cli.upload import Journal, UploadFailedError, upload_all
 from everyrun.cli.watch import follow
@@ -173,22 +174,31 @@ def _send(
     key: str | None,
 ) -> dict[str, Any]:
     size = rows.tell()
-    rows.seek(0)
-    headers = {"content-type": NDJSON, **({"idempotency-key": key} if key else {})}
+    # One of our own where none is given: an upload whose answer was lost may then be repeated.
+    key = key or f"cli-{secrets.token_hex(16)}"
+    headers = {"content-type": NDJSON, "idempotency-key": key}
     query = {"workflow_id": workflow_id, "workflow_version": version, "priority": priority}
     with _progress(DownloadColumn()) as progress:
         task = progress.add_task(f"Handing in {count} inputs", total=size)
 
-        def parts() -> Iterator[bytes]:
-            while part := rows.read(1 << 18):
-                yield part
-                progress.advance(task, len(part))
+        class Body:
+            """The rows from their beginning, at every try."""
+
+            def __iter__(self) -> Iterator[bytes]:
+                rows.seek(0)
+                progress.reset(task)
+                while part := rows.read(1 << 18):
+                    yield part
+                    progress.advance(task, len(part))
 
         answer = client.answer(
             "POST",
             f"{client.target.submission_url}/v1/submissions",
             params={name: value for name, value in query.items() if value is not None},
-            content=parts(),
+            within=PATIENCE,
+            unanswered=f"Whether they were taken in is not known: the same command with --idempotency-key {key} hands "
+            "nothing in twice",
+            content=Body(),
             headers=headers,
         )
     if "bad_rows" in answer:

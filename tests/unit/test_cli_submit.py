@@ -1,0 +1,77 @@
+"""Handing in by the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import respx
+
+from everyrun.cli import client, exits, submit
+from tests.unit.cli import SUBMISSION, everyrun
+
+ROWS = '{"id":"a","file":{"url":"https://files.example.com/a.pdf"}}\n' * 3
+TAKEN = {"submission_id": "sub_1", "expected": 3, "batches": 1}
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client.time, "sleep", lambda seconds: None)
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> str:
+    path = tmp_path / "rows.ndjson"
+    path.write_text(ROWS)
+    return str(path)
+
+
+@respx.mock
+def test_an_upload_without_an_answer_is_repeated_whole_under_one_key(manifest: str) -> None:
+    bodies, keys = [], []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        bodies.append(request.read().decode())
+        keys.append(request.headers["idempotency-key"])
+        if len(bodies) == 1:
+            raise httpx.ReadError("reset")
+        return httpx.Response(503, json={"message": "away"}) if len(bodies) == 2 else httpx.Response(202, json=TAKEN)
+
+    respx.post(f"{SUBMISSION}/v1/submissions").mock(side_effect=answer)
+    first = everyrun("submit", manifest, "--workflow", "workflow_1")
+    assert first.exit_code == 0, first.output
+    assert bodies == [ROWS] * 3
+    assert len(set(keys)) == 1
+    everyrun("submit", manifest, "--workflow", "workflow_1")
+    assert keys[3] != keys[0], "the same manifest again is another submission"
+    everyrun("submit", manifest, "--workflow", "workflow_1", "--idempotency-key", "mine")
+    assert keys[4] == "mine"
+
+
+@pytest.mark.parametrize("away", [httpx.ConnectError("no"), httpx.Response(503, json={"message": "away"})])
+@respx.mock
+def test_a_submission_of_unknown_fate_names_the_key_to_repeat_it_under(
+    manifest: str, monkeypatch: pytest.MonkeyPatch, away: Any
+) -> None:
+    monkeypatch.setattr(submit, "PATIENCE", 0.01)
+    route = respx.post(f"{SUBMISSION}/v1/submissions").mock(side_effect=lambda _: _raised(away))
+    answer = everyrun("submit", manifest, "--workflow", "workflow_1")
+    assert answer.exit_code in (exits.ERROR, exits.NOT_FOUND)
+    assert f"--idempotency-key {route.calls[0].request.headers['idempotency-key']} " in answer.output
+
+
+def _raised(given: Any) -> httpx.Response:
+    if isinstance(given, Exception):
+        raise given
+    return httpx.Response(given.status_code, content=given.content)
+
+
+@respx.mock
+def test_a_refused_submission_is_not_repeated(manifest: str) -> None:
+    route = respx.post(f"{SUBMISSION}/v1/submissions").respond(409, json={"message": "used for other content"})
+    answer = everyrun("submit", manifest, "--workflow", "workflow_1", "--idempotency-key", "mine")
+    assert answer.exit_code == exits.ERROR
+    assert "not known" not in answer.output
+    assert route.call_count == 1
