@@ -130,3 +130,17 @@ def test_what_holds_a_submission_up():
     assert "everyrun doubt list" in held_up(queued)
     assert held_up({**queued, "chunks": {"refused": 1, "sent": 1}}) == ""
     assert held_up(None) == ""
+
+
+@respx.mock
+def test_failures_are_listed_by_the_statuses_that_they_have():
+    stands = progress(PROCESSED=1, REFUSED=2, CANCELLED=1)
+    respx.get(f"{QUERY}/v1/submissions/sub_1/progress").respond(json=stands)
+    answer = everyrun("watch", "sub_1")
+    assert answer.exit_code == exits.INPUTS_FAILED
+    said = "3 inputs failed; list them with: everyrun results sub_1 --status CANCELLED --status REFUSED\n"
+    assert answer.output.endswith(said)
+    rows = {status: page("results", [{"external_id": status, "status": status}]) for status in stands["by_status"]}
+    respx.get(f"{QUERY}/v1/results").mock(side_effect=lambda request: rows[request.url.params["status"]])
+    listed = everyrun(*said.split(": everyrun ")[1].split(), "--format", "jsonl").output.splitlines()
+    assert ["CANCELLED" in listed[0], "REFUSED" in listed[1], len(listed)] == [True, True, 2]

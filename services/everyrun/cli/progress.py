@@ -9,7 +9,8 @@ from typing import Any
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-_FAILED = ("FAILED", "CANCELLED", "REJECTED", "REFUSED")
+#: Settled, and not PROCESSED.
+FAILED = ("FAILED", "CANCELLED", "REJECTED", "REFUSED")
 _UNSENT = ("WAITING", "SENDING", "IN_DOUBT")
 #: The rate is that of the last so many seconds.
 _OVER = 10.0
@@ -18,7 +19,7 @@ _OVER = 10.0
 def summary(report: dict[str, Any]) -> dict[str, int]:
     """sent, running, done, failed and open of a report."""
     by_status = report["by_status"]
-    failed = sum(by_status.get(status, 0) for status in _FAILED)
+    failed = sum(by_status.get(status, 0) for status in FAILED)
     done = by_status.get("PROCESSED", 0)
     unsent = sum(by_status.get(status, 0) for status in _UNSENT)
     return {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal
 
@@ -32,7 +32,9 @@ def register(app: typer.Typer) -> None:
 def results(
     submission_id: SubmissionId,
     format_: Annotated[Literal["table", "csv", "jsonl"], typer.Option("--format", help="How to write them.")] = "table",
-    status: Annotated[str | None, typer.Option(help="Only inputs of this status, for example FAILED.")] = None,
+    status: Annotated[
+        list[str] | None, typer.Option(help="Only inputs of this status, for example FAILED; may be given again.")
+    ] = None,
     extracted: Annotated[bool, typer.Option("--extracted", help="With what was extracted, by step (jsonl).")] = False,
     output: Annotated[Path | None, typer.Option(help="Write to this file.")] = None,
     data_dir: DataDir = Path(".everyrun"),
@@ -47,7 +49,7 @@ def results(
     if extracted and format_ != "jsonl":
         raise typer.BadParameter("--extracted needs --format jsonl")
     with Client(find(data_dir)) as client:
-        rows = pages(client, submission_id, status, extracted)
+        rows = pages(client, submission_id, status or (), extracted)
         if format_ == "table":
             _table(rows)
             return
@@ -64,17 +66,21 @@ def results(
         )
 
 
-def pages(client: Client, submission_id: str, status: str | None, with_run: bool) -> Iterator[dict[str, Any]]:
-    """Every result, page by page; a submission that is not there ends the command."""
+def pages(client: Client, submission_id: str, statuses: Sequence[str], with_run: bool) -> Iterator[dict[str, Any]]:
+    """Every result of one status after the other, or every result, page by page.
+
+    A submission that is not there ends the command.
+    """
     client.progress(submission_id)
-    yield from client.every(
-        f"{client.target.query_url}/v1/results",
-        "results",
-        submission_id=submission_id,
-        status=status,
-        limit=100 if with_run else 1000,
-        include="run" if with_run else None,
-    )
+    for status in dict.fromkeys(statuses) or (None,):
+        yield from client.every(
+            f"{client.target.query_url}/v1/results",
+            "results",
+            submission_id=submission_id,
+            status=status,
+            limit=100 if with_run else 1000,
+            include="run" if with_run else None,
+        )
 
 
 def _table(rows: Iterator[dict[str, Any]]) -> None:

@@ -15,7 +15,7 @@ from rich.table import Column, Table
 from everyrun.cli import exits
 from everyrun.cli.client import PATIENCE, Client, DataDir, find
 from everyrun.cli.console import err, out
-from everyrun.cli.progress import JobProgress, summary
+from everyrun.cli.progress import FAILED, JobProgress, summary
 
 SubmissionId = Annotated[str, typer.Argument(metavar="ID", help="A submission id (sub_...).")]
 
@@ -91,7 +91,8 @@ def follow(client: Client, submission_id: str) -> int:
         return exits.INPUTS_FAILED
     failed = summary(found)["failed"]
     if failed:
-        err.print(f"{failed} inputs failed; list them with: everyrun results {submission_id} --status FAILED")
+        options = " ".join(f"--status {status}" for status in FAILED if found["by_status"].get(status))
+        err.print(f"{failed} inputs failed; list them with: everyrun results {submission_id} {options}", soft_wrap=True)
         return exits.INPUTS_FAILED
     return exits.OK
 
