@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import respx
 
 from everyrun.cli import client, exits, submit
-from tests.unit.cli import SUBMISSION, everyrun
+from tests.unit.cli import EXTEND, SUBMISSION, everyrun
 
 ROWS = '{"id":"a","file":{"url":"https://files.example.com/a.pdf"}}\n' * 3
 TAKEN = {"submission_id": "sub_1", "expected": 3, "batches": 1}
@@ -75,3 +76,34 @@ def test_a_refused_submission_is_not_repeated(manifest: str) -> None:
     assert answer.exit_code == exits.ERROR
     assert "not known" not in answer.output
     assert route.call_count == 1
+
+
+@respx.mock
+def test_a_file_that_comes_while_a_folder_is_uploaded_is_left_for_the_next_time(tmp_path: Path) -> None:
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    (folder / "b.pdf").write_bytes(b"b")
+
+    def uploaded(request: httpx.Request) -> httpx.Response:
+        (folder / "a.pdf").write_bytes(b"a")
+        return httpx.Response(200, json={"id": "file_b"})
+
+    respx.post(f"{EXTEND}/files/upload").mock(side_effect=uploaded)
+    handed_in = respx.post(f"{SUBMISSION}/v1/submissions").respond(202, json=TAKEN)
+    answer = everyrun("submit", str(folder), "--workflow", "workflow_1", EVERYRUN_DATA_DIR=str(tmp_path / "data"))
+    assert answer.exit_code == 0, answer.output
+    row = {"id": "b.pdf", "file": {"id": "file_b"}, "metadata": {"path": "b.pdf"}}
+    assert [json.loads(line) for line in handed_in.calls[0].request.content.splitlines()] == [row]
+
+
+@respx.mock
+def test_rows_that_cannot_be_read_keep_their_numbers_beside_files(tmp_path: Path) -> None:
+    (tmp_path / "a.pdf").write_bytes(b"a")
+    manifest = tmp_path / "rows.ndjson"
+    manifest.write_text('{"id":1\n{"file":{"path":"%s"}}\n' % (tmp_path / "a.pdf"))
+    respx.post(f"{EXTEND}/files/upload").respond(json={"id": "file_a"})
+    handed_in = respx.post(f"{SUBMISSION}/v1/submissions").respond(202, json=TAKEN)
+    everyrun("submit", str(manifest), "--workflow", "workflow_1", EVERYRUN_DATA_DIR=str(tmp_path / "data"))
+    bad, good = handed_in.calls[0].request.content.splitlines()
+    assert bad.startswith(b"!the line is not valid JSON")
+    assert json.loads(good) == {"file": {"id": "file_a"}}

@@ -128,6 +128,11 @@ def line_of(row: Any) -> bytes:
     return msgspec.json.encode(row) + b"\n"
 
 
+def row_of(line: bytes) -> Any:
+    """The row of a line of :func:`line_of`; None of one that could not be read."""
+    return None if line.startswith(b"!") else msgspec.json.decode(line)
+
+
 def local_path(row: Any) -> Path | None:
     """The local file that a row names and that must be uploaded first."""
     file = row.get("file") if isinstance(row, dict) else None

@@ -82,9 +82,10 @@ def submit(
         workflow_id = workflow or target.workflow_id
         if not workflow_id:
             fail("--workflow is needed: the id of a workflow at Extend (workflow_...)", exits.USAGE)
-        with Client(target) as client, tempfile.TemporaryFile() as rows:
-            uploaded = _upload(manifest.read(source, id_column, columns), target, data_dir)
-            count = _write(manifest.read(source, id_column, columns), uploaded, rows)
+        with Client(target) as client, tempfile.TemporaryFile() as listed, tempfile.TemporaryFile() as rows:
+            # Read once: files may come and go in a folder while it is uploaded.
+            paths = _list(manifest.read(source, id_column, columns), listed)
+            count = _write(listed, _upload(paths, target, data_dir), rows)
             if count == 0:
                 fail(f"{source} has no rows" if source.is_file() else f"{source} has no file that Extend takes")
             submission = _send(client, rows, count, workflow_id, workflow_version, priority, idempotency_key)
@@ -134,8 +135,17 @@ def _check(number: int, given: Any, submission_id: str) -> Any:
     return check_row(number, given, submission_id, _ROW_MAX)
 
 
-def _upload(rows: Iterator[Any], target: Target, data_dir: Path) -> dict[Path, str]:
-    paths = [path for row in rows if (path := manifest.local_path(row)) is not None]
+def _list(rows: Iterator[Any], file: IO[bytes]) -> list[Path]:
+    """Write the rows down as they are; the local files that they name."""
+    paths = []
+    for row in rows:
+        file.write(manifest.line_of(row))
+        if (path := manifest.local_path(row)) is not None:
+            paths.append(path)
+    return paths
+
+
+def _upload(paths: list[Path], target: Target, data_dir: Path) -> dict[Path, str]:
     if not paths:
         return {}
     journal = Journal(data_dir / "uploads.sqlite")
@@ -154,13 +164,15 @@ def _upload(rows: Iterator[Any], target: Target, data_dir: Path) -> dict[Path, s
     return found
 
 
-def _write(rows: Iterator[Any], uploaded: dict[Path, str], file: IO[bytes]) -> int:
+def _write(listed: IO[bytes], uploaded: dict[Path, str], file: IO[bytes]) -> int:
+    """Write the listed rows with the ids of their files; how many they are."""
     count = 0
-    for given in rows:
+    listed.seek(0)
+    for line in listed:
         count += 1
-        path = manifest.local_path(given)
-        row = given if path is None else {**given, "file": {"id": uploaded[path]}}
-        file.write(manifest.line_of(row))
+        row: Any = manifest.row_of(line) if uploaded else None
+        path = manifest.local_path(row)
+        file.write(line if path is None else manifest.line_of({**row, "file": {"id": uploaded[path]}}))
     return count
 
 
