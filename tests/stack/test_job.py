@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import asyncpg
@@ -23,6 +24,7 @@ from everyrun.cli.demo import SHORT
 from everyrun.embedded.stack import Options, Stack
 from everyrun.extend.signature import sign
 from tests.conftest import eventually
+from tests.stack.up import environment
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -30,8 +32,14 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 @pytest.fixture(scope="module")
 async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
     options = Options(tmp_path_factory.mktemp("job"), run_seconds="0.1:0.5", faults="fail=0.3", seed=3, env=SHORT)
-    async with Stack(options) as stack:
-        yield stack
+    # The shell of the tests may have production's settings: the stack has servers of its own whatever they say.
+    async with AsyncExitStack() as ending:
+        with pytest.MonkeyPatch.context() as shell:
+            shell.setenv("EVERYRUN_KAFKA_BOOTSTRAP", "kafka.invalid:9092")
+            shell.setenv("EVERYRUN_KAFKA_SECURITY_PROTOCOL", "SASL_SSL")
+            shell.setenv("EVERYRUN_POSTGRES_DSN", "postgresql://everyrun@postgres.invalid/everyrun")
+            running = await ending.enter_async_context(Stack(options))
+        yield running
 
 
 @pytest.fixture
@@ -43,7 +51,7 @@ async def http(stack: Stack) -> AsyncIterator[httpx.AsyncClient]:
 
 async def everyrun(stack: Stack, *arguments: str | Path) -> tuple[int, str, str]:
     """The command line, as a process: exit code, standard output, standard error."""
-    env = {**os.environ, "EVERYRUN_DATA_DIR": str(stack.data_dir), "COLUMNS": "80"}
+    env = environment(EVERYRUN_DATA_DIR=str(stack.data_dir), COLUMNS="80")
     command = [sys.executable, "-c", "from everyrun.cli.app import main; main()", *map(str, arguments)]
     done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, env=env, check=False)
     return done.returncode, done.stdout, done.stderr

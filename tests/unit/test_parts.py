@@ -36,6 +36,11 @@ def test_with_the_real_extend_its_settings_are_left_to_the_environment() -> None
     assert env("reconciler", Options(extend=True, plan="scale"))["EVERYRUN_PLAN"] == "scale"
 
 
+def test_a_stack_with_servers_of_its_own_speaks_to_its_kafka_as_that_speaks() -> None:
+    assert env("bridge", Options())["EVERYRUN_KAFKA_SECURITY_PROTOCOL"] == "PLAINTEXT"
+    assert "EVERYRUN_KAFKA_SECURITY_PROTOCOL" not in env("bridge", Options(servers_of_environment=True))
+
+
 def test_each_processor_has_an_index_and_a_port_of_its_own() -> None:
     options = Options(processors=2)
     settings = env("processor-1", options)

@@ -26,6 +26,9 @@ class Options:
     #: None is the emulator's enterprise; with ``extend``, what EVERYRUN_PLAN says.
     plan: str | None = None
     extend: bool = False
+    #: Use the Kafka and Postgres that EVERYRUN_KAFKA_BOOTSTRAP and EVERYRUN_POSTGRES_DSN name. Else the stack has its
+    #: own, whatever they say: a demo or a test in a shell with production's settings must not touch production.
+    servers_of_environment: bool = False
     env: dict[str, str] = field(default_factory=dict)
     services: tuple[str, ...] = SERVICES
     #: Payloads larger than so many bytes come as a signed link.
@@ -84,6 +87,8 @@ def service_env(
         "EVERYRUN_POSTGRES_DSN": endpoints["postgres_dsn"],
         "EVERYRUN_API_TOKEN": state["api_token"],
     }
+    if not options.servers_of_environment:
+        env["EVERYRUN_KAFKA_SECURITY_PROTOCOL"] = "PLAINTEXT"
     for service in SERVICES:
         env[f"EVERYRUN_{service.upper()}_LISTEN"] = f"127.0.0.1:{ports[service]}"
     if options.plan is not None or not options.extend:

@@ -30,6 +30,7 @@ __all__ = ["Options", "Stack"]
 _BASES = ("kafka", "postgres", "emulator")
 #: Seconds that the services, and after them the bases, have to stop in: together less than 15.
 _SERVICES_STOP, _BASES_STOP = 9.0, 4.5
+_OWN_SERVERS = {"kafka_bootstrap": "", "postgres_dsn": "", "kafka_security_protocol": "PLAINTEXT"}
 
 
 def _quiet(_part: str, _what: str, _seconds: float) -> None:
@@ -51,7 +52,7 @@ class Stack:
         self._parts: dict[str, Part] = {}
         self._watching: list[asyncio.Task[None]] = []
         self._state: dict[str, Any] = {}
-        self._settings = load()
+        self._settings = load() if options.servers_of_environment else load(**_OWN_SERVERS)
         self.endpoints: dict[str, str] = {}
 
     @property
