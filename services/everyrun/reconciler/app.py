@@ -13,6 +13,7 @@ from everyrun import telemetry
 from everyrun.extend.budget import shared
 from everyrun.extend.client import Extend
 from everyrun.extend.metrics import count_requests
+from everyrun.extend.vendor import PART, wait_until_same
 from everyrun.log import topics
 from everyrun.log.producer import Producer
 from everyrun.reconciler.deliveries import Deliveries, deliveries_consumer
@@ -45,6 +46,7 @@ async def _for_ever(health: Health, part: str, work: Callable[[], Awaitable[None
 
 
 async def _deliver(settings: Settings, links: Links, extend: Extend, health: Health) -> None:
+    await wait_until_same(settings, health)
     await topics.wait_until_right(settings, health)
     async with Producer(settings, compression="zstd") as producer:
         consumer = deliveries_consumer(settings)
@@ -58,6 +60,7 @@ async def _deliver(settings: Settings, links: Links, extend: Extend, health: Hea
 
 async def _poll(settings: Settings, extend: Extend, health: Health) -> None:
     """Lead, where no other reconciler does: poll and sweep for as long as the lock is held."""
+    await wait_until_same(settings, health)
     await topics.wait_until_right(settings, health)
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(await open_pool(settings, name="reconciler", max_size=6))
@@ -90,7 +93,7 @@ async def _poll(settings: Settings, extend: Extend, health: Health) -> None:
 
 
 async def _main(settings: Settings, stop: asyncio.Event) -> None:
-    health, registry = Health("topics", "kafka", "deliveries", "polling"), CollectorRegistry()
+    health, registry = Health(PART, "topics", "kafka", "deliveries", "polling"), CollectorRegistry()
     links = Links(
         settings.signed_url_origins, max_bytes=settings.signed_url_max_bytes, timeout=settings.signed_url_timeout
     )

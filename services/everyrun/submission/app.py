@@ -10,6 +10,7 @@ import asyncpg
 from everyrun.extend.budget import shared
 from everyrun.extend.client import Extend
 from everyrun.extend.metrics import count_requests
+from everyrun.extend.vendor import PART, wait_until_same
 from everyrun.log import topics
 from everyrun.log.producer import Producer
 from everyrun.serve import Health, http_server, run_service, with_health
@@ -60,7 +61,10 @@ async def _is_level(level: Level, health: Health) -> None:
 
 
 async def _main(settings: Settings, stop: asyncio.Event) -> None:
-    health = Health("database", "topics", "kafka", "log_position")
+    health = Health(PART, "database", "topics", "kafka", "log_position")
+    # Without the API: what it took in would be for the other Extend.
+    async with http_server(settings.submission_listen, with_health(health), drain=1.0):
+        await wait_until_same(settings, health)
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(await _pool(settings, health))
         extend = await stack.enter_async_context(Extend(settings, budget=shared(settings)))

@@ -5,8 +5,11 @@ comment on schema everyrun_queue is 'What is still to be sent, and how far that 
 
 create table everyrun_queue.installation (
     singleton boolean primary key default true check (singleton),
-    installation text not null
+    installation text not null,
+    vendor text
 );
+comment on column everyrun_queue.installation.vendor is
+    'The Extend that this queue and its log are of: its base URL, or emulator. Of the first start; another one is refused.';
 insert into everyrun_queue.installation (installation) values ('inst_' || replace(gen_random_uuid()::text, '-', ''));
 
 create table everyrun_queue.submissions (

@@ -1,0 +1,33 @@
+"""Which Extend a queue is of, and what is said where another one is named."""
+
+from __future__ import annotations
+
+import pytest
+
+from everyrun.extend.vendor import EMULATOR, difference, vendor
+
+
+@pytest.mark.parametrize(
+    ("url", "mark"),
+    [
+        ("http://127.0.0.1:9000", EMULATOR),
+        ("http://127.0.0.2:1", EMULATOR),
+        ("http://[::1]:9000", EMULATOR),
+        ("http://localhost:9000", EMULATOR),
+        ("https://api.extend.ai", "https://api.extend.ai"),
+        ("https://api.extend.ai/", "https://api.extend.ai"),
+        ("https://127.0.0.1.example.com", "https://127.0.0.1.example.com"),
+        ("http://10.0.0.7:9000", "http://10.0.0.7:9000"),
+    ],
+)
+def test_what_stands_for_an_extend(url: str, mark: str) -> None:
+    assert vendor(url) == mark
+
+
+def test_the_emulator_and_the_real_extend_are_told_apart_and_both_are_named() -> None:
+    assert difference(EMULATOR, EMULATOR) is None
+    for kept, given in ((EMULATOR, "https://api.extend.ai"), ("https://api.extend.ai", EMULATOR)):
+        said = difference(kept, given)
+        assert said is not None
+        assert f"of the Extend {kept}" in said
+        assert f"now names {given}" in said
