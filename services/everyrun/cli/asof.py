@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 from rich.markup import escape
@@ -15,6 +17,7 @@ from everyrun.cli.client import DataDir
 from everyrun.cli.console import err, fail, out
 from everyrun.cli.direct import settings_of
 from everyrun.cli.rebuild import PANEL, counted, moment_of, run
+from everyrun.cli.results import SHOWN
 
 if TYPE_CHECKING:
     from everyrun.replay.asof import AsOf
@@ -47,35 +50,51 @@ def as_of(
     chosen = moment_of(when, "TIME|OFFSETS")
     settings = settings_of(data_dir, "kafka_bootstrap", "postgres_dsn")
 
-    async def work() -> tuple[list[dict[str, Any]], str]:
-        with counted("as of") as tell:
-            async with tables(settings, chosen, tell) as found:
-                return await _ask(found, what, of), moment.text(found.offsets)
+    async def work() -> bool:
+        async with AsyncExitStack() as stack:
+            # The bar ends before anything is written: it would take standard output for itself.
+            with counted("as of") as tell:
+                found = await stack.enter_async_context(tables(settings, chosen, tell))
+            offsets = moment.text(found.offsets) or "nothing"
+            err.print(f"As of {escape(when)}, the log up to: {offsets}", soft_wrap=True)
+            return await _show(found, what, of, format_)
 
-    rows, offsets = run(work())
-    err.print(f"As of {escape(when)}, the log up to: {offsets or 'nothing'}", soft_wrap=True)
-    if not rows:
+    if not run(work()):
         fail(f"at that moment the log had nothing of {of}", exits.NOT_FOUND)
-    if what != "results":
-        typer.echo(json.dumps(rows[0], ensure_ascii=False, indent=2))
-    elif format_ == "jsonl":
-        for row in rows:
-            typer.echo(json.dumps(row, ensure_ascii=False))
-    else:
-        _table(rows)
 
 
-async def _ask(found: AsOf, what: str, of: str) -> list[dict[str, Any]]:
+async def _show(found: AsOf, what: str, of: str, format_: str) -> bool:
+    """Write what is asked for, lines as they come; whether there was any."""
     if what == "results":
-        return [row async for row in found.results(of)]
+        # Closed before its connection is, also where a table ends early.
+        async with aclosing(cast("AsyncGenerator[dict[str, Any]]", found.results(of))) as rows:
+            return await (_jsonl(rows) if format_ == "jsonl" else _table(rows))
     row = await (found.report(of) if what == "report" else found.row(of))
-    return [] if row is None else [row]
+    if row is not None:
+        typer.echo(json.dumps(row, ensure_ascii=False, indent=2))
+    return row is not None
 
 
-def _table(rows: list[dict[str, Any]]) -> None:
+async def _jsonl(rows: AsyncIterator[dict[str, Any]]) -> bool:
+    any_ = False
+    async for row in rows:
+        any_ = True
+        typer.echo(json.dumps(row, ensure_ascii=False))
+    return any_
+
+
+async def _table(rows: AsyncIterator[dict[str, Any]]) -> bool:
     table = Table(Column("id", overflow="fold"), "status", Column("run", overflow="fold"), "settled at", "reason")
-    for row in rows:
+    count = 0
+    async for row in rows:
+        count += 1
+        if count > SHOWN:
+            break
         settled = (row["settled_at"] or "")[:16].replace("T", " ")
-        reason = row["failure_reason"] or ""
-        table.add_row(escape(row["external_id"]), row["status"], row["run_id"] or "", settled, escape(reason))
-    out.print(table)
+        texts = (row["external_id"], row["status"], row["run_id"] or "", settled, row["failure_reason"] or "")
+        table.add_row(*map(escape, texts))
+    if count:
+        out.print(table)
+    if count > SHOWN:
+        err.print(f"The first {SHOWN} are shown; write all with --format jsonl")
+    return count > 0

@@ -134,6 +134,9 @@ def run(work: Coroutine[Any, Any, T], code: int = exits.ERROR) -> T:
         return asyncio.run(until_stopped(work))
     except (ReplayError, MomentError, MigrationError, ForeignLogError, ArchiveError) as error:
         fail(str(error), code)
+    except BrokenPipeError:
+        # Nobody reads our output any more: Click ends the command as is usual then.
+        raise
     except (KafkaError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
         fail(f"{type(error).__name__}: {error}. What is done stays so: the same command goes on from there.", code)
     except StoppedError:

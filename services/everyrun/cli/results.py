@@ -17,7 +17,8 @@ from everyrun.cli.client import Client, DataDir, find
 from everyrun.cli.console import err, out
 from everyrun.cli.watch import SubmissionId
 
-_SHOWN = 200
+#: A table has so many rows at the most.
+SHOWN = 200
 CSV_COLUMNS = (
     *("id", "url", "file_id", "text", "name", "metadata", "status", "failure_reason", "failure_message"),
     *("run_id", "batch_id", "settled_at"),
@@ -87,7 +88,7 @@ def _table(rows: Iterator[dict[str, Any]]) -> None:
     table = Table(Column("id", overflow="fold"), "status", Column("run", overflow="fold"), "settled at", "reason")
     count = 0
     for count, row in enumerate(rows, 1):
-        if count > _SHOWN:
+        if count > SHOWN:
             break
         settled = (row.get("settled_at") or "")[:16].replace("T", " ")
         texts = (row["external_id"], row["status"], row.get("run_id") or "", settled, row.get("failure_reason") or "")
@@ -96,8 +97,8 @@ def _table(rows: Iterator[dict[str, Any]]) -> None:
         err.print("No inputs of that kind have a row yet; see: everyrun report ID")
         return
     out.print(table)
-    if count > _SHOWN:
-        err.print(f"The first {_SHOWN} are shown; write all with --format csv or jsonl")
+    if count > SHOWN:
+        err.print(f"The first {SHOWN} are shown; write all with --format csv or jsonl")
 
 
 def csv_row(row: dict[str, Any]) -> list[str]:
