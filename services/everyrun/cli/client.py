@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from everyrun.cli import exits
 from everyrun.cli.console import err, fail
-from everyrun.embedded.state import read_endpoints
+from everyrun.embedded.state import NO_PROXY, read_endpoints
 from everyrun.settings import SettingsError, load
 
 DataDir = Annotated[
@@ -67,7 +67,8 @@ class Client:
 
     def __init__(self, target: Target) -> None:
         self.target = target
-        self._http = httpx.Client(headers={"authorization": f"Bearer {target.api_token}"}, timeout=300)
+        headers = {"authorization": f"Bearer {target.api_token}"}
+        self._http = httpx.Client(headers=headers, timeout=300, mounts=NO_PROXY)
 
     def __enter__(self) -> Client:
         return self

@@ -21,6 +21,7 @@ from everyrun.cli.progress import JobProgress
 from everyrun.cli.signals import StoppedError, until_stopped
 from everyrun.cli.stack import Faults, Plan, Processors, RunSeconds, Seed, check_emulator_options
 from everyrun.cli.truth import Comparison, least_requests
+from everyrun.embedded.state import NO_PROXY
 
 #: Time-outs and windows of a demo: short, so that faults are seen to be mended.
 SHORT = {
@@ -92,7 +93,7 @@ def demo(
 
 async def _job(endpoints: dict[str, str], count: int) -> dict[str, Any]:
     headers = {"authorization": f"Bearer {endpoints['api_token']}"}
-    async with httpx.AsyncClient(headers=headers, timeout=120) as http:
+    async with httpx.AsyncClient(headers=headers, timeout=120, mounts=NO_PROXY) as http:
         began = time.monotonic()
         submission = await job.hand_in(http, endpoints, count)
         err.print(

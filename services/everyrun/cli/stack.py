@@ -152,7 +152,7 @@ def _state(row: dict[str, Any]) -> str:
     if row["state"] != "ready" or row["url"] is None:
         return str(row["state"])
     try:
-        answer = httpx.get(row["url"] + "/readyz", timeout=2)
+        answer = httpx.get(row["url"] + "/readyz", timeout=2, trust_env=False)
     except httpx.TransportError:
         return "does not answer"
     if answer.status_code == 200:

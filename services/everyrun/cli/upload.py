@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx
 
+from everyrun.embedded.state import NO_PROXY
 from everyrun.extend.client import API_VERSION, retry_after
 
 _AT_ONCE = 8
@@ -58,7 +59,7 @@ async def upload_all(
     found: dict[Path, str] = {}
     headers = {"authorization": f"Bearer {api_key}", "x-extend-api-version": API_VERSION}
     room = asyncio.Semaphore(_AT_ONCE)
-    async with httpx.AsyncClient(base_url=base_url, headers=headers, timeout=300) as http:
+    async with httpx.AsyncClient(base_url=base_url, headers=headers, timeout=300, mounts=NO_PROXY) as http:
 
         async def one(path: Path) -> None:
             async with room:

@@ -10,6 +10,7 @@ from aiokafka.errors import KafkaError
 
 from everyrun.embedded.part import Ask
 from everyrun.embedded.postgres import EmbeddedPostgres
+from everyrun.embedded.state import NO_PROXY
 from everyrun.log import topics
 from everyrun.settings import Settings
 
@@ -19,7 +20,7 @@ def http(url: str) -> Ask:
 
     async def ask() -> str | None:
         try:
-            async with httpx.AsyncClient(timeout=2) as client:
+            async with httpx.AsyncClient(timeout=2, mounts=NO_PROXY) as client:
                 answer = await client.get(url + "/readyz")
         except httpx.TransportError as error:
             return f"{type(error).__name__} {error}".strip()

@@ -9,11 +9,15 @@ import random
 import secrets
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
+#: Fewer ports than these below the kernel's are too few to choose from.
+_ENOUGH = 256
+#: For httpx's ``mounts``: what runs on this machine is not asked through a proxy that the environment names.
+NO_PROXY: Mapping[str, None] = {f"all://{host}": None for host in ("127.0.0.1", "localhost", "[::1]")}
 
 
 class StackError(Exception):
@@ -24,7 +28,7 @@ def free_port(taken: Iterable[int] = ()) -> int:
     """A port that nothing listens on now, below those that the kernel gives to outgoing connections.
 
     One of the kernel's could be taken by a client, even one that connects to the port itself, while a part that has
-    died is away; the part could then not start again.
+    died is away; the part could then not start again. Where the kernel has left next to none, it is one of its own.
     """
     try:
         first_ephemeral = int(_EPHEMERAL.read_text().split()[0])
@@ -33,10 +37,16 @@ def free_port(taken: Iterable[int] = ()) -> int:
     below = range(max(first_ephemeral - 16_000, 1_025), first_ephemeral)
     used = set(taken)
     for _ in range(1_000):
-        port = random.choice(below) if below else 0  # noqa: S311
+        port = random.choice(below) if len(below) >= _ENOUGH else _of_the_kernel()  # noqa: S311
         if port not in used and not is_busy(port):
             return port
     raise StackError("no free port was found")
+
+
+def _of_the_kernel() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def is_busy(port: int) -> bool:
