@@ -107,3 +107,25 @@ def test_rows_that_cannot_be_read_keep_their_numbers_beside_files(tmp_path: Path
     bad, good = handed_in.calls[0].request.content.splitlines()
     assert bad.startswith(b"!the line is not valid JSON")
     assert json.loads(good) == {"file": {"id": "file_a"}}
+
+
+@respx.mock
+def test_a_file_is_known_to_the_workspace_that_it_was_uploaded_to(tmp_path: Path) -> None:
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    (folder / "a.pdf").write_bytes(b"a")
+    uploads = respx.post(f"{EXTEND}/files/upload").respond(json={"id": "file_a"})
+    respx.post(f"{SUBMISSION}/v1/submissions").respond(202, json=TAKEN)
+
+    def sent(**env: str) -> int:
+        before, data = uploads.call_count, str(tmp_path / "data")
+        answer = everyrun("submit", str(folder), "--workflow", "workflow_1", EVERYRUN_DATA_DIR=data, **env)
+        assert answer.exit_code == 0, answer.output
+        return uploads.call_count - before
+
+    assert [sent(), sent()] == [1, 0]
+    assert "x-extend-workspace-id" not in uploads.calls.last.request.headers
+    assert [sent(EXTEND_WORKSPACE_ID="ws_1"), sent(EXTEND_WORKSPACE_ID="ws_1")] == [1, 0]
+    assert uploads.calls.last.request.headers["x-extend-workspace-id"] == "ws_1"
+    assert [sent(EXTEND_WORKSPACE_ID="ws_2"), sent(EXTEND_API_KEY="sk_2"), sent()] == [1, 1, 0]
+    assert b"sk_" not in (tmp_path / "data" / "uploads.sqlite").read_bytes()

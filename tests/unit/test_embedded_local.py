@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from everyrun.cli.client import Client, Target
-from everyrun.cli.upload import Journal, upload_all
+from everyrun.cli.upload import Account, Journal, upload_all
 from everyrun.embedded import ready, state
 
 
@@ -55,6 +55,7 @@ def test_no_proxy_is_asked_for_what_runs_here(server: str, tmp_path: Path) -> No
         api_token="token",
         extend_base_url=server,
         extend_api_key="sk_1",
+        extend_workspace_id="",
         workflow_id="",
     )
     with Client(target) as client:
@@ -63,7 +64,7 @@ def test_no_proxy_is_asked_for_what_runs_here(server: str, tmp_path: Path) -> No
     file = tmp_path / "a.pdf"
     file.write_bytes(b"a")
     journal = Journal(tmp_path / "uploads.sqlite")
-    assert asyncio.run(upload_all([file], server, "sk_1", journal, lambda *_: None)) == {file: "x"}
+    assert asyncio.run(upload_all([file], Account(server, "sk_1", ""), journal, lambda *_: None)) == {file: "x"}
 
 
 @pytest.mark.parametrize("given", ["1024\t65535\n", "1100\t65535\n"])

@@ -37,6 +37,7 @@ class Target(Struct, frozen=True):
     api_token: str
     extend_base_url: str
     extend_api_key: str
+    extend_workspace_id: str
     workflow_id: str
 
 
@@ -44,7 +45,7 @@ def find(data_dir: Path) -> Target:
     """The running stack of the folder, or what the settings name; ends the command where there is neither."""
     endpoints = read_endpoints(data_dir)
     if endpoints is not None:
-        return Target(**{name: endpoints[name] for name in Target.__struct_fields__})
+        return _of_stack(endpoints)
     try:
         settings = load().need("submission_url", "query_url", "api_token")
     except SettingsError as error:
@@ -58,8 +59,19 @@ def find(data_dir: Path) -> Target:
         api_token=settings.api_token.get_secret_value(),
         extend_base_url=settings.extend_base_url,
         extend_api_key=settings.extend_api_key.get_secret_value(),
+        extend_workspace_id=settings.extend_workspace_id,
         workflow_id="",
     )
+
+
+def _of_stack(endpoints: dict[str, str]) -> Target:
+    known = {name: endpoints[name] for name in Target.__struct_fields__ if name != "extend_workspace_id"}
+    if endpoints["emulator_url"]:
+        return Target(**known, extend_workspace_id="")
+    try:
+        return Target(**known, extend_workspace_id=load().extend_workspace_id)
+    except SettingsError as error:
+        fail(str(error))
 
 
 class Client:

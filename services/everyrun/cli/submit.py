@@ -27,7 +27,7 @@ from rich.table import Table
 from everyrun.cli import exits, manifest
 from everyrun.cli.client import PATIENCE, Client, DataDir, Target, find
 from everyrun.cli.console import err, fail, out
-from everyrun.cli.upload import Journal, UploadFailedError, upload_all
+from everyrun.cli.upload import Account, Journal, UploadFailedError, upload_all
 from everyrun.cli.watch import follow
 from everyrun.submission.chunks import Cutter
 from everyrun.submission.intake import new_submission_id
@@ -158,7 +158,8 @@ def _upload(paths: list[Path], target: Target, data_dir: Path) -> dict[Path, str
             skipped += known
             progress.advance(task)
 
-        found = asyncio.run(upload_all(paths, target.extend_base_url, target.extend_api_key, journal, done))
+        account = Account(target.extend_base_url, target.extend_api_key, target.extend_workspace_id)
+        found = asyncio.run(upload_all(paths, account, journal, done))
     if skipped:
         err.print(f"{skipped} of {len(found)} files had been uploaded before")
     return found

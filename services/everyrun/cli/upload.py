@@ -7,6 +7,7 @@ import hashlib
 import sqlite3
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import httpx
 
@@ -21,8 +22,23 @@ class UploadFailedError(Exception):
     """A file could not be uploaded; the text names it and says why."""
 
 
+class Account(NamedTuple):
+    """Where files are uploaded to."""
+
+    base_url: str
+    api_key: str
+    #: Needed with an organization's key; else empty.
+    workspace_id: str
+
+    @property
+    def name(self) -> str:
+        """What tells it from others, without the key: a file is known in its own workspace only."""
+        digest = hashlib.sha256(f"{self.api_key} {self.workspace_id}".encode()).hexdigest()
+        return f"{self.base_url} {digest[:16]}"
+
+
 class Journal:
-    """What was uploaded where, in a small SQLite file."""
+    """What was uploaded to which account, in a small SQLite file."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,7 +49,7 @@ class Journal:
         )
 
     def find(self, extend: str, path: Path, size: int, sha256: str) -> str | None:
-        """The file's id at that Extend, if this very content was uploaded from this path."""
+        """The file's id at that account, by its name, if this very content was uploaded from this path."""
         key = (extend, str(path.resolve()), size, sha256)
         row = self._db.execute(
             "select file_id from uploads where extend = ? and path = ? and size = ? and sha256 = ?", key
@@ -50,16 +66,19 @@ class Journal:
 
 
 async def upload_all(
-    paths: Iterable[Path], base_url: str, api_key: str, journal: Journal, done: Callable[[Path, bool], None]
+    paths: Iterable[Path], account: Account, journal: Journal, done: Callable[[Path, bool], None]
 ) -> dict[Path, str]:
     """The file id of each path; ``done`` is told of each, and whether it was known. Raises UploadFailedError.
 
     What was uploaded before an error or an interruption is remembered: the next call goes on from there.
     """
     found: dict[Path, str] = {}
-    headers = {"authorization": f"Bearer {api_key}", "x-extend-api-version": API_VERSION}
+    headers = {"authorization": f"Bearer {account.api_key}", "x-extend-api-version": API_VERSION}
+    if account.workspace_id:
+        headers["x-extend-workspace-id"] = account.workspace_id
+    name = account.name
     room = asyncio.Semaphore(_AT_ONCE)
-    async with httpx.AsyncClient(base_url=base_url, headers=headers, timeout=300, mounts=NO_PROXY) as http:
+    async with httpx.AsyncClient(base_url=account.base_url, headers=headers, timeout=300, mounts=NO_PROXY) as http:
 
         async def one(path: Path) -> None:
             async with room:
@@ -68,10 +87,10 @@ async def upload_all(
                 except OSError as error:
                     raise UploadFailedError(f"{path}: {error.strerror}") from None
                 sha256 = hashlib.sha256(content).hexdigest()
-                known = journal.find(base_url, path, len(content), sha256)
+                known = journal.find(name, path, len(content), sha256)
                 found[path] = known or await _upload(http, path, content)
                 if known is None:
-                    journal.remember(base_url, path, len(content), sha256, found[path])
+                    journal.remember(name, path, len(content), sha256, found[path])
                 done(path, known is not None)
 
         try:
