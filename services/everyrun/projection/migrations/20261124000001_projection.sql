@@ -202,7 +202,8 @@ with chunks as (
     from batches
     group by submission_id, chunk
 ),
-counted as (
+-- Used twice, so Postgres would make it of all submissions before it looks at the one that is asked for.
+counted as not materialized (
     select b.submission_id, c.key as status, sum(c.value::bigint) as inputs
     from batches b, jsonb_each_text(b.counts) c
     group by b.submission_id, c.key
