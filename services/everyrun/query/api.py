@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import asyncpg
-from fastapi import FastAPI, Query
+from fastapi import FastAPI, Query, Request
+from fastapi.responses import JSONResponse
 
 from everyrun.http import ApiError, api, scope
 from everyrun.query import cursor as cursors
+from everyrun.query.gate import BusyError, Gate
 from everyrun.query.overdue import overdue_by_reason, overdue_routes
 from everyrun.query.paging import Connection, after, clean, plain
 from everyrun.query.quarantine import quarantine_routes
@@ -31,7 +33,11 @@ def _line(row: asyncpg.Record) -> dict[str, Any]:
 
 
 def query_api(settings: Settings, pool: asyncpg.Pool) -> FastAPI:
-    """The query service's API. Errors are ``{"code", "message"}``; see the OpenAPI document."""
+    """The query service's API. Errors are ``{"code", "message"}``; see the OpenAPI document.
+
+    Reports, lists of batches and what is overdue share a gate, pages of results have another: 503 BUSY where no turn
+    comes. What Postgres does not answer in the pool's ``command_timeout`` is 504 TOO_SLOW.
+    """
     app = api(
         "Everyrun query",
         "What became of every input. Reads the projection, never writes.",
@@ -39,11 +45,25 @@ def query_api(settings: Settings, pool: asyncpg.Pool) -> FastAPI:
         pool,
     )
 
+    reports = Gate("reports")
+
+    @app.exception_handler(BusyError)
+    async def busy(_request: Request, error: BusyError) -> JSONResponse:
+        return JSONResponse({"code": "BUSY", "message": str(error)}, 503, {"retry-after": "5"})
+
+    async def too_slow(_request: Request, _error: Exception) -> JSONResponse:
+        message = "the database took too long for this; ask for less: one submission, a smaller limit"
+        return JSONResponse({"code": "TOO_SLOW", "message": message}, 504)
+
+    # Both are also errors of those that stand for a database that is away; the nearest class counts.
+    for kind in (TimeoutError, asyncpg.QueryCanceledError):
+        app.add_exception_handler(kind, too_slow)
+
     @app.get("/v1/submissions/{submission_id}/report", dependencies=[scope("read")])
     async def submission_report(submission_id: str) -> dict[str, Any]:
         """Where a submission stands, and whether every number adds up; one moment's view of all of it."""
         clean(submission_id=submission_id)
-        async with pool.acquire() as c, c.transaction(isolation="repeatable_read", readonly=True):
+        async with reports.turn(), pool.acquire() as c, c.transaction(isolation="repeatable_read", readonly=True):
             submission = await _submission(c, submission_id)
             kept = await _kept(c, submission)
             counted = {row["status"]: row["inputs"] for row in await c.fetch(_sql["counted_rows"], submission_id)}
@@ -71,7 +91,7 @@ def query_api(settings: Settings, pool: asyncpg.Pool) -> FastAPI:
         clean(submission_id=submission_id)
         filters = {"batches": submission_id}
         chunk, attempt = _place(filters, cursor)
-        async with pool.acquire() as c, c.transaction(isolation="repeatable_read", readonly=True):
+        async with reports.turn(), pool.acquire() as c, c.transaction(isolation="repeatable_read", readonly=True):
             await _submission(c, submission_id)
             rows = await c.fetch(_sql["batch_lines_after"], submission_id, chunk, attempt, limit + 1)
         shown = [_line(row) for row in rows[:limit]]
@@ -89,7 +109,7 @@ def query_api(settings: Settings, pool: asyncpg.Pool) -> FastAPI:
         return _line(row)
 
     result_routes(app, pool)
-    overdue_routes(app, settings, pool)
+    overdue_routes(app, settings, pool, reports)
     unmatched_routes(app, settings, pool)
     quarantine_routes(app, pool)
     return app

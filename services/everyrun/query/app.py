@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 import asyncpg
 
 from everyrun.query.api import query_api
+from everyrun.query.gate import AT_A_TIME
 from everyrun.query.metrics import Metrics
 from everyrun.serve import Health, http_server, run_service, with_health
 from everyrun.settings import Settings
@@ -18,7 +19,8 @@ from everyrun.store.pool import open_pool
 async def _pool(settings: Settings, health: Health) -> asyncpg.Pool:
     while True:
         try:
-            return await open_pool(settings, name="query", max_size=8)
+            # Reports, pages of results, and two that neither can take.
+            return await open_pool(settings, name="query", max_size=2 * AT_A_TIME + 2)
         except (OSError, asyncpg.PostgresError) as error:
             health.not_ready("database", f"{type(error).__name__}: {error}")
             await asyncio.sleep(0.5)

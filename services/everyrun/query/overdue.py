@@ -11,11 +11,14 @@ from fastapi import FastAPI, Query
 
 from everyrun.http import scope
 from everyrun.query import cursor as cursors
+from everyrun.query.gate import Gate
 from everyrun.query.paging import Connection, after, clean, plain
 from everyrun.settings import Settings
 from everyrun.store.sql import beside
 
 _sql = beside(__file__, "overdue.sql")
+#: Postgres counts: a submission may have a million of them.
+_BY_REASON = "with overdue as (" + _sql["overdue"] + ")\n" + _sql["by_reason"]
 
 #: Why an input is overdue, and what that means.
 REASONS = {
@@ -45,16 +48,16 @@ async def overdue_by_reason(
     connection: Connection, settings: Settings, submission_id: str, kept: Mapping[str, int]
 ) -> dict[str, int]:
     """How many inputs of a submission are overdue, by reason."""
-    rows = await connection.fetch(_sql["overdue"], settings.overdue_after, submission_id, None, None)
-    found = Counter(row["reason"] for row in rows)
+    rows = await connection.fetch(_BY_REASON, settings.overdue_after, submission_id, None, None)
+    found = Counter({row["reason"]: row["inputs"] for row in rows})
     unsent = await connection.fetchrow(_sql["unsent_overdue"], submission_id, settings.overdue_after)
     if unsent is not None:
         found.update(unsent_reasons(kept, late=unsent["late"], queued=unsent["queued"]))
     return dict(sorted(found.items()))
 
 
-def overdue_routes(app: FastAPI, settings: Settings, pool: asyncpg.Pool) -> None:
-    """Add ``/v1/overdue``."""
+def overdue_routes(app: FastAPI, settings: Settings, pool: asyncpg.Pool, gate: Gate) -> None:
+    """Add ``/v1/overdue``, behind the gate of the reports."""
 
     @app.get("/v1/overdue", dependencies=[scope("read")])
     async def overdue(
@@ -71,7 +74,8 @@ def overdue_routes(app: FastAPI, settings: Settings, pool: asyncpg.Pool) -> None
         clean(submission_id=submission_id)
         filters = {"overdue": submission_id}
         last = after(filters, cursor)
-        rows = await pool.fetch(_sql["overdue"], settings.overdue_after, submission_id, last, limit + 1)
+        async with gate.turn():
+            rows = await pool.fetch(_sql["overdue"], settings.overdue_after, submission_id, last, limit + 1)
         shown = [plain(row) for row in rows[:limit]]
         more = len(rows) > limit
         return {"inputs": shown, "next_cursor": cursors.make(filters, shown[-1]["input_id"]) if more else None}

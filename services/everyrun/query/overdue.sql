@@ -1,31 +1,40 @@
 -- name: overdue
 -- Inputs of batches sent longer than $1 seconds ago that are still open, each with the reason. An input without a run
 -- is said to be without one only when the last complete list of its batch had no run left that it could be.
-select r.input_id, r.external_id, r.submission_id, r.batch_id, r.run_id, r.status, b.submitted_at as sent_at,
+-- What is asked of a batch is asked once each: beside its inputs it would be asked for every one of them.
+with late as materialized (
+    select b.batch_id, b.chunk, b.attempt, b.input_ids, b.submitted_at, p.batch_id is null as not_polled,
+           p.running > (
+               select count(*) from unnest(b.input_ids) i (input_id) join everyrun.results o on o.input_id = i.input_id
+               where o.batch_id = b.batch_id and o.run_id is not null and o.status in ('PENDING', 'PROCESSING')
+           ) as has_more_running,
+           exists (select from everyrun_queue.gone_runs o where o.batch_id = b.batch_id) as has_gone
+    from everyrun.batches b left join everyrun_queue.polls p on p.batch_id = b.batch_id
+    where b.state = 'SUBMITTED' and b.submitted_at < now() - make_interval(secs => $1)
+      and ($2::text is null or b.submission_id = $2)
+)
+select r.input_id, r.external_id, r.submission_id, r.batch_id, r.run_id, r.status, l.submitted_at as sent_at,
        case
            when g.run_id is not null then 'deleted_upstream'
            when r.status = 'NEEDS_REVIEW' then 'needs_review'
            when r.run_id is not null then 'still_running'
-           when p.batch_id is null then 'not_polled'
-           when p.running > named.running then 'still_running'
-           when exists (select from everyrun_queue.gone_runs o where o.batch_id = b.batch_id) then 'deleted_upstream'
+           when l.not_polled then 'not_polled'
+           when l.has_more_running then 'still_running'
+           when l.has_gone then 'deleted_upstream'
            else 'not_listed'
        end as reason
-from everyrun.batches b
-join everyrun.results r on r.input_id = any (b.input_ids) and r.chunk = b.chunk and r.attempt = b.attempt
+from late l
+cross join unnest(l.input_ids) i (input_id)
+join everyrun.results r on r.input_id = i.input_id and r.chunk = l.chunk and r.attempt = l.attempt
 left join everyrun_queue.gone_runs g on g.run_id = r.run_id
-left join everyrun_queue.polls p on p.batch_id = b.batch_id
-left join lateral (
-    select count(*) as running from everyrun.results o
-    where o.input_id = any (b.input_ids) and o.batch_id = b.batch_id and o.run_id is not null
-      and o.status in ('PENDING', 'PROCESSING')
-) named on true
-where b.state = 'SUBMITTED' and b.submitted_at < now() - make_interval(secs => $1)
-  and r.status not in ('PROCESSED', 'FAILED', 'CANCELLED', 'REJECTED', 'REFUSED')
-  and ($2::text is null or b.submission_id = $2)
-  and ($3::text is null or r.input_id > $3)
+where r.status not in ('PROCESSED', 'FAILED', 'CANCELLED', 'REJECTED', 'REFUSED')
+  and ($3::text is null or i.input_id collate "C" > $3)
 order by r.input_id
 limit $4
+
+-- name: by_reason
+-- Of `overdue`, all of it, under that name.
+select reason, count(*) as inputs from overdue group by reason
 
 -- name: unsent_overdue
 -- Whether a submission was handed in longer than $2 seconds ago, and whether the queue has it.

@@ -9,6 +9,7 @@ from fastapi import FastAPI, Query
 
 from everyrun.http import ApiError, scope
 from everyrun.query import cursor as cursors
+from everyrun.query.gate import Gate
 from everyrun.query.paging import Connection, after, clean, plain
 from everyrun.store.sql import beside
 
@@ -24,6 +25,7 @@ Text = Annotated[str | None, Query(min_length=1, max_length=600)]
 
 def result_routes(app: FastAPI, pool: asyncpg.Pool) -> None:
     """Add ``/v1/results`` and ``/v1/results/{input_id}``."""
+    pages = Gate("pages of results")
 
     @app.get("/v1/results", dependencies=[scope("read")])
     async def results(
@@ -45,7 +47,7 @@ def result_routes(app: FastAPI, pool: asyncpg.Pool) -> None:
         if include not in (None, "run"):
             raise ApiError(422, "INVALID_REQUEST", "include: only run can be included", field="include")
         last = after(filters, cursor)
-        async with pool.acquire() as c:
+        async with pages.turn(), pool.acquire() as c:
             if status == "WAITING":
                 rows = await _waiting(c, filters, last, limit + 1)
             elif status in _UNSENT:
