@@ -144,3 +144,19 @@ def test_failures_are_listed_by_the_statuses_that_they_have():
     respx.get(f"{QUERY}/v1/results").mock(side_effect=lambda request: rows[request.url.params["status"]])
     listed = everyrun(*said.split(": everyrun ")[1].split(), "--format", "jsonl").output.splitlines()
     assert ["CANCELLED" in listed[0], "REFUSED" in listed[1], len(listed)] == [True, True, 2]
+
+
+@respx.mock
+def test_a_page_that_is_not_answered_is_asked_for_again():
+    respx.get(f"{QUERY}/v1/submissions/sub_1/progress").respond(json=progress(PROCESSED=2))
+    first, second = ({"external_id": name, "status": "PROCESSED"} for name in "ab")
+    pages = [
+        httpx.Response(200, json={"results": [first], "next_cursor": "more"}),
+        httpx.Response(503, json={"code": "BUSY", "message": "try again"}),
+        page("results", [second]),
+    ]
+    route = respx.get(f"{QUERY}/v1/results").mock(side_effect=pages)
+    answer = everyrun("results", "sub_1", "--format", "jsonl")
+    assert answer.exit_code == exits.OK, answer.output
+    assert len(answer.stdout.splitlines()) == 2
+    assert [call.request.url.params.get("cursor") for call in route.calls] == [None, "more", "more"]

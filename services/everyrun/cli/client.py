@@ -88,15 +88,16 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self._http.close()
 
-    def get(self, url: str, **query: Any) -> dict[str, Any]:
-        """GET JSON."""
-        return self.answer("GET", url, params={name: value for name, value in query.items() if value is not None})
+    def get(self, url: str, within: float = 0.0, /, **query: Any) -> dict[str, Any]:
+        """GET JSON; ``within`` as :meth:`answer` has it."""
+        params = {name: value for name, value in query.items() if value is not None}
+        return self.answer("GET", url, within=within, params=params)
 
-    def every(self, url: str, name: str, **query: Any) -> Iterator[dict[str, Any]]:
+    def every(self, url: str, name: str, within: float = 0.0, /, **query: Any) -> Iterator[dict[str, Any]]:
         """The rows under ``name`` of every page, a page asked for when it is wanted."""
         cursor = None
         while True:
-            page = self.get(url, **query, cursor=cursor)
+            page = self.get(url, within, **query, cursor=cursor)
             yield from page[name]
             cursor = page["next_cursor"]
             if cursor is None:
@@ -150,11 +151,11 @@ class Client:
 
     def report(self, submission_id: str, within: float = 0.0) -> dict[str, Any]:
         """The report on a submission: every row of it is counted for it."""
-        return self.answer("GET", f"{self.target.query_url}/v1/submissions/{submission_id}/report", within=within)
+        return self.get(f"{self.target.query_url}/v1/submissions/{submission_id}/report", within)
 
     def progress(self, submission_id: str, within: float = 0.0) -> dict[str, Any]:
         """How far a submission is, by the kept counters: costs little, whatever its size."""
-        return self.answer("GET", f"{self.target.query_url}/v1/submissions/{submission_id}/progress", within=within)
+        return self.get(f"{self.target.query_url}/v1/submissions/{submission_id}/progress", within)
 
     def queued(self, submission_id: str, within: float = 0.0) -> dict[str, Any] | None:
         """The submission as the queue has it; None where the queue has lost it."""

@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from everyrun.cli.client import Client, DataDir, find
+from everyrun.cli.client import PATIENCE, Client, DataDir, find
 from everyrun.cli.console import err, out
 from everyrun.cli.watch import SubmissionId
 
@@ -77,6 +77,8 @@ def pages(client: Client, submission_id: str, statuses: Sequence[str], with_run:
         yield from client.every(
             f"{client.target.query_url}/v1/results",
             "results",
+            # Of many pages one that is not answered at once must not end the rest.
+            PATIENCE,
             submission_id=submission_id,
             status=status,
             limit=100 if with_run else 1000,
