@@ -84,6 +84,9 @@ create table results (
     version text collate "C" not null
 );
 comment on table results is 'One row per input that was sent or refused; an ordinary table, without triggers or generated columns.';
+comment on column results.input_id is
+    'submission_id, : and external_id. A submission is the range input_id >= ''ID:'' and input_id < ''ID;'' of the primary key.';
+comment on column results.submission_id is 'Without an index of its own: ask for the range of input_id.';
 comment on column results.metadata is 'As handed in. As it came back from Extend it is in run.';
 comment on column results.run is 'The whole WorkflowRun of the standing run, as Extend gave it, without Everyrun''s reserved metadata key.';
 comment on column results.version is 'Sortable text: of two states of a row the one with the greater version is the newer.';
@@ -260,6 +263,7 @@ select r.input_id, r.external_id, r.submission_id,
        step -> 'result' -> 'extractRun' -> 'output' -> 'value' as value
 from results r, jsonb_array_elements(r.run -> 'stepRuns') step
 where step -> 'result' -> 'extractRun' -> 'output' is not null;
+comment on column extractions.input_id is 'A submission is a range of it, as in results.';
 comment on view extractions is 'The extracted value of each extracting step of each input''s standing run.';
 
 -- migrate:down
