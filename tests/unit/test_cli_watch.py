@@ -22,7 +22,7 @@ class Told:
     def progress(self, submission_id: str, within: float) -> dict[str, Any]:
         return self.reports[0]
 
-    def report(self, submission_id: str, within: float) -> dict[str, Any]:
+    def report_if_quick(self, submission_id: str, within: float) -> dict[str, Any]:
         return self.reports.pop(0)
 
     def queued(self, submission_id: str, within: float) -> None:
@@ -160,3 +160,15 @@ def test_a_page_that_is_not_answered_is_asked_for_again():
     assert answer.exit_code == exits.OK, answer.output
     assert len(answer.stdout.splitlines()) == 2
     assert [call.request.url.params.get("cursor") for call in route.calls] == [None, "more", "more"]
+
+
+@respx.mock
+def test_a_report_that_takes_too_long_does_not_end_it():
+    steps = [progress(PENDING=1)] * 3 + [progress(PROCESSED=1)]
+    respx.get(f"{QUERY}/v1/submissions/sub_1/progress").mock(
+        side_effect=[httpx.Response(200, json=step) for step in steps]
+    )
+    slow = respx.get(f"{QUERY}/v1/submissions/sub_1/report").respond(504, json={"code": "TOO_SLOW", "message": ""})
+    respx.get(f"{SUBMISSION}/v1/submissions/sub_1").respond(404, json={"message": "the queue was lost"})
+    assert everyrun("watch", "sub_1").exit_code == exits.OK
+    assert slow.call_count == 2

@@ -73,8 +73,9 @@ def follow(client: Client, submission_id: str) -> int:
                 look = now + wait
             elif now >= look:
                 # The report counts every row: only when there is reason to.
-                found = client.report(submission_id, PATIENCE)
-                if found["open"] <= never_settled(found):
+                whole = client.report_if_quick(submission_id, PATIENCE)
+                if whole is not None and whole["open"] <= never_settled(whole):
+                    found = whole
                     break
                 held = held_up(client.queued(submission_id, PATIENCE))
                 if held and held != said:
