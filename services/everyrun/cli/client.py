@@ -127,7 +127,8 @@ class Client:
             # From the first failure on: an upload may have taken long until then.
             now = time.monotonic()
             if until is None and within:
-                err.print(f"[yellow]{escape(url)} does not answer ({problem}); trying for {within / 60:.0f} minutes[/]")
+                text = f"{url} does not answer ({problem}); trying for {within / 60:.0f} minutes"
+                err.print(f"[yellow]{escape(text)}[/]", soft_wrap=True)
             until = until or now + within
             if now >= until:
                 break
