@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import urllib.request
 from pathlib import Path
+
+import pytest
 
 from everyrun.embedded.parts import SERVICES, Options, emulator_command, ports_needed, service_command, service_env
 
@@ -39,6 +42,18 @@ def test_with_the_real_extend_its_settings_are_left_to_the_environment() -> None
 def test_a_stack_with_servers_of_its_own_speaks_to_its_kafka_as_that_speaks() -> None:
     assert env("bridge", Options())["EVERYRUN_KAFKA_SECURITY_PROTOCOL"] == "PLAINTEXT"
     assert "EVERYRUN_KAFKA_SECURITY_PROTOCOL" not in env("bridge", Options(servers_of_environment=True))
+
+
+def test_services_do_not_reach_each_other_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "kafka.internal")
+    monkeypatch.delenv("no_proxy", raising=False)
+    for name, value in env("reconciler", Options()).items():
+        if name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.setenv(name, value)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    assert urllib.request.proxy_bypass("127.0.0.1")
+    assert urllib.request.proxy_bypass("kafka.internal")
+    assert not urllib.request.proxy_bypass("api.extend.ai")
 
 
 def test_each_processor_has_an_index_and_a_port_of_its_own() -> None:

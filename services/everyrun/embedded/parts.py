@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -81,7 +82,11 @@ def service_env(
 ) -> dict[str, str]:
     """The settings of a service, over those of the environment that the stack was started in."""
     ports = state["ports"]
+    # The other parts are not asked through a proxy that the environment names; the real Extend is.
+    around = ",".join(filter(None, (os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "127.0.0.1,localhost")))
     env = {
+        "NO_PROXY": around,
+        "no_proxy": around,
         "EVERYRUN_DATA_DIR": str(folder),
         "EVERYRUN_KAFKA_BOOTSTRAP": endpoints["kafka_bootstrap"],
         "EVERYRUN_POSTGRES_DSN": endpoints["postgres_dsn"],
