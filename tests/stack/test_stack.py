@@ -290,6 +290,25 @@ def test_every_part_can_be_replaced_by_a_real_one(
         up.kill()
 
 
+async def test_a_database_of_another_extend_is_refused_at_once(
+    tmp_path: Path, kafka: str, database: str, emulator: EmulatorProcess
+) -> None:
+    connection = await asyncpg.connect(database)
+    await connection.execute("update everyrun_queue.installation set vendor = 'https://api.extend.ai'")
+    await connection.close()
+    env = {
+        "EVERYRUN_KAFKA_BOOTSTRAP": kafka,
+        "EVERYRUN_TOPIC_PREFIX": "refused.",
+        "EVERYRUN_POSTGRES_DSN": database,
+        "EVERYRUN_EXTEND_BASE_URL": emulator.url,
+        "EXTEND_API_KEY": KEY,
+        "EVERYRUN_WEBHOOK_SECRETS": "wss_1",
+    }
+    refused = everyrun("up", "--extend", "--data-dir", tmp_path / "data", **env)
+    assert refused.returncode == 1
+    assert "of the Extend https://api.extend.ai" in refused.stderr.replace("\n", " ")
+
+
 def test_a_kafka_of_ones_own_that_is_away_is_said_so(tmp_path: Path, database: str) -> None:
     env = {"EVERYRUN_KAFKA_BOOTSTRAP": "127.0.0.1:1", "EVERYRUN_POSTGRES_DSN": database}
     refused = everyrun("up", "--data-dir", tmp_path / "data", **env)

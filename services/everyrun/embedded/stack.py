@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 from aiokafka.errors import KafkaError
+from pydantic import SecretStr
 
 from everyrun.embedded import parts, ready
 from everyrun.embedded.kafka import EmbeddedKafka
@@ -21,6 +22,7 @@ from everyrun.embedded.postgres import STOP_SIGNAL, EmbeddedPostgres
 from everyrun.embedded.process import check_platform
 from everyrun.embedded.state import FolderLock, StackError, load_state, write_private
 from everyrun.embedded.webhook import register_webhook
+from everyrun.extend import vendor
 from everyrun.log import topics
 from everyrun.settings import Settings, SettingsError, load
 from everyrun.store.migrate import MigrationError, migrate
@@ -116,6 +118,7 @@ class Stack:
         self._watching.append(asyncio.create_task(self._keep_status()))
         await self._start(self._bases(kafka, postgres), began)
         await self._make_topics_and_tables()
+        await self._check_vendor()
         if not self._options.extend and self._state["webhook_secret"] is None:
             await self._register()
         services = [self._service(name) for name in (*self._options.services, *parts.processors(self._options))]
@@ -163,6 +166,14 @@ class Stack:
                 f"The topics could not be created at {self.endpoints['kafka_bootstrap']}: "
                 f"{type(error).__name__} {error}"
             ) from None
+
+    async def _check_vendor(self) -> None:
+        """Refuse at once what the services would wait for without end: a folder that is of another Extend."""
+        url = self._settings.extend_base_url if self._options.extend else parts.url(self._state, "emulator")
+        dsn = SecretStr(self.endpoints["postgres_dsn"])
+        problem = await vendor.problem(self._settings.model_copy(update={"extend_base_url": url, "postgres_dsn": dsn}))
+        if problem is not None:
+            raise StackError(problem)
 
     async def _register(self) -> None:
         """The webhook endpoint and the subscription to the workflow, as one makes them at Extend."""

@@ -54,16 +54,17 @@ async def wait_until_same(settings: Settings, health: Health) -> None:
     Until then readyz says what is in the way, in its part ``extend``: another Extend, or Postgres that is away.
     """
     said = None
-    while (problem := await _problem(settings)) is not None:
-        health.not_ready(PART, problem)
-        if problem != said:
-            _log.error("waiting for the right Extend", problem=problem)
-            said = problem
+    while (found := await problem(settings)) is not None:
+        health.not_ready(PART, found)
+        if found != said:
+            _log.error("waiting for the right Extend", problem=found)
+            said = found
         await asyncio.sleep(_AGAIN)
     health.ready(PART)
 
 
-async def _problem(settings: Settings) -> str | None:
+async def problem(settings: Settings) -> str | None:
+    """What is in the way: another Extend than the one that is kept, or Postgres that is away; None where nothing is."""
     given = vendor(settings.extend_base_url)
     try:
         connection = await asyncpg.connect(settings.postgres_dsn.get_secret_value(), timeout=10, command_timeout=10)
