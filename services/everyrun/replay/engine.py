@@ -29,7 +29,7 @@ _sql = beside(__file__, "replay.sql")
 INPUTS = ("batches", "runs", "deliveries", "quarantine")
 LANES = 2
 #: Records, and bytes of their values, that go into one transaction at most; fewer of a small log, down to the least.
-AT_ONCE, LEAST_AT_ONCE, BYTES_AT_ONCE = 4000, 10, 16 << 20
+AT_ONCE, LEAST_AT_ONCE, BYTES_AT_ONCE = 4000, 10, 6 << 20
 #: A killed engine has read up to eight transactions that it did not commit (in each lane one under way, one in its
 #: queue, one waiting for the queue; two being read): this keeps three such deaths within a tenth.
 _TRANSACTIONS = 250
