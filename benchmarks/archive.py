@@ -88,5 +88,6 @@ async def history(servers: Servers, inputs: int) -> tuple[str, ...]:
             assert len(answer.json()["events"]) >= 2, answer.text
     servers.stop("replay")
     name = f"history of one input in {inputs:,}, over HTTP, median of {_ASKED}"
-    slow = f"slowest {max(times) * 1000:.0f} ms"
+    # The first one after the service's start opens its connections.
+    slow = f"first {times[0] * 1000:.0f} ms, slowest of the others {max(times[1:]) * 1000:.0f} ms"
     return name, f"{statistics.median(times) * 1000:.1f} ms", slow, "", "under 100 ms"

@@ -79,9 +79,17 @@ def kept_topics() -> list[str]:
     return [topic.name for topic in log_topics.declared() if topic.config["retention.ms"] == "-1"]
 
 
+_DAY = 86_400_000
+
+
 def day_of(timestamp: int) -> str:
     """The UTC day of a Kafka timestamp in milliseconds."""
-    return datetime.fromtimestamp(timestamp / 1000, UTC).strftime("%Y-%m-%d")
+    return datetime.fromtimestamp(timestamp // _DAY * 86_400, UTC).strftime("%Y-%m-%d")
+
+
+def by_days(records: Sequence[Any]) -> list[tuple[str, list[Any]]]:
+    """The records, in their order, apart where one is of another day than the one before it."""
+    return [(day_of(day * _DAY), list(part)) for day, part in groupby(records, lambda record: record.timestamp // _DAY)]
 
 
 def to_archive(
@@ -292,7 +300,7 @@ class _TopicFiles:
     async def take(self, stretch: Stretch, first: int) -> None:
         """Take what lies between ``first`` and the stretch's next offset."""
         partition = stretch.partition
-        parts = [(day, list(records)) for day, records in groupby(stretch.records, lambda r: day_of(r.timestamp))]
+        parts = by_days(stretch.records)
         if not parts:
             # Offsets without records, at the end of a compacted topic: they belong to the day before them.
             day = self._day.get(partition) or min(self._open, default="")

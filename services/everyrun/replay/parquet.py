@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import IO, Any, NamedTuple
 
 import pyarrow as pa
@@ -52,14 +52,11 @@ class Archived(NamedTuple):
 
 def records_table(records: Sequence[Any]) -> pa.Table:
     """A table of records."""
-    starts, names, values = [0], [], []
-    for record in records:
-        for name, value in record.headers:
-            names.append(name)
-            values.append(value)
-        starts.append(len(names))
+    headers = [header for record in records for header in record.headers]
+    starts = list(accumulate((len(record.headers) for record in records), initial=0))
     pairs = pa.StructArray.from_arrays(
-        [pa.array(names, pa.string()), pa.array(values, pa.binary())], fields=list(_HEADERS.value_type)
+        [pa.array([name for name, _ in headers], pa.string()), pa.array([value for _, value in headers], pa.binary())],
+        fields=list(_HEADERS.value_type),
     )
     return pa.Table.from_arrays(
         [
