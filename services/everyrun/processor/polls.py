@@ -9,6 +9,7 @@ from faust.types import TP
 from faust.types.transports import SchedulingStrategyT
 
 from everyrun.processor.fetching import size_of
+from everyrun.processor.weighed import weighed
 from everyrun.projection.decode import LogRecord, Poll
 
 
@@ -46,17 +47,7 @@ class WholePolls(SchedulingStrategyT):
 
 def transactions(events: Iterable[Any], most: int) -> Iterator[list[Any]]:
     """Cut events, the value of each a poll, into runs of at most so many bytes of values; one may be larger alone."""
-    group: list[Any] = []
-    total = 0
-    for event in events:
-        size = size_of(event.value)
-        if group and total + size > most:
-            yield group
-            group, total = [], 0
-        group.append(event)
-        total += size
-    if group:
-        yield group
+    return weighed(events, lambda event: size_of(event.value), most)
 
 
 def joined(values: Iterable[list[LogRecord]], prefix: str) -> list[Poll]:

@@ -15,6 +15,7 @@ from typing import cast
 import asyncpg
 
 from everyrun.log.producer import Log
+from everyrun.processor.weighed import weighed
 from everyrun.projection import publish, tables
 from everyrun.projection.apply import Applied
 from everyrun.projection.feed import AWAY, Feed
@@ -154,16 +155,8 @@ def pages(sizes: Iterable[tuple[str, int]]) -> Iterator[list[str]]:
 
     One that is larger is a page by itself. Pure.
     """
-    page: list[str] = []
-    total = 0
-    for identifier, size in sizes:
-        if page and (len(page) == _AT_ONCE or total + size > _PAGE_BYTES):
-            yield page
-            page, total = [], 0
-        page.append(identifier)
-        total += size
-    if page:
-        yield page
+    for page in weighed(sizes, lambda sized: sized[1], _PAGE_BYTES, _AT_ONCE):
+        yield [identifier for identifier, _ in page]
 
 
 def _row(state: State) -> Row:
