@@ -10,6 +10,7 @@ from everyrun.settings import Settings
 from tests.conftest import eventually
 from tests.contract.conftest import KEY, WORKFLOW
 from tests.integration.services import ServiceProcess
+from tests.integration.test_graceful import says
 from tests.integration.test_reconciler import note, variables
 
 pytestmark = pytest.mark.stack
@@ -33,17 +34,9 @@ async def a_waiting_chunk(connection: asyncpg.Connection) -> None:
     )
 
 
-async def refuses(service: ServiceProcess, *names: str) -> None:
-    async def said() -> bool:
-        try:
-            async with httpx.AsyncClient() as http:
-                answer = await http.get(service.url + "/readyz")
-        except httpx.TransportError:
-            return False
-        why = answer.json().get("waiting", {}).get("extend", "")
-        return answer.status_code == 503 and all(name in why for name in names)
-
-    await eventually(said, f"readyz of {service.log.name} names both", 60)
+async def refuses(service: ServiceProcess, *texts: str) -> None:
+    for text in texts:
+        await says(service, "extend", text)
 
 
 async def test_another_extend_is_refused_and_gets_nothing(service, emulator_with, settings: Settings) -> None:
