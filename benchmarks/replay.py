@@ -107,7 +107,7 @@ async def _upsert(servers: Servers, batches: int) -> float:
 async def _fill(servers: Servers) -> None:
     """The live tables, so that there is something to audit."""
     async with tables_pool(servers.settings, "everyrun") as pool:
-        engine = Engine(servers.settings, pool, await topics.cluster_id(servers.settings))
+        engine = Engine(servers.settings, pool, await topics.identity(servers.settings))
         await engine.run({}, await offsets_of(servers.settings, None))
 
 

@@ -13,10 +13,15 @@ import msgspec
 from everyrun.extend import reserved
 from everyrun.log import events
 from everyrun.log.cloudevents import Record, record, timestamp
+from everyrun.log.keys import lineage, partition_of, run_key
+from everyrun.log.topics import LogIdentity
 from everyrun.projection.decode import Poll
 
 START = 1_767_225_600.0
 INSTALLATION = "inst_test"
+#: How many partitions :func:`lay_out` makes unless it is told otherwise, and the log that they are of.
+PARTITIONS = 2
+LOG = LogIdentity("cluster", PARTITIONS)
 
 
 class Logged(NamedTuple):
@@ -54,7 +59,7 @@ def batch_event(kind: type, submission: str, chunk: str, attempt: int, when: flo
     times |= dict.fromkeys(("submitted_at", "registered_at", "rejected_at", "adopted_at", "discarded_at"), at(when))
     given = {**{name: value for name, value in {**sent, **times}.items() if name in names}, **given}
     event = kind(**given)
-    key = more.get("batch_id", chunk)
+    key = more["batch_id"] if kind is events.BatchRegistered else lineage(chunk)
     tag = kind.__struct_config__.tag
     return record("batches", event, key=key, id=f"{chunk}/{attempt}/{tag}", source="/test", time=at(when))
 
@@ -89,16 +94,17 @@ def run_event(
     }
     event = events.RunObserved(source=source, run=msgspec.Raw(msgspec.json.encode(run)))  # type: ignore[arg-type]
     identifier = f"{run_id}/{status}/{source}/{when}"
-    return record("runs", event, key=batch_id or run_id, id=identifier, source="/test", time=at(when), subject=run_id)
+    kafka_key = run_key(msgspec.json.encode(run["metadata"]), batch_id, run_id)
+    return record("runs", event, key=kafka_key, id=identifier, source="/test", time=at(when), subject=run_id)
 
 
 def lay_out(
-    records: Iterable[Record], partitions: int = 2, prefix: str = "everyrun."
+    records: Iterable[Record], partitions: int = PARTITIONS, prefix: str = "everyrun."
 ) -> dict[tuple[str, int], list[Logged]]:
     """Append records to partitions by their keys, as a producer does."""
     log: dict[tuple[str, int], list[Logged]] = defaultdict(list)
     for r in records:
-        partition = sum(r.key) % partitions
+        partition = partition_of(r.key, partitions)
         there = log[r.topic, partition]
         there.append(Logged(prefix + r.topic, partition, len(there), r.key, r.value, r.headers, 1))
     return log

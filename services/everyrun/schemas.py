@@ -30,8 +30,8 @@ from everyrun.settings import Settings, load, variable
 from everyrun.submission.api import submission_api
 
 _KEYS = {
-    "batches": "batchId; the submission's or the chunk's id where there is none yet",
-    "runs": "batchId; the run id where there is none",
+    "batches": "chunk (of a part: the chunk it was first cut from); batchId of a registered batch; else submission or workflow id",
+    "runs": "chunk that the reserved metadata key names; without one the batchId; without either the run id",
     "deliveries": "run id",
     "results": "input id",
     "reports": "batchId, chunk or submission id",

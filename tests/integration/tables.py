@@ -53,7 +53,7 @@ async def project(settings: Settings, dsn: str) -> None:
         return
 
     connection = await connect(dsn)
-    cluster = await topics.cluster_id(settings)
+    cluster = await topics.identity(settings)
     for (topic, partition), end in sorted((await ends(settings)).items()):
         async for poll in read_range(settings, topic, partition, 0, end):
             await apply(connection, [poll], cluster, set_aside)

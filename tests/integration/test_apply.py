@@ -19,7 +19,7 @@ from everyrun.projection.decode import Poll, run_of
 from everyrun.projection.merge import merge
 from everyrun.projection.offsets import ForeignLogError, GapError
 from tests.integration.tables import TABLES, connect, contents
-from tests.records import INSTALLATION, a_world, an_input, batch_event, in_polls, lay_out, run_event
+from tests.records import INSTALLATION, LOG, a_world, an_input, batch_event, in_polls, lay_out, run_event
 
 
 async def nothing_aside(poison):
@@ -39,7 +39,7 @@ async def emptied(connection: asyncpg.Connection) -> None:
 
 async def feed(connection: asyncpg.Connection, records: list, chance: random.Random) -> None:
     for group in in_polls(lay_out(records), chance):
-        await apply(connection, group, "cluster", nothing_aside)
+        await apply(connection, group, LOG, nothing_aside)
 
 
 @pytest.mark.parametrize("seed", range(25))
@@ -101,20 +101,22 @@ async def test_what_was_applied_is_not_applied_again_and_a_gap_is_refused(connec
     log = lay_out(world)
     position = max(log, key=lambda p: len(log[p]))
     poll = Poll(*position, log[position][:6])
-    first = await apply(connection, [poll], "cluster", nothing_aside)
+    first = await apply(connection, [poll], LOG, nothing_aside)
     before = await contents(connection)
-    again = await apply(connection, [poll], "cluster", nothing_aside)
+    again = await apply(connection, [poll], LOG, nothing_aside)
     assert await contents(connection) == before
     assert not again.states
     assert again.inputs | again.runs | {c for c, _ in again.attempts}
     assert first is not None
     with pytest.raises(GapError) as gap:
-        await apply(connection, [Poll(*position, log[position][8:])], "cluster", nothing_aside)
+        await apply(connection, [Poll(*position, log[position][8:])], LOG, nothing_aside)
     assert gap.value.gaps == {position: 6}
     with pytest.raises(ForeignLogError):
-        await apply(connection, [Poll(*position, log[position][6:])], "another", nothing_aside)
+        await apply(connection, [Poll(*position, log[position][6:])], LOG._replace(cluster_id="another"), nothing_aside)
+    with pytest.raises(ForeignLogError, match="2 partitions, and runs has 16 now"):
+        await apply(connection, [Poll(*position, log[position][6:])], LOG._replace(partitions=16), nothing_aside)
     overlapping = Poll(*position, log[position][3:])
-    await apply(connection, [overlapping], "cluster", nothing_aside)
+    await apply(connection, [overlapping], LOG, nothing_aside)
     assert await connection.fetchval(
         "select next_offset from applied_offsets where (topic, partition) = ($1, $2)", *position
     ) == len(log[position])
@@ -155,7 +157,7 @@ async def test_two_workers_at_once_count_right(database):
             while True:
                 try:
                     async with pool.acquire() as connection:
-                        await apply(connection, group, "cluster", nothing_aside)
+                        await apply(connection, group, LOG, nothing_aside)
                     break
                 except (ConflictError, asyncpg.UniqueViolationError, asyncpg.DeadlockDetectedError):
                     continue
@@ -231,6 +233,6 @@ async def test_a_batch_registered_with_other_inputs_in_the_log_is_refused_whole(
     log = lay_out([first, other])
     ((position, records),) = log.items()
     with pytest.raises(asyncpg.UniqueViolationError) as refused:
-        await apply(connection, [Poll(*position, records[1:])], "cluster", nothing_aside)
+        await apply(connection, [Poll(*position, records[1:])], LOG, nothing_aside)
     assert refused.value.constraint_name == "batches_batch_id_key"
     assert await contents(connection) == before

@@ -42,7 +42,7 @@ async def test_as_of_is_a_snapshot_taken_then(settings: Settings) -> None:
     for seed in (1, 2):
         await append(settings, apart(a_world(random.Random(seed), chunks=5, inputs=8), str(seed)))
     ends = await offsets_of(settings, None)
-    cluster_id = await topics.cluster_id(settings)
+    cluster_id = await topics.identity(settings)
     snapshots = []
     reached: dict = {}
     async with tables_pool(settings, "everyrun") as pool:
@@ -139,5 +139,5 @@ async def test_a_rebuild_killed_three_times_ends_right_and_reads_little_twice(
     assert sum(map(int, read.read_text().split())) <= 1.1 * total
     ends = await offsets_of(settings, None)
     async with tables_pool(settings, "everyrun") as pool:
-        await Engine(settings, pool, await topics.cluster_id(settings)).run({}, ends)
+        await Engine(settings, pool, await topics.identity(settings)).run({}, ends)
     assert rows(await contents(settings, DEFAULT_SCHEMA)) == rows(await contents(settings, "everyrun"))

@@ -35,7 +35,7 @@ async def append(settings: Settings, *records: Record) -> None:
         await producer.append(records)
     async with tables_pool(settings, "everyrun") as pool:
         ends = await offsets_of(settings, None)
-        await Engine(settings, pool, await topics.cluster_id(settings)).run(await applied_offsets(pool), ends)
+        await Engine(settings, pool, await topics.identity(settings)).run(await applied_offsets(pool), ends)
     consumer = AIOKafkaConsumer(
         bootstrap_servers=settings.kafka_bootstrap,
         group_id=settings.topic_prefix + "processor",

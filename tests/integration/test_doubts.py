@@ -147,7 +147,7 @@ class World:
             (row["topic"], row["partition"]): row["next_offset"]
             for row in await self.pool.fetch("select * from everyrun.applied_offsets")
         }
-        feed = Feed(self.settings, self.tables_pool, await topics.cluster_id(self.settings), self.producer)
+        feed = Feed(self.settings, self.tables_pool, await topics.identity(self.settings), self.producer)
         await feed.fill(
             {place: (applied.get(place, 0), end) for place, end in ends.items() if applied.get(place, 0) < end}
         )

@@ -16,7 +16,7 @@ from everyrun.projection.feed import Feed
 from everyrun.projection.reader import read_range
 from everyrun.settings import Settings
 from tests.integration.tables import applied
-from tests.records import run_event
+from tests.records import LOG, run_event
 
 pytestmark = pytest.mark.stack
 
@@ -68,7 +68,7 @@ async def test_what_has_no_record_is_passed(settings: Settings, database: str) -
         ) as pool,
         asyncio.timeout(30),
     ):
-        feed = Feed(settings, pool, "cluster", Nowhere())
+        feed = Feed(settings, pool, LOG, Nowhere())
         # What comes after an offset without a record is no gap for ever; nor is what was acknowledged beyond it.
         await feed.apply([Poll("runs", 0, everything[:2])])
         await feed.apply([Poll("runs", 0, everything[2:])], lambda: {place: 3})

@@ -17,7 +17,7 @@ from everyrun.log import events
 from everyrun.log.cloudevents import record
 from everyrun.log.producer import Producer
 from everyrun.log.ranges import bounds, read_ranges
-from everyrun.log.topics import cluster_id
+from everyrun.log.topics import cluster_id, identity
 from everyrun.projection import tables
 from everyrun.projection.apply import apply
 from everyrun.projection.decode import Poll
@@ -53,7 +53,7 @@ async def applied(settings: Settings) -> None:
     async for stretch in read_ranges(settings, {p: (done.get(p, 0), end) for p, end in limits.end.items()}):
         if stretch.records:
             poll = Poll(stretch.topic, stretch.partition, stretch.records)
-            await apply(connection, [poll], await cluster_id(settings), _nothing)
+            await apply(connection, [poll], await identity(settings), _nothing)
     await connection.close()
 
 

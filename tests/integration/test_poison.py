@@ -24,7 +24,7 @@ from everyrun.projection import tables
 from everyrun.projection.decode import Poll
 from everyrun.projection.feed import Feed, unstorable
 from everyrun.settings import Settings
-from tests.records import INSTALLATION, an_input, at, batch_event, lay_out, run_event
+from tests.records import INSTALLATION, LOG, an_input, at, batch_event, lay_out, run_event
 
 pytestmark = pytest.mark.stack
 
@@ -48,7 +48,7 @@ async def a_pool(database: str) -> AsyncIterator[asyncpg.Pool]:
 
 
 async def feed_with(records: list[Record], pool: asyncpg.Pool, database: str, quarantine: Quarantine) -> None:
-    feed = Feed(Settings(postgres_dsn=database), pool, "cluster", quarantine)
+    feed = Feed(Settings(postgres_dsn=database), pool, LOG, quarantine)
     log = lay_out(records, partitions=1)
     await asyncio.wait_for(feed.apply([Poll(*place, there) for place, there in log.items()]), 30)
 

@@ -47,7 +47,7 @@ from everyrun.submission.protocol import (
     WindowPassed,
     step,
 )
-from tests.records import INSTALLATION, Logged, an_input, batch_event, run_event
+from tests.records import INSTALLATION, LOG, Logged, an_input, batch_event, run_event
 
 LONG = bool(os.environ.get("EVERYRUN_CHAOS"))
 TABLES = ("submissions", "batches", "results", "duplicate_runs", "unmatched_runs", "deliveries", "quarantine")
@@ -206,12 +206,12 @@ class World:
             return
         while True:
             try:
-                await apply(self.connection, polls, "cluster", _nothing_aside)
+                await apply(self.connection, polls, LOG, _nothing_aside)
                 break
             except GapError as error:
                 for place, start in error.gaps.items():
                     end = next(poll.first for poll in polls if (poll.topic, poll.partition) == place)
-                    await apply(self.connection, [Poll(*place, self.log[place][start:end])], "cluster", _nothing_aside)
+                    await apply(self.connection, [Poll(*place, self.log[place][start:end])], LOG, _nothing_aside)
         if acknowledge:
             self.read.update({(poll.topic, poll.partition): poll.end for poll in polls})
 
@@ -221,7 +221,7 @@ class World:
         applied = {(row["topic"], row["partition"]): row["next_offset"] for row in rows}
         for place, end in sorted(self.read.items()):
             if records := self.log[place][applied.get(place, 0) : end]:
-                await apply(self.connection, [Poll(*place, records)], "cluster", _nothing_aside)
+                await apply(self.connection, [Poll(*place, records)], LOG, _nothing_aside)
 
     async def catch_up(self) -> None:
         await self.heal()

@@ -18,7 +18,7 @@ from everyrun.projection import tables
 from everyrun.projection.decode import Poll
 from everyrun.projection.feed import Feed
 from everyrun.settings import Settings
-from tests.records import INSTALLATION, a_world, an_input, batch_event, lay_out, run_event
+from tests.records import INSTALLATION, LOG, a_world, an_input, batch_event, lay_out, run_event
 
 SETTINGS = Settings(kafka_bootstrap="127.0.0.1:1")
 
@@ -45,14 +45,14 @@ async def test_a_poll_that_was_applied_in_part_and_never_published_is_published_
         database, min_size=1, init=tables.setup_connection, server_settings={"search_path": tables.SCHEMA}
     ) as pool:
         published = Published()
-        feed = Feed(SETTINGS, pool, "cluster", published)
+        feed = Feed(SETTINGS, pool, LOG, published)
         # A worker applies the beginnings of all partitions, and dies before it publishes anything.
         begun = [Poll(*place, records[: chance.randint(0, len(records))]) for place, records in sorted(log.items())]
         for poll in begun:
             if poll.records:
                 await feed.apply([poll])
         # Another reads from the group's offsets on: its polls go past what is applied.
-        publisher = Publisher(pool, "cluster", published, feed)
+        publisher = Publisher(pool, LOG, published, feed)
         applied = await feed.apply([Poll(*place, records) for place, records in sorted(log.items())])
         await publisher.publish(applied, {})
         results, reports = published.newest("results"), published.newest("reports")
@@ -100,20 +100,20 @@ async def test_the_last_record_of_an_input_is_its_newest_state_whoever_else_writ
     async with asyncpg.create_pool(
         database, min_size=2, init=tables.setup_connection, server_settings={"search_path": tables.SCHEMA}
     ) as pool:
-        feed = Feed(SETTINGS, pool, "cluster", Published())
+        feed = Feed(SETTINGS, pool, LOG, Published())
 
         def another(record) -> Callable[[], Awaitable[None]]:
             async def applies_and_publishes() -> None:
                 applied = await feed.apply([Poll("runs", 0, [record])])
                 others = Published()
-                await Publisher(pool, "cluster", others, feed).publish(applied, {})
+                await Publisher(pool, LOG, others, feed).publish(applied, {})
                 published.records += others.records
 
             return applies_and_publishes
 
         published = Overtaken(another(second), another(third))
         applied = await feed.apply([Poll("batches", 0, log["batches", 0]), Poll("runs", 0, [first])])
-        await Publisher(pool, "cluster", published, feed).publish(applied, {})
+        await Publisher(pool, LOG, published, feed).publish(applied, {})
         rows = await pool.fetch("select input_id, version, status from results")
     newest = published.newest("results")
     assert {row["input_id"]: row["status"] for row in rows} == {
@@ -148,10 +148,10 @@ async def test_a_poll_applied_before_is_published_whole_in_pages_of_bounded_size
     async with asyncpg.create_pool(
         database, min_size=2, init=tables.setup_connection, server_settings={"search_path": tables.SCHEMA}
     ) as pool:
-        feed = Feed(SETTINGS, pool, "cluster", Published())
+        feed = Feed(SETTINGS, pool, LOG, Published())
         await feed.apply(polls)
         published = InPages()
-        await Publisher(pool, "cluster", published, feed).publish(await feed.apply(polls), {})
+        await Publisher(pool, LOG, published, feed).publish(await feed.apply(polls), {})
     assert sorted(key for page in published.pages for key in page) == sorted(i.input_id.encode() for i in given)
     assert max(len(page) for page in published.pages) <= 2
 

@@ -23,7 +23,7 @@ from everyrun.query.api import query_api
 from everyrun.settings import Settings
 from everyrun.store.pool import connection_setup
 from everyrun.submission.api import submission_api
-from tests.records import at, in_polls, lay_out, run_event
+from tests.records import LOG, at, in_polls, lay_out, run_event
 
 TOKEN = "t" * 20
 RUN = {"object": "workflow_run", "id": "run_1", "status": "PROCESSED", "batchId": "batch_1", "metadata": {}}
@@ -64,7 +64,7 @@ class World:
             aside.extend(poison)
 
         for group in in_polls(lay_out(self.log.records), random.Random(1)):
-            await apply(self.connection, group, "cluster", set_aside)
+            await apply(self.connection, group, LOG, set_aside)
 
     async def ask(self, method: str, path: str, **more: Any) -> httpx.Response:
         app = self.apps[method == "POST"]

@@ -134,7 +134,7 @@ async def rows(settings: Settings, schema: str) -> dict[str, list[str]]:
 async def test_a_process_that_ends_early_ends_the_rebuild_and_says_why(settings: Settings) -> None:
     await write(settings, 1)
     end = await offsets_of(settings, None)
-    cluster_id = await topics.cluster_id(settings)
+    cluster_id = await topics.identity(settings)
     await rebuild(settings, {}, quiet, schema="in_two", processes=2)
     first, second = split(end, 2)
     shares = [

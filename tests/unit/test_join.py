@@ -19,6 +19,7 @@ from everyrun.projection.match import (
     OTHER_BATCH,
     Batch,
     Unmatched,
+    in_order,
     match,
 )
 from everyrun.projection.merge import FINAL, Binding, Run, instant, merge, order_of, own_time
@@ -41,7 +42,7 @@ def observations(draw: st.DrawFn, run_id: str | None = None) -> Run:
     digest = f"{status}{own}{content}"
     return Run(
         run_id=run_id or draw(st.sampled_from(["run_1", "run_10", "run_2"])),
-        batch_id="batch_1",
+        batch_id=draw(st.sampled_from([None, "batch_1"])),
         binding=draw(bindings),
         status=status,
         order=order_of(status=status, own=own, truncated=truncated, polled=polled, asked_at=observed, digest=digest),
@@ -57,6 +58,10 @@ def observations(draw: st.DrawFn, run_id: str | None = None) -> Run:
 
 
 of_one_run = observations(run_id="run_1")
+
+
+def a_run(*, batch_id: str | None, binding: Binding | None, order: str = "1") -> Run:
+    return Run("run_1", batch_id, binding, "PROCESSED", order, EPOCH, EPOCH, "webhook", None, None, None, b"{}", b"{}")
 
 
 @given(of_one_run, of_one_run)
@@ -158,12 +163,26 @@ def test_the_common_case_decides_as_the_general_one_does(one: Run, other: Run) -
 def test_match_guesses_nothing() -> None:
     batch = Batch("batch_1", "c1", 1)
     key = Binding("s:7", "c1", 1, "i")
-    assert match("batch_1", batch, key) == "s:7"
-    assert match(None, None, key) == Unmatched(NO_BATCH)
-    assert match("batch_1", None, key) == Unmatched(BATCH_UNKNOWN)
-    assert match("batch_1", batch, None) == Unmatched(NO_KEY)
-    assert match("batch_1", batch, Binding("s:7", "c1", 2, "i")) == Unmatched(OTHER_BATCH)
-    assert match("batch_1", batch, Binding("s:7", "c2", 1, "i")) == Unmatched(OTHER_BATCH)
+    assert match("batch_1", batch, [key]) == ["s:7"]
+    assert match(None, None, [key]) == Unmatched(NO_BATCH)
+    assert match("batch_1", None, [key]) == Unmatched(BATCH_UNKNOWN)
+    assert match("batch_1", batch, []) == Unmatched(NO_KEY)
+    assert match("batch_1", batch, [Binding("s:7", "c1", 2, "i")]) == Unmatched(OTHER_BATCH)
+    assert match("batch_1", batch, [Binding("s:7", "c2", 1, "i")]) == Unmatched(OTHER_BATCH)
+
+
+def test_of_several_keys_those_to_this_attempt_count_in_the_order_they_were_seen() -> None:
+    batch = Batch("batch_1", "c1", 1)
+    seen = [Binding("s:9", "c1", 1, "i"), Binding("s:1", "c2", 1, "i"), Binding("s:7", "c1", 1, "i")]
+    assert match("batch_1", batch, in_order(seen)) == ["s:9", "s:7"]
+    assert in_order([*seen, *seen]) == [seen[0], seen[2], seen[1]]
+
+
+def test_what_an_observation_leaves_out_is_kept_from_the_others() -> None:
+    key = Binding("s:7", "c1", 1, "i")
+    whole, later = a_run(batch_id="batch_1", binding=key), a_run(batch_id=None, binding=None, order="9")
+    for merged in (merge(whole, later), merge(later, whole)):
+        assert (merged.order, merged.batch_id, merged.binding) == ("9", "batch_1", key)
 
 
 def test_times_as_vendors_write_them() -> None:

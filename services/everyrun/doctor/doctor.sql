@@ -24,4 +24,5 @@ select workflow_id from everyrun_queue.submissions group by workflow_id order by
 update everyrun_queue.installation set installation = installation
 
 -- name: write_projection
-insert into everyrun.applied_offsets (topic, partition, next_offset, cluster_id) values ('doctor', 0, 0, 'doctor')
+insert into everyrun.applied_offsets (topic, partition, next_offset, cluster_id, partitions)
+values ('doctor', 0, 0, 'doctor', 1)

@@ -12,7 +12,13 @@ import msgspec
 from msgspec import Meta, Struct
 
 InputId = Annotated[str, Meta(description="<submission id>:<external id>")]
-Chunk = Annotated[str, Meta(description="Chunk id: the inputs that go to Extend in one call.")]
+Chunk = Annotated[
+    str,
+    Meta(
+        description="Chunk id: the inputs that go to Extend in one call. As a Kafka key: the chunk that a part was first "
+        "cut from, that is the id up to its first hyphen."
+    ),
+]
 Attempt = Annotated[int, Meta(ge=1, description="Which attempt at sending the chunk this is, from 1.")]
 Decider = Annotated[str | None, Meta(description="Who decided; null where Everyrun did by its own rules.")]
 Time = Annotated[str, Meta(description="RFC 3339 UTC with milliseconds.")]
@@ -83,7 +89,7 @@ class DoubtResent(Struct, frozen=True, tag="doubt-resent", tag_field="type"):
 
 
 class DoubtAdopted(Struct, frozen=True, tag="doubt-adopted", tag_field="type"):
-    """A person named the batch that the attempt became, and a run of it said so too. Key: batchId.
+    """A person named the batch that the attempt became, and a run of it said so too. Key: chunk.
 
     It is to the attempt what batch-submitted is: each of its inputs is now a run.
     """
@@ -121,7 +127,7 @@ class DoubtDiscarded(Struct, frozen=True, tag="doubt-discarded", tag_field="type
 
 
 class BatchSubmitted(Struct, frozen=True, tag="batch-submitted", tag_field="type"):
-    """Extend took the batch: each of its inputs is now a run. Key: batchId."""
+    """Extend took the batch: each of its inputs is now a run. Key: chunk."""
 
     submission_id: str
     chunk: Chunk
@@ -200,7 +206,10 @@ class SubmissionResumed(Struct, frozen=True, tag="submission-resumed", tag_field
 
 
 class RunObserved(Struct, frozen=True, tag="run-observed", tag_field="type"):
-    """What a webhook or a Get said of one run. Key: batchId, or the run id where there is none. On ``runs``."""
+    """What a webhook or a Get said of one run. On ``runs``.
+
+    Key: the chunk that the run's reserved metadata key names; without one the batchId; without either the run id.
+    """
 
     source: Literal["webhook", "poll"]
     run: Annotated[

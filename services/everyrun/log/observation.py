@@ -8,6 +8,7 @@ import msgspec
 
 from everyrun.log.cloudevents import Record, record
 from everyrun.log.events import RunObserved
+from everyrun.log.keys import run_key
 
 #: A run over this is kept without its steps and files, so that the event fits a record of 16 MiB.
 MAX_RUN_BYTES = 15 << 20
@@ -24,6 +25,7 @@ class RunHead(msgspec.Struct, frozen=True):
     id: str
     status: str
     batchId: str | None = None  # noqa: N815
+    metadata: msgspec.Raw = msgspec.Raw(b"{}")
 
 
 _head = msgspec.json.Decoder(RunHead)
@@ -69,10 +71,11 @@ def observed(
     service: str,
     event_type: str | None = None,
 ) -> Record:
-    """The record for ``runs``: the run byte for byte unless it is too large. Key: batchId, or the run id without one.
+    """The record for ``runs``: the run byte for byte unless it is too large. Key: :func:`run_key`.
 
     ``time`` is the CloudEvents time: the webhook's signed time, or when the poll asked. Raises NotARunError.
     """
     kept, truncated = fit(run)
     event = RunObserved(source=source, run=msgspec.Raw(kept), event_type=event_type, truncated=truncated)
-    return record("runs", event, key=head.batchId or head.id, id=id, source=service, time=time, subject=head.id)
+    key = run_key(head.metadata, head.batchId, head.id)
+    return record("runs", event, key=key, id=id, source=service, time=time, subject=head.id)

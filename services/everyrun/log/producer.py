@@ -5,17 +5,16 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from types import TracebackType
 from typing import Any, Protocol
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError
-from aiokafka.partitioner import murmur2
 from aiokafka.producer.message_accumulator import BatchBuilder
 
 from everyrun.log.cloudevents import Record
 from everyrun.log.connection import connection
+from everyrun.log.keys import partition_of
 from everyrun.settings import Settings
 from everyrun.telemetry import log
 
@@ -29,17 +28,10 @@ _ACKNOWLEDGED_WITHIN = 30.0
 _STOPPED_WITHIN = 5.0
 
 
-@lru_cache(maxsize=1 << 14)
-def _hash(key: bytes) -> int:
-    # The hash is pure Python, and the runs of a batch have one key.
-    return int(murmur2(key)) & 0x7FFFFFFF
-
-
 def _partitioner(key: bytes | None, partitions: Sequence[int], available: Sequence[int]) -> int:
-    """Kafka's own choice (murmur2 of the key), as aiokafka's default partitioner makes it."""
     if key is None:
         return random.choice(available or partitions)  # noqa: S311
-    return partitions[_hash(key) % len(partitions)]
+    return partitions[partition_of(key, len(partitions))]
 
 
 class Log(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
@@ -31,6 +31,16 @@ class Topic(Struct, frozen=True):
     name: str
     partitions: int
     config: dict[str, str]
+
+
+class LogIdentity(NamedTuple):
+    """What tables remember of the log that they are made from: the cluster, and how many partitions the key chose from.
+
+    Under another number a key means another partition, and what belongs together would lie apart.
+    """
+
+    cluster_id: str
+    partitions: int
 
 
 def _declaration() -> Path:
@@ -106,6 +116,22 @@ async def cluster_id(settings: Settings) -> str:
     try:
         described = await admin.describe_cluster()
         return str(described["cluster_id"])
+    finally:
+        await admin.close()
+
+
+async def identity(settings: Settings) -> LogIdentity:
+    """Return the identity of the log; ``runs`` and ``batches`` have equally many partitions (see :func:`check`).
+
+    Raises aiokafka.errors.KafkaError, UnknownTopicOrPartitionError if the topic ``runs`` does not exist.
+    """
+    admin = await _admin(settings)
+    try:
+        described = await admin.describe_cluster()
+        (runs,) = await admin.describe_topics([settings.topic("runs")])
+        if runs["error_code"]:
+            raise for_code(runs["error_code"])(f"topic {settings.topic('runs')}")
+        return LogIdentity(str(described["cluster_id"]), len(runs["partitions"]))
     finally:
         await admin.close()
 

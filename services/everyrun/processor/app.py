@@ -222,15 +222,15 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
             http_server(settings.processor_listen, with_health(health, None, metrics.registry))
         )
         await topics.wait_until_right(settings, health)
-        cluster_id = await topics.cluster_id(settings)
+        identity = await topics.identity(settings)
         opened = await _pool(settings, health, stop)
         if opened is None:
             return
         pool = await stack.enter_async_context(opened)
         producer = await stack.enter_async_context(Producer(settings, linger_ms=5, compression="zstd"))
-        feed = Feed(settings, pool, cluster_id, producer, health, partial(remake, settings))
-        processor = Processor(settings, feed, Publisher(pool, cluster_id, producer, feed), health)
-        healer = Healer(settings, pool, cluster_id, feed, processor, health)
+        feed = Feed(settings, pool, identity, producer, health, partial(remake, settings))
+        processor = Processor(settings, feed, Publisher(pool, identity, producer, feed), health)
+        healer = Healer(settings, pool, identity, feed, processor, health)
         await healer.until_ours(stop)
         if stop.is_set():
             return

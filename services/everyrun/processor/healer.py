@@ -42,11 +42,17 @@ class Healer:
     """Compares the tables with what was acknowledged, and fills them from the log. It publishes nothing."""
 
     def __init__(
-        self, settings: Settings, pool: asyncpg.Pool, cluster_id: str, feed: Feed, worker: Worker, health: Health
+        self,
+        settings: Settings,
+        pool: asyncpg.Pool,
+        identity: topics.LogIdentity,
+        feed: Feed,
+        worker: Worker,
+        health: Health,
     ) -> None:
         self._settings = settings
         self._pool = pool
-        self._cluster_id = cluster_id
+        self._identity = identity
         self._feed = feed
         self._worker = worker
         self._health = health
@@ -76,9 +82,9 @@ class Healer:
 
         A Kafka that was replaced makes the group anew, so this is where it is noticed: the process ends.
         """
-        cluster_id = await topics.cluster_id(self._settings)
-        if cluster_id != self._cluster_id:
-            self._worker.give_up(f"Kafka was replaced: its cluster was {self._cluster_id} and is {cluster_id} now")
+        identity = await topics.identity(self._settings)
+        if identity != self._identity:
+            self._worker.give_up(f"Kafka was replaced, or its topics changed: {identity} was {self._identity}")
         admin = AIOKafkaAdminClient(**connection(self._settings))
         await admin.start()
         try:
@@ -124,7 +130,7 @@ class Healer:
     async def _applied_of_this_log(self) -> dict[Position, int]:
         """How far each partition is applied. Raises ForeignLogError where that cannot be of this log."""
         async with self._pool.acquire() as connection:
-            applied = await offsets.positions(cast(asyncpg.Connection, connection), self._cluster_id)
+            applied = await offsets.positions(cast(asyncpg.Connection, connection), self._identity)
         try:
             offsets.refuse_ahead(applied, await end_offsets(self._settings, INPUTS))
         except ForeignLogError:

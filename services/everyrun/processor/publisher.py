@@ -15,6 +15,7 @@ from typing import cast
 import asyncpg
 
 from everyrun.log.producer import Log
+from everyrun.log.topics import LogIdentity
 from everyrun.processor.weighed import weighed
 from everyrun.projection import publish, tables
 from everyrun.projection.apply import Applied
@@ -48,9 +49,9 @@ class Publisher:
     by older ones after the commit are filled first, or a state would be passed over and never be published.
     """
 
-    def __init__(self, pool: asyncpg.Pool, cluster_id: str, results: Log, feed: Feed) -> None:
+    def __init__(self, pool: asyncpg.Pool, identity: LogIdentity, results: Log, feed: Feed) -> None:
         self._pool = pool
-        self._cluster_id = cluster_id
+        self._identity = identity
         self._results = results
         self._feed = feed
 
@@ -84,7 +85,7 @@ class Publisher:
         """One moment's view of tables that are applied at least so far. Raises BehindError."""
         async with self._pool.acquire() as acquired, acquired.transaction(isolation="repeatable_read", readonly=True):
             connection = cast(asyncpg.Connection, acquired)
-            gaps = behind(await positions(connection, self._cluster_id), needed)
+            gaps = behind(await positions(connection, self._identity), needed)
             if gaps:
                 raise BehindError(gaps)
             yield connection

@@ -1,7 +1,11 @@
 """``apply``: a whole poll into the tables, in one transaction, by a few set-based statements, whoever feeds it.
 
-The tables after it are a function of the events applied so far, whatever their order or grouping. Offsets move in the
-same transaction, so a record is applied exactly once.
+The tables are a function of the log: of the order within each partition, and of nothing else (no order of partitions,
+no grouping, no number of workers). Offsets move in the same transaction, so a record is applied exactly once.
+
+All that concerns a chunk lies in one partition (:mod:`everyrun.log.keys`), and one transaction at a time applies a
+partition. So transactions share the tables. One that has something that lies elsewhere than what it belongs to (a run
+whose metadata were changed upstream, somebody else's run) has them alone.
 """
 
 from __future__ import annotations
@@ -13,9 +17,10 @@ from typing import NamedTuple
 import asyncpg
 
 from everyrun.failpoints import hit
+from everyrun.log.topics import LogIdentity
 from everyrun.projection import attempts, offsets, tables, write
 from everyrun.projection.content import Content, Poison, Refused, read
-from everyrun.projection.decode import Fact, Poll
+from everyrun.projection.decode import Poll
 from everyrun.projection.join import (
     Decision,
     Deltas,
@@ -28,8 +33,7 @@ from everyrun.projection.join import (
     home_of,
     needs_all_runs,
 )
-from everyrun.projection.match import INPUT_UNKNOWN
-from everyrun.projection.matching import Matching
+from everyrun.projection.matching import Matching, OutOfPlaceError, inputs_of
 from everyrun.projection.merge import Run
 from everyrun.projection.state import State
 from everyrun.store.sql import beside
@@ -65,7 +69,7 @@ def touched(content: Content) -> Applied:
 async def apply(
     connection: asyncpg.Connection,
     polls: Sequence[Poll],
-    cluster_id: str,
+    identity: LogIdentity,
     set_aside: SetAside,
     refused: Refused | None = None,
     needed: Mapping[offsets.Position, int] | None = None,
@@ -77,16 +81,49 @@ async def apply(
     Records that are not understood, and those in ``refused``, are given to ``set_aside`` before the commit.
 
     Raises GapError where less is applied than is needed, or than a poll begins with; ForeignLogError for tables of
-    another cluster; ConflictError or asyncpg's serialization, deadlock and unique errors where the transaction is to
+    another log; ConflictError or asyncpg's serialization, deadlock and unique errors where the transaction is to
     be tried again; asyncpg's DataError, IntegrityConstraintViolationError or ProgramLimitExceededError, OverflowError
     or ValueError where a record cannot be stored. In each case nothing was changed.
     """
     await connection.execute(_sql["create_staging"])
+    reader = _Reader(refused)
+    try:
+        return await _apply(connection, polls, identity, set_aside, reader, needed, alone=False)
+    except OutOfPlaceError:
+        return await _apply(connection, polls, identity, set_aside, reader, needed, alone=True)
+
+
+class _Reader:
+    """Decodes polls; the same ones a second time without the work."""
+
+    def __init__(self, refused: Refused | None) -> None:
+        self._refused = refused
+        self._firsts: list[int] = []
+        self._content: Content | None = None
+
+    def read(self, polls: Sequence[Poll]) -> Content:
+        firsts = [poll.first for poll in polls]
+        if self._content is None or firsts != self._firsts:
+            self._firsts, self._content = firsts, read(polls, self._refused)
+        return self._content
+
+
+async def _apply(
+    connection: asyncpg.Connection,
+    polls: Sequence[Poll],
+    identity: LogIdentity,
+    set_aside: SetAside,
+    reader: _Reader,
+    needed: Mapping[offsets.Position, int] | None,
+    *,
+    alone: bool,
+) -> Applied:
+    """Apply in one transaction. Raises OutOfPlaceError, after which nothing was changed, if it must be ``alone``."""
     async with connection.transaction():
         places = [(poll.topic, poll.partition) for poll in polls]
-        nexts = await offsets.lock(connection, places, cluster_id)
+        nexts = await offsets.lock(connection, places, identity)
         if needed:
-            missing = offsets.behind(await offsets.positions(connection, cluster_id), needed)
+            missing = offsets.behind(await offsets.positions(connection, identity), needed)
             if missing:
                 raise offsets.GapError({place: start for place, (start, _) in missing.items()})
         parts = [offsets.divided(poll, nexts[poll.topic, poll.partition]) for poll in polls]
@@ -95,10 +132,13 @@ async def apply(
         again = touched(read([part for part, _ in parts if part is not None]))
         if not new:
             return again
-        content = read(new, refused)
+        content = reader.read(new)
+        await connection.execute(_sql["have_tables_alone" if alone else "share_tables"])
+        matching = Matching(connection, content, identity.partitions)
+        await matching.read(alone=alone)
         if content.poison:
             await set_aside(content.poison)
-        applied = await _Transaction(connection, content).run()
+        applied = await _Transaction(connection, content, matching).run()
         hit("apply.before_offset")
         await offsets.advance(connection, new)
         hit("apply.before_commit")
@@ -113,28 +153,26 @@ async def apply(
 
 
 class _Transaction:
-    """The steps of one application. Locks are taken in one order: offsets, results, batches, each sorted."""
+    """The steps of one application. Locks are taken in one order: offsets, the tables, rows."""
 
-    def __init__(self, connection: asyncpg.Connection, content: Content) -> None:
+    def __init__(self, connection: asyncpg.Connection, content: Content, matching: Matching) -> None:
         self.connection = connection
         self.content = content
-        self.matching = Matching(connection, content.runs, content.metadata)
+        self.matching = matching
         self.deltas = Deltas()
-        self.rows: dict[str, Row] = {}
+        self.rows: dict[str, Row] = dict(matching.rows)
         #: Rows that are not there yet.
         self.fresh: dict[str, State] = {}
         #: Rows that are there already and get another attempt.
         self.moved: dict[str, State] = {}
         #: The versions that rows had.
-        self.versions: dict[str, str] = {}
+        self.versions: dict[str, str] = {input_id: row.version for input_id, row in matching.rows.items()}
         self.inputs: set[str] = set()
 
     async def run(self) -> Applied:
         """All steps; the caller commits."""
         content = self.content
-        await self.matching.read(content.attempts)
         bound = self.matching.by_input
-        await self._read_rows(bound)
         self._take_inputs()
         decided, crowded = await self._decide(bound)
         states = self.fresh | self.moved | {d.row.input_id: State(d.row, decision=d) for d in decided}
@@ -147,18 +185,10 @@ class _Transaction:
         submissions = {fact.event.submission_id for fact in content.submissions}  # type: ignore[attr-defined]
         return Applied(states, self.inputs, set(), homes, submissions)
 
-    async def _read_rows(self, bound: dict[str, list[Run]]) -> None:
-        brought = [given for fact in self.content.attempts for given in _inputs(fact)]
-        wanted = list({*bound, *brought})
-        if wanted:
-            for record in await self.connection.fetch(_sql["rows_by_input"], wanted):
-                self.rows[record["input_id"]] = tables.row_of(record)
-                self.versions[record["input_id"]] = record["version"]
-
     def _take_inputs(self) -> None:
         """Rows that events bring; of two attempts at an input without a run the greater version stands."""
         for fact in self.content.attempts:
-            for row, reason, message in attempts.rows_of(fact) if _inputs(fact) else ():
+            for row, reason, message in attempts.rows_of(fact) if inputs_of(fact.event) else ():
                 self.inputs.add(row.input_id)
                 known = self.rows.get(row.input_id)
                 if known is None:
@@ -176,8 +206,6 @@ class _Transaction:
 
     async def _decide(self, bound: dict[str, list[Run]]) -> tuple[list[Decision], set[str]]:
         """Who stands for each input; also the inputs whose duplicates are to be written anew."""
-        for input_id in [input_id for input_id in bound if input_id not in self.rows]:
-            self.matching.unmatched.extend((run, INPUT_UNKNOWN) for run in bound.pop(input_id))
         self.inputs.update(bound)
         duplicates: dict[str, list[Run]] = defaultdict(list)
         if bound:
@@ -206,8 +234,3 @@ class _Transaction:
             count(decision, before, losing, self.deltas)
             decisions.append(decision)
         return decisions, crowded
-
-
-def _inputs(fact: Fact) -> list[str]:
-    """The inputs that an event brings whole."""
-    return [given.input_id for given in getattr(fact.event, "inputs", ())]

@@ -1,17 +1,17 @@
 -- name: know_partitions
-insert into applied_offsets (topic, partition, next_offset, cluster_id)
-select t, p, 0, $3 from unnest($1::text[], $2::int[]) as given (t, p)
+insert into applied_offsets (topic, partition, next_offset, cluster_id, partitions)
+select t, p, 0, $3, $4 from unnest($1::text[], $2::int[]) as given (t, p)
 on conflict do nothing
 
 -- name: lock_offsets
-select topic, partition, next_offset, cluster_id
+select topic, partition, next_offset, cluster_id, partitions
 from applied_offsets
 where (topic, partition) in (select t, p from unnest($1::text[], $2::int[]) as given (t, p))
 order by topic, partition
 for update
 
 -- name: all_offsets
-select topic, partition, next_offset, cluster_id from applied_offsets
+select topic, partition, next_offset, cluster_id, partitions from applied_offsets
 
 -- name: advance_offsets
 update applied_offsets o set next_offset = given.next
@@ -31,10 +31,22 @@ select input_id, external_id, submission_id, position, chunk, attempt, batch_id,
        observed_at, file, metadata
 from results where input_id = any ($1::text[])
 
+-- name: members
+select b.batch_id, given.input_id
+from unnest($1::text[], $2::text[]) as given (batch_id, input_id)
+join batches b using (batch_id)
+where given.input_id = any (b.input_ids)
+
+-- name: share_tables
+select pg_advisory_xact_lock_shared(hashtext('everyrun.apply'), hashtext(current_schema()))
+
+-- name: have_tables_alone
+select pg_advisory_xact_lock(hashtext('everyrun.apply'), hashtext(current_schema()))
+
 -- name: homes_by_run
-select run_id, input_id, chunk, attempt from results where run_id = any ($1::text[])
+select run_id, input_id, chunk, attempt, batch_id from results where run_id = any ($1::text[])
 union all
-select run_id, input_id, chunk, attempt from duplicate_runs where run_id = any ($1::text[])
+select run_id, input_id, chunk, attempt, batch_id from duplicate_runs where run_id = any ($1::text[])
 
 -- name: standing_runs
 select run_id, input_id, batch_id, chunk, attempt, status, failure_reason, failure_message, run, credits, source,
@@ -48,7 +60,7 @@ from duplicate_runs where input_id = any ($1::text[])
 
 -- name: unmatched
 select run_id, batch_id, metadata, status, first_seen, input_id, installation, chunk, attempt, run, source,
-       observed_at, settled_at, failure_reason, failure_message, credits, version, fingerprints
+       observed_at, settled_at, failure_reason, failure_message, credits, version, fingerprints, bindings
 from unmatched_runs where run_id = any ($1::text[]) or batch_id = any ($2::text[])
 
 -- name: create_staging

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from everyrun.log import events
+from everyrun.log.keys import lineage
 from everyrun.projection.choose import version_of_attempt
 from everyrun.projection.decode import Fact, storable
 from everyrun.projection.fingerprint import fingerprint
@@ -182,9 +183,16 @@ def batches_of(facts: Iterable[Fact]) -> dict[str, Batch]:
     found = {}
     for fact in facts:
         event = fact.event
-        if isinstance(event, events.BatchSubmitted | events.DoubtAdopted):
-            found[event.batch_id] = Batch(event.batch_id, event.chunk, event.attempt)
-        elif isinstance(event, events.BatchRegistered):
-            inputs = zip(_fingerprints(event) or (), (given.input_id for given in event.inputs), strict=True)
-            found[event.batch_id] = Batch(event.batch_id, event.chunk, event.attempt, by_fingerprint(inputs))
+        if not isinstance(event, events.BatchSubmitted | events.DoubtAdopted | events.BatchRegistered):
+            continue
+        ids = [given.input_id for given in event.inputs]
+        inputs = None
+        if isinstance(event, events.BatchRegistered):
+            inputs = by_fingerprint(zip(_fingerprints(event) or (), ids, strict=True))
+        found[event.batch_id] = Batch(event.batch_id, event.chunk, event.attempt, inputs, frozenset(ids))
     return found
+
+
+def key_of(event: Any) -> str:
+    """Return the Kafka key of an event of an attempt: the chunk's lineage; of a registered batch the batchId."""
+    return event.batch_id if isinstance(event, events.BatchRegistered) else lineage(event.chunk)

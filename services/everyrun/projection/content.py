@@ -9,7 +9,7 @@ from typing import NamedTuple
 from everyrun.log import events
 from everyrun.projection import decisions
 from everyrun.projection.decode import Fact, LogRecord, NotUnderstoodError, Poll, fact_of, run_of
-from everyrun.projection.merge import Run, merge
+from everyrun.projection.merge import Binding, Run, merge
 
 
 class Poison(NamedTuple):
@@ -31,6 +31,10 @@ class Content(NamedTuple):
     first_seen: dict[str, datetime]
     #: The different metadata each run was seen with, in the order of the log.
     metadata: dict[str, list[bytes]]
+    #: The different bindings each run was seen with, in the order of the log.
+    bindings: dict[str, list[Binding]]
+    #: The partitions of ``runs`` in which each run was seen.
+    partitions: dict[str, set[int]]
     attempts: list[Fact]
     submissions: list[Fact]
     deliveries: list[Fact]
@@ -44,14 +48,14 @@ def read(polls: Sequence[Poll], refused: Refused | None = None) -> Content:
 
     Whatever decoding a record raises: an error that nobody thought of must cost that record, and not all after it.
     """
-    content = Content({}, {}, {}, [], [], [], [], [], [])
+    content = Content({}, {}, {}, {}, {}, [], [], [], [], [], [])
     for poll in polls:
         for record in poll.records:
             try:
                 if refused and (poll.topic, poll.partition, record.offset) in refused:
                     raise NotUnderstoodError(refused[poll.topic, poll.partition, record.offset])
                 if poll.topic == "runs":
-                    _take_run(content, run_of(record))
+                    _take_run(content, run_of(record), record.partition)
                 else:
                     _take_fact(content, fact_of(poll.topic, record))
             except NotUnderstoodError as error:
@@ -61,9 +65,13 @@ def read(polls: Sequence[Poll], refused: Refused | None = None) -> Content:
     return content
 
 
-def _take_run(content: Content, run: Run) -> None:
+def _take_run(content: Content, run: Run, partition: int) -> None:
     known = content.runs.get(run.run_id)
     content.runs[run.run_id] = run if known is None else merge(known, run)
+    content.partitions.setdefault(run.run_id, set()).add(partition)
+    bindings = content.bindings.setdefault(run.run_id, [])
+    if run.binding is not None and run.binding not in bindings:
+        bindings.append(run.binding)
     metadata = content.metadata.setdefault(run.run_id, [])
     if run.metadata not in metadata:
         metadata.append(run.metadata)

@@ -52,11 +52,15 @@ class NotUnderstoodError(Exception):
 
 
 class Fact(NamedTuple):
-    """An event of ``batches``, ``deliveries`` or ``quarantine`` with the time and the id of its CloudEvents headers."""
+    """An event of ``batches``, ``deliveries`` or ``quarantine`` with the time and the id of its CloudEvents headers.
+
+    ``partition`` is where it was read.
+    """
 
     event: msgspec.Struct
     time: datetime
     id: str = ""
+    partition: int = 0
 
 
 _batch_decoder = msgspec.json.Decoder(events.BatchEvent)
@@ -208,6 +212,7 @@ def fact_of(topic: str, record: LogRecord) -> Fact:
             decoder.decode(upcast(record.headers, record.value or b"")),
             _time_of(record),
             header(record.headers, "ce_id"),
+            record.partition,
         )
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise NotUnderstoodError(f"not an event of {topic}: {error}") from None

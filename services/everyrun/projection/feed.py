@@ -12,6 +12,7 @@ from aiokafka.errors import KafkaError
 from everyrun.log.cloudevents import header, timestamp
 from everyrun.log.producer import Log
 from everyrun.log.quarantine import RETRY_OF, quarantined
+from everyrun.log.topics import LogIdentity
 from everyrun.projection import offsets
 from everyrun.projection.apply import Applied, apply
 from everyrun.projection.content import Poison
@@ -58,14 +59,14 @@ class Feed:
         self,
         settings: Settings,
         pool: asyncpg.Pool,
-        cluster_id: str,
+        identity: LogIdentity,
         quarantine: Log,
         health: Health | None = None,
         remake: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._settings = settings
         self._pool = pool
-        self._cluster_id = cluster_id
+        self._identity = identity
         self._quarantine = quarantine
         self._health = health or Health()
         self._remake = remake
@@ -79,7 +80,7 @@ class Feed:
 
         Gaps before them are filled from the log, and first of all what is ``needed``: how far each partition must be
         applied. So nothing new is joined with tables that are not yet what they were. Waits, and says so in readyz,
-        while the database or Kafka is away. Raises ForeignLogError for tables of another cluster.
+        while the database or Kafka is away. Raises ForeignLogError for tables of another log.
         """
         wait = 0.1
         gaps: dict[Position, tuple[int, int]] = {}
@@ -135,7 +136,7 @@ class Feed:
                 # Offsets without a record: else they would be missing for ever.
                 async with self._pool.acquire() as connection:
                     await offsets.pass_over(
-                        cast(asyncpg.Connection, connection), (topic, partition), reached, end, self._cluster_id
+                        cast(asyncpg.Connection, connection), (topic, partition), reached, end, self._identity
                     )
 
     async def _apply_or_split(
@@ -170,7 +171,7 @@ class Feed:
                     return await apply(
                         cast(asyncpg.Connection, connection),
                         polls,
-                        self._cluster_id,
+                        self._identity,
                         self._set_aside,
                         refused,
                         needed(),

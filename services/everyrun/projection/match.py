@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from msgspec import Struct
 
+from everyrun.log.keys import lineage
 from everyrun.projection.merge import Binding
 
 BATCH_UNKNOWN = "batch_unknown"
@@ -24,12 +25,26 @@ Inputs = Mapping[str, Sequence[str]]
 
 
 class Batch(Struct, frozen=True):
-    """What matching needs of a batch: the attempt that it is; of a registered one its inputs, by fingerprint."""
+    """What matching needs of a batch: the attempt that it is; of a registered one its inputs, by fingerprint.
+
+    ``members`` are the ids of its inputs, if they are at hand.
+    """
 
     batch_id: str
     chunk: str
     attempt: int
     inputs: Inputs | None = None
+    members: frozenset[str] | None = None
+
+    @property
+    def home(self) -> tuple[str, int]:
+        """The attempt that it is."""
+        return self.chunk, self.attempt
+
+    @property
+    def key(self) -> str:
+        """The Kafka key of its events and of its runs."""
+        return lineage(self.chunk) if self.inputs is None else self.batch_id
 
 
 class Unmatched(Struct, frozen=True):
@@ -39,15 +54,16 @@ class Unmatched(Struct, frozen=True):
 
 
 def match(
-    batch_id: str | None, batch: Batch | None, binding: Binding | None, fingerprints: Sequence[str] = ()
-) -> str | Unmatched:
-    """The input id, or why there is none. Nothing is guessed.
+    batch_id: str | None, batch: Batch | None, bindings: Sequence[Binding], fingerprints: Sequence[str] = ()
+) -> list[str] | Unmatched:
+    """Return the inputs that the run names, or why there is none. Nothing is guessed.
 
-    A run of a batch that Everyrun sent: by ``batchId`` and the reserved key, both. That the input is one of the
-    batch's is for the caller to look up; where it is not, the reason is INPUT_UNKNOWN. A run of a registered batch:
-    by ``batchId`` and ``fingerprints``, those of the metadata it was seen with, in the order of the log.
+    The run belongs to the first of them that is an input of the batch; if none is, the reason is INPUT_UNKNOWN. A run
+    of a batch that Everyrun sent names the inputs of its ``bindings`` to this very attempt; a run of a registered batch
+    names the input whose metadata have one of the ``fingerprints``. Both are what the run was seen with, in the order
+    of the log: the first that fits decides, since later ones may be of an update upstream.
 
-    ``batch`` is the batch of that id, where it is known yet.
+    ``batch`` is the batch of that id, if it is known yet.
     """
     if batch_id is None:
         return Unmatched(NO_BATCH)
@@ -55,20 +71,26 @@ def match(
         return Unmatched(BATCH_UNKNOWN)
     if batch.inputs is not None:
         return _by_metadata(batch.inputs, fingerprints)
-    if binding is None:
+    if not bindings:
         return Unmatched(NO_KEY)
-    if (binding.chunk, binding.attempt) != (batch.chunk, batch.attempt):
-        return Unmatched(OTHER_BATCH)
-    return binding.input_id
+    named = [binding.input_id for binding in bindings if (binding.chunk, binding.attempt) == batch.home]
+    return named or Unmatched(OTHER_BATCH)
 
 
-def _by_metadata(inputs: Inputs, fingerprints: Sequence[str]) -> str | Unmatched:
-    """The first metadata that any input has decides: later ones may be of an update."""
+def _by_metadata(inputs: Inputs, fingerprints: Sequence[str]) -> list[str] | Unmatched:
     for seen in fingerprints:
         found = inputs.get(seen, ())
         if found:
-            return found[0] if len(found) == 1 else Unmatched(AMBIGUOUS)
+            return [found[0]] if len(found) == 1 else Unmatched(AMBIGUOUS)
     return Unmatched(METADATA_UNKNOWN)
+
+
+def in_order(bindings: Iterable[Binding]) -> list[Binding]:
+    """Return each binding once: by attempt, and those to one attempt in the order given.
+
+    Bindings to one attempt lie in one partition, so that order is the log's; of two attempts there is no order.
+    """
+    return sorted(dict.fromkeys(bindings), key=lambda binding: (binding.chunk, binding.attempt))
 
 
 def by_fingerprint(pairs: Iterable[tuple[str | None, str]]) -> dict[str, list[str]]:

@@ -7,6 +7,7 @@ stands; the order is text, so that Postgres and Python compare it alike.
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import TypeVar
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -107,17 +108,23 @@ def _sortable(moment: datetime) -> str:
 def merge(one: Run, other: Run) -> Run:
     """The standing state of two of the same run.
 
-    Of equal content the first seen stands; what one of them knew of the run's input is kept.
+    Of equal content the first seen stands. What one of them knew of the run's batch and input is kept: Extend may leave
+    out a run's ``batchId`` (SDK 1.20.0, types/workflow_run.py), and metadata may be changed upstream.
     """
     if one.order == other.order:
         winner = one if (one.observed_at, one.run) <= (other.observed_at, other.run) else other
     else:
         winner = one if one.order > other.order else other
-    binding = _one_binding(one.binding, other.binding)
-    return winner if binding == winner.binding else replace(winner, binding=binding)
+    binding, batch_id = _one(one.binding, other.binding), _one(one.batch_id, other.batch_id)
+    if binding == winner.binding and batch_id == winner.batch_id:
+        return winner
+    return replace(winner, binding=binding, batch_id=batch_id)
 
 
-def _one_binding(one: Binding | None, other: Binding | None) -> Binding | None:
+_Known = TypeVar("_Known", Binding, str)
+
+
+def _one(one: _Known | None, other: _Known | None) -> _Known | None:
     if one is None or other is None:
         return one or other
     return min(one, other)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import asyncpg
 
+from everyrun.log.topics import LogIdentity
 from everyrun.projection.decode import Poll
 from everyrun.store.sql import beside
 
 _sql = beside(__file__, "apply.sql")
 
-#: A batch's two sides: the same partition of both is locked together, so that neither is applied unseen by the other.
+#: A chunk's two sides: the same partition of both is locked together, so that neither is applied unseen by the other.
 JOINED = ("batches", "runs")
 
 Position = tuple[str, int]
@@ -27,7 +29,7 @@ class GapError(Exception):
 
 
 class ForeignLogError(Exception):
-    """The tables were made from another log: another Kafka cluster's, or topics that were made anew since."""
+    """The tables were made from another log: another Kafka cluster's, or topics that were made anew or grew since."""
 
 
 def lockable(positions: Iterable[Position]) -> list[Position]:
@@ -55,35 +57,46 @@ def divided(poll: Poll, next_offset: int) -> tuple[Poll | None, Poll | None]:
     return Poll(poll.topic, poll.partition, known), Poll(poll.topic, poll.partition, poll.records[len(known) :])
 
 
-async def lock(connection: asyncpg.Connection, positions: Iterable[Position], cluster_id: str) -> dict[Position, int]:
+async def lock(
+    connection: asyncpg.Connection, positions: Iterable[Position], identity: LogIdentity
+) -> dict[Position, int]:
     """Lock the rows of these partitions until the transaction ends; the next offset of each.
 
-    Raises ForeignLogError where the tables came from another cluster.
+    Raises ForeignLogError if the tables came from another log, or from one of another number of partitions.
     """
     wanted = lockable(positions)
     topics, partitions = [topic for topic, _ in wanted], [partition for _, partition in wanted]
     rows = await connection.fetch(_sql["lock_offsets"], topics, partitions)
     if len(rows) < len(wanted):
-        await connection.execute(_sql["know_partitions"], topics, partitions, cluster_id)
+        # The others' rows say which log the tables are of, those of these partitions not being there.
+        for row in await connection.fetch(_sql["all_offsets"]):
+            _refuse_foreign(row, identity)
+        await connection.execute(_sql["know_partitions"], topics, partitions, *identity)
         rows = await connection.fetch(_sql["lock_offsets"], topics, partitions)
     for row in rows:
-        _refuse_foreign(row["cluster_id"], cluster_id)
+        _refuse_foreign(row, identity)
     return {(row["topic"], row["partition"]): row["next_offset"] for row in rows}
 
 
-def _refuse_foreign(theirs: str, ours: str) -> None:
-    if theirs != ours:
+def _refuse_foreign(row: Any, identity: LogIdentity) -> None:
+    if row["cluster_id"] != identity.cluster_id:
         raise ForeignLogError(
-            f"these tables were made from the Kafka cluster {theirs}, this one is {ours}. "
+            f"these tables were made from the Kafka cluster {row['cluster_id']}, this one is {identity.cluster_id}. "
             "Point EVERYRUN_KAFKA_BOOTSTRAP at the former, or drop the schema everyrun to build it anew."
+        )
+    if row["partitions"] != identity.partitions:
+        raise ForeignLogError(
+            f"these tables were made from topics of {row['partitions']} partitions, and runs has {identity.partitions} "
+            "now: a chunk's events before and after the change lie in different partitions. Make the tables again from "
+            "the log as it is: everyrun rebuild --swap (docs/how-to/rebuild.md)."
         )
 
 
-async def positions(connection: asyncpg.Connection, cluster_id: str) -> dict[Position, int]:
-    """The next offset of every partition. Raises ForeignLogError where the tables came from another cluster."""
+async def positions(connection: asyncpg.Connection, identity: LogIdentity) -> dict[Position, int]:
+    """The next offset of every partition. Raises ForeignLogError as :func:`lock` does."""
     rows = await connection.fetch(_sql["all_offsets"])
     for row in rows:
-        _refuse_foreign(row["cluster_id"], cluster_id)
+        _refuse_foreign(row, identity)
     return {(row["topic"], row["partition"]): row["next_offset"] for row in rows}
 
 
@@ -112,14 +125,16 @@ def greatest(one: Mapping[Position, int], other: Mapping[Position, int]) -> dict
     return {place: max(one.get(place, 0), other.get(place, 0)) for place in {*one, *other}}
 
 
-async def pass_over(connection: asyncpg.Connection, place: Position, start: int, end: int, cluster_id: str) -> None:
+async def pass_over(
+    connection: asyncpg.Connection, place: Position, start: int, end: int, identity: LogIdentity
+) -> None:
     """Say that a partition that is applied up to ``start`` is so up to ``end``: there is no record between.
 
     Nothing happens where it is applied up to elsewhere: others went on, or the tables were replaced. Raises
-    ForeignLogError where they came from another cluster.
+    ForeignLogError as :func:`lock` does.
     """
     async with connection.transaction():
-        nexts = await lock(connection, [place], cluster_id)
+        nexts = await lock(connection, [place], identity)
         if nexts[place] == start:
             await connection.execute(_sql["advance_offsets"], [place[0]], [place[1]], [end])
 

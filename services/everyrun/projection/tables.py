@@ -35,7 +35,7 @@ DUPLICATE_COLUMNS = [
 UNMATCHED_COLUMNS = [
     "run_id", "batch_id", "metadata", "status", "reason", "first_seen", "input_id", "installation", "chunk",
     "attempt", "failure_reason", "failure_message", "run", "credits", "source", "observed_at", "settled_at",
-    "version", "fingerprints",
+    "version", "fingerprints", "bindings",
 ]
 # fmt: on
 
@@ -98,12 +98,14 @@ def duplicate(run: Run, row: Row, version: str) -> tuple[Any, ...]:
     return (run.run_id, row.input_id, run.batch_id, *home_of(run, row), *run_values(run), version)
 
 
-def unmatched(run: Run, reason: str, first_seen: Any, fingerprints: Sequence[str]) -> tuple[Any, ...]:
+def unmatched(
+    run: Run, reason: str, first_seen: Any, fingerprints: Sequence[str], bindings: Sequence[Binding]
+) -> tuple[Any, ...]:
     """The values of UNMATCHED_COLUMNS for a run that no input is known for."""
     b = run.binding
     bound = (b.input_id, b.installation, b.chunk, b.attempt) if b else (None, None, None, None)
     head = (run.run_id, run.batch_id, run.metadata, run.status, reason, first_seen, *bound)
-    return (*head, *run_values(run)[1:], run.order, fingerprints)
+    return (*head, *run_values(run)[1:], run.order, fingerprints, json_of(bindings))
 
 
 async def copy(
@@ -128,9 +130,9 @@ def json_of(value: Any) -> bytes:
     return msgspec.json.encode(value)
 
 
-def rebound(run: Run, binding: Binding) -> Run:
-    """The run with another binding."""
-    return replace(run, binding=binding)
+def bound(run: Run, binding: Binding, batch_id: str) -> Run:
+    """Return the run as one of this input and this batch, whatever it says of either itself."""
+    return replace(run, binding=binding, batch_id=batch_id)
 
 
 def submission_arrays(brought: Sequence[Any]) -> tuple[list[Any], ...]:

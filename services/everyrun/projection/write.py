@@ -62,7 +62,7 @@ async def unmatched(connection: asyncpg.Connection, matching: Matching, content:
     for run, reason in matching.unmatched:
         before = known.get(run.run_id)
         seen = [m for m in (content.first_seen.get(run.run_id), before and before["first_seen"]) if m]
-        values.append(tables.unmatched(run, reason, min(seen), matching.fingerprints(run)))
+        values.append(tables.unmatched(run, reason, min(seen), matching.fingerprints(run), matching.bindings(run)))
     if values:
         await tables.copy(connection, "unmatched_runs", tables.UNMATCHED_COLUMNS, values)
 

@@ -96,7 +96,7 @@ async def audit(
             target = _within(said, ends)
             await _apply(settings, place, target, tell)
             differences = _Differences(note)
-            for one in offset_differences(said, ends, acknowledged, await topics.cluster_id(settings)):
+            for one in offset_differences(said, ends, acknowledged, await topics.identity(settings)):
                 differences.add(one)
             rows: dict[str, int] = {}
             async with tables_connection(settings, SCHEMA) as log:
@@ -116,13 +116,16 @@ async def _committed(admin: AIOKafkaAdminClient, group: str) -> Any:
     return await admin.list_consumer_group_offsets(group)
 
 
-Said = Mapping[Position, tuple[int, str]]
-"""What ``applied_offsets`` says: next offset and cluster of each partition."""
+Said = Mapping[Position, tuple[int, topics.LogIdentity]]
+"""What ``applied_offsets`` says: the next offset of each partition, and the log that it is of."""
 
 
 async def _said(live: asyncpg.Connection) -> Said:
     rows = await live.fetch(_sql["applied_offsets"])
-    return {(row["topic"], row["partition"]): (row["next_offset"], row["cluster_id"]) for row in rows}
+    return {
+        (row["topic"], row["partition"]): (row["next_offset"], topics.LogIdentity(row["cluster_id"], row["partitions"]))
+        for row in rows
+    }
 
 
 def _within(said: Said, ends: Mapping[Position, int]) -> dict[Position, int]:
@@ -160,21 +163,23 @@ def offset_differences(
     said: Said,
     ends: Mapping[Position, int],
     acknowledged: Mapping[Position, int],
-    cluster_id: str,
+    identity: topics.LogIdentity,
 ) -> list[Difference]:
     """What is wrong with ``applied_offsets`` itself. Pure."""
     found = []
-    for (topic, partition), (offset, cluster) in sorted(said.items()):
+    for (topic, partition), (offset, made_from) in sorted(said.items()):
         key = f"{topic}/{partition}"
         end = ends.get((topic, partition))
         if end is None:
             found.append(Difference("applied_offsets", key, "*", "a row", None))
         elif not 0 <= offset <= end:
             found.append(Difference("applied_offsets", key, "next_offset", offset, f"0 to {end}"))
-        if cluster != cluster_id:
-            found.append(Difference("applied_offsets", key, "cluster_id", cluster, cluster_id))
+        for name in topics.LogIdentity._fields:
+            live, log = getattr(made_from, name), getattr(identity, name)
+            if live != log:
+                found.append(Difference("applied_offsets", key, name, live, log))
     for (topic, partition), offset in sorted(acknowledged.items()):
-        applied, _ = said.get((topic, partition), (0, ""))
+        applied = said[topic, partition][0] if (topic, partition) in said else 0
         if applied < offset and (topic, partition) in ends:
             wanted = f"at least {offset}, which was acknowledged"
             found.append(Difference("applied_offsets", f"{topic}/{partition}", "next_offset", applied, wanted))

@@ -10,8 +10,8 @@ from everyrun.projection.attempts import batches_of, rows_of
 from everyrun.projection.choose import version_of_run
 from everyrun.projection.decode import Fact, NotUnderstoodError, fact_of, run_of
 from everyrun.projection.fingerprint import fingerprint
-from everyrun.projection.match import Batch, Unmatched, match
-from everyrun.projection.merge import Run, merge, why_greater
+from everyrun.projection.match import INPUT_UNKNOWN, Batch, Unmatched, in_order, match
+from everyrun.projection.merge import Binding, Run, merge, why_greater
 
 #: What an event of an attempt makes of an input that has no row yet.
 _WITHOUT_ROW: dict[type, str] = {
@@ -36,6 +36,7 @@ class InputStory:
         self._input_id = input_id
         self._runs: dict[str, Run] = {}
         self._seen_with: dict[str, list[str]] = {}
+        self._bindings: dict[str, list[Binding]] = {}
         self._batches: dict[str, Batch] = {}
         self._row = ""
         self._row_status = ""
@@ -114,6 +115,8 @@ class InputStory:
         name = f"{run.source} says {run.run_id} is {run.status}"
         name += f" ({run.failure_reason})" if run.failure_reason else ""
         self._seen_with.setdefault(run.run_id, []).append(fingerprint(run.metadata) or "")
+        if run.binding is not None:
+            self._bindings.setdefault(run.run_id, []).append(run.binding)
         known = self._runs.get(run.run_id)
         merged = run if known is None else merge(known, run)
         self._runs[run.run_id] = merged
@@ -130,11 +133,17 @@ class InputStory:
         return seen + (f"; not counted yet, {belongs.reason}" if isinstance(belongs, Unmatched) else self._choose())
 
     def _belongs(self, run: Run) -> str | Unmatched:
-        found = match(
-            run.batch_id, self._batches.get(run.batch_id or ""), run.binding, self._seen_with.get(run.run_id, ())
-        )
+        batch = self._batches.get(run.batch_id or "")
+        bindings = in_order(self._bindings.get(run.run_id, ()))
+        found = match(run.batch_id, batch, bindings, self._seen_with.get(run.run_id, ()))
         # A run that was matched once stays so, whatever later metadata say.
-        return self._input_id if isinstance(found, Unmatched) and run.run_id == self._standing else found
+        if run.run_id == self._standing:
+            return self._input_id
+        if isinstance(found, Unmatched):
+            return found
+        assert batch is not None
+        assert batch.members is not None
+        return next((input_id for input_id in found if input_id in batch.members), Unmatched(INPUT_UNKNOWN))
 
     def _choose(self) -> str:
         mine = [run for run in self._runs.values() if self._belongs(run) == self._input_id]

@@ -16,6 +16,7 @@ import asyncpg
 
 from everyrun.log.cloudevents import Record
 from everyrun.log.ranges import Position, Range, Stretch, read_ranges
+from everyrun.log.topics import LogIdentity
 from everyrun.projection import tables
 from everyrun.projection.decode import Poll
 from everyrun.projection.feed import Feed
@@ -127,14 +128,14 @@ class Engine:
         self,
         settings: Settings,
         pool: asyncpg.Pool,
-        cluster_id: str,
+        identity: LogIdentity,
         *,
         observe: Callable[[Stretch], Awaitable[None]] | None = None,
         source: Source | None = None,
     ) -> None:
         self._settings = settings
         self._source = source
-        self._feed = Feed(settings, pool, cluster_id, _Nowhere())
+        self._feed = Feed(settings, pool, identity, _Nowhere())
         self._observe = observe
         self._at_once = AT_ONCE
         self.progress = Progress()

@@ -110,7 +110,7 @@ class Workplace:
         the offsets, or one of the processes ended before its end.
         """
         assert processes == 1 or (observe is None and source is None)
-        cluster_id = await topics.cluster_id(self.settings)
+        identity = await topics.identity(self.settings)
         async with tables_pool(self.settings, self.name, LANES + 1) as pool:
             start = await applied_offsets(pool)
             ahead = past(start, offsets)
@@ -119,11 +119,11 @@ class Workplace:
                     f"schema {self.name} is past that moment already, at {ahead}; begin anew with --fresh"
                 )
             if processes > 1:
-                return await self._bring_in_shares(pool, cluster_id, start, offsets, tell, processes)
+                return await self._bring_in_shares(pool, identity, start, offsets, tell, processes)
             engine = Engine(
                 self.settings,
                 pool,
-                cluster_id,
+                identity,
                 observe=observe(pool) if observe else None,
                 source=source,
             )
@@ -136,13 +136,13 @@ class Workplace:
     async def _bring_in_shares(
         self,
         pool: asyncpg.Pool,
-        cluster_id: str,
+        identity: topics.LogIdentity,
         start: dict[Position, int],
         offsets: Offsets,
         tell: Tell,
         processes: int,
     ) -> Rebuilt:
-        shares = [Share(self.settings, self.name, cluster_id, start, end) for end in split(offsets, processes)]
+        shares = [Share(self.settings, self.name, identity, start, end) for end in split(offsets, processes)]
         progress = Progress()
         progress.expect(start, offsets)
 

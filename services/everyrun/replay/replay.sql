@@ -1,5 +1,5 @@
 -- name: applied_offsets
-select topic, partition, next_offset, cluster_id from applied_offsets
+select topic, partition, next_offset, cluster_id, partitions from applied_offsets
 
 -- name: same_texts
 -- So that the same value is the same text in every session.

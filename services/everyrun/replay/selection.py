@@ -68,7 +68,7 @@ class Subject:
         if self._all:
             return True
         if topic == "runs":
-            return (record.key or b"").decode("utf-8", "replace") in self.batches
+            return self._observes(record)
         head = _head(record)
         if head.submission_id in self.submissions or head.batch_id in self.batches:
             return True
@@ -76,6 +76,29 @@ class Subject:
             key = reserved.read(head.metadata)
             return key is not None and (key.chunk, key.attempt) in self.attempts
         return (head.chunk, head.attempt) in self.attempts
+
+    def _observes(self, record: Any) -> bool:
+        """Whether the observation is of a run of one of the batches, or, not naming any, of one of the attempts."""
+        try:
+            run = _observed(record.value or b"").run
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return False
+        if run.batchId is not None:
+            return run.batchId in self.batches
+        key = reserved.read(run.metadata)
+        return key is not None and (key.chunk, key.attempt) in self.attempts
+
+
+class _Run(msgspec.Struct):
+    batchId: str | None = None  # noqa: N815
+    metadata: Any = None
+
+
+class _Observed(msgspec.Struct):
+    run: _Run
+
+
+_observed = msgspec.json.Decoder(_Observed).decode
 
 
 class _Head(msgspec.Struct):

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from everyrun.garbage import collect_seldom
 from everyrun.log.ranges import Position
+from everyrun.log.topics import LogIdentity
 from everyrun.replay.engine import LANES, Engine, Offsets, tables_pool
 from everyrun.settings import Settings
 
@@ -34,7 +35,7 @@ class Share(NamedTuple):
 
     settings: Settings
     schema: str
-    cluster_id: str
+    identity: LogIdentity
     start: dict[Position, int]
     end: dict[Position, int]
 
@@ -124,5 +125,5 @@ async def _look(parent: int) -> None:
 
 async def _apply(share: Share) -> None:
     async with tables_pool(share.settings, share.schema, LANES + 1) as pool:
-        engine = Engine(share.settings, pool, share.cluster_id)
+        engine = Engine(share.settings, pool, share.identity)
         await engine.run(share.start, share.end)

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from everyrun.log import events
 from everyrun.log.cloudevents import Record, record, timestamp
+from everyrun.log.keys import lineage
 from everyrun.submission.classify import Rejected, Taken
 from everyrun.submission.protocol import Adopted, Answered, Discarded, Evidence, Happening, Resent, Say, Step
 from everyrun.submission.rows import redact_file
@@ -33,7 +34,7 @@ def requested(
         deadline=timestamp(deadline),
         input_ids=[given.input_id for given in inputs],
     )
-    return _record(row, "batch-requested", row["attempt"], event, row["chunk"], timestamp(now))
+    return _record(row, "batch-requested", row["attempt"], event, timestamp(now))
 
 
 def said(
@@ -46,7 +47,7 @@ def said(
 def _said(
     row: Mapping[str, Any], say: Say, done: Step, happening: Any, inputs: Sequence[events.Input], now: str
 ) -> Record:
-    head, key = _head(row, say.attempt), row["chunk"]
+    head = _head(row, say.attempt)
     whole: dict[str, Any] = {**_sent_to(row), "inputs": _shown(inputs)}
     reason = done.after.reason or "an earlier attempt was taken"
     detail: tuple[str, ...] = ()
@@ -62,15 +63,15 @@ def _said(
             refusal = {name: getattr(happening.outcome, name) for name in ("status", "code", "message")}
             event = events.BatchRejected(**head, **whole, **refusal, rejected_at=now)
         case "batch-submitted":
-            key, proof = _proof(happening)
-            detail = (key,)
-            event = events.BatchSubmitted(**head, **whole, batch_id=key, evidence=proof, submitted_at=now)
+            batch_id, proof = _proof(happening)
+            detail = (batch_id,)
+            event = events.BatchSubmitted(**head, **whole, batch_id=batch_id, evidence=proof, submitted_at=now)
         case "doubt-adopted":
             assert isinstance(happening, Adopted)
-            key, proof = happening.batch_id, f"run {happening.run_id}"
-            detail = (key, happening.by, happening.why)
+            batch_id, proof = happening.batch_id, f"run {happening.run_id}"
+            detail = (batch_id, happening.by, happening.why)
             decided: dict[str, Any] = {"by": happening.by, "reason": happening.why, "adopted_at": now}
-            event = events.DoubtAdopted(**head, **whole, **decided, batch_id=key, evidence=proof)
+            event = events.DoubtAdopted(**head, **whole, **decided, batch_id=batch_id, evidence=proof)
         case "doubt-resent":
             by = happening.by if isinstance(happening, Resent) else None
             detail = (by, reason) if by else ()
@@ -81,7 +82,7 @@ def _said(
             event = events.DoubtDiscarded(**head, **whole, by=happening.by, reason=happening.why, discarded_at=now)
         case "batch-requested":
             raise ValueError("batch-requested is said by requested()")
-    return _record(row, say.kind, say.attempt, event, key, now, *detail)
+    return _record(row, say.kind, say.attempt, event, now, *detail)
 
 
 def _proof(happening: Any) -> tuple[str, str]:
@@ -93,15 +94,14 @@ def _proof(happening: Any) -> tuple[str, str]:
     return happening.outcome.batch_id, "answer"
 
 
-def _record(
-    row: Mapping[str, Any], kind: str, attempt: int, event: msgspec.Struct, key: str, now: str, *detail: str
-) -> Record:
+def _record(row: Mapping[str, Any], kind: str, attempt: int, event: msgspec.Struct, now: str, *detail: str) -> Record:
     identifier = f"{row['chunk']}/{attempt}/{kind}"
     if kind == "batch-submitted":
-        identifier += f"/{key}"
+        identifier += f"/{detail[0]}"
     elif detail:
         identifier += f"/{digest(*detail)}"
-    return record("batches", event, key=key, id=identifier, source=SOURCE, time=now, subject=row["chunk"])
+    key, subject = lineage(row["chunk"]), row["chunk"]
+    return record("batches", event, key=key, id=identifier, source=SOURCE, time=now, subject=subject)
 
 
 def digest(*texts: str) -> str:

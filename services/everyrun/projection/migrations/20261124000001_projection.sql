@@ -11,8 +11,11 @@ create table applied_offsets (
     partition int not null,
     next_offset bigint not null,
     cluster_id text not null,
+    partitions int not null,
     primary key (topic, partition)
 );
+comment on column applied_offsets.partitions is
+    'How many partitions the topics batches and runs had when these tables were begun. Tables are refused a log that has another number: a key would mean another partition.';
 comment on table applied_offsets is 'How far each partition has been applied to these tables; moved in the same transaction as they are.';
 
 create table submissions (
@@ -134,13 +137,16 @@ create table unmatched_runs (
     observed_at timestamptz not null,
     settled_at timestamptz,
     version text collate "C" not null,
-    fingerprints text[] not null
+    fingerprints text[] not null,
+    bindings jsonb not null
 );
 comment on table unmatched_runs is 'Runs that no input is known for, yet.';
 comment on column unmatched_runs.reason is
     'batch_unknown, no_batch; of a batch sent by Everyrun: no_reserved_key, reserved_key_of_another_batch, input_unknown; of a registered one: ambiguous_metadata, metadata_unknown.';
 comment on column unmatched_runs.fingerprints is
     'SHA-256 of each metadata the run was seen with, as RFC 8785 JSON, in the order of the log.';
+comment on column unmatched_runs.bindings is
+    'Each reserved key the run was seen with, by chunk and attempt; those of one attempt in the order of the log. input_id, installation, chunk and attempt are of the least.';
 create index unmatched_runs_batch on unmatched_runs (batch_id);
 create index unmatched_runs_chunk on unmatched_runs (chunk, attempt);
 -- Evidence for attempts of unknown outcome, looked for every second: few rows, however many runs of others are unmatched.

@@ -1,0 +1,180 @@
+"""The tables are a function of the log: two workers, met at every await, make what one alone makes in log order.
+
+A long form, of as many histories as EVERYRUN_HISTORIES says, is in ``make chaos``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import AsyncIterator
+from typing import Any
+
+import asyncpg
+import pytest
+
+from everyrun.projection.apply import apply
+from everyrun.projection.decode import Poll
+from everyrun.projection.feed import _AGAIN
+from tests.histories import a_history
+from tests.integration.tables import TABLES, connect, contents
+from tests.records import LOG, Logged, in_polls, lay_out
+
+PARTITIONS = 4
+SOURCE = LOG._replace(partitions=PARTITIONS)
+HISTORIES = int(os.environ.get("EVERYRUN_HISTORIES", "60"))
+#: A statement that takes longer, in seconds, waits for a lock: the other worker goes on.
+BLOCKED_AFTER = 0.004
+_STATEMENTS = frozenset({"execute", "executemany", "fetch", "fetchrow", "fetchval", "copy_records_to_table"})
+
+
+class Turns:
+    """Lets one worker at a time begin its next statement, whichever chance picks."""
+
+    def __init__(self, chance: random.Random) -> None:
+        self._chance = chance
+        self._working: set[str] = set()
+        self._waiting: dict[str, asyncio.Future[None]] = {}
+        self._changed = asyncio.Event()
+
+    async def mine(self, worker: str) -> None:
+        """Return when it is the worker's turn."""
+        future = asyncio.get_running_loop().create_future()
+        self._waiting[worker] = future
+        self._changed.set()
+        await future
+
+    async def play(self, workers: dict[str, Any]) -> None:
+        """Run the workers, each under its name, to their end."""
+        self._working = set(workers)
+        tasks = {name: asyncio.create_task(self._ended(name, work)) for name, work in workers.items()}
+        try:
+            while self._working:
+                while self._waiting.keys() != self._working:
+                    self._changed.clear()
+                    try:
+                        await asyncio.wait_for(self._changed.wait(), BLOCKED_AFTER)
+                    except TimeoutError:
+                        break
+                if self._waiting:
+                    self._waiting.pop(self._chance.choice(sorted(self._waiting))).set_result(None)
+            await asyncio.gather(*tasks.values())
+        finally:
+            for task in tasks.values():
+                task.cancel()
+
+    async def _ended(self, name: str, work: Any) -> None:
+        try:
+            await work
+        finally:
+            self._working.discard(name)
+            self._waiting.pop(name, None)
+            self._changed.set()
+
+
+class Stepping:
+    """A connection whose every statement waits for its worker's turn."""
+
+    def __init__(self, connection: asyncpg.Connection, turns: Turns, worker: str) -> None:
+        self._connection, self._turns, self._worker = connection, turns, worker
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._connection, name)
+        if name not in _STATEMENTS:
+            return found
+
+        async def stepped(*arguments: Any, **more: Any) -> Any:
+            await self._turns.mine(self._worker)
+            return await found(*arguments, **more)
+
+        return stepped
+
+
+async def nothing_aside(poison: Any) -> None:
+    assert not poison, poison
+
+
+async def work(connection: Any, groups: list[list[Poll]]) -> None:
+    """Apply the groups one after another, again where the feed would apply them again."""
+    for group in groups:
+        for _ in range(20):
+            try:
+                await apply(connection, group, SOURCE, nothing_aside)
+                break
+            except (*_AGAIN, asyncpg.UniqueViolationError):
+                continue
+        else:
+            pytest.fail(f"not applied in 20 tries: {group}")
+
+
+def in_log_order(log: dict[tuple[str, int], list[Logged]], *, one_by_one: bool) -> list[list[Poll]]:
+    """Partition after partition, each whole or record by record."""
+    parts = sorted(log.items())
+    if one_by_one:
+        return [[Poll(*position, [record])] for position, records in parts for record in records]
+    return [[Poll(*position, records)] for position, records in parts]
+
+
+@pytest.fixture
+async def connections(database: str) -> AsyncIterator[list[asyncpg.Connection]]:
+    opened = [await connect(database) for _ in range(2)]
+    for connection in opened:
+        await connection.execute("set deadlock_timeout = '20ms'; set synchronous_commit = off")
+    yield opened
+    for connection in opened:
+        await connection.close()
+
+
+async def emptied(connection: asyncpg.Connection) -> None:
+    await connection.execute(";".join(f"delete from {table}" for table in (*TABLES, "applied_offsets")))
+
+
+async def agree(connections: list[asyncpg.Connection], seed: int) -> None:
+    """One history: two workers at once make the rows of one worker in log order."""
+    chance = random.Random(seed)
+    log = lay_out(a_history(chance), PARTITIONS)
+    first, second = connections
+    await emptied(first)
+    await work(first, in_log_order(log, one_by_one=seed % 8 == 0))
+    wanted = await contents(first)
+    await balanced(first, seed)
+    shares = [{p: records for p, records in log.items() if p[1] % 2 == share} for share in (0, 1)]
+    await emptied(first)
+    turns = Turns(chance)
+    await turns.play(
+        {
+            name: work(Stepping(connection, turns, name), in_polls(share, chance))
+            for name, connection, share in zip("ab", (first, second), shares, strict=True)
+        }
+    )
+    found = await contents(first)
+    for table in TABLES:
+        assert found[table] == wanted[table], f"history {seed}, {table}"
+
+
+async def balanced(connection: asyncpg.Connection, seed: int) -> None:
+    """Every run is in one place, of its own batch, and the kept counters agree with the rows."""
+    for line in await connection.fetch("select * from report where not balanced"):
+        pytest.fail(f"history {seed}: not balanced: {dict(line)}")
+    twice = """
+        select run_id from (
+            select run_id from results where run_id is not null
+            union all select run_id from duplicate_runs union all select run_id from unmatched_runs
+        ) runs group by run_id having count(*) > 1
+    """
+    assert not await connection.fetch(twice), f"history {seed}"
+    foreign = """
+        select r.input_id, r.run_id from (
+            select input_id, run_id, batch_id from results where run_id is not null
+            union all select input_id, run_id, batch_id from duplicate_runs
+        ) r left join batches b using (batch_id)
+        where b.batch_id is null or r.input_id <> all (b.input_ids)
+    """
+    assert not await connection.fetch(foreign), f"history {seed}"
+
+
+async def test_two_workers_make_the_rows_of_one_in_log_order(connections):
+    base = int(os.environ.get("EVERYRUN_HISTORIES_FROM", "0"))
+    for seed in range(base, base + HISTORIES):
+        await agree(connections, seed)
