@@ -30,7 +30,8 @@ from everyrun.settings import Settings, load, variable
 from everyrun.submission.api import submission_api
 
 _KEYS = {
-    "batches": "chunk (of a part: the chunk it was first cut from); batchId of a registered batch; else submission or workflow id",
+    "batches": "chunk (of a part: the chunk that it was first cut from); of a registered batch the batchId; "
+    "of what concerns no chunk the submission or workflow id",
     "runs": "chunk that the reserved metadata key names; without one the batchId; without either the run id",
     "deliveries": "run id",
     "results": "input id",

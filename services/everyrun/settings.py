@@ -142,6 +142,12 @@ class Settings(BaseSettings):
     )
 
     # --- reconciler
+    foreign_runs_kept: float = Field(
+        7 * 86_400.0,
+        ge=0,
+        description="Other people's runs of the workspace keep their content in the tables for this long, then only "
+        "their head. The log keeps all of it.",
+    )
     signed_url_origins: CommaList = Field(
         default_factory=list,
         description="Origins (https://host[:port]) that signed payload links may name. One written with its port, or "

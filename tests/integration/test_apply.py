@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections.abc import AsyncIterator
 
@@ -10,9 +9,9 @@ import asyncpg
 import msgspec
 import pytest
 
+from everyrun.extend.reserved import Reserved
 from everyrun.log import events
 from everyrun.log.cloudevents import Record
-from everyrun.projection import tables
 from everyrun.projection.apply import apply
 from everyrun.projection.choose import version_of_run
 from everyrun.projection.decode import Poll, run_of
@@ -130,46 +129,6 @@ async def test_the_reserved_key_is_seen_by_nobody(connection):
             assert "everyrun:input" not in row[0]
 
 
-async def test_two_workers_at_once_count_right(database):
-    """A chunk that was taken twice: its batches are in different partitions, applied at the same moment."""
-    pool = await asyncpg.create_pool(
-        database, min_size=2, init=tables.setup_connection, server_settings={"search_path": "everyrun"}
-    )
-    from everyrun.extend.reserved import Reserved
-    from everyrun.projection.write import ConflictError
-
-    given = [an_input("sub_1", n) for n in range(1, 41)]
-    world = []
-    for attempt in (1, 2):
-        batch_id = f"batch_{attempt}"
-        world.append(
-            batch_event(events.BatchSubmitted, "sub_1", "sub_1.c1", attempt, 1, batch_id=batch_id, inputs=given)
-        )
-        for i in given:
-            key = Reserved(INSTALLATION, i.input_id, "sub_1.c1", attempt, i.position)
-            world.append(run_event(f"run_{attempt}_{i.position}", batch_id, "PROCESSED", 3, key=key, end=2))
-    log = lay_out(world)
-    assert {partition for _, partition in log} == {0, 1}
-
-    async def worker(partition: int) -> None:
-        mine = {position: records for position, records in log.items() if position[1] == partition}
-        for group in in_polls(mine, random.Random(partition)):
-            while True:
-                try:
-                    async with pool.acquire() as connection:
-                        await apply(connection, group, LOG, nothing_aside)
-                    break
-                except (ConflictError, asyncpg.UniqueViolationError, asyncpg.DeadlockDetectedError):
-                    continue
-
-    await asyncio.gather(worker(0), worker(1))
-    async with pool.acquire() as connection:
-        report = await connection.fetch("select * from report order by attempt")
-        assert [(r["balanced"], r["runs_observed"], r["duplicates"]) for r in report] == [(True, 40, 0), (True, 40, 40)]
-        assert await connection.fetchval("select count(*) from results where status = 'PROCESSED'") == 40
-    await pool.close()
-
-
 def a_registered(*metadata: dict) -> tuple[list[events.Input], Record]:
     given = [msgspec.structs.replace(an_input("sub_r", n), metadata=m) for n, m in enumerate(metadata, 1)]
     more = {"batch_id": "batch_r", "inputs": given}
@@ -202,6 +161,47 @@ async def test_metadata_changed_upstream_to_those_of_another_input_move_nothing(
         "run_twin": ("ambiguous_metadata", 2),
         "run_none": ("metadata_unknown", 1),
     }
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("batch_first", [True, False])
+async def test_a_run_is_bound_once_whatever_its_key_is_changed_to(connection, batch_first, at_once):
+    """Seen with the key of input 1, later with that of input 2: it stands in the row of input 1 alone."""
+    given = [an_input("sub_1", n) for n in (1, 2)]
+    brought = batch_event(events.BatchSubmitted, "sub_1", "sub_1.c1", 1, 1, batch_id="batch_1", inputs=given)
+    keys = [Reserved(INSTALLATION, i.input_id, "sub_1.c1", 1, i.position) for i in given]
+    seen = [
+        run_event("run_a", "batch_1", "PROCESSING", 2, key=keys[0]),
+        run_event("run_a", "batch_1", "PROCESSED", 4, key=keys[1], end=3),
+    ]
+    log = lay_out([brought, *seen])
+    polls = [Poll(*position, records) for position, records in log.items()]
+    groups = [polls] if at_once else [[Poll(*poll[:2], [one])] for poll in polls for one in poll.records]
+    for group in groups if batch_first else [*groups[1:], groups[0]]:
+        await apply(connection, group, LOG, nothing_aside)
+    rows = await connection.fetch("select input_id, run_id, status from results order by input_id")
+    assert [tuple(row) for row in rows] == [("sub_1:1", "run_a", "PROCESSED"), ("sub_1:2", None, "SUBMITTED")]
+    report = await connection.fetchrow("select * from report")
+    assert (report["runs_observed"], report["balanced"]) == (1, True)
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_a_batch_id_left_out_of_one_observation_is_known_from_another(connection, seed):
+    chance = random.Random(seed)
+    given = [an_input("sub_1", 1)]
+    brought = batch_event(events.BatchSubmitted, "sub_1", "sub_1.c1", 1, 1, batch_id="batch_1", inputs=given)
+    key = Reserved(INSTALLATION, "sub_1:1", "sub_1.c1", 1, 1)
+    seen = [
+        run_event("run_a", "batch_1", "PROCESSING", 2, key=key),
+        run_event("run_a", None, "PROCESSED", 4, key=key, end=3),
+        run_event("run_a", None, "PROCESSED", 4, key=None, end=3, source="poll"),
+        brought,
+    ]
+    chance.shuffle(seen)
+    await feed(connection, seen, chance)
+    row = await connection.fetchrow("select run_id, batch_id, status from results")
+    assert tuple(row) == ("run_a", "batch_1", "PROCESSED")
+    assert not await connection.fetchval("select count(*) from unmatched_runs")
 
 
 async def test_text_that_postgres_refuses_is_kept_as_far_as_it_can_be(connection):

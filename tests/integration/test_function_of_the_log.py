@@ -8,18 +8,22 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
 import asyncpg
 import pytest
 
+from everyrun.extend.reserved import Reserved
+from everyrun.log import events
+from everyrun.log.cloudevents import Record
 from everyrun.projection.apply import apply
 from everyrun.projection.decode import Poll
 from everyrun.projection.feed import _AGAIN
 from tests.histories import a_history
 from tests.integration.tables import TABLES, connect, contents
-from tests.records import LOG, Logged, in_polls, lay_out
+from tests.records import INSTALLATION, LOG, Logged, an_input, batch_event, in_polls, lay_out, run_event
 
 PARTITIONS = 4
 SOURCE = LOG._replace(partitions=PARTITIONS)
@@ -178,3 +182,44 @@ async def test_two_workers_make_the_rows_of_one_in_log_order(connections):
     base = int(os.environ.get("EVERYRUN_HISTORIES_FROM", "0"))
     for seed in range(base, base + HISTORIES):
         await agree(connections, seed)
+
+
+def by_batch(records: list[Record]) -> dict[tuple[str, int], list[Logged]]:
+    """A log whose records lie by their batches: as under another number of partitions, or under the keys of old."""
+    log: dict[tuple[str, int], list[Logged]] = {}
+    for r in records:
+        attempt = int(re.search(rb"batch_(\d)", r.value).group(1))  # type: ignore[union-attr]
+        there = log.setdefault((r.topic, attempt % 2), [])
+        there.append(Logged("everyrun." + r.topic, attempt % 2, len(there), r.key, r.value, r.headers, 1))
+    return log
+
+
+async def test_no_state_of_a_duplicate_is_lost_between_two_workers(connections):
+    """A chunk that was taken twice, its batches in two partitions: each worker writes duplicates of the same inputs."""
+    given = [an_input("sub_1", n) for n in (1, 2)]
+    said = []
+    for attempt in (1, 2):
+        more = {"batch_id": f"batch_{attempt}", "inputs": given}
+        said.append(batch_event(events.BatchSubmitted, "sub_1", "sub_1.c1", attempt, 1, **more))
+        for twin in "ab":
+            for i in given:
+                key = Reserved(INSTALLATION, i.input_id, "sub_1.c1", attempt, i.position)
+                run = f"run_{attempt}{twin}_{i.position}", f"batch_{attempt}"
+                said.append(run_event(*run, "PROCESSING", 2, key=key))
+                said.append(run_event(*run, "PROCESSED", 4, key=key, end=3))
+    log = by_batch(said)
+    first, second = connections
+    chance = random.Random(1)
+    for _ in range(15):
+        await emptied(first)
+        turns = Turns(chance)
+        shares = [{p: records for p, records in log.items() if p[1] == share} for share in (0, 1)]
+        await turns.play(
+            {
+                name: work(Stepping(connection, turns, name), in_polls(share, chance))
+                for name, connection, share in zip("ab", connections, shares, strict=True)
+            }
+        )
+        report = await second.fetch("select balanced, runs_observed, duplicates, counts from report order by attempt")
+        assert [tuple(r)[:3] for r in report] == [(True, 4, 2), (True, 4, 4)]
+        assert await second.fetch("select distinct status from duplicate_runs") == [("PROCESSED",)]

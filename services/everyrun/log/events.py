@@ -15,8 +15,8 @@ InputId = Annotated[str, Meta(description="<submission id>:<external id>")]
 Chunk = Annotated[
     str,
     Meta(
-        description="Chunk id: the inputs that go to Extend in one call. As a Kafka key: the chunk that a part was first "
-        "cut from, that is the id up to its first hyphen."
+        description="Chunk id: the inputs that go to Extend in one call. As a Kafka key: the id up to its first "
+        "hyphen, which is the chunk that a part was first cut from."
     ),
 ]
 Attempt = Annotated[int, Meta(ge=1, description="Which attempt at sending the chunk this is, from 1.")]
@@ -220,6 +220,24 @@ class RunObserved(Struct, frozen=True, tag="run-observed", tag_field="type"):
     truncated: Annotated[bool, Meta(description="The run was too large: stepRuns and files were left out.")] = False
 
 
+class RunTrimmed(Struct, frozen=True, tag="run-trimmed", tag_field="type"):
+    """The content of a run that is not this installation's was dropped from the tables; its head stays. On ``runs``.
+
+    Key: that of the run's observations. Should the run become ours after all (its batch is registered, say), the
+    reconciler gets it again.
+    """
+
+    source: Literal["webhook", "poll"]
+    run: Annotated[
+        msgspec.Raw,
+        Meta(description="The head: what tables have columns for.", extra_json_schema={"type": "object"}),
+    ]
+    order: Annotated[str, Meta(description="The state that was trimmed. A later state replaces the head.")]
+
+
+RunEvent = RunObserved | RunTrimmed
+
+
 class DeliveryDeferred(Struct, frozen=True, tag="delivery-deferred", tag_field="type"):
     """A webhook whose payload is behind a signed link, to be fetched. Key: run id. On ``deliveries``."""
 
@@ -372,7 +390,7 @@ TOPICS: dict[str, tuple[type[Struct], ...]] = {
         SubmissionResumed,
         BatchRegistered,
     ),
-    "runs": (RunObserved,),
+    "runs": (RunObserved, RunTrimmed),
     "deliveries": (DeliveryDeferred,),
     "results": (ResultChanged, ResultSettled),
     "reports": (BatchProgressed, BatchSettled, SubmissionSettled),

@@ -14,7 +14,7 @@ from everyrun.extend import reserved
 from everyrun.log import events
 from everyrun.log.cloudevents import header
 from everyrun.log.upcast import TooNewError, upcast
-from everyrun.projection.merge import FINAL, Binding, Run, instant, order_of, own_time
+from everyrun.projection.merge import FINAL, Binding, Run, instant, order_of, own_time, trimmed
 
 
 class LogRecord(Protocol):
@@ -64,7 +64,7 @@ class Fact(NamedTuple):
 
 
 _batch_decoder = msgspec.json.Decoder(events.BatchEvent)
-_run_decoder = msgspec.json.Decoder(events.RunObserved)
+_run_decoder = msgspec.json.Decoder(events.RunEvent)
 _delivery_decoder = msgspec.json.Decoder(events.DeliveryDeferred)
 _quarantine_decoder = msgspec.json.Decoder(events.QuarantineEvent)
 _metadata_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -148,7 +148,7 @@ def _clean(run: bytes, metadata: bytes) -> tuple[bytes, bytes, Binding | None]:
 
 
 def run_of(record: LogRecord) -> Run:
-    """The run that a ``run-observed`` record tells of. Raises NotUnderstoodError."""
+    """The run that a record of ``runs`` tells of. Raises NotUnderstoodError."""
     try:
         event = _run_decoder.decode(upcast(record.headers, record.value or b""))
         whole = bytes(event.run)
@@ -156,7 +156,7 @@ def run_of(record: LogRecord) -> Run:
         run, metadata, binding = _clean(whole, bytes(head.metadata))
         credits = _credits(head.usage)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError) as error:
-        raise NotUnderstoodError(f"not a run-observed event: {error}") from None
+        raise NotUnderstoodError(f"not an event of runs: {error}") from None
     except TooNewError as error:
         raise NotUnderstoodError(str(error)) from None
     for indexed in (head.id, head.status, head.batchId or ""):
@@ -171,7 +171,9 @@ def run_of(record: LogRecord) -> Run:
         batch_id=head.batchId,
         binding=binding,
         status=head.status,
-        order=order_of(
+        order=trimmed(event.order)
+        if isinstance(event, events.RunTrimmed)
+        else order_of(
             status=head.status,
             own=own,
             truncated=event.truncated,

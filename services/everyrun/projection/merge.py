@@ -95,6 +95,20 @@ def order_of(
     return f"{rank}{moment}{'0' if truncated else '1'}{'1' if polled else '0'}{asked}{digest}"
 
 
+#: Ends the order of a state whose content was dropped: it stands before that very state, and after none else.
+_TRIMMED = "~"
+
+
+def trimmed(order: str) -> str:
+    """Return the order of a state without its content."""
+    return order if is_trimmed(order) else order + _TRIMMED
+
+
+def is_trimmed(order: str) -> bool:
+    """Return whether the state has lost its content."""
+    return order.endswith(_TRIMMED)
+
+
 _EPOCH = datetime(1, 1, 1, tzinfo=UTC)
 _NEVER = "0" * 15
 
@@ -144,6 +158,8 @@ def why_greater(greater: str, lesser: str) -> str | None:
     """Why, of two orders that ``order_of`` made, the greater stands, in words; None where they are equal."""
     if greater == lesser:
         return None
+    if greater == trimmed(lesser):
+        return "its content was dropped, the run not being ours"
     start = 0
     for length, reason in _PARTS:
         if greater[start : start + length] != lesser[start : start + length]:

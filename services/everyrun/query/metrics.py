@@ -21,7 +21,9 @@ class Metrics:
             "everyrun_quarantine_open", "Messages in the quarantine that nobody decided about.", registry=self.registry
         )
         self.unmatched = Gauge(
-            "everyrun_unmatched_runs", "Runs that no input is known for, yet.", registry=self.registry
+            "everyrun_unmatched_runs",
+            "Runs that no input is known for, yet; 10001 stands for more than 10000.",
+            registry=self.registry,
         )
 
     async def look(self, pool: asyncpg.Pool) -> None:

@@ -22,6 +22,7 @@ from everyrun.reconciler.links import Links
 from everyrun.reconciler.lists import Lists
 from everyrun.reconciler.polling import Polling
 from everyrun.reconciler.sweeps import Sweeps
+from everyrun.reconciler.trimming import Trimming
 from everyrun.serve import Health, http_server, run_service, with_health
 from everyrun.settings import Settings
 from everyrun.store.pool import POSTGRES_AWAY, open_pool
@@ -69,6 +70,7 @@ async def _poll(settings: Settings, extend: Extend, health: Health) -> None:
         lists, gets = Lists(extend), Gets(pool, extend, producer, patience=settings.sweep_in_doubt_every)
         polling = Polling(settings, pool, lists, gets)
         sweeps = Sweeps(settings, pool, lists, gets, polling.hurry)
+        trimming = Trimming(settings, pool, producer)
         every = min(1.0, settings.poll_every / 2, settings.sweep_in_doubt_every / 2)
         while not await leading.fetchval(_sql["lead"]):
             health.ready("polling")
@@ -89,6 +91,7 @@ async def _poll(settings: Settings, extend: Extend, health: Health) -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(again(polling.poll_due))
             group.create_task(again(sweeps.sweep_due))
+            group.create_task(again(trimming.trim_due))
             group.create_task(still_leading())
 
 

@@ -12,9 +12,11 @@ where b.state = 'SUBMITTED' and b.batch_id is not null
 order by b.submitted_at
 
 -- name: known_runs
-select run_id, status, settled_at from everyrun.results where run_id = any ($1::text[])
+-- One that lost its content before it was known to be ours is to be had again.
+select run_id, status, settled_at from everyrun.results where run_id = any ($1::text[]) and right(version, 1) <> '~'
 union all
-select run_id, status, settled_at from everyrun.duplicate_runs where run_id = any ($1::text[])
+select run_id, status, settled_at from everyrun.duplicate_runs
+where run_id = any ($1::text[]) and right(version, 1) <> '~'
 union all
 select run_id, status, settled_at from everyrun.unmatched_runs where run_id = any ($1::text[])
 

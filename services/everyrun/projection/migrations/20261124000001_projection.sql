@@ -143,11 +143,14 @@ create table unmatched_runs (
 comment on table unmatched_runs is 'Runs that no input is known for, yet.';
 comment on column unmatched_runs.reason is
     'batch_unknown, no_batch; of a batch sent by Everyrun: no_reserved_key, reserved_key_of_another_batch, input_unknown; of a registered one: ambiguous_metadata, metadata_unknown.';
+comment on column unmatched_runs.run is
+    'The whole WorkflowRun; of a run that is not ours only the head once EVERYRUN_FOREIGN_RUNS_KEPT is over (version then ends in ~).';
 comment on column unmatched_runs.fingerprints is
     'SHA-256 of each metadata the run was seen with, as RFC 8785 JSON, in the order of the log.';
 comment on column unmatched_runs.bindings is
     'Each reserved key the run was seen with, by chunk and attempt; those of one attempt in the order of the log. input_id, installation, chunk and attempt are of the least.';
 create index unmatched_runs_batch on unmatched_runs (batch_id);
+create index unmatched_runs_whole on unmatched_runs (first_seen) where right(version, 1) <> '~';
 create index unmatched_runs_chunk on unmatched_runs (chunk, attempt);
 -- Evidence for attempts of unknown outcome, looked for every second: few rows, however many runs of others are unmatched.
 create index unmatched_runs_evidence on unmatched_runs (installation, chunk, attempt)
