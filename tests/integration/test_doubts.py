@@ -320,9 +320,9 @@ async def test_evidence_is_found_without_reading_the_runs_of_others(world: World
         """
         insert into everyrun.unmatched_runs
             (run_id, batch_id, status, reason, first_seen, installation, chunk, attempt, run, source, observed_at,
-             version, fingerprints)
+             version, fingerprints, bindings)
         select 'run_' || n, 'batch_' || n % 500, 'PROCESSED', 'batch_unknown', now(),
-               case when n % 40000 = 0 then 'inst_test' end, 'chunk_' || n, 1, '{}', 'list', now(), '', '{}'
+               case when n % 40000 = 0 then 'inst_test' end, 'chunk_' || n, 1, '{}', 'list', now(), '', '{}', '[]'
         from generate_series(1, 200000) n
         """
     )

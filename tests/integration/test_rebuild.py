@@ -12,7 +12,9 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
+import httpx
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 from pydantic import SecretStr
 
 from everyrun.log import topics
@@ -404,3 +406,47 @@ async def test_a_reader_that_comes_during_the_rebuild_and_cannot_be_seen_stops_t
     for name in (other, role):
         await drop_role(admin, name)
     await admin.close()
+
+
+async def test_tables_refuse_topics_that_grew_until_they_are_rebuilt(
+    settings: Settings, service: Callable[..., ServiceProcess], tmp_path: Path
+) -> None:
+    """Under another number of partitions a key means another one: a chunk's old and new records lie apart."""
+    await write(settings, 1, 2)
+    processor = await service("processor", EVERYRUN_DATA_DIR=tmp_path).ready()
+    await everything_applied(settings)
+    processor.terminate()
+    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap)
+    await admin.start()
+    await admin.create_partitions({settings.topic(name): NewPartitions(16) for name in ("batches", "runs")})
+    await admin.close()
+    await eventually(lambda: partitions_are(settings, 16), "the topics have grown")
+    refusing = service("processor", EVERYRUN_DATA_DIR=tmp_path)
+
+    async def refuses() -> bool:
+        try:
+            async with httpx.AsyncClient() as http:
+                answer = (await http.get(refusing.url + "/readyz")).text
+        except httpx.TransportError:
+            return False
+        return "made from topics of 8 partitions, and runs has 16 now" in answer and "rebuild --swap" in answer
+
+    await eventually(refuses, "readyz says what is wrong and what to do", 60)
+    before = await contents(settings, "everyrun")
+    await write(settings, 1, 3)
+    await rebuild_and_swap(settings, quiet)
+    await refusing.ready()
+    await everything_applied(settings)
+    after = await contents(settings, "everyrun")
+    for table in TABLES:
+        assert set(before[table]) <= set(after[table]), table
+    await rebuilt(settings)
+    beside = await contents(settings, DEFAULT_SCHEMA)
+    for table in TABLES:
+        assert after[table] == beside[table], table
+
+
+async def partitions_are(settings: Settings, count: int) -> bool:
+    return {
+        topic.partitions for name, topic in (await topics.live(settings)).items() if name in ("batches", "runs")
+    } == {count}
