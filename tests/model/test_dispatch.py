@@ -19,6 +19,7 @@ from everyrun.submission.protocol import (
     Evidence,
     Happening,
     Lost,
+    NeverAnnounced,
     NotPossibleError,
     Say,
     Step,
@@ -33,10 +34,15 @@ DECISIONS = Bounds(restores=0, kills=0)
 HONEST = Bounds(resends=2, restores=0, kills=0, honest=True)
 RESTORED = Bounds(attempts=1, kills=0)
 RESTORED_LONG = Bounds(decisions=0, kills=0)
-SEARCHES = [ATTEMPTS, ATTEMPTS._replace(attempts=2, kills=1), DECISIONS, HONEST, RESTORED]
+CUT = Bounds(restores=0, decisions=0, kills=0, size=2)
+CUT_RESTORED = Bounds(attempts=1, resends=0, decisions=0, kills=0, size=2)
+CUT_BY_A_LIE = Bounds(attempts=1, restores=0, decisions=0, kills=0, size=2, lies=True)
+UNCLAIMED = Bounds(restores=0, decisions=0)
+SEARCHES = [ATTEMPTS, UNCLAIMED, DECISIONS, HONEST, RESTORED, CUT, CUT_RESTORED, CUT_BY_A_LIE]
 LONG = bool(os.environ.get("EVERYRUN_CHAOS"))
 if LONG:
     SEARCHES += [ATTEMPTS._replace(kills=1), DECISIONS._replace(kills=1), RESTORED_LONG]
+    SEARCHES += [CUT._replace(kills=1), CUT._replace(decisions=1), CUT_RESTORED._replace(kills=1)]
 long = pytest.mark.skipif(not LONG, reason="EVERYRUN_CHAOS=1 searches this far")
 
 
@@ -124,9 +130,48 @@ def a_late_answer_is_of_whichever_attempt(chunk: ChunkState, happening: Happenin
     return None
 
 
+def cut_after_a_doubt(chunk: ChunkState, happening: Happening) -> Step | None:
+    if isinstance(_outcome(happening), Rejected) and chunk.state == "sending" and chunk.resends:
+        return step(replace(chunk, resends=0), happening)
+    return None
+
+
+def a_cut_chunk_waits_again(chunk: ChunkState, happening: Happening) -> Step | None:
+    done = step(chunk, happening) if isinstance(_outcome(happening), Rejected) else None
+    return replace(done, after=replace(done.after, state="waiting")) if done and done.parts else None
+
+
+def a_cut_is_not_said(chunk: ChunkState, happening: Happening) -> Step | None:
+    done = step(chunk, happening) if isinstance(_outcome(happening), Rejected) else None
+    return replace(done, say=()) if done and done.parts else None
+
+
+def a_cut_without_parts(chunk: ChunkState, happening: Happening) -> Step | None:
+    done = step(chunk, happening) if isinstance(_outcome(happening), Rejected) else None
+    return replace(done, parts=()) if done and done.parts else None
+
+
+def evidence_for_a_chunk_that_was_cut_is_passed_over(chunk: ChunkState, happening: Happening) -> Step | None:
+    if isinstance(happening, Evidence) and chunk.state == "cut":
+        raise NotPossibleError
+    return None
+
+
+def it_waits_again_though_its_claim_is_there(chunk: ChunkState, happening: Happening) -> Step | None:
+    if isinstance(happening, Lost) and chunk.state == "sending" and chunk.claimed and not chunk.announced:
+        return step(replace(chunk, claimed=False), NeverAnnounced(chunk.attempt))
+    return None
+
+
 @pytest.mark.parametrize(
     ("rule", "bounds"),
     [
+        (cut_after_a_doubt, CUT),
+        (a_cut_chunk_waits_again, CUT),
+        (a_cut_is_not_said, CUT),
+        (a_cut_without_parts, CUT),
+        (evidence_for_a_chunk_that_was_cut_is_passed_over, CUT_BY_A_LIE),
+        (it_waits_again_though_its_claim_is_there, UNCLAIMED),
         (no_answer_waits_again, ATTEMPTS),
         (lost_waits_again, ATTEMPTS),
         (refused_after_a_doubt, ATTEMPTS),
@@ -143,6 +188,16 @@ def a_late_answer_is_of_whichever_attempt(chunk: ChunkState, happening: Happenin
 )
 def test_without_any_one_rule_a_promise_breaks(rule: Rule, bounds: Bounds) -> None:
     _, broken = Model(_without(rule), take_over, bounds).search()
+    assert broken is not None
+
+
+@pytest.mark.parametrize(
+    ("without", "bounds"),
+    [("checks", UNCLAIMED), ("reads", UNCLAIMED), ("makes_parts", CUT_RESTORED)],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_without_any_one_rule_of_the_service_a_promise_breaks(without: str, bounds: Bounds) -> None:
+    _, broken = Model(step, take_over, bounds, **{without: False}).search()
     assert broken is not None
 
 
@@ -163,9 +218,19 @@ def what_is_under_way_waits_again(chunk: ChunkState, logged: Logged) -> ChunkSta
     return replace(after, state="waiting") if after.state == "sending" and chunk.state == "waiting" else after
 
 
+def what_was_cut_is_forgotten(chunk: ChunkState, logged: Logged) -> ChunkState:
+    return take_over(chunk, replace(logged, parts=(), state="in_doubt") if logged.parts else logged)
+
+
+def what_was_announced_is_forgotten(chunk: ChunkState, logged: Logged) -> ChunkState:
+    return replace(take_over(chunk, logged), announced=False)
+
+
 @pytest.mark.parametrize(
     ("rule", "bounds"),
     [
+        (what_was_announced_is_forgotten, UNCLAIMED),
+        (what_was_cut_is_forgotten, CUT_RESTORED._replace(attempts=2, resends=1)),
         (the_log_is_not_heeded, RESTORED_LONG),
         pytest.param(what_was_given_up_is_forgotten, RESTORED_LONG._replace(attempts=3), marks=long),
         pytest.param(what_was_taken_earlier_is_forgotten, RESTORED_LONG._replace(attempts=3), marks=long),

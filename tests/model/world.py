@@ -1,13 +1,15 @@
 """A model of dispatch: the dispatcher's own ``step`` and ``take_over`` in a world that does its worst.
 
-One chunk: chunks share nothing but the workers, so what holds of one holds of many. In every state of the world any of
-the following may be next, and the search tries them all:
+One input, in its chunk and, once that is cut, in the part of it that has the input: chunks share nothing but the
+workers, so what holds of one holds of many. In every state of the world any of the following may be next, and the
+search tries them all:
 
 - a worker claims the chunk, announces it, checks its claim, calls; each of these may be its last act (kill -9), or be
   put off beyond its deadline (SIGSTOP);
-- Extend takes the batch or not, and answers truly, unclearly, or not at all;
+- Extend takes the batch or not, and answers truly, unclearly, or not at all; it refuses it, so that it is cut;
 - a run becomes visible: a webhook, or a list; never sooner than its batch was taken, and as late as it likes;
-- the resolver steps the chunk: a lost worker, evidence, a window that passed; it may die between saying and keeping;
+- the resolver steps the chunk: a claim taken away, an attempt that the log does not have, a lost worker, evidence, a
+  window that passed; it may die between any two steps;
 - a person adopts, sends again, discards;
 - the queue's database is replaced by an older copy of itself, and later brought level with the log.
 """
@@ -35,10 +37,12 @@ from everyrun.submission.protocol import (
     Expired,
     Happening,
     Lost,
+    NeverAnnounced,
     NotPossibleError,
     Resent,
     Step,
     Unannounced,
+    Unclaimed,
     WindowPassed,
 )
 from everyrun.submission.takeover import Logged, read_chunks
@@ -47,10 +51,16 @@ Stepper = Callable[[ChunkState, Happening], Step]
 TakeOver = Callable[[ChunkState, Logged], ChunkState]
 
 TAKEN = frozenset({"batch-submitted", "doubt-adopted"})
+#: The chunk, and the part of it that has the input which the world follows.
+CHUNK, PART = "c", "c-1"
+PARTS = [events.Part(PART, 1, 1), events.Part("c-2", 2, 2)]
 
 
 class Bounds(NamedTuple):
-    """How far the search goes. ``honest``: a list shows every run before the window is over."""
+    """How far the search goes. ``honest``: a list shows every run before the window is over.
+
+    ``size``: the inputs of the chunk; one of several can be cut. ``lies``: Extend may refuse what it took.
+    """
 
     attempts: int = 2
     resends: int = 1
@@ -58,20 +68,29 @@ class Bounds(NamedTuple):
     decisions: int = 1
     kills: int = 1
     honest: bool = False
+    size: int = 1
+    lies: bool = False
+
+
+class Call(NamedTuple):
+    """An attempt at a chunk."""
+
+    chunk: str
+    attempt: int
 
 
 class Said(NamedTuple):
     """An event in the log."""
 
     kind: str
-    attempt: int
+    call: Call
     resends: int = 0
 
 
 class Worker(NamedTuple):
     """A worker with an attempt: what it has done last, what it was told, and in which copy of the database."""
 
-    attempt: int
+    call: Call
     phase: str
     outcome: object
     incarnation: int
@@ -80,29 +99,44 @@ class Worker(NamedTuple):
 class Pending(NamedTuple):
     """A step under the lock of the row: said or not, not kept yet; ``worker`` is whose it is, None for the resolver."""
 
+    chunk: str
     said: bool
     say: tuple[Said, ...]
     after: ChunkState
     worker: Worker | None
+    cut: bool
+
+
+Queue = tuple[tuple[str, ChunkState], ...]
 
 
 class World(NamedTuple):
     """Everything there is."""
 
-    chunk: ChunkState = ChunkState("waiting")
+    queue: Queue = ((CHUNK, ChunkState("waiting")),)
     log: frozenset[Said] = frozenset()
     workers: frozenset[Worker] = frozenset()
     pending: Pending | None = None
-    accepted: frozenset[int] = frozenset()
-    visible: frozenset[int] = frozenset()
-    overdue: frozenset[int] = frozenset()
-    dump: ChunkState | None = None
+    accepted: frozenset[Call] = frozenset()
+    visible: frozenset[Call] = frozenset()
+    overdue: frozenset[Call] = frozenset()
+    #: Calls whose batch-requested the log did not have when the resolver read it after their claim was gone.
+    absent: frozenset[Call] = frozenset()
+    dump: Queue | None = None
     incarnation: int = 0
     level: bool = True
     #: Something was said and, for now, not kept.
     torn: bool = False
     decided: int = 0
     killed: int = 0
+
+    def chunk(self, name: str) -> ChunkState | None:
+        """The chunk as the queue has it."""
+        return dict(self.queue).get(name)
+
+    def with_chunk(self, name: str, state: ChunkState) -> World:
+        """The world with this chunk in the queue."""
+        return self._replace(queue=tuple(sorted({**dict(self.queue), name: state}.items())))
 
 
 class Broken(NamedTuple):
@@ -124,37 +158,59 @@ _ANSWERS: tuple[tuple[bool, object], ...] = (
     (False, Returned("429")),
     (True, Unclear("no batchId")),
 )
+_A_LIE = (True, Rejected(400, "INVALID", "no"))
 
 
-def batch(attempt: int) -> str:
+def batch(call: Call) -> str:
     """The batchId that Extend gives an attempt."""
-    return f"batch_{attempt}"
+    return f"batch_{call.chunk}_{call.attempt}"
 
 
-def _taken(log: frozenset[Said]) -> frozenset[int]:
-    return frozenset(said.attempt for said in log if said.kind in TAKEN)
+def _taken(log: frozenset[Said]) -> frozenset[Call]:
+    return frozenset(said.call for said in log if said.kind in TAKEN)
+
+
+def _is_cut(log: frozenset[Said]) -> bool:
+    return any(said.kind == "batch-cut" for said in log)
 
 
 @lru_cache(maxsize=1 << 14)
-def logged(log: frozenset[Said]) -> Logged | None:
+def logged(log: frozenset[Said]) -> dict[str, Logged]:
     """What the real reader makes of the log."""
     by_tag = {kind.__struct_config__.tag: kind for kind in events.TOPICS["batches"]}
     found = []
     for said in sorted(log):
         kind = by_tag[said.kind]
-        given = {"chunk": "c", "attempt": said.attempt, "resends": said.resends, "batch_id": batch(said.attempt)}
+        given = {**said.call._asdict(), "resends": said.resends, "batch_id": batch(said.call), "parts": PARTS}
         fields = {f.name: None for f in msgspec.structs.fields(kind)}
         found.append(kind(**{name: given.get(name) for name in fields}))
-    return read_chunks(found).get("c")
+    return read_chunks(found)
 
 
 class Model:
-    """The moves of the world, and the promises."""
+    """The moves of the world, and the promises.
 
-    def __init__(self, step: Stepper, take_over: TakeOver, bounds: Bounds) -> None:
+    What is not part of the real functions can be left out, to see that a promise breaks without it: ``checks``, the
+    worker looks for its claim before it calls; ``reads``, the resolver reads the log before it says that it has
+    nothing; ``makes_parts``, the parts of a chunk that the log calls cut are made.
+    """
+
+    def __init__(
+        self,
+        step: Stepper,
+        take_over: TakeOver,
+        bounds: Bounds,
+        *,
+        checks: bool = True,
+        reads: bool = True,
+        makes_parts: bool = True,
+    ) -> None:
         self.step = step
         self.take_over = take_over
         self.bounds = bounds
+        self.checks = checks
+        self.reads = reads
+        self.makes_parts = makes_parts
 
     def search(self) -> tuple[int, Broken | None]:
         """Every reachable world, the nearest first: how many there are, and the first broken promise."""
@@ -166,7 +222,7 @@ class Model:
             gc.enable()
 
     def _search(self) -> tuple[int, Broken | None]:
-        first = World()
+        first = World().with_chunk(CHUNK, ChunkState("waiting", size=self.bounds.size))
         came: dict[World, tuple[World | None, str]] = {first: (None, "")}
         ahead = deque([first])
         while ahead:
@@ -178,7 +234,7 @@ class Model:
                 if after not in came:
                     came[after] = (world, name)
                     ahead.append(after)
-            broken = self.unseen(world)
+            broken = self.unseen(world) or self.lost(world)
             if broken is not None:
                 return len(came), Broken(broken, _path(came, world))
         return len(came), None
@@ -188,27 +244,34 @@ class Model:
     def moves(self, w: World) -> Iterator[tuple[str, World, str | None]]:
         """Everything that may be next."""
         yield from self._worker_moves(w)
-        for attempt in w.accepted - w.visible:
-            yield f"a run of attempt {attempt} is seen", w._replace(visible=w.visible | {attempt}), None
+        for call in w.accepted - w.visible:
+            yield f"a run of {call} is seen", w._replace(visible=w.visible | {call}), None
         if w.dump is None and self.bounds.restores:
-            yield "a copy of the database is kept", w._replace(dump=w.chunk), None
+            yield "a copy of the database is kept", w._replace(dump=w.queue), None
         if w.dump is not None and w.incarnation < self.bounds.restores:
             # Connections to the old database end with it, and what they had not committed.
-            replaced = w._replace(chunk=w.dump, pending=None, incarnation=w.incarnation + 1, level=False)
+            replaced = w._replace(queue=w.dump, pending=None, incarnation=w.incarnation + 1, level=False)
             yield "the copy replaces the database", self._kept_workers(w, replaced), None
         if w.pending is not None:
             yield from self._pending_moves(w, w.pending)
             return
-        said = logged(w.log)
-        if said is not None:
-            after = self.take_over(w.chunk, said)
-            yield "the queue is brought level", w._replace(chunk=_plain(after), level=True, torn=False), None
-        elif not w.level:
-            yield "the queue is brought level", w._replace(level=True, torn=False), None
+        if w.log or not w.level:
+            yield "the queue is brought level", self._levelled(w), None
         if w.level:
-            yield from self._claim(w)
-            yield from self._resolver_moves(w)
+            for name, chunk in w.queue:
+                yield from self._claim(w, name, chunk)
+                yield from self._resolver_moves(w, name, chunk)
             yield from self._person_moves(w)
+
+    def _levelled(self, w: World) -> World:
+        said = logged(w.log)
+        queue = dict(w.queue)
+        if self.makes_parts and any(one.parts for one in said.values()):
+            queue.setdefault(PART, ChunkState("waiting"))
+        for name, chunk in queue.items():
+            if name in said:
+                queue[name] = _plain(self.take_over(chunk, said[name]))
+        return w._replace(queue=tuple(sorted(queue.items())), level=True, torn=False)
 
     def _kept_workers(self, w: World, replaced: World) -> World:
         """A worker whose step was lost with the database has still its answer to give."""
@@ -216,20 +279,27 @@ class Model:
             return replaced._replace(workers=replaced.workers | {w.pending.worker})
         return replaced
 
-    def _claim(self, w: World) -> Iterator[tuple[str, World, str | None]]:
-        if w.chunk.state != "waiting" or w.chunk.attempt >= self.bounds.attempts:
+    def _claim(self, w: World, name: str, chunk: ChunkState) -> Iterator[tuple[str, World, str | None]]:
+        if chunk.state != "waiting" or chunk.attempt >= self.bounds.attempts:
             return
-        after = _plain(self.step(w.chunk, Claimed()).after)
-        worker = Worker(after.attempt, "claimed", None, w.incarnation)
+        after = _plain(self.step(chunk, Claimed()).after)
+        worker = Worker(Call(name, after.attempt), "claimed", None, w.incarnation)
         broken = None
-        if _taken(w.log) and not w.torn:
+        parent = w.chunk(CHUNK)
+        assert parent is not None
+        if _taken(w.log) and not w.torn and not self.bounds.lies:
             broken = "a chunk that is known to have been taken is not sent again"
-        yield "a worker claims it", w._replace(chunk=after, workers=w.workers | {worker}), broken
+        elif (name == CHUNK and w.chunk(PART)) or (name == PART and parent.state != "cut"):
+            broken = "no input is sent in two live chunks"
+        elif name == CHUNK and _is_cut(w.log) and not w.torn:
+            broken = "a chunk that is known to have been cut is not sent again"
+        yield f"a worker claims {name}", w.with_chunk(name, after)._replace(workers=w.workers | {worker}), broken
 
     def _worker_moves(self, w: World) -> Iterator[tuple[str, World, str | None]]:
         for worker in w.workers:
             others = w.workers - {worker}
-            name = f"the worker of attempt {worker.attempt}"
+            call = worker.call
+            name = f"the worker of {call.chunk}/{call.attempt}"
 
             def become(
                 phase: str, worker: Worker = worker, others: frozenset[Worker] = others, **more: object
@@ -239,123 +309,155 @@ class Model:
 
             if w.killed < self.bounds.kills:
                 yield f"{name} is killed", w._replace(workers=others, killed=w.killed + 1), None
-            requested = Said("batch-requested", worker.attempt)
+            requested = Said("batch-requested", call)
             if worker.phase == "claimed":
-                # Where the database is not replaced, the claim is there for sure.
-                announced = become("announced" if self.bounds.restores else "checked")
-                yield f"{name} announces it", announced._replace(log=w.log | {requested}), None
+                yield f"{name} announces it", become("announced")._replace(log=w.log | {requested}), None
                 refused = become("answered", outcome=Unannounced())
                 yield f"{name} is not heard", refused, None
                 yield f"{name} is heard and not told so", refused._replace(log=w.log | {requested}), None
             elif worker.phase == "announced":
-                mine = ("sending", worker.attempt, worker.incarnation)
-                if (w.chunk.state, w.chunk.attempt, w.incarnation) == mine and w.level:
+                if not self.checks or self._has_claim(w, worker):
                     yield f"{name} sees its claim", become("checked"), None
                 else:
-                    yield f"{name} finds its claim gone", w._replace(workers=others), None
+                    yield f"{name} finds its claim gone", become("answered", outcome=Expired()), None
             elif worker.phase == "checked":
-                if worker.attempt in w.overdue:
+                if call in w.overdue:
                     yield f"{name} is too late", become("answered", outcome=Expired()), None
                 else:
                     yield from self._calls(w, worker, become)
             elif worker.phase == "answered":
                 yield from self._answers(w, worker, others)
 
+    def _has_claim(self, w: World, worker: Worker) -> bool:
+        chunk = w.chunk(worker.call.chunk)
+        present = chunk is not None and chunk.state == "sending" and chunk.attempt == worker.call.attempt
+        return bool(present and chunk and chunk.claimed and w.incarnation == worker.incarnation and w.level)
+
     def _calls(self, w: World, worker: Worker, become: Callable[..., World]) -> Iterator[tuple[str, World, str | None]]:
-        given_up = {said.attempt for said in w.log if said.kind == "doubt-resent"}
-        for takes, outcome in _ANSWERS[: 4 if self.bounds.restores else None]:
-            answer = Taken(batch(worker.attempt)) if outcome == "taken" else outcome
+        given_up = {said.call for said in w.log if said.kind == "doubt-resent"}
+        answers = _ANSWERS[: 4 if self.bounds.restores else None] + ((_A_LIE,) if self.bounds.lies else ())
+        for takes, outcome in answers:
+            answer = Taken(batch(worker.call)) if outcome == "taken" else outcome
             after = become("answered", outcome=answer)
             broken = None
             if takes:
-                after = after._replace(accepted=w.accepted | {worker.attempt})
-                if w.accepted - given_up:
+                after = after._replace(accepted=w.accepted | {worker.call})
+                if self.bounds.lies:
+                    pass
+                elif w.accepted - given_up:
                     broken = "nothing is sent again before an attempt that was taken is given up"
                 elif w.accepted and self.bounds.honest and not w.decided:
                     broken = "nothing is sent twice while a list shows every run within the window"
             kind = type(answer).__name__
-            yield f"attempt {worker.attempt} is {'taken' if takes else 'not taken'}: {kind}", after, broken
+            yield f"{worker.call} is {'taken' if takes else 'not taken'}: {kind}", after, broken
 
     def _answers(self, w: World, worker: Worker, others: frozenset[Worker]) -> Iterator[tuple[str, World, str | None]]:
-        happening = Answered(worker.attempt, worker.outcome)  # type: ignore[arg-type]
-        name = f"the worker of attempt {worker.attempt} settles"
-        told = Said("batch-submitted", worker.attempt)
+        happening = Answered(worker.call.attempt, worker.outcome)  # type: ignore[arg-type]
+        name = f"the worker of {worker.call.chunk}/{worker.call.attempt} settles"
+        told = Said("batch-submitted", worker.call)
         if isinstance(worker.outcome, Taken) and told not in w.log:
             yield f"{name}: the log first", w._replace(log=w.log | {told}, torn=True), None
             return
         if w.pending is not None:
             return
-        if w.incarnation != worker.incarnation and not isinstance(worker.outcome, Taken):
+        chunk = w.chunk(worker.call.chunk)
+        if chunk is None or (w.incarnation != worker.incarnation and not isinstance(worker.outcome, Taken)):
             yield f"{name}: in another database", w._replace(workers=others), None
             return
-        yield from self._take(w._replace(workers=others), name, happening, worker)
+        yield from self._take(w._replace(workers=others), name, worker.call.chunk, happening, worker)
 
-    def _resolver_moves(self, w: World) -> Iterator[tuple[str, World, str | None]]:
-        chunk = w.chunk
+    def _resolver_moves(self, w: World, name: str, chunk: ChunkState) -> Iterator[tuple[str, World, str | None]]:
+        present = Call(name, chunk.attempt)
         if chunk.state == "sending":
-            overdue = w._replace(overdue=w.overdue | {chunk.attempt})
-            yield from self._take(overdue, "its worker is taken for lost", Lost(chunk.attempt), None)
-        fresh = sorted(w.visible - _taken(w.log))
-        for attempt in fresh:
-            called = {worker.attempt for worker in w.workers}
-            if chunk.state == "sending" and attempt == chunk.attempt and attempt in called:
+            if chunk.claimed and not chunk.announced:
+                yield from self._take(w, "its claim is taken away", name, Unclaimed(chunk.attempt), None)
+            if present in w.absent:
+                yield from self._take(w, "it was never announced", name, NeverAnnounced(chunk.attempt), None)
+            elif not chunk.claimed and not chunk.announced:
+                level = self._levelled(w) if self.reads else w
+                now = level.chunk(name)
+                if now is not None and now.state == "sending" and not now.announced:
+                    yield "the log has nothing of it", level._replace(absent=w.absent | {present}), None
+            overdue = w._replace(overdue=w.overdue | {present})
+            yield from self._take(overdue, "its worker is taken for lost", name, Lost(chunk.attempt), None)
+        fresh = sorted(call for call in w.visible - _taken(w.log) if call.chunk == name)
+        for call in fresh:
+            called = {worker.call for worker in w.workers}
+            if chunk.state == "sending" and call == present and call in called:
                 continue
-            evidence = Evidence(attempt, batch(attempt), "run")
-            yield from self._take(w, f"evidence of attempt {attempt}", evidence, None)
-        said = logged(w.log)
+            evidence = Evidence(call.attempt, batch(call), "run")
+            yield from self._take(w, f"evidence of {call}", name, evidence, None)
+        said = logged(w.log).get(name)
         behind = said is not None and _plain(self.take_over(chunk, said)) != chunk
         lags = self.bounds.honest and w.accepted - w.visible
         if chunk.state == "in_doubt" and not fresh and not behind and not lags:
             passed = WindowPassed(chunk.attempt, self.bounds.resends)
-            yield from self._take(w, "the window has passed", passed, None)
+            yield from self._take(w, "the window has passed", name, passed, None)
 
     def _person_moves(self, w: World) -> Iterator[tuple[str, World, str | None]]:
         if w.decided >= self.bounds.decisions:
             return
         decided = w._replace(decided=w.decided + 1)
-        for attempt in w.accepted:
-            adopted = Adopted(attempt, batch(attempt), "run", "ann", "seen")
-            yield from self._take(decided, f"a person adopts attempt {attempt}", adopted, None)
-        if w.chunk.state in ("in_doubt", "held"):
-            yield from self._take(decided, "a person sends it again", Resent("ann", "go on"), None)
-            yield from self._take(decided, "a person discards it", Discarded("ann", "enough"), None)
+        for call in w.accepted:
+            adopted = Adopted(call.attempt, batch(call), "run", "ann", "seen")
+            if w.chunk(call.chunk) is not None:
+                yield from self._take(decided, f"a person adopts {call}", call.chunk, adopted, None)
+        for name, chunk in w.queue:
+            if chunk.state in ("in_doubt", "held"):
+                yield from self._take(decided, "a person sends it again", name, Resent("ann", "go on"), None)
+                yield from self._take(decided, "a person discards it", name, Discarded("ann", "enough"), None)
 
     def _take(
-        self, w: World, name: str, happening: Happening, worker: Worker | None
+        self, w: World, name: str, at: str, happening: Happening, worker: Worker | None
     ) -> Iterator[tuple[str, World, str | None]]:
         """Step under the lock of the row; what is impossible changes nothing."""
+        chunk = w.chunk(at)
+        assert chunk is not None
         try:
-            done = self.step(w.chunk, happening)
+            done = self.step(chunk, happening)
         except NotPossibleError:
             if worker is not None:
                 yield f"{name}: changes nothing", w, None
             return
-        say = tuple(Said(s.kind, s.attempt, done.after.resends if s.kind == "doubt-resent" else 0) for s in done.say)
-        yield name, w._replace(pending=Pending(False, say, _plain(done.after), worker)), None
+        say = tuple(
+            Said(s.kind, Call(at, s.attempt), done.after.resends if s.kind == "doubt-resent" else 0) for s in done.say
+        )
+        pending = Pending(at, False, say, _plain(done.after), worker, bool(done.parts))
+        yield name, w._replace(pending=pending), None
 
     def _pending_moves(self, w: World, pending: Pending) -> Iterator[tuple[str, World, str | None]]:
         if w.killed < self.bounds.kills:
             torn = w.torn or pending.said
             yield "killed with the row locked", w._replace(pending=None, torn=torn, killed=w.killed + 1), None
         if pending.said:
-            yield "kept", w._replace(chunk=pending.after, pending=None), self.accounted(w, pending.after)
+            after = w.with_chunk(pending.chunk, pending.after)._replace(pending=None)
+            if pending.cut and after.chunk(PART) is None:
+                after = after.with_chunk(PART, ChunkState("waiting"))
+            yield "kept", after, self.accounted(w, pending.after)
             return
         after = w._replace(log=w.log | set(pending.say), pending=pending._replace(said=True))
         broken = None
         kinds = {said.kind for said in pending.say}
-        if "batch-rejected" in kinds and w.accepted:
-            broken = "no input is refused while an attempt may have been taken"
-        if any(said.kind in TAKEN and said.attempt not in w.accepted for said in pending.say):
+        if kinds & {"batch-rejected", "batch-cut"} and w.accepted and not self.bounds.lies:
+            broken = "no input is refused, and no chunk cut, while an attempt may have been taken"
+        if any(said.kind in TAKEN and said.call not in w.accepted for said in pending.say):
             broken = "nothing is called taken that was not"
         yield "said", after, broken
 
     def _normal(self, w: World) -> World:
         """Without what can make no difference any more, so that worlds that are alike are one."""
-        calls_ahead = {worker.attempt for worker in w.workers if worker.phase != "answered"}
+        calls_ahead = {worker.call for worker in w.workers if worker.phase != "answered"}
+        open_claims = {Call(name, chunk.attempt) for name, chunk in w.queue if chunk.state == "sending"}
         log = w.log
         if not self.bounds.restores:
-            log = frozenset(said for said in log if said.kind not in _ONLY_FOR_A_RESTORE)
-        return w._replace(log=log, overdue=w.overdue & calls_ahead, torn=w.torn and bool(_taken(log)))
+            open_calls = {Said("batch-requested", call) for call in open_claims}
+            log = frozenset(said for said in log if said.kind not in _ONLY_FOR_A_RESTORE or said in open_calls)
+        return w._replace(
+            log=log,
+            overdue=w.overdue & calls_ahead,
+            absent=w.absent if self.bounds.restores else w.absent & open_claims,
+            torn=w.torn and (bool(_taken(log)) or _is_cut(log)),
+        )
 
     # --- promises of a state
 
@@ -366,21 +468,35 @@ class Model:
             return "no input is dropped: what is sent is in the log"
         if chunk.state == "refused" and not kinds & {"batch-rejected", "doubt-discarded"}:
             return "no input is dropped: what is refused is in the log"
+        if chunk.state == "cut" and not _is_cut(w.log):
+            return "no input is dropped: what is cut is in the log"
+        return None
+
+    def lost(self, w: World) -> str | None:
+        """No input is lost: where all is quiet, the input of a chunk that was cut is in a part of it."""
+        if w.pending is not None or not w.level:
+            return None
+        parent = w.chunk(CHUNK)
+        if parent is not None and parent.state == "cut" and w.chunk(PART) is None:
+            return "no input is lost when its chunk is cut"
         return None
 
     def unseen(self, w: World) -> str | None:
         """No batch goes unseen: where all is quiet, evidence that is not in the log yet can still come into it."""
         if w.pending is not None or w.workers or not w.level:
             return None
-        if w.chunk.state == "sending":
-            return None
-        for attempt in sorted(w.accepted - _taken(w.log)):
+        for call in sorted(w.accepted - _taken(w.log)):
+            chunk = w.chunk(call.chunk)
+            if chunk is None:
+                return f"no batch goes unseen: {call}"
+            if chunk.state == "sending":
+                continue
             try:
-                done = self.step(w.chunk, Evidence(attempt, batch(attempt), "run"))
+                done = self.step(chunk, Evidence(call.attempt, batch(call), "run"))
             except NotPossibleError:
-                return f"no batch goes unseen: attempt {attempt}"
-            if not any(say.kind in TAKEN and say.attempt == attempt for say in done.say):
-                return f"no batch goes unseen: attempt {attempt}"
+                return f"no batch goes unseen: {call}"
+            if not any(say.kind in TAKEN and say.attempt == call.attempt for say in done.say):
+                return f"no batch goes unseen: {call}"
         return None
 
 

@@ -2,54 +2,149 @@
 
 from __future__ import annotations
 
+import json
+import math
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from typing import Any
+
 import httpx
+import msgspec
 import pytest
 
+from everyrun.extend.client import clean, read_error, read_problem, retry_after, sent_at
 from everyrun.submission.classify import (
+    LONGEST_RETURNED,
+    LONGEST_UNHEARD,
     Blocked,
     InDoubt,
     Rejected,
     Returned,
     Taken,
     Unclear,
+    Verdict,
+    calls_wait,
+    chunk_wait,
     classify_failure,
     classify_response,
+    is_heard,
 )
 
-ERROR = b'{"code":"SOME_CODE","message":"some words","retryable":false}'
+#: What others than Extend say: a proxy, a firewall, a portal, nobody.
+STRANGERS = [
+    b"<html><body>nginx</body></html>",
+    b"",
+    b"no",
+    b"{}",
+    b"[]",
+    b'{"message":"Forbidden"}',
+    b'{"code":"BLOCKED","message":"by the firewall"}',
+    b'{"code":403,"message":"no","retryable":false}',
+    b'{"code":"X","message":null,"retryable":false}',
+    b'{"code":"X","message":"no","retryable":"false"}',
+    b'{"error":"not found"}',
+    b"[" * 100_000,
+]
+FILES = [{"id": "file_a"}, {"url": "https://files.example/b.pdf"}, {"id": "file_c"}]
 
 
-def answered(status: int, body: bytes = ERROR, **headers: str) -> object:
-    return classify_response(httpx.Response(status, content=body, headers=headers))
+def error(message: str = "some words", code: str = "SOME_CODE", *, retryable: bool = False) -> bytes:
+    return json.dumps({"code": code, "message": message, "retryable": retryable, "requestId": "req_1"}).encode()
+
+
+def answered(status: int, body: bytes | None = None, **headers: str) -> Verdict:
+    content = error() if body is None else body
+    return classify_response(httpx.Response(status, content=content, headers=headers), FILES)
 
 
 def test_taken_only_with_a_batch_id() -> None:
     assert answered(200, b'{"batchId":"batch_1"}') == Taken("batch_1")
-    assert answered(202, b'{"batchId":"batch_1","more":1}') == Taken("batch_1")
-    for body in (b"{}", b"[]", b'{"batchId":null}', b'{"batchId":""}', b'{"batchId":7}', b'{"batchId":"a\\u0000"}'):
+    assert answered(202, b'{"batchId":"batch_1","more":"\\ud800"}') == Taken("batch_1")
+    bodies = (b"{}", b"[]", b'{"batchId":null}', b'{"batchId":""}', b'{"batchId":7}')
+    for body in (*bodies, b'{"batchId":"a\\u0000"}', b'{"batchId":"a\\ud800"}'):
         assert isinstance(answered(200, body), Unclear)
     assert isinstance(answered(200, b"<html>"), InDoubt)
 
 
-@pytest.mark.parametrize("status", [400, 404, 405, 410, 413, 415, 422])
-def test_refused_for_good(status: int) -> None:
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_of_the_inputs(status: int) -> None:
     assert answered(status) == Rejected(status, "SOME_CODE", "some words")
+    assert answered(status, error("inputs[2].file.id: no")) == Rejected(
+        status, "SOME_CODE", "inputs[2].file.id: no", (2,)
+    )
+    nested = b'{"error":' + error() + b"}"
+    assert answered(status, nested) == Rejected(status, "SOME_CODE", "some words")
 
 
-@pytest.mark.parametrize("status", [401, 402, 403])
-def test_a_person_must_see_to_it(status: int) -> None:
-    assert isinstance(answered(status), Blocked)
+@pytest.mark.parametrize("body", STRANGERS)
+@pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 405, 410, 413, 415, 422, 429])
+def test_a_stranger_refuses_and_pauses_nothing(status: int, body: bytes) -> None:
+    verdict = answered(status, body)
+    assert isinstance(verdict, Returned)
+    assert not verdict.heard
+    assert str(status) in verdict.reason
+
+
+@pytest.mark.parametrize("body", [*STRANGERS, error(), error(retryable=True)])
+@pytest.mark.parametrize("status", [301, 302, 408, 409, 425, 499, 500, 502, 503, 504, 599])
+def test_it_may_have_been_taken(status: int, body: bytes) -> None:
+    assert isinstance(answered(status, body), InDoubt)
+
+
+@pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 410, 413, 422])
+def test_what_is_retryable_is_tried_again(status: int) -> None:
+    verdict = answered(status, error(retryable=True), **{"retry-after": "7"})
+    assert verdict == Returned(f"{status} SOME_CODE: some words", 7.0, heard=True)
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "code"),
+    [
+        (401, "invalid key", "UNAUTHORIZED"),
+        (402, "out of credits", "USAGE_BLOCKED"),
+        (403, "file_a: no access", "FORBIDDEN"),
+        (400, "inputs[0]: out of credits", "USAGE_BLOCKED"),
+        (404, "workflow workflow_1 not found", "NOT_FOUND"),
+        (404, "version 7 of workflow workflow_1 not found", "NOT_FOUND"),
+        (404, "not found", "NOT_FOUND"),
+        (400, "workflow.version: must be a string", "INVALID_REQUEST"),
+        (400, "The workflow has no deployed version", "INVALID_REQUEST"),
+        (422, "nothing is published yet", "INVALID_REQUEST"),
+        (400, "x-extend-api-version: must be 2026-02-09", "INVALID_REQUEST"),
+        (400, "x-extend-workspace-id is required", "INVALID_REQUEST"),
+        (400, "no", "INVALID_WORKFLOW"),
+        (405, "not allowed", "SOME_CODE"),
+        (410, "gone", "ENDPOINT_REMOVED"),
+        (415, "unsupported media type", "SOME_CODE"),
+        (418, "a teapot", "SOME_CODE"),
+    ],
+)
+def test_a_person_must_see_to_the_workflow_or_the_account(status: int, message: str, code: str) -> None:
+    assert answered(status, error(message, code)) == Blocked(f"{status} {code}: {message}")
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "named"),
+    [
+        (404, "file_c not found", (2,)),
+        (404, "the file was not found", ()),
+        (404, "file_c is not known to workflow workflow_1", (2,)),
+        (400, "Could not create the workflow run: bad file", ()),
+        (400, "inputs.1.metadata: too large; inputs/2: no", (1, 2)),
+        (400, "inputs[99]: no", ()),
+        (400, "file_ab: no", ()),
+        (400, "inputs: at most 1000 items", ()),
+    ],
+)
+def test_an_error_of_the_inputs_names_them_or_not(status: int, message: str, named: tuple[int, ...]) -> None:
+    assert answered(status, error(message)) == Rejected(status, "SOME_CODE", message, named)
 
 
 def test_not_now() -> None:
     limited = answered(429, **{"retry-after": "2.5"})
     assert isinstance(limited, Returned)
-    assert (limited.wait, limited.limited) == (2.5, True)
-
-
-@pytest.mark.parametrize("status", [408, 409, 425, 500, 502, 503, 504, 599, 302])
-def test_it_may_have_been_taken(status: int) -> None:
-    assert isinstance(answered(status, b"oops"), InDoubt)
+    assert (limited.wait, limited.limited, limited.heard) == (2.5, True, True)
+    assert answered(429) == Returned("429 SOME_CODE: some words", None, limited=True, heard=True)
 
 
 @pytest.mark.parametrize("error", [httpx.ConnectError("x"), httpx.ConnectTimeout("x"), httpx.PoolTimeout("x")])
@@ -64,3 +159,88 @@ def test_no_byte_was_sent(error: httpx.HTTPError) -> None:
 )  # fmt: skip
 def test_some_of_it_may_have_arrived(error: httpx.HTTPError) -> None:
     assert isinstance(classify_failure(error), InDoubt)
+
+
+FAR = format_datetime(datetime.now(UTC) + timedelta(days=20_000), usegmt=True)
+
+
+@pytest.mark.parametrize(
+    ("header", "wait"),
+    [
+        ("7", 7.0),
+        ("0.5", 0.5),
+        ("0", 0.0),
+        ("-5", 0.0),
+        ("-inf", 0.0),
+        ("3601", 3600.0),
+        ("315360000", 3600.0),
+        ("1e300", 3600.0),
+        ("9" * 400, 3600.0),
+        ("inf", 3600.0),
+        (FAR, 3600.0),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", 3600.0),
+        ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0),
+        ("nan", None),
+        ("soon", None),
+        ("", None),
+        ("Mon, 01 Jan 99999 00:00:00 GMT", None),
+        (None, None),
+    ],
+)
+def test_a_wait_that_a_vendor_asks_for_is_from_0_to_an_hour(header: str | None, wait: float | None) -> None:
+    found = retry_after({} if header is None else {"retry-after": header})
+    assert found == wait
+    assert found is None or math.isfinite(found)
+
+
+def test_the_date_of_an_answer_is_a_time_whatever_it_says() -> None:
+    for text in ("Mon, 01 Jan 0001 00:00:00 +2359", "Fri, 31 Dec 9999 23:59:59 -2359", "nonsense", ""):
+        assert sent_at({"date": text}).tzinfo is UTC
+
+
+@pytest.mark.parametrize("escape", ["\\u0000", "\\ud800", "\\udfff x", "\\udc00\\ud800"])
+def test_what_extend_says_can_be_stored_and_published(escape: str) -> None:
+    body = b'{"code":"A%s","message":"b%s","retryable":false}'.replace(b"%s", escape.encode())
+    verdict = answered(400, body)
+    assert isinstance(verdict, Rejected), "it is Extend's word all the same"
+    told: list[Any] = [verdict.code, verdict.message, *read_error(body)]
+    for stranger in (body[:-1], escape.encode(), b"\x00\xed\xa0\x80\xff"):
+        reason = answered(400, stranger)
+        assert isinstance(reason, Returned)
+        told.append(reason.reason)
+    told.append(classify_failure(httpx.RemoteProtocolError("a\x00\ud800")).reason)  # type: ignore[union-attr]
+    for text in told:
+        assert "\x00" not in text
+        assert msgspec.json.decode(msgspec.json.encode(text)) == text
+
+
+def test_what_extend_says_is_without_secrets_and_not_longer_than_needed() -> None:
+    found = read_problem(error("see https://files.example/x.pdf?sig=planted " + "x" * 9000, "Y" * 9000))
+    assert found is not None
+    assert "planted" not in found.message
+    assert (len(found.code), len(found.message) <= 2000) == (200, True)
+    assert clean("plain ✓ 𝄞") == "plain ✓ 𝄞"
+
+
+def test_waits_grow_up_to_a_limit() -> None:
+    returned = Returned("no", None)
+    waits = [chunk_wait(returned, attempt) for attempt in range(1, 40)]
+    assert waits[:5] == [1.0, 2.0, 4.0, 8.0, 16.0]
+    assert waits == sorted(waits)
+    assert waits[-1] == LONGEST_RETURNED
+    assert chunk_wait(Returned("no", 3600.0), 1) == 3600.0
+    assert chunk_wait(Returned("no", None), 10**9) == LONGEST_RETURNED
+
+
+def test_calls_are_held_up_while_extend_is_not_heard() -> None:
+    outcomes: list[Verdict] = [Returned("a proxy"), InDoubt("503"), Returned("no route")]
+    for outcome in outcomes:
+        assert not is_heard(outcome)
+        waits = [calls_wait(outcome, n) for n in range(1, 20)]
+        assert waits[:4] == [0.0, 1.0, 2.0, 4.0], "one chunk that a firewall dislikes holds up no other"
+        assert waits[-1] == LONGEST_UNHEARD
+    for outcome in (Taken("batch_1"), Rejected(400, "X", "no"), Blocked("402"), Returned("later", heard=True)):
+        assert is_heard(outcome)
+        assert calls_wait(outcome, 1) == 0.0
+    assert calls_wait(Returned("429", 2.5, limited=True, heard=True), 1) == 2.5
+    assert calls_wait(Returned("429", None, limited=True, heard=True), 1) == 1.0

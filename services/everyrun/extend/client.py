@@ -6,6 +6,9 @@ Sources: Extend's Python SDK 1.20.0 (paths, headers, fields) and docs.extend.ai 
 from __future__ import annotations
 
 import asyncio
+import json
+import math
+import re
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -16,7 +19,7 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
-from everyrun.extend.budget import GET, RUN, WRITE, Budget, OwnTurns
+from everyrun.extend.budget import GET, LONGEST_PAUSE, RUN, WRITE, Budget, OwnTurns
 from everyrun.redact import redact
 from everyrun.settings import Settings
 
@@ -24,6 +27,10 @@ API_VERSION = "2026-02-09"
 
 #: Statuses after which a GET is tried again; nothing was changed by it.
 _TRY_AGAIN = frozenset({408, 429, 500, 502, 503, 504})
+
+#: Characters of an error's message that are read.
+_QUOTED = 2000
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 class ExtendError(Exception):
@@ -47,23 +54,26 @@ def sent_at(headers: Mapping[str, str]) -> datetime:
     """When the answer was sent by its sender's own clock, to the second; by ours where it does not say."""
     try:
         return parsedate_to_datetime(headers["date"]).astimezone(UTC)
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, OverflowError):
         return datetime.now(UTC)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that a Retry-After header asks for (a number, or a date); None where there is none that can be read."""
+    """Return the seconds that a Retry-After header (a number or a date) asks for, from 0 to LONGEST_PAUSE.
+
+    None if there is no such header, or none that can be read. Every wait that a vendor asks for comes from here.
+    """
     value = headers.get("retry-after")
     if value is None:
         return None
     try:
-        return max(float(value), 0.0)
+        seconds = float(value)
     except ValueError:
-        pass
-    try:
-        return max(parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
-    except ValueError:
-        return None
+        try:
+            seconds = parsedate_to_datetime(value).timestamp() - time.time()
+        except (ValueError, OverflowError):
+            return None
+    return None if math.isnan(seconds) else min(max(seconds, 0.0), LONGEST_PAUSE)
 
 
 class Extend:
@@ -174,17 +184,57 @@ def _error(response: httpx.Response) -> ExtendError:
     return ExtendError(response.status_code, code, message)
 
 
-def read_error(content: bytes) -> tuple[str, str]:
-    """Code and message of an error body (SDK 1.20.0, types/api_error.py), or stand-ins where it is of another form.
+class Problem(NamedTuple):
+    """An error in Extend's own words, fit to be stored and shown."""
 
-    Without what looks like a secret: Extend may quote the link to a file, and what it says goes into the log.
+    code: str
+    message: str
+    retryable: bool
+
+
+def clean(text: str) -> str:
+    """Return a vendor's text as it may be stored, published and shown: without secrets, NUL and lone surrogates.
+
+    Extend may quote the link to a file, Postgres takes no NUL, and UTF-8 takes no lone surrogate.
     """
+    return _UNSTORABLE.sub("\ufffd", redact(text))
+
+
+def read_json(content: bytes) -> Any:
+    """Return the JSON value of a body, also if its texts hold what UTF-8 cannot. Raises ValueError if it is not JSON."""
     try:
-        body = msgspec.json.decode(content)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return "UNREADABLE", redact(content[:2000].decode("utf-8", "replace"))[:200]
+        return json.loads(content.decode("utf-8", "replace"))
+    except RecursionError:
+        raise ValueError("the JSON is nested too deeply") from None
+
+
+def read_problem(content: bytes) -> Problem | None:
+    """Return what Extend says in an error body (SDK 1.20.0, types/api_error.py); None if the body is not Extend's.
+
+    Code, message and retryable are required in every version of that body. A proxy's page, an empty body and JSON of
+    another form are nobody's word on the request.
+    """
+    body = _error_body(content)
+    code, message, retryable = (body.get(name) for name in ("code", "message", "retryable"))
+    if not (isinstance(code, str) and code and isinstance(message, str) and isinstance(retryable, bool)):
+        return None
+    return Problem(clean(code[:200]), clean(message[:_QUOTED]), retryable)
+
+
+def read_error(content: bytes) -> tuple[str, str]:
+    """Return code and message of an error body to be shown, or stand-ins if it has none. Decide by read_problem."""
+    body = _error_body(content)
+    if not body:
+        return "UNREADABLE", clean(content[:_QUOTED].decode("utf-8", "replace"))[:200]
+    return clean(str(body.get("code") or "UNKNOWN")[:200]), clean(str(body.get("message") or "")[:_QUOTED])
+
+
+def _error_body(content: bytes) -> dict[str, Any]:
+    """The body as an object, empty if it is none. The CLI also accepts the error under the key ``error``."""
+    try:
+        body = read_json(content)
+    except ValueError:
+        return {}
     if isinstance(body, dict) and isinstance(body.get("error"), dict):
         body = body["error"]
-    if not isinstance(body, dict):
-        return "UNREADABLE", redact(str(body)[:2000])[:200]
-    return str(body.get("code") or "UNKNOWN"), redact(str(body.get("message") or ""))[:2000]
+    return body if isinstance(body, dict) else {}

@@ -157,6 +157,30 @@ class BatchRejected(Struct, frozen=True, tag="batch-rejected", tag_field="type")
     inputs: list[Input]
 
 
+class Part(Struct, frozen=True):
+    """A chunk that another one was cut into: a range of its inputs."""
+
+    chunk: Annotated[str, Meta(description="<id of the chunk that was cut>-<number from 1>")]
+    first_position: Annotated[int, Meta(ge=1, description="Place of its first input in the submission.")]
+    last_position: Annotated[int, Meta(ge=1, description="Place of its last input in the submission.")]
+
+
+class BatchCut(Struct, frozen=True, tag="batch-cut", tag_field="type"):
+    """Extend refused an attempt because of some of its inputs, and made nothing of it. Key: chunk.
+
+    Its inputs live on in the parts, which are sent as chunks of their own, so that one bad input refuses no other.
+    """
+
+    submission_id: str
+    chunk: Chunk
+    attempt: Attempt
+    status: Annotated[int, Meta(description="HTTP status of Extend's answer.")]
+    code: str
+    message: str
+    input_ids: Annotated[list[InputId], Meta(description="In the order they were sent; the parts follow this order.")]
+    parts: Annotated[list[Part], Meta(min_length=2, description="Each input is in exactly one of them.")]
+
+
 class BatchRegistered(Struct, frozen=True, tag="batch-registered", tag_field="type"):
     """A batch that somebody else submitted to Extend is to be accounted for here, as a submission of its own.
 
@@ -363,6 +387,7 @@ BatchEvent = (
     | DoubtDiscarded
     | BatchSubmitted
     | BatchRejected
+    | BatchCut
     | WorkflowPaused
     | WorkflowResumed
     | SubmissionPaused
@@ -384,6 +409,7 @@ TOPICS: dict[str, tuple[type[Struct], ...]] = {
         DoubtDiscarded,
         BatchSubmitted,
         BatchRejected,
+        BatchCut,
         WorkflowPaused,
         WorkflowResumed,
         SubmissionPaused,

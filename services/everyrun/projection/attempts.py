@@ -20,7 +20,7 @@ from everyrun.projection.merge import SETTLED
 _encode = msgspec.json.Encoder().encode
 
 SENDING, RETURNED, IN_DOUBT, RESENT = "SENDING", "RETURNED", "IN_DOUBT", "RESENT"
-REFUSED, SUBMITTED = "REFUSED", "SUBMITTED"
+REFUSED, SUBMITTED, CUT = "REFUSED", "SUBMITTED", "CUT"
 #: The failure_reason of inputs that a person decided not to send.
 DISCARDED = "DISCARDED"
 
@@ -28,6 +28,7 @@ DISCARDED = "DISCARDED"
 _STATES = (
     ("submitted_at", SUBMITTED),
     ("rejected_at", REFUSED),
+    ("cut_at", CUT),
     ("returned_at", RETURNED),
     ("resent_at", RESENT),
     ("in_doubt_at", IN_DOUBT),
@@ -43,6 +44,7 @@ AttemptEvent = (
     | events.DoubtDiscarded
     | events.BatchSubmitted
     | events.BatchRejected
+    | events.BatchCut
     | events.BatchRegistered
 )
 
@@ -55,6 +57,7 @@ _COLUMN: dict[type[msgspec.Struct], str] = {
     events.DoubtDiscarded: "rejected_at",
     events.BatchSubmitted: "submitted_at",
     events.BatchRejected: "rejected_at",
+    events.BatchCut: "cut_at",
     events.BatchRegistered: "submitted_at",
 }
 
@@ -82,6 +85,7 @@ class Upsert(NamedTuple):
     submitted_at: datetime | None
     input_ids: list[str]
     fingerprints: list[str | None] | None
+    cut_at: datetime | None
 
 
 def upsert_of(fact: Fact) -> Upsert:
@@ -92,7 +96,7 @@ def upsert_of(fact: Fact) -> Upsert:
     if input_ids is None:
         input_ids = [given.input_id for given in getattr(event, "inputs", ())]
     reason = getattr(event, "reason", None)
-    if type(event) in _REFUSALS:
+    if type(event) in (*_REFUSALS, events.BatchCut):
         reason = ": ".join(_refusal(event))
     return Upsert(
         chunk=event.chunk,

@@ -75,7 +75,7 @@ from (
     from everyrun.batches b, unnest(b.input_ids) as i (input_id)
     where b.state in ('SENDING', 'IN_DOUBT')
       and not exists (
-          select from everyrun.batches o where o.chunk = b.chunk and o.state in ('SUBMITTED', 'SETTLED', 'REFUSED'))
+          select from everyrun.batches o where o.chunk = b.chunk and o.state in ('SUBMITTED', 'SETTLED', 'REFUSED', 'CUT'))
       and ($1::text is null or b.submission_id = $1)
 ) unsent
 where ($2::text is null or batch_id = $2)
@@ -93,6 +93,7 @@ from (
     select c.submission_id, c.first_position, c.last_position
     from everyrun_queue.chunks c
     where ($1::text is null or c.submission_id = $1)
+      and c.state <> 'cut'
       and ($3::text is null or (c.submission_id, c.last_position) > ($3, $4::int))
       and not exists (
           select from everyrun.batches b

@@ -28,5 +28,6 @@ select * from results where input_id = $1
 -- name: attempt
 select $1 as input_id, submission_id, chunk, attempt, state, reason, requested_at, in_doubt_at, returned_at
 from batches where $1 = any (input_ids)
-order by attempt desc
+-- Of a chunk that was cut the part is newer, and its id is longer.
+order by length(chunk) desc, attempt desc
 limit 1

@@ -19,6 +19,7 @@ _WITHOUT_ROW: dict[type, str] = {
     events.BatchReturned: "WAITING",
     events.BatchInDoubt: "IN_DOUBT",
     events.DoubtResent: "WAITING",
+    events.BatchCut: "WAITING",
 }
 
 
@@ -96,6 +97,7 @@ class InputStory:
                 events.BatchReturned: "was not taken for now",
                 events.BatchInDoubt: "has no answer",
                 events.DoubtResent: "was given up, the chunk is sent again",
+                events.BatchCut: "was refused because of some of its inputs, and cut",
             }[kind]
             return f"{attempt} {words}{_said(event)}"
         self._batches |= batches_of([fact])

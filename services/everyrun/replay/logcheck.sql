@@ -26,7 +26,7 @@ select 'batch-requested' as what, chunk || '/' || attempt as name,
        'an attempt at sending without batch-requested' as said
 from batches
 where requested_at is null and fingerprints is null
-  and (submitted_at is not null or rejected_at is not null or returned_at is not null)
+  and (submitted_at is not null or rejected_at is not null or cut_at is not null or returned_at is not null)
 union all
 select 'batch-in-doubt', chunk || '/' || attempt, 'doubt-resent without batch-in-doubt'
 from batches where resent_at is not null and in_doubt_at is null

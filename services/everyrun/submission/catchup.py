@@ -11,6 +11,7 @@ from typing import Any
 
 import asyncpg
 import msgspec
+from msgspec.structs import replace
 
 from everyrun.log import events, topics
 from everyrun.log.cloudevents import header
@@ -25,7 +26,7 @@ from everyrun.store.sql import beside
 from everyrun.submission import pauses
 from everyrun.submission.registering import Registration, keep, registration
 from everyrun.submission.takeover import Logged, read_chunks, take_over
-from everyrun.submission.transition import state_of
+from everyrun.submission.transition import insert_parts, state_of
 from everyrun.telemetry import log
 
 _log = log(__name__)
@@ -119,22 +120,28 @@ async def catch_up(settings: Settings, pool: asyncpg.Pool, cluster_id: str) -> i
 
 async def _take_over(connection: Any, logged: dict[str, Logged], settings: Settings) -> int:
     call_time = timedelta(seconds=settings.call_timeout + MARGIN)
-    rows = []
+    rows, changed = [], 0
+    # A chunk is locked before its parts are made, as by whoever cuts it: else each could wait for the other.
+    cuts = {chunk: said for chunk, said in logged.items() if said.parts}
+    if cuts:
+        await connection.fetch(_sql["lock_chunks"], sorted(cuts))
+        await insert_parts(connection, [(said.submission_id or "", said.parts) for said in cuts.values()])
     for row in await connection.fetch(_sql["lock_chunks"], sorted(logged)) if logged else ():
         before, said = state_of(row), logged[row["chunk"]]
         after = take_over(before, said)
         if after == before:
             continue
+        changed += replace(after, announced=before.announced) != before
         deadline = None
         if after.state == "sending":
             begin_by = said.call_deadline or datetime.now(UTC)
             deadline = row["deadline"] if before.state == "sending" else begin_by + call_time
         values = (after.state, after.attempt, after.resends, after.batch_id, after.reason, deadline)
-        rows.append((row["chunk"], *values))
+        rows.append((row["chunk"], *values, after.claimed, after.announced))
     if rows:
         columns = [list(column) for column in zip(*rows, strict=True)]
         await connection.execute(_sql["take_over"], *columns, settings.doubt_window)
-    return len(rows)
+    return changed
 
 
 class _News:

@@ -25,7 +25,16 @@ from everyrun.store.pool import POSTGRES_AWAY
 from everyrun.store.sql import beside
 from everyrun.submission import saying
 from everyrun.submission.catchup import MARGIN, Level
-from everyrun.submission.classify import Returned, Taken, Verdict, classify_failure, classify_response
+from everyrun.submission.classify import (
+    Returned,
+    Taken,
+    Verdict,
+    calls_wait,
+    chunk_wait,
+    classify_failure,
+    classify_response,
+    is_heard,
+)
 from everyrun.submission.protocol import Answered, Expired, NotPossibleError, Unannounced
 from everyrun.submission.transition import Transitions, UnknownChunkError, inputs_of
 from everyrun.telemetry import log
@@ -36,8 +45,6 @@ _encode = msgspec.json.Encoder().encode
 
 #: Postgres or Kafka is away, for now.
 AWAY = (*POSTGRES_AWAY, KafkaError, ForeignLogError)
-#: How long a chunk that was not taken waits when Extend does not say, in seconds.
-_RETURNED_WAIT = 1.0
 #: How long a chunk that the log does not take waits at most: others, of other partitions, go before it.
 _UNANNOUNCED_WAIT = 60.0
 
@@ -64,6 +71,8 @@ class Dispatcher:
         self._transitions = transitions
         self._owner = f"{socket.gethostname()}/{os.getpid()}"
         self.poke = asyncio.Event()
+        #: How many calls in a row were not answered by Extend itself.
+        self._unheard = 0
 
     async def work(self, stop: asyncio.Event) -> None:
         """Send chunks one after another until ``stop`` is set; a call under way is finished."""
@@ -104,31 +113,33 @@ class Dispatcher:
         hit("dispatcher.after_intent")
         claim = (chunk, row["attempt"], self._owner, ended_by, incarnation)
         still = await self._pool.fetchrow(_sql["still_claimed"], *claim)
-        if still is None:
-            _log.warning("not sent: the queue is another one than it was claimed in", chunk=chunk)
-            return True
-        body = self._body(row, inputs)
-        too_late = still["batch_id"] is not None or datetime.now(UTC) > begin_by
-        outcome = Expired() if too_late else await self._call(body)
+        # A claim that was taken away, a call begun too late, or one of what was taken meanwhile: nobody calls.
+        may_call = still is not None and still["batch_id"] is None
+        body = self._body(row, inputs) if may_call else b""
+        may_call = may_call and datetime.now(UTC) <= begin_by
+        outcome = await self._call(body, inputs) if may_call else Expired()
         await self._settle(row, inputs, Answered(row["attempt"], outcome), incarnation)
         return True
 
-    async def _call(self, body: bytes) -> Verdict:
+    async def _call(self, body: bytes, inputs: list[events.Input]) -> Verdict:
         hit("dispatcher.before_post")
         try:
-            verdict = classify_response(await self._extend.create_batch(body))
+            response = await self._extend.create_batch(body)
+            verdict = classify_response(response, [given.file for given in inputs])
         except httpx.HTTPError as error:
             verdict = classify_failure(error)
         hit("dispatcher.after_post")
+        self._unheard = 0 if is_heard(verdict) else self._unheard + 1
+        pause = calls_wait(verdict, max(self._unheard, 1))
+        if pause:
+            await self._extend.pause(RUN, pause)
         return verdict
 
     async def _settle(self, row: Any, inputs: list[events.Input], answered: Answered, incarnation: str) -> None:
         """Let an answer take effect; waits for a Kafka or a Postgres that is away: nobody else knows of it."""
         wait = 0.0
         if isinstance(answered.outcome, Returned):
-            wait = _RETURNED_WAIT if answered.outcome.wait is None else answered.outcome.wait
-            if answered.outcome.limited:
-                await self._extend.pause(RUN, wait)
+            wait = chunk_wait(answered.outcome, answered.attempt)
         elif isinstance(answered.outcome, Unannounced):
             wait = min(2.0 ** min(answered.attempt, 10), _UNANNOUNCED_WAIT)
         told = False

@@ -53,6 +53,19 @@ async def pause(connection: Any, log: Log, what: Pause, reason: str, by: str | N
     return True
 
 
+def blocked(workflow_id: str, reason: str) -> str:
+    """Return the reason of a pause for what Extend answered: what happened, and what a person can do. Pure."""
+    return (
+        f"Extend answered {reason}. Nothing was refused: the inputs wait. Once the workflow, the key, the credits or "
+        f"the permission is put right, run: everyrun workflow resume {workflow_id} --reason WHY"
+    )
+
+
+async def pause_blocked(connection: Any, log: Log, workflow_id: str, reason: str) -> bool:
+    """Pause a workflow for what Extend answered; False if it was paused already. To be called in a transaction."""
+    return await pause(connection, log, Pause("workflow", workflow_id), blocked(workflow_id, reason), None)
+
+
 async def resume(connection: Any, log: Log, what: Pause, reason: str, by: str | None) -> bool:
     """Resume it; False where it was not paused. To be called in a transaction."""
     if await connection.fetchval(_sql["is_paused"], *what) is None:

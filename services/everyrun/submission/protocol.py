@@ -12,15 +12,19 @@ import msgspec
 from msgspec.structs import replace
 
 from everyrun.submission.classify import Blocked, InDoubt, Rejected, Returned, Taken, Unclear, Verdict
+from everyrun.submission.cutting import cut
 
-State = Literal["waiting", "sending", "in_doubt", "held", "sent", "refused"]
+State = Literal["waiting", "sending", "in_doubt", "held", "sent", "refused", "cut"]
 
 
 class ChunkState(msgspec.Struct, frozen=True):
     """Where a chunk stands.
 
     ``resends`` counts the attempts given up without proof that they were not taken. ``batch_id`` is of an attempt that
-    was taken: the chunk's own where it is sent, an earlier one's where it is sending.
+    was taken: the chunk's own where it is sent, an earlier one's where it is sending. ``size`` counts its inputs.
+
+    Of a chunk that is sending: ``claimed`` if a worker may still begin the call, ``announced`` if the queue has read
+    the attempt's batch-requested in the log.
     """
 
     state: State
@@ -28,6 +32,9 @@ class ChunkState(msgspec.Struct, frozen=True):
     resends: int = 0
     batch_id: str | None = None
     reason: str | None = None
+    size: int = 1
+    claimed: bool = False
+    announced: bool = False
 
 
 class Claimed(msgspec.Struct, frozen=True):
@@ -51,6 +58,22 @@ class Answered(msgspec.Struct, frozen=True):
 
 class Lost(msgspec.Struct, frozen=True):
     """The attempt's call has ended by now, and nobody knows how: its worker is gone."""
+
+    attempt: int
+
+
+class Unclaimed(msgspec.Struct, frozen=True):
+    """The claim of the attempt is taken away: a worker that has not begun the call by now never does."""
+
+    attempt: int
+
+
+class NeverAnnounced(msgspec.Struct, frozen=True):
+    """The log, read to its end after the claim was taken away, has no batch-requested of the attempt.
+
+    A worker looks for its claim after the log has acknowledged batch-requested, and before it calls. So no call was
+    made, and none will be.
+    """
 
     attempt: int
 
@@ -96,7 +119,7 @@ class Discarded(msgspec.Struct, frozen=True):
 
 
 Decision = Adopted | Resent | Discarded
-Happening = Claimed | Answered | Lost | Evidence | WindowPassed | Decision
+Happening = Claimed | Answered | Unclaimed | NeverAnnounced | Lost | Evidence | WindowPassed | Decision
 
 Kind = Literal[
     "batch-requested",
@@ -104,6 +127,7 @@ Kind = Literal[
     "batch-in-doubt",
     "batch-submitted",
     "batch-rejected",
+    "batch-cut",
     "doubt-resent",
     "doubt-adopted",
     "doubt-discarded",
@@ -118,11 +142,15 @@ class Say(msgspec.Struct, frozen=True):
 
 
 class Step(msgspec.Struct, frozen=True):
-    """The state after, what to say before it is kept, and whether the workflow is to be paused."""
+    """The state after, what to say before it is kept, and whether the workflow is to be paused.
+
+    ``parts`` are the chunks that a chunk was cut into, as the first and last place of each, from 0.
+    """
 
     after: ChunkState
     say: tuple[Say, ...] = ()
     block: bool = False
+    parts: tuple[tuple[int, int], ...] = ()
 
 
 class NotPossibleError(Exception):
@@ -130,13 +158,28 @@ class NotPossibleError(Exception):
 
 
 def step(chunk: ChunkState, happening: Happening) -> Step:
-    """What a happening makes of a chunk. Raises NotPossibleError."""
+    """Return what a happening makes of a chunk. Raises NotPossibleError."""
+    done = _step(chunk, happening)
+    if done.after.state == "sending":
+        return done
+    return replace(done, after=replace(done.after, claimed=False, announced=False))
+
+
+def _step(chunk: ChunkState, happening: Happening) -> Step:
     match happening:
         case Claimed() if chunk.state == "waiting":
-            after = replace(chunk, state="sending", attempt=chunk.attempt + 1, reason=None)
+            after = replace(
+                chunk, state="sending", attempt=chunk.attempt + 1, reason=None, claimed=True, announced=False
+            )
             return Step(after, (Say("batch-requested", after.attempt),))
         case Answered():
             return _answered(chunk, happening)
+        case Unclaimed() if chunk.state == "sending" and chunk.attempt == happening.attempt and not chunk.announced:
+            return Step(replace(chunk, claimed=False))
+        case NeverAnnounced() if chunk.state == "sending" and chunk.attempt == happening.attempt:
+            if chunk.claimed or chunk.announced:
+                raise NotPossibleError("the attempt may have been called")
+            return replace(_returned(chunk, "its worker ended before it told the log"), say=())
         case Lost() if chunk.state == "sending" and chunk.attempt == happening.attempt:
             return _unknown(chunk, "in_doubt", "the worker ended during the call")
         case Evidence():
@@ -174,10 +217,15 @@ def _ended(chunk: ChunkState, outcome: Verdict | Expired | Unannounced) -> Step:
         case Taken():
             after = replace(chunk, state="sent", batch_id=chunk.batch_id or outcome.batch_id, reason=None)
             return Step(after, (Say("batch-submitted", chunk.attempt),))
-        case Rejected() if chunk.resends:
-            # An earlier attempt was given up, not disproved: refusing its inputs could be a lie.
+        case Rejected() if chunk.resends or chunk.batch_id:
+            # An earlier attempt was given up, not disproved: refusing or cutting its inputs could be a lie.
             reason = f"refused ({outcome.status} {outcome.code}), but an earlier attempt may have been taken"
             return _returned(chunk, reason, "held")
+        case Rejected() if chunk.size > 1:
+            # Nothing was made of any input, and it is not known which of them are refused.
+            reason = f"refused, and cut: {outcome.status} {outcome.code}: {outcome.message}"
+            after = replace(chunk, state="cut", reason=reason)
+            return Step(after, (Say("batch-cut", chunk.attempt),), parts=cut(chunk.size, outcome.named))
         case Rejected():
             after = replace(chunk, state="refused", reason=f"{outcome.status} {outcome.code}: {outcome.message}")
             return Step(after, (Say("batch-rejected", chunk.attempt),))
@@ -217,7 +265,8 @@ def _proved(chunk: ChunkState, attempt: int, batch_id: str, kind: Kind) -> Step:
     if attempt > chunk.attempt:
         raise NotPossibleError(f"attempt {attempt} of a chunk that had {chunk.attempt}")
     say = (Say(kind, attempt),)
-    if chunk.state == "sent":
+    if chunk.state in ("sent", "cut"):
+        # A chunk that was cut stays so: its inputs live on in its parts.
         return Step(chunk, say)
     if chunk.state == "sending" and attempt < chunk.attempt:
         # The present attempt's call ends by itself; no further one is made.

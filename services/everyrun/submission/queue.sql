@@ -14,6 +14,15 @@ values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
 insert into everyrun_queue.chunks (chunk, submission_id, first_position, last_position)
 select c, $1, f, l from unnest($2::text[], $3::int[], $4::int[]) as given (c, f, l)
 
+-- name: insert_parts
+-- Of chunks that were cut. One of a submission that the queue has lost has no place here.
+insert into everyrun_queue.chunks (chunk, submission_id, first_position, last_position)
+select given.c, given.s, given.f, given.l
+from unnest($1::text[], $2::text[], $3::int[], $4::int[]) as given (c, s, f, l)
+where exists (select from everyrun_queue.submissions s where s.submission_id = given.s)
+order by given.c
+on conflict do nothing
+
 -- name: ids_twice
 select external_id, (array_agg(position order by position))[1:2] as positions
 from everyrun_queue.inputs where submission_id = $1
@@ -85,7 +94,7 @@ where chunk = $1 and attempt = $2 and state = 'sending' and owner = $3 and deadl
   and everyrun_queue.incarnation() = $5
 
 -- name: attempt
-select c.chunk, c.submission_id, c.state, c.attempt, c.resends, c.deadline, c.owner, c.batch_id, c.reason,
+select c.chunk, c.submission_id, c.state, c.attempt, c.resends, c.deadline, c.owner, c.announced, c.batch_id, c.reason,
        c.deadline <= now() as overdue, s.workflow_id, s.workflow_version, s.priority, c.first_position, c.last_position
 from everyrun_queue.chunks c join everyrun_queue.submissions s using (submission_id)
 where c.chunk = $1
@@ -96,7 +105,7 @@ where submission_id = $1 and position between $2 and $3
 order by position
 
 -- name: lock_chunk
-select everyrun_queue.incarnation() as incarnation, c.chunk, c.submission_id, c.state, c.attempt, c.resends, c.deadline, c.owner, c.batch_id, c.reason,
+select everyrun_queue.incarnation() as incarnation, c.chunk, c.submission_id, c.state, c.attempt, c.resends, c.deadline, c.owner, c.announced, c.batch_id, c.reason,
        s.workflow_id, s.workflow_version, s.priority, c.first_position, c.last_position
 from everyrun_queue.chunks c join everyrun_queue.submissions s using (submission_id)
 where c.chunk = $1
@@ -156,7 +165,7 @@ select exists (select from everyrun_queue.submissions where submission_id = $1)
 update everyrun_queue.chunks
 set state = $2, resends = $3, not_before = clock_timestamp() + make_interval(secs => $4), reason = $5,
     deadline = case when $2 = 'sending' then deadline else clock_timestamp() + make_interval(secs => $6) end,
-    batch_id = $7, owner = case when $2 = 'sending' then owner end
+    batch_id = $7, owner = case when $8 then owner end
 where chunk = $1
 
 -- name: unresolved
@@ -167,6 +176,13 @@ select c.chunk, c.attempt, c.state,
 from everyrun_queue.chunks c join everyrun_queue.submissions s using (submission_id)
 where c.state in ('sending', 'in_doubt') and c.deadline <= now()
 order by c.chunk
+
+-- name: unannounced_claims
+-- Chunks that are claimed and have not begun a call in the time for it, as far as the queue has read the log. Once the
+-- claim is taken away and the log read to its end, it is known which of them never begin one. $1: a call's time.
+select chunk, attempt from everyrun_queue.chunks
+where state = 'sending' and announced < attempt and deadline - make_interval(secs => $1) <= now()
+order by chunk
 
 -- name: applied_up_to
 select topic, partition, next_offset, cluster_id from everyrun.applied_offsets where topic = any ($1::text[])
@@ -214,7 +230,7 @@ insert into everyrun_queue.log_position (partition, next_offset, cluster_id) val
 on conflict (partition) do update set next_offset = excluded.next_offset, cluster_id = excluded.cluster_id
 
 -- name: lock_chunks
-select chunk, state, attempt, resends, batch_id, reason, deadline
+select chunk, state, attempt, resends, batch_id, reason, deadline, owner, announced, first_position, last_position
 from everyrun_queue.chunks where chunk = any ($1::text[])
 order by chunk
 for update
@@ -222,17 +238,19 @@ for update
 -- name: take_over
 update everyrun_queue.chunks c
 set state = given.state, attempt = given.attempt, resends = given.resends, batch_id = given.batch_id,
-    reason = given.reason,
-    deadline = case when given.state in ('in_doubt', 'held') then clock_timestamp() + make_interval(secs => $8)
+    reason = given.reason, announced = case when given.announced then given.attempt else c.announced end,
+    owner = case when given.claimed then c.owner end,
+    deadline = case when given.state in ('in_doubt', 'held') then clock_timestamp() + make_interval(secs => $10)
                     else given.deadline end
-from unnest($1::text[], $2::text[], $3::int[], $4::int[], $5::text[], $6::text[], $7::timestamptz[])
-     as given (chunk, state, attempt, resends, batch_id, reason, deadline)
+from unnest($1::text[], $2::text[], $3::int[], $4::int[], $5::text[], $6::text[], $7::timestamptz[], $8::bool[],
+            $9::bool[])
+     as given (chunk, state, attempt, resends, batch_id, reason, deadline, claimed, announced)
 where c.chunk = given.chunk
 
 -- name: to_redact
 select s.submission_id, s.expected from everyrun_queue.submissions s
 where s.redacted_at is null
-  and not exists (select from everyrun_queue.chunks c where c.submission_id = s.submission_id and c.state not in ('sent', 'refused'))
+  and not exists (select from everyrun_queue.chunks c where c.submission_id = s.submission_id and c.state not in ('sent', 'refused', 'cut'))
   and (select sum(b.expected) filter (where b.state in ('SETTLED', 'REFUSED') and b.settled_at < now() - $1::interval)
        from everyrun.batches b where b.submission_id = s.submission_id) >= s.expected
 order by s.submission_id limit 1000

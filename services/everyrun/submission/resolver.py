@@ -9,8 +9,17 @@ import asyncpg
 from everyrun.log.reader import end_offsets
 from everyrun.settings import Settings
 from everyrun.store.sql import beside
-from everyrun.submission.catchup import Level
-from everyrun.submission.protocol import ChunkState, Evidence, Happening, Lost, NotPossibleError, WindowPassed
+from everyrun.submission.catchup import MARGIN, Level
+from everyrun.submission.protocol import (
+    ChunkState,
+    Evidence,
+    Happening,
+    Lost,
+    NeverAnnounced,
+    NotPossibleError,
+    Unclaimed,
+    WindowPassed,
+)
 from everyrun.submission.transition import Transitions, UnknownChunkError, state_of
 from everyrun.telemetry import log
 
@@ -50,11 +59,24 @@ class Resolver:
         found = await self._pool.fetch(_sql["unresolved"])
         lost = [row for row in found if row["state"] == "sending"]
         over = [row for row in found if row["state"] == "in_doubt" and row["sweeps"] >= SWEEPS]
-        if lost:
-            # A worker that told the log of the answer, and did not come to keep it, is not lost.
+        call_time = self._settings.call_timeout + MARGIN
+        unannounced = await self._pool.fetch(_sql["unannounced_claims"], call_time)
+        for row in unannounced:
+            await self._take(row["chunk"], Unclaimed(row["attempt"]))
+        if lost or unannounced:
+            # The log is read after the claims are gone: what it has not by now it never has, but from a worker that
+            # then finds its claim gone. And a worker that told it of the answer, and did not come to keep it, is not
+            # lost.
             await self._level.advance()
+            incarnation = await self._level.check()
+            never = {
+                row["chunk"]
+                for row in unannounced
+                if await self._take(row["chunk"], NeverAnnounced(row["attempt"]), incarnation)
+            }
             for row in lost:
-                await self._take(row["chunk"], Lost(row["attempt"]))
+                if row["chunk"] not in never:
+                    await self._take(row["chunk"], Lost(row["attempt"]))
         ripe = await self._looked_at_in_full(over)
         if ripe:
             # What came into the tables, and into the log, since the evidence was last looked at.
@@ -64,11 +86,13 @@ class Resolver:
                 witness = await self._pool.fetchval(_sql["witness"], row["chunk"], self._installation)
                 await self._take(row["chunk"], WindowPassed(row["attempt"], self._settings.doubt_resends, witness))
 
-    async def _take(self, chunk: str, happening: Happening) -> None:
+    async def _take(self, chunk: str, happening: Happening, incarnation: str | None = None) -> bool:
         try:
-            await self._transitions.take(chunk, happening)
+            await self._transitions.take(chunk, happening, incarnation=incarnation)
         except (NotPossibleError, UnknownChunkError) as error:
-            _log.info("resolved meanwhile", chunk=chunk, why=str(error))
+            _log.info("resolved otherwise", chunk=chunk, why=str(error))
+            return False
+        return True
 
     async def _looked_at_in_full(self, over: list[Any]) -> list[Any]:
         """Of the attempts whose window is over, those for which all that the log held by then is in the tables.

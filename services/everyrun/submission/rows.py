@@ -16,8 +16,8 @@ _encode = msgspec.json.Encoder().encode
 #: Fields of each kind of file, in the order they are kept in (Extend's SDK 1.20.0, workflow_runs/types: FileFromUrl,
 #: FileFromId, FileFromText).
 FILE_FIELDS = {"url": ("url", "name", "settings"), "id": ("id",), "text": ("text", "name")}
-#: Room for the reserved key in the metadata's 10 KB, beside the ids in it.
-_RESERVED_ROOM = 200
+#: Room for the reserved key in the metadata's 10 KB, beside the ids in it: also if the chunk is cut, and cut again.
+_RESERVED_ROOM = 240
 
 
 class BadRow(msgspec.Struct, frozen=True):
@@ -114,7 +114,7 @@ def _quick(row: int, given: QuickRow, submission_id: str, max_bytes: int) -> Goo
 
 def _size(file: bytes, metadata: bytes, submission_id: str, external_id: str) -> int:
     """Bytes of the input in a batch, at most: with the reserved key and its ids."""
-    return len(file) + len(metadata) + 2 * (len(submission_id) + len(external_id.encode())) + 400
+    return len(file) + len(metadata) + 2 * (len(submission_id) + len(external_id.encode())) + 440
 
 
 def _metadata_size(metadata: bytes, submission_id: str, external_id: str) -> int:

@@ -14,13 +14,14 @@ from everyrun.log import events
 from everyrun.log.cloudevents import Record, record, timestamp
 from everyrun.log.keys import lineage
 from everyrun.submission.classify import Rejected, Taken
+from everyrun.submission.cutting import part_id
 from everyrun.submission.protocol import Adopted, Answered, Discarded, Evidence, Happening, Resent, Say, Step
 from everyrun.submission.rows import redact_file
 
 SOURCE = "/everyrun/submission"
 
-#: Events that carry their inputs whole.
-WHOLE = frozenset({"batch-submitted", "batch-rejected", "doubt-adopted", "doubt-discarded"})
+#: Events that carry their inputs whole, or name them.
+WHOLE = frozenset({"batch-submitted", "batch-rejected", "batch-cut", "doubt-adopted", "doubt-discarded"})
 
 
 def requested(
@@ -62,6 +63,12 @@ def _said(
             assert isinstance(happening.outcome, Rejected)
             refusal = {name: getattr(happening.outcome, name) for name in ("status", "code", "message")}
             event = events.BatchRejected(**head, **whole, **refusal, rejected_at=now)
+        case "batch-cut":
+            assert isinstance(happening, Answered)
+            assert isinstance(happening.outcome, Rejected)
+            refusal = {name: getattr(happening.outcome, name) for name in ("status", "code", "message")}
+            ids = [given.input_id for given in inputs]
+            event = events.BatchCut(**head, **refusal, input_ids=ids, parts=parts_of(row, done))
         case "batch-submitted":
             batch_id, proof = _proof(happening)
             detail = (batch_id,)
@@ -83,6 +90,15 @@ def _said(
         case "batch-requested":
             raise ValueError("batch-requested is said by requested()")
     return _record(row, say.kind, say.attempt, event, now, *detail)
+
+
+def parts_of(row: Mapping[str, Any], done: Step) -> list[events.Part]:
+    """Return the chunks that a step cut a chunk into; ``row`` is the chunk's."""
+    start = row["first_position"]
+    return [
+        events.Part(part_id(row["chunk"], number), start + first, start + last)
+        for number, (first, last) in enumerate(done.parts, 1)
+    ]
 
 
 def _proof(happening: Any) -> tuple[str, str]:

@@ -27,6 +27,9 @@ class Logged(msgspec.Struct, frozen=True):
     call_deadline: datetime | None = None
     #: Of what said so, as _TELLING has it.
     rank: int = 0
+    #: What it was cut into: once it is cut it stays so. Then its submission is named too.
+    parts: tuple[events.Part, ...] = ()
+    submission_id: str | None = None
 
 
 #: What an event says of its attempt, and which of several of one attempt is the more telling.
@@ -36,6 +39,7 @@ _TELLING: dict[Any, tuple[int, State]] = {
     events.BatchReturned: (2, "waiting"),
     events.DoubtResent: (3, "waiting"),
     events.BatchRejected: (4, "refused"),
+    events.BatchCut: (4, "cut"),
     events.DoubtDiscarded: (4, "refused"),
     events.BatchSubmitted: (5, "sent"),
     events.DoubtAdopted: (5, "sent"),
@@ -58,6 +62,8 @@ def read_chunks(found: Iterable[Any], logged: dict[str, Logged] | None = None) -
         deadline = instant(getattr(event, "deadline", None))
         if deadline is not None and event.attempt == known.attempt:
             known = replace(known, call_deadline=deadline)
+        if isinstance(event, events.BatchCut):
+            known = replace(known, parts=tuple(event.parts), submission_id=event.submission_id)
         logged[event.chunk] = replace(
             known,
             resends=max(known.resends, getattr(event, "resends", 0)),
@@ -75,19 +81,26 @@ def take_over(chunk: ChunkState, logged: Logged) -> ChunkState:
     given_up = logged.resends > chunk.resends
     after = replace(chunk, resends=max(chunk.resends, logged.resends), batch_id=chunk.batch_id or logged.batch_id)
     if logged.attempt > chunk.attempt:
-        after = replace(after, attempt=logged.attempt, state=logged.state)
+        after = replace(after, attempt=logged.attempt, state=logged.state, claimed=False)
     elif logged.attempt == chunk.attempt and _ends(chunk.state, logged.state, given_up):
         after = replace(after, state=logged.state)
-    if after.batch_id is not None and after.state != "sending":
+    if logged.parts:
+        after = replace(after, state="cut")
+    elif after.batch_id is not None and after.state != "sending":
         after = replace(after, state="sent")
-    return after if after == chunk else replace(after, reason=None if after.state == "sent" else "found in the log")
+    if after.state != "sending":
+        after = replace(after, claimed=False, announced=False)
+    if after != chunk:
+        after = replace(after, reason=None if after.state == "sent" else "found in the log")
+    # That the log knows of the attempt is no news of what became of it.
+    return replace(after, announced=after.state == "sending" and (chunk.announced or logged.attempt == after.attempt))
 
 
 def _ends(state: State, logged: State, given_up: bool) -> bool:
     """Whether the log knows of an end of the attempt that the queue has not marked."""
     if logged == "sent":
         return state != "sent"
-    if logged == "refused":
+    if logged in ("refused", "cut"):
         return state in ("sending", "in_doubt", "held")
     if logged == "waiting":
         return state == "sending" or (given_up and state in ("in_doubt", "held"))

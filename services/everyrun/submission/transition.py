@@ -6,6 +6,7 @@ that the log has not acknowledged.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -32,7 +33,17 @@ class UnknownChunkError(Exception):
 
 def state_of(row: Any) -> ChunkState:
     """A chunk's state, out of its row."""
-    return ChunkState(row["state"], row["attempt"], row["resends"], row["batch_id"], row["reason"])
+    sending = row["state"] == "sending"
+    return ChunkState(
+        row["state"],
+        row["attempt"],
+        row["resends"],
+        row["batch_id"],
+        row["reason"],
+        size=row["last_position"] - row["first_position"] + 1,
+        claimed=sending and row["owner"] is not None,
+        announced=sending and row["announced"] >= row["attempt"],
+    )
 
 
 async def inputs_of(connection: Any, row: Any) -> list[events.Input]:
@@ -48,6 +59,17 @@ async def inputs_of(connection: Any, row: Any) -> list[events.Input]:
         )
         for r in await connection.fetch(_sql["chunk_inputs"], *where)
     ]
+
+
+async def insert_parts(connection: Any, cuts: Iterable[tuple[str, Iterable[events.Part]]]) -> None:
+    """Put the parts of chunks into the queue, unless they are there or their submission, named with them, is not."""
+    rows = [
+        (part.chunk, submission_id, part.first_position, part.last_position)
+        for submission_id, parts in cuts
+        for part in parts
+    ]
+    if rows:
+        await connection.execute(_sql["insert_parts"], *(list(column) for column in zip(*rows, strict=True)))
 
 
 class Transitions:
@@ -91,9 +113,10 @@ class Transitions:
                 await self._say(row, done, happening, inputs)
             if done.after != before:
                 await self._keep(connection, chunk, done.after, wait)
+            if done.parts:
+                await insert_parts(connection, [(row["submission_id"], saying.parts_of(row, done))])
             if done.block:
-                pause = pauses.Pause("workflow", row["workflow_id"])
-                await pauses.pause(connection, self._log, pause, done.after.reason or "", None)
+                await pauses.pause_blocked(connection, self._log, row["workflow_id"], done.after.reason or "")
         if done.after.state not in ("sent", "waiting") or done.after.reason:
             after = done.after
             _log.info("chunk", chunk=chunk, attempt=after.attempt, state=after.state, reason=after.reason)
@@ -123,5 +146,5 @@ class Transitions:
     async def _keep(self, connection: Any, chunk: str, after: ChunkState, wait: float) -> None:
         # By the database's clock, which says when the window is over.
         window = self._settings.doubt_window if after.state in ("in_doubt", "held") else None
-        values = (after.state, after.resends, wait, after.reason, window, after.batch_id)
+        values = (after.state, after.resends, wait, after.reason, window, after.batch_id, after.claimed)
         await connection.execute(_sql["keep"], chunk, *values)

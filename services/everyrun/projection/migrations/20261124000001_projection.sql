@@ -45,6 +45,7 @@ create table batches (
     in_doubt_at timestamptz,
     resent_at timestamptz,
     rejected_at timestamptz,
+    cut_at timestamptz,
     submitted_at timestamptz,
     settled_at timestamptz,
     counts jsonb not null default '{}',
@@ -56,7 +57,7 @@ create table batches (
 );
 comment on table batches is 'One row per attempt at sending a chunk of inputs to Extend.';
 comment on column batches.state is
-    'SENDING, RETURNED (not taken, for now), IN_DOUBT, RESENT (given up after the window), REFUSED (by Extend, or discarded by a person), SUBMITTED, SETTLED (submitted, every input of it is settled, and all its runs were seen).';
+    'SENDING, RETURNED (not taken, for now), IN_DOUBT, RESENT (given up after the window), REFUSED (by Extend, or discarded by a person), CUT (refused by Extend because of some of its inputs, which are sent in the parts CHUNK-1, CHUNK-2, ...), SUBMITTED, SETTLED (submitted, every input of it is settled, and all its runs were seen).';
 comment on column batches.counts is 'Inputs whose standing run or attempt is here, by status.';
 comment on column batches.runs_observed is 'Distinct runs seen of this batch and matched to an input.';
 comment on column batches.input_ids is 'The inputs in the order they were sent.';
@@ -209,6 +210,7 @@ with chunks as (
     -- Of the attempts at a chunk none of which became rows of results, the most telling one.
     select submission_id, chunk, max(expected) as expected,
            bool_or(state in ('SUBMITTED', 'SETTLED', 'REFUSED')) as has_rows,
+           bool_or(state = 'CUT') as cut,
            bool_or(state = 'IN_DOUBT') as in_doubt,
            bool_or(state = 'SENDING') as sending
     from batches
@@ -222,7 +224,8 @@ counted as not materialized (
     union all
     select submission_id, case when in_doubt then 'IN_DOUBT' else 'SENDING' end, sum(expected)
     from chunks
-    where not has_rows and (in_doubt or sending)
+    -- The inputs of a chunk that was cut are counted in its parts.
+    where not has_rows and not cut and (in_doubt or sending)
     group by 1, 2
 ),
 known as (

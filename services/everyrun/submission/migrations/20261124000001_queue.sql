@@ -52,10 +52,13 @@ create table everyrun_queue.chunks (
     not_before timestamptz not null default '-infinity',
     reason text,
     owner text,
+    announced int not null default 0,
     deadline timestamptz,
     batch_id text
 );
-comment on column everyrun_queue.chunks.state is 'waiting, sending, in_doubt, held, sent, refused';
+comment on column everyrun_queue.chunks.state is 'waiting, sending, in_doubt, held, sent, refused, cut (its inputs live on in the chunks CHUNK-1, CHUNK-2, ...)';
+comment on column everyrun_queue.chunks.owner is 'sending: the worker that may still begin the call; null once its claim was taken away.';
+comment on column everyrun_queue.chunks.announced is 'The newest attempt whose batch-requested the queue has read in the log.';
 comment on column everyrun_queue.chunks.deadline is 'sending: a call of this attempt has ended by then. in_doubt, held: the window for evidence ends.';
 create index chunks_submission on everyrun_queue.chunks (submission_id);
 create index chunks_waiting on everyrun_queue.chunks (not_before, chunk) where state = 'waiting';
