@@ -445,7 +445,7 @@ async def test_a_refusal_after_a_doubt_is_held(world: World) -> None:
     await world.hand_in()
     await world.send(NO_ANSWER)
     await world.decide("resend", force=True)
-    await world.send(httpx.Response(400, json={"code": "INVALID", "message": "no"}))
+    await world.send(httpx.Response(400, json={"code": "INVALID", "message": "no", "retryable": False}))
     chunk = await world.chunk()
     assert (chunk["state"], "earlier attempt" in chunk["reason"]) == ("held", True)
 
@@ -462,10 +462,11 @@ async def test_unknown_chunks_and_missing_reasons_are_said(world: World) -> None
 @pytest.mark.parametrize("status", [401, 402, 403])
 async def test_a_workflow_that_extend_refuses_is_paused_until_a_person_resumes_it(world: World, status: int) -> None:
     await world.hand_in()
-    await world.send(httpx.Response(status, json={"code": "NO", "message": "credits"}))
+    await world.send(httpx.Response(status, json={"code": "NO", "message": "credits", "retryable": False}))
     paused = (await world.api.get("/v1/workflows/paused")).json()["workflows"]
     assert [(p["workflow_id"], p["by"]) for p in paused] == [("workflow_1", None)]
-    assert str(status) in paused[0]["reason"]
+    assert f"Extend answered {status} NO: credits" in paused[0]["reason"]
+    assert "everyrun workflow resume workflow_1" in paused[0]["reason"]
     await world.pool.execute("update everyrun_queue.chunks set not_before = '-infinity'")
     await world.send()
     assert len(world.vendor.calls) == 1

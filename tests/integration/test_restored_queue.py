@@ -34,7 +34,7 @@ CHUNKS, PER_CHUNK = 16, 5
 OTHER = "workflow_that_is_paused"
 
 
-async def all_services(service: Any, emulator: EmulatorProcess) -> dict[str, ServiceProcess]:
+async def all_services(service: Any, emulator: EmulatorProcess, **more: object) -> dict[str, ServiceProcess]:
     """The four services, ready, with the emulator as their Extend, which tells the bridge of every run."""
     port = free_port()
     secret = await register_webhook(emulator.url, KEY, WORKFLOW, f"http://127.0.0.1:{port}/webhooks/extend", 1 << 20)
@@ -51,6 +51,7 @@ async def all_services(service: Any, emulator: EmulatorProcess) -> dict[str, Ser
         "EVERYRUN_SWEEP_IN_DOUBT_EVERY": 1,
         "EVERYRUN_POLL_FIRST_AFTER": 5,
         "EVERYRUN_POLL_EVERY": 2,
+        **more,
     }
     started = {name: service(name, **variables) for name in ("submission", "processor", "reconciler")}
     started["bridge"] = service("bridge", **variables, EVERYRUN_BRIDGE_LISTEN=f"127.0.0.1:{port}")
