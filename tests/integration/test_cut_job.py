@@ -1,4 +1,4 @@
-"""A job with one bad input, a workflow that does not exist, and a worker killed before it told the log: real services."""
+"""One bad input, a workflow that does not exist, a worker killed before it told the log: on real services."""
 
 from __future__ import annotations
 

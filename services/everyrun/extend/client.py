@@ -201,7 +201,7 @@ def clean(text: str) -> str:
 
 
 def read_json(content: bytes) -> Any:
-    """Return the JSON value of a body, also if its texts hold what UTF-8 cannot. Raises ValueError if it is not JSON."""
+    """Return the JSON value of a body, also if its texts hold what UTF-8 cannot. Raises ValueError for other bodies."""
     try:
         return json.loads(content.decode("utf-8", "replace"))
     except RecursionError:
