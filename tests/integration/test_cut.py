@@ -468,6 +468,6 @@ async def _fill(world: World, partition: int) -> None:
     from everyrun.projection.feed import Feed
 
     ends = await end_offsets(world.settings, ("batches",))
-    feed = Feed(world.settings, world.tables_pool, await topics.cluster_id(world.settings), world.producer)
+    feed = Feed(world.settings, world.tables_pool, await topics.identity(world.settings), world.producer)
     if end := ends["batches", partition]:
         await feed.fill({("batches", partition): (0, end)})

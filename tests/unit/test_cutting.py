@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from everyrun.log.keys import lineage
 from everyrun.submission.chunks import chunk_id
 from everyrun.submission.cutting import cut, named, part_id
 from everyrun.submission.intake import new_submission_id
@@ -97,4 +98,4 @@ def test_the_parts_of_a_chunk_sort_between_it_and_the_next_and_name_it(numbers: 
     for number in numbers:
         before, part = part, part_id(part, number)
         assert before < part < after
-    assert part.partition("-")[0] == chunk
+    assert lineage(part) == chunk

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from everyrun.log.keys import PART
+
 #: ``inputs[3]``, ``inputs.3`` or ``inputs/3``, counted from 0 as Extend's own request is.
 _PLACE = re.compile(r"\binputs?(?:\[(\d{1,6})\]|[./](\d{1,6})(?!\d))")
 _WORD = re.compile(r"[A-Za-z0-9_-]+")
@@ -51,5 +53,5 @@ def _halved(first: int, last: int, most: int) -> list[tuple[int, int]]:
 
 
 def part_id(chunk: str, number: int) -> str:
-    """Return the id of a chunk's part, by its number from 1. Before its first "-" is the chunk that was first cut."""
-    return f"{chunk}-{number}"
+    """Return the id of a chunk's part, by its number from 1. Its lineage is the chunk that was first cut."""
+    return f"{chunk}{PART}{number}"

@@ -1,0 +1,134 @@
+"""What a happening makes of a chunk, where the model's search says only that no promise breaks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from everyrun.log import events
+from everyrun.submission.classify import InDoubt, Rejected, Returned, Taken
+from everyrun.submission.protocol import (
+    Answered,
+    ChunkState,
+    Claimed,
+    Discarded,
+    Evidence,
+    Expired,
+    Happening,
+    Lost,
+    NeverAnnounced,
+    NotPossibleError,
+    Resent,
+    Say,
+    Unclaimed,
+    WindowPassed,
+    step,
+)
+from everyrun.submission.takeover import read_chunks, take_over
+
+REFUSED = Rejected(400, "INVALID_REQUEST", "no")
+
+
+def claimed(size: int = 1, **more: Any) -> ChunkState:
+    return replace(step(ChunkState("waiting", size=size), Claimed()).after, **more)
+
+
+def test_a_refused_chunk_of_several_is_cut_and_of_one_is_refused() -> None:
+    done = step(claimed(5), Answered(1, REFUSED))
+    assert (done.after.state, done.say, done.parts) == ("cut", (Say("batch-cut", 1),), ((0, 2), (3, 4)))
+    done = step(claimed(5), Answered(1, replace(REFUSED, named=(1,))))
+    assert done.parts == ((0, 0), (1, 1), (2, 4))
+    done = step(claimed(1), Answered(1, replace(REFUSED, named=(0,))))
+    assert (done.after.state, done.say, done.parts) == ("refused", (Say("batch-rejected", 1),), ())
+    assert not done.block
+
+
+@pytest.mark.parametrize("size", [1, 5])
+def test_a_chunk_with_a_doubt_behind_it_is_neither_cut_nor_refused(size: int) -> None:
+    done = step(claimed(size, resends=1), Answered(1, REFUSED))
+    assert (done.after.state, done.say, done.parts) == ("held", (Say("batch-returned", 1),), ())
+    done = step(claimed(size, batch_id="batch_1"), Answered(1, REFUSED))
+    assert (done.after.state, done.say, done.parts) == ("sent", (Say("batch-returned", 1),), ())
+
+
+def test_a_late_refusal_of_an_attempt_in_doubt_cuts_it_too() -> None:
+    in_doubt = step(claimed(4), Lost(1)).after
+    assert step(in_doubt, Answered(1, REFUSED)).after.state == "cut"
+
+
+CUT = step(claimed(4), Answered(1, REFUSED)).after
+
+
+def test_nothing_more_happens_to_a_chunk_that_was_cut_but_that_evidence_is_said() -> None:
+    done = step(CUT, Evidence(1, "batch_1", "run_1"))
+    assert (done.after, done.say) == (CUT, (Say("batch-submitted", 1),))
+    assert step(CUT, Answered(1, Taken("batch_1"))).say == (Say("batch-submitted", 1),)
+    never: list[Happening] = [Claimed(), Lost(1), Unclaimed(1), NeverAnnounced(1), Resent("ann", "go on")]
+    never += [Discarded("ann", "no"), WindowPassed(1, 3), Answered(1, InDoubt("x")), Answered(1, Returned("x"))]
+    for happening in never:
+        with pytest.raises(NotPossibleError):
+            step(CUT, happening)
+
+
+def test_an_attempt_without_a_claim_that_the_log_does_not_have_waits_again() -> None:
+    chunk = claimed(3)
+    assert (chunk.claimed, chunk.announced) == (True, False)
+    with pytest.raises(NotPossibleError):
+        step(chunk, NeverAnnounced(1))
+    taken_away = step(chunk, Unclaimed(1))
+    assert (taken_away.after, taken_away.say) == (replace(chunk, claimed=False), ())
+    done = step(taken_away.after, NeverAnnounced(1))
+    assert (done.after.state, done.after.attempt, done.after.resends, done.say) == ("waiting", 1, 0, ())
+    with pytest.raises(NotPossibleError):
+        step(replace(taken_away.after, announced=True), NeverAnnounced(1))
+    for happening in (Unclaimed(2), NeverAnnounced(2)):
+        with pytest.raises(NotPossibleError):
+            step(taken_away.after, happening)
+    # Its worker was only slow, and says so.
+    assert step(taken_away.after, Answered(1, Expired())).after.state == "waiting"
+
+
+def test_one_whose_earlier_attempt_was_taken_is_not_sent_again() -> None:
+    chunk = claimed(3, claimed=False, batch_id="batch_1")
+    assert step(chunk, NeverAnnounced(1)).after.state == "sent"
+
+
+def logged(*found: Any) -> Any:
+    return read_chunks(found)["sub_x.c00001"]
+
+
+PARTS = [events.Part("sub_x.c00001-1", 1, 2), events.Part("sub_x.c00001-2", 3, 4)]
+AT = {"submission_id": "sub_x", "chunk": "sub_x.c00001"}
+CUT_EVENT = events.BatchCut(**AT, attempt=1, status=400, code="X", message="no", input_ids=[], parts=PARTS)
+
+
+def test_the_log_makes_a_forgetful_queue_cut_the_same_parts() -> None:
+    found = logged(CUT_EVENT)
+    assert (list(found.parts), found.submission_id) == (PARTS, "sub_x")
+    for chunk in (ChunkState("waiting", size=4), claimed(4), step(claimed(4), Lost(1)).after):
+        after = take_over(chunk, found)
+        assert (after.state, after.attempt, after.claimed, after.announced) == ("cut", 1, False, False)
+    assert take_over(CUT, found) == CUT
+
+
+def test_what_was_cut_stays_so_whatever_else_the_log_says() -> None:
+    proved: Any = msgspec_event(events.BatchSubmitted, batch_id="batch_1")
+    for order in ((CUT_EVENT, proved), (proved, CUT_EVENT)):
+        assert take_over(claimed(4), logged(*order)).state == "cut"
+
+
+def msgspec_event(kind: type, **given: Any) -> Any:
+    names = dict.fromkeys(kind.__struct_fields__)  # type: ignore[attr-defined]
+    return kind(**{**names, **AT, "attempt": 1, **given})
+
+
+def test_an_announced_attempt_is_known_as_such_and_that_is_no_news() -> None:
+    requested = logged(msgspec_event(events.BatchRequested))
+    after = take_over(claimed(4, reason="as it was"), requested)
+    assert after == claimed(4, reason="as it was", announced=True)
+    again = replace(claimed(4), attempt=2)
+    assert not take_over(again, requested).announced, "an earlier attempt's event announces no later one"
+    forgotten = take_over(ChunkState("waiting", size=4), requested)
+    assert (forgotten.state, forgotten.claimed, forgotten.announced) == ("sending", False, True)
