@@ -178,7 +178,7 @@ class BatchCut(Struct, frozen=True, tag="batch-cut", tag_field="type"):
     code: str
     message: str
     input_ids: Annotated[list[InputId], Meta(description="In the order they were sent; the parts follow this order.")]
-    parts: Annotated[list[Part], Meta(min_length=2, description="Each input is in exactly one of them.")]
+    parts: Annotated[list[Part], Meta(description="Two or more; each input is in exactly one of them.")]
 
 
 class BatchRegistered(Struct, frozen=True, tag="batch-registered", tag_field="type"):
