@@ -1,0 +1,91 @@
+"""A list whose pages never end is given up after a bounded number of pages; everything else goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from everyrun.reconciler.lists import NO_PROGRESS, Endless
+from tests.integration.test_sweeps import Bench, bench
+from tests.integration.vendor import Vendor
+
+pytestmark = pytest.mark.stack
+__all__ = ["bench"]
+
+
+class Endlessly(Vendor):
+    """Lists of one batch, or of the workflow, go on as ``page`` says: from the page's number to its runs and token."""
+
+    def __init__(self, workflow: str, batch: str | None, page: Callable[[int], tuple[list[str], str]]) -> None:
+        super().__init__(workflow)
+        self._batch, self._page, self.pages = batch, page, 0
+
+    def answer(self, request: httpx.Request) -> httpx.Response:
+        query = dict(request.url.params)
+        if request.url.path != "/workflow_runs" or query.get("batchId") != self._batch:
+            return super().answer(request)
+        # So that a test of the old code ends.
+        assert self.pages < 10_000, "the list is read for ever"
+        runs, token = self._page(self.pages)
+        self.pages += 1
+        data: list[Any] = [{"id": run_id, "status": "PENDING", "batchId": self._batch} for run_id in runs]
+        return httpx.Response(200, json={"data": data, "nextPageToken": token})
+
+
+def cycle(length: int) -> Callable[[int], tuple[list[str], str]]:
+    """After 5 pages the same tokens come back, with runs that are always new."""
+    return lambda n: ([f"r-{n}"], f"t-{n if n < 5 else 5 + (n - 5) % length}")
+
+
+PAGES: dict[str, tuple[Callable[[int], tuple[list[str], str]], int]] = {
+    "the same token": (cycle(1), 40),
+    "a cycle of 2": (cycle(2), 40),
+    "a cycle of 700": (cycle(700), 3 * 705 + 10),
+    "new tokens, the same run": (lambda n: (["r"], f"t-{n}"), 20),
+    "new tokens, no runs": (lambda n: ([], f"t-{n}"), 20),
+    "new tokens, a cycle of runs": (lambda n: ([f"r-{n % 300}"], f"t-{n}"), 320),
+}
+
+
+@pytest.mark.parametrize("case", PAGES)
+async def test_other_batches_are_polled_and_swept_while_one_list_never_ends(bench: Bench, case: str) -> None:
+    page, most = PAGES[case]
+    vendor = Endlessly("workflow_test", "endless", page)
+    bench.restart(vendor, poll_every=1e-9)
+    await bench.batch("endless", ago=200)
+    await bench.batch("other")
+    vendor.run("r-other", "PROCESSED", "other")
+    await bench.polling.poll_due()
+    await bench.sweep()
+    assert bench.log.runs() == ["r-other"]
+    assert await bench.swept() == 1
+    assert 0 < vendor.pages <= most
+    # It is tried again, and again only so far.
+    await bench.polling.poll_due()
+    assert 0 < vendor.pages <= 2 * most
+
+
+@pytest.mark.parametrize("case", PAGES)
+async def test_a_sweep_that_never_ends_is_not_complete_and_polls_go_on(bench: Bench, case: str) -> None:
+    page, most = PAGES[case]
+    vendor = Endlessly("workflow_test", None, page)
+    bench.restart(vendor)
+    await bench.batch("other")
+    vendor.run("r-other", "PROCESSED", "other")
+    await bench.sweep()
+    assert (await bench.swept(), 0 < vendor.pages <= most) == (0, True)
+    await bench.polling.poll_due()
+    assert "r-other" in bench.log.runs()
+
+
+def test_a_long_list_is_read_to_its_end_though_runs_move_and_pages_are_empty() -> None:
+    endless = Endless()
+    for page in range(3000):
+        # Each page repeats half of the one before; now and then one has nothing.
+        runs = [f"r-{number}" for number in range(page * 50, page * 50 + 100)] if page % 7 else []
+        assert endless.problem(runs, f"t-{page}") is None
+    assert len(endless._shown) == 2 << 20
+    assert NO_PROGRESS > 2
