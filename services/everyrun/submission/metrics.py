@@ -29,7 +29,7 @@ class Metrics:
 
     async def look(self, pool: asyncpg.Pool) -> None:
         """Count. Raises asyncpg's errors."""
-        rows = await pool.fetch(_sql["chunks_by_state"], list(STATES))
+        rows = await pool.fetch(_sql["chunks_by_state"])
         counted = {row["state"]: row["chunks"] for row in rows}
         for state in STATES:
             self.chunks.labels(state).set(counted.get(state, 0))

@@ -54,14 +54,23 @@ create table everyrun_queue.chunks (
     owner text,
     announced int not null default 0,
     deadline timestamptz,
-    batch_id text
-);
+    batch_id text,
+    aside boolean not null default false
+) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
 comment on column everyrun_queue.chunks.state is 'waiting, sending, in_doubt, held, sent, refused, cut (its inputs live on in the chunks CHUNK-1, CHUNK-2, ...)';
 comment on column everyrun_queue.chunks.owner is 'sending: the worker that may still begin the call; null once its claim was taken away.';
 comment on column everyrun_queue.chunks.announced is 'The newest attempt whose batch-requested the queue has read in the log.';
 comment on column everyrun_queue.chunks.deadline is 'sending: a call of this attempt has ended by then. in_doubt, held: the window for evidence ends.';
 create index chunks_submission on everyrun_queue.chunks (submission_id);
-create index chunks_waiting on everyrun_queue.chunks (not_before, chunk) where state = 'waiting';
+comment on column everyrun_queue.chunks.not_before is '-infinity: at once. A later time: not claimed before; the claim sets it to -infinity once it has passed.';
+comment on column everyrun_queue.chunks.aside is
+    'Found at the head of the line while its workflow or submission was paused, or the submission not announced. Taken back when that ends.';
+-- The line: what can be claimed at once, in the order of sending. Nothing else is in it, so that a claim reads its head.
+create index chunks_line on everyrun_queue.chunks (chunk) where state = 'waiting' and not aside and not_before = '-infinity';
+create index chunks_delayed on everyrun_queue.chunks (not_before) where state = 'waiting' and not_before > '-infinity';
+-- Counted every few seconds: few rows beside those that were sent.
+create index chunks_unsent on everyrun_queue.chunks (state) where state in ('waiting', 'sending', 'in_doubt', 'held');
+create index chunks_aside on everyrun_queue.chunks (submission_id) where aside;
 create index chunks_batch on everyrun_queue.chunks (batch_id) where batch_id is not null;
 create index chunks_unresolved on everyrun_queue.chunks (deadline) where state in ('sending', 'in_doubt');
 
@@ -90,6 +99,28 @@ create table everyrun_queue.paused (
 );
 comment on table everyrun_queue.paused is
     'Nothing is sent of it until it is resumed. decided_by is null where Extend said 401, 402 or 403 and a person must see to it.';
+
+create function everyrun_queue.take_back_resumed() returns trigger language plpgsql as $$
+begin
+    if old.kind = 'submission' then
+        update everyrun_queue.chunks set aside = false where submission_id = old.id and aside;
+    else
+        update everyrun_queue.chunks c set aside = false from everyrun_queue.submissions s
+        where c.aside and s.submission_id = c.submission_id and s.workflow_id = old.id;
+    end if;
+    return null;
+end $$;
+create trigger take_back_resumed after delete on everyrun_queue.paused
+    for each row execute function everyrun_queue.take_back_resumed();
+
+create function everyrun_queue.take_back_announced() returns trigger language plpgsql as $$
+begin
+    update everyrun_queue.chunks set aside = false where submission_id = new.submission_id and aside;
+    return null;
+end $$;
+create trigger take_back_announced after update of announced_at on everyrun_queue.submissions
+    for each row when (old.announced_at is null and new.announced_at is not null)
+    execute function everyrun_queue.take_back_announced();
 
 create table everyrun_queue.sweeps (
     workflow_id text collate "C" not null,
@@ -141,6 +172,64 @@ create function everyrun_queue.incarnation() returns text language sql stable as
 $$;
 comment on function everyrun_queue.incarnation() is
     'Another text after a restart, a failover, a restore or a replacement of the database: the queue may then be an older one than the log knows.';
+
+create function everyrun_queue.claim(claimed_by text, ends_after double precision, known_incarnation text)
+returns table (claimed text, ends_at timestamptz) language plpgsql set enable_seqscan = off as $$
+declare
+    next text;
+    given everyrun_queue.submissions;
+    in_the_way boolean;
+begin
+    if everyrun_queue.incarnation() <> known_incarnation then
+        return;
+    end if;
+    -- Those whose time has come join the line.
+    update everyrun_queue.chunks set not_before = '-infinity'
+    where chunk = any (array(
+        select c.chunk from everyrun_queue.chunks c
+        where c.state = 'waiting' and c.not_before > '-infinity' and c.not_before <= now()
+        order by c.not_before limit 1000 for update skip locked));
+    for next in
+        select c.chunk from everyrun_queue.chunks c
+        where c.state = 'waiting' and not c.aside and c.not_before = '-infinity'
+        order by c.chunk limit 1000
+    loop
+        select s.* into given from everyrun_queue.submissions s
+        where s.submission_id = (select c.submission_id from everyrun_queue.chunks c where c.chunk = next);
+        -- What is in the way is locked until the chunk is marked: whoever ends it takes back all that are marked.
+        in_the_way := false;
+        if given.announced_at is null then
+            perform from everyrun_queue.submissions s
+            where s.submission_id = given.submission_id and s.announced_at is null for share;
+            in_the_way := found;
+        end if;
+        if not in_the_way then
+            perform from everyrun_queue.paused p
+            where (p.kind = 'workflow' and p.id = given.workflow_id)
+               or (p.kind = 'submission' and p.id = given.submission_id)
+            for share;
+            in_the_way := found;
+        end if;
+        if in_the_way then
+            update everyrun_queue.chunks set aside = true where chunk = next and state = 'waiting';
+            continue;
+        end if;
+        return query
+            update everyrun_queue.chunks c
+            set state = 'sending', attempt = c.attempt + 1, owner = claimed_by, reason = null,
+                deadline = clock_timestamp() + make_interval(secs => ends_after)
+            where c.chunk = (
+                select l.chunk from everyrun_queue.chunks l
+                where l.chunk = next and l.state = 'waiting' and not l.aside and l.not_before = '-infinity'
+                for update skip locked)
+            returning c.chunk, c.deadline;
+        if found then
+            return;
+        end if;
+    end loop;
+end $$;
+comment on function everyrun_queue.claim(text, double precision, text) is
+    'Claims the first chunk that may be sent. Reads the head of the line; what cannot be sent is put aside on the way, a thousand chunks a call at most.';
 
 create table everyrun_queue.replay_jobs (
     job_id text collate "C" primary key,

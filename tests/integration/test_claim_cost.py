@@ -1,0 +1,177 @@
+"""A claim costs the same however many chunks were sent, wait for later, or are paused; and it keeps the order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import asyncpg
+import pytest
+
+from everyrun.submission.dispatcher import _sql
+from tests.integration.costs import pages, settled
+
+pytestmark = pytest.mark.stack
+SMALL, LARGE = 1000, 20_000
+SUBMISSIONS, CHUNKS = "everyrun_queue.submissions", "everyrun_queue.chunks"
+
+
+@pytest.fixture
+async def connection(database: str) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(database)
+    yield connection
+    await connection.close()
+
+
+async def submission(
+    connection: asyncpg.Connection, name: str, chunks: int, *, of: int = 1, workflow: str = "w", announced: bool = True
+) -> None:
+    """``of`` submissions of so many chunks each, under one name."""
+    await connection.execute(
+        f"insert into {SUBMISSIONS} (submission_id, workflow_id, expected, batches, content_hash, created_at,"
+        " announced_at) select $1 || '_' || lpad(n::text, 6, '0'), $2, $3::int, $3::int, '', now(), case when $4 then now() end"
+        " from generate_series(1, $5) n",
+        *(name, workflow, chunks, announced, of),
+    )
+    await connection.execute(
+        f"insert into {CHUNKS} (chunk, submission_id, first_position, last_position)"
+        " select s.submission_id || '.c' || lpad(n::text, 5, '0'), s.submission_id, n, n"
+        f" from {SUBMISSIONS} s, generate_series(1, $2) n where s.submission_id like $1 || '%'",
+        *(name, chunks),
+    )
+
+
+async def claim(connection: asyncpg.Connection) -> str | None:
+    incarnation = await connection.fetchval(_sql["incarnation"])
+    return await connection.fetchval(_sql["claim"], "me", 60.0, incarnation)
+
+
+async def cost(connection: asyncpg.Connection) -> int:
+    incarnation = await connection.fetchval(_sql["incarnation"])
+    return await pages(connection, _sql["claim"], "me", 60.0, incarnation) + await pages(
+        connection, _sql["something_waits"]
+    )
+
+
+async def pause(connection: asyncpg.Connection, kind: str, name: str) -> None:
+    await connection.execute(
+        "insert into everyrun_queue.paused (kind, id, reason, since)"
+        f" select $1, submission_id, '', now() from {SUBMISSIONS} where $1 = 'submission' and submission_id like $2"
+        " union all select $1, $2, '', now() where $1 = 'workflow'",
+        *(kind, name),
+    )
+
+
+async def sent(connection: asyncpg.Connection, size: int) -> None:
+    await submission(connection, "a", size)
+    await connection.execute(f"update {CHUNKS} set state = 'sent'")
+
+
+async def later(connection: asyncpg.Connection, size: int) -> None:
+    await submission(connection, "a", size)
+    await connection.execute(f"update {CHUNKS} set not_before = now() + interval '1 hour'")
+
+
+async def later_in_many(connection: asyncpg.Connection, size: int) -> None:
+    await submission(connection, "a", 1, of=size)
+    await connection.execute(f"update {CHUNKS} set not_before = now() + interval '1 hour'")
+
+
+async def a_paused_submission(connection: asyncpg.Connection, size: int) -> None:
+    await submission(connection, "a", size)
+    await pause(connection, "submission", "a%")
+
+
+async def paused_submissions(connection: asyncpg.Connection, size: int) -> None:
+    await submission(connection, "a", 1, of=size)
+    await pause(connection, "submission", "a%")
+
+
+async def a_paused_workflow(connection: asyncpg.Connection, size: int) -> None:
+    await submission(connection, "a", 1, of=size, workflow="paused")
+    await pause(connection, "workflow", "paused")
+
+
+async def unannounced(connection: asyncpg.Connection, size: int) -> None:
+    await submission(connection, "a", size, announced=False)
+
+
+@pytest.mark.parametrize(
+    "in_front",
+    [sent, later, later_in_many, a_paused_submission, paused_submissions, a_paused_workflow, unannounced],
+)
+async def test_a_claim_costs_the_same_whatever_is_in_front(
+    database: str, postgres: Callable[[str], str], in_front: Callable[[asyncpg.Connection, int], Awaitable[None]]
+) -> None:
+    costs = []
+    connection = await asyncpg.connect(database)
+    for size in (SMALL, LARGE):
+        await connection.execute(f"truncate {SUBMISSIONS}, {CHUNKS}, everyrun_queue.paused cascade")
+        await in_front(connection, size)
+        await submission(connection, "b", 2)
+        await submission(connection, "c", size)
+        # What cannot be sent is put aside once, a thousand chunks a call.
+        for _ in range(size // 1000 + 1):
+            if (first := await claim(connection)) is not None:
+                break
+        assert first == "b_000001.c00001"
+        await settled(connection, SUBMISSIONS, CHUNKS, "everyrun_queue.paused")
+        costs.append(await cost(connection))
+    await connection.close()
+    assert 0 < costs[1] <= 2 * costs[0], costs
+    assert costs[1] < 300
+
+
+async def test_chunks_are_claimed_in_their_order_also_after_they_waited_or_were_paused(
+    connection: asyncpg.Connection,
+) -> None:
+    await submission(connection, "a", 3)
+    await submission(connection, "b", 2, workflow="other")
+    await submission(connection, "c", 2, announced=False)
+    await connection.execute(f"update {CHUNKS} set not_before = now() + interval '1 hour' where chunk ~ 'a.*c00002'")
+    await pause(connection, "workflow", "other")
+    assert await claim(connection) == "a_000001.c00001"
+    assert await claim(connection) == "a_000001.c00003"
+    assert await claim(connection) is None
+    assert not await connection.fetchval(_sql["something_waits"])
+    await connection.execute("update everyrun_queue.submissions set announced_at = now() where announced_at is null")
+    assert await claim(connection) == "c_000001.c00001"
+    await connection.execute(_sql["resume"], "workflow", "other")
+    await connection.execute(f"update {CHUNKS} set not_before = now() where not_before > now()")
+    assert await connection.fetchval(_sql["something_waits"])
+    rest = [await claim(connection) for _ in range(5)]
+    assert rest == ["a_000001.c00002", "b_000001.c00001", "b_000001.c00002", "c_000001.c00002", None]
+    assert await connection.fetchval(_sql["claim"], "me", 60.0, "another incarnation") is None
+
+
+async def test_nothing_stays_aside_when_claims_and_resumes_meet(database: str) -> None:
+    """Resumes and announcements come at any moment of a claim: what is in the way no more is claimed."""
+    async with asyncpg.create_pool(database, min_size=6, max_size=6) as pool:
+        async with pool.acquire() as connection:
+            await submission(connection, "a", 1, of=40)
+            await submission(connection, "b", 1, of=40, announced=False)
+            await pause(connection, "submission", "a%")
+        claimed: list[str] = []
+        ended = asyncio.Event()
+
+        async def claims() -> None:
+            while True:
+                last = ended.is_set()
+                async with pool.acquire() as connection:
+                    found = await claim(connection)
+                if found is not None:
+                    claimed.append(found)
+                elif last:
+                    return
+
+        async def ends() -> None:
+            for number in range(1, 41):
+                await pool.execute(_sql["resume"], "submission", f"a_{number:06d}")
+                await pool.execute(_sql["mark_announced"], f"b_{number:06d}")
+            ended.set()
+
+        async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+            for _ in range(4):
+                group.create_task(claims())
+            group.create_task(ends())
+        assert len(claimed) == len(set(claimed)) == 80
