@@ -116,6 +116,12 @@ class Settings(BaseSettings):
     )
     doubt_resends: int = Field(2, ge=0, description="Times a chunk in doubt is sent again before it is held.")
     secrets_kept: float = Field(86_400.0, ge=0, description="Presigned URLs are kept this long after settling.")
+    secrets_kept_unsettled: float = Field(
+        30 * 86_400.0,
+        ge=0,
+        description="Presigned URLs of a submission that does not settle are kept this long after it was handed in; "
+        "what is not sent by then cannot be sent any more.",
+    )
 
     # --- bridge
     webhook_secrets: Annotated[list[SecretStr], NoDecode] = Field(

@@ -87,7 +87,7 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
             asyncio.create_task(repeat(announcer.announce, 1.0, stop, announcer.poke)),
             asyncio.create_task(repeat(resolver.resolve, 1.0, stop)),
             asyncio.create_task(repeat(lambda: _kept_level(level, health), 30.0, stop)),
-            asyncio.create_task(repeat(lambda: forget(pool, settings), 60.0, stop)),
+            asyncio.create_task(repeat(lambda: forget(pool, producer, settings), 60.0, stop)),
             asyncio.create_task(repeat(lambda: _look(pool, health), 1.0, stop)),
             asyncio.create_task(repeat(lambda: metrics.look(pool), 15.0, stop)),
             *(asyncio.create_task(dispatcher.work(stop)) for _ in range(settings.dispatch_workers)),

@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import asyncpg
+import msgspec
 
 from everyrun.failpoints import hit
 from everyrun.log.cloudevents import Record, record, timestamp
 from everyrun.log.events import SubmissionAccepted
 from everyrun.log.producer import Log
 from everyrun.settings import Settings
-from everyrun.store.pool import POSTGRES_AWAY
 from everyrun.store.sql import beside
+from everyrun.submission import pauses
 from everyrun.submission.dispatcher import AWAY, Dispatcher
 from everyrun.submission.registering import announcement
+from everyrun.submission.rows import redact_file
 from everyrun.submission.saying import SOURCE
 from everyrun.telemetry import log
 
 _log = log(__name__)
 _sql = beside(__file__, "queue.sql")
 #: Inputs that are redacted in one transaction.
-_SLICE = 10_000
+_SLICE = 1000
+#: A submission that is not settled is looked at again after a tenth of its age, within these bounds.
+_LOOK_LEAST, _LOOK_MOST = timedelta(minutes=1), timedelta(hours=6)
+_REMOVED = (
+    "Its presigned links and passwords were removed {days:g} days after it was handed in "
+    "(EVERYRUN_SECRETS_KEPT_UNSETTLED): what was not sent by then cannot be sent. Hand in again what is still waiting"
+)
 
 
 class Announcer:
@@ -80,20 +88,71 @@ def _accepted(row: asyncpg.Record) -> Record:
     return record("batches", event, key=key, id=f"{key}/submission-accepted", source=SOURCE, time=created)
 
 
-async def forget(pool: asyncpg.Pool, settings: Settings) -> None:
-    """Take files (presigned URLs, passwords) out of the queue, a set time after their submission settled.
+def next_look(
+    now: datetime, created_at: datetime, settled_at: datetime | None, kept: timedelta, kept_unsettled: timedelta
+) -> datetime:
+    """Return when the secrets of a submission are due to go, or when to look again. Pure.
 
-    A slice of a submission at a time: of a million inputs no statement ends in time. One that fails holds up no other,
-    and goes on the next time. Raises asyncpg's errors.
+    They are due if that is not after ``now``: ``kept`` after it settled, or ``kept_unsettled`` after it was handed in.
+    One that is not settled is looked at ever more rarely.
     """
-    for row in await pool.fetch(_sql["to_redact"], timedelta(seconds=settings.secrets_kept)):
-        submission_id = row["submission_id"]
+    if settled_at is not None:
+        return settled_at + kept
+    wait = min(max((now - created_at) / 10, _LOOK_LEAST), _LOOK_MOST)
+    ends = created_at + kept_unsettled
+    return ends if ends <= now else min(now + wait, ends)
+
+
+async def forget(pool: asyncpg.Pool, log: Log, settings: Settings) -> None:
+    """Take presigned URLs and passwords out of the queue, a set time after their submission settled.
+
+    What is left of a file is what the log shows of it. A submission that does not settle loses its secrets too, a set
+    time after it was handed in; if some of it is not sent by then, it is paused, with the reason. A slice of a
+    submission is one transaction. A submission that fails holds up no other, and is retried later.
+
+    Raises asyncpg's errors.
+    """
+    kept = timedelta(seconds=settings.secrets_kept)
+    kept_unsettled = timedelta(seconds=settings.secrets_kept_unsettled)
+    for row in await pool.fetch(_sql["to_redact"]):
+        submission_id, now = row["submission_id"], row["now"]
         try:
-            for first in range(1, row["expected"] + 1, _SLICE):
-                await pool.execute(_sql["redact_inputs"], submission_id, first, first + _SLICE - 1)
-            await pool.execute(_sql["mark_redacted"], submission_id)
-        except POSTGRES_AWAY as error:
+            settled_at = await pool.fetchval(_sql["all_settled_at"], submission_id)
+            due = next_look(now, row["created_at"], settled_at, kept, kept_unsettled)
+            if due > now:
+                await pool.execute(_sql["look_again"], submission_id, due)
+                continue
+            await _redact(pool, log, submission_id, row["expected"], kept_unsettled)
+        except AWAY as error:
             _log.warning("will redact it later", submission=submission_id, error=f"{type(error).__name__}: {error}")
+            await pool.execute(_sql["look_again"], submission_id, now + _LOOK_LEAST)
+
+
+async def _redact(pool: asyncpg.Pool, log: Log, submission_id: str, expected: int, kept_unsettled: timedelta) -> None:
+    unsent = await pool.fetchval(_sql["has_unsent"], submission_id)
+    for first in range(1, expected + 1, _SLICE):
+        rows = await pool.fetch(_sql["files"], submission_id, first, first + _SLICE - 1)
+        shown = {row["position"]: _shown(row["file"]) for row in rows}
+        changed = {row["position"]: shown[row["position"]] for row in rows if shown[row["position"]] != row["file"]}
+        if not changed:
+            continue
+        if unsent:
+            async with pool.acquire() as connection, connection.transaction():
+                why = _REMOVED.format(days=kept_unsettled / timedelta(days=1))
+                await pauses.pause(connection, log, pauses.Pause("submission", submission_id), why, None)
+            unsent = False
+        # First of all: from now on nothing is claimed that lacks what it would be sent with.
+        await pool.execute(_sql["begin_redaction"], submission_id)
+        await pool.execute(_sql["redact_inputs"], submission_id, list(changed), list(changed.values()))
+    await pool.execute(_sql["begin_redaction"], submission_id)
+    await pool.execute(_sql["mark_redacted"], submission_id)
+
+
+def _shown(file: str) -> str:
+    """A file as the log shows it; the same text if there is nothing to take out."""
+    given = msgspec.json.decode(file)
+    shown = redact_file(given)
+    return file if shown == given else msgspec.json.encode(shown).decode()
 
 
 async def repeat(

@@ -238,19 +238,44 @@ from unnest($1::text[], $2::text[], $3::int[], $4::int[], $5::text[], $6::text[]
 where c.chunk = given.chunk
 
 -- name: to_redact
-select s.submission_id, s.expected from everyrun_queue.submissions s
-where s.redacted_at is null
-  and not exists (select from everyrun_queue.chunks c where c.submission_id = s.submission_id and c.state not in ('sent', 'refused', 'cut'))
-  and (select sum(b.expected) filter (where b.state in ('SETTLED', 'REFUSED') and b.settled_at < now() - $1::interval)
-       from everyrun.batches b where b.submission_id = s.submission_id) >= s.expected
-order by s.submission_id limit 1000
+select submission_id, expected, created_at, now() as now from everyrun_queue.submissions
+where redact_after <= now() order by redact_after limit 1000
+
+-- name: all_settled_at
+-- When the last chunk of a submission settled; null while one is not settled. Each chunk counts once, however often it
+-- was taken: it is settled when an attempt is, and no other that was taken is still open. A chunk that was cut is not
+-- counted; the chunks that it was cut into are.
+select case when bool_and(settled_at is not null) then max(settled_at) end
+from (
+    select (select max(b.settled_at) from everyrun.batches b
+            where b.chunk = c.chunk and b.state in ('SETTLED', 'REFUSED') and c.state in ('sent', 'refused')
+              and not exists (select from everyrun.batches o where o.chunk = c.chunk and o.state = 'SUBMITTED')
+           ) as settled_at
+    from everyrun_queue.chunks c where c.submission_id = $1 and c.state <> 'cut'
+) each_chunk
+
+-- name: look_again
+update everyrun_queue.submissions set redact_after = $2 where submission_id = $1
+
+-- name: begin_redaction
+update everyrun_queue.submissions set redacted_at = coalesce(redacted_at, now()) where submission_id = $1
+
+-- name: has_unsent
+select exists (
+    select from everyrun_queue.chunks where submission_id = $1 and state in ('waiting', 'sending', 'in_doubt', 'held'))
+
+-- name: files
+-- Without those that are a text, which may be long: they hold nothing to redact.
+select position, file from everyrun_queue.inputs
+where submission_id = $1 and position between $2 and $3 and file not like '{"text":%'
 
 -- name: redact_inputs
-update everyrun_queue.inputs set file = '{}'
-where submission_id = $1 and position between $2 and $3 and file <> '{}'
+update everyrun_queue.inputs i set file = given.file
+from unnest($2::int[], $3::text[]) as given (position, file)
+where i.submission_id = $1 and i.position = given.position
 
 -- name: mark_redacted
-update everyrun_queue.submissions set redacted_at = now() where submission_id = $1
+update everyrun_queue.submissions set redact_after = null where submission_id = $1
 
 -- name: registered
 select submission_id, expected, content_hash from everyrun_queue.submissions where registered_batch = $1

@@ -24,11 +24,17 @@ create table everyrun_queue.submissions (
     content_hash bytea not null,
     created_at timestamptz not null,
     announced_at timestamptz,
-    redacted_at timestamptz
+    redacted_at timestamptz,
+    redact_after timestamptz default now()
 );
 comment on column everyrun_queue.submissions.announced_at is
     'When Kafka had acknowledged submission-accepted (nothing is sent before), or batch-registered.';
 comment on column everyrun_queue.submissions.registered_batch is 'Of a batch that somebody else submitted: its id at Extend.';
+comment on column everyrun_queue.submissions.redacted_at is
+    'When presigned URLs and passwords began to be taken out of its inputs. What is not sent by then, and had some, never is.';
+comment on column everyrun_queue.submissions.redact_after is
+    'When it is next looked at whether its secrets can be taken out. Null once they are.';
+create index submissions_to_redact on everyrun_queue.submissions (redact_after) where redact_after is not null;
 create index submissions_unannounced on everyrun_queue.submissions (created_at) where announced_at is null;
 
 create table everyrun_queue.inputs (
@@ -64,7 +70,7 @@ comment on column everyrun_queue.chunks.deadline is 'sending: a call of this att
 create index chunks_submission on everyrun_queue.chunks (submission_id);
 comment on column everyrun_queue.chunks.not_before is '-infinity: at once. A later time: not claimed before; the claim sets it to -infinity once it has passed.';
 comment on column everyrun_queue.chunks.aside is
-    'Found at the head of the line while its workflow or submission was paused, or the submission not announced. Taken back when that ends.';
+    'Found at the head of the line while its workflow or submission was paused, or the submission not announced: taken back when that ends. Or without the secrets that it would be sent with.';
 -- The line: what can be claimed at once, in the order of sending. Nothing else is in it, so that a claim reads its head.
 create index chunks_line on everyrun_queue.chunks (chunk) where state = 'waiting' and not aside and not_before = '-infinity';
 create index chunks_delayed on everyrun_queue.chunks (not_before) where state = 'waiting' and not_before > '-infinity';
@@ -209,6 +215,12 @@ begin
                or (p.kind = 'submission' and p.id = given.submission_id)
             for share;
             in_the_way := found;
+        end if;
+        if not in_the_way and given.redacted_at is not null then
+            in_the_way := exists (
+                select from everyrun_queue.inputs i join everyrun_queue.chunks c on c.chunk = next
+                where i.submission_id = given.submission_id and i.position between c.first_position and c.last_position
+                  and i.file like '%"redacted":true}');
         end if;
         if in_the_way then
             update everyrun_queue.chunks set aside = true where chunk = next and state = 'waiting';

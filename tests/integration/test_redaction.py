@@ -1,0 +1,162 @@
+"""Secrets leave the queue once nobody needs them, or after a set time; what is left is what the log shows."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+
+import asyncpg
+import pytest
+
+from everyrun.submission import keeper, saying
+from everyrun.submission.keeper import next_look
+from everyrun.submission.transition import inputs_of
+from tests.integration.conftest import read_topic
+from tests.integration.costs import pages, settled
+from tests.integration.test_doubts import World, world
+
+pytestmark = pytest.mark.stack
+__all__ = ["world"]
+
+
+async def files(world: World) -> list[dict[str, object]]:
+    rows = await world.pool.fetch("select file from everyrun_queue.inputs order by submission_id, position")
+    return [json.loads(row["file"]) for row in rows]
+
+
+async def forget(world: World) -> None:
+    """Look at every submission, as if its time had come."""
+    await world.pool.execute(
+        "update everyrun_queue.submissions set redact_after = now() where redact_after is not null"
+    )
+    await keeper.forget(world.pool, world.producer, world.settings)
+
+
+async def settle(world: World, chunk: str, attempt: int = 1, state: str = "SETTLED") -> None:
+    """An attempt at a chunk, as the processor would have written it."""
+    await world.pool.execute(
+        "insert into everyrun.batches (chunk, attempt, submission_id, expected, state, settled_at, input_ids)"
+        " select c.chunk, $2, c.submission_id, c.last_position - c.first_position + 1, $3,"
+        " case when $3 = 'SETTLED' then now() - interval '1 second' end, '{}'"
+        " from everyrun_queue.chunks c where c.chunk = $1"
+        " on conflict (chunk, attempt) do update set state = excluded.state, settled_at = excluded.settled_at",
+        *(chunk, attempt, state),
+    )
+
+
+async def chunks(world: World) -> list[str]:
+    return [row["chunk"] for row in await world.pool.fetch("select chunk from everyrun_queue.chunks order by chunk")]
+
+
+async def redacted(world: World) -> bool:
+    return bool(await world.pool.fetchval("select bool_and(redact_after is null) from everyrun_queue.submissions"))
+
+
+async def test_a_later_event_of_an_input_shows_the_same_file_as_the_first(world: World) -> None:
+    world.settings.secrets_kept = 0
+    await world.hand_in()
+    await world.send()
+    (chunk,) = await chunks(world)
+    row = await world.pool.fetchrow(keeper._sql["attempt"], chunk)
+    before = saying._shown(await inputs_of(world.pool, row))
+    await settle(world, chunk)
+    for _ in range(2):
+        await forget(world)
+        assert await redacted(world)
+        assert saying._shown(await inputs_of(world.pool, row)) == before
+        assert await files(world) == [given.file for given in before]
+    assert before[0].file == {"url": "https://files.example/0.pdf", "redacted": True}
+
+
+async def test_a_chunk_that_was_taken_twice_counts_once(world: World) -> None:
+    world.settings.secrets_kept = 0
+    world.settings.chunk_max_inputs = 2
+    await world.hand_in(4)
+    await world.send()
+    await world.send()
+    first, second = await chunks(world)
+    await settle(world, first, 1)
+    await settle(world, first, 2)
+    await settle(world, second, 1, "SUBMITTED")
+    await forget(world)
+    assert all("signed" in str(file["url"]) for file in await files(world))
+    # Nor is a chunk settled while another attempt of it is open.
+    await settle(world, second)
+    await settle(world, first, 3, "SUBMITTED")
+    await forget(world)
+    assert not await redacted(world)
+    await settle(world, first, 3)
+    # A chunk that was cut is not counted: it never settles itself.
+    await world.pool.execute(
+        "insert into everyrun_queue.chunks (chunk, submission_id, first_position, last_position, state)"
+        " select chunk || '-0', submission_id, first_position, last_position, 'cut' from everyrun_queue.chunks limit 1"
+    )
+    await forget(world)
+    assert await redacted(world)
+    assert not any("signed" in str(file) for file in await files(world))
+
+
+async def test_what_never_settles_loses_its_secrets_too_and_what_is_unsent_is_paused_and_not_sent(world: World) -> None:
+    world.settings.chunk_max_inputs = 2
+    submission = await world.hand_in(4)
+    await world.send()
+    first, second = await chunks(world)
+    await settle(world, first, 1, "SUBMITTED")
+    await forget(world)
+    assert not await redacted(world)
+    world.settings.secrets_kept_unsettled = 0
+    await forget(world)
+    assert await redacted(world)
+    assert not any("signed" in str(file) for file in await files(world))
+    paused = await world.pool.fetchrow("select kind, id, reason from everyrun_queue.paused")
+    assert (paused["kind"], paused["id"]) == ("submission", submission)
+    assert "EVERYRUN_SECRETS_KEPT_UNSETTLED" in paused["reason"]
+    assert "submission-paused" in {event["type"] for event, _ in await read_topic(world.settings, "batches")}
+    for _ in range(2):
+        await world.send()
+        assert len(world.vendor.calls) == 1
+        await world.pool.execute(keeper._sql["resume"], "submission", submission)
+    assert await world.pool.fetchval("select state from everyrun_queue.chunks where chunk = $1", second) == "waiting"
+
+
+async def test_looking_for_what_to_redact_costs_the_same_however_much_never_settles(database: str) -> None:
+    connection = await asyncpg.connect(database)
+    costs = []
+    for size in (1000, 20_000):
+        await connection.execute("truncate everyrun_queue.submissions cascade")
+        await connection.execute(
+            "insert into everyrun_queue.submissions (submission_id, workflow_id, expected, batches, content_hash,"
+            " created_at, announced_at, redact_after) select 's' || n, 'w', 1, 1, '', now(), now(),"
+            " case when n % 2 = 0 then now() + interval '1 hour' end from generate_series(1, $1) n",
+            size,
+        )
+        await connection.execute(
+            "insert into everyrun_queue.chunks (chunk, submission_id, first_position, last_position, state)"
+            " select submission_id || '.c', submission_id, 1, 1, 'sent' from everyrun_queue.submissions"
+        )
+        await settled(connection, "everyrun_queue.submissions", "everyrun_queue.chunks")
+        arguments = [timedelta(days=1)] if "$1" in keeper._sql["to_redact"] else []
+        costs.append(await pages(connection, keeper._sql["to_redact"], *arguments))
+    await connection.close()
+    assert 0 < costs[1] <= 2 * costs[0], costs
+
+
+def test_it_is_looked_at_ever_more_rarely_and_at_the_right_time() -> None:
+    handed_in = datetime(2026, 11, 1, tzinfo=UTC)
+    day = timedelta(days=1)
+
+    def look(age: timedelta, settled_at: datetime | None = None) -> timedelta:
+        return next_look(handed_in + age, handed_in, settled_at, day, 30 * day) - handed_in
+
+    assert look(timedelta(0)) == timedelta(minutes=1)
+    assert look(day) == day + day / 10
+    assert look(20 * day) == 20 * day + timedelta(hours=6)
+    # Never past the end, and then at once.
+    assert look(30 * day - timedelta(seconds=1)) == look(31 * day) == 30 * day
+    assert look(day, handed_in + day) == 2 * day
+    # What settled late is kept as long as the rest.
+    assert look(40 * day, handed_in + 40 * day) == 41 * day
+    age, looks = timedelta(0), 0
+    while age < 30 * day:
+        age, looks = look(age), looks + 1
+    assert looks < 200
