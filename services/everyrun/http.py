@@ -16,6 +16,7 @@ from starlette.types import Scope as AsgiScope
 
 from everyrun.settings import Settings
 from everyrun.store import tokens
+from everyrun.store.pool import is_slow
 from everyrun.telemetry import log
 
 _log = log(__name__)
@@ -109,6 +110,10 @@ _CODES = {400: "UNREADABLE", 404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED", 413: "
 
 
 def _away(error: Exception) -> JSONResponse:
+    if is_slow(error):
+        _log.warning("answering 504", error=f"{type(error).__name__}: {error}")
+        body = {"code": "TOO_SLOW", "message": "the database took too long for this request; try again later"}
+        return JSONResponse(body, 504)
     _log.warning("answering 503", error=f"{type(error).__name__}: {error}")
     full = isinstance(error, asyncpg.DiskFullError)
     what = "the database has no room left on its disk" if full else "the database does not answer"

@@ -29,7 +29,8 @@ async def submission(
     """``of`` submissions of so many chunks each, under one name."""
     await connection.execute(
         f"insert into {SUBMISSIONS} (submission_id, workflow_id, expected, batches, content_hash, created_at,"
-        " announced_at) select $1 || '_' || lpad(n::text, 6, '0'), $2, $3::int, $3::int, '', now(), case when $4 then now() end"
+        " announced_at) select $1 || '_' || lpad(n::text, 6, '0'), $2, $3::int, $3::int, '', now(),"
+        " case when $4 then now() end"
         " from generate_series(1, $5) n",
         *(name, workflow, chunks, announced, of),
     )

@@ -40,6 +40,16 @@ async def note(settings: Settings, state: str, *, batch_id: str | None = None, s
         datetime.now(UTC) - timedelta(seconds=10),
         datetime.now(UTC) if batch_id else None,
     )
+    if state == "IN_DOUBT":
+        await connection.execute(
+            "insert into everyrun_queue.submissions (submission_id, workflow_id, expected, batches, content_hash,"
+            " created_at) values ('s', $1, 1, 1, '', now())",
+            WORKFLOW,
+        )
+        await connection.execute(
+            "insert into everyrun_queue.chunks (chunk, submission_id, first_position, last_position, state, attempt)"
+            " values ('c-IN_DOUBT', 's', 1, 1, 'in_doubt', 1)"
+        )
     await connection.close()
 
 

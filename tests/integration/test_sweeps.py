@@ -50,6 +50,22 @@ class Bench:
             *(at if state in ("SUBMITTED", "SETTLED") else None, [f"s:{batch_id}-{n}" for n in range(inputs)]),
         )
 
+        if state in ("IN_DOUBT", "SENDING"):
+            await self.queued(f"c-{batch_id}", "in_doubt")
+
+    async def queued(self, chunk: str, state: str, attempt: int = 1) -> None:
+        """The chunk's row in the queue."""
+        await self.pool.execute(
+            "insert into everyrun_queue.submissions (submission_id, workflow_id, priority, expected, batches,"
+            " content_hash, created_at) values ('s', $1, 90, 1, 1, '', now()) on conflict do nothing",
+            WORKFLOW,
+        )
+        await self.pool.execute(
+            "insert into everyrun_queue.chunks (chunk, submission_id, first_position, last_position, state, attempt)"
+            " values ($1, 's', 0, 0, $2, $3) on conflict (chunk) do update set state = excluded.state",
+            *(chunk, state, attempt),
+        )
+
     async def row(self, run_id: str | None, status: str, batch_id: str, number: int = 0, *, ago: float = 50.0) -> None:
         """An input's result that came to its status so many seconds ago."""
         at = datetime.now(UTC) + self.vendor.ahead - timedelta(seconds=ago)
@@ -155,6 +171,7 @@ async def test_an_attempt_of_which_only_the_doubt_is_known_is_swept_for_too(benc
         "insert into everyrun.batches (chunk, attempt, submission_id, expected, state, in_doubt_at, input_ids)"
         " values ('c-1', 1, 's', 1, 'IN_DOUBT', now() - interval '5 s', '{}')"
     )
+    await bench.queued("c-1", "in_doubt")
     for complete in (1, 2):
         await bench.sweep()
         assert await bench.swept() == complete
@@ -236,15 +253,7 @@ async def test_a_call_in_doubt_of_which_only_the_queue_knows_yet_is_not_swept_pa
     await bench.batch("ours", ago=1000)
     bench.vendor.run("foreign", "PENDING", "foreign", ago=600)
     bench.vendor.refused["foreign"] = 403
-    await bench.pool.execute(
-        "insert into everyrun_queue.submissions (submission_id, workflow_id, priority, expected, batches, content_hash,"
-        " created_at) values ('s', $1, 90, 1, 1, '', now())",
-        WORKFLOW,
-    )
-    await bench.pool.execute(
-        "insert into everyrun_queue.chunks (chunk, submission_id, first_position, last_position, state, attempt)"
-        " values ('c-new', 's', 0, 0, 'in_doubt', 1)"
-    )
+    await bench.queued("c-new", "in_doubt")
     await bench.sweep()
     assert await bench.swept() == 0
     await bench.batch("new", "IN_DOUBT", ago=500)  # the processor has told of it

@@ -32,6 +32,7 @@ from everyrun.projection.offsets import ForeignLogError, Position, greatest
 from everyrun.projection.schema import remake
 from everyrun.serve import Health, http_server, run_service, with_health
 from everyrun.settings import Settings
+from everyrun.store.pool import telling
 from everyrun.telemetry import log
 
 _log = log(__name__)
@@ -201,8 +202,10 @@ async def _pool(settings: Settings, health: Health, stop: asyncio.Event) -> asyn
     """Connections to the tables, once the database answers; None where ``stop`` is set before."""
     while not stop.is_set():
         try:
+            dsn = settings.postgres_dsn.get_secret_value()
             return await asyncpg.create_pool(
-                settings.postgres_dsn.get_secret_value(),
+                dsn,
+                connection_class=telling(dsn),
                 min_size=2,
                 max_size=6,
                 init=tables.setup_connection,

@@ -24,7 +24,7 @@ from everyrun.projection.write import ConflictError
 from everyrun.serve import Health
 from everyrun.settings import Settings
 from everyrun.store.migrate import MigrationError
-from everyrun.store.pool import POSTGRES_AWAY
+from everyrun.store.pool import POSTGRES_AWAY, is_slow
 from everyrun.telemetry import log
 
 _log = log(__name__)
@@ -114,7 +114,13 @@ class Feed:
         return await self._apply_or_split(polls, dict)
 
     async def mend(self, error: Exception) -> None:
-        """Say in readyz that the database is away; where the schema is gone, have it made anew."""
+        """Say in readyz that the database is away; where the schema is gone, have it made anew.
+
+        A statement that took too long is only logged: the database is there.
+        """
+        if is_slow(error):
+            _log.warning("a statement took too long; trying again", error=str(error))
+            return
         self._health.not_ready("database", f"{type(error).__name__}: {error}")
         if isinstance(error, GONE) and self._remake is not None:
             try:

@@ -13,7 +13,7 @@ from everyrun.query.gate import AT_A_TIME
 from everyrun.query.metrics import Metrics
 from everyrun.serve import Health, http_server, run_service, with_health
 from everyrun.settings import Settings
-from everyrun.store.pool import open_pool
+from everyrun.store.pool import is_slow, open_pool
 
 
 async def _pool(settings: Settings, health: Health) -> asyncpg.Pool:
@@ -35,7 +35,8 @@ async def _look(pool: asyncpg.Pool, health: Health, metrics: Metrics) -> None:
                 await metrics.look(pool)
             health.ready("database")
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            health.not_ready("database", f"{type(error).__name__}: {error}")
+            if not is_slow(error):
+                health.not_ready("database", f"{type(error).__name__}: {error}")
         await asyncio.sleep(1.0)
 
 

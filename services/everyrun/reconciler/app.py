@@ -25,7 +25,7 @@ from everyrun.reconciler.sweeps import Sweeps
 from everyrun.reconciler.trimming import Trimming
 from everyrun.serve import Health, http_server, run_service, with_health
 from everyrun.settings import Settings
-from everyrun.store.pool import POSTGRES_AWAY, open_pool
+from everyrun.store.pool import POSTGRES_AWAY, SlowStatementError, open_pool
 from everyrun.store.sql import beside
 
 _log = telemetry.log(__name__)
@@ -39,6 +39,8 @@ async def _for_ever(health: Health, part: str, work: Callable[[], Awaitable[None
     while True:
         try:
             await work()
+        except* SlowStatementError as group:
+            _log.warning("starting again", part=part, error=str(group.exceptions[0]))
         except* _AWAY as group:
             error = group.exceptions[0]
             _log.warning("waiting", part=part, error=f"{type(error).__name__}: {error}")
@@ -78,7 +80,11 @@ async def _poll(settings: Settings, extend: Extend, health: Health) -> None:
 
         async def again(what: Callable[[], Awaitable[None]]) -> None:
             while True:
-                await what()
+                try:
+                    await what()
+                except* SlowStatementError as group:
+                    # Its own next turn is a second later; polls or sweeps, whichever it is not, go on.
+                    _log.warning("a statement took too long; trying again", error=str(group.exceptions[0]))
                 health.ready("polling")
                 await asyncio.sleep(every)
 

@@ -17,6 +17,7 @@ from everyrun.failpoints import hit
 from everyrun.log.producer import Log
 from everyrun.reconciler.asking import ask
 from everyrun.reconciler.missing import Known, Listed, is_told
+from everyrun.store.pool import SlowStatementError
 from everyrun.store.sql import beside
 
 _log = telemetry.log(__name__)
@@ -118,7 +119,12 @@ class Gets:
                 return Outcome.NOT_NOW
             self._failed.pop(run_id, None)
             _log.warning("a run is gone: it was deleted upstream", run=run_id, batch=batch_id)
-            await self._pool.execute(_sql["keep_gone"], run_id, batch_id)
+            try:
+                await self._pool.execute(_sql["keep_gone"], run_id, batch_id)
+            except SlowStatementError as slow:
+                # Among others that are asked for at the same time: it costs none of them its turn.
+                _log.warning("it could not be kept that a run is gone", run=run_id, error=str(slow))
+                return Outcome.NOT_NOW
             return Outcome.GONE
         hit("polling.before_produce")
         await self._log.append([record])

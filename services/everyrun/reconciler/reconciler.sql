@@ -1,15 +1,28 @@
 -- name: open_batches
-select b.batch_id, b.expected,
-       extract(epoch from now() - b.submitted_at)::float8 as age,
+-- Batches to poll that were sent after $3, or all ($3 is null).
+select b.batch_id, now() - make_interval(secs => $1) as up_to,
        extract(epoch from now() - p.complete_at)::float8 as polled_ago,
-       coalesce((select sum(value::bigint) from jsonb_each_text(b.counts)
-                 where key in ('PROCESSED', 'FAILED', 'CANCELLED', 'REJECTED')), 0)::bigint as settled
+       extract(epoch from p.due_at - now())::float8 as due_in
 from everyrun.batches b
 left join everyrun_queue.polls p using (batch_id)
 where b.state = 'SUBMITTED' and b.batch_id is not null
   and b.submitted_at <= now() - make_interval(secs => $1)
-  and b.submitted_at > now() - make_interval(secs => $2)
+  and b.submitted_at > greatest(now() - make_interval(secs => $2), $3::timestamptz)
 order by b.submitted_at
+
+-- name: open_batch
+-- One of them, if it is still to be polled.
+select b.batch_id, b.expected, extract(epoch from now() - b.submitted_at)::float8 as age,
+       coalesce((select sum(value::bigint) from jsonb_each_text(b.counts)
+                 where key in ('PROCESSED', 'FAILED', 'CANCELLED', 'REJECTED')), 0)::bigint as settled
+from everyrun.batches b
+where b.batch_id = $1 and b.state = 'SUBMITTED' and b.submitted_at > now() - make_interval(secs => $2)
+
+-- name: gone_of
+select run_id from everyrun_queue.gone_runs where batch_id = $1
+
+-- name: poll_again
+update everyrun_queue.polls set due_at = now() + make_interval(secs => $2) where batch_id = $1
 
 -- name: known_runs
 -- One that lost its content before it was known to be ours is to be had again.
@@ -41,40 +54,76 @@ insert into everyrun_queue.gone_runs (run_id, batch_id, gone_at) values ($1, $2,
 delete from everyrun_queue.gone_runs where run_id = any ($1::text[])
 
 -- name: workflows
--- Whose runs are swept: since when at the most, and back to when while the outcome of a call is unknown. Of an attempt
--- whose worker ended before it could say what it sends, only the doubt is known; its submission names the workflow.
+-- Whose runs are swept ($2: only this one): since when at the most, and back to when while the outcome of a call is
+-- unknown. Of an attempt whose worker ended before it could say what it sends, only the doubt is known; its submission
+-- names the workflow. What is in doubt and waits for nobody but a person (held, or a chunk that the queue does not have)
+-- is apart: held_calls, and for how many seconds each has been in doubt.
 -- oldest_call: no call whose outcome is unknown was made before; every attempt at a chunk counts whose last is in doubt.
 -- Null where the queue has a call in doubt that these tables do not tell of yet.
-with attempts as (
-    select b.chunk, b.state, coalesce(b.workflow_id, s.workflow_id) as workflow_id,
+-- The workflows are found by jumping through the index from one to the next: however many batches each has.
+with recursive named as (
+    (select workflow_id from everyrun.batches where workflow_id is not null order by workflow_id limit 1)
+    union all
+    select (select b.workflow_id from everyrun.batches b where b.workflow_id > n.workflow_id
+            order by b.workflow_id limit 1)
+    from named n where n.workflow_id is not null
+),
+doubts as materialized (
+    select coalesce(b.workflow_id, s.workflow_id) as workflow_id, b.chunk, q.state as queued,
            coalesce(b.requested_at, b.submitted_at, b.in_doubt_at) as begun_at,
-           coalesce(b.requested_at, s.created_at, b.in_doubt_at) as called_at
-    from everyrun.batches b left join everyrun.submissions s using (submission_id)
+           coalesce(b.in_doubt_at, b.requested_at) as doubted_at
+    from everyrun.batches b
+    left join everyrun.submissions s using (submission_id)
+    left join everyrun_queue.chunks q on q.chunk = b.chunk
+    where b.state in ('SENDING', 'IN_DOUBT')
+      and coalesce(b.requested_at, b.submitted_at, b.in_doubt_at) > now() - make_interval(secs => $1)
 ),
 calls as (
-    select workflow_id, min(called_at) as oldest from attempts
-    where chunk in (select chunk from everyrun.batches where state in ('IN_DOUBT', 'SENDING'))
-    group by workflow_id
+    select d.workflow_id, min(coalesce(b.requested_at, s.created_at, b.in_doubt_at)) as oldest
+    from (select distinct workflow_id, chunk from doubts where queued in ('sending', 'in_doubt')) d
+    join everyrun.batches b on b.chunk = d.chunk
+    left join everyrun.submissions s on s.submission_id = b.submission_id
+    group by d.workflow_id
 ),
 untold as (
     select distinct s.workflow_id
     from everyrun_queue.chunks c join everyrun_queue.submissions s using (submission_id)
     where c.state in ('sending', 'in_doubt')
       and not exists (select from everyrun.batches b where b.chunk = c.chunk and b.attempt = c.attempt)
+),
+every as (
+    select workflow_id from named where workflow_id is not null
+    union
+    select workflow_id from doubts where workflow_id is not null
+),
+found as (
+    select e.workflow_id,
+           least((select coalesce(b.requested_at, b.submitted_at, b.in_doubt_at) from everyrun.batches b
+                  where b.workflow_id = e.workflow_id
+                    and coalesce(b.requested_at, b.submitted_at, b.in_doubt_at) > now() - make_interval(secs => $1)
+                  order by coalesce(b.requested_at, b.submitted_at, b.in_doubt_at) limit 1),
+                 (select min(d.begun_at) from doubts d where d.workflow_id = e.workflow_id)) as since
+    from every e where $2::text is null or e.workflow_id = $2
 )
-select workflow_id,
-       min(begun_at) as since,
-       min(begun_at) filter (
-           where state in ('IN_DOUBT', 'SENDING') and begun_at < now() - interval '3 seconds') as doubt_since,
-       (select max(w.begun_at) from everyrun_queue.sweeps w where w.workflow_id = attempts.workflow_id) as last_begun_at,
-       case when not exists (select from untold u where u.workflow_id = attempts.workflow_id) then
-           least(now(), (select c.oldest from calls c where c.workflow_id = attempts.workflow_id))
+select f.workflow_id, f.since, d.doubt_since, d.held_calls, d.held_for,
+       (select w.begun_at from everyrun_queue.sweeps w where w.workflow_id = f.workflow_id
+        order by w.begun_at desc limit 1) as last_begun_at,
+       case when not exists (select from untold u where u.workflow_id = f.workflow_id) then
+           least(now(), (select c.oldest from calls c where c.workflow_id = f.workflow_id))
        end as oldest_call,
        extract(epoch from now())::float8 as now
-from attempts
-where workflow_id is not null and begun_at > now() - make_interval(secs => $1)
-group by workflow_id
-order by workflow_id
+from found f
+cross join lateral (
+    select min(begun_at) filter (
+               where queued in ('sending', 'in_doubt') and begun_at < now() - interval '3 seconds') as doubt_since,
+           coalesce(array_agg(begun_at order by begun_at) filter (where coalesce(queued, 'held') = 'held'), '{}')
+               as held_calls,
+           coalesce(array_agg(extract(epoch from now() - doubted_at)::float8 order by begun_at)
+                    filter (where coalesce(queued, 'held') = 'held'), '{}') as held_for
+    from doubts where doubts.workflow_id = f.workflow_id
+) d
+where f.since is not null
+order by f.workflow_id
 
 -- name: keep_owed
 -- Of a settled batch, which no poll looks at any more.

@@ -14,8 +14,9 @@ from everyrun.extend.client import ExtendError
 from everyrun.reconciler.gets import Gets, Outcome
 from everyrun.reconciler.lists import Lists
 from everyrun.reconciler.missing import Listed, made_since, missing, settled_before, unknown_batches
-from everyrun.reconciler.schedule import sweep_wait
+from everyrun.reconciler.schedule import look_back_wait, sweep_wait
 from everyrun.settings import Settings
+from everyrun.store.pool import SlowStatementError
 from everyrun.store.sql import beside
 
 _log = telemetry.log(__name__)
@@ -42,6 +43,10 @@ class Sweeps:
     A batch of which no run can be had and that was created later may be the one looked for. It keeps the sweep from
     being complete for as long as such a call is in doubt, that is until a run of it can be had or a person decides.
 
+    A chunk that is held waits for a person; only a run of it could spare the decision. Sweeps look back for it ever
+    more rarely, in the end once a day (:func:`look_back_wait`). Once it is sent again and in doubt again, it counts
+    like any other.
+
     ``hurry`` is called with each batch that is polled and of which the sweep saw something new.
     """
 
@@ -55,6 +60,8 @@ class Sweeps:
         self._hurry = hurry
         self._fetched: dict[str, None] = {}
         self._last: dict[str, tuple[float, float]] = {}
+        #: When this process last looked back to a call that only a person can settle.
+        self._looked_back: dict[tuple[str, datetime], float] = {}
         self._look_every = min(_LOOK_EVERY, settings.sweep_every, settings.sweep_in_doubt_every)
         self._looked_at = float("-inf")
 
@@ -63,19 +70,37 @@ class Sweeps:
         if time.monotonic() - self._looked_at < self._look_every:
             return
         self._looked_at = time.monotonic()
-        for row in await self._pool.fetch(_sql["workflows"], self._settings.poll_for):
-            workflow, in_doubt = row["workflow_id"], row["doubt_since"] is not None
-            began = time.monotonic()
-            if not self._is_due(row, began):
+        rows = await self._pool.fetch(_sql["workflows"], self._settings.poll_for, None)
+        held = {(row["workflow_id"], call) for row in rows for call in row["held_calls"]}
+        self._looked_back = {call: at for call, at in self._looked_back.items() if call in held}
+        for found in rows:
+            workflow, began = found["workflow_id"], time.monotonic()
+            if not self._is_due(found, began):
                 continue
-            since = row["last_begun_at"] or row["since"]
-            if in_doubt:
-                since = min(since, row["doubt_since"])
             try:
-                await self.sweep(workflow, since, row["oldest_call"])
-            except (ExtendError, msgspec.DecodeError) as error:
+                # Sweeps of others may have taken long.
+                row = await self._pool.fetchrow(_sql["workflows"], self._settings.poll_for, workflow)
+                if row is not None:
+                    await self.sweep(workflow, self._since(row, began), row["oldest_call"])
+            except (ExtendError, msgspec.DecodeError, SlowStatementError) as error:
                 _log.warning("a sweep failed; it is made again", workflow=workflow, error=str(error))
             self._last[workflow] = (began, time.monotonic() - began)
+
+    def _since(self, row: asyncpg.Record, now: float) -> datetime:
+        """Back to when a sweep goes: to the last one, to every call that evidence may settle, and now and then to those
+        that only a person can."""
+        since: datetime = row["last_begun_at"] or row["since"]
+        if row["doubt_since"] is not None:
+            since = min(since, row["doubt_since"])
+        workflow, every = row["workflow_id"], self._settings.sweep_every
+        for call, held_for in zip(row["held_calls"], row["held_for"], strict=True):
+            last = self._looked_back.get((workflow, call), float("-inf"))
+            if now - last >= look_back_wait(held_for, every):
+                since = min(since, call)
+        for call in row["held_calls"]:
+            if call >= since:
+                self._looked_back[workflow, call] = now
+        return since
 
     def _is_due(self, row: asyncpg.Record, now: float) -> bool:
         s = self._settings

@@ -17,7 +17,7 @@ from everyrun.replay.index import follow
 from everyrun.replay.jobs import AWAY, Worker
 from everyrun.serve import Health, http_server, run_service, with_health
 from everyrun.settings import Settings
-from everyrun.store.pool import open_pool
+from everyrun.store.pool import is_slow, open_pool
 from everyrun.telemetry import log
 
 _log = log(__name__)
@@ -43,7 +43,8 @@ async def _work(settings: Settings, pool: asyncpg.Pool, health: Health) -> None:
             await worker.run()
         except AWAY as error:
             _log.warning("waiting", error=f"{type(error).__name__}: {error}")
-            health.not_ready("database", f"{type(error).__name__}: {error}")
+            if not is_slow(error):
+                health.not_ready("database", f"{type(error).__name__}: {error}")
         await asyncio.sleep(0.5)
 
 

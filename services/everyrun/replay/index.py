@@ -14,6 +14,7 @@ from everyrun.log.ranges import Position, Range, Stretch, bounds, read_ranges
 from everyrun.replay.places import TOPICS, Place, number_of, said_by
 from everyrun.serve import Health
 from everyrun.settings import Settings
+from everyrun.store.pool import is_slow
 from everyrun.store.sql import beside
 from everyrun.telemetry import log
 
@@ -124,6 +125,7 @@ async def follow(settings: Settings, pool: asyncpg.Pool, health: Health) -> None
             await catch_up(settings, index)
             health.ready("index")
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, KafkaError, ForeignIndexError) as error:
-            health.not_ready("index", f"{type(error).__name__}: {error}")
+            if not is_slow(error):
+                health.not_ready("index", f"{type(error).__name__}: {error}")
             _log.warning("the index waits", error=f"{type(error).__name__}: {error}")
         await asyncio.sleep(_EVERY)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import asyncpg
 import msgspec
 
 from everyrun.settings import Settings
+from everyrun.store.sql import name_of
 
 _json = msgspec.json.Encoder()
 
@@ -28,8 +31,67 @@ async def write_problem(connection: Any) -> str | None:
     return None
 
 
-#: Postgres is away, for now. asyncpg says InternalClientError of a connection that was cut off in the middle of a
-#: COPY, or while it was being given back.
+class SlowStatementError(asyncpg.QueryCanceledError):
+    """A statement took longer than it may, and Postgres answers others: only the step that made it fails."""
+
+
+def is_slow(error: BaseException) -> bool:
+    """Return whether an error says that a statement took too long, and nothing of Postgres being away.
+
+    Such an error is retried like the others of POSTGRES_AWAY, and must not be reported as an outage.
+    """
+    return isinstance(error, asyncpg.QueryCanceledError)
+
+
+#: How long the question whether Postgres answers may take, in seconds.
+_ANSWER_WITHIN = 5.0
+
+
+async def _answers(dsn: str) -> bool:
+    try:
+        connection = await asyncpg.connect(dsn, timeout=_ANSWER_WITHIN, command_timeout=_ANSWER_WITHIN)
+        try:
+            await connection.fetchval("select 1")
+        finally:
+            connection.terminate()
+    except asyncpg.PostgresError:
+        return True
+    except (OSError, asyncpg.InterfaceError):
+        return False
+    return True
+
+
+def _telling(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    @functools.wraps(method)
+    async def told(self: Any, statement: str, *args: Any, **options: Any) -> Any:
+        try:
+            return await method(self, statement, *args, **options)
+        except (TimeoutError, asyncpg.QueryCanceledError) as error:
+            if isinstance(error, SlowStatementError):
+                raise
+            # A server that canceled a statement answers; of one that does not answer in time nobody knows.
+            if isinstance(error, TimeoutError) and not await _answers(self.dsn):
+                raise
+            raise SlowStatementError(f"the statement {name_of(statement)} took too long; Postgres answers") from error
+
+    return told
+
+
+_METHODS = ("execute", "executemany", "fetch", "fetchrow", "fetchval", "copy_to_table", "copy_records_to_table")
+
+
+def telling(dsn: str) -> type[asyncpg.Connection]:
+    """Return the class of a pool's connections that raise SlowStatementError, with the statement's name.
+
+    asyncpg raises TimeoutError for a statement that takes too long. That is an OSError, as if Postgres were away; it is
+    still raised if Postgres at ``dsn`` does not answer another connection either.
+    """
+    methods = {name: _telling(getattr(asyncpg.Connection, name)) for name in _METHODS}
+    return type("TellingConnection", (asyncpg.Connection,), {**methods, "__slots__": (), "dsn": dsn})
+
+
+#: Postgres is away, for now, or a statement took too long (see ``is_slow``): to be tried again later. asyncpg says
+#: InternalClientError of a connection that was cut off in the middle of a COPY, or while it was being given back.
 POSTGRES_AWAY = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 
 
@@ -38,12 +100,14 @@ async def open_pool(settings: Settings, *, name: str, min_size: int = 1, max_siz
 
     Raises OSError or asyncpg.PostgresError where the database does not answer.
     """
+    dsn = settings.postgres_dsn.get_secret_value()
     return await asyncpg.create_pool(
-        settings.postgres_dsn.get_secret_value(),
+        dsn,
         min_size=min_size,
         max_size=max_size,
         setup=None,
         init=connection_setup,
+        connection_class=telling(dsn),
         command_timeout=60,
         server_settings={"application_name": f"everyrun-{name}"},
     )

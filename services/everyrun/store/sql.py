@@ -8,6 +8,15 @@ from pathlib import Path
 _NAME = re.compile(r"^-- name: ([a-z_0-9]+)[ \t]*$", re.MULTILINE)
 
 
+#: The names of the statements that were read, by their text.
+_names: dict[str, str] = {}
+
+
+def name_of(statement: str) -> str:
+    """Return the name and file of a statement that was read from a file, else its first words."""
+    return _names.get(statement) or " ".join(statement.split())[:60]
+
+
 class Statements:
     """The statements of one file: ``sql["name"]`` is the text. Raises KeyError naming the file for an unknown name."""
 
@@ -18,6 +27,7 @@ class Statements:
         if len(set(names)) != len(names):
             raise ValueError(f"{path}: a statement's name is used twice")
         self._texts = {name: text.strip() for name, text in zip(names, parts[2::2], strict=True)}
+        _names.update({text: f"{name} ({path.name})" for name, text in self._texts.items()})
 
     def __getitem__(self, name: str) -> str:
         try:

@@ -15,7 +15,7 @@ from everyrun.log import topics
 from everyrun.log.producer import Producer
 from everyrun.serve import Health, http_server, run_service, with_health
 from everyrun.settings import Settings
-from everyrun.store.pool import open_pool, write_problem
+from everyrun.store.pool import is_slow, open_pool, write_problem
 from everyrun.store.sql import beside
 from everyrun.submission.api import submission_api
 from everyrun.submission.catchup import Level
@@ -46,7 +46,8 @@ async def _kept_level(level: Level, health: Health) -> None:
     try:
         await level.advance()
     except AWAY as error:
-        health.not_ready("log_position", str(error) or type(error).__name__)
+        if not is_slow(error):
+            health.not_ready("log_position", str(error) or type(error).__name__)
         raise
     health.ready("log_position")
 
@@ -109,6 +110,8 @@ async def _look(pool: asyncpg.Pool, health: Health) -> None:
         else:
             health.not_ready("database", problem)
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        if is_slow(error):
+            raise
         health.not_ready("database", f"{type(error).__name__}: {error}")
 
 

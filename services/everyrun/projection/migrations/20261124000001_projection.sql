@@ -63,8 +63,12 @@ comment on column batches.runs_observed is 'Distinct runs seen of this batch and
 comment on column batches.input_ids is 'The inputs in the order they were sent.';
 comment on column batches.fingerprints is
     'Of a batch that was registered here: SHA-256 of the metadata of each of input_ids, as RFC 8785 JSON. Else null.';
-create index batches_submission on batches (submission_id);
+create index batches_submission on batches (submission_id, chunk);
 create index batches_open on batches (submitted_at) where state = 'SUBMITTED';
+create index batches_open_of on batches (submission_id) where state = 'SUBMITTED';
+-- Which workflows there are, and since when each has had batches.
+create index batches_begun on batches (workflow_id, coalesce(requested_at, submitted_at, in_doubt_at));
+create index batches_unresolved on batches (chunk) where state in ('SENDING', 'IN_DOUBT');
 
 create table results (
     input_id text collate "C" primary key,

@@ -141,8 +141,10 @@ create table everyrun_queue.polls (
     batch_id text collate "C" primary key,
     complete_at timestamptz not null,
     listed int not null,
-    running int not null
+    running int not null,
+    due_at timestamptz
 );
+comment on column everyrun_queue.polls.due_at is 'When a batch that only waits for a person is polled next; null of others.';
 comment on table everyrun_queue.polls is 'The last complete list of each batch: how many runs it had, and how many of them were under way.';
 
 create table everyrun_queue.gone_runs (
