@@ -11,6 +11,7 @@ from typing import Any
 import asyncpg
 import httpx
 import pytest
+from pydantic import SecretStr
 
 from everyrun.extend.reserved import Reserved
 from everyrun.log import events
@@ -21,8 +22,10 @@ from everyrun.log.topics import cluster_id, identity
 from everyrun.projection import tables
 from everyrun.projection.apply import apply
 from everyrun.projection.decode import Poll
+from everyrun.replay import history as history_module
 from everyrun.replay import index as indexing
-from everyrun.replay.history import Historian, NoHistoryError, historian
+from everyrun.replay.api import replay_api
+from everyrun.replay.history import Historian, IndexBehindError, NoHistoryError, historian
 from everyrun.replay.index import ForeignIndexError, Index, catch_up
 from everyrun.replay.places import TOPICS, Place, said_by
 from everyrun.settings import Settings
@@ -224,3 +227,49 @@ def test_the_topics_of_the_index_are_those_of_the_tables() -> None:
     assert set(TOPICS) == {"batches", "runs", "deliveries", "quarantine"}
     assert indexing.TOPICS is TOPICS
     assert Historian
+
+
+async def test_a_log_that_is_not_indexed_is_not_read_whole_for_one_question(
+    service: Any, settings: Settings, pool: asyncpg.Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history_module, "TAIL_RECORDS", 5)
+    await append(settings, a_story())
+    read = 0
+
+    async def counted(*arguments: Any, **options: Any) -> AsyncIterator[Any]:
+        nonlocal read
+        async for stretch in read_ranges(*arguments, **options):
+            read += len(stretch.records)
+            yield stretch
+
+    monkeypatch.setattr(history_module, "read_ranges", counted)
+    async with historian(settings, pool) as asked:
+        app = replay_api(settings.model_copy(update={"api_token": SecretStr(TOKEN)}), pool, lambda: asked)
+        transport = httpx.ASGITransport(app)
+        headers = {"authorization": f"Bearer {TOKEN}"}
+        async with httpx.AsyncClient(transport=transport, base_url="http://replay", headers=headers) as http:
+            answer = await http.get("/v1/history/sub_1:1")
+            assert (answer.status_code, answer.json()["code"], read) == (503, "INDEX_BEHIND", 0)
+            assert (answer.json()["indexed"], answer.json()["total"]) == (0, len(a_story()))
+            assert int(answer.headers["retry-after"]) >= 5
+            # Few records may be large, too.
+            monkeypatch.setattr(history_module, "TAIL_RECORDS", 1000)
+            monkeypatch.setattr(history_module, "TAIL_BYTES", 100)
+            assert (await http.get("/v1/history/sub_1:1")).status_code == 503
+            await catch_up(settings, asked.index)
+            answer = await http.get("/v1/history/sub_1:1")
+            assert answer.status_code == 200
+            assert [event["what"] for event in answer.json()["events"]] == CHANGES
+
+
+async def test_the_command_line_says_how_far_the_index_is(
+    settings: Settings, pool: asyncpg.Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who may not write cannot index: the log is read, as far as it is short."""
+    await append(settings, a_story())
+    monkeypatch.setattr(history_module, "TAIL_RECORDS", 5)
+    with pytest.raises(IndexBehindError, match=f"0 of {len(a_story())} records"):
+        async with historian(settings, pool) as asked:
+            await asked.history("sub_1:1")
+    assert IndexBehindError(0, 100).retry_after == 5
+    assert IndexBehindError(0, 10**9).retry_after == 300

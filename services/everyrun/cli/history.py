@@ -40,13 +40,15 @@ def history(
     Example: everyrun history sub_01k...:invoice-000017
     """
     settings = settings_of(data_dir, "kafka_bootstrap", "postgres_dsn")
-    from everyrun.replay.history import NoHistoryError
+    from everyrun.replay.history import IndexBehindError, NoHistoryError
 
     with bulk_progress("not indexed yet", "records") as progress:
         try:
             found = run(lambda: _ask(settings, identifier, progress))
         except NoHistoryError:
             found = None
+        except IndexBehindError as error:
+            fail(str(error), exits.ERROR)
     if found is None:
         fail(f"no event speaks of {identifier}", exits.NOT_FOUND)
     if as_json:

@@ -12,6 +12,7 @@ from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
 from everyrun.log import topics
 from everyrun.log.connection import connection
 from everyrun.log.reader import end_offsets
+from everyrun.processor.published import Published
 from everyrun.projection import offsets
 from everyrun.projection.feed import AWAY, Feed
 from everyrun.projection.offsets import ForeignLogError, Position, greatest
@@ -56,15 +57,18 @@ class Healer:
         self._feed = feed
         self._worker = worker
         self._health = health
+        self.published = Published(settings, pool, cluster_id)
 
     async def until_ours(self, stop: asyncio.Event) -> None:
         """Return when the tables are this log's, or ``stop`` is set; say in readyz and the log that they are not.
 
-        Nothing is read meanwhile: records of another log would pass for those that were applied already.
+        By then the group has its offsets back, if Kafka forgot them. Nothing is read meanwhile: records of another log
+        would pass for those that were applied already.
         """
         while not stop.is_set():
             try:
                 await self._applied_of_this_log()
+                await self.published.restore()
                 self._health.ready("kafka")
                 self._health.ready("database")
                 return
@@ -126,6 +130,7 @@ class Healer:
             self._health.not_ready("tables", f"{count} records behind; filling them in")
             await self._feed.fill(gaps)
         self._health.ready("tables")
+        await self.published.keep(acknowledged)
 
     async def _applied_of_this_log(self) -> dict[Position, int]:
         """How far each partition is applied. Raises ForeignLogError where that cannot be of this log."""

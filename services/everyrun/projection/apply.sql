@@ -190,13 +190,27 @@ from batches
 where (chunk, attempt) in (select c, a from unnest($1::text[], $2::int[]) as given (c, a))
 
 -- name: settled_submissions
+-- Asked whenever a batch settles, so what cannot be settled must cost little however many batches it has: its counters
+-- are added up only if its last input has a row, and no open batch has an open input. (Chunks are in the order of
+-- their ids up to c99999; of a submission with more the last one is not looked for.)
 select s.submission_id, s.workflow_id, s.expected, jsonb_object_agg(c.status, c.inputs) as counts
 from submissions s
-join (
-    select b.submission_id, e.key as status, sum(e.value::bigint) as inputs
+cross join lateral (
+    select e.key as status, sum(e.value::bigint) as inputs
     from batches b, jsonb_each_text(b.counts) e
-    where b.submission_id = any ($1::text[])
-    group by b.submission_id, e.key
-) c using (submission_id)
+    where b.submission_id = s.submission_id
+      and not exists (
+          select from batches o
+          where o.submission_id = s.submission_id and o.state = 'SUBMITTED'
+            and exists (select from jsonb_object_keys(o.counts) k (status)
+                        where k.status not in ('PROCESSED', 'FAILED', 'CANCELLED', 'REJECTED', 'REFUSED')))
+      and ((select r.position >= s.expected
+            from (select input_ids[cardinality(input_ids)] as input_id from batches l
+                  where l.submission_id = s.submission_id order by l.chunk desc limit 1) last
+            join results r on r.input_id = last.input_id)
+           or exists (select from batches m where m.chunk = s.submission_id || '.c100000'))
+    group by e.key
+) c
+where s.submission_id = any ($1::text[])
 group by s.submission_id
 having sum(c.inputs) filter (where c.status in ('PROCESSED', 'FAILED', 'CANCELLED', 'REJECTED', 'REFUSED')) = s.expected

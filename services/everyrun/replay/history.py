@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
 import asyncpg
 import msgspec
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
 
 from everyrun.http import ApiError, scope
 from everyrun.log import topics as log_topics
@@ -22,6 +24,27 @@ from everyrun.settings import Settings
 from everyrun.store.sql import beside
 
 _sql = beside(__file__, "index.sql")
+
+
+#: What one question may hold in memory of a log that is not indexed yet: so many records, and bytes of their values.
+TAIL_RECORDS, TAIL_BYTES = 20_000, 64 << 20
+
+
+class IndexBehindError(Exception):
+    """Too much of the log is not indexed to answer from the log itself: so many of ``total`` records are indexed."""
+
+    def __init__(self, indexed: int, total: int) -> None:
+        super().__init__(
+            f"the index of the log has reached {indexed} of {total} records, and the rest is too much to read for one "
+            "question; the replay service indexes it. Ask again later"
+        )
+        self.indexed = indexed
+        self.total = total
+
+    @property
+    def retry_after(self) -> int:
+        """Seconds after which to ask again: a rough guess, from 5 up to 300."""
+        return max(5, min(300, (self.total - self.indexed) // 20_000))
 
 
 class NoHistoryError(Exception):
@@ -76,14 +99,20 @@ class Historian:
         self._pool = pool
         self.index = index
         self._records = records
+        #: One question at a time holds what is not indexed.
+        self._one = asyncio.Lock()
 
     async def history(
         self, identifier: str, progress: Callable[[int, int], None] = lambda done, total: None
     ) -> History:
         """The history of an input, a run or a batch by its id.
 
-        Raises NoHistoryError, aiokafka.errors.KafkaError, asyncpg.PostgresError.
+        Raises NoHistoryError, IndexBehindError, aiokafka.errors.KafkaError, asyncpg.PostgresError.
         """
+        async with self._one:
+            return await self._history(identifier, progress)
+
+    async def _history(self, identifier: str, progress: Callable[[int, int], None]) -> History:
         # The row before the log: then there is nothing in it that is not read here.
         row, applied = await self._row(identifier)
         tail = await self._tail(progress)
@@ -114,13 +143,22 @@ class Historian:
         return History(identifier, kind, story.status, story.version, story.run_id, row, agrees, told)
 
     async def _tail(self, progress: Callable[[int, int], None]) -> Found:
-        """What is not indexed yet, all of it: it is read anew each time, so the index is to be kept near the end."""
+        """What is not indexed yet, all of it: it is read anew each time, so the index is to be kept near the end.
+
+        Raises IndexBehindError if that is too much to hold.
+        """
         indexed, ends = await self.index.positions(), await self._records.ends()
         left = {place: (indexed.get(place, 0), end) for place, end in ends.items() if indexed.get(place, 0) < end}
-        total, done = sum(end - first for first, end in left.values()), 0
+        total, done, size = sum(end - first for first, end in left.values()), 0, 0
+        behind = IndexBehindError(sum(ends.values()) - total, sum(ends.values()))
+        if total > TAIL_RECORDS:
+            raise behind
         found: Found = {}
         async for stretch in read_ranges(self._settings, left):
             for record in stretch.records:
+                size += len(record.value or b"")
+                if size > TAIL_BYTES:
+                    raise behind
                 place = Place(stretch.topic, stretch.partition, record.offset)
                 found[place] = _Found(record, said_by(stretch.topic, record))
             done += len(stretch.records)
@@ -242,6 +280,11 @@ async def historian(settings: Settings, pool: asyncpg.Pool) -> AsyncIterator[His
 
 def history_routes(app: FastAPI, asked: Callable[[], Historian]) -> None:
     """Add the route to an API; ``asked`` gives the historian, once it is there."""
+
+    @app.exception_handler(IndexBehindError)
+    async def behind(_request: Request, error: IndexBehindError) -> JSONResponse:
+        body = {"code": "INDEX_BEHIND", "message": str(error), "indexed": error.indexed, "total": error.total}
+        return JSONResponse(body, 503, {"retry-after": str(error.retry_after)})
 
     @app.get("/v1/history/{identifier:path}", dependencies=[scope("read")])
     async def history(identifier: str) -> dict[str, Any]:

@@ -155,6 +155,16 @@ create table everyrun_queue.gone_runs (
 comment on table everyrun_queue.gone_runs is 'Runs that were listed or told of and cannot be had: Extend answers 404 or 410, or no Get of a settled batch''s run came to an end. Read for the reason of what is overdue.';
 create index gone_runs_batch on everyrun_queue.gone_runs (batch_id);
 
+create table everyrun_queue.published_offsets (
+    topic text collate "C" not null,
+    partition int not null,
+    next_offset bigint not null,
+    cluster_id text not null,
+    primary key (topic, partition)
+);
+comment on table everyrun_queue.published_offsets is
+    'How far the processors had published what the log says, a few seconds ago at most: a copy of their group''s offsets, which Kafka forgets when the group is down for long.';
+
 create table everyrun_queue.log_position (
     partition int primary key,
     next_offset bigint not null,
