@@ -57,7 +57,7 @@ class Healer:
         self._feed = feed
         self._worker = worker
         self._health = health
-        self.published = Published(settings, pool, cluster_id)
+        self.published = Published(settings, pool, identity.cluster_id)
 
     async def until_ours(self, stop: asyncio.Event) -> None:
         """Return when the tables are this log's, or ``stop`` is set; say in readyz and the log that they are not.
