@@ -123,8 +123,9 @@ async def forget(pool: asyncpg.Pool, log: Log, settings: Settings) -> None:
                 await pool.execute(_sql["look_again"], submission_id, due)
                 continue
             await _redact(pool, log, submission_id, row["expected"], kept_unsettled)
-        except AWAY as error:
-            _log.warning("will redact it later", submission=submission_id, error=f"{type(error).__name__}: {error}")
+        except Exception as error:
+            why, expected = f"{type(error).__name__}: {error}", isinstance(error, AWAY)
+            _log.warning("will redact it later", submission=submission_id, error=why, exc_info=not expected)
             await pool.execute(_sql["look_again"], submission_id, now + _LOOK_LEAST)
 
 
