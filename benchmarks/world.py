@@ -20,7 +20,14 @@ def batches(count: int, inputs: int) -> Iterator[Record]:
     """The submission and its batches, each of ``inputs`` inputs."""
     now = timestamp(time.time())
     sent = {"submission_id": SUBMISSION, "workflow_id": "workflow_1", "workflow_version": None, "priority": 90}
-    accepted = events.SubmissionAccepted(**sent, expected=count * inputs, created_at=now)
+    accepted = events.SubmissionAccepted(
+        **sent,
+        expected=count * inputs,
+        batches=count,
+        idempotency_key=SUBMISSION,
+        content_hash="00" * 32,
+        created_at=now,
+    )
     yield record("batches", accepted, key=SUBMISSION, id=SUBMISSION, source="/bench", time=now)
     for number in range(count):
         given = [

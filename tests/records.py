@@ -136,13 +136,15 @@ def a_world(chance: random.Random, chunks: int = 3, inputs: int = 4, of: str = "
         workflow_version=None,
         priority=90,
         expected=chunks * inputs,
+        batches=chunks,
+        idempotency_key=submission,
+        content_hash="00" * 32,
         created_at=at(0),
     )
     said.append(record("batches", accepted, key=submission, id=submission, source="/test", time=at(0)))
     for number in range(chunks):
         chunk = f"{submission}.c{number + 1:05d}"
         given = [an_input(submission, number * inputs + n + 1) for n in range(inputs)]
-        ids = [i.input_id for i in given]
         fates = ("answered", "refused", "twice", "returned", "unknown", "adopted", "named", "discarded", "too early")
         fate = chance.choice(fates)
         taken: list[tuple[int, str]] = []
@@ -150,7 +152,7 @@ def a_world(chance: random.Random, chunks: int = 3, inputs: int = 4, of: str = "
         attempts = 2 if fate in ("twice", "returned", "adopted") else 1
         for attempt in range(1, attempts + 1):
             when += 0.5
-            said.append(batch_event(events.BatchRequested, submission, chunk, attempt, when, input_ids=ids))
+            said.append(batch_event(events.BatchRequested, submission, chunk, attempt, when, inputs=given))
             batch_id = f"batch_{of}{number}_{attempt}"
             if fate == "returned" and attempt == 1:
                 said.append(batch_event(events.BatchReturned, submission, chunk, attempt, when, reason="429"))

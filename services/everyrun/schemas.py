@@ -98,7 +98,7 @@ def openapis() -> dict[str, dict[str, Any]]:
     nothing = cast(Any, None)
     settings = load()
     return {
-        "submission": submission_api(settings, nothing, nothing, nothing, nothing).openapi(),
+        "submission": submission_api(settings, nothing, nothing, nothing, nothing, nothing).openapi(),
         "query": query_api(settings, nothing).openapi(),
         "replay": replay_api(settings, nothing, nothing).openapi(),
         "bridge": _bridge(),

@@ -191,7 +191,7 @@ async def test_what_is_wrong_with_the_log_is_found(settings: Settings, live: asy
     given = {"batch_id": "batch_lonely", "inputs": []}
     lonely = batch_event(events.BatchSubmitted, "sub_unsaid", "sub_unsaid.c1", 1, 5, **given)
     one, other = (run_event("run_x", "batch_x", "PROCESSED", 5, key=None, end=4, row=n) for n in (1, 2))
-    again = batch_event(events.BatchRequested, "sub_unsaid", "sub_unsaid.c2", 1, 6, input_ids=[])
+    again = batch_event(events.BatchRequested, "sub_unsaid", "sub_unsaid.c2", 1, 6, inputs=[])
     later = again._replace(value=again.value.replace(at(6).encode(), at(7).encode()))
     assert later.value != again.value
     await append(settings, lonely, one, other, one, again, later)

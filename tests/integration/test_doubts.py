@@ -111,7 +111,7 @@ class World:
         self.api = httpx.AsyncClient(
             base_url="http://submission",
             headers={"authorization": "Bearer token"},
-            transport=httpx.ASGITransport(submission_api(settings, pool, self.announcer, producer, doubts)),
+            transport=httpx.ASGITransport(submission_api(settings, pool, self.announcer, producer, doubts, self.level)),
         )
 
     async def hand_in(self, inputs: int = 2) -> str:

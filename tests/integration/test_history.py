@@ -73,21 +73,23 @@ async def pool(settings: Settings) -> AsyncIterator[asyncpg.Pool]:
 def a_story() -> list[Any]:
     """An input that waits, is refused a place, sent, fails, is processed after all, and has a duplicate."""
     given = [an_input("sub_1", n) for n in (1, 2)]
-    ids = [i.input_id for i in given]
     accepted = events.SubmissionAccepted(
         submission_id="sub_1",
         workflow_id="workflow_1",
         workflow_version=None,
         priority=90,
         expected=2,
+        batches=1,
+        idempotency_key="key",
+        content_hash="00" * 32,
         created_at=at(0),
     )
     key = [Reserved(INSTALLATION, i.input_id, "sub_1.c1", 2, i.position) for i in given]
     return [
         record("batches", accepted, key="sub_1", id="sub_1", source="/everyrun/submission", time=at(0)),
-        batch_event(events.BatchRequested, "sub_1", "sub_1.c1", 1, 1, input_ids=ids),
+        batch_event(events.BatchRequested, "sub_1", "sub_1.c1", 1, 1, inputs=given),
         batch_event(events.BatchReturned, "sub_1", "sub_1.c1", 1, 2, reason="429"),
-        batch_event(events.BatchRequested, "sub_1", "sub_1.c1", 2, 3, input_ids=ids),
+        batch_event(events.BatchRequested, "sub_1", "sub_1.c1", 2, 3, inputs=given),
         run_event("run_b", "batch_1", "PROCESSING", 4, key=key[0]),
         batch_event(events.BatchSubmitted, "sub_1", "sub_1.c1", 2, 5, batch_id="batch_1", inputs=given),
         run_event("run_b", "batch_1", "FAILED", 6, key=key[0], end=6),

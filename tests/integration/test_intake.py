@@ -16,6 +16,7 @@ from pydantic import SecretStr
 from everyrun.settings import Settings
 from everyrun.store.pool import open_pool
 from everyrun.submission.api import submission_api
+from everyrun.submission.catchup import Level
 from everyrun.submission.intake import Accepted, BadRowsError, IdempotencyConflictError, take_in
 from everyrun.submission.parse import NDJSON, UploadError, rows
 from tests.conftest import eventually
@@ -116,7 +117,7 @@ async def test_slow_uploads_leave_connections_to_everyone_else(
     settings.api_token = SecretStr("token")
     told: Any = SimpleNamespace(poke=asyncio.Event())
     unused: Any = None
-    app = submission_api(settings, pool, told, unused, unused)
+    app = submission_api(settings, pool, told, unused, unused, Level(settings, pool))
     go_on = asyncio.Event()
 
     async def slow(number: int) -> AsyncIterator[bytes]:

@@ -109,7 +109,7 @@ class World:
         for said in done.say:
             extra: dict[str, Any] = {"reason": "a reason"}
             if said.kind == "batch-requested":
-                extra = {"input_ids": [given.input_id for given in self.inputs[chunk]]}
+                extra = {"inputs": self.inputs[chunk]}
             elif said.kind == "batch-submitted":
                 extra = {"inputs": self.inputs[chunk], "batch_id": more["batch_id"]}
             elif said.kind == "batch-rejected":

@@ -51,7 +51,7 @@ class World:
         self.log = Topics()
         self.connection = connection
         nothing: Any = None
-        self.apps = [query_api(settings, pool), submission_api(settings, pool, nothing, self.log, nothing)]
+        self.apps = [query_api(settings, pool), submission_api(settings, pool, nothing, self.log, nothing, nothing)]
 
     async def follow(self) -> None:
         """Rebuild the tables from everything that was written."""

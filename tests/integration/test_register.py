@@ -19,7 +19,7 @@ from everyrun.query.api import query_api
 from everyrun.settings import Settings
 from everyrun.store.pool import open_pool
 from everyrun.submission.api import submission_api
-from everyrun.submission.catchup import catch_up
+from everyrun.submission.catchup import Level, catch_up
 from everyrun.submission.keeper import Announcer
 from tests.conftest import eventually
 from tests.contract.conftest import KEY, WORKFLOW
@@ -58,7 +58,9 @@ async def api(
     settings.api_token = SecretStr("token")
     headers = {"authorization": "Bearer token"}
     mounts = {
-        "http://submission": httpx.ASGITransport(submission_api(settings, pool, announcer, producer, NOTHING)),
+        "http://submission": httpx.ASGITransport(
+            submission_api(settings, pool, announcer, producer, NOTHING, Level(settings, pool))
+        ),
         "http://query": httpx.ASGITransport(query_api(settings, pool)),
     }
     async with httpx.AsyncClient(headers=headers, mounts=mounts) as client:

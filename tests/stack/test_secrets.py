@@ -151,7 +151,7 @@ async def _tables(dsn: str) -> str:
 async def test_secrets_are_nowhere_but_where_they_are_kept(stack: Stack) -> None:
     at = stack.endpoints
     connection = await asyncpg.connect(at["postgres_dsn"])
-    token = await tokens.create(connection, "reader", ["read"], None)
+    token = await tokens.create(connection, "reader", ["read"], None, "a test")
     await connection.close()
     async with httpx.AsyncClient(headers={"authorization": f"Bearer {at['api_token']}"}, timeout=60) as http:
         answers = await _provoke(stack, http, token)

@@ -34,6 +34,7 @@ _KNOWN: dict[str, Any] = {
     "headers": [("content-type", "application/json")],
     "raw": "eyJ4IjoxfQ==",
     "status": "FAILED",
+    "content_hash": "0f" * 32,
 }
 _TIMES = ("_at", "deadline")
 

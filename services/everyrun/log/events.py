@@ -23,6 +23,9 @@ Attempt = Annotated[int, Meta(ge=1, description="Which attempt at sending the ch
 Decider = Annotated[str | None, Meta(description="Who decided; null where Everyrun did by its own rules.")]
 Time = Annotated[str, Meta(description="RFC 3339 UTC with milliseconds.")]
 
+#: Characters of an Idempotency-Key at most.
+MAX_IDEMPOTENCY_KEY = 255
+
 
 class Input(Struct, frozen=True, omit_defaults=True):
     """One input of a batch, as it was handed in; query strings of URLs and passwords are left out."""
@@ -42,6 +45,21 @@ class SubmissionAccepted(Struct, frozen=True, tag="submission-accepted", tag_fie
     workflow_version: str | None
     priority: int
     expected: Annotated[int, Meta(ge=1, description="How many inputs the submission has.")]
+    batches: Annotated[int, Meta(ge=1, description="How many chunks it was cut into.")]
+    idempotency_key: Annotated[
+        str,
+        Meta(
+            max_length=MAX_IDEMPOTENCY_KEY,
+            description="The Idempotency-Key of the upload, or the submission id if it had none.",
+        ),
+    ]
+    content_hash: Annotated[
+        str,
+        Meta(
+            pattern="^[0-9a-f]{64}$",
+            description="SHA-256, as hex, of workflow, priority and inputs as the log shows them: without secrets.",
+        ),
+    ]
     created_at: Time
 
 
@@ -56,7 +74,7 @@ class BatchRequested(Struct, frozen=True, tag="batch-requested", tag_field="type
     workflow_version: str | None
     priority: int
     deadline: Annotated[str, Meta(description="The call is not begun after this time.")]
-    input_ids: Annotated[list[InputId], Meta(description="In the order they are sent.")]
+    inputs: Annotated[list[Input], Meta(description="In the order they are sent.")]
 
 
 class BatchReturned(Struct, frozen=True, tag="batch-returned", tag_field="type"):
@@ -229,6 +247,27 @@ class SubmissionResumed(Struct, frozen=True, tag="submission-resumed", tag_field
     by: Decider
 
 
+class TokenCreated(Struct, frozen=True, tag="token-created", tag_field="type"):
+    """An API token was made. Key: token id. On ``batches``. It holds neither the token nor its hash."""
+
+    token_id: str
+    name: str
+    scopes: list[str]
+    created_at: Time
+    expires_at: Time | None
+    by: Annotated[str, Meta(description="Who made it.")]
+
+
+class TokenRevoked(Struct, frozen=True, tag="token-revoked", tag_field="type"):
+    """An API token was revoked, in a restored database too. Key: token id. On ``batches``."""
+
+    token_id: str
+    name: str
+    revoked_at: Time
+    by: Annotated[str, Meta(description="Who revoked it.")]
+    reason: str
+
+
 class RunObserved(Struct, frozen=True, tag="run-observed", tag_field="type"):
     """What a webhook or a Get said of one run. On ``runs``.
 
@@ -393,6 +432,8 @@ BatchEvent = (
     | SubmissionPaused
     | SubmissionResumed
     | BatchRegistered
+    | TokenCreated
+    | TokenRevoked
 )
 
 QuarantineEvent = MessageQuarantined | QuarantineRetried | QuarantineDiscarded
@@ -415,6 +456,8 @@ TOPICS: dict[str, tuple[type[Struct], ...]] = {
         SubmissionPaused,
         SubmissionResumed,
         BatchRegistered,
+        TokenCreated,
+        TokenRevoked,
     ),
     "runs": (RunObserved, RunTrimmed),
     "deliveries": (DeliveryDeferred,),

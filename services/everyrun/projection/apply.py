@@ -33,7 +33,7 @@ from everyrun.projection.join import (
     home_of,
     needs_all_runs,
 )
-from everyrun.projection.matching import Matching, OutOfPlaceError, inputs_of
+from everyrun.projection.matching import Matching, OutOfPlaceError
 from everyrun.projection.merge import Run
 from everyrun.projection.state import State
 from everyrun.store.sql import beside
@@ -59,7 +59,7 @@ def touched(content: Content) -> Applied:
     """What records that were applied before are about, so that its present state can be published again."""
     return Applied(
         states={},
-        inputs={given.input_id for fact in content.attempts for given in getattr(fact.event, "inputs", ())},
+        inputs={given.input_id for fact in content.attempts for given in attempts.inputs_with_rows(fact.event)},
         runs=set(content.runs),
         attempts={(fact.event.chunk, fact.event.attempt) for fact in content.attempts},  # type: ignore[attr-defined]
         submissions={fact.event.submission_id for fact in content.submissions},  # type: ignore[attr-defined]
@@ -188,7 +188,7 @@ class _Transaction:
     def _take_inputs(self) -> None:
         """Rows that events bring; of two attempts at an input without a run the greater version stands."""
         for fact in self.content.attempts:
-            for row, reason, message in attempts.rows_of(fact) if inputs_of(fact.event) else ():
+            for row, reason, message in attempts.rows_of(fact):
                 self.inputs.add(row.input_id)
                 known = self.rows.get(row.input_id)
                 if known is None:

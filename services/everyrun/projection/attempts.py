@@ -63,6 +63,8 @@ _COLUMN: dict[type[msgspec.Struct], str] = {
 
 
 _REFUSALS = (events.BatchRejected, events.DoubtDiscarded)
+#: Events whose inputs become rows of ``results``. batch-requested has inputs too, and they are not sent yet.
+_WITH_ROWS = (*_REFUSALS, events.BatchSubmitted, events.DoubtAdopted, events.BatchRegistered)
 
 
 class Upsert(NamedTuple):
@@ -92,9 +94,7 @@ def upsert_of(fact: Fact) -> Upsert:
     """What one event says of its attempt."""
     event: Any = fact.event
     times = {column: None for column, _ in _STATES} | {_COLUMN[type(event)]: fact.time}
-    input_ids = getattr(event, "input_ids", None)
-    if input_ids is None:
-        input_ids = [given.input_id for given in getattr(event, "inputs", ())]
+    input_ids = [given.input_id for given in getattr(event, "inputs", ())]
     reason = getattr(event, "reason", None)
     if type(event) in (*_REFUSALS, events.BatchCut):
         reason = ": ".join(_refusal(event))
@@ -128,6 +128,11 @@ def _refusal(event: Any) -> tuple[str, str]:
     return event.code, event.message
 
 
+def inputs_with_rows(event: Any) -> list[events.Input]:
+    """Return the inputs for which an event brings rows of ``results``."""
+    return list(event.inputs) if isinstance(event, _WITH_ROWS) else []
+
+
 def rows_of(fact: Fact) -> list[tuple[Row, str | None, str | None]]:
     """The rows of ``results`` that an event with inputs brings: (row, reason, message) each."""
     event: Any = fact.event
@@ -158,7 +163,7 @@ def rows_of(fact: Fact) -> list[tuple[Row, str | None, str | None]]:
             reason,
             message,
         )
-        for given in event.inputs
+        for given in inputs_with_rows(event)
     ]
 
 

@@ -17,6 +17,8 @@ OF_NO_ATTEMPT = (
     events.WorkflowResumed,
     events.SubmissionPaused,
     events.SubmissionResumed,
+    events.TokenCreated,
+    events.TokenRevoked,
 )
 
 
@@ -30,6 +32,7 @@ class Decision(NamedTuple):
     chunk: str | None
     attempt: int | None
     batch_id: str | None
+    #: What else it is about: the source of a quarantined message, or a token's id.
     source: str | None
     decided_by: str | None
     reason: str
@@ -48,8 +51,16 @@ def values(fact: Fact) -> Decision:
         chunk=getattr(event, "chunk", None),
         attempt=getattr(event, "attempt", None),
         batch_id=getattr(event, "batch_id", None),
-        source=getattr(event, "source", None),
+        source=getattr(event, "source", None) or getattr(event, "token_id", None),
         decided_by=by and by.replace("\x00", "\ufffd"),
-        reason=event.reason.replace("\x00", "\ufffd"),
+        reason=_reason(event).replace("\x00", "\ufffd"),
         decided_at=fact.time,
     )
+
+
+def _reason(event: Any) -> str:
+    if isinstance(event, events.TokenCreated):
+        return f"a token for {event.name}: {', '.join(event.scopes)}, until {event.expires_at or 'it is revoked'}"
+    if isinstance(event, events.TokenRevoked):
+        return f"the token for {event.name}" + (f": {event.reason}" if event.reason else "")
+    return str(event.reason)

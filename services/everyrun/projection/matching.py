@@ -203,5 +203,5 @@ class Matching:
 
 
 def inputs_of(event: object) -> Sequence[str]:
-    """The inputs that an event brings whole."""
-    return [given.input_id for given in getattr(event, "inputs", ())]
+    """Return the inputs for which an event brings rows."""
+    return [given.input_id for given in attempts.inputs_with_rows(event)]

@@ -30,17 +30,21 @@ REASONS = {
     "in_doubt": "the outcome of its call is unknown",
     "sending": "its call is under way",
     "waiting": "it has not been sent",
-    "queue_lost": "it was accepted and never sent, and the queue does not have it any more",
+    "queue_lost": "it was not sent, and the queue lost it to a restored backup: repeat its upload, with the same key",
 }
 _UNSENT = {"IN_DOUBT": "in_doubt", "SENDING": "sending", "WAITING": "waiting"}
 
 
-def unsent_reasons(kept: Mapping[str, int], *, late: bool, queued: bool) -> dict[str, int]:
-    """How many inputs that have no row yet are overdue, by reason. What the queue has lost is so at once."""
+def unsent_reasons(kept: Mapping[str, int], *, late: bool, lost: int | None) -> dict[str, int]:
+    """How many inputs that have no row yet are overdue, by reason. What the queue has lost is so at once.
+
+    ``lost`` is how many of the inputs that wait the queue does not have; None if it has none of them.
+    """
     found = {reason: kept.get(status, 0) for status, reason in _UNSENT.items() if late}
-    if not queued and kept.get("WAITING", 0) > 0:
-        found.pop("waiting", None)
-        found["queue_lost"] = kept["WAITING"]
+    waiting = max(kept.get("WAITING", 0), 0)
+    found["queue_lost"] = waiting if lost is None else min(lost, waiting)
+    if late:
+        found["waiting"] = waiting - found["queue_lost"]
     return {reason: number for reason, number in found.items() if number > 0}
 
 
@@ -52,7 +56,7 @@ async def overdue_by_reason(
     found = Counter({row["reason"]: row["inputs"] for row in rows})
     unsent = await connection.fetchrow(_sql["unsent_overdue"], submission_id, settings.overdue_after)
     if unsent is not None:
-        found.update(unsent_reasons(kept, late=unsent["late"], queued=unsent["queued"]))
+        found.update(unsent_reasons(kept, late=unsent["late"], lost=unsent["lost"]))
     return dict(sorted(found.items()))
 
 

@@ -37,7 +37,8 @@ limit $4
 select reason, count(*) as inputs from overdue group by reason
 
 -- name: unsent_overdue
--- Whether a submission was handed in longer than $2 seconds ago, and whether the queue has it.
+-- Whether a submission was handed in longer than $2 seconds ago, and how many of its inputs the queue has lost: null
+-- where it does not have the submission at all.
 select s.created_at < now() - make_interval(secs => $2) as late,
-       exists (select from everyrun_queue.submissions q where q.submission_id = s.submission_id) as queued
+       (select q.lost_inputs from everyrun_queue.submissions q where q.submission_id = s.submission_id) as lost
 from everyrun.submissions s where s.submission_id = $1

@@ -10,14 +10,16 @@ from fastapi import FastAPI, Header, Query, Request
 from fastapi.responses import JSONResponse
 
 from everyrun.http import ApiError, api, scope
+from everyrun.log.events import MAX_IDEMPOTENCY_KEY
 from everyrun.log.producer import Log
 from everyrun.settings import Settings
 from everyrun.store.sql import beside
 from everyrun.submission import parse
 from everyrun.submission.batches import batch_routes
+from everyrun.submission.catchup import Level, NotLevelError, restored
 from everyrun.submission.doubts import Doubts
 from everyrun.submission.doubts_api import doubt_routes, pause_routes
-from everyrun.submission.intake import BadRowsError, IdempotencyConflictError, take_in
+from everyrun.submission.intake import BadRowsError, IdempotencyConflictError, QueueReplacedError, take_in
 from everyrun.submission.keeper import Announcer
 from everyrun.submission.quarantine import Quarantine
 from everyrun.submission.quarantine_api import quarantine_routes
@@ -26,7 +28,9 @@ from everyrun.submission.upload import BODY, Uploads, UploadsFullError, bad_rows
 _sql = beside(__file__, "queue.sql")
 
 
-def submission_api(settings: Settings, pool: asyncpg.Pool, announcer: Announcer, log: Log, doubts: Doubts) -> FastAPI:
+def submission_api(
+    settings: Settings, pool: asyncpg.Pool, announcer: Announcer, log: Log, doubts: Doubts, level: Level
+) -> FastAPI:
     """The submission service's API. Errors are ``{"code", "message"}``; see the OpenAPI document."""
     app = api(
         "Everyrun submission",
@@ -41,20 +45,31 @@ def submission_api(settings: Settings, pool: asyncpg.Pool, announcer: Announcer,
     async def full(_request: Request, error: UploadsFullError) -> JSONResponse:
         return JSONResponse({"code": "BUSY", "message": str(error)}, 503, {"retry-after": "10"})
 
+    @app.exception_handler(NotLevelError)
+    async def not_level(_request: Request, error: NotLevelError) -> JSONResponse:
+        return JSONResponse({"code": "UNAVAILABLE", "message": str(error)}, 503, {"retry-after": "5"})
+
     @app.post("/v1/submissions", status_code=202, dependencies=[scope("submit")], openapi_extra={"requestBody": BODY})
     async def submit(
         request: Request,
         workflow_id: Annotated[str, Query(min_length=1, max_length=255)],
         workflow_version: Annotated[str | None, Query(min_length=1, max_length=255)] = None,
         priority: Annotated[int, Query(ge=1, le=100)] = 90,
-        idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
+        idempotency_key: Annotated[str | None, Header(min_length=1, max_length=MAX_IDEMPOTENCY_KEY)] = None,
     ) -> JSONResponse:
-        """Take inputs in: all of them, or none. Answers 202 with submission_id, expected and batches (a count)."""
+        """Take inputs in: all of them, or none. Answers 202 with submission_id, expected and batches (a count).
+
+        The same content under the same Idempotency-Key is the same submission: the answer is the first one's. What a
+        submission lost to a restored backup of the queue is filled in, and sent. Without a key the submission's id is
+        its key.
+        """
         given = rows_of(request, settings)
         no_nul("workflow_id", workflow_id)
         no_nul("workflow_version", workflow_version or "")
         try:
             with uploads.one_more():
+                # Of an upload with a key the log must have been asked first, if the queue may be an older one.
+                incarnation = None if idempotency_key is None else await restored(level)
                 accepted = await take_in(
                     pool,
                     settings,
@@ -63,7 +78,10 @@ def submission_api(settings: Settings, pool: asyncpg.Pool, announcer: Announcer,
                     workflow_version=workflow_version,
                     priority=priority,
                     idempotency_key=idempotency_key,
+                    incarnation=incarnation,
                 )
+        except QueueReplacedError:
+            raise NotLevelError("the database was replaced while the upload came in; send it again") from None
         except parse.UploadError as error:
             raise ApiError(422, "UNREADABLE", str(error)) from None
         except BadRowsError as error:
@@ -94,7 +112,7 @@ def submission_api(settings: Settings, pool: asyncpg.Pool, announcer: Announcer,
             raise ApiError(404, "NOT_FOUND", f"there is no submission {submission_id}")
         return _shown(row)
 
-    batch_routes(app, settings, pool, announcer, uploads)
+    batch_routes(app, settings, pool, announcer, uploads, level)
     quarantine_routes(app, Quarantine(pool, log))
     doubt_routes(app, doubts)
     pause_routes(app, pool, log)
@@ -104,9 +122,17 @@ def submission_api(settings: Settings, pool: asyncpg.Pool, announcer: Announcer,
 def _shown(row: asyncpg.Record) -> dict[str, Any]:
     names = ("submission_id", "workflow_id", "workflow_version", "priority", "expected", "batches")
     held_up = [reason for reason in (row["reasons"] or ()) if reason]
+    if row["lost_inputs"]:
+        held_up.append(
+            f"{row['lost_inputs']} inputs were lost with the queue's backup; to send them, repeat the upload with the "
+            f"Idempotency-Key {row['idempotency_key']}"
+        )
     return {
         **{name: row[name] for name in names},
         "registered_batch": row["registered_batch"],
+        "idempotency_key": row["idempotency_key"],
+        "lost_inputs": row["lost_inputs"],
+        "lost_files": row["lost_files"],
         "created_at": row["created_at"].isoformat(),
         "chunks": row["chunks"],
         "paused": row["paused"],

@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from everyrun.http import ApiError, scope
 from everyrun.settings import Settings
 from everyrun.submission import parse
+from everyrun.submission.catchup import Level, restored
 from everyrun.submission.intake import BadRowsError
 from everyrun.submission.keeper import Announcer
 from everyrun.submission.registering import BatchKnownError, BatchTooLargeError, register
@@ -20,7 +21,9 @@ from everyrun.submission.upload import BODY, Uploads, bad_rows, no_nul, rows_of
 Id = Annotated[str, Query(min_length=1, max_length=255)]
 
 
-def batch_routes(app: FastAPI, settings: Settings, pool: asyncpg.Pool, announcer: Announcer, uploads: Uploads) -> None:
+def batch_routes(
+    app: FastAPI, settings: Settings, pool: asyncpg.Pool, announcer: Announcer, uploads: Uploads, level: Level
+) -> None:
     """Add ``/v1/batches``."""
 
     @app.post("/v1/batches", status_code=202, dependencies=[scope("submit")], openapi_extra={"requestBody": BODY})
@@ -45,6 +48,7 @@ def batch_routes(app: FastAPI, settings: Settings, pool: asyncpg.Pool, announcer
             no_nul(name, value or "")
         try:
             with uploads.one_more():
+                await restored(level)
                 registered = await register(
                     pool,
                     settings,

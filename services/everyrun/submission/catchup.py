@@ -11,6 +11,7 @@ from typing import Any
 
 import asyncpg
 import msgspec
+from aiokafka.errors import KafkaError
 from msgspec.structs import replace
 
 from everyrun.log import events, topics
@@ -25,6 +26,7 @@ from everyrun.settings import Settings
 from everyrun.store.sql import beside
 from everyrun.submission import pauses
 from everyrun.submission.registering import Registration, keep, registration
+from everyrun.submission.restore import Place, restore_chunks, restore_submissions
 from everyrun.submission.takeover import Logged, read_chunks, take_over
 from everyrun.submission.transition import insert_parts, state_of
 from everyrun.telemetry import log
@@ -48,6 +50,8 @@ class Level:
         self._settings = settings
         self._pool = pool
         self._incarnation: str | None = None
+        #: The incarnation that was level once: what the log held when it began is in it.
+        self._restored: str | None = None
         self._one = asyncio.Lock()
 
     async def check(self) -> str:
@@ -60,8 +64,17 @@ class Level:
             async with self._one:
                 while now != self._incarnation:
                     await catch_up(self._settings, self._pool, await topics.cluster_id(self._settings))
-                    self._incarnation, now = now, await self._pool.fetchval(_sql["incarnation"])
+                    self._incarnation = self._restored = now
+                    now = await self._pool.fetchval(_sql["incarnation"])
         return now
+
+    async def restored(self) -> str:
+        """Return the database's incarnation, once all that it lost to a restored backup was read from the log.
+
+        It needs Kafka only after the database was restarted or replaced. Raises what ``check`` raises.
+        """
+        now: str = await self._pool.fetchval(_sql["incarnation"])
+        return now if now == self._restored else await self.check()
 
     def lost_touch(self) -> None:
         """Kafka or Postgres did not answer: what was said may not have been kept, so the log is read again first."""
@@ -73,13 +86,39 @@ class Level:
         await self.check()
 
 
+class NotLevelError(Exception):
+    """What the log knows and the queue may not could not be read now; the text says why and what to do."""
+
+
+async def restored(level: Level) -> str:
+    """Return the incarnation as ``Level.restored`` does. Raises NotLevelError if Kafka does not answer."""
+    try:
+        return await level.restored()
+    except (KafkaError, ForeignLogError) as error:
+        raise NotLevelError(
+            "the database was restarted or replaced, and the log cannot be read yet to see what it knows of this "
+            f"upload; send it again in a moment ({type(error).__name__}: {error})"
+        ) from None
+
+
 async def catch_up(settings: Settings, pool: asyncpg.Pool, cluster_id: str) -> int:
     """Read ``batches`` from where the queue last was to its end, and take over what is new; how many chunks changed.
+
+    What the queue does not have at all is put back, and revoked tokens are revoked.
 
     Raises aiokafka.errors.KafkaError and asyncpg.PostgresError; ForeignLogError where the queue was level with another
     log, of another Kafka or of a topic that was made anew since: what that one knew of attempts is not known here.
     """
-    known = {row["partition"]: row for row in await pool.fetch(_sql["positions"])}
+    while (changed := await _catch_up(settings, pool, cluster_id)) is None:
+        _log.warning("the database was replaced while the log was read: it is read again for the new one")
+    return changed
+
+
+async def _catch_up(settings: Settings, pool: asyncpg.Pool, cluster_id: str) -> int | None:
+    """Catch up once; None if the database was replaced meanwhile: its positions are then others."""
+    async with pool.acquire() as connection:
+        incarnation = await connection.fetchval(_sql["incarnation"])
+        known = {row["partition"]: row for row in await connection.fetch(_sql["positions"])}
     for row in known.values():
         if row["cluster_id"] != cluster_id:
             raise ForeignLogError(
@@ -103,19 +142,37 @@ async def catch_up(settings: Settings, pool: asyncpg.Pool, cluster_id: str) -> i
                 for record in poll.records:
                     news.add(record)
     async with pool.acquire() as connection, connection.transaction():
+        if await connection.fetchval(_sql["incarnation"]) != incarnation:
+            return None
+        for given in news.registered.values():
+            await keep(connection, given, announced=True)
+        await _restore(connection, settings, news)
         changed = await _take_over(connection, news.chunks, settings)
         for what, said in sorted(news.pauses.items()):
             if said.paused:
                 await connection.execute(_sql["pause"], *what, said.reason, said.by, said.at)
             else:
                 await connection.execute(_sql["resume"], *what)
-        for given in news.registered.values():
-            await keep(connection, given, announced=True)
+        for revoked in news.revoked.values():
+            values = (revoked.token_id, instant(revoked.revoked_at), revoked.by, revoked.reason)
+            await connection.execute(_sql["revoke_token"], *values)
+        await connection.execute(_sql["tokens_are_level"])
         for partition, end in ends.items():
             await connection.execute(_sql["move_position"], partition, end, cluster_id)
     if changed:
         _log.warning("the log knew what the queue did not", chunks=changed)
     return changed
+
+
+async def _restore(connection: Any, settings: Settings, news: _News) -> None:
+    """Put back what the queue does not have, before the states of chunks are taken over."""
+    if await connection.fetchval(_sql["nothing_missing"], sorted(news.accepted), sorted(news.places)):
+        return
+    await connection.execute(_sql["lock_restoring"])
+    submissions = await restore_submissions(connection, news.accepted.values())
+    touched = await restore_chunks(connection, settings, news.places)
+    await connection.execute(_sql["count_lost"], sorted({*submissions, *touched}))
+    _log.warning("the queue was put back from the log", submissions=submissions, chunks_of=sorted(touched))
 
 
 async def _take_over(connection: Any, logged: dict[str, Logged], settings: Settings) -> int:
@@ -152,6 +209,10 @@ class _News:
         self.chunks: dict[str, Logged] = {}
         self.pauses: dict[pauses.Pause, pauses.Said] = {}
         self.registered: dict[str, Registration] = {}
+        self.accepted: dict[str, events.SubmissionAccepted] = {}
+        self.revoked: dict[str, events.TokenRevoked] = {}
+        #: Where an event with the inputs of each chunk lies.
+        self.places: dict[str, Place] = {}
 
     def add(self, record: LogRecord) -> None:
         try:
@@ -163,3 +224,9 @@ class _News:
         pauses.newest([(event, at, header(record.headers, "ce_id"))], self.pauses)
         if isinstance(event, events.BatchRegistered):
             self.registered.setdefault(event.batch_id, registration(event))
+        elif isinstance(event, events.SubmissionAccepted):
+            self.accepted[event.submission_id] = event
+        elif isinstance(event, events.TokenRevoked):
+            self.revoked.setdefault(event.token_id, event)
+        elif getattr(event, "inputs", None):
+            self.places.setdefault(event.chunk, Place(record.partition, record.offset))

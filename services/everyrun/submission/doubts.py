@@ -34,6 +34,9 @@ class DecisionError(Exception):
 
 def waits_for(doubt: Mapping[str, Any], now: datetime) -> str:
     """What a chunk in doubt or held waits for, as a sentence. Pure."""
+    if doubt["state"] == "held" and doubt["files_lost"]:
+        key = doubt["idempotency_key"]
+        return f"the same upload, repeated with the Idempotency-Key {key}; or a person's decision: adopt or discard"
     if doubt["state"] == "held":
         return "a person's decision: adopt, resend or discard"
     if doubt["state"] != "in_doubt":
@@ -112,7 +115,18 @@ class Doubts:
         await self._pool.execute(_sql["adopted"], chunk, key.attempt, batch_id)
 
     async def resend(self, chunk: str, by: str, why: str, *, force: bool) -> None:
-        """Send the chunk again. Raises DecisionError, also where its window is open and it is not forced."""
+        """Send the chunk again.
+
+        Raises DecisionError, also where its window is open and it is not forced, or its files were lost.
+        """
+        row = await self._row(chunk)
+        if row["files_lost"]:
+            raise DecisionError(
+                409,
+                "FILES_LOST",
+                "the queue was restored from a backup that does not have this chunk's files. Repeat the upload with "
+                f"the Idempotency-Key {row['idempotency_key']}, which brings them back; or discard the chunk",
+            )
         await self._closed(chunk, force, "sent again now, it may be taken twice")
         await self._decide(chunk, Resent(by, why))
 
@@ -169,8 +183,12 @@ def _shown(row: Any) -> dict[str, Any]:
         "window_ends": _text(row["window_ends"]) if decidable else None,
         "window_is_over": window_is_over(row, row["now"]) if decidable else None,
         "waits_for": waits_for(row, row["now"]),
-        "can": ["adopt", "resend", "discard"] if decidable else [],
+        "can": _can(row) if decidable else [],
     }
+
+
+def _can(row: Any) -> list[str]:
+    return ["adopt", "discard"] if row["files_lost"] else ["adopt", "resend", "discard"]
 
 
 def _plain(row: Any) -> dict[str, Any]:

@@ -17,8 +17,11 @@ from everyrun.settings import Settings
 from everyrun.store.sql import beside
 from everyrun.submission.chunks import Cutter, chunk_id
 from everyrun.submission.parse import Piece, Unreadable
-from everyrun.submission.rows import BadRow, GoodRow, check_row
+from everyrun.submission.refill import refill
+from everyrun.submission.rows import BadRow, GoodRow, check_row, shown_file
+from everyrun.telemetry import log
 
+_log = log(__name__)
 _sql = beside(__file__, "queue.sql")
 _SHOWN = 100
 #: An upload may take as long as its caller goes on sending; this is only an end to it, in seconds.
@@ -49,6 +52,10 @@ class IdempotencyConflictError(Exception):
     """The Idempotency-Key was used before, with other content."""
 
 
+class QueueReplacedError(Exception):
+    """The database was replaced while the upload came in: the log must first be read for its Idempotency-Key."""
+
+
 class _SeenError(Exception):
     def __init__(self, accepted: Accepted) -> None:
         self.accepted = accepted
@@ -69,18 +76,24 @@ async def take_in(
     workflow_version: str | None,
     priority: int,
     idempotency_key: str | None,
+    incarnation: str | None = None,
 ) -> Accepted:
     """Check and keep every row; the submission with its chunks is in the queue when this returns.
 
-    A repeated upload under the same key returns the first one's answer. Raises BadRowsError, IdempotencyConflictError
-    and what reading ``rows`` raises; nothing is kept then. Memory does not grow with the upload.
+    A repeated upload under the same key returns the first one's answer, and fills in what the submission lost to a
+    restored backup. With an ``incarnation`` of the database it is taken in there alone.
+
+    Raises BadRowsError, IdempotencyConflictError, QueueReplacedError and what reading ``rows`` raises; nothing is kept
+    then. Memory does not grow with the upload.
     """
     intake = Intake(settings, new_submission_id())
-    intake.digest.update(msgspec.json.encode([workflow_id, workflow_version, priority]))
+    intake.add_to_digests(msgspec.json.encode([workflow_id, workflow_version, priority]))
     async with pool.acquire() as connection:
         try:
             async with connection.transaction():
                 await intake.copy(connection, rows)
+                if incarnation not in (None, await connection.fetchval(_sql["incarnation"])):
+                    raise QueueReplacedError
                 accepted = await intake.finish(connection, workflow_id, workflow_version, priority, idempotency_key)
                 hit("intake.before_commit")
             hit("intake.after_commit")
@@ -91,13 +104,29 @@ async def take_in(
         except _SeenError as seen:
             return seen.accepted
         known: Any = await connection.fetchrow(_sql["by_idempotency_key"], idempotency_key)
-        return _same(known, intake.digest.digest())
+        return _same(known, intake)
 
 
-def _same(known: asyncpg.Record, digest: bytes) -> Accepted:
-    if known["content_hash"] != digest:
+def _same(known: asyncpg.Record, intake: Intake) -> Accepted:
+    if not same_content(known, intake.digest.digest(), intake.shown_digest.digest()):
         raise IdempotencyConflictError
     return Accepted(known["submission_id"], known["expected"], known["batches"])
+
+
+def is_incomplete(known: Any) -> bool:
+    """Return whether the queue lacks inputs or files of a submission, which only its upload can bring back. Pure."""
+    return bool(known["lost_inputs"] or known["files_lost"])
+
+
+def same_content(known: Any, full: bytes, shown: bytes) -> bool:
+    """Return whether an upload with these hashes repeats the submission. Pure.
+
+    Of a submission that was put back from the log only what the log shows is known; and of one that lacks inputs a
+    link may have been signed anew.
+    """
+    if known["full_hash"] == full:
+        return True
+    return (known["full_hash"] is None or is_incomplete(known)) and bool(known["content_hash"] == shown)
 
 
 class Intake:
@@ -107,6 +136,8 @@ class Intake:
         self.settings = settings
         self.submission_id = submission_id
         self.digest = hashlib.sha256()
+        #: Of what the log shows of the content, so that the hash may stand in an event.
+        self.shown_digest = hashlib.sha256()
         self.cutter = Cutter(settings.chunk_max_inputs, settings.chunk_max_bytes)
         self.rows = 0
         self.bad: list[BadRow] = []
@@ -154,20 +185,33 @@ class Intake:
             if len(self.bad) < _SHOWN:
                 self.bad.append(row)
             return None
-        self.digest.update(b"%s\n%s\n%s\n" % (row.external_id.encode(), row.file, row.metadata))
+        external_id, shown = row.external_id.encode(), shown_file(row.file)
+        line = b"%s\n%s\n%s\n" % (external_id, row.file, row.metadata)
+        self.digest.update(line)
+        self.shown_digest.update(line if shown is row.file else b"%s\n%s\n%s\n" % (external_id, shown, row.metadata))
         self.cutter.add(row.size)
         return row
+
+    def add_to_digests(self, content: bytes) -> None:
+        """Add to the content what is not a row."""
+        self.digest.update(content)
+        self.shown_digest.update(content)
 
     async def finish(
         self, connection: Any, workflow_id: str, workflow_version: str | None, priority: int, key: str | None
     ) -> Accepted:
-        """Refuse, or write the submission and its chunks."""
+        """Refuse, or write the submission and its chunks, or fill in what an earlier upload's submission lost."""
         await self.refuse_bad(connection)
-        if key is not None:
+        if key is not None and await connection.fetchval(_sql["lock_by_idempotency_key"], key) is not None:
             known = await connection.fetchrow(_sql["by_idempotency_key"], key)
-            if known is not None:
+            accepted = _same(known, self)
+            if not is_incomplete(known):
                 # Raised, so that what was copied is taken back.
-                raise _SeenError(_same(known, self.digest.digest()))
+                raise _SeenError(accepted)
+            digests = (self.digest.digest(), self.shown_digest.digest())
+            await refill(connection, self.settings, known, self.submission_id, *digests)
+            _log.warning("an upload was repeated after the queue had lost inputs", submission=accepted.submission_id)
+            return accepted
         chunks = self.cutter.finish()
         created = datetime.now(UTC)
         parameters = (
@@ -176,8 +220,9 @@ class Intake:
             priority,
             self.rows,
             len(chunks),
-            key,
+            key or self.submission_id,
             self.digest.digest(),
+            self.shown_digest.digest(),
             created,
         )
         await connection.execute(_sql["insert_submission"], self.submission_id, *parameters)

@@ -82,6 +82,9 @@ def _accepted(row: asyncpg.Record) -> Record:
         workflow_version=row["workflow_version"],
         priority=row["priority"],
         expected=row["expected"],
+        batches=row["batches"],
+        idempotency_key=row["idempotency_key"],
+        content_hash=row["content_hash"].hex(),
         created_at=created,
     )
     key = row["submission_id"]

@@ -14,6 +14,17 @@ from msgspec.structs import replace
 from everyrun.submission.classify import Blocked, InDoubt, Rejected, Returned, Taken, Unclear, Verdict
 from everyrun.submission.cutting import cut
 
+#: Why a chunk is held whose files the restored queue does not have: Extend did not take it, or gave no sign of it.
+FILES_LOST_UNSENT = (
+    "the queue was restored from a backup that does not have this chunk, and the log shows its files without what "
+    "opens them; Extend did not take it: repeat the upload with the same Idempotency-Key, or discard the chunk"
+)
+FILES_LOST_IN_DOUBT = (
+    "the queue was restored from a backup that does not have this chunk, and the log shows its files without what "
+    "opens them; no evidence came within the window: repeat the upload with the same Idempotency-Key, or discard the "
+    "chunk"
+)
+
 State = Literal["waiting", "sending", "in_doubt", "held", "sent", "refused", "cut"]
 
 
@@ -22,6 +33,8 @@ class ChunkState(msgspec.Struct, frozen=True):
 
     ``resends`` counts the attempts given up without proof that they were not taken. ``batch_id`` is of an attempt that
     was taken: the chunk's own where it is sent, an earlier one's where it is sending. ``size`` counts its inputs.
+    ``files_lost``: it cannot be sent, since the queue has its inputs from the log alone, which shows no query strings
+    and passwords.
 
     Of a chunk that is sending: ``claimed`` if a worker may still begin the call, ``announced`` if the queue has read
     the attempt's batch-requested in the log.
@@ -35,6 +48,7 @@ class ChunkState(msgspec.Struct, frozen=True):
     size: int = 1
     claimed: bool = False
     announced: bool = False
+    files_lost: bool = False
 
 
 class Claimed(msgspec.Struct, frozen=True):
@@ -167,7 +181,7 @@ def step(chunk: ChunkState, happening: Happening) -> Step:
 
 def _step(chunk: ChunkState, happening: Happening) -> Step:
     match happening:
-        case Claimed() if chunk.state == "waiting":
+        case Claimed() if chunk.state == "waiting" and not chunk.files_lost:
             after = replace(
                 chunk, state="sending", attempt=chunk.attempt + 1, reason=None, claimed=True, announced=False
             )
@@ -189,10 +203,12 @@ def _step(chunk: ChunkState, happening: Happening) -> Step:
         case WindowPassed() if chunk.state == "in_doubt" and chunk.attempt == happening.attempt:
             if happening.witness is not None:
                 return Step(replace(chunk, state="held", reason=f"{happening.witness} names it, but no batch"))
+            if chunk.files_lost:
+                return Step(replace(chunk, state="held", reason=FILES_LOST_IN_DOUBT))
             if chunk.resends >= happening.resends_allowed:
                 return Step(replace(chunk, state="held", reason="in doubt, and sent again as often as is allowed"))
             return _again(chunk, "no evidence within the window")
-        case Resent() if chunk.state in ("in_doubt", "held"):
+        case Resent() if chunk.state in ("in_doubt", "held") and not chunk.files_lost:
             return _again(chunk, happening.why)
         case Discarded() if chunk.state in ("in_doubt", "held"):
             after = replace(chunk, state="refused", reason=f"discarded by {happening.by}: {happening.why}")
@@ -245,6 +261,8 @@ def _ended(chunk: ChunkState, outcome: Verdict | Expired | Unannounced) -> Step:
 
 def _returned(chunk: ChunkState, reason: str, state: State = "waiting") -> Step:
     """The attempt was not taken. Where an earlier one was, the chunk is not sent again."""
+    if chunk.files_lost and state == "waiting":
+        state, reason = "held", FILES_LOST_UNSENT
     after = replace(chunk, state="sent" if chunk.batch_id else state, reason=None if chunk.batch_id else reason)
     return Step(after, (Say("batch-returned", chunk.attempt),))
 

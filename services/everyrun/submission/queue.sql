@@ -2,13 +2,17 @@
 select installation from everyrun_queue.installation
 
 -- name: by_idempotency_key
-select submission_id, expected, batches, content_hash, workflow_id
-from everyrun_queue.submissions where idempotency_key = $1
+select submission_id, expected, batches, full_hash, content_hash, lost_inputs,
+       exists (select from everyrun_queue.chunks c where c.submission_id = s.submission_id and c.files_lost and c.state not in ('sent', 'refused')) as files_lost
+from everyrun_queue.submissions s where idempotency_key = $1
+
+-- name: lock_by_idempotency_key
+select submission_id from everyrun_queue.submissions where idempotency_key = $1 for update
 
 -- name: insert_submission
 insert into everyrun_queue.submissions
-    (submission_id, workflow_id, workflow_version, priority, expected, batches, idempotency_key, content_hash, created_at)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+    (submission_id, workflow_id, workflow_version, priority, expected, batches, idempotency_key, full_hash, content_hash, created_at)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
 
 -- name: insert_chunks
 insert into everyrun_queue.chunks (chunk, submission_id, first_position, last_position)
@@ -35,7 +39,8 @@ select coalesce(sum(n - 1), 0)::bigint from (
 ) twice
 
 -- name: unannounced
-select submission_id, workflow_id, workflow_version, priority, expected, created_at, registered_batch
+select submission_id, workflow_id, workflow_version, priority, expected, batches, idempotency_key, content_hash,
+       created_at, registered_batch
 from everyrun_queue.submissions where announced_at is null and submission_id <> all ($1::text[])
 order by created_at limit 100
 
@@ -44,14 +49,14 @@ update everyrun_queue.submissions set announced_at = now() where submission_id =
 
 -- name: submissions
 select s.submission_id, s.workflow_id, s.workflow_version, s.priority, s.expected, s.batches, s.created_at,
-       s.registered_batch, coalesce(c.states, '{}') as chunks, coalesce(p.reason, own.reason) as paused, c.retry_at,
+       s.registered_batch, s.idempotency_key, s.lost_inputs, coalesce(c.lost_files, 0) as lost_files, coalesce(c.states, '{}') as chunks, coalesce(p.reason, own.reason) as paused, c.retry_at,
        c.reasons
 from everyrun_queue.submissions s
 left join lateral (
-    select jsonb_object_agg(state, n) as states, max(retry_at) as retry_at,
+    select jsonb_object_agg(state, n) as states, max(retry_at) as retry_at, sum(lost_files)::bigint as lost_files,
            array_remove(array_agg(distinct reason), null) as reasons
     from (
-        select state, count(*) as n,
+        select state, count(*) as n, sum(last_position - first_position + 1) filter (where files_lost and state = 'held') as lost_files,
                min(not_before) filter (where state = 'waiting' and not_before > now()) as retry_at,
                max(reason) filter (where state in ('in_doubt', 'held', 'refused')) as reason
         from everyrun_queue.chunks where submission_id = s.submission_id group by state
@@ -85,6 +90,7 @@ where chunk = $1 and attempt = $2 and state = 'sending' and owner = $3 and deadl
 
 -- name: attempt
 select c.chunk, c.submission_id, c.state, c.attempt, c.resends, c.deadline, c.owner, c.announced, c.batch_id, c.reason,
+       c.files_lost,
        c.deadline <= now() as overdue, s.workflow_id, s.workflow_version, s.priority, c.first_position, c.last_position
 from everyrun_queue.chunks c join everyrun_queue.submissions s using (submission_id)
 where c.chunk = $1
@@ -96,14 +102,15 @@ order by position
 
 -- name: lock_chunk
 select everyrun_queue.incarnation() as incarnation, c.chunk, c.submission_id, c.state, c.attempt, c.resends, c.deadline, c.owner, c.announced, c.batch_id, c.reason,
-       s.workflow_id, s.workflow_version, s.priority, c.first_position, c.last_position
+       c.files_lost, s.workflow_id, s.workflow_version, s.priority, c.first_position, c.last_position
 from everyrun_queue.chunks c join everyrun_queue.submissions s using (submission_id)
 where c.chunk = $1
 for update of c
 
 -- name: doubts
 -- Chunks that wait for evidence or for a person; how many sweeps begun after the window are complete.
-select c.chunk, c.submission_id, s.workflow_id, c.state, c.attempt, c.resends, c.reason, c.batch_id,
+select c.chunk, c.submission_id, s.workflow_id, c.state, c.attempt, c.resends, c.reason, c.batch_id, c.files_lost,
+       s.idempotency_key,
        c.deadline as window_ends, c.last_position - c.first_position + 1 as inputs, now() as now,
        (select count(*) from everyrun_queue.sweeps w
         where w.workflow_id = s.workflow_id and w.begun_at > c.deadline) as sweeps,
@@ -220,7 +227,7 @@ insert into everyrun_queue.log_position (partition, next_offset, cluster_id) val
 on conflict (partition) do update set next_offset = excluded.next_offset, cluster_id = excluded.cluster_id
 
 -- name: lock_chunks
-select chunk, state, attempt, resends, batch_id, reason, deadline, owner, announced, first_position, last_position
+select chunk, state, attempt, resends, batch_id, reason, files_lost, deadline, owner, announced, first_position, last_position
 from everyrun_queue.chunks where chunk = any ($1::text[])
 order by chunk
 for update
@@ -311,3 +318,118 @@ where state in ('waiting', 'sending', 'in_doubt', 'held') group by state
 
 -- name: count_paused_workflows
 select count(*) from everyrun_queue.paused where kind = 'workflow'
+
+-- name: lock_restoring
+-- One process at a time puts back what the queue lost.
+select pg_advisory_xact_lock(hashtextextended('everyrun_queue.restoring', 0))
+
+-- name: nothing_missing
+-- Whether the queue has all of these submissions, and all of these chunks.
+select not exists (
+    select from unnest($1::text[]) as given (submission_id)
+    where not exists (select from everyrun_queue.submissions s where s.submission_id = given.submission_id))
+and not exists (
+    select from unnest($2::text[]) as given (chunk)
+    where not exists (select from everyrun_queue.chunks c where c.chunk = given.chunk))
+
+-- name: chunks_missing
+select given.chunk from unnest($1::text[]) as given (chunk)
+where not exists (select from everyrun_queue.chunks c where c.chunk = given.chunk)
+
+-- name: submissions_known
+select submission_id from everyrun_queue.submissions where submission_id = any ($1::text[])
+
+-- name: restore_submission
+-- The key is left out where the same upload was taken in again meanwhile: the key then leads to that one.
+insert into everyrun_queue.submissions
+    (submission_id, workflow_id, workflow_version, priority, expected, batches, content_hash, created_at, announced_at,
+     idempotency_key)
+select $1, $2, $3, $4, $5, $6, $7, $8, $8,
+       case when not exists (select from everyrun_queue.submissions where idempotency_key = $9) then $9 end
+on conflict (submission_id) do nothing
+
+-- name: restore_chunk
+insert into everyrun_queue.chunks (chunk, submission_id, first_position, last_position) values ($1, $2, $3, $4)
+on conflict do nothing
+
+-- name: restore_inputs
+insert into everyrun_queue.inputs (submission_id, position, external_id, file, metadata)
+select $1, p, e, f, m from unnest($2::int[], $3::text[], $4::text[], $5::text[]) as given (p, e, f, m)
+on conflict (submission_id, position) do nothing
+
+-- name: mark_files_lost
+update everyrun_queue.chunks c
+set files_lost = exists (
+    select from everyrun_queue.inputs i
+    where i.submission_id = c.submission_id and i.position between c.first_position and c.last_position
+      and i.file::json ->> 'redacted' = 'true')
+where c.chunk = $1
+
+-- name: count_lost
+update everyrun_queue.submissions s
+set lost_inputs = expected - (select count(*) from everyrun_queue.inputs i where i.submission_id = s.submission_id)
+where submission_id = any ($1::text[]) and registered_batch is null
+
+-- name: refill_files
+-- $1 is the submission, $2 the one under which the repeated upload was copied.
+update everyrun_queue.inputs known
+set file = given.file
+from everyrun_queue.chunks c, everyrun_queue.inputs given
+where c.submission_id = $1 and c.files_lost and c.state not in ('sent', 'refused')
+  and known.submission_id = $1 and known.position between c.first_position and c.last_position
+  and given.submission_id = $2 and given.position = known.position
+
+-- name: refill_inputs
+update everyrun_queue.inputs given
+set submission_id = $1
+where given.submission_id = $2
+  and not exists (
+      select from everyrun_queue.inputs known where known.submission_id = $1 and known.position = given.position)
+
+-- name: drop_copied
+delete from everyrun_queue.inputs where submission_id = $1
+
+-- name: ranges_of
+select chunk, first_position, last_position from everyrun_queue.chunks where submission_id = $1
+order by first_position, last_position
+
+-- name: sizes_of
+-- As check_row counts the bytes of an input in a batch.
+select octet_length(file) + octet_length(metadata) as content, octet_length(external_id) as external_id
+from everyrun_queue.inputs where submission_id = $1 and position between $2 and $3 order by position
+
+-- name: refill_chunks
+-- What was held for its files alone goes on from where it was; of a doubt evidence is looked for once more.
+update everyrun_queue.chunks
+set files_lost = false,
+    state = case when state = 'held' and reason = $2 then 'waiting'
+                 when state = 'held' and reason = $3 then 'in_doubt' else state end,
+    deadline = case when state = 'held' and reason = $3 then least(deadline, clock_timestamp()) else deadline end,
+    reason = case when state = 'held' and reason in ($2, $3) then $4 else reason end
+where submission_id = $1 and files_lost
+
+-- name: refilled
+update everyrun_queue.submissions set lost_inputs = 0, full_hash = $2, content_hash = $3 where submission_id = $1
+
+-- name: revoke_token
+update everyrun_queue.tokens
+set revoked_at = coalesce(revoked_at, $2), revoked_by = coalesce(revoked_by, $3),
+    revoked_reason = coalesce(revoked_reason, $4), revoked_announced_at = coalesce(revoked_announced_at, now())
+where token_id = $1
+
+-- name: tokens_are_level
+update everyrun_queue.tokens_level set incarnation = everyrun_queue.incarnation()
+where incarnation is distinct from everyrun_queue.incarnation()
+
+-- name: unannounced_tokens
+select token_id, name, scopes, created_at, created_by, expires_at, revoked_at, revoked_by, revoked_reason,
+       created_announced_at, revoked_announced_at
+from everyrun_queue.tokens
+where created_announced_at is null or (revoked_at is not null and revoked_announced_at is null)
+order by token_id limit 100
+
+-- name: mark_token_announced
+update everyrun_queue.tokens
+set created_announced_at = coalesce(created_announced_at, now()),
+    revoked_announced_at = case when $2 then coalesce(revoked_announced_at, now()) else revoked_announced_at end
+where token_id = $1

@@ -56,6 +56,10 @@ class QuickRow(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
 _PLAIN_URL = re.compile(r"https?://[A-Za-z0-9.-]+(?:/[!-~]*)?").fullmatch
 
 
+#: In the JSON text of a file that may have something to redact. A text file may have these too: that is looked at.
+_HIDDEN = re.compile(rb'[?#@]|"settings"|"url":"(?!https?://)').search
+
+
 class _BadFieldError(Exception):
     def __init__(self, field: str, reason: str) -> None:
         super().__init__(reason)
@@ -113,8 +117,12 @@ def _quick(row: int, given: QuickRow, submission_id: str, max_bytes: int) -> Goo
 
 
 def _size(file: bytes, metadata: bytes, submission_id: str, external_id: str) -> int:
-    """Bytes of the input in a batch, at most: with the reserved key and its ids."""
-    return len(file) + len(metadata) + 2 * (len(submission_id) + len(external_id.encode())) + 440
+    return size_in_batch(len(file) + len(metadata), len(submission_id), len(external_id.encode()))
+
+
+def size_in_batch(content: int, submission_id: int, external_id: int) -> int:
+    """Return the bytes of an input in a batch, at most, from the bytes of its parts: with the reserved key and ids."""
+    return content + 2 * (submission_id + external_id) + 440
 
 
 def _metadata_size(metadata: bytes, submission_id: str, external_id: str) -> int:
@@ -225,3 +233,10 @@ def redact_file(file: dict[str, Any]) -> dict[str, Any]:
         taken = taken or plain != shown["url"]
         shown["url"] = plain
     return {**shown, "redacted": True} if taken else shown
+
+
+def shown_file(file: bytes) -> bytes:
+    """Return a file's JSON text as the log shows it: redact_file's answer, in the order of the fields."""
+    if not _HIDDEN(file):
+        return file
+    return _encode(redact_file(msgspec.json.decode(file)))

@@ -33,7 +33,7 @@ def requested(
         **_sent_to(row),
         installation=installation,
         deadline=timestamp(deadline),
-        input_ids=[given.input_id for given in inputs],
+        inputs=_shown(inputs),
     )
     return _record(row, "batch-requested", row["attempt"], event, timestamp(now))
 

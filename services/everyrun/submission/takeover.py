@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from everyrun.log import events
 from everyrun.projection.merge import instant
-from everyrun.submission.protocol import ChunkState, State
+from everyrun.submission.protocol import FILES_LOST_UNSENT, ChunkState, State
 
 
 class Logged(msgspec.Struct, frozen=True):
@@ -88,10 +88,14 @@ def take_over(chunk: ChunkState, logged: Logged) -> ChunkState:
         after = replace(after, state="cut")
     elif after.batch_id is not None and after.state != "sending":
         after = replace(after, state="sent")
+    lost = after.state == "waiting" and after.files_lost
+    if lost:
+        after = replace(after, state="held")
     if after.state != "sending":
         after = replace(after, claimed=False, announced=False)
     if after != chunk:
-        after = replace(after, reason=None if after.state == "sent" else "found in the log")
+        found = FILES_LOST_UNSENT if lost else "found in the log"
+        after = replace(after, reason=None if after.state == "sent" else found)
     # That the log knows of the attempt is no news of what became of it.
     return replace(after, announced=after.state == "sending" and (chunk.announced or logged.attempt == after.attempt))
 

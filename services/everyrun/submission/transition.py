@@ -43,6 +43,7 @@ def state_of(row: Any) -> ChunkState:
         size=row["last_position"] - row["first_position"] + 1,
         claimed=sending and row["owner"] is not None,
         announced=sending and row["announced"] >= row["attempt"],
+        files_lost=row["files_lost"],
     )
 
 

@@ -205,7 +205,7 @@ create table decisions (
     decided_at timestamptz not null
 );
 comment on table decisions is
-    'What was decided of calls of unknown outcome, workflows, submissions and quarantined messages: who, why and when. decided_by is null where Everyrun decided by its own rules.';
+    'What was decided of calls of unknown outcome, workflows, submissions, quarantined messages and API tokens: who, why and when. source is the message''s source, or the token''s id. decided_by is null where Everyrun decided by its own rules.';
 create index decisions_chunk on decisions (chunk, attempt);
 create index decisions_source on decisions (source);
 

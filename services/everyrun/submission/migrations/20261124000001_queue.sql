@@ -22,6 +22,8 @@ create table everyrun_queue.submissions (
     idempotency_key text unique,
     registered_batch text collate "C" unique,
     content_hash bytea not null,
+    full_hash bytea,
+    lost_inputs bigint not null default 0,
     created_at timestamptz not null,
     announced_at timestamptz,
     redacted_at timestamptz,
@@ -35,6 +37,15 @@ comment on column everyrun_queue.submissions.redacted_at is
 comment on column everyrun_queue.submissions.redact_after is
     'When it is next looked at whether its secrets can be taken out. Null once they are.';
 create index submissions_to_redact on everyrun_queue.submissions (redact_after) where redact_after is not null;
+comment on column everyrun_queue.submissions.idempotency_key is
+    'Of the upload; the submission id where it had none, so that any upload can be repeated.';
+comment on column everyrun_queue.submissions.content_hash is
+    'SHA-256 of what was handed in, as the log shows it: without the query strings of URLs and without passwords.';
+comment on column everyrun_queue.submissions.full_hash is
+    'SHA-256 of all that was handed in. Null where the submission was put back from the log, which does not have it.';
+comment on column everyrun_queue.submissions.lost_inputs is
+    'Inputs that the queue lost to a restored backup and the log does not have: the upload, repeated with the same Idempotency-Key, brings them back.';
+create index submissions_incomplete on everyrun_queue.submissions (submission_id) where lost_inputs > 0;
 create index submissions_unannounced on everyrun_queue.submissions (created_at) where announced_at is null;
 
 create table everyrun_queue.inputs (
@@ -61,12 +72,16 @@ create table everyrun_queue.chunks (
     announced int not null default 0,
     deadline timestamptz,
     batch_id text,
-    aside boolean not null default false
+    aside boolean not null default false,
+    files_lost boolean not null default false
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
 comment on column everyrun_queue.chunks.state is 'waiting, sending, in_doubt, held, sent, refused, cut (its inputs live on in the chunks CHUNK-1, CHUNK-2, ...)';
 comment on column everyrun_queue.chunks.owner is 'sending: the worker that may still begin the call; null once its claim was taken away.';
 comment on column everyrun_queue.chunks.announced is 'The newest attempt whose batch-requested the queue has read in the log.';
 comment on column everyrun_queue.chunks.deadline is 'sending: a call of this attempt has ended by then. in_doubt, held: the window for evidence ends.';
+comment on column everyrun_queue.chunks.files_lost is
+    'It was put back from the log, which shows files without query strings and passwords: it cannot be sent until the upload is repeated.';
+create index chunks_files_lost on everyrun_queue.chunks (submission_id) where files_lost;
 create index chunks_submission on everyrun_queue.chunks (submission_id);
 comment on column everyrun_queue.chunks.not_before is '-infinity: at once. A later time: not claimed before; the claim sets it to -infinity once it has passed.';
 comment on column everyrun_queue.chunks.aside is
@@ -179,10 +194,27 @@ create table everyrun_queue.tokens (
     scopes text[] not null check (scopes <@ array ['submit', 'read', 'operate'] and scopes <> '{}'),
     created_at timestamptz not null,
     expires_at timestamptz,
-    revoked_at timestamptz
+    created_by text not null,
+    revoked_at timestamptz,
+    revoked_by text,
+    revoked_reason text,
+    created_announced_at timestamptz,
+    revoked_announced_at timestamptz
 );
+create index tokens_unannounced on everyrun_queue.tokens (token_id)
+    where created_announced_at is null or (revoked_at is not null and revoked_announced_at is null);
 comment on table everyrun_queue.tokens is 'Who may call the APIs, and for what. A revoked token keeps its row.';
+comment on column everyrun_queue.tokens.revoked_announced_at is
+    'When Kafka had acknowledged token-revoked: from then on the token stays revoked in a database restored from any backup.';
 comment on column everyrun_queue.tokens.hash is 'SHA-256 of the token, which is kept nowhere.';
+
+create table everyrun_queue.tokens_level (
+    singleton boolean primary key default true check (singleton),
+    incarnation text
+);
+insert into everyrun_queue.tokens_level default values;
+comment on table everyrun_queue.tokens_level is
+    'The incarnation of the database in which revocations were last read from the log. In any other one no token is valid yet.';
 
 create function everyrun_queue.incarnation() returns text language sql stable as $$
     select pg_postmaster_start_time()::text || ' ' || (select oid from pg_database where datname = current_database())
