@@ -88,6 +88,10 @@ class _Guard:
             return
         try:
             found = await self._caller(asgi)
+        except tokens.NotLevelError as error:
+            body = {"code": "UNAVAILABLE", "message": str(error)}
+            await JSONResponse(body, 503, {"retry-after": "2"})(asgi, receive, send)
+            return
         except self._unavailable as error:
             await _away(error)(asgi, receive, send)
             return

@@ -17,7 +17,7 @@ from everyrun import schemas
 from everyrun.cli.token import expiry
 from everyrun.http import api, caller, scope
 from everyrun.settings import Settings
-from everyrun.store.tokens import FRESH_FOR, SCOPES, UNKNOWN_FOR, Tokens, digest
+from everyrun.store.tokens import FRESH_FOR, SCOPES, UNKNOWN_FOR, NotLevelError, Tokens, digest
 
 BOOTSTRAP = "bootstrap-of-the-tests"
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -30,12 +30,14 @@ class Database:
         self.rows: list[dict[str, Any]] = []
         self.reads = 0
         self.away = False
+        #: Whether revocations were read from the log in this incarnation of the database.
+        self.level = True
 
     async def fetch(self, _statement: str) -> list[dict[str, Any]]:
         if self.away:
             raise asyncpg.CannotConnectNowError("away")
         self.reads += 1
-        return self.rows
+        return [{**row, "level": self.level} for row in self.rows or [{"token_id": None}]]
 
     def add(self, token: str, *scopes: str, expires_at: datetime | None = None) -> str:
         row = {"token_id": token.rpartition("_")[0], "name": token, "hash": digest(token), "scopes": scopes}
@@ -168,6 +170,26 @@ async def test_while_the_database_is_away_a_token_is_told_to_come_again(database
         assert (await http.get("/read", headers={"authorization": f"Bearer {BOOTSTRAP}"})).status_code == 200
     assert answer.status_code == 503
     assert "retry-after" in answer.headers
+
+
+async def test_in_a_database_that_may_be_an_older_one_no_token_is_valid_and_none_is_called_wrong(
+    database, known, clock
+) -> None:
+    token = database.add("ert_a_secret", "read")
+    assert await known.caller(token)
+    database.level = False
+    clock.now += FRESH_FOR
+    for given in (token, "ert_b_guess"):
+        with pytest.raises(NotLevelError):
+            await known.caller(given)
+    assert await known.caller(BOOTSTRAP)
+    async with client(database) as http:
+        answer = await http.get("/read", headers={"authorization": f"Bearer {token}"})
+        assert (await http.get("/read")).status_code == 401
+    assert (answer.status_code, answer.json()["code"], "retry-after" in answer.headers) == (503, "UNAVAILABLE", True)
+    database.level = True
+    clock.now += UNKNOWN_FOR
+    assert await known.caller(token)
 
 
 def test_every_route_of_every_api_wants_exactly_one_scope() -> None:

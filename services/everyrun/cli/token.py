@@ -1,9 +1,15 @@
-"""``everyrun token``: who may call the APIs, and for what. It works on the database itself, so it needs its dsn."""
+"""``everyrun token``: who may call the APIs, and for what.
+
+It works on the database itself, so it needs its dsn, and no Kafka. The submission service tells the log.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import getpass
 import re
+import socket
+import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -41,6 +47,19 @@ def expiry(text: str, now: datetime) -> datetime | None:
     if found is None:
         raise typer.BadParameter(f"--expires-in is a number with m, h or d, such as 90d, or never; not {text!r}")
     return now + timedelta(**{_UNITS[found[2]]: int(found[1])})
+
+
+#: The submission service publishes a revocation within a second or two; so long is waited for it, in seconds.
+_PUBLISHED_WITHIN = 10.0
+
+
+def _who() -> str:
+    """Return who runs the command, as user@host."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = "unknown"
+    return f"{user}@{socket.gethostname()}"
 
 
 def _dsn(data_dir: Path) -> str:
@@ -95,7 +114,7 @@ def create(
         raise typer.BadParameter("the name has 1 to 100 printable characters")
     expires_at = expiry(expires_in, datetime.now(UTC))
     wanted: list[tokens.Scope] = [known for known in tokens.SCOPES if known in scope]
-    made = _on_database(data_dir, lambda connection: tokens.create(connection, name, wanted, expires_at))
+    made = _on_database(data_dir, lambda connection: tokens.create(connection, name, wanted, expires_at, _who()))
     until = f"until {expires_at:%Y-%m-%d %H:%M} UTC" if expires_at else "until it is revoked"
     err.print(f"A token for {escape(name)}, to {' and '.join(wanted)}, good {until}. It is not shown again:")
     typer.echo(made)
@@ -125,20 +144,45 @@ def _day(moment: datetime) -> str:
 
 def _state(row: Any, now: datetime) -> str:
     if row["revoked_at"] is not None:
-        return "revoked"
+        return "revoked" if row["revoked_announced_at"] is not None else "revoked, not in the log yet"
     return "expired" if row["expires_at"] is not None and row["expires_at"] <= now else "good"
 
 
 @token_app.command()
 def revoke(
     token_id: Annotated[str, typer.Argument(metavar="ID", help="The token's id (ert_...), as the list shows it.")],
+    reason: Annotated[str, typer.Option(help="Why; kept with the decision.")] = "",
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
     """Revoke a token: the services refuse it within a few seconds.
 
+    The revocation is also published to the log, so that a database restored from an older backup refuses the token
+    too. The command waits for that, and says if it has not happened yet.
+
     Example: everyrun token revoke ert_0123456789ab
     """
-    name = _on_database(data_dir, lambda connection: tokens.revoke(connection, token_id))
+    if len(reason) > 1000 or "\x00" in reason:
+        raise typer.BadParameter("--reason has at most 1000 characters, and no NUL")
+
+    async def revoke_and_wait(connection: Any) -> tuple[str | None, bool]:
+        name = await tokens.revoke(connection, token_id, _who(), reason)
+        return name, name is not None and await _published(connection, token_id)
+
+    name, published = _on_database(data_dir, revoke_and_wait)
     if name is None:
         fail("there is no token of that id; see: everyrun token list", exits.NOT_FOUND)
     err.print(f"Revoked: {escape(name)}. The services refuse it within a few seconds.")
+    if not published:
+        err.print(
+            "[yellow]The log does not have the revocation yet: is the submission service running, and Kafka? Until it "
+            "has, a database restored from an older backup would accept the token again. The submission service "
+            "publishes it as soon as it can; see the state in: everyrun token list[/]",
+            soft_wrap=True,
+        )
+
+
+async def _published(connection: Any, token_id: str) -> bool:
+    deadline = time.monotonic() + _PUBLISHED_WITHIN
+    while not (there := await tokens.is_durable(connection, token_id)) and time.monotonic() < deadline:
+        await asyncio.sleep(0.2)
+    return there

@@ -40,6 +40,10 @@ class Caller(Struct, frozen=True):
     scopes: frozenset[str]
 
 
+class NotLevelError(Exception):
+    """Revocations were not read from the log since the database was restarted or replaced: no token is valid yet."""
+
+
 class _Known(Struct, frozen=True):
     digest: bytes
     caller: Caller
@@ -57,13 +61,16 @@ def _id(token: str) -> str:
 
 
 async def create(
-    connection: asyncpg.Connection, name: str, scopes: Collection[Scope], expires_at: datetime | None
+    connection: asyncpg.Connection, name: str, scopes: Collection[Scope], expires_at: datetime | None, by: str
 ) -> str:
-    """Make a token and return it, ``ert_ID_SECRET``: it is shown this once, and kept nowhere."""
+    """Make a token and return it, ``ert_ID_SECRET``: it is shown this once, and kept nowhere.
+
+    The submission service publishes ``token-created`` soon after, with ``by`` as the one who made it.
+    """
     token_id = "ert_" + secrets.token_hex(6)
     token = f"{token_id}_{secrets.token_hex(32)}"
     wanted = [scope for scope in SCOPES if scope in scopes]
-    await connection.execute(_sql["create"], token_id, name, digest(token), wanted, datetime.now(UTC), expires_at)
+    await connection.execute(_sql["create"], token_id, name, digest(token), wanted, datetime.now(UTC), expires_at, by)
     return token
 
 
@@ -73,12 +80,23 @@ async def every(connection: asyncpg.Connection) -> list[asyncpg.Record]:
     return found
 
 
-async def revoke(connection: asyncpg.Connection, token_id: str) -> str | None:
-    """Revoke a token by its id (``ert_...``, or the whole token); its name, None where there is none."""
-    if token_id.count("_") > 1:
-        token_id = _id(token_id)
-    name: str | None = await connection.fetchval(_sql["revoke"], token_id)
+async def revoke(connection: asyncpg.Connection, token_id: str, by: str, reason: str) -> str | None:
+    """Revoke a token by its id (``ert_...``, or the whole token); its name, None where there is none.
+
+    No service accepts it from now on. The submission service publishes ``token-revoked`` soon after, which keeps it
+    revoked in a database that is restored from an older backup: see ``is_durable``.
+    """
+    name: str | None = await connection.fetchval(_sql["revoke"], _id_of(token_id), by, reason)
     return name
+
+
+async def is_durable(connection: asyncpg.Connection, token_id: str) -> bool:
+    """Return whether the log has the revocation of a token."""
+    return bool(await connection.fetchval(_sql["is_announced"], _id_of(token_id)))
+
+
+def _id_of(given: str) -> str:
+    return _id(given) if given.count("_") > 1 else given
 
 
 class Tokens:
@@ -89,22 +107,29 @@ class Tokens:
         self._bootstrap = digest(bootstrap) if bootstrap else None
         self._clock = clock
         self._known: dict[str, _Known] = {}
+        self._level = False
         self._read_at = float("-inf")
         self._reading = asyncio.Lock()
 
     async def caller(self, token: str) -> Caller | None:
         """Whose it is; None where it is unknown, expired or revoked, which no answer tells apart.
 
-        Raises OSError or asyncpg's errors where the database does not answer: a revocation could be missed.
+        Raises OSError or asyncpg's errors where the database does not answer, and NotLevelError where it may be an
+        older one: a revocation could be missed.
         """
         given = digest(token)
         if self._bootstrap is not None and hmac.compare_digest(given, self._bootstrap):
             return Caller("bootstrap", frozenset(SCOPES))
         await self._read(FRESH_FOR)
         known = self._known.get(_id(token))
-        if known is None:
+        if known is None or not self._level:
             await self._read(UNKNOWN_FOR)
             known = self._known.get(_id(token))
+        if not self._level:
+            raise NotLevelError(
+                "the database was restarted or replaced, and the submission service has not yet read from the log "
+                "which tokens were revoked; try again in a moment"
+            )
         if known is None or not hmac.compare_digest(given, known.digest):
             return None
         if known.expires_at is not None and known.expires_at <= datetime.now(UTC):
@@ -117,8 +142,10 @@ class Tokens:
             if now - self._read_at < fresh_for:
                 return
             rows = await self._pool.fetch(_sql["live"])
+            self._level = all(row["level"] for row in rows)
             self._known = {
                 row["token_id"]: _Known(row["hash"], Caller(row["name"], frozenset(row["scopes"])), row["expires_at"])
                 for row in rows
+                if row["token_id"] is not None
             }
             self._read_at = now

@@ -1,13 +1,24 @@
 -- name: create
-insert into everyrun_queue.tokens (token_id, name, hash, scopes, created_at, expires_at) values ($1, $2, $3, $4, $5, $6)
+insert into everyrun_queue.tokens (token_id, name, hash, scopes, created_at, expires_at, created_by)
+values ($1, $2, $3, $4, $5, $6, $7)
 
 -- name: live
-select token_id, name, hash, scopes, expires_at
-from everyrun_queue.tokens where revoked_at is null and (expires_at is null or expires_at > now())
+-- One row at least: whether revocations were read from the log in this incarnation of the database.
+select level.incarnation is not distinct from everyrun_queue.incarnation() as level,
+       token_id, name, hash, scopes, expires_at
+from everyrun_queue.tokens_level level
+left join everyrun_queue.tokens on revoked_at is null and (expires_at is null or expires_at > now())
 
 -- name: all
-select token_id, name, scopes, created_at, expires_at, revoked_at
+select token_id, name, scopes, created_at, expires_at, revoked_at, revoked_announced_at
 from everyrun_queue.tokens order by created_at desc, token_id
 
 -- name: revoke
-update everyrun_queue.tokens set revoked_at = coalesce(revoked_at, now()) where token_id = $1 returning name
+update everyrun_queue.tokens
+set revoked_at = coalesce(revoked_at, now()), revoked_by = coalesce(revoked_by, $2),
+    revoked_reason = coalesce(revoked_reason, $3)
+where token_id = $1
+returning name
+
+-- name: is_announced
+select revoked_announced_at is not null from everyrun_queue.tokens where token_id = $1

@@ -24,6 +24,7 @@ from everyrun.submission.doubts import Doubts
 from everyrun.submission.keeper import Announcer, forget, repeat
 from everyrun.submission.metrics import Metrics
 from everyrun.submission.resolver import Resolver
+from everyrun.submission.token_events import announce_tokens
 from everyrun.submission.transition import Transitions
 from everyrun.telemetry import log
 
@@ -80,12 +81,13 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
         resolver = Resolver(settings, pool, level, transitions, installation)
         doubts = Doubts(pool, extend, level, transitions, installation)
         announcer = Announcer(pool, producer, dispatcher)
-        app = with_health(health, submission_api(settings, pool, announcer, producer, doubts), metrics.registry)
+        app = with_health(health, submission_api(settings, pool, announcer, producer, doubts, level), metrics.registry)
         await stack.enter_async_context(http_server(settings.submission_listen, app))
         health.ready("database")
         await _is_level(level, health)
         tasks = [
             asyncio.create_task(repeat(announcer.announce, 1.0, stop, announcer.poke)),
+            asyncio.create_task(repeat(lambda: announce_tokens(pool, producer), 1.0, stop)),
             asyncio.create_task(repeat(resolver.resolve, 1.0, stop)),
             asyncio.create_task(repeat(lambda: _kept_level(level, health), 30.0, stop)),
             asyncio.create_task(repeat(lambda: forget(pool, producer, settings), 60.0, stop)),
