@@ -32,6 +32,7 @@ from everyrun.log.ranges import Position, bounds, read_ranges
 from everyrun.replay import publish
 from everyrun.replay.archive import archive
 from everyrun.replay.archived import ArchiveReader
+from everyrun.replay.foreign import sibling_prefix
 from everyrun.replay.selection import INPUTS, Selection, SelectionError, narrowed, parse_offsets, subject_of
 from everyrun.replay.targets import TargetError, ToUrl, structured
 from everyrun.settings import Settings
@@ -133,6 +134,58 @@ async def test_what_is_live_is_not_written_to_unless_forced(settings: Settings, 
     missing = await run(settings, tmp_path, "--to", "no-such-topic")
     assert (missing.returncode, "there is no topic no-such-topic" in " ".join(missing.stderr.split())) == (1, True)
     assert (await bounds(settings, ["runs"])).end == before
+
+
+async def test_topics_of_another_everyrun_are_refused_by_their_records_and_by_their_siblings(
+    settings: Settings, tmp_path: Path
+) -> None:
+    other = settings.model_copy(update={"topic_prefix": f"other{uuid.uuid4().hex[:8]}."})
+    await topics.create(other)
+    for name in ("runs", "quarantine", "results"):
+        refused = await run(settings, tmp_path, "--to", other.topic(name))
+        assert refused.returncode == 1, name
+        assert f"is a topic of the Everyrun whose topics begin with '{other.topic_prefix}'" in plain(refused), name
+        assert "--force" in refused.stderr
+    assert set((await bounds(other, ["runs", "quarantine", "results"])).end.values()) == {0}
+    forced = await run(settings, tmp_path, "--to", other.topic("runs"), "--type", "submission-accepted", "--force")
+    assert forced.returncode == 0, forced.stderr
+
+
+async def test_a_topic_with_live_events_is_refused_whatever_its_name(
+    settings: Settings, target: str, tmp_path: Path
+) -> None:
+    flags = ("--to", target, "--type", "submission-accepted")
+    assert (await run(settings, tmp_path, *flags)).returncode == 0
+    again = await run(settings, tmp_path, *flags, "--anew")
+    assert again.returncode == 0, "what has replays only may have more of them"
+    plain_settings = settings.model_copy(update={"topic_prefix": ""})
+    live = next(record for record in a_world(random.Random(98)) if record.topic == "runs")
+    async with Producer(plain_settings) as producer:
+        await producer.append([live._replace(topic=target, key=b"by somebody else", headers=[])])
+        assert (await run(settings, tmp_path, *flags, "--anew")).returncode == 0, "it is no event of Everyrun's"
+        await producer.append([live._replace(topic=target)])
+    refused = await run(settings, tmp_path, *flags, "--anew")
+    assert refused.returncode == 1
+    assert f"{target} has events that an Everyrun wrote and that are no replays (run-observed at" in plain(refused)
+    assert "Replay to a topic that is empty or has only replays" in plain(refused)
+
+
+def plain(done: subprocess.CompletedProcess[str]) -> str:
+    """What was said, in one line."""
+    return " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("topic", "there", "prefix"),
+    [
+        ("b.runs", {"b.runs", "b.batches", "b.deliveries", "b.results", "b.reports", "b.quarantine"}, "b."),
+        ("runs", {"runs", "batches", "deliveries", "results", "reports", "quarantine"}, ""),
+        ("b.runs", {"b.runs", "b.batches", "c.deliveries"}, None),
+        ("audit", {"audit", "b.runs", "b.batches", "b.deliveries", "b.results", "b.reports", "b.quarantine"}, None),
+    ],
+)
+def test_a_topic_is_of_an_installation_if_its_siblings_are_there(topic, there, prefix) -> None:
+    assert sibling_prefix(topic, there) == prefix
 
 
 async def test_a_dry_run_counts_and_writes_nothing(settings: Settings, tmp_path: Path) -> None:

@@ -46,7 +46,9 @@ def replay(
     rate: Annotated[float | None, typer.Option(min=0.01, help="Events a second at most.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count what would be published.")] = False,
     anew: Annotated[bool, typer.Option("--anew", help="From the beginning, though a run like this was ended.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Also into a topic of Everyrun's own. Think twice.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Allow a topic of an Everyrun, which takes replays as new events.")
+    ] = False,
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
     """Publish chosen events again, each marked as a replay with its place in the log.
@@ -96,6 +98,7 @@ def replay(
                 rate=rate,
                 progress=progress,
                 going_on=_say_going_on,
+                force=force,
             )
         )
     _show(counts, dry_run)

@@ -16,7 +16,7 @@ from everyrun.log import topics
 from everyrun.log.producer import Producer
 from everyrun.log.ranges import bounds
 from everyrun.log.reader import partitions
-from everyrun.replay import publish, targets
+from everyrun.replay import foreign, publish, targets
 from everyrun.replay.archived import ArchiveReader
 from everyrun.replay.publish import Keeper, Progress
 from everyrun.replay.selection import Selection, Source, narrowed, subject_of
@@ -39,7 +39,7 @@ def place_of(settings: Settings, data_dir: Path, to: str, selection: Selection, 
 
 
 def refuse_own(settings: Settings, to: str) -> None:
-    """Raise TargetError for a topic of Everyrun's own: what is written there is taken as new."""
+    """Raise TargetError for a topic of this Everyrun's own: what is written there is taken as new. Asks nobody."""
     if kind_of(to) == "topic" and to in {settings.topic(topic.name) for topic in topics.declared()}:
         raise TargetError(f"{to} is a topic of Everyrun's own: what is written there is taken as new")
 
@@ -54,11 +54,13 @@ async def replay_to(
     rate: float | None = None,
     progress: Progress = lambda done, total: None,
     going_on: Callable[[int], None] = lambda published: None,
+    force: bool = False,
 ) -> Counter[str]:
     """Hand the chosen events to the target; how many of each topic and type. Without a target they are only counted.
 
     With a ``place`` it goes on from where one like it was ended, and tells ``going_on`` how many were published
-    before. Raises TargetError, SelectionError, ArchiveError, aiokafka.errors.KafkaError.
+    before. A topic of an Everyrun is refused, this one's or another's, unless ``force``.
+    Raises TargetError, SelectionError, ArchiveError, aiokafka.errors.KafkaError.
     """
     source: Source
     wanted = {*selection.topics, "batches"}
@@ -75,18 +77,26 @@ async def replay_to(
     if keeper.place.published:
         going_on(keeper.place.published)
     async with AsyncExitStack() as stack:
-        target = None if to is None else await _target(stack, settings, to, keeper)
+        target = None if to is None else await _target(stack, settings, to, keeper, force)
         return await publish.replay(source, ranges, selection, subject, target, keeper, rate=rate, progress=progress)
 
 
-async def _target(stack: AsyncExitStack, settings: Settings, to: str, keeper: Keeper) -> Target:
+async def _target(stack: AsyncExitStack, settings: Settings, to: str, keeper: Keeper, force: bool) -> Target:
     kind = kind_of(to)
     if kind == "topic":
         plain = settings.model_copy(update={"topic_prefix": ""})
         try:
-            await partitions(plain, [to])
+            there = await partitions(plain, [to])
         except UnknownTopicOrPartitionError:
             raise TargetError(f"there is no topic {to}: make it first; replay makes none") from None
+        if not force:
+            refuse_own(settings, to)
+            why = await foreign.reason_against(plain, to, [part.partition for part in there])
+            if why is not None:
+                raise TargetError(
+                    f"{why}: what is replayed there would be taken as new. Replay to a topic that is empty or has only "
+                    "replays; everyrun replay --force writes there all the same"
+                )
         return targets.ToTopic(await stack.enter_async_context(Producer(plain, linger_ms=5)), to)
     if kind == "url":
         http = await stack.enter_async_context(httpx.AsyncClient(timeout=30))
