@@ -13,6 +13,7 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
+from everyrun.doctor.ask_postgres import ask_postgres
 from everyrun.log.events import MAX_IDEMPOTENCY_KEY
 from everyrun.query.api import query_api
 from everyrun.settings import Settings
@@ -133,6 +134,7 @@ async def test_what_was_lost_is_shown_and_says_what_to_do(world: World, settings
     assert found["idempotency_key"] == key, "an upload without a key can be repeated too"
     reason = "5 inputs were lost with the queue's backup; to send them, repeat the upload with the Idempotency-Key "
     assert reason + key in found["held_up_by"]
+    assert (await ask_postgres(settings))[0].lost == [(key, key, 7)]
     settings.api_token = SecretStr("token")
     transport = httpx.ASGITransport(query_api(settings, world.pool))
     headers = {"authorization": "Bearer token"}
@@ -144,6 +146,7 @@ async def test_what_was_lost_is_shown_and_says_what_to_do(world: World, settings
         assert (report["open"], report["overdue_by_reason"]) == (7, {})
     found = await submission(world)
     assert (found["lost_inputs"], found["lost_files"], found["held_up_by"]) == (0, 0, [])
+    assert (await ask_postgres(settings))[0].lost == []
 
 
 @pytest.mark.parametrize(("then", "cut"), [(1, [[2], [3], [6], [7]]), (5, [[2, 3], [6, 7]])])

@@ -155,6 +155,8 @@ def test_postgres() -> None:
     well, migrated = postgres()
     assert says(well, "ok", "version 17 can be written")
     assert says(migrated, "ok", "up to date")
+    lost = postgres(lost=[("sub_1", "upload-7", 400)])[-1]
+    assert says(lost, "warning", "400 inputs of sub_1 were lost", "everyrun submit MANIFEST --idempotency-key upload-7")
     assert says(postgres(problem="OSError")[0], "failed", "does not answer: OSError", "EVERYRUN_POSTGRES_DSN")
     assert says(postgres(read_only="it is a standby")[0], "failed", "can only be read: it is a standby", "primary")
     assert says(postgres(write_problem="DiskFullError")[0], "failed", "DiskFullError", "disk")

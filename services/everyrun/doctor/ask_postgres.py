@@ -53,6 +53,7 @@ async def _ask(connection: asyncpg.Connection) -> tuple[PostgresFacts, list[str]
         write_problem=await _write_problem(connection) if whole and read_only is None else None,
         migrations=migrations,
         cluster_ids=[row["cluster_id"] for row in await connection.fetch(_sql["cluster_ids"])] if whole else [],
+        lost=[tuple(found) for found in await connection.fetch(_sql["lost"])] if whole else [],
         clock=clock,
     )
     workflows = [row["workflow_id"] for row in await connection.fetch(_sql["workflows"])] if whole else []

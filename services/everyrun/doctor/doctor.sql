@@ -20,6 +20,16 @@ select distinct cluster_id from everyrun.applied_offsets order by cluster_id
 -- name: workflows
 select workflow_id from everyrun_queue.submissions group by workflow_id order by max(created_at) desc limit 20
 
+-- name: lost
+-- Submissions that lost inputs, or what opens their files, to a restored backup of the queue.
+select s.submission_id, s.idempotency_key,
+       s.lost_inputs + coalesce(sum(c.last_position - c.first_position + 1), 0)::bigint as inputs
+from everyrun_queue.submissions s
+left join everyrun_queue.chunks c on c.submission_id = s.submission_id and c.files_lost and c.state = 'held'
+where s.lost_inputs > 0 or c.chunk is not null
+group by s.submission_id
+order by s.submission_id desc limit 20
+
 -- name: write_queue
 update everyrun_queue.installation set installation = installation
 

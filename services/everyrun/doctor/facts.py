@@ -56,4 +56,6 @@ class PostgresFacts(Struct, frozen=True):
     write_problem: str | None = None
     migrations: dict[str, list[str] | None] = {}
     cluster_ids: list[str] = []
+    #: Of submissions that lost inputs to a restored backup of the queue: id, Idempotency-Key, how many.
+    lost: list[tuple[str, str, int]] = []
     clock: float | None = None

@@ -8,6 +8,7 @@ from everyrun.doctor.facts import KafkaFacts, PostgresFacts
 from everyrun.doctor.findings import Finding, failed, not_checked, ok, warning
 
 KAFKA, TOPICS, POSTGRES, MIGRATIONS, SAME_LOG = "Kafka", "topics", "Postgres", "migrations", "tables and log"
+QUEUE = "queue"
 OLDEST_POSTGRES = 15
 
 
@@ -31,7 +32,13 @@ def judge_postgres(facts: PostgresFacts, files: Mapping[str, Sequence[str]]) -> 
     if facts.problem is not None:
         remedy = "Check EVERYRUN_POSTGRES_DSN (host, user, password, database), that it runs, and the firewall."
         return [failed(POSTGRES, f"does not answer: {facts.problem}", remedy), not_checked(MIGRATIONS, POSTGRES)]
-    return [_written(facts), *_migrated(facts, files)]
+    return [_written(facts), *_migrated(facts, files), *map(_lost, facts.lost)]
+
+
+def _lost(found: tuple[str, str, int]) -> Finding:
+    submission_id, key, inputs = found
+    remedy = f"To send them, repeat the upload: everyrun submit MANIFEST --idempotency-key {key}"
+    return warning(QUEUE, f"{inputs} inputs of {submission_id} were lost with the queue's backup", remedy)
 
 
 def _written(facts: PostgresFacts) -> Finding:

@@ -217,6 +217,18 @@ def _step(chunk: ChunkState, happening: Happening) -> Step:
             raise NotPossibleError(f"{type(happening).__name__} in state {chunk.state}")
 
 
+def refilled(chunk: ChunkState) -> ChunkState:
+    """Return the chunk with its files there again. What was held for them alone goes on from where it was held.
+
+    So in a doubt evidence is looked for once more before the chunk is sent again.
+    """
+    goes_on: dict[str | None, State] = {FILES_LOST_UNSENT: "waiting", FILES_LOST_IN_DOUBT: "in_doubt"}
+    if chunk.state == "held" and chunk.reason in goes_on:
+        reason = "the upload was repeated after the queue had lost its files"
+        return replace(chunk, files_lost=False, state=goes_on[chunk.reason], reason=reason)
+    return replace(chunk, files_lost=False)
+
+
 def _answered(chunk: ChunkState, answered: Answered) -> Step:
     outcome = answered.outcome
     present = answered.attempt == chunk.attempt

@@ -398,15 +398,18 @@ order by first_position, last_position
 select octet_length(file) + octet_length(metadata) as content, octet_length(external_id) as external_id
 from everyrun_queue.inputs where submission_id = $1 and position between $2 and $3 order by position
 
+-- name: lock_files_lost
+select chunk, state, attempt, resends, batch_id, reason, files_lost
+from everyrun_queue.chunks where submission_id = $1 and files_lost order by chunk for update
+
 -- name: refill_chunks
--- What was held for its files alone goes on from where it was; of a doubt evidence is looked for once more.
-update everyrun_queue.chunks
-set files_lost = false,
-    state = case when state = 'held' and reason = $2 then 'waiting'
-                 when state = 'held' and reason = $3 then 'in_doubt' else state end,
-    deadline = case when state = 'held' and reason = $3 then least(deadline, clock_timestamp()) else deadline end,
-    reason = case when state = 'held' and reason in ($2, $3) then $4 else reason end
-where submission_id = $1 and files_lost
+-- The window of a doubt that goes on is over: only sweeps are waited for.
+update everyrun_queue.chunks c
+set files_lost = false, state = given.state, reason = given.reason,
+    deadline = case when given.state = 'in_doubt' and c.state = 'held' then least(c.deadline, clock_timestamp())
+                    else c.deadline end
+from unnest($1::text[], $2::text[], $3::text[]) as given (chunk, state, reason)
+where c.chunk = given.chunk
 
 -- name: refilled
 update everyrun_queue.submissions set lost_inputs = 0, full_hash = $2, content_hash = $3 where submission_id = $1

@@ -13,8 +13,9 @@ from typing import Any
 from everyrun.settings import Settings
 from everyrun.store.sql import beside
 from everyrun.submission.chunks import Cutter, chunk_id
-from everyrun.submission.protocol import FILES_LOST_IN_DOUBT, FILES_LOST_UNSENT
+from everyrun.submission.protocol import refilled
 from everyrun.submission.rows import size_in_batch
+from everyrun.submission.transition import state_of
 
 _sql = beside(__file__, "queue.sql")
 #: Moving or counting millions of inputs takes longer than other statements may, in seconds.
@@ -84,10 +85,10 @@ async def refill(connection: Any, settings: Settings, submission: Any, copied: s
         [first for _, (first, _) in numbered],
         [last for _, (_, last) in numbered],
     )
-    reason = "the upload was repeated after the queue had lost its files"
-    await connection.execute(
-        _sql["refill_chunks"], submission_id, FILES_LOST_UNSENT, FILES_LOST_IN_DOUBT, reason, timeout=_WITHIN
-    )
+    held = await connection.fetch(_sql["lock_files_lost"], submission_id)
+    after = [refilled(state_of(row)) for row in held]
+    columns = ([row["chunk"] for row in held], [chunk.state for chunk in after], [chunk.reason for chunk in after])
+    await connection.execute(_sql["refill_chunks"], *columns)
     await connection.execute(_sql["refilled"], submission_id, full, shown)
 
 
