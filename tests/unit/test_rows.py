@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from everyrun.submission.rows import BadRow, GoodRow, QuickRow, check_row, redact_file
+from everyrun.submission.rows import BadRow, GoodRow, QuickRow, check_row, redact_file, shown_file
 
 MAX = 900_000
 URL = {"url": "https://files.example.com/1.pdf"}
@@ -110,3 +110,24 @@ def test_what_is_secret_is_not_shown() -> None:
     assert shown == {"url": "https://a/b.pdf", "name": "b", "redacted": True}
     assert redact_file({"url": "https://a/b.pdf"}) == {"url": "https://a/b.pdf"}
     assert redact_file({"id": "file_1"}) == {"id": "file_1"}
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        {"url": "https://files.example/1.pdf"},
+        {"url": "https://files.example/1.pdf?a=b@c#d", "name": "n.pdf"},
+        {"url": "http://files.example:8080/a;b/1.pdf#top"},
+        {"url": "https://user:word@files.example/1.pdf?x"},
+        {"url": "https://files.example/1.pdf?"},
+        {"url": "https://files.example?x=1"},
+        {"url": 'https://files.example/"quoted".pdf?x="y"'},
+        {"url": "https://files.example/ä/1.pdf?ö=1"},
+        {"url": "https://files.example/1.pdf", "settings": {"password": "secret"}},
+        {"url": "https://files.example/1.pdf?x", "name": 'a "b"', "settings": {"password": "secret"}},
+        {"text": "what? #1 @home", "name": "t"},
+        {"id": "file_1"},
+    ],
+)
+def test_what_is_hashed_for_the_log_is_what_the_log_shows(file) -> None:
+    assert shown_file(msgspec.json.encode(file)) == msgspec.json.encode(redact_file(file))
