@@ -357,13 +357,15 @@ insert into everyrun_queue.inputs (submission_id, position, external_id, file, m
 select $1, p, e, f, m from unnest($2::int[], $3::text[], $4::text[], $5::text[]) as given (p, e, f, m)
 on conflict (submission_id, position) do nothing
 
--- name: mark_files_lost
+-- name: hold_lost_files
+-- Of chunks that were put back: those whose files the log shows only in part, which nobody may claim as they are.
 update everyrun_queue.chunks c
-set files_lost = exists (
+set files_lost = true, state = case when c.state = 'waiting' then 'held' else c.state end,
+    reason = case when c.state = 'waiting' then $2 else c.reason end
+where c.chunk = any ($1::text[]) and exists (
     select from everyrun_queue.inputs i
     where i.submission_id = c.submission_id and i.position between c.first_position and c.last_position
       and i.file::json ->> 'redacted' = 'true')
-where c.chunk = $1
 
 -- name: count_lost
 update everyrun_queue.submissions s

@@ -19,6 +19,7 @@ from everyrun.projection.merge import instant
 from everyrun.projection.reader import read_range
 from everyrun.settings import Settings
 from everyrun.store.sql import beside
+from everyrun.submission.protocol import FILES_LOST_UNSENT
 from everyrun.telemetry import log
 
 _log = log(__name__)
@@ -90,7 +91,7 @@ async def _restore_chunk(connection: Any, event: Any) -> None:
         [_encode(given.file).decode() for given in event.inputs],
         [_encode(given.metadata).decode() for given in event.inputs],
     )
-    await connection.execute(_sql["mark_files_lost"], event.chunk)
+    await connection.execute(_sql["hold_lost_files"], [event.chunk], FILES_LOST_UNSENT)
 
 
 async def _events_at(settings: Settings, places: Iterable[Place]) -> AsyncIterator[Any]:
