@@ -32,6 +32,9 @@ def a_history(chance: random.Random) -> list[Record]:
         workflow_version=None,
         priority=90,
         expected=len(chunks) * _INPUTS,
+        batches=len(chunks),
+        idempotency_key=submission,
+        content_hash="00" * 32,
         created_at=at(0),
     )
     said = [record("batches", accepted, key=submission, id=submission, source="/test", time=at(0))]
@@ -55,10 +58,9 @@ def _chunk(
     chance: random.Random, submission: str, chunk: str, number: int, given: dict[str, list[events.Input]]
 ) -> list[Record]:
     said, inputs = [], given[chunk]
-    ids = [i.input_id for i in inputs]
     for attempt in range(1, chance.choice((1, 1, 2, 3)) + 1):
         when, batch_id = number + attempt / 10, f"batch_{chance.randint(100, 999)}_{number}_{attempt}"
-        said.append(batch_event(events.BatchRequested, submission, chunk, attempt, when, input_ids=ids))
+        said.append(batch_event(events.BatchRequested, submission, chunk, attempt, when, inputs=inputs))
         fate = chance.choice(("taken", "taken", "taken late", "refused", "returned", "discarded", "unknown"))
         if fate == "returned":
             said.append(batch_event(events.BatchReturned, submission, chunk, attempt, when, reason="429"))
