@@ -31,7 +31,7 @@ from everyrun.submission.api import submission_api
 
 _KEYS = {
     "batches": "chunk (of a part: the chunk that it was first cut from); of a registered batch the batchId; "
-    "of what concerns no chunk the submission or workflow id",
+    "of what concerns no chunk the submission, workflow or token id",
     "runs": "chunk that the reserved metadata key names; without one the batchId; without either the run id",
     "deliveries": "run id",
     "results": "input id",
