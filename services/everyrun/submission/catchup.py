@@ -25,6 +25,7 @@ from everyrun.projection.reader import read_range
 from everyrun.settings import Settings
 from everyrun.store.sql import beside
 from everyrun.submission import pauses
+from everyrun.submission.protocol import FILES_LOST_UNSENT
 from everyrun.submission.registering import Registration, keep, registration
 from everyrun.submission.restore import Place, restore_chunks, restore_submissions
 from everyrun.submission.takeover import Logged, read_chunks, take_over
@@ -182,7 +183,9 @@ async def _take_over(connection: Any, logged: dict[str, Logged], settings: Setti
     cuts = {chunk: said for chunk, said in logged.items() if said.parts}
     if cuts:
         await connection.fetch(_sql["lock_chunks"], sorted(cuts))
-        await insert_parts(connection, [(said.submission_id or "", said.parts) for said in cuts.values()])
+        made = await insert_parts(connection, [(said.submission_id or "", said.parts) for said in cuts.values()])
+        # Their inputs may have been put back from the log as well.
+        await connection.execute(_sql["hold_lost_files"], made, FILES_LOST_UNSENT)
     for row in await connection.fetch(_sql["lock_chunks"], sorted(logged)) if logged else ():
         before, said = state_of(row), logged[row["chunk"]]
         after = take_over(before, said)

@@ -3,7 +3,7 @@ select installation from everyrun_queue.installation
 
 -- name: by_idempotency_key
 select submission_id, expected, batches, full_hash, content_hash, lost_inputs,
-       exists (select from everyrun_queue.chunks c where c.submission_id = s.submission_id and c.files_lost and c.state not in ('sent', 'refused')) as files_lost
+       exists (select from everyrun_queue.chunks c where c.submission_id = s.submission_id and c.files_lost and c.state not in ('sent', 'refused', 'cut')) as files_lost
 from everyrun_queue.submissions s where idempotency_key = $1
 
 -- name: lock_by_idempotency_key
@@ -26,6 +26,7 @@ from unnest($1::text[], $2::text[], $3::int[], $4::int[]) as given (c, s, f, l)
 where exists (select from everyrun_queue.submissions s where s.submission_id = given.s)
 order by given.c
 on conflict do nothing
+returning chunk
 
 -- name: ids_twice
 select external_id, (array_agg(position order by position))[1:2] as positions
@@ -377,7 +378,7 @@ where submission_id = any ($1::text[]) and registered_batch is null
 update everyrun_queue.inputs known
 set file = given.file
 from everyrun_queue.chunks c, everyrun_queue.inputs given
-where c.submission_id = $1 and c.files_lost and c.state not in ('sent', 'refused')
+where c.submission_id = $1 and c.files_lost and c.state not in ('sent', 'refused', 'cut')
   and known.submission_id = $1 and known.position between c.first_position and c.last_position
   and given.submission_id = $2 and given.position = known.position
 
@@ -401,7 +402,7 @@ select octet_length(file) + octet_length(metadata) as content, octet_length(exte
 from everyrun_queue.inputs where submission_id = $1 and position between $2 and $3 order by position
 
 -- name: lock_files_lost
-select chunk, state, attempt, resends, batch_id, reason, files_lost
+select chunk, state, attempt, resends, batch_id, reason, files_lost, owner, announced, first_position, last_position
 from everyrun_queue.chunks where submission_id = $1 and files_lost order by chunk for update
 
 -- name: refill_chunks

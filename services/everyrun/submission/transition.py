@@ -62,15 +62,20 @@ async def inputs_of(connection: Any, row: Any) -> list[events.Input]:
     ]
 
 
-async def insert_parts(connection: Any, cuts: Iterable[tuple[str, Iterable[events.Part]]]) -> None:
-    """Put the parts of chunks into the queue, unless they are there or their submission, named with them, is not."""
+async def insert_parts(connection: Any, cuts: Iterable[tuple[str, Iterable[events.Part]]]) -> list[str]:
+    """Put the parts of chunks into the queue, unless they are there or their submission, named with them, is not.
+
+    Return those that were not there.
+    """
     rows = [
         (part.chunk, submission_id, part.first_position, part.last_position)
         for submission_id, parts in cuts
         for part in parts
     ]
-    if rows:
-        await connection.execute(_sql["insert_parts"], *(list(column) for column in zip(*rows, strict=True)))
+    if not rows:
+        return []
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    return [row["chunk"] for row in await connection.fetch(_sql["insert_parts"], *columns)]
 
 
 class Transitions:
