@@ -90,7 +90,7 @@ def asyncapi() -> dict[str, Any]:
     return {"asyncapi": "3.0.0", "info": info, "defaultContentType": "application/json", **parts}
 
 
-_ATTRIBUTES = ("specversion", "id", "type", "source", "subject", "time", "dataschema")
+_ATTRIBUTES = ("specversion", "id", "type", "source", "subject", "time", "dataschema", "signedtime")
 
 
 def openapis() -> dict[str, dict[str, Any]]:

@@ -15,7 +15,10 @@ from everyrun.bridge import handler as module
 from everyrun.bridge.handler import Handler
 from everyrun.extend.signature import sign
 from everyrun.log.cloudevents import Record
+from everyrun.projection.decode import run_of
+from everyrun.projection.merge import merge
 from tests.conftest import eventually
+from tests.records import Logged
 
 NOW = 1767225600
 SECRET = b"wss_a"
@@ -68,6 +71,33 @@ async def test_a_signed_run_is_taken_and_is_in_the_log_by_then() -> None:
             answer = await http.post(PATH, content=BODY, headers=signed(BODY, secret))
             assert answer.status_code == 200
     assert [record.topic for record in kept.records] == ["runs", "runs"]
+
+
+async def test_when_it_was_told_is_kept_to_the_millisecond_beside_the_signed_time() -> None:
+    """Extend signs whole seconds: taken for when we were told, a run would be heard of before it ended."""
+    moments = [NOW + 0.75, NOW + 2.25]
+    link = {"object": "signed_data_url", "data": "https://s/x", "id": "r"}
+    deferred = json.dumps({"eventId": "d", "eventType": "workflow_run.completed", "payload": link}).encode()
+    for body in (BODY, deferred, b"not understood"):
+        kept, clock = Kept(), iter(moments)
+        async with client(Handler(kept, [SECRET], clock=lambda clock=clock: next(clock))) as http:
+            for _ in moments:
+                assert (await http.post(PATH, content=body, headers=signed(body))).status_code == 200
+        first, again = (dict(record.headers) for record in kept.records)
+        assert (first["ce_time"], again["ce_time"]) == (b"2026-01-01T00:00:00.750Z", b"2026-01-01T00:00:02.250Z")
+        assert first["ce_signedtime"] == again["ce_signedtime"] == b"2026-01-01T00:00:00.000Z"
+        # Delivered again it is the same event, and all it says is the same.
+        assert (first["ce_id"], kept.records[0].value) == (again["ce_id"], kept.records[1].value)
+
+
+async def test_a_webhook_delivered_twice_changes_nothing_and_its_arrival_orders_nothing() -> None:
+    kept, clock = Kept(), iter([NOW + 3.5, NOW + 0.25])
+    async with client(Handler(kept, [SECRET], clock=lambda: next(clock))) as http:
+        for _ in range(2):
+            await http.post(PATH, content=BODY, headers=signed(BODY))
+    late, early = (run_of(Logged("runs", 0, 0, r.key, r.value, r.headers, 0)) for r in kept.records)
+    assert late.order == early.order
+    assert merge(late, early) == merge(early, late) == merge(merge(early, late), late) == early
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Counter
 from everyrun import telemetry
 from everyrun.extend.signature import SIGNATURE_HEADER, TIMESTAMP_HEADER, verify
 from everyrun.failpoints import hit
-from everyrun.log.cloudevents import timestamp
+from everyrun.log.cloudevents import SIGNED_TIME, timestamp
 from everyrun.log.producer import Log
 from everyrun.log.webhook import SELF_TEST, interpret
 from everyrun.serve import Receive, Scope, Send
@@ -150,13 +150,16 @@ class Handler:
             share.add(len(body or b""), _HELD_AT_MOST)
         if body is None:
             return "incomplete"
-        wrong = verify(stamp, signature, body, self._secrets, self._clock(), self._max_age, self._max_ahead)
+        received = self._clock()
+        wrong = verify(stamp, signature, body, self._secrets, received, self._max_age, self._max_ahead)
         if wrong is not None or stamp is None:
             # The doctor's own refusals must not look like Extend's.
             return "self_test_refused" if body == SELF_TEST else "unauthorized"
-        meaning = interpret(body, scope["headers"], _signed_time(stamp))
+        # When Everyrun was told, by our own clock: Extend signs in whole seconds, which lie before a run's own end.
+        meaning = interpret(body, scope["headers"], timestamp(received))
         if meaning.record is None:
             return meaning.outcome
+        meaning.record.headers.append((SIGNED_TIME, _signed_time(stamp)))
         hit("bridge.before_produce")
         async with asyncio.timeout(self._within):
             await self.log.append((meaning.record,))
@@ -180,8 +183,8 @@ class Handler:
 
 
 @lru_cache(maxsize=64)
-def _signed_time(stamp: bytes) -> str:
-    return timestamp(int(stamp))
+def _signed_time(stamp: bytes) -> bytes:
+    return timestamp(int(stamp)).encode()
 
 
 def _read_headers(headers: Iterable[tuple[bytes, bytes]]) -> tuple[bytes | None, bytes | None, int]:

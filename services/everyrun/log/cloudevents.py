@@ -13,6 +13,9 @@ from everyrun.log.upcast import dataschema
 
 Headers = Sequence[tuple[str, bytes]]
 
+#: An extension attribute of what came as a webhook: the time that Extend signed it with, in whole seconds.
+SIGNED_TIME = "ce_signedtime"
+
 
 class Record(NamedTuple):
     """What is written to a topic: key, value and headers; the topic's short name ('runs', without the prefix)."""

@@ -73,7 +73,7 @@ def observed(
 ) -> Record:
     """The record for ``runs``: the run byte for byte unless it is too large. Key: :func:`run_key`.
 
-    ``time`` is the CloudEvents time: the webhook's signed time, or when the poll asked. Raises NotARunError.
+    ``time`` is the CloudEvents time: when the bridge received the webhook, or when the poll asked. Raises NotARunError.
     """
     kept, truncated = fit(run)
     event = RunObserved(source=source, run=msgspec.Raw(kept), event_type=event_type, truncated=truncated)

@@ -30,7 +30,11 @@ _EACH_WITHIN = 120.0
 
 
 def fetched_record(run: bytes, delivery: DeliveryDeferred, event_id: str, time: str) -> Record:
-    """The observation that a fetched payload is. Raises NotARunError, also where it is another run's."""
+    """Return the observation that a fetched payload is. Raises NotARunError, also if it is another run's.
+
+    ``time`` is when the bridge received the webhook, not when the link was fetched: the payload is of the webhook's
+    moment, and a delivery that is fetched twice then gives the same record.
+    """
     try:
         run.decode()
     except UnicodeDecodeError:

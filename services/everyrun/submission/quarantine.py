@@ -27,7 +27,7 @@ _sql = beside(__file__, "queue.sql")
 class Quarantined:
     """A message as the quarantine keeps it, to be read as a record of the log; a webhook has no place in it.
 
-    ``time`` is the CloudEvents time it was put there with: a webhook's signed time.
+    ``time`` is the CloudEvents time it was put there with: of a webhook, when the bridge received it.
     """
 
     source: str
