@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -33,45 +33,70 @@ END_WITHIN = 8.0
 
 
 class Health:
-    """What ``/healthz`` and ``/readyz`` say.
+    """What ``/healthz`` and ``/readyz`` answer.
 
-    Ready when nothing is in the way: a part that is not working says why with ``not_ready(part, why)`` and takes it
-    back with ``ready(part)``. Alive until ``fail(why)``.
+    A service is ready if it can do what its callers ask of it. A part that does not work says why with
+    ``not_ready(part, why)``, and takes it back with ``ready(part)``. Parts are of three kinds:
+
+    - ``needs``, and every part that is not named here: while one does not work, the service is not ready.
+    - ``at_start``: needed until they have worked once; then they are only reported.
+    - ``reported``: what waits for them is done later, so callers are served meanwhile.
+
+    Alive until ``fail(why)``.
     """
 
-    def __init__(self, *parts: str) -> None:
-        self._waiting: dict[str, str] = dict.fromkeys(parts, "starting")
+    def __init__(self, *needs: str, at_start: Iterable[str] = (), reported: Iterable[str] = ()) -> None:
+        self._at_start = set(at_start)
+        self._reported = set(reported)
+        self._waiting: dict[str, str] = dict.fromkeys((*needs, *self._at_start, *self._reported), "starting")
         self._failed: str | None = None
 
     def ready(self, part: str) -> None:
-        """The part works."""
+        """Report that the part works."""
         self._waiting.pop(part, None)
+        if part in self._at_start:
+            self._at_start.discard(part)
+            self._reported.add(part)
 
     def not_ready(self, part: str, why: str) -> None:
-        """The part does not work, for now."""
+        """Report that the part does not work, for now."""
         # Whoever asks sees it, without a token.
         self._waiting[part] = redact(why)
 
     def fail(self, why: str) -> None:
-        """This process can not go on and should be started anew."""
+        """Report that this process cannot continue and should be restarted."""
         self._failed = redact(why)
 
     @property
     def waiting(self) -> dict[str, str]:
-        """The parts that are not ready, each with its reason."""
+        """The parts that do not work, each with its reason."""
         return dict(self._waiting)
 
+    @property
+    def missing(self) -> dict[str, str]:
+        """Of the parts that do not work those without which callers cannot be served."""
+        return {part: why for part, why in self._waiting.items() if part not in self._reported}
+
     def answer(self, path: str) -> tuple[int, bytes]:
-        """Status (200 or 503) and JSON body for ``/healthz`` or ``/readyz``."""
+        """Return status (200 or 503) and JSON body for ``/healthz`` or ``/readyz``.
+
+        ``waiting`` has every part that does not work, also those that are only reported.
+        """
         if self._failed is not None:
             return 503, msgspec.json.encode({"status": "failed", "reason": self._failed})
-        if path == "/readyz" and self._waiting:
-            return 503, msgspec.json.encode({"status": "not ready", "waiting": self._waiting})
-        return 200, msgspec.json.encode({"status": "ok" if path == "/healthz" else "ready"})
+        if path == "/healthz":
+            return 200, msgspec.json.encode({"status": "ok"})
+        missing = self.missing
+        body: dict[str, Any] = {"status": "not ready" if missing else "ready"}
+        if self._waiting:
+            body["waiting"] = self._waiting
+        if missing:
+            body["missing"] = sorted(missing)
+        return 503 if missing else 200, msgspec.json.encode(body)
 
 
 class _Ready(Collector):
-    """``everyrun_ready`` (0 where readyz answers 503), and ``everyrun_waiting`` for each part that is in the way."""
+    """``everyrun_ready`` (0 if readyz answers 503), and ``everyrun_waiting`` for each part that does not work."""
 
     def __init__(self, health: Health) -> None:
         self._health = health
@@ -79,8 +104,10 @@ class _Ready(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Both, as they are now."""
         status, _ = self._health.answer("/readyz")
-        yield GaugeMetricFamily("everyrun_ready", "Whether the process can do its work.", value=float(status == 200))
-        waiting = GaugeMetricFamily("everyrun_waiting", "1 for each part that is in the way.", labels=["part"])
+        what = "Whether the process can do what its callers ask."
+        yield GaugeMetricFamily("everyrun_ready", what, value=float(status == 200))
+        what = "1 for each part that does not work, needed or not."
+        waiting = GaugeMetricFamily("everyrun_waiting", what, labels=["part"])
         for part in self._health.waiting:
             waiting.add_metric([part], 1)
         yield waiting

@@ -12,7 +12,6 @@ from everyrun.log.producer import Producer
 from everyrun.serve import Health, http_server, run_service, with_health
 from everyrun.settings import Settings
 
-_LOOK_EVERY = 5.0
 #: Seconds that requests under way get at the end, and then the producer.
 _DRAIN, _LAST_WORDS = 4.0, 2.0
 
@@ -25,6 +24,7 @@ class _Away:
 
 
 async def _main(settings: Settings, stop: asyncio.Event) -> None:
+    # Extend asks that a webhook be taken, and it is taken once it is in the log: nothing works without Kafka.
     health = Health("topics", "kafka")
     handler = Handler(
         _Away(),
@@ -53,7 +53,7 @@ async def _produce(settings: Settings, health: Health, handler: Handler) -> None
         try:
             async with Producer(settings, linger_ms=2) as producer:
                 handler.log = producer
-                await topics.keep_looking(settings, health, _LOOK_EVERY)
+                await topics.keep_looking(settings, health)
         except (KafkaError, OSError) as error:
             health.not_ready("kafka", f"{type(error).__name__}: {error}")
             await asyncio.sleep(0.5)

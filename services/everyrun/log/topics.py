@@ -20,6 +20,10 @@ from everyrun.telemetry import log
 
 _log = log(__name__)
 
+#: Kafka is looked at so often, and has so long for its answers, in seconds: one that is frozen (it accepts
+#: connections and answers nothing) is found out within the sum of both.
+_EVERY, _WITHIN = 4.0, 6.0
+
 
 class TopicsError(Exception):
     """The live topics differ from the declaration in a way that could lose data; says where and what to do."""
@@ -106,7 +110,11 @@ def differences(wanted: list[Topic], live: Mapping[str, Topic], prefix: str = ""
 
 async def _admin(settings: Settings) -> AIOKafkaAdminClient:
     admin = AIOKafkaAdminClient(request_timeout_ms=10_000, **connection(settings))
-    await admin.start()
+    try:
+        await admin.start()
+    except BaseException:
+        await admin.close()
+        raise
     return admin
 
 
@@ -205,8 +213,8 @@ async def check(settings: Settings) -> None:
         raise TopicsError("\n".join(problems))
 
 
-async def keep_looking(settings: Settings, health: Health, every: float = 10.0) -> None:
-    """Compare again and again, for ever: readyz says so where Kafka goes away, or a topic goes or is changed."""
+async def keep_looking(settings: Settings, health: Health, every: float = _EVERY) -> None:
+    """Compare again and again, for ever: readyz says so if Kafka is unavailable, or a topic is gone or changed."""
     while True:
         await _look(settings, health)
         await asyncio.sleep(every)
@@ -214,7 +222,10 @@ async def keep_looking(settings: Settings, health: Health, every: float = 10.0) 
 
 async def _look(settings: Settings, health: Health) -> bool:
     try:
-        await check(settings)
+        async with asyncio.timeout(_WITHIN):
+            await check(settings)
+    except TimeoutError:
+        health.not_ready("kafka", f"no answer within {_WITHIN:g} s")
     except TopicsError as error:
         health.ready("kafka")
         health.not_ready("topics", str(error))

@@ -65,7 +65,7 @@ _link = msgspec.json.Decoder(_Link)
 def interpret(body: bytes, headers: Iterable[tuple[bytes, bytes]], time: str) -> Meaning:
     """Return the meaning of a signed body, whatever bytes it has. Never raises.
 
-    ``time`` is when the bridge received it, RFC 3339. Ids come from the body alone, so a repeated delivery has the same.
+    ``time`` is when the bridge received it, RFC 3339. Ids come from the body alone: a repeated delivery has the same.
     """
     try:
         return understand(body, time)

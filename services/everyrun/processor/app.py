@@ -219,6 +219,7 @@ async def _pool(settings: Settings, health: Health, stop: asyncio.Event) -> asyn
 
 
 async def _main(settings: Settings, stop: asyncio.Event) -> None:
+    # Nobody calls it. What is asked of it is to bring the log into the tables: it needs both.
     health, metrics = Health("kafka", "database", "topics", "tables", "partitions"), Metrics()
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(

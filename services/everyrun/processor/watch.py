@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
-import asyncpg
 from aiokafka.errors import KafkaError
 
 from everyrun.log.reader import end_offsets
@@ -15,7 +14,7 @@ from everyrun.processor.metrics import Metrics
 from everyrun.projection.offsets import Position
 from everyrun.serve import Health
 from everyrun.settings import Settings
-from everyrun.store.pool import write_problem
+from everyrun.store.probe import Probe
 from everyrun.telemetry import log
 
 _log = log(__name__)
@@ -70,18 +69,15 @@ class Watch:
         self._acknowledged = acknowledged
         self._give_up = give_up
         self._clock = clock
+        self._probe = Probe(settings, name="processor", writes=True)
         self._seen = Seen({}, 0, clock())
 
     async def run(self, topics: tuple[str, ...]) -> None:
         """Look every few seconds, for ever; what cannot be asked is away."""
         every = min(_EVERY, self._settings.stalled_after / 3)
         while True:
-            try:
-                ends: Mapping[Position, int] | None = await end_offsets(self._settings, topics)
-            except (KafkaError, OSError) as error:
-                _log.warning("the log's ends are not known", error=f"{type(error).__name__}: {error}")
-                ends = None
-            self.look(ends, await self._database_problem())
+            ends, problem = await asyncio.gather(self._ends(topics), self._database_problem())
+            self.look(ends, problem)
             await asyncio.sleep(every)
 
     def look(self, ends: Mapping[Position, int] | None, database_problem: str | None) -> None:
@@ -117,18 +113,18 @@ class Watch:
             self._metrics.lag.labels(topic).set(behind)
         return sum(by_topic.values())
 
-    async def _database_problem(self) -> str | None:
-        """Why the tables cannot be written now, over a connection of its own: the pool's may all be held up."""
+    async def _ends(self, topics: tuple[str, ...]) -> Mapping[Position, int] | None:
+        """Return where the log ends; None if Kafka does not say so in time."""
         try:
-            connection = await asyncpg.connect(
-                self._settings.postgres_dsn.get_secret_value(), timeout=_ASK_WITHIN, command_timeout=_ASK_WITHIN
-            )
-            try:
-                problem = await write_problem(connection)
-            finally:
-                await connection.close(timeout=1)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-            problem = f"{type(error).__name__}: {error}"
+            async with asyncio.timeout(_ASK_WITHIN):
+                return await end_offsets(self._settings, topics)
+        except (KafkaError, OSError) as error:
+            _log.warning("the log's ends are not known", error=f"{type(error).__name__}: {error}")
+            return None
+
+    async def _database_problem(self) -> str | None:
+        """Return why the tables cannot be written now, found out over a connection of its own; None if they can."""
+        problem = await self._probe.problem()
         if problem is None:
             self._health.ready("writing")
         else:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 
 import asyncpg
 
@@ -13,7 +12,8 @@ from everyrun.query.gate import AT_A_TIME
 from everyrun.query.metrics import Metrics
 from everyrun.serve import Health, http_server, run_service, with_health
 from everyrun.settings import Settings
-from everyrun.store.pool import is_slow, open_pool
+from everyrun.store.pool import POSTGRES_AWAY, open_pool
+from everyrun.store.probe import keep_probing
 
 
 async def _pool(settings: Settings, health: Health) -> asyncpg.Pool:
@@ -26,30 +26,29 @@ async def _pool(settings: Settings, health: Health) -> asyncpg.Pool:
             await asyncio.sleep(0.5)
 
 
-async def _look(pool: asyncpg.Pool, health: Health, metrics: Metrics) -> None:
-    """Say in readyz whether the database answers, and count every fifteen seconds, for ever."""
-    for turn in itertools.count():
-        try:
-            await pool.fetchval("select 1")
-            if turn % 15 == 0:
-                await metrics.look(pool)
-            health.ready("database")
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            if not is_slow(error):
-                health.not_ready("database", f"{type(error).__name__}: {error}")
-        await asyncio.sleep(1.0)
+async def _count(pool: asyncpg.Pool, metrics: Metrics) -> None:
+    """Count every fifteen seconds, for ever; while the database is unavailable, the last counts stay."""
+    while True:
+        with suppress(*POSTGRES_AWAY):
+            await metrics.look(pool)
+        await asyncio.sleep(15.0)
 
 
 async def _main(settings: Settings, stop: asyncio.Event) -> None:
+    # Callers ask for what is in the tables: Postgres alone is needed for that.
     health, metrics = Health("database"), Metrics()
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(await _pool(settings, health))
-        looking = asyncio.create_task(_look(pool, health, metrics))
+        looking = [
+            asyncio.create_task(keep_probing(settings, health, "database", name="query", writes=False)),
+            asyncio.create_task(_count(pool, metrics)),
+        ]
         await stack.enter_async_context(
             http_server(settings.query_listen, with_health(health, query_api(settings, pool), metrics.registry))
         )
         await stop.wait()
-        looking.cancel()
+        for task in looking:
+            task.cancel()
 
 
 def main() -> None:

@@ -26,6 +26,7 @@ from everyrun.reconciler.trimming import Trimming
 from everyrun.serve import Health, http_server, run_service, with_health
 from everyrun.settings import Settings
 from everyrun.store.pool import POSTGRES_AWAY, SlowStatementError, open_pool
+from everyrun.store.probe import keep_probing
 from everyrun.store.sql import beside
 
 _log = telemetry.log(__name__)
@@ -102,7 +103,9 @@ async def _poll(settings: Settings, extend: Extend, health: Health) -> None:
 
 
 async def _main(settings: Settings, stop: asyncio.Event) -> None:
-    health, registry = Health(PART, "topics", "kafka", "deliveries", "polling"), CollectorRegistry()
+    # Nobody calls it. What is asked of it is to find what no webhook told of: it reads the tables, and writes the log.
+    health = Health(PART, "topics", "kafka", "database", "deliveries", "polling")
+    registry = CollectorRegistry()
     links = Links(
         settings.signed_url_origins, max_bytes=settings.signed_url_max_bytes, timeout=settings.signed_url_timeout
     )
@@ -114,6 +117,9 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
         tasks = [
             asyncio.create_task(_for_ever(health, "deliveries", lambda: _deliver(settings, links, extend, health))),
             asyncio.create_task(_for_ever(health, "polling", lambda: _poll(settings, extend, health))),
+            # Not left to the work: that may wait for minutes for what is frozen.
+            asyncio.create_task(topics.keep_looking(settings, health)),
+            asyncio.create_task(keep_probing(settings, health, "database", name="reconciler")),
         ]
         stopped = asyncio.create_task(stop.wait())
         done, _ = await asyncio.wait([*tasks, stopped], return_when=asyncio.FIRST_COMPLETED)

@@ -18,6 +18,7 @@ from everyrun.replay.jobs import AWAY, Worker
 from everyrun.serve import Health, http_server, run_service, with_health
 from everyrun.settings import Settings
 from everyrun.store.pool import is_slow, open_pool
+from everyrun.store.probe import keep_probing
 from everyrun.telemetry import log
 
 _log = log(__name__)
@@ -38,13 +39,12 @@ async def _work(settings: Settings, pool: asyncpg.Pool, health: Health) -> None:
     worker = Worker(settings, pool)
     while True:
         try:
-            await pool.fetchval("select 1")
-            health.ready("database")
+            health.ready("jobs")
             await worker.run()
         except AWAY as error:
             _log.warning("waiting", error=f"{type(error).__name__}: {error}")
             if not is_slow(error):
-                health.not_ready("database", f"{type(error).__name__}: {error}")
+                health.not_ready("jobs", f"{type(error).__name__}: {error}")
         await asyncio.sleep(0.5)
 
 
@@ -74,7 +74,9 @@ class Asked:
 
 
 async def _main(settings: Settings, stop: asyncio.Event) -> None:
-    health = Health("database", "topics", "kafka", "index")
+    # Callers ask for histories, which are read from the log, and for jobs, which are kept in Postgres until they can
+    # be worked on. Once it was made, an index that is behind makes a history slower, not impossible.
+    health = Health("database", "topics", "kafka", at_start=("index",), reported=("jobs",))
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(await _pool(settings, health))
         asked = Asked()
@@ -82,6 +84,8 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
             asyncio.create_task(_work(settings, pool, health)),
             asyncio.create_task(follow(settings, pool, health)),
             asyncio.create_task(asked.answer(settings, pool)),
+            asyncio.create_task(topics.keep_looking(settings, health)),
+            asyncio.create_task(keep_probing(settings, health, "database", name="replay")),
         ]
         app = with_health(health, replay_api(settings, pool, asked))
         await stack.enter_async_context(http_server(settings.replay_listen, app))

@@ -15,7 +15,8 @@ from everyrun.log import topics
 from everyrun.log.producer import Producer
 from everyrun.serve import Health, http_server, run_service, with_health
 from everyrun.settings import Settings
-from everyrun.store.pool import is_slow, open_pool, write_problem
+from everyrun.store.pool import is_slow, open_pool
+from everyrun.store.probe import keep_probing
 from everyrun.store.sql import beside
 from everyrun.submission.api import submission_api
 from everyrun.submission.catchup import Level
@@ -63,7 +64,9 @@ async def _is_level(level: Level, health: Health) -> None:
 
 
 async def _main(settings: Settings, stop: asyncio.Event) -> None:
-    health = Health(PART, "database", "topics", "kafka", "log_position")
+    # Callers ask that inputs be taken in, and those are kept in Postgres: they are announced and sent once Kafka is
+    # back. At the start Kafka is needed all the same: a restored queue learns from the log what it was handed before.
+    health = Health(PART, "database", at_start=("topics", "kafka", "log_position"))
     # Without the API: what it took in would be for the other Extend.
     async with http_server(settings.submission_listen, with_health(health), drain=1.0):
         await wait_until_same(settings, health)
@@ -91,30 +94,20 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
             asyncio.create_task(repeat(resolver.resolve, 1.0, stop)),
             asyncio.create_task(repeat(lambda: _kept_level(level, health), 30.0, stop)),
             asyncio.create_task(repeat(lambda: forget(pool, producer, settings), 60.0, stop)),
-            asyncio.create_task(repeat(lambda: _look(pool, health), 1.0, stop)),
             asyncio.create_task(repeat(lambda: metrics.look(pool), 15.0, stop)),
             *(asyncio.create_task(dispatcher.work(stop)) for _ in range(settings.dispatch_workers)),
         ]
-        looking = asyncio.create_task(topics.keep_looking(settings, health))
+        looking = [
+            asyncio.create_task(topics.keep_looking(settings, health)),
+            asyncio.create_task(keep_probing(settings, health, "database", name="submission")),
+        ]
         await stop.wait()
-        looking.cancel()
+        for task in looking:
+            task.cancel()
         # Calls under way may end; what does not end in time stays `sending` and is resolved after the next start.
         _, unfinished = await asyncio.wait(tasks, timeout=_STOP_WITHIN)
         for task in unfinished:
             task.cancel()
-
-
-async def _look(pool: asyncpg.Pool, health: Health) -> None:
-    try:
-        problem = await write_problem(pool)
-        if problem is None:
-            health.ready("database")
-        else:
-            health.not_ready("database", problem)
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        if is_slow(error):
-            raise
-        health.not_ready("database", f"{type(error).__name__}: {error}")
 
 
 def main() -> None:

@@ -1,0 +1,72 @@
+"""Whether Postgres answers, found out over a connection of its own and within a set time."""
+
+from __future__ import annotations
+
+import asyncio
+
+import asyncpg
+
+from everyrun.serve import Health
+from everyrun.settings import Settings
+from everyrun.store.pool import POSTGRES_AWAY, write_problem
+
+#: Postgres is looked at so often, and has so long to answer, in seconds: one that is frozen (it accepts connections
+#: and answers nothing) is found out within the sum of both.
+_EVERY, _WITHIN = 2.0, 5.0
+
+
+class Probe:
+    """Asks Postgres. The pool's connections may all be busy, and wait a minute for a server that is frozen."""
+
+    def __init__(self, settings: Settings, *, name: str, writes: bool) -> None:
+        self._dsn = settings.postgres_dsn.get_secret_value()
+        self._name = name
+        self._writes = writes
+        self._connection: asyncpg.Connection | None = None
+
+    async def problem(self) -> str | None:
+        """Return why Postgres cannot be used now, or None if it can. A database that only reads is a problem to who
+        writes. Takes no longer than a few seconds, and raises nothing."""
+        try:
+            async with asyncio.timeout(_WITHIN):
+                connection = self._connection or await self._connected()
+                if self._writes:
+                    return await write_problem(connection)
+                await connection.fetchval("select 1")
+                return None
+        except TimeoutError:
+            self.close()
+            return f"no answer within {_WITHIN:g} s"
+        except POSTGRES_AWAY as error:
+            self.close()
+            return f"{type(error).__name__}: {error}"
+        except asyncio.CancelledError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Drop the connection without waiting for the server."""
+        if self._connection is not None:
+            self._connection.terminate()
+            self._connection = None
+
+    async def _connected(self) -> asyncpg.Connection:
+        self._connection = await asyncpg.connect(
+            self._dsn, server_settings={"application_name": f"everyrun-{self._name}-probe"}
+        )
+        return self._connection
+
+
+async def keep_probing(settings: Settings, health: Health, part: str, *, name: str, writes: bool = True) -> None:
+    """Look at Postgres again and again, for ever, and say in readyz how it is, in the given part."""
+    probe = Probe(settings, name=name, writes=writes)
+    try:
+        while True:
+            problem = await probe.problem()
+            if problem is None:
+                health.ready(part)
+            else:
+                health.not_ready(part, problem)
+            await asyncio.sleep(_EVERY)
+    finally:
+        probe.close()
