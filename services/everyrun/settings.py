@@ -86,6 +86,11 @@ class Settings(BaseSettings):
     submission_url: str = Field("", description="Where the command line finds the submission service.")
     query_url: str = Field("", description="Where the command line finds the query service.")
     bridge_url: str = Field("", description="Where the doctor finds the bridge, if not where it listens.")
+    processor_urls: CommaList = Field(
+        default_factory=list, description="Where the doctor finds the processors, comma separated."
+    )
+    reconciler_url: str = Field("", description="Where the doctor finds the reconciler.")
+    replay_url: str = Field("", description="Where the doctor finds the replay service.")
     webhook_url: str = Field("", description="The bridge's address as Extend knows it, for the doctor to compare.")
     api_token: SecretStr = Field(
         SecretStr(""),
@@ -201,7 +206,9 @@ class Settings(BaseSettings):
     # --- logs
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level written.")
 
-    _commas = field_validator("signed_url_origins", "replay_origins", "webhook_secrets", mode="before")(_list_of)
+    _commas = field_validator(
+        "signed_url_origins", "replay_origins", "webhook_secrets", "processor_urls", mode="before"
+    )(_list_of)
 
     @field_validator("signed_url_origins", "replay_origins")
     @classmethod
@@ -218,7 +225,9 @@ class Settings(BaseSettings):
             raise ValueError("must have at least 16 characters; make one with: openssl rand -hex 32")
         return value
 
-    @field_validator("extend_base_url", "submission_url", "query_url", "bridge_url", "webhook_url")
+    @field_validator(
+        "extend_base_url", "submission_url", "query_url", "bridge_url", "webhook_url", "reconciler_url", "replay_url"
+    )
     @classmethod
     def _no_trailing_slash(cls, value: str) -> str:
         return value.rstrip("/")

@@ -14,10 +14,15 @@ from typing import Any
 import httpx
 import pytest
 
+from everyrun.doctor.examine import examine
+from everyrun.doctor.judge_progress import FOLLOWING
+from everyrun.log import events
+from everyrun.log.producer import Producer
 from everyrun.settings import Settings
 from tests.conftest import eventually
 from tests.integration.services import ServiceProcess
 from tests.integration.test_producer import broker
+from tests.records import batch_event
 
 pytestmark = pytest.mark.stack
 
@@ -72,6 +77,30 @@ async def all_say(services: dict[str, ServiceProcess], expected: dict[str, int],
     return time.monotonic() - began
 
 
+async def the_doctor_sees_who_stands_still(settings: Settings, running: dict[str, ServiceProcess]) -> None:
+    urls = {f"{name}_url": running[name].url for name in ("submission", "query", "reconciler", "replay")}
+    where = settings.model_copy(update={**urls, "processor_urls": [running["processor"].url]})
+
+    async def levels() -> dict[str, str]:
+        return {finding.check: finding.level for finding in await examine(where, None, polling_only=True)}
+
+    services = ("submission", "query", "processor", "reconciler", "replay", FOLLOWING)
+    found = await levels()
+    assert {name: found[name] for name in services} == dict.fromkeys(services, "ok")
+    with frozen(running["processor"].process.pid, running["reconciler"].process.pid):
+        # Something that the tables do not have yet.
+        async with Producer(settings) as producer:
+            await producer.append(
+                [batch_event(events.BatchRequested, "sub_1", "sub_1.c00001", 1, 0, input_ids=["sub_1:1"])]
+            )
+        found = await levels()
+        stopped = ("processor", "reconciler", FOLLOWING)
+        assert {name: found[name] for name in services} == {
+            **dict.fromkeys(services, "ok"),
+            **dict.fromkeys(stopped, "failed"),
+        }
+
+
 async def test_ready_is_who_can_do_what_callers_ask(
     servers: Any, settings: Settings, service: Callable[..., ServiceProcess]
 ) -> None:
@@ -98,6 +127,8 @@ async def test_ready_is_who_can_do_what_callers_ask(
             answer = await http.post(url, params={"workflow_id": "workflow_1"}, json={"inputs": [row]})
         assert answer.status_code == 202, answer.text
     await all_say(running, everyone, None)
+
+    await the_doctor_sees_who_stands_still(settings, running)
 
     with frozen(*processes_of(servers[1]._folder)):
         need_it = dict.fromkeys(("submission", "query", "reconciler", "replay", "processor"), 503)

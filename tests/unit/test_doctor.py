@@ -12,8 +12,17 @@ from everyrun.cli.app import app
 from everyrun.doctor import ask_postgres, judge_extend, judge_stores, judge_webhook
 from everyrun.doctor.ask_extend import clock_of
 from everyrun.doctor.examine import Facts, judge
-from everyrun.doctor.facts import Answer, ExtendFacts, KafkaFacts, PostgresFacts, SelfTest
+from everyrun.doctor.facts import (
+    Answer,
+    ExtendFacts,
+    Following,
+    KafkaFacts,
+    PostgresFacts,
+    SelfTest,
+    Swept,
+)
 from everyrun.doctor.findings import Finding, judge_clock, judge_service
+from everyrun.doctor.judge_progress import judge_following, judge_sweeps
 from everyrun.extend.client import API_VERSION
 from everyrun.log.webhook import SELF_TEST_ANSWER
 from everyrun.settings import Settings
@@ -180,11 +189,26 @@ def test_a_service() -> None:
     assert says(judge_service("query", "http://q", Answer(200)), "ok", "http://q")
     assert says(judge_service("query", "http://q", waiting), "failed", "database: away", "log")
     assert says(judge_service("query", "http://q", Answer(0)), "failed", "does not answer", "EVERYRUN_QUERY_URL")
+    serving = Answer(200, body={"status": "ready", "waiting": {"kafka": "no answer within 6 s"}})
+    assert says(judge_service("submission", "http://s", serving), "warning", "waits for kafka: no answer", "log")
+    assert says(judge_service("processor", "", Answer(0)), "warning", "not looked at", "EVERYRUN_PROCESSOR_URLS")
+
+
+def test_whether_work_goes_on() -> None:
+    assert says(judge_following(Following()), "ok", "every record")
+    assert says(judge_following(Following(7, True, 0.5)), "ok", "7 records")
+    assert says(judge_following(Following(7, False, 10.0)), "failed", "7 records", "everyrun.processor")
+    assert says(judge_following(Following(problem="KafkaError")), "warning", "not checked", "KafkaError")
+    assert judge_sweeps([], 300) == []
+    assert says(*judge_sweeps([Swept("workflow_a", 3, 1100)], 300), "ok", "lately")
+    stale = [Swept("workflow_a", 3, 1300), Swept("workflow_b", 1, 10)]
+    assert says(*judge_sweeps(stale, 300), "warning", "3 batches", "everyrun.reconciler")
+    assert judge_sweeps([Swept("workflow_a", 3, 500)], 1)[0].level == "ok"
 
 
 def test_with_nothing_set_every_line_names_its_variable() -> None:
     settings = Settings()
-    facts = Facts(None, None, None, [], [], None, {}, [])
+    facts = Facts(None, None, None, [], [], None, [], [])
     lines = judge(settings, facts, False)
     assert {line.level for line in lines} == {"failed"}
     named = {line.found.partition(" ")[0] for line in lines}
@@ -192,7 +216,7 @@ def test_with_nothing_set_every_line_names_its_variable() -> None:
 
 
 def test_polling_only_looks_at_no_webhooks() -> None:
-    facts = Facts(ExtendFacts(Answer(200)), None, None, [], [], None, {}, [])
+    facts = Facts(ExtendFacts(Answer(200)), None, None, [], [], None, [], [])
     checks = {line.check for line in judge(Settings(), facts, True)}
     assert checks == {"Extend's key", "workflow", "Kafka", "Postgres", "clock of Extend"}
 

@@ -43,8 +43,9 @@ def doctor(
     """Look at everything the set-up needs: what is wrong, and what to do about it.
 
     Extend's key, the workflow, the webhook endpoint with its subscription, its address and secret, Kafka with its
-    topics, Postgres with its migrations, the clocks. Changes nothing, but for a record on the topic of probes and
-    a signed self-test that the bridge recognises and drops. A line a check: ok, warning or failed.
+    topics, Postgres with its migrations, the clocks; every service, whether the tables follow the log and workflows
+    are swept, and inputs that have waited longer than they should. Changes nothing, but for a record on the topic of
+    probes and a signed self-test that the bridge recognises and drops. A line a check: ok, warning or failed.
 
     Exit codes: 0 nothing failed; 1 something failed; 2 it could not be run (no settings, or one that is wrong).
 
@@ -71,8 +72,9 @@ def _settings(data_dir: Path) -> tuple[Settings, str | None]:
     endpoints = read_endpoints(data_dir)
     given: dict[str, Any] = {}
     if endpoints is not None:
-        names = ("kafka_bootstrap", "postgres_dsn", "extend_api_key", "extend_base_url", "bridge_url", "submission_url")
-        given = {name: endpoints[name] for name in (*names, "query_url", "api_token")}
+        names = ("kafka_bootstrap", "postgres_dsn", "extend_api_key", "extend_base_url", "api_token", "processor_urls")
+        services = ("submission", "bridge", "query", "reconciler", "replay")
+        given = {name: endpoints[name] for name in (*names, *(f"{service}_url" for service in services))}
         given["webhook_secrets"] = endpoints["webhook_secret"]
         if endpoints["emulator_url"]:
             given["signed_url_origins"] = [endpoints["emulator_url"]]

@@ -13,6 +13,8 @@ from everyrun.extend.signature import SIGNATURE_HEADER, TIMESTAMP_HEADER, sign
 from everyrun.log.webhook import SELF_TEST
 
 _WITHIN = 10.0
+#: A service that answers readyz at all does so at once.
+_READY_WITHIN = 5.0
 _COUNTED = re.compile(r'^everyrun_bridge_webhooks_total\{outcome="(\w+)"\} (\S+)$', re.MULTILINE)
 
 
@@ -40,6 +42,6 @@ async def counted(bridge_url: str) -> dict[str, float] | None:
 
 
 async def readiness(url: str) -> Answer:
-    """What a service answers to GET /readyz."""
-    async with httpx.AsyncClient(timeout=_WITHIN) as http:
+    """Return what a service answers to GET /readyz; one that stands still takes no longer than a few seconds."""
+    async with httpx.AsyncClient(timeout=_READY_WITHIN) as http:
         return await request(http, "GET", url + "/readyz")

@@ -7,7 +7,7 @@ from typing import Any
 
 import asyncpg
 
-from everyrun.doctor.facts import PostgresFacts
+from everyrun.doctor.facts import PostgresFacts, Swept
 from everyrun.settings import Settings
 from everyrun.store.migrate import SCHEMAS
 from everyrun.store.sql import beside
@@ -25,14 +25,14 @@ async def ask_postgres(settings: Settings) -> tuple[PostgresFacts, list[str]]:
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
         return PostgresFacts(problem=f"{type(error).__name__} {error}".strip()), []
     try:
-        return await _ask(connection)
+        return await _ask(connection, settings)
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         return PostgresFacts(problem=f"{type(error).__name__} {error}".strip()), []
     finally:
-        await connection.close(timeout=2)
+        connection.terminate()
 
 
-async def _ask(connection: asyncpg.Connection) -> tuple[PostgresFacts, list[str]]:
+async def _ask(connection: asyncpg.Connection, settings: Settings) -> tuple[PostgresFacts, list[str]]:
     began = time.time()
     row: Any = await connection.fetchrow(_sql["server"])
     clock = row["now"].timestamp() - (began + time.time()) / 2
@@ -55,6 +55,7 @@ async def _ask(connection: asyncpg.Connection) -> tuple[PostgresFacts, list[str]
         cluster_ids=[row["cluster_id"] for row in await connection.fetch(_sql["cluster_ids"])] if whole else [],
         lost=[tuple(found) for found in await connection.fetch(_sql["lost"])] if whole else [],
         clock=clock,
+        swept=[Swept(**row) for row in await connection.fetch(_sql["swept"], settings.poll_for)] if whole else [],
     )
     workflows = [row["workflow_id"] for row in await connection.fetch(_sql["workflows"])] if whole else []
     return facts, workflows

@@ -30,6 +30,20 @@ where s.lost_inputs > 0 or c.chunk is not null
 group by s.submission_id
 order by s.submission_id desc limit 20
 
+-- name: applied
+select topic, partition, next_offset from everyrun.applied_offsets
+
+-- name: swept
+select b.workflow_id, count(*) as batches,
+       extract(epoch from now() - coalesce(
+           (select max(s.complete_at) from everyrun_queue.sweeps s where s.workflow_id = b.workflow_id),
+           min(b.submitted_at)))::float8 as seconds
+from everyrun.batches b
+where b.state = 'SUBMITTED' and b.workflow_id is not null and b.submitted_at > now() - make_interval(secs => $1)
+group by b.workflow_id
+order by seconds desc
+limit 20
+
 -- name: write_queue
 update everyrun_queue.installation set installation = installation
 

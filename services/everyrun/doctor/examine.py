@@ -6,12 +6,13 @@ import asyncio
 
 from msgspec import Struct
 
-from everyrun.doctor import findings, judge_extend, judge_stores, judge_webhook
+from everyrun.doctor import findings, judge_extend, judge_progress, judge_stores, judge_webhook
 from everyrun.doctor.ask_bridge import counted, readiness, self_test
 from everyrun.doctor.ask_extend import ask_extend
 from everyrun.doctor.ask_kafka import ask_kafka
 from everyrun.doctor.ask_postgres import ask_postgres
-from everyrun.doctor.facts import Answer, ExtendFacts, KafkaFacts, PostgresFacts, SelfTest
+from everyrun.doctor.ask_progress import ask_progress
+from everyrun.doctor.facts import Answer, ExtendFacts, Following, KafkaFacts, PostgresFacts, SelfTest, Service
 from everyrun.doctor.findings import Finding, judge_clock, not_checked, not_set, warning
 from everyrun.settings import Settings, variable
 from everyrun.store.migrate import SCHEMAS, versions
@@ -26,8 +27,9 @@ class Facts(Struct, frozen=True):
     bridge: list[SelfTest]
     addresses: list[SelfTest]
     counted: dict[str, float] | None
-    services: dict[str, tuple[str, Answer]]
+    services: list[Service]
     workflows: list[str]
+    following: Following | None = None
 
 
 def bridge_url(settings: Settings) -> str:
@@ -42,9 +44,12 @@ async def examine(settings: Settings, workflow_id: str | None, *, polling_only: 
 
 async def gather(settings: Settings, workflow_id: str | None, polling_only: bool) -> Facts:
     """Everything that can be found out with these settings."""
-    kafka, stored = await asyncio.gather(
+    both = bool(settings.kafka_bootstrap and settings.postgres_dsn)
+    kafka, stored, following, services = await asyncio.gather(
         ask_kafka(settings) if settings.kafka_bootstrap else _nothing(),
         ask_postgres(settings) if settings.postgres_dsn else _nothing(),
+        ask_progress(settings) if both else _nothing(),
+        _services(settings, polling_only),
     )
     postgres, handed_in = stored if stored is not None else (None, [])
     workflows = [workflow_id] if workflow_id else handed_in
@@ -58,16 +63,27 @@ async def gather(settings: Settings, workflow_id: str | None, polling_only: bool
         if extend is not None and extend.endpoints is not None and extend.endpoints.status == 200:
             for endpoint in judge_extend.ours(extend.endpoints.body, settings.webhook_url):
                 addresses += (await _self_tests(settings, str(endpoint["url"])))[:1]
-    services = {
-        name: (url, await readiness(url))
-        for name, url in (
-            ("bridge", "" if polling_only else settings.bridge_url),
-            ("submission", settings.submission_url),
-            ("query", settings.query_url),
-        )
-        if url
-    }
-    return Facts(extend, kafka, postgres, bridge, addresses, numbers, services, workflows)
+    return Facts(extend, kafka, postgres, bridge, addresses, numbers, services, workflows, following)
+
+
+async def _services(settings: Settings, polling_only: bool) -> list[Service]:
+    """What every service says of itself, all asked at once: one that stands still holds up none of the others."""
+    places = [
+        ("submission", settings.submission_url),
+        ("query", settings.query_url),
+        *(("processor", url) for url in settings.processor_urls or [""]),
+        ("reconciler", settings.reconciler_url),
+        ("replay", settings.replay_url),
+    ]
+    if settings.bridge_url and not polling_only:
+        # Without the setting it is looked for where it listens: see the self-test.
+        places.insert(0, ("bridge", settings.bridge_url))
+    answers = await asyncio.gather(*(readiness(url) if url else _unasked() for _, url in places))
+    return [Service(name, url, answer) for (name, url), answer in zip(places, answers, strict=True)]
+
+
+async def _unasked() -> Answer:
+    return Answer(0)
 
 
 async def _nothing() -> None:
@@ -86,7 +102,11 @@ def judge(settings: Settings, facts: Facts, polling_only: bool) -> list[Finding]
         lines += _webhooks(settings, facts)
     lines += _stores(facts)
     lines += _clocks(settings, facts)
-    lines += [findings.judge_service(name, url, ready) for name, (url, ready) in facts.services.items()]
+    lines += [findings.judge_service(one.name, one.url, one.ready) for one in facts.services]
+    if facts.following is not None:
+        lines.append(judge_progress.judge_following(facts.following))
+    if facts.postgres is not None:
+        lines += judge_progress.judge_sweeps(facts.postgres.swept, settings.sweep_every)
     return lines
 
 

@@ -47,6 +47,36 @@ class KafkaFacts(Struct, frozen=True):
     clock: float | None = None
 
 
+class Service(Struct, frozen=True):
+    """What a service answers to GET /readyz; an empty ``url`` is one of which it is not set where it runs."""
+
+    name: str
+    url: str
+    ready: Answer
+
+
+class Following(Struct, frozen=True):
+    """Whether the tables follow the log.
+
+    ``behind`` records were in the log and not in the tables at first; ``moved`` is whether any of them was applied
+    within ``seconds``. ``problem`` is why it could not be looked at.
+    """
+
+    behind: int = 0
+    moved: bool = False
+    seconds: float = 0.0
+    problem: str | None = None
+
+
+class Swept(Struct, frozen=True):
+    """A workflow with open batches: seconds since its last complete sweep, or since its oldest open batch was sent if
+    there was none yet."""
+
+    workflow_id: str
+    batches: int
+    seconds: float
+
+
 class PostgresFacts(Struct, frozen=True):
     """``problem`` is why Postgres could not be asked. Migrations are by schema: those applied, None for no schema."""
 
@@ -59,3 +89,4 @@ class PostgresFacts(Struct, frozen=True):
     #: Of submissions that lost inputs to a restored backup of the queue: id, Idempotency-Key, how many.
     lost: list[tuple[str, str, int]] = []
     clock: float | None = None
+    swept: list[Swept] = []

@@ -62,13 +62,31 @@ def judge_clock(whose: str, ahead: float | None, max_age: float, max_ahead: floa
     return ok(check, "agrees with this machine's")
 
 
+#: The setting that says where a service is.
+URLS = {
+    "bridge": "EVERYRUN_BRIDGE_URL",
+    "submission": "EVERYRUN_SUBMISSION_URL",
+    "query": "EVERYRUN_QUERY_URL",
+    "processor": "EVERYRUN_PROCESSOR_URLS",
+    "reconciler": "EVERYRUN_RECONCILER_URL",
+    "replay": "EVERYRUN_REPLAY_URL",
+}
+
+
 def judge_service(name: str, url: str, ready: Answer) -> Finding:
-    """Whether a service says that it can do its work."""
+    """Judge whether a service can do what its callers ask; an empty ``url`` is one that is not known here."""
+    if not url:
+        return warning(name, "not looked at: it is not set where it runs", f"Set {URLS[name]} to its address.")
+    waiting = ready.body.get("waiting") if isinstance(ready.body, dict) else None
+    why = "; ".join(f"{part}: {text}" for part, text in waiting.items()) if isinstance(waiting, dict) else ""
+    if ready.status == 200 and why:
+        return warning(name, f"ready at {url}, but waits for {why}", "See what it waits for, above, and its log.")
     if ready.status == 200:
         return ok(name, f"ready at {url}")
     if ready.status == 0:
-        remedy = f"Start it (python -m everyrun.{name}), or set EVERYRUN_{name.upper()}_URL to where it is."
+        remedy = (
+            f"Start it (python -m everyrun.{name}), or set {URLS[name]} to where it is. Where it runs and does not "
+            "answer in time, it stands still: see its log, and restart it."
+        )
         return failed(name, f"{url} does not answer: {ready.message}", remedy)
-    waiting = ready.body.get("waiting") if isinstance(ready.body, dict) else None
-    why = "; ".join(f"{part}: {text}" for part, text in waiting.items()) if isinstance(waiting, dict) else ready.message
-    return failed(name, f"not ready: {why or ready.status}", "See what it waits for, above, and its log.")
+    return failed(name, f"not ready: {why or ready.message or ready.status}", "See what it waits for, and its log.")

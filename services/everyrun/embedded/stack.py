@@ -211,7 +211,8 @@ class Stack:
         real = self._options.extend
         emulator = "" if real else parts.url(self._state, "emulator")
         self.endpoints |= {
-            **{f"{name}_url": parts.url(self._state, name) for name in ("submission", "bridge", "query", "replay")},
+            **{f"{name}_url": parts.url(self._state, name) for name in parts.SERVICES},
+            "processor_urls": ",".join(parts.url(self._state, name) for name in parts.processors(self._options)),
             "emulator_url": emulator,
             "api_token": self._state["api_token"],
             "webhook_secret": secrets if real else self._state["webhook_secret"],

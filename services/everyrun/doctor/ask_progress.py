@@ -1,0 +1,53 @@
+"""Whether the tables follow the log: how far both are, and whether the tables move while they are behind."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import asyncpg
+from aiokafka.errors import KafkaError
+
+from everyrun.doctor.facts import Following
+from everyrun.log.reader import end_offsets
+from everyrun.settings import Settings
+from everyrun.store.sql import beside
+
+_sql = beside(__file__, "doctor.sql")
+#: What the processors read.
+_TOPICS = ("batches", "deliveries", "quarantine", "runs")
+_ANSWER_WITHIN = 10.0
+#: A processor that is at work applies something within this time, in seconds.
+MOVES_WITHIN = 10.0
+_EVERY = 0.25
+
+
+async def ask_progress(settings: Settings) -> Following:
+    """Look how far the tables are behind the log; where they are, wait a few seconds for them to move. Never raises."""
+    try:
+        async with asyncio.timeout(_ANSWER_WITHIN):
+            ends = await end_offsets(settings, _TOPICS)
+        connection = await asyncpg.connect(
+            settings.postgres_dsn.get_secret_value(), timeout=_ANSWER_WITHIN, command_timeout=_ANSWER_WITHIN
+        )
+    except (KafkaError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
+        return Following(problem=f"{type(error).__name__} {error}".strip())
+    try:
+        began = time.monotonic()
+        first = missing = await _missing(connection, ends)
+        while missing and missing == first and time.monotonic() - began < MOVES_WITHIN:
+            await asyncio.sleep(_EVERY)
+            missing = await _missing(connection, ends)
+        return Following(sum(first.values()), missing != first, time.monotonic() - began)
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        return Following(problem=f"{type(error).__name__} {error}".strip())
+    finally:
+        connection.terminate()
+
+
+async def _missing(connection: asyncpg.Connection, ends: dict[tuple[str, int], int]) -> dict[tuple[str, int], int]:
+    """How many records before the given ends are not applied, by partition; only those that have some."""
+    rows = await connection.fetch(_sql["applied"])
+    applied = {(row["topic"], row["partition"]): row["next_offset"] for row in rows}
+    missing = {place: end - applied.get(place, 0) for place, end in ends.items()}
+    return {place: number for place, number in missing.items() if number > 0}
