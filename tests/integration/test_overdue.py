@@ -41,24 +41,6 @@ async def test_each_overdue_input_has_its_reason(bench: Bench) -> None:
     await bench.pool.execute("insert into everyrun_queue.gone_runs values ('removed', 'b', now())")
     assert await reasons(bench) == {**now, "s:b-3": "deleted_upstream"}
     async with bench.pool.acquire() as connection:
-        found = await overdue_by_reason(connection, bench.settings, "s", {"WAITING": 3})
-    assert found == {"deleted_upstream": 2, "needs_review": 1, "still_running": 1}
+        found = await overdue_by_reason(connection, bench.settings, "s", {"held": 3, "queued": 0})
+    assert found == {"deleted_upstream": 2, "needs_review": 1, "still_running": 1, "held": 3}
     assert found.keys() <= REASONS.keys()
-
-
-async def test_what_the_queue_has_lost_is_said_at_once_and_what_waits_after_its_time(bench: Bench) -> None:
-    await bench.pool.execute("insert into everyrun.submissions values ('s', 'w', null, 90, 5, now())")
-    kept = {"WAITING": 3, "IN_DOUBT": 2, "PROCESSED": 1}
-
-    async def found(**settings: float) -> dict[str, int]:
-        async with bench.pool.acquire() as connection:
-            return await overdue_by_reason(connection, bench.settings.model_copy(update=settings), "s", kept)
-
-    assert await found() == {"queue_lost": 3}
-    assert await found(overdue_after=1e-6) == {"queue_lost": 3, "in_doubt": 2}
-    await bench.pool.execute(
-        "insert into everyrun_queue.submissions (submission_id, workflow_id, priority, expected, batches, content_hash,"
-        " created_at) values ('s', 'w', 90, 5, 1, '', now())"
-    )
-    assert await found() == {}
-    assert await found(overdue_after=1e-6) == {"waiting": 3, "in_doubt": 2}

@@ -43,6 +43,7 @@ async def connection(database: str) -> AsyncIterator[asyncpg.Connection]:
 
 async def test_progress_reads_the_batches_of_its_submission_alone(connection: asyncpg.Connection) -> None:
     await connection.execute("set enable_seqscan = off")
+    # What was not sent is asked of a function, whose plan is not shown: see test_status.
     scans = [n for n in await plan(connection, _sql["counts"], "s") if n.get("Relation Name") == "batches"]
     assert scans
     assert all("submission_id = 's'" in (n.get("Index Cond") or n["Recheck Cond"]) for n in scans)

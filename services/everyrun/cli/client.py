@@ -163,12 +163,6 @@ class Client:
         """How far a submission is, by the kept counters: costs little, whatever its size."""
         return self.get(f"{self.target.query_url}/v1/submissions/{submission_id}/progress", within)
 
-    def queued(self, submission_id: str, within: float = 0.0) -> dict[str, Any] | None:
-        """The submission as the queue has it; None where the queue has lost it."""
-        url = f"{self.target.submission_url}/v1/submissions/{submission_id}"
-        response = self._response("GET", url, within)
-        return None if response.status_code == 404 else self._body(response)
-
 
 def _too_slow(response: httpx.Response) -> bool:
     """Whether the query service says that it would be so the next time too."""

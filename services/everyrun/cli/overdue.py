@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -32,23 +32,43 @@ def overdue(
 ) -> None:
     """List inputs that were sent longer than EVERYRUN_OVERDUE_AFTER ago and are still open, each with the reason.
 
-    Inputs that were not sent yet are in the report: everyrun report ID.
+    Before them come the chunks of inputs that were not sent and have waited longer than they should: why, until when,
+    and what helps.
 
     Example: everyrun overdue sub_01k...
     """
     with Client(find(data_dir)) as client:
         url = f"{client.target.query_url}/v1/overdue"
+        unsent = client.get(url, submission_id=submission_id, limit=1)["unsent"]
         rows = list(
             islice(
                 client.every(url, "inputs", submission_id=submission_id, limit=1000), None if as_json else _SHOWN + 1
             )
         )
     if as_json:
-        typer.echo(json.dumps(rows, indent=2))
+        typer.echo(json.dumps({"unsent": unsent, "inputs": rows}, indent=2))
         return
-    if not rows:
-        err.print("Nothing that was sent is overdue.")
-        return
+    if unsent:
+        _show_unsent(unsent)
+    if rows:
+        _show_sent(rows)
+    if not rows and not unsent:
+        err.print("Nothing is overdue.")
+
+
+def _show_unsent(chunks: list[dict[str, Any]]) -> None:
+    table = Table(Column("not sent", overflow="fold"), Column("inputs", justify="right"), "status", "until", "why")
+    for one in chunks[:_SHOWN]:
+        until = (one["until"] or "")[:19].replace("T", " ")
+        table.add_row(one["chunk"], str(one["inputs"]), one["status"], until, escape(one["reason"]))
+    out.print(table)
+    if len(chunks) > _SHOWN:
+        err.print(f"The first {_SHOWN} of them are shown; --json writes more")
+    for helps in dict.fromkeys(one["what_to_do"] for one in chunks if one["what_to_do"]):
+        err.print(f"You can: {escape(helps)}", soft_wrap=True)
+
+
+def _show_sent(rows: list[dict[str, Any]]) -> None:
     table = Table(Column("input", overflow="fold"), Column("run", overflow="fold"), "status", "sent", "reason")
     for row in rows[:_SHOWN]:
         sent = row["sent_at"][:16].replace("T", " ")

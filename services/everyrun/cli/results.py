@@ -93,7 +93,9 @@ def _table(rows: Iterator[dict[str, Any]]) -> None:
         if count > SHOWN:
             break
         settled = (row.get("settled_at") or "")[:16].replace("T", " ")
-        texts = (row["external_id"], row["status"], row.get("run_id") or "", settled, row.get("failure_reason") or "")
+        # Of an input without a result: what it waits for.
+        why = row.get("failure_reason") or row.get("reason") or ""
+        texts = (row["external_id"], row["status"], row.get("run_id") or "", settled, why)
         table.add_row(*map(escape, texts))
     if not count:
         err.print("No inputs of that kind have a row yet; see: everyrun report ID")

@@ -6,11 +6,13 @@ import time
 from typing import Any
 
 import asyncpg
+from msgspec.structs import replace
 
-from everyrun.doctor.facts import PostgresFacts, Swept
+from everyrun.doctor.facts import Late, PostgresFacts, Swept
 from everyrun.settings import Settings
 from everyrun.store.migrate import SCHEMAS
 from everyrun.store.sql import beside
+from everyrun.waiting import waiting_of
 
 _sql = beside(__file__, "doctor.sql")
 _WITHIN = 10.0
@@ -57,6 +59,10 @@ async def _ask(connection: asyncpg.Connection, settings: Settings) -> tuple[Post
         clock=clock,
         swept=[Swept(**row) for row in await connection.fetch(_sql["swept"], settings.poll_for)] if whole else [],
     )
+    if whole:
+        rows = await connection.fetch(_sql["late"], settings.overdue_after)
+        late = [Late(waiting_of(dict(row)), row["submissions"], row["passed"]) for row in rows]
+        facts = replace(facts, late=late)
     workflows = [row["workflow_id"] for row in await connection.fetch(_sql["workflows"])] if whole else []
     return facts, workflows
 

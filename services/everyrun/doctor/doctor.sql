@@ -44,6 +44,16 @@ group by b.workflow_id
 order by seconds desc
 limit 20
 
+-- name: late
+-- Inputs that were not sent and have waited longer than they should: by what they wait for, or longer than $1 seconds.
+select waits_for, status, min(detail) as detail, min(submission_id) as submission_id, min(workflow_id) as workflow_id,
+       count(distinct submission_id) as submissions, sum(inputs)::bigint as inputs, max(until) as until,
+       coalesce(min(until) < now() - interval '1 minute', false) as passed
+from everyrun_queue.unsent()
+where coalesce(late_at, created_at + make_interval(secs => $1)) <= now()
+group by waits_for, status
+order by inputs desc
+
 -- name: write_queue
 update everyrun_queue.installation set installation = installation
 

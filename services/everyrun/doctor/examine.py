@@ -107,6 +107,8 @@ def judge(settings: Settings, facts: Facts, polling_only: bool) -> list[Finding]
         lines.append(judge_progress.judge_following(facts.following))
     if facts.postgres is not None:
         lines += judge_progress.judge_sweeps(facts.postgres.swept, settings.sweep_every)
+        if facts.postgres.problem is None and all(facts.postgres.migrations.values()):
+            lines += judge_progress.judge_late(facts.postgres.late)
     return lines
 
 

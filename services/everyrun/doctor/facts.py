@@ -6,6 +6,8 @@ from typing import Any
 
 from msgspec import Struct
 
+from everyrun.waiting import Waiting
+
 
 class Answer(Struct, frozen=True):
     """What a request was answered. ``status`` is 0 where no answer came; ``message`` then says why.
@@ -77,6 +79,17 @@ class Swept(Struct, frozen=True):
     seconds: float
 
 
+class Late(Struct, frozen=True):
+    """Inputs of ``submissions`` submissions that were not sent and have waited longer than they should.
+
+    ``passed`` is whether the time until which they wait is over, so that somebody should have acted.
+    """
+
+    waiting: Waiting
+    submissions: int
+    passed: bool
+
+
 class PostgresFacts(Struct, frozen=True):
     """``problem`` is why Postgres could not be asked. Migrations are by schema: those applied, None for no schema."""
 
@@ -90,3 +103,4 @@ class PostgresFacts(Struct, frozen=True):
     lost: list[tuple[str, str, int]] = []
     clock: float | None = None
     swept: list[Swept] = []
+    late: list[Late] = []

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from everyrun.doctor.facts import Following, Swept
+from everyrun.doctor.facts import Following, Late, Swept
 from everyrun.doctor.findings import Finding, failed, not_checked, ok, warning
 
-FOLLOWING, SWEEPS = "tables follow the log", "sweeps"
+FOLLOWING, SWEEPS, WAITING = "tables follow the log", "sweeps", "inputs that wait"
 #: A sweep is late if none was complete for so many of its intervals, and for so many seconds.
 _INTERVALS, _AT_LEAST = 4.0, 600.0
 
@@ -41,3 +41,22 @@ def judge_sweeps(swept: Sequence[Swept], sweep_every: float) -> list[Finding]:
         )
         for one in late
     ]
+
+
+#: What cannot be waited for: somebody should have acted.
+_FAILS = ("unannounced",)
+
+
+def judge_late(late: Sequence[Late]) -> list[Finding]:
+    """Judge the inputs that were not sent and have waited longer than they should."""
+    if not late:
+        return [ok(WAITING, "none waits longer than it should")]
+    lines = []
+    for one in late:
+        waiting = one.waiting
+        found = f"{waiting.inputs} inputs of {one.submissions} submissions are {waiting.status}: {waiting.reason}"
+        remedy = f"See: everyrun overdue. Then: {waiting.what_to_do or 'everyrun logs submission'}"
+        calls_late = waiting.waits_for == "calling" and one.passed
+        judged = failed if waiting.waits_for in _FAILS or calls_late else warning
+        lines.append(judged(WAITING, found, remedy))
+    return lines

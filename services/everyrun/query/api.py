@@ -14,7 +14,7 @@ from everyrun.query.gate import BusyError, Gate
 from everyrun.query.overdue import overdue_by_reason, overdue_routes
 from everyrun.query.paging import Connection, after, clean, plain
 from everyrun.query.quarantine import quarantine_routes
-from everyrun.query.report import report, standing
+from everyrun.query.report import Counts, counts_of, report, standing
 from everyrun.query.results import result_routes
 from everyrun.query.unmatched import unmatched_routes
 from everyrun.settings import Settings
@@ -65,23 +65,26 @@ def query_api(settings: Settings, pool: asyncpg.Pool) -> FastAPI:
         clean(submission_id=submission_id)
         async with reports.turn(), pool.acquire() as c, c.transaction(isolation="repeatable_read", readonly=True):
             submission = await _submission(c, submission_id)
-            kept = await _kept(c, submission)
+            counts = await _counts(c, settings, submission)
             counted = {row["status"]: row["inputs"] for row in await c.fetch(_sql["counted_rows"], submission_id)}
             lines = [_line(row) for row in await c.fetch(_sql["batch_lines"], submission_id)]
             states = {row["state"]: row["batches"] for row in await c.fetch(_sql["states"], submission_id)}
             unmatched = {row["reason"]: row["runs"] for row in await c.fetch(_sql["unmatched_of"], submission_id)}
             pending = await c.fetchval(_sql["pending_deliveries"], submission_id)
-            overdue = await overdue_by_reason(c, settings, submission_id, kept)
-        return report(dict(submission), kept, counted, lines, states, unmatched, pending, overdue)
+            overdue = await overdue_by_reason(c, settings, submission_id, counts.late)
+        return report(dict(submission), counts, counted, lines, states, unmatched, pending, overdue)
 
     @app.get("/v1/submissions/{submission_id}/progress", dependencies=[scope("read")])
     async def submission_progress(submission_id: str) -> dict[str, Any]:
-        """How far a submission is, by the kept counters alone: no row is counted, so it may be asked often."""
+        """How far a submission is, by the kept counters alone: no row is counted, so it may be asked often.
+
+        `waiting` says what inputs without a result wait for, until when, and what a person can do.
+        """
         clean(submission_id=submission_id)
         async with pool.acquire() as c, c.transaction(isolation="repeatable_read", readonly=True):
             submission = await _submission(c, submission_id)
-            kept = await _kept(c, submission)
-        return {"submission_id": submission_id, **standing(submission["expected"], kept)}
+            counts = await _counts(c, settings, submission)
+        return {"submission_id": submission_id, **standing(submission["expected"], counts)}
 
     @app.get("/v1/submissions/{submission_id}/batches", dependencies=[scope("read")])
     async def batches(
@@ -122,10 +125,11 @@ async def _submission(connection: Connection, submission_id: str) -> asyncpg.Rec
     return row
 
 
-async def _kept(connection: Connection, submission: asyncpg.Record) -> dict[str, int]:
-    found = await connection.fetch(_sql["counts"], submission["submission_id"])
-    # The queue has it already, the projection not yet.
-    return {row["status"]: row["inputs"] for row in found} or {"WAITING": submission["expected"]}
+async def _counts(connection: Connection, settings: Settings, submission: asyncpg.Record) -> Counts:
+    submission_id = submission["submission_id"]
+    rows = {row["status"]: row["inputs"] for row in await connection.fetch(_sql["counts"], submission_id)}
+    unsent = await connection.fetch(_sql["unsent_groups"], submission_id, settings.overdue_after)
+    return counts_of(submission_id, submission["expected"], rows, map(dict, unsent))
 
 
 def _place(filters: dict[str, Any], cursor: str | None) -> tuple[str, int]:

@@ -37,8 +37,9 @@ limit $4
 select reason, count(*) as inputs from overdue group by reason
 
 -- name: unsent_overdue
--- Whether a submission was handed in longer than $2 seconds ago, and how many of its inputs the queue has lost: null
--- where it does not have the submission at all.
-select s.created_at < now() - make_interval(secs => $2) as late,
-       (select q.lost_inputs from everyrun_queue.submissions q where q.submission_id = s.submission_id) as lost
-from everyrun.submissions s where s.submission_id = $1
+-- Chunks that have waited longer than they should: by what they wait for, or longer than $2 seconds.
+select chunk, submission_id, workflow_id, status, waits_for, detail, until, inputs
+from everyrun_queue.unsent($1)
+where coalesce(late_at, created_at + make_interval(secs => $2)) <= now()
+order by chunk
+limit 1000

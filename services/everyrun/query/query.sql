@@ -8,7 +8,22 @@ from everyrun_queue.submissions where submission_id = $1
 limit 1
 
 -- name: counts
-select status, sum(inputs)::bigint as inputs from everyrun.submission_counts where submission_id = $1 group by status
+-- Of the inputs that have a row in results, by the kept counters.
+select c.key as status, sum(c.value::bigint)::bigint as inputs
+from everyrun.batches b, jsonb_each_text(b.counts) c
+where b.submission_id = $1
+group by c.key
+
+-- name: unsent_groups
+-- The other inputs, by what they wait for.
+select status, waits_for, detail, min(workflow_id) as workflow_id, $1::text as submission_id,
+       sum(inputs)::bigint as inputs, max(until) as until,
+       coalesce(sum(inputs) filter (where in_transit), 0)::bigint as in_transit,
+       coalesce(sum(inputs) filter (
+           where coalesce(late_at, created_at + make_interval(secs => $2)) <= now()), 0)::bigint as late
+from everyrun_queue.unsent($1)
+group by status, waits_for, detail
+order by inputs desc, waits_for, detail
 
 -- name: counted_rows
 select status, count(*) as inputs from everyrun.results
@@ -64,48 +79,27 @@ order by input_id
 limit $6
 
 -- name: unsent
--- Inputs of attempts that are under way or in doubt; such a chunk has no rows of results yet. Each input once, with
--- its newest attempt.
-select distinct on (input_id) input_id, external_id, submission_id, batch_id, chunk, attempt, status
-from (
-    select i.input_id collate "C" as input_id, substr(i.input_id, length(b.submission_id) + 2) as external_id,
-           b.submission_id, b.batch_id, b.chunk, b.attempt,
-           case when bool_or(b.state = 'IN_DOUBT') over (partition by b.chunk) then 'IN_DOUBT' else 'SENDING' end
-               as status
-    from everyrun.batches b, unnest(b.input_ids) as i (input_id)
-    where b.state in ('SENDING', 'IN_DOUBT')
-      and not exists (
-          select from everyrun.batches o where o.chunk = b.chunk and o.state in ('SUBMITTED', 'SETTLED', 'REFUSED', 'CUT'))
-      and ($1::text is null or b.submission_id = $1)
-) unsent
-where ($2::text is null or batch_id = $2)
-  and ($3::text is null or status = $3)
-  and ($4::text is null or external_id = $4)
-  and ($5::text is null or input_id > $5)
-order by input_id, attempt desc
-limit $6
-
--- name: waiting
--- By submission and position: so a page reads the chunks and inputs it shows, however many wait. A chunk waits as
--- long as the projection knows of no attempt that is under way or was taken, as in submission_counts.
-select i.submission_id || ':' || i.external_id as input_id, i.external_id, i.submission_id, i.position
-from (
-    select c.submission_id, c.first_position, c.last_position
-    from everyrun_queue.chunks c
-    where ($1::text is null or c.submission_id = $1)
-      and c.state <> 'cut'
-      and ($3::text is null or (c.submission_id, c.last_position) > ($3, $4::int))
-      and not exists (
-          select from everyrun.batches b
-          where b.chunk = c.chunk and b.state in ('SENDING', 'IN_DOUBT', 'SUBMITTED', 'SETTLED', 'REFUSED'))
-    order by c.submission_id, c.first_position
-    limit case when $2::text is null then $5::bigint end
-) c
+-- Inputs without a row in results, of one status; a page by chunk and position. So it reads the chunks and inputs that
+-- it shows, however many there are; but of an external id all chunks are looked at.
+with chunks as (
+    select * from everyrun_queue.unsent($1, $4, case when $2::text is null then $6::bigint end, $3)
+    where status = $3
+)
+select i.submission_id || ':' || i.external_id as input_id, i.external_id, i.submission_id, c.chunk, i.position,
+       c.workflow_id, c.attempt, c.status, c.waits_for, c.detail, c.until
+from chunks c
 join everyrun_queue.inputs i on i.submission_id = c.submission_id and i.position between c.first_position and c.last_position
-where ($2::text is null or i.external_id = $2)
-  and ($3::text is null or (i.submission_id, i.position) > ($3, $4::int))
-order by i.submission_id, i.position
-limit $5
+where ($2::text is null or i.external_id = $2) and ($4::text is null or (c.chunk, i.position) > ($4, $5::int))
+union all
+select given.input_id, substr(given.input_id, length(c.submission_id) + 2), c.submission_id, c.chunk, given.position,
+       c.workflow_id, c.attempt, c.status, c.waits_for, c.detail, c.until
+from chunks c, lateral (
+    select n.id as input_id, n.position::int as position from unnest(c.input_ids) with ordinality as n (id, position)
+) given
+where ($2::text is null or given.input_id = c.submission_id || ':' || $2)
+  and ($4::text is null or (c.chunk, given.position) > ($4, $5::int))
+order by chunk, position
+limit $6
 
 -- name: result
 select input_id, external_id, submission_id, batch_id, position, chunk, attempt, file, metadata, run_id, status,
@@ -113,8 +107,16 @@ select input_id, external_id, submission_id, batch_id, position, chunk, attempt,
 from everyrun.results where input_id = $1
 
 -- name: queued
-select i.submission_id, i.external_id, i.position from everyrun_queue.inputs i
+-- An input that has no row in results.
+select i.submission_id, i.external_id, i.position, c.chunk, c.workflow_id, c.attempt, c.status, c.waits_for, c.detail,
+       c.until
+from everyrun_queue.inputs i
+join everyrun_queue.unsent(i.submission_id) c on i.position between c.first_position and c.last_position
 where i.submission_id = $1 and i.external_id = $2
+union all
+select c.submission_id, $2, null, c.chunk, c.workflow_id, c.attempt, c.status, c.waits_for, c.detail, c.until
+from everyrun_queue.unsent($1) c where $1 || ':' || $2 = any (c.input_ids)
+limit 1
 
 -- name: unmatched_runs
 -- Oldest first; alarming is computed on reading, as it depends on now.

@@ -5,7 +5,48 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from everyrun.projection.merge import SETTLED
+from everyrun.waiting import Waiting, by_status, lost, waiting_of
+
+
+class Counts(msgspec.Struct, frozen=True):
+    """How many inputs of a submission have each status.
+
+    ``rows`` are those that have a row in the tables, by the kept counters; ``waiting`` the others, by what they wait
+    for. ``in_transit`` counts the inputs of which the queue and the tables say different things still. ``late`` are
+    those of ``waiting`` that have waited longer than they should, by what they wait for.
+    """
+
+    rows: dict[str, int]
+    waiting: list[Waiting]
+    in_transit: int
+    late: dict[str, int]
+
+    @property
+    def by_status(self) -> dict[str, int]:
+        """Every input, by its status."""
+        kept = by_status(self.waiting)
+        for status, number in self.rows.items():
+            kept[status] = kept.get(status, 0) + number
+        return kept
+
+
+def counts_of(
+    submission_id: str, expected: int, rows: Mapping[str, int], unsent: Iterable[Mapping[str, Any]]
+) -> Counts:
+    """Put the counts together; inputs that neither the tables nor the queue have are waiting, and lost."""
+    groups = list(unsent)
+    waiting = [waiting_of(group) for group in groups]
+    late: dict[str, int] = {}
+    for group in groups:
+        late[group["waits_for"]] = late.get(group["waits_for"], 0) + group["late"]
+    missing = expected - sum(rows.values()) - sum(one.inputs for one in waiting)
+    if missing > 0:
+        waiting.append(lost(submission_id, missing))
+        late["queue_lost"] = late.get("queue_lost", 0) + missing
+    return Counts(dict(rows), waiting, sum(group["in_transit"] for group in groups), late)
 
 
 def imbalances(
@@ -23,8 +64,6 @@ def imbalances(
     total = sum(kept.values())
     if total != expected:
         problems.append({"what": "inputs by the kept counters", "expected": expected, "found": total})
-    if kept.get("WAITING", 0) < 0:
-        problems.append({"what": "more inputs are known than were handed in", "expected": expected, "found": total})
     for status in sorted({*kept, *counted} - {"WAITING", "SENDING", "IN_DOUBT"}):
         if kept.get(status, 0) != counted.get(status, 0):
             found = {"expected": kept.get(status, 0), "found": counted.get(status, 0)}
@@ -52,16 +91,23 @@ def _of_batch(line: Mapping[str, Any]) -> list[dict[str, Any]]:
     return problems or [{"batch": batch, "what": "not balanced", "expected": 0, "found": 1}]
 
 
-def standing(expected: int, kept: Mapping[str, int]) -> dict[str, Any]:
-    """How far it is: expected, settled, open, and the inputs by status, by the kept counters alone."""
-    by_status = {status: number for status, number in sorted(kept.items()) if number}
-    settled = sum(number for status, number in by_status.items() if status in SETTLED)
-    return {"expected": expected, "settled": settled, "open": expected - settled, "by_status": by_status}
+def standing(expected: int, counts: Counts) -> dict[str, Any]:
+    """How far it is: expected, settled, open, the inputs by status, and what those without a result wait for."""
+    shown = {status: number for status, number in sorted(counts.by_status.items()) if number}
+    settled = sum(number for status, number in shown.items() if status in SETTLED)
+    return {
+        "expected": expected,
+        "settled": settled,
+        "open": expected - settled,
+        "by_status": shown,
+        "waiting": msgspec.to_builtins(counts.waiting),
+        "in_transit": counts.in_transit,
+    }
 
 
 def report(
     submission: Mapping[str, Any],
-    kept: Mapping[str, int],
+    counts: Counts,
     counted: Mapping[str, int],
     lines: Sequence[Mapping[str, Any]],
     states: Mapping[str, int],
@@ -70,15 +116,16 @@ def report(
     overdue: Mapping[str, int],
 ) -> dict[str, Any]:
     """The whole report, as the API answers it; ``unmatched`` are the runs without an input by the reason for it,
-    ``overdue`` the inputs open for too long by theirs."""
+    ``overdue`` the inputs open for too long by theirs. It is balanced if every number agrees, and the queue and the
+    tables say the same of every input: until then some are in transit."""
     expected = submission["expected"]
-    problems = imbalances(expected, kept, counted, lines)
+    problems = imbalances(expected, counts.by_status, counted, lines)
     return {
         "submission_id": submission["submission_id"],
         "workflow_id": submission["workflow_id"],
         "workflow_version": submission["workflow_version"],
         "created_at": submission["created_at"].isoformat(),
-        **standing(expected, kept),
+        **standing(expected, counts),
         "unmatched": sum(unmatched.values()),
         "unmatched_by_reason": dict(unmatched),
         "duplicates": sum(line["duplicates"] for line in lines),
@@ -86,6 +133,6 @@ def report(
         "overdue": sum(overdue.values()),
         "overdue_by_reason": dict(overdue),
         "batches": dict(sorted(states.items())),
-        "balanced": not problems,
+        "balanced": not problems and not counts.in_transit,
         "imbalances": problems,
     }

@@ -12,12 +12,13 @@ from everyrun.query import cursor as cursors
 from everyrun.query.gate import Gate
 from everyrun.query.paging import Connection, after, clean, plain
 from everyrun.store.sql import beside
+from everyrun.waiting import waiting_of
 
 _sql = beside(__file__, "query.sql")
-_UNSENT = ("SENDING", "IN_DOUBT")
+_UNSENT = ("WAITING", "SENDING", "IN_DOUBT")
 #: Ours, and Extend's (SDK 1.20.0, types/workflow_run_status.py). Extend may invent more: one that is in a row counts.
 STATUSES = (
-    *("WAITING", *_UNSENT, "REFUSED", "SUBMITTED"),
+    *(*_UNSENT, "REFUSED", "SUBMITTED"),
     *("PENDING", "PROCESSING", "CANCELLING", "NEEDS_REVIEW", "PROCESSED", "FAILED", "CANCELLED", "REJECTED"),
 )
 Text = Annotated[str | None, Query(min_length=1, max_length=600)]
@@ -40,7 +41,7 @@ def result_routes(app: FastAPI, pool: asyncpg.Pool) -> None:
         """Results page by page, each filter alone or with others.
 
         Without a status: every input that was sent or refused. Inputs that are WAITING, SENDING or IN_DOUBT have no
-        row yet; they are listed, with their ids alone, where that status is asked for.
+        row yet; they are listed if that status is asked for, with their ids, and what they wait for until when.
         """
         filters = {"submission_id": submission_id, "batch_id": batch_id, "status": status, "external_id": external_id}
         clean(**filters)
@@ -48,19 +49,17 @@ def result_routes(app: FastAPI, pool: asyncpg.Pool) -> None:
             raise ApiError(422, "INVALID_REQUEST", "include: only run can be included", field="include")
         last = after(filters, cursor)
         async with pages.turn(), pool.acquire() as c:
-            if status == "WAITING":
-                rows = await _waiting(c, filters, last, limit + 1)
-            elif status in _UNSENT:
-                rows = await c.fetch(_sql["unsent"], *filters.values(), last, limit + 1)
+            if status in _UNSENT:
+                rows = await _unsent(c, filters, last, limit + 1)
             else:
                 if status is not None:
                     await _check_status(c, status)
                 rows = await c.fetch(_sql["results"], *filters.values(), last, limit + 1, include == "run")
-        shown = [_shown(row, status, include == "run") for row in rows[:limit]]
+        shown = [_shown_unsent(row) if status in _UNSENT else _shown(row, include == "run") for row in rows[:limit]]
         if len(rows) <= limit:
             return {"results": shown, "next_cursor": None}
-        final = shown[-1]
-        place = f"{final['submission_id']}/{final['position']}" if status == "WAITING" else final["input_id"]
+        final = rows[limit - 1]
+        place = f"{final['chunk']}/{final['position']}" if status in _UNSENT else final["input_id"]
         return {"results": shown, "next_cursor": cursors.make(filters, place)}
 
     @app.get("/v1/results/{input_id:path}", dependencies=[scope("read")])
@@ -70,27 +69,24 @@ def result_routes(app: FastAPI, pool: asyncpg.Pool) -> None:
         submission_id, _, external_id = input_id.partition(":")
         async with pool.acquire() as c, c.transaction(isolation="repeatable_read", readonly=True):
             row = await c.fetchrow(_sql["result"], input_id)
-            row = row or await c.fetchrow(_sql["unsent"], submission_id, None, None, external_id, None, 1)
             if row is not None:
                 return plain(row)
             queued = await c.fetchrow(_sql["queued"], submission_id, external_id)
         if queued is None:
             raise ApiError(404, "NOT_FOUND", f"there is no input {input_id}")
-        return {"input_id": input_id, **plain(queued), "status": "WAITING"}
+        return {"input_id": input_id, **_shown_unsent(queued)}
 
 
-async def _waiting(
+async def _unsent(
     connection: Connection, filters: dict[str, str | None], last: str | None, limit: int
 ) -> list[asyncpg.Record]:
     if filters["batch_id"] is not None:
         return []
-    submission_id, _, position = (last or "/0").rpartition("/")
+    chunk, _, position = (last or "/0").rpartition("/")
     if not (position.isdecimal() and len(position) < 10):
         raise ApiError(422, "INVALID_REQUEST", "cursor: not a cursor of ours", field="cursor")
-    place = (submission_id or None, int(position))
-    rows: list[asyncpg.Record] = await connection.fetch(
-        _sql["waiting"], filters["submission_id"], filters["external_id"], *place, limit
-    )
+    wanted = (filters["submission_id"], filters["external_id"], filters["status"])
+    rows: list[asyncpg.Record] = await connection.fetch(_sql["unsent"], *wanted, chunk or None, int(position), limit)
     return rows
 
 
@@ -100,10 +96,14 @@ async def _check_status(connection: Connection, status: str) -> None:
         raise ApiError(422, "INVALID_REQUEST", message, field="status")
 
 
-def _shown(row: asyncpg.Record, status: str | None, with_run: bool) -> dict[str, Any]:
+def _shown(row: asyncpg.Record, with_run: bool) -> dict[str, Any]:
     shown = plain(row)
-    if status == "WAITING":
-        shown["status"] = status
     if not with_run:
         shown.pop("run", None)
     return shown
+
+
+def _shown_unsent(row: asyncpg.Record) -> dict[str, Any]:
+    waiting = waiting_of({**row, "inputs": 1})
+    kept = {name: value for name, value in plain(row).items() if name not in ("detail", "workflow_id")}
+    return {**kept, "reason": waiting.reason, "what_to_do": waiting.what_to_do}

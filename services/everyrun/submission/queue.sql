@@ -121,7 +121,11 @@ where ($1::text is null or c.chunk = $1)
   and ($2::text is null or c.submission_id = $2)
   and ($3::text is null or c.state = $3)
   and ($4::text is null or c.chunk > $4)
-  and ($1::text is not null or c.state in ('in_doubt', 'held'))
+  and ($1::text is not null
+       or c.state in ('in_doubt', 'held')
+       -- What has rows in the tables is told by the tables (everyrun_queue.unsent).
+       and not exists (
+           select from everyrun.batches b where b.chunk = c.chunk and b.state in ('SUBMITTED', 'SETTLED', 'REFUSED')))
 order by c.chunk
 limit $5
 

@@ -306,5 +306,99 @@ create table everyrun_queue.replay_jobs (
 comment on table everyrun_queue.replay_jobs is 'Rebuilds, audits and questions of the past asked for over HTTP: WAITING, RUNNING, DONE, FAILED, CANCELLED.';
 create index replay_jobs_open on everyrun_queue.replay_jobs (created_at) where state in ('WAITING', 'RUNNING');
 
+create index chunks_open on everyrun_queue.chunks (submission_id)
+    where state in ('waiting', 'sending', 'in_doubt', 'held');
+
+-- In plpgsql, which looks its tables up when it is called: the schema everyrun may be dropped, rebuilt and exchanged.
+create function everyrun_queue.unsent(
+    submission text default null, after text default null, most bigint default null, wanted text default null
+) returns table (
+    chunk text, submission_id text, workflow_id text, first_position int, last_position int, input_ids text[],
+    inputs bigint, attempt int, status text, waits_for text, until timestamptz, detail text, in_transit boolean,
+    late_at timestamptz, created_at timestamptz
+) language plpgsql stable set plan_cache_mode = force_custom_plan as $$
+#variable_conflict use_column
+begin
+return query
+with queued as (
+    select c.chunk, c.submission_id, s.workflow_id, c.first_position, c.last_position, c.attempt, c.state,
+           c.not_before, c.deadline, c.reason, s.announced_at, s.created_at, w.reason as workflow_reason,
+           p.reason as submission_reason, coalesce(w.since, p.since) as paused_since,
+           case c.state when 'waiting' then 'WAITING' when 'in_doubt' then 'IN_DOUBT' when 'held' then 'IN_DOUBT'
+                else 'SENDING' end as status
+    from everyrun_queue.chunks c
+    join everyrun_queue.submissions s on s.submission_id = c.submission_id
+    left join everyrun_queue.paused w on w.kind = 'workflow' and w.id = s.workflow_id
+    left join everyrun_queue.paused p on p.kind = 'submission' and p.id = s.submission_id
+    where c.state <> 'cut'
+      and (c.submission_id = submission
+           or (submission is null and c.state in ('waiting', 'sending', 'in_doubt', 'held')))
+      and (after is null or c.chunk >= after)
+      and (wanted is null
+           or wanted = case c.state when 'waiting' then 'WAITING' when 'in_doubt' then 'IN_DOUBT'
+                                    when 'held' then 'IN_DOUBT' else 'SENDING' end)
+      -- What has rows in the tables is told by the tables.
+      and not exists (
+          select from everyrun.batches b where b.chunk = c.chunk and b.state in ('SUBMITTED', 'SETTLED', 'REFUSED'))
+    order by c.chunk
+    limit most
+),
+compared as (
+    select q.*, l.requested_at,
+           case
+               when q.state in ('sent', 'refused') then 'in_transit'
+               when q.state = 'held' then 'held'
+               when q.state = 'in_doubt' and q.deadline > now() then 'in_doubt'
+               when q.state = 'in_doubt' then 'sweeps'
+               when q.state = 'sending' then 'calling'
+               when q.announced_at is null then 'unannounced'
+               when q.workflow_reason is not null then 'workflow_paused'
+               when q.submission_reason is not null then 'submission_paused'
+               when q.not_before > now() then 'retry'
+               else 'queued'
+           end as waits_for,
+           q.state in ('sent', 'refused') or (q.state <> 'held' and q.status <> l.status) as in_transit
+    from queued q
+    left join lateral (
+        select case when bool_or(b.state = 'IN_DOUBT') then 'IN_DOUBT' when bool_or(b.state = 'SENDING') then 'SENDING'
+                    else 'WAITING' end as status,
+               max(b.requested_at) filter (where b.attempt = q.attempt) as requested_at
+        from everyrun.batches b where b.chunk = q.chunk
+    ) l on true
+)
+select c.chunk, c.submission_id, c.workflow_id, c.first_position, c.last_position, null::text[],
+       (c.last_position - c.first_position + 1)::bigint, c.attempt, c.status, c.waits_for,
+       case c.waits_for when 'calling' then c.deadline when 'in_doubt' then c.deadline when 'retry' then c.not_before end,
+       case c.waits_for when 'workflow_paused' then c.workflow_reason when 'submission_paused' then c.submission_reason
+            else c.reason end,
+       c.in_transit,
+       case c.waits_for
+           when 'unannounced' then c.created_at + interval '1 minute'
+           when 'workflow_paused' then c.paused_since
+           when 'submission_paused' then c.paused_since
+           when 'calling' then coalesce(c.requested_at + interval '1 minute', c.deadline)
+           when 'in_doubt' then '-infinity'
+           when 'sweeps' then '-infinity'
+           when 'held' then '-infinity'
+       end::timestamptz,
+       c.created_at
+from compared c
+union all
+-- Chunks of the submission that the log knows and the queue has lost.
+select b.chunk, min(b.submission_id), min(b.workflow_id), null::int, null::int,
+       (select n.input_ids from everyrun.batches n where n.chunk = b.chunk order by n.attempt desc limit 1),
+       max(b.expected)::bigint, max(b.attempt),
+       case when bool_or(b.state = 'IN_DOUBT') then 'IN_DOUBT' when bool_or(b.state = 'SENDING') then 'SENDING'
+            else 'WAITING' end,
+       'queue_lost', null, null, false, '-infinity'::timestamptz, min(b.requested_at)
+from everyrun.batches b
+where b.submission_id = submission and (after is null or b.chunk >= after)
+  and not exists (select from everyrun_queue.chunks c where c.chunk = b.chunk)
+group by b.chunk
+having not bool_or(b.state in ('SUBMITTED', 'SETTLED', 'REFUSED', 'CUT'));
+end $$;
+comment on function everyrun_queue.unsent is
+    'The chunks whose inputs have no row in everyrun.results, of one submission or all that are open: their status, what they wait for, until when, and whether the tables say something else still (in_transit). The status of an input is that of its row; of one without a row it is this.';
+
 -- migrate:down
 drop schema everyrun_queue cascade;

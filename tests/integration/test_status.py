@@ -1,0 +1,209 @@
+"""An input has one status, whoever is asked; with what it waits for, until when, and what helps."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import asyncpg
+import httpx
+import pytest
+
+from everyrun.doctor.ask_postgres import ask_postgres
+from everyrun.query.api import query_api
+from everyrun.settings import Settings
+from everyrun.store.pool import connection_setup
+from everyrun.waiting import WAITS_FOR
+
+pytestmark = pytest.mark.stack
+TOKEN = "a-token-of-sixteen-or-more"
+SIZE = 10
+
+#: A chunk each: its state in the queue with more of its columns, the state of its attempt in the tables (None: the
+#: tables know none), the status and what it waits for that everybody shows, and whether the two differ still.
+_CALLS, _WINDOW = "deadline = now() + interval '5 minutes'", "deadline = now() + interval '9 minutes', reason = '502'"
+_OVER, _LATER = "deadline = now() - interval '1 minute'", "not_before = now() + interval '1 minute', reason = '429'"
+CHUNKS: dict[str, tuple[str, str, str | None, str, str, bool]] = {
+    "queued": ("waiting", "", None, "WAITING", "queued", False),
+    "retry": ("waiting", _LATER, "RETURNED", "WAITING", "retry", False),
+    # Its worker was killed after it claimed the chunk, before anything was in the log.
+    "claimed": ("sending", _CALLS, None, "SENDING", "calling", True),
+    "calling": ("sending", _CALLS, "SENDING", "SENDING", "calling", False),
+    # The tables follow later: what doubt list says is what the report says.
+    "doubt_ahead": ("in_doubt", _WINDOW, "SENDING", "IN_DOUBT", "in_doubt", True),
+    "doubt": ("in_doubt", _WINDOW, "IN_DOUBT", "IN_DOUBT", "in_doubt", False),
+    "window_over": ("in_doubt", _OVER, "IN_DOUBT", "IN_DOUBT", "sweeps", False),
+    "held": ("held", "deadline = now(), reason = 'resent twice'", "IN_DOUBT", "IN_DOUBT", "held", False),
+    # Taken, and its event is on its way to the tables.
+    "sent": ("sent", "batch_id = 'b1'", "SENDING", "SENDING", "in_transit", True),
+    "refused": ("refused", "reason = '400'", None, "SENDING", "in_transit", True),
+}
+
+
+class Installation:
+    """A queue and tables in which something is stuck everywhere, and a query service."""
+
+    def __init__(self, pool: asyncpg.Pool, settings: Settings) -> None:
+        self.pool = pool
+        self.settings = settings
+        self.app = query_api(settings, pool)
+
+    async def get(self, path: str, **params: Any) -> Any:
+        transport = httpx.ASGITransport(self.app)
+        headers = {"authorization": f"Bearer {TOKEN}"}
+        async with httpx.AsyncClient(transport=transport, base_url="http://q", headers=headers) as http:
+            answer = await http.get(path, params=params)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    async def results(self, submission: str, status: str, limit: int = 1000) -> list[dict[str, Any]]:
+        rows, cursor = [], None
+        while True:
+            params = {"submission_id": submission, "status": status, "limit": limit}
+            page = await self.get("/v1/results", **params, **({"cursor": cursor} if cursor else {}))
+            rows += page["results"]
+            cursor = page["next_cursor"]
+            if cursor is None:
+                return rows
+
+    async def submission(
+        self, name: str, chunks: dict[str, tuple[Any, ...]], *, age: str = "0 s", announced: bool = True
+    ) -> None:
+        expected = len(chunks) * SIZE
+        await self.pool.execute(
+            "insert into everyrun_queue.submissions (submission_id, workflow_id, priority, expected, batches,"
+            " content_hash, created_at, announced_at) values ($1, 'w', 90, $2, $3, '', now() - $4::text::interval,"
+            " case when $5 then now() end)",
+            *(name, expected, len(chunks), age, announced),
+        )
+        if announced:
+            await self.pool.execute(
+                "insert into everyrun.submissions values ($1, 'w', null, 90, $2, now() - $3::text::interval)",
+                *(name, expected, age),
+            )
+        await self.pool.execute(
+            "insert into everyrun_queue.inputs select $1, i, 'i' || i, '{}', '{}' from generate_series(1, $2) i",
+            *(name, expected),
+        )
+        for number, (chunk, (state, more, logged, *_)) in enumerate(chunks.items()):
+            first = number * SIZE + 1
+            await self.pool.execute(
+                "insert into everyrun_queue.chunks (chunk, submission_id, first_position, last_position, state,"
+                " attempt) values ($1, $2, $3, $4, $5, 1)",
+                *(chunk, name, first, first + SIZE - 1, state),
+            )
+            if more:
+                await self.pool.execute(f"update everyrun_queue.chunks set {more} where chunk = $1", chunk)
+            if logged is not None:
+                ids = [f"{name}:i{n}" for n in range(first, first + SIZE)]
+                await self.pool.execute(
+                    "insert into everyrun.batches (chunk, attempt, submission_id, workflow_id, expected, state,"
+                    " requested_at, input_ids) values ($1, 1, $2, 'w', $3, $4, now() - interval '2 minutes', $5)",
+                    *(chunk, name, SIZE, logged, ids),
+                )
+
+
+@pytest.fixture
+async def here(database: str) -> AsyncIterator[Installation]:
+    settings = Settings(postgres_dsn=database, api_token=TOKEN)
+    async with asyncpg.create_pool(database, min_size=1, max_size=8, init=connection_setup) as pool:
+        yield Installation(pool, settings)
+
+
+async def test_everybody_says_the_same_of_every_input(here: Installation) -> None:
+    await here.submission("sub_1", CHUNKS)
+    expected: dict[str, int] = {}
+    for _, _, _, status, _, _ in CHUNKS.values():
+        expected[status] = expected.get(status, 0) + SIZE
+    in_transit = SIZE * sum(differs for *_, differs in CHUNKS.values())
+
+    progress = await here.get("/v1/submissions/sub_1/progress")
+    report = await here.get("/v1/submissions/sub_1/report")
+    for said in (progress, report):
+        assert said["by_status"] == expected
+        assert sum(one["inputs"] for one in said["waiting"]) == SIZE * len(CHUNKS)
+        assert said["in_transit"] == in_transit
+    # Nothing is wrong, and it is not balanced while the two disagree.
+    assert (report["imbalances"], report["balanced"]) == ([], False)
+
+    for status, number in expected.items():
+        rows = await here.results("sub_1", status, limit=7)
+        assert len({row["input_id"] for row in rows}) == len(rows) == number
+        for row in rows:
+            _, _, _, wanted, waits_for, _ = CHUNKS[row["chunk"]]
+            assert (row["status"], row["waits_for"]) == (wanted, waits_for) == (status, waits_for)
+            assert row["reason"]
+    for number, (chunk, (_, _, _, status, waits_for, _)) in enumerate(CHUNKS.items()):
+        one = await here.get(f"/v1/results/sub_1:i{number * SIZE + 3}")
+        assert (one["chunk"], one["status"], one["waits_for"]) == (chunk, status, waits_for)
+        by_id = await here.get("/v1/results", submission_id="sub_1", external_id=f"i{number * SIZE + 3}", status=status)
+        assert [row["chunk"] for row in by_id["results"]] == [chunk]
+
+    # What nobody need wait for is overdue; a retry, and what has its turn yet to come, is not.
+    late = ["calling", "doubt", "doubt_ahead", "held", "window_over"]
+    overdue = await here.get("/v1/overdue", submission_id="sub_1")
+    assert [one["chunk"] for one in overdue["unsent"]] == late
+    for one in overdue["unsent"]:
+        assert (one["status"], one["waits_for"]) == CHUNKS[one["chunk"]][3:5]
+        assert (one["until"] is not None) == (one["waits_for"] in ("calling", "in_doubt"))
+    assert report["overdue_by_reason"] == {"calling": SIZE, "held": SIZE, "in_doubt": 2 * SIZE, "sweeps": SIZE}
+    facts, _ = await ask_postgres(here.settings)
+    seen = {one.waiting.waits_for: one.waiting.inputs for one in facts.late}
+    assert seen == report["overdue_by_reason"]
+
+
+async def test_what_has_rows_is_told_by_the_tables_whatever_the_queue_says(here: Installation) -> None:
+    chunks = {state: (state, "deadline = now()", "SUBMITTED") for state in ("waiting", "sending", "in_doubt", "held")}
+    await here.submission("sub_1", chunks)
+    await here.pool.execute("update everyrun.batches set counts = jsonb_build_object('PROCESSED', expected)")
+    progress = await here.get("/v1/submissions/sub_1/progress")
+    assert (progress["by_status"], progress["waiting"], progress["in_transit"]) == ({"PROCESSED": 4 * SIZE}, [], 0)
+    for status in ("WAITING", "SENDING", "IN_DOUBT"):
+        assert await here.results("sub_1", status) == []
+    assert (await here.get("/v1/overdue"))["unsent"] == []
+
+
+async def test_pauses_kafka_and_a_lost_queue_have_their_reasons(here: Installation) -> None:
+    one = {"waiting": ("waiting", "", None)}
+    await here.submission("sub_new", {"sub_new.c1": one["waiting"]}, age="2 minutes", announced=False)
+    await here.submission("sub_slow", {"sub_slow.c1": one["waiting"]}, age="2 days")
+
+    async def waits(submission: str) -> list[tuple[str, str, str | None]]:
+        waiting = (await here.get(f"/v1/submissions/{submission}/progress"))["waiting"]
+        return [(w["waits_for"], w["reason"], w["what_to_do"]) for w in waiting]
+
+    assert [w[0] for w in await waits("sub_new")] == ["unannounced"]
+    assert [w[0] for w in await waits("sub_slow")] == ["queued"]
+    assert [o["chunk"] for o in (await here.get("/v1/overdue"))["unsent"]] == ["sub_new.c1", "sub_slow.c1"]
+    await here.pool.execute("insert into everyrun_queue.paused values ('submission', 'sub_slow', 'mine', 'me', now())")
+    ((code, reason, helps),) = await waits("sub_slow")
+    assert (code, "mine" in reason, "submission resume sub_slow" in str(helps)) == ("submission_paused", True, True)
+    await here.pool.execute("insert into everyrun_queue.paused values ('workflow', 'w', '402', null, now())")
+    ((code, reason, helps),) = await waits("sub_slow")
+    assert (code, "402" in reason, "workflow resume w" in str(helps)) == ("workflow_paused", True, True)
+
+    # The queue is lost: a chunk that the tables know, and inputs that nobody sent.
+    await here.submission("sub_lost", {"lost.c1": ("in_doubt", "", "IN_DOUBT"), "lost.c2": ("waiting", "", None)})
+    await here.pool.execute("delete from everyrun_queue.chunks where submission_id = 'sub_lost'")
+    await here.pool.execute("delete from everyrun_queue.inputs where submission_id = 'sub_lost'")
+    await here.pool.execute("delete from everyrun_queue.submissions where submission_id = 'sub_lost'")
+    report = await here.get("/v1/submissions/sub_lost/report")
+    assert report["by_status"] == {"IN_DOUBT": SIZE, "WAITING": SIZE}
+    assert {w["waits_for"] for w in report["waiting"]} == {"queue_lost"}
+    assert report["overdue_by_reason"] == {"queue_lost": 2 * SIZE}
+    assert len(await here.results("sub_lost", "IN_DOUBT")) == SIZE
+    assert (await here.get("/v1/results/sub_lost:i3"))["waits_for"] == "queue_lost"
+
+
+async def test_a_page_reads_the_chunks_that_it_shows(here: Installation, database: str) -> None:
+    chunks = {f"c{number:04}": ("waiting", "", None) for number in range(60)}
+    await here.submission("sub_1", chunks)
+    rows = await here.results("sub_1", "WAITING", limit=9)
+    assert [row["position"] for row in rows] == list(range(1, 601))
+
+    async def chunk_rows(most: int) -> int:
+        statement = "select count(*) from everyrun_queue.unsent('sub_1', 'c0010', $1, 'WAITING')"
+        return int(await here.pool.fetchval(statement, most))
+
+    assert [await chunk_rows(most) for most in (1, 7)] == [1, 7]
+    assert set(WAITS_FOR) >= {waits_for for *_, waits_for, _ in CHUNKS.values()}
