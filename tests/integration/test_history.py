@@ -162,20 +162,98 @@ async def test_the_events_make_what_the_tables_say(settings: Settings, pool: asy
 async def test_a_row_that_was_changed_does_not_agree(settings: Settings, pool: asyncpg.Pool) -> None:
     await append(settings, a_story())
     await applied(settings)
-    await pool.execute("update everyrun.results set status = 'PROCESSED', run_id = 'run_x' where position = 2")
-    await pool.execute("update everyrun.results set status = 'FAILED' where position = 1")
+    await pool.execute("update everyrun.results set status = 'FAILED', run_id = 'run_x' where position = 1")
     env = {
         "EVERYRUN_KAFKA_BOOTSTRAP": settings.kafka_bootstrap,
         "EVERYRUN_TOPIC_PREFIX": settings.topic_prefix,
         "EVERYRUN_POSTGRES_DSN": settings.postgres_dsn.get_secret_value(),
     }
     done = await asyncio.to_thread(everyrun, "history", "sub_1:1", **env)
-    assert (done.returncode, "The row in the tables says FAILED" in done.stderr) == (1, True), done.stderr
+    assert (done.returncode, "status: the tables say 'FAILED'" in done.stderr) == (1, True), done.stderr
     assert "run_a stands" in done.stdout
     done = await asyncio.to_thread(everyrun, "history", "run_b", "--json", **env)
     assert (done.returncode, json.loads(done.stdout)["status"]) == (0, "PROCESSED")
     done = await asyncio.to_thread(everyrun, "history", "run_zzz", **env)
     assert done.returncode == 4
+
+
+#: What somebody may do to a row by SQL, and the places that are named then.
+TAMPERED = {
+    "external_id = '7'": ["external_id"],
+    "submission_id = 'sub_9'": ["submission_id"],
+    "batch_id = null": ["batch_id"],
+    "position = 9": ["position"],
+    "chunk = 'other'": ["chunk"],
+    "attempt = 9": ["attempt"],
+    """file = '{"url": "https://files.example.com/other.pdf"}'""": ["file.url"],
+    """metadata = '{"row": 2}'""": ["metadata.row"],
+    "run_id = 'run_x'": ["run_id"],
+    "status = 'FAILED'": ["status"],
+    "failure_reason = 'X'": ["failure_reason"],
+    "failure_message = 'X'": ["failure_message"],
+    """run = jsonb_set(run, '{status}', '"FAILED"')""": ["run.status"],
+    "run = null": ["run"],
+    "credits = coalesce(credits, 0) + 1": ["credits"],
+    "source = 'poll'": ["source"],
+    "observed_at = observed_at + interval '1 millisecond'": ["observed_at"],
+    "settled_at = null": ["settled_at"],
+    "version = version || 'f'": ["version"],
+}
+
+
+async def test_every_column_of_a_row_is_compared(settings: Settings, pool: asyncpg.Pool) -> None:
+    """It said that the row says the same after metadata, a total, credits or settled_at were changed by SQL."""
+    await append(settings, a_story())
+    await applied(settings)
+    columns = await pool.fetch(
+        "select column_name from information_schema.columns where table_schema = 'everyrun' and table_name = 'results'"
+    )
+    assert {r["column_name"] for r in columns} - {"input_id"} == {
+        name.partition(".")[0] for names in TAMPERED.values() for name in names
+    }
+    async with historian(settings, pool) as asked:
+        untouched = await asked.history("sub_1:1")
+        assert (untouched.agrees, untouched.differences) == (True, [])
+        for change, places in TAMPERED.items():
+            await pool.execute("create table kept as select * from everyrun.results")
+            await pool.execute(f"update everyrun.results set {change} where input_id = 'sub_1:1'")
+            found = await asked.history("sub_1:1")
+            assert (found.agrees, [one.column for one in found.differences]) == (False, places), change
+            await pool.execute("truncate everyrun.results; insert into everyrun.results select * from kept")
+            await pool.execute("drop table kept")
+        # The same JSON written otherwise is no difference.
+        await pool.execute("""update everyrun.results set metadata = '{"row": 1.0}' where input_id = 'sub_1:1'""")
+        assert (await asked.history("sub_1:1")).agrees is True
+
+
+async def test_an_input_that_is_only_in_the_queue_has_a_history(settings: Settings, pool: asyncpg.Pool) -> None:
+    await pool.execute(
+        "insert into everyrun_queue.submissions (submission_id, workflow_id, priority, expected, batches, content_hash,"
+        " created_at, announced_at) values ('sub_1', 'workflow_1', 90, 2, 1, '', now(), now())"
+    )
+    await pool.execute("insert into everyrun_queue.inputs values ('sub_1', 1, '1', '{}', '{}')")
+    await pool.execute(
+        "insert into everyrun_queue.chunks (chunk, submission_id, first_position, last_position)"
+        " values ('sub_1.c1', 'sub_1', 1, 2)"
+    )
+    async with historian(settings, pool) as asked:
+        found = await asked.history("sub_1:1")
+        assert (found.status, found.events, found.agrees) == ("WAITING", [], None)
+        assert found.waiting is not None
+        assert found.waiting.waits_for == "queued"
+        await append(settings, a_story()[:1])
+        assert [event.type for event in (await asked.history("sub_1:1")).events] == ["submission-accepted"]
+        with pytest.raises(NoHistoryError):
+            await asked.history("sub_1:2")
+    env = {
+        "EVERYRUN_KAFKA_BOOTSTRAP": settings.kafka_bootstrap,
+        "EVERYRUN_TOPIC_PREFIX": settings.topic_prefix,
+        "EVERYRUN_POSTGRES_DSN": settings.postgres_dsn.get_secret_value(),
+    }
+    done = await asyncio.to_thread(everyrun, "history", "sub_1:1", **env)
+    assert done.returncode == 0, done.stderr
+    assert "By the queue it is WAITING" in done.stdout
+    assert "waits for its turn" in done.stdout
 
 
 async def test_an_index_of_another_log_is_not_used(settings: Settings, pool: asyncpg.Pool) -> None:

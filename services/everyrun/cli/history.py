@@ -35,7 +35,8 @@ def history(
 
     It answers why a row says what it says. The events are read from Kafka, by an index of where they lie, which the
     replay service keeps at the end of the log; what it does not cover yet is indexed first. Ends with 1 where the row
-    in the live tables is not what the events make it, with 4 where no event speaks of the id.
+    in the live tables, compared in every column, is not what the events make it, with 4 where neither an event nor
+    the queue knows the id.
 
     Example: everyrun history sub_01k...:invoice-000017
     """
@@ -50,7 +51,7 @@ def history(
         except IndexBehindError as error:
             fail(str(error), exits.ERROR)
     if found is None:
-        fail(f"no event speaks of {identifier}", exits.NOT_FOUND)
+        fail(f"no event speaks of {identifier}, and the queue does not have it", exits.NOT_FOUND)
     if as_json:
         import msgspec
 
@@ -89,11 +90,16 @@ def _show(found: History) -> None:
     out.print(table)
     if found.status is not None:
         run_id = f", by {found.run_id}" if found.run_id else ""
-        out.print(f"By these events it is [bold]{found.status}[/]{run_id}.")
+        by = "By the queue" if found.waiting is not None else "By these events"
+        out.print(f"{by} it is [bold]{found.status}[/]{run_id}.")
+    if found.waiting is not None:
+        helps = f" You can: {found.waiting.what_to_do}" if found.waiting.what_to_do else ""
+        out.print(f"It has no row in the tables yet: {escape(found.waiting.reason)}.{escape(helps)}", soft_wrap=True)
     if found.agrees is True:
-        out.print("The row in the tables says the same.")
-    elif found.agrees is False and found.row is not None:
-        err.print(
-            f"[red]The row in the tables says {found.row['status']} ({found.row['run_id']}, version "
-            f"{found.row['version']}).[/] If the processor is behind, ask again; else see: everyrun audit"
-        )
+        out.print("The row in the tables says the same, in every column.")
+    elif found.agrees is False:
+        err.print("[red]The row in the tables says something else:[/]")
+        for one in found.differences:
+            text = f"{one.column}: the tables say {one.live!r}, the events {one.log!r}"
+            err.print(f"  [red]{escape(text)}[/]", soft_wrap=True)
+        err.print("If the processor is behind, ask again; else see: everyrun audit")

@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from msgspec.structs import replace
+
 from everyrun.log import events
 from everyrun.projection.attempts import batches_of, rows_of
 from everyrun.projection.choose import version_of_run
 from everyrun.projection.decode import Fact, NotUnderstoodError, fact_of, run_of
 from everyrun.projection.fingerprint import fingerprint
+from everyrun.projection.join import Decision
 from everyrun.projection.match import INPUT_UNKNOWN, Batch, Unmatched, in_order, match
 from everyrun.projection.merge import Binding, Run, merge, why_greater
+from everyrun.projection.state import State
+from everyrun.projection.tables import RESULT_COLUMNS
 
 #: What an event of an attempt makes of an input that has no row yet.
 _WITHOUT_ROW: dict[type, str] = {
@@ -41,6 +46,10 @@ class InputStory:
         self._batches: dict[str, Batch] = {}
         self._row = ""
         self._row_status = ""
+        #: The row that an attempt brought, until a run stands for it; and the file of each event that brought one:
+        #: the queue forgets files after a while, so that they may differ.
+        self._brought: State | None = None
+        self.files: list[bytes] = []
         self._without_row = "WAITING"
         self._standing: str | None = None
 
@@ -57,6 +66,20 @@ class InputStory:
         if self._standing is not None:
             return _version(self._runs[self._standing])
         return self._row or None
+
+    @property
+    def row(self) -> dict[str, Any] | None:
+        """The whole row of ``results`` that the events make; JSON as text. None where they make none."""
+        if self._brought is None:
+            return None
+        state = self._brought
+        if self._standing is not None:
+            run = self._runs[self._standing]
+            batch = self._batches[run.batch_id or ""]
+            # A run is counted at the attempt that its batch is, whatever its own metadata say.
+            run = replace(run, binding=Binding(self._input_id, batch.chunk, batch.attempt, ""))
+            state = State(state.row, decision=Decision(state.row, run, _version(run), ()))
+        return dict(zip(RESULT_COLUMNS, state.values(), strict=True))
 
     @property
     def run_id(self) -> str | None:
@@ -101,14 +124,16 @@ class InputStory:
             }[kind]
             return f"{attempt} {words}{_said(event)}"
         self._batches |= batches_of([fact])
-        own = [row for row, _, _ in rows_of(fact) if row.input_id == self._input_id]
+        own = [brought for brought in rows_of(fact) if brought[0].input_id == self._input_id]
         told = (
             f"{attempt} was taken as {event.batch_id}" if getattr(event, "batch_id", None) else f"{attempt} was refused"
         )
         told += _said(event)
-        for row in own:
+        for row, reason, message in own:
+            self.files.append(row.file)
             if row.version > self._row:
                 self._row, self._row_status = row.version, row.status
+                self._brought = State(row, reason, message)
             else:
                 told += "; an attempt that was taken stands"
         return f"{told}{self._choose()}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import asyncpg
@@ -18,10 +19,12 @@ from everyrun.log.at import RecordsAt
 from everyrun.log.cloudevents import header, timestamp
 from everyrun.log.ranges import Position, read_ranges
 from everyrun.replay.changes import Change, InputStory, run_changes
+from everyrun.replay.differ import Difference, rows_differ
 from everyrun.replay.index import Index
 from everyrun.replay.places import TOPICS, Place, Said, said_by
 from everyrun.settings import Settings
 from everyrun.store.sql import beside
+from everyrun.waiting import Waiting, waiting_of
 
 _sql = beside(__file__, "index.sql")
 
@@ -69,8 +72,9 @@ class Told(msgspec.Struct, frozen=True):
 class History(msgspec.Struct, frozen=True):
     """All that is known of an id. ``kind`` is input, run or batch; ``row`` is the input's row in the live tables.
 
-    ``agrees`` is whether the row is what the events make it; null where there is no row to compare, or more events
-    than the tables have taken in.
+    ``agrees`` is whether the row, in all of its columns, is what the events make it; null if there is no row to
+    compare, or more events than the tables have applied. ``differences`` are the values that differ. ``waiting`` is
+    what an input without a row waits for, by the queue; ``status`` then is the queue's too.
     """
 
     id: str
@@ -81,6 +85,8 @@ class History(msgspec.Struct, frozen=True):
     row: dict[str, Any] | None
     agrees: bool | None
     events: list[Told]
+    differences: list[Difference] = []
+    waiting: Waiting | None = None
 
 
 class _Found(NamedTuple):
@@ -117,11 +123,16 @@ class Historian:
         row, applied = await self._row(identifier)
         tail = await self._tail(progress)
         found = await self._find(tail, {identifier}, {identifier})
-        if not found:
+        queued = await self._queued(identifier) if row is None else None
+        if not found and queued is None:
             raise NoHistoryError(identifier)
         kind = _kind(identifier, found)
         if kind == "input":
             found = await self._of_input(identifier, found, tail)
+            if queued is not None:
+                # Nothing was sent of it: the events of its submission alone speak of it.
+                accepted = await self._find(tail, {queued["submission_id"]}, set())
+                found |= {place: one for place, one in accepted.items() if _type(one) in _OF_SUBMISSION}
         elif kind == "run":
             found = await self._of_run(found, tail)
         else:
@@ -139,8 +150,42 @@ class Historian:
         told = [_told(place, one.record, story.take(place.topic, one.record)) for place, one in ordered]
         # An event that the tables have not taken in yet cannot show in the row.
         taken_in = all(place.offset < applied.get((place.topic, place.partition), 0) for place in found)
-        agrees = (row["status"], row["version"]) == (story.status, story.version) if row and taken_in else None
-        return History(identifier, kind, story.status, story.version, story.run_id, row, agrees, told)
+        differences = await self._differences(row, story) if row and taken_in else []
+        agrees = not differences if row and taken_in else None
+        shown = None if row is None else {name: _shown(name, row[name]) for name in row if name != "run"}
+        waiting = None if queued is None else waiting_of(queued)
+        status = story.status if waiting is None else waiting.status
+        return History(identifier, kind, status, story.version, story.run_id, shown, agrees, told, differences, waiting)
+
+    async def _differences(self, row: Mapping[str, Any], story: InputStory) -> list[Difference]:
+        """Every value of the row that is not what the events make it."""
+        made = story.row
+        key = str(row["input_id"])
+        if made is None:
+            return list(rows_differ("results", key, row, None))
+        texts = {name: made[name] and made[name].decode() for name in _JSON}
+        files = [file.decode() for file in story.files]
+        live, log = dict(row), dict(made)
+        columns = [*_JSON, *["file"] * len(files)]
+        given = [row[name] for name in columns]
+        compared = await self._pool.fetch(_sql["compare_json"], columns, given, [*texts.values(), *files])
+        same = {one["column"] for one in compared if one["same"]}
+        normal = {one["column"]: one["log"] for one in compared[: len(_JSON)]}
+        for name in _JSON:
+            # Shown as Postgres writes them, or 1.0 and 1 would pass for a difference.
+            live[name], log[name] = (None, None) if name in same else (_json(row[name]), _json(normal[name]))
+        return list(rows_differ("results", key, live, log))
+
+    async def _queued(self, identifier: str) -> dict[str, Any] | None:
+        """The input as the queue has it; None where it does not."""
+        submission_id, colon, external_id = identifier.partition(":")
+        if not colon or "\x00" in identifier:
+            return None
+        try:
+            row = await self._pool.fetchrow(_sql["queued_input"], submission_id, external_id)
+        except _NO_QUEUE:
+            return None
+        return None if row is None else dict(row)
 
     async def _tail(self, progress: Callable[[int, int], None]) -> Found:
         """What is not indexed yet, all of it: it is read anew each time, so the index is to be kept near the end.
@@ -225,9 +270,24 @@ class Historian:
         except asyncpg.UndefinedTableError:
             return None, {}
         applied = {(r["topic"], r["partition"]): r["next_offset"] for r in offsets}
-        if row is None:
-            return None, applied
-        return {**row, "settled_at": row["settled_at"] and timestamp(row["settled_at"])}, applied
+        return None if row is None else dict(row), applied
+
+
+#: Columns of ``results`` that are jsonb.
+_JSON = ("file", "metadata", "run")
+_OF_SUBMISSION = ("submission-accepted", "submission-paused", "submission-resumed")
+#: There is no queue here, or none that may be read.
+_NO_QUEUE = (asyncpg.UndefinedTableError, asyncpg.UndefinedFunctionError, asyncpg.InsufficientPrivilegeError)
+
+
+def _json(text: str | None) -> Any:
+    return None if text is None else msgspec.json.decode(text)
+
+
+def _shown(column: str, value: Any) -> Any:
+    if column in _JSON:
+        return _json(value)
+    return timestamp(value) if isinstance(value, datetime) else value
 
 
 def _type(one: _Found) -> str:
