@@ -37,8 +37,11 @@ def test_overdue(text: str) -> None:
         "sent_at": "2026-01-01T00:00",
         "reason": "",
     }
-    respx.get(f"{QUERY}/v1/overdue").mock(return_value=page("inputs", [row]))
-    assert f"sub_1:{text}" in run("overdue")
+    chunk = {"chunk": "c1", "inputs": 3, "status": "IN_DOUBT", "until": None, "reason": text, "what_to_do": None}
+    respx.get(f"{QUERY}/v1/overdue").mock(return_value=page("inputs", [row], unsent=[chunk]))
+    shown = run("overdue")
+    assert f"sub_1:{text}" in shown
+    assert shown.count(text) == 2
 
 
 @pytest.mark.parametrize("text", NAMES)
@@ -52,9 +55,10 @@ def test_unmatched(text: str) -> None:
 @pytest.mark.parametrize("text", NAMES)
 @respx.mock
 def test_what_holds_a_submission_up(text: str) -> None:
-    stands = {"expected": 1, "settled": 0, "open": 1, "by_status": {"WAITING": 1}}
+    waits = {"waits_for": "held", "status": "WAITING", "inputs": 1, "reason": text, "what_to_do": None}
+    stands = {"expected": 1, "settled": 0, "open": 1, "by_status": {"WAITING": 1}, "waiting": [waits]}
     respx.get(url__regex=f"{QUERY}/v1/submissions/sub_1/.*").respond(json=stands)
-    row = {"submission_id": "sub_1", "created_at": "", "expected": 1, "paused": text, "held_up_by": []}
+    row = {"submission_id": "sub_1", "created_at": "", "expected": 1}
     respx.get(f"{SUBMISSION}/v1/submissions").mock(return_value=page("submissions", [row]))
     assert text in run("list")
 

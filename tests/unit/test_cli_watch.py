@@ -9,7 +9,7 @@ import pytest
 import respx
 
 from everyrun.cli import client, exits, watch
-from everyrun.cli.watch import follow, held_up
+from everyrun.cli.watch import follow, waiting_lines
 from tests.unit.cli import QUERY, SUBMISSION, everyrun, page
 
 
@@ -25,9 +25,6 @@ class Told:
     def report_if_quick(self, submission_id: str, within: float) -> dict[str, Any]:
         return self.reports.pop(0)
 
-    def queued(self, submission_id: str, within: float) -> None:
-        return None
-
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,7 +36,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 def report(processed: int, running: int, **overdue: int) -> dict[str, Any]:
     by_status = {"PROCESSED": processed, "PROCESSING": running}
     counts = {"expected": processed + running, "settled": processed, "open": running}
-    return {"by_status": by_status, "overdue_by_reason": overdue, **counts}
+    return {"by_status": by_status, "overdue_by_reason": overdue, "waiting": [], **counts}
 
 
 def test_it_ends_when_all_are_settled():
@@ -59,7 +56,14 @@ def test_it_ends_when_what_is_open_was_deleted_at_extend(capsys):
 
 def progress(**by_status: int) -> dict[str, Any]:
     expected, settled = sum(by_status.values()), sum(n for s, n in by_status.items() if s != "PENDING")
-    return {"expected": expected, "settled": settled, "open": expected - settled, "by_status": by_status}
+    counts = {"expected": expected, "settled": settled, "open": expected - settled, "by_status": by_status}
+    return {**counts, "waiting": [], "in_transit": 0}
+
+
+def waits(waits_for: str, reason: str, what_to_do: str | None = None) -> dict[str, Any]:
+    status = "IN_DOUBT" if waits_for == "in_doubt" else "WAITING"
+    said = {"status": status, "waits_for": waits_for, "inputs": 400, "reason": reason}
+    return {**said, "until": None, "what_to_do": what_to_do}
 
 
 @respx.mock
@@ -97,18 +101,18 @@ def test_what_is_not_there_ends_it_at_once():
 
 @respx.mock
 def test_it_says_once_that_nothing_is_sent_and_why():
-    steps = [progress(PENDING=1)] * 5 + [progress(PROCESSED=1)]
+    paused = waits("workflow_paused", "the workflow is paused (402 [credits])", "everyrun workflow resume workflow_1")
+    steps = [{**progress(PENDING=1), "waiting": [paused, waits("queued", "its turn")]}] * 5 + [progress(PROCESSED=1)]
     respx.get(f"{QUERY}/v1/submissions/sub_1/progress").mock(
         side_effect=[httpx.Response(200, json=step) for step in steps]
     )
-    counted = {**progress(PENDING=1), "overdue_by_reason": {}}
+    counted = {**steps[0], "overdue_by_reason": {}}
     report_route = respx.get(f"{QUERY}/v1/submissions/sub_1/report").respond(json=counted)
-    queued = {"submission_id": "sub_1", "workflow_id": "workflow_1", "paused": "402 [credits]", "held_up_by": []}
-    respx.get(f"{SUBMISSION}/v1/submissions/sub_1").respond(json=queued)
     answer = everyrun("watch", "sub_1")
     assert answer.exit_code == exits.OK, answer.output
     assert answer.output.count("402 [credits]") == 1
     assert "everyrun workflow resume workflow_1" in answer.output
+    assert "its turn" not in answer.output
     assert report_route.call_count == 4
 
 
@@ -116,20 +120,37 @@ def test_it_says_once_that_nothing_is_sent_and_why():
 def test_the_whole_report_is_not_asked_for_while_it_moves_nor_by_list():
     steps = [progress(PENDING=2), progress(PENDING=1, PROCESSED=1), progress(PROCESSED=2)]
     respx.get(f"{QUERY}/v1/submissions/sub_1/progress").mock(
-        side_effect=[httpx.Response(200, json=step) for step in [*steps, steps[-1]]]
+        side_effect=[httpx.Response(200, json=step) for step in [*steps, {**steps[0], "waiting": [IN_DOUBT]}]]
     )
-    row = {"submission_id": "sub_1", "created_at": "", "expected": 2, "paused": None, "held_up_by": ["in doubt"]}
+    row = {"submission_id": "sub_1", "created_at": "", "expected": 2}
     respx.get(f"{SUBMISSION}/v1/submissions").mock(return_value=page("submissions", [row]))
     assert everyrun("watch", "sub_1").exit_code == exits.OK
     assert "in doubt" in everyrun("list").output
 
 
-def test_what_holds_a_submission_up():
-    queued = {"paused": None, "held_up_by": ["no answer came"], "chunks": {"in_doubt": 1}}
-    assert "no answer came" in held_up(queued)
-    assert "everyrun doubt list" in held_up(queued)
-    assert held_up({**queued, "chunks": {"refused": 1, "sent": 1}}) == ""
-    assert held_up(None) == ""
+IN_DOUBT = waits("in_doubt", "in doubt (no answer came)", "everyrun doubt list --submission sub_1")
+
+
+def test_what_inputs_wait_for_is_said_with_what_helps():
+    (line,) = waiting_lines({"waiting": [IN_DOUBT, waits("queued", "its turn")]})
+    assert line == "400 inputs IN_DOUBT: in doubt (no answer came). You can: everyrun doubt list --submission sub_1"
+
+
+@respx.mock
+def test_a_report_is_in_transit_while_the_queue_and_the_tables_disagree():
+    whole = {**progress(SENDING=400), "overdue_by_reason": {}, "unmatched_by_reason": {}, "imbalances": []}
+    whole |= {"submission_id": "sub_1", "unmatched": 0, "duplicates": 0, "pending_deliveries": 0}
+    route = respx.get(f"{QUERY}/v1/submissions/sub_1/report")
+    route.respond(json={**whole, "in_transit": 400, "balanced": False, "waiting": [IN_DOUBT]})
+    answer = everyrun("report", "sub_1")
+    assert answer.exit_code == exits.OK, answer.output
+    assert "in transit (400 inputs)" in answer.output
+    assert "IN_DOUBT: in doubt (no answer" in answer.output
+    route.respond(json={**whole, "balanced": True})
+    assert "yes" in everyrun("report", "sub_1").output
+    wrong = {"what": "rows with status FAILED", "expected": 1, "found": 0}
+    route.respond(json={**whole, "imbalances": [wrong], "balanced": False})
+    assert everyrun("report", "sub_1").exit_code == exits.ERROR
 
 
 @respx.mock
