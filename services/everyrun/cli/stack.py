@@ -155,11 +155,11 @@ def _state(row: dict[str, Any]) -> str:
         answer = httpx.get(row["url"] + "/readyz", timeout=2, trust_env=False)
     except httpx.TransportError:
         return "does not answer"
-    if answer.status_code == 200:
-        return "ready"
     body = answer.json()
-    waiting = body.get("waiting") or {body["status"]: body.get("reason", "")}
-    return "not ready: " + "; ".join(f"{part}: {why}" for part, why in waiting.items())
+    waits = "; ".join(f"{part}: {why}" for part, why in (body.get("waiting") or {}).items())
+    if answer.status_code == 200:
+        return f"ready, waits for {waits}" if waits else "ready"
+    return f"not ready: {waits or body.get('reason', body['status'])}"
 
 
 def logs(
