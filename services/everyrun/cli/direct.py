@@ -48,7 +48,7 @@ def run(work: Callable[[], Coroutine[Any, Any, T]], code: int = exits.ERROR) -> 
         fail(str(error), exits.NOT_FOUND)
     except KafkaError as error:
         fail(f"Kafka: {type(error).__name__} {error}", code)
-    except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
         fail(f"Postgres: {type(error).__name__} {error}", code)
     except ObjectsError as error:
         fail(f"{type(error).__name__}: {error}", code)

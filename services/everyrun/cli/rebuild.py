@@ -120,7 +120,6 @@ def counted(what: str) -> Iterator[Callable[[Progress], None]]:
 
 def run(work: Coroutine[Any, Any, T], code: int = exits.ERROR) -> T:
     """What the work returns. Where it cannot be done, says why and ends the command with the code."""
-    import asyncpg
     from aiokafka.errors import KafkaError
 
     from everyrun.projection.offsets import ForeignLogError
@@ -128,6 +127,7 @@ def run(work: Coroutine[Any, Any, T], code: int = exits.ERROR) -> T:
     from everyrun.replay.moment import MomentError
     from everyrun.replay.rebuild import ReplayError
     from everyrun.store.migrate import MigrationError
+    from everyrun.store.pool import POSTGRES_AWAY
 
     collect_seldom()
     try:
@@ -137,7 +137,7 @@ def run(work: Coroutine[Any, Any, T], code: int = exits.ERROR) -> T:
     except BrokenPipeError:
         # Nobody reads our output any more: Click ends the command as is usual then.
         raise
-    except (KafkaError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+    except (KafkaError, *POSTGRES_AWAY) as error:
         fail(f"{type(error).__name__}: {error}. What is done stays so: the same command goes on from there.", code)
     except StoppedError:
         fail("Stopped. The same command goes on from here.", exits.INTERRUPTED)

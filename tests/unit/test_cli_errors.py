@@ -1,0 +1,31 @@
+"""Commands that go to Kafka and Postgres end with a message, whatever the client libraries raise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import asyncpg
+import pytest
+import typer
+from aiokafka.errors import KafkaConnectionError
+
+from everyrun.cli import direct, rebuild
+from everyrun.store.pool import POSTGRES_AWAY
+
+AWAY = [*POSTGRES_AWAY, asyncpg.ConnectionDoesNotExistError, KafkaConnectionError]
+
+
+@pytest.mark.parametrize("error", AWAY)
+@pytest.mark.parametrize("run", [rebuild.run, lambda work: direct.run(lambda: work)], ids=["rebuild", "direct"])
+def test_a_store_that_goes_away_is_a_message(
+    run: Callable[[Any], Any], error: type[Exception], capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def work() -> None:
+        raise error("cannot switch to state 15")
+
+    with pytest.raises(typer.Exit) as ended:
+        run(work())
+    assert ended.value.exit_code == 1
+    assert "everyrun:" in (said := capsys.readouterr().err)
+    assert error.__name__ in said
