@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from chaos import jobs
+from chaos.background import meanwhile
 from chaos.memory import Sample, slope, sparkline
 from chaos.stage import Stage, hush, staged
 from chaos.strikes import all_ready, running, strike
@@ -85,7 +86,7 @@ class Soak:
         self.witness = await Witness.now(self.stage.endpoints["kafka_bootstrap"])
         self.began = time.monotonic()
         others = [self._kill_on, self._change_on, self._measure_on, self._tell_on, self._watch_stalls]
-        async with _meanwhile(*(other() for other in others)), asyncio.TaskGroup() as group:
+        async with meanwhile(*(other() for other in others)), asyncio.TaskGroup() as group:
             for _ in range(_OPEN_JOBS):
                 group.create_task(self._jobs())
 
@@ -200,20 +201,6 @@ def _age(pid: int | None) -> float:
         return time.time() - psutil.Process(pid).create_time() if pid else 0.0
     except psutil.Error:
         return 0.0
-
-
-@contextlib.asynccontextmanager
-async def _meanwhile(*work):
-    tasks = [asyncio.create_task(part) for part in work]
-    try:
-        yield
-    finally:
-        ended = [task for task in tasks if task.done()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    for task in ended:
-        task.result()
 
 
 def main(

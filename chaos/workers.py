@@ -13,6 +13,7 @@ from random import Random
 import asyncpg
 from benchmarks import world
 
+from chaos.background import meanwhile
 from chaos.cells import Cell
 from chaos.outcomes import Outcome
 from chaos.play import Tell, machine
@@ -63,7 +64,7 @@ async def _striking(stack: Stack, names: list[str], seed: int) -> AsyncIterator[
             await asyncio.sleep(chance.uniform(3, 12))
             await strike(stack, chance.choice(names), chance.choice(("kill", "term")))
 
-    async with _meanwhile(strike_on()):
+    async with meanwhile(strike_on()):
         yield
 
 
@@ -80,7 +81,7 @@ async def _writing(stack: Stack, events: int) -> AsyncIterator[None]:
                 await producer.append(part)
                 await asyncio.sleep(max(began + number * len(part) / _RATE - time.monotonic(), 0))
 
-    async with _meanwhile(write()):
+    async with meanwhile(write()):
         yield
 
 
@@ -93,20 +94,6 @@ def _parts(records: Iterator[Record], size: int = 300) -> Iterator[list[Record]]
             part = []
     if part:
         yield part
-
-
-@contextlib.asynccontextmanager
-async def _meanwhile(work) -> AsyncIterator[None]:
-    """The work goes on while the block runs; what ended it before is raised."""
-    task = asyncio.create_task(work)
-    try:
-        yield
-    finally:
-        ended = task.done()
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-    if ended:
-        task.result()
 
 
 _SETTLED = "select coalesce(sum((counts ->> 'PROCESSED')::int), 0) from everyrun.batches"
