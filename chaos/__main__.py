@@ -14,9 +14,21 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from chaos import outcomes, workers
+from chaos import outcomes, pairs, tools, workers
 from chaos.audit import audited
-from chaos.cells import ALL, INPUTS, MATRIX, WITHIN, Cell, NoSuchCellError, select
+from chaos.cells import (
+    ALL,
+    INPUTS,
+    MATRIX,
+    PAIR_CELLS,
+    POINT_CELLS,
+    TOOL_CELLS,
+    WITHIN,
+    WORKER_CELLS,
+    Cell,
+    NoSuchCellError,
+    select,
+)
 from chaos.outcomes import Outcome
 from chaos.play import play
 from chaos.stage import hush, staged
@@ -96,7 +108,8 @@ async def _on_a_stage(cells: list[Cell], seed: int, job: tuple[int, float], unti
                 if time.monotonic() > until:
                     break
                 _console.print(f"[dim]{cell.name}, seed {seed}: {cell.what}")
-                outcome = await play(stage, cell, seed, _tell, *job)
+                player = pairs.play if cell.pair else tools.play if cell.tool else play
+                outcome = await player(stage, cell, seed, _tell, *job)
                 _done(outcome, results)
                 played.append(cell)
                 if outcome.problems:
@@ -143,10 +156,11 @@ def _write_page(results: Path) -> None:
         _console.print(f"[dim]{PAGE} is left as it is: {len(missing)} cells of the matrix have not been played")
         return
     page = PAGE.read_text()
-    matrix = {cell.name for cell in MATRIX}
-    page = outcomes.into_page(page, "matrix", outcomes.markdown(one for one in found if one.cell in matrix))
+    parts = {"matrix": MATRIX, "pairs": PAIR_CELLS, "tools": TOOL_CELLS, "others": (*POINT_CELLS, *WORKER_CELLS)}
+    for name, cells in parts.items():
+        names = {cell.name for cell in cells}
+        page = outcomes.into_page(page, name, outcomes.markdown(one for one in found if one.cell in names))
     page = outcomes.into_page(page, "audits", outcomes.audits_markdown(outcomes.audits(results)))
-    page = outcomes.into_page(page, "others", outcomes.markdown(one for one in found if one.cell not in matrix))
     last = max(found, key=lambda one: one.date)
     page = outcomes.into_page(page, "machine", f"{last.machine}; last run on {last.date}.\n")
     PAGE.write_text(page)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import sys
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -12,11 +9,11 @@ from typing import NamedTuple
 
 from chaos import jobs
 from chaos.cells import Cell
+from chaos.commands import everyrun, unclear
 from chaos.outcomes import AUDIT, Outcome
 from chaos.play import machine
 from chaos.stage import Stage
 
-_COMMAND = (sys.executable, "-c", "from everyrun.cli.app import main; main()")
 _WITHIN = 300.0
 #: Inputs of the job that goes on while rebuilt tables take the place of the live ones.
 _INPUTS = 1000
@@ -62,22 +59,8 @@ class _Answer(NamedTuple):
 
 async def _everyrun(stage: Stage, *command: str) -> _Answer:
     """The last line that a command says, and what is wrong with it."""
-    child = await asyncio.create_subprocess_exec(
-        *_COMMAND,
-        *command,
-        env={**os.environ, "EVERYRUN_DATA_DIR": str(stage.stack.data_dir), "COLUMNS": "200"},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        async with asyncio.timeout(_WITHIN):
-            found, said = (text.decode("utf-8", "replace") for text in await child.communicate())
-    except TimeoutError:
-        child.kill()
-        await child.wait()
-        found, said = "", f"not done within {_WITHIN:.0f} s"
-    # The last line that is not a bar of progress.
-    last = next((line.strip() for line in reversed(said.splitlines()) if line.strip() and "━" not in line), "")
-    if child.returncode == 0:
-        return _Answer(last, [])
-    return _Answer(last, [f"{command[0]}: exit code {child.returncode}", last, *found.splitlines()[:3]])
+    ended = await everyrun(stage, *command)
+    if ended.code == 0:
+        return _Answer(ended.last, [])
+    problems = unclear(command[0], ended, ()) + ended.out.splitlines()[:3]
+    return _Answer(ended.last, problems)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import combinations
 from random import Random
 
 from everyrun.failpoints import POINTS
@@ -17,6 +18,11 @@ USUAL = "drop=0.01,duplicate=0.05,reorder=0.1,slow=0.2"
 _SERVICES = {"submission": "submission", "bridge": "bridge", "processor": "processor-0", "reconciler": "reconciler"}
 #: Seconds that a stopped process stands still.
 STOPPED = 20.0
+#: How often a pair is killed, and the maximum number of seconds between its two kills.
+VOLLEYS, MOST_GAP = 2, 1.9
+#: The name of the tool itself among the parts that are killed while it runs.
+TOOL = "tool"
+STRUCK = (TOOL, "kafka", "postgres")
 
 
 @dataclass(frozen=True)
@@ -29,8 +35,29 @@ class Strike:
 
 
 @dataclass(frozen=True)
+class Volley:
+    """Two parts killed, ``gap`` seconds apart; ``after`` seconds from when a job had its first settled row."""
+
+    first: str
+    second: str
+    after: float
+    gap: float
+
+
+@dataclass(frozen=True)
+class ToolStrike:
+    """A part, or the tool itself, killed while the tool runs; ``moment`` is a share of the time that a run takes."""
+
+    part: str
+    moment: float
+
+
+@dataclass(frozen=True)
 class Cell:
-    """One cell: its name, what it does in words, Extend's faults, and how often which part is struck how."""
+    """One cell: its name, what it does in words, Extend's faults, and how often which part is struck how.
+
+    ``pair`` names two parts that are killed together, ``tool`` the command that runs while parts are killed.
+    """
 
     name: str
     what: str
@@ -40,11 +67,26 @@ class Cell:
     times: int = 0
     point: str = ""
     workers: int = 0
+    pair: tuple[str, ...] = ()
+    tool: str = ""
 
     def strikes(self, seed: int) -> list[Strike]:
         """When the part is struck: a function of the seed."""
         chance = Random(f"{seed}/{self.name}")
         return [Strike(self.part, self.how, chance.uniform(0.2, 3.0)) for _ in range(self.times)]
+
+    def volleys(self, seed: int) -> list[Volley]:
+        """Return when the pair is killed, in which order: a function of the seed."""
+        chance = Random(f"{seed}/{self.name}")
+        return [
+            Volley(*chance.sample(self.pair, 2), after=chance.uniform(0.2, 3.0), gap=chance.uniform(0.0, MOST_GAP))
+            for _ in range(VOLLEYS)
+        ]
+
+    def tool_strikes(self, seed: int) -> list[ToolStrike]:
+        """Return what is killed while the tool runs, and when: a function of the seed."""
+        chance = Random(f"{seed}/{self.name}")
+        return [ToolStrike(part, chance.uniform(0.2, 0.9)) for part in chance.sample(STRUCK, len(STRUCK))]
 
 
 def _process_cells() -> list[Cell]:
@@ -107,7 +149,26 @@ WORKER_CELLS = tuple(
     )
     for count in (2, 3)
 )
-ALL = (*MATRIX, *POINT_CELLS, *WORKER_CELLS)
+
+
+def _pair_cells() -> list[Cell]:
+    parts = {"submission": "submission", "kafka": "kafka", "postgres": "postgres", "processor": "processor-0"}
+    return [
+        Cell(
+            f"pair/{one}+{other}",
+            f"{one} and {other}: kill -9 within 2 s of each other, twice",
+            pair=(parts[one], parts[other]),
+        )
+        for one, other in combinations(parts, 2)
+    ]
+
+
+PAIR_CELLS = tuple(_pair_cells())
+TOOL_CELLS = tuple(
+    Cell(f"audit/{tool}", f"everyrun {tool}: kill -9 of the command, of Kafka and of Postgres under it", tool=tool)
+    for tool in ("rebuild", "audit", "as-of", "archive")
+)
+ALL = (*MATRIX, *POINT_CELLS, *WORKER_CELLS, *PAIR_CELLS, *TOOL_CELLS)
 
 
 class NoSuchCellError(ValueError):

@@ -15,8 +15,9 @@ from aiokafka.errors import KafkaError
 from chaos.witness import Witness, unheard, unpublished
 from everyrun.cli import job
 from everyrun.cli.truth import Comparison
+from everyrun.store.pool import POSTGRES_AWAY
 
-_AWAY = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError, KafkaError, httpx.TransportError)
+_AWAY = (*POSTGRES_AWAY, KafkaError, httpx.TransportError)
 _HANDED_IN_WITHIN = 60.0
 
 

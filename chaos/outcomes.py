@@ -9,12 +9,15 @@ import msgspec
 
 from chaos.cells import Cell
 
-#: How the names of audits begin, where those of cells have the part's.
-AUDIT = "audit/"
+#: Prefix of the names of the audits that follow the cells of a stack.
+AUDIT = "log-of/"
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What came of a cell with a seed; it is good when there are no ``problems``."""
+    """What came of a cell with a seed; it is good if there are no ``problems``.
+
+    ``unexplained`` says for how long inputs stood still while ``everyrun list`` gave no reason; empty if they did not.
+    """
 
     cell: str
     seed: int
@@ -28,11 +31,13 @@ class Outcome(msgspec.Struct, frozen=True):
     problems: list[str]
     machine: str
     date: str
+    unexplained: str = ""
 
     @property
     def verdict(self) -> str:
         """In a word or a sentence."""
-        return "balanced, equals the truth" if not self.problems else "FAILED: " + "; ".join(self.problems)
+        verdict = "balanced, equals the truth" if not self.problems else "FAILED: " + "; ".join(self.problems)
+        return f"{verdict}; {self.unexplained}" if self.unexplained else verdict
 
 
 def _path(folder: Path, cell: str, seed: int) -> Path:

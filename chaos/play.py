@@ -7,7 +7,7 @@ import contextlib
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ async def play(
         async with asyncio.timeout(within + 60):
             submission_id = await jobs.hand_in(stage.http, stage.endpoints, count)
             striking = asyncio.create_task(strike_all(stage.stack, cell.strikes(seed)))
-            await jobs.settled(stage.http, stage.endpoints, submission_id, deadline, lambda r: tell(_progress(r)))
+            await jobs.settled(stage.http, stage.endpoints, submission_id, deadline, lambda r: tell(progress_of(r)))
             await striking
             judged = await jobs.judged(stage.http, stage.endpoints, submission_id, witness, deadline, skip)
             report, problems = judged.report, judged.problems
@@ -70,22 +70,41 @@ async def play(
     if cell.point and not stage.has_struck(cell.point):
         problems.append("the job never came to this point")
         stage.disarm()
+    return outcome(cell, seed, began, problems, report, duplicates, doubles, deaths=stage.deaths() - deaths)
+
+
+def outcome(
+    cell: Cell,
+    seed: int,
+    began: float,
+    problems: list[str],
+    report: Mapping[str, Any],
+    duplicates: int = 0,
+    double_batches: int = 0,
+    *,
+    deaths: int,
+    what: str = "",
+    unexplained: str = "",
+) -> Outcome:
+    """Return the outcome of a cell that began at a time (monotonic) and has just ended."""
     return Outcome(
         cell=cell.name,
         seed=seed,
-        what=cell.what,
+        what=f"{cell.what}; {what}" if what else cell.what,
         seconds=time.monotonic() - began,
         expected=report["expected"],
         settled=report["settled"],
         duplicates=duplicates,
-        double_batches=doubles,
-        deaths=stage.deaths() - deaths,
+        double_batches=double_batches,
+        deaths=deaths,
         problems=problems,
         machine=machine(),
         date=datetime.now(UTC).date().isoformat(),
+        unexplained=unexplained,
     )
 
 
-def _progress(report: dict[str, Any]) -> str:
+def progress_of(report: Mapping[str, Any]) -> str:
+    """How far a job is, as a line."""
     statuses = ", ".join(f"{n} {status}" for status, n in sorted(report["by_status"].items()))
     return f"{report['settled']} of {report['expected']} settled ({statuses})"

@@ -39,6 +39,8 @@ class Stage:
         self.stack = stack
         self.http = http
         self.endpoints = stack.endpoints
+        #: What commands wrote that did not end with 0.
+        self.notes: list[str] = []
 
     async def faults(self, faults: str) -> None:
         """Let Extend have these faults from now on."""
@@ -53,6 +55,11 @@ class Stage:
     def deaths(self) -> int:
         """How often parts were started again so far."""
         return sum(self.stack.part(name).restarts for name in self.stack.names)
+
+    def up(self) -> bool:
+        """Return True if every part is running and ready."""
+        parts = [self.stack.part(name) for name in self.stack.names]
+        return all(part.state == "ready" and part.pid is not None for part in parts)
 
     def arm(self, *points: str) -> None:
         """Let these points kill their process, once."""
@@ -76,8 +83,9 @@ class Stage:
         return {name: self.stack.part(name).pid for name in self.stack.names if name not in others}
 
     def tail(self) -> str:
-        """The last words of the services, for a cell that failed."""
-        return "\n".join(f"--- {name}\n{self.stack.part(name).tail(40)}" for name in self.stack.names)
+        """The last words of the services, and of commands, for a cell that failed."""
+        parts = [f"--- {name}\n{self.stack.part(name).tail(40)}" for name in self.stack.names]
+        return "\n".join([*parts, *(f"--- {note}" for note in self.notes)])
 
 
 @contextlib.asynccontextmanager

@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Iterable
 
-from chaos.cells import STOPPED, Strike
+from chaos.cells import STOPPED, Strike, Volley
 from everyrun.embedded.stack import Stack
 
 _BACK_WITHIN = 60.0
@@ -48,6 +48,25 @@ async def strike(stack: Stack, name: str, how: str) -> None:
     if how != "stop":
         while stack.part(name).pid == pid:
             await asyncio.sleep(0.02)
+
+
+async def strike_pair(stack: Stack, volley: Volley) -> float:
+    """Kill both parts; return the seconds between the two kills.
+
+    The second is killed in whatever state it is: the death of the first may have ended it already.
+    """
+    pids: dict[str, int] = {}
+    killed = []
+    for name, wait in ((volley.first, volley.gap), (volley.second, 0.0)):
+        while (pid := stack.part(name).pid) is None:
+            await asyncio.sleep(0.02)
+        _send(pid, signal.SIGKILL)
+        pids[name] = pid
+        killed.append(time.monotonic())
+        await asyncio.sleep(wait)
+    while any(stack.part(name).pid == pid for name, pid in pids.items()):
+        await asyncio.sleep(0.02)
+    return killed[1] - killed[0]
 
 
 async def strike_all(stack: Stack, strikes: Iterable[Strike]) -> int:

@@ -6,9 +6,13 @@ import random
 from pathlib import Path
 
 import pytest
-from chaos.cells import ALL, MATRIX, NoSuchCellError, select
+from chaos.archived import Place, missing
+from chaos.cells import ALL, MATRIX, MOST_GAP, STRUCK, NoSuchCellError, select
+from chaos.commands import Ended, unclear
 from chaos.memory import WARM, Sample, slope, sparkline
 from chaos.outcomes import Outcome
+from chaos.standstill import STILL, Standstill, reason_in
+from chaos.tools import TOOLS, differences
 from chaos.witness import unheard, unpublished
 
 from chaos import outcomes
@@ -46,6 +50,116 @@ def test_the_same_seed_strikes_the_same() -> None:
     assert [(strike.part, strike.how) for strike in cell.strikes(1)] == [("bridge", "kill")] * 3
 
 
+def test_every_pair_of_parts_is_killed_twice_within_two_seconds() -> None:
+    cells = select("pair/*")
+    assert [cell.name for cell in cells] == [
+        "pair/submission+kafka",
+        "pair/submission+postgres",
+        "pair/submission+processor",
+        "pair/kafka+postgres",
+        "pair/kafka+processor",
+        "pair/postgres+processor",
+    ]
+    for cell in cells:
+        assert cell.volleys(1) == cell.volleys(1) != cell.volleys(2)
+        volleys = [volley for seed in range(50) for volley in cell.volleys(seed)]
+        assert len(volleys) == 100
+        assert all({volley.first, volley.second} == set(cell.pair) for volley in volleys)
+        assert {volley.first for volley in volleys} == set(cell.pair)
+        assert all(0 <= volley.gap <= MOST_GAP < 2 for volley in volleys)
+
+
+def test_every_tool_is_struck_itself_and_in_what_it_stands_on() -> None:
+    cells = select("audit/*")
+    assert [cell.tool for cell in cells] == ["rebuild", "audit", "as-of", "archive"] == list(TOOLS)
+    for cell in cells:
+        assert {strike.part for strike in cell.tool_strikes(1)} == set(STRUCK) == {"tool", "kafka", "postgres"}
+        assert cell.tool_strikes(1) == cell.tool_strikes(1) != cell.tool_strikes(2)
+
+
+def ended(code: int | None, err: str = "", out: str = "") -> Ended:
+    return Ended(code, out, err, 2.0)
+
+
+def test_a_command_ends_with_0_or_with_a_message_of_ours() -> None:
+    assert unclear("rebuild", ended(0, "Schema everyrun_rebuild: 3 records"), (1,)) == []
+    assert unclear("rebuild", ended(1, "everyrun: KafkaConnectionError: no broker"), (1,)) == []
+    assert unclear("rebuild", ended(1, "rebuild ━━━ 3/9 records\neveryrun: gone"), (1,)) == []
+    wrong = {
+        "did not end": ended(None, "rebuild ━━━"),
+        "a traceback": ended(1, "Traceback (most recent call last)\nValueError: x"),
+        "exit code 2": ended(2, "everyrun: no"),
+        "exit code -9": ended(-9),
+        "without a message": ended(1, "everyrun: \nsomething"),
+    }
+    for text, end in wrong.items():
+        (problem,) = unclear("rebuild", end, (1,))
+        assert text in problem
+
+
+def test_the_last_words_of_a_command_are_no_progress_bar() -> None:
+    assert ended(0, "done: 3\nrebuild ━━━━ 3/3 records\n\n").last == "done: 3"
+
+
+def test_unsent_inputs_that_stand_still_need_a_reason() -> None:
+    still = Standstill()
+    stuck = {"WAITING": 400, "PROCESSED": 100}
+    assert not still.look(stuck, True, 0.0)
+    # What is settled meanwhile moves nothing of what waits.
+    assert not still.look({**stuck, "PROCESSED": 120}, True, STILL - 1)
+    assert still.look(stuck, True, STILL + 1)
+    still.answer("")
+    assert not still.look(stuck, True, STILL + 2)
+    assert still.look(stuck, True, STILL + 15)
+    still.answer("in doubt until 12:00")
+    assert still.unexplained == f"stood still for {STILL + 1:.0f} s without a reason: 400 WAITING"
+
+
+def test_a_part_that_is_away_is_a_reason_and_so_is_a_run_at_extend() -> None:
+    still = Standstill()
+    for second in range(60):
+        assert not still.look({"WAITING": 400}, second % 4 != 0, float(second))
+    for second in range(60, 120):
+        assert not still.look({"SUBMITTED": 400}, True, float(second))
+    for second in range(120, 180):
+        assert not still.look({"WAITING": 400 - second}, True, float(second))
+    assert still.unexplained == ""
+
+
+def test_the_reason_is_the_last_column_of_the_submissions_row() -> None:
+    listed = (
+        "┃ submission ┃ handed in ┃ inputs ┃ held up by            ┃\n"
+        "│ sub_1      │ today     │ 400    │                       │\n"
+        "│ sub_2      │ today     │ 400    │ calls in doubt, see … │\n"
+    )
+    assert reason_in(listed, "sub_2") == "calls in doubt, see …"
+    assert reason_in(listed, "sub_1") == reason_in(listed, "sub_3") == reason_in("", "sub_1") == ""
+
+
+def test_rows_are_compared_as_they_are() -> None:
+    live = {"results": ["(1,a)", "(2,b)"], "batches": ["(x)"]}
+    assert differences(live, {table: list(rows) for table, rows in live.items()}) == []
+    (changed,) = differences(live, {**live, "results": ["(1,a)", "(2,c)"]})
+    assert changed.startswith("results: 1 rows only live, 1 only rebuilt: (2,b)")
+    assert differences(live, {**live, "batches": ["(x)", "(x)"]})
+    assert differences(live, {"results": live["results"]})
+    assert "nothing was compared" in differences({}, {})[0]
+
+
+def test_an_archive_that_lacks_or_changes_a_record_is_named() -> None:
+    log = {Place("runs", 0, offset): bytes([offset]) for offset in range(3)}
+    assert missing(log, {**log, Place("results", 0, 7): b"compacted since"}) == []
+    assert "lacks 1 of 3 records of the log, as runs/0@1" in missing(log, {**log, Place("runs", 0, 1): b"x"})[0]
+    assert "runs/0@0" in missing(log, {})[0]
+    assert "nothing was compared" in missing({}, {})[0]
+
+
+def test_what_stood_still_is_said_beside_the_verdict() -> None:
+    one = an_outcome(unexplained="stood still for 12 s without a reason: 400 WAITING")
+    assert one.verdict == "balanced, equals the truth; stood still for 12 s without a reason: 400 WAITING"
+    assert an_outcome().verdict == "balanced, equals the truth"
+
+
 def an_outcome(**more: object) -> Outcome:
     given = {
         "cell": "bridge/kill",
@@ -75,8 +189,11 @@ def test_an_outcome_is_kept_and_can_be_forgotten(tmp_path: Path) -> None:
 
 
 def test_audits_are_kept_beside_the_cells(tmp_path: Path) -> None:
-    good, bad = an_outcome(cell="audit/bridge/kill"), an_outcome(cell="audit/kafka/kill", seed=2, problems=["differs"])
-    for one in (an_outcome(), bad, good):
+    good, bad = (
+        an_outcome(cell="log-of/bridge/kill"),
+        an_outcome(cell="log-of/kafka/kill", seed=2, problems=["differs"]),
+    )
+    for one in (an_outcome(), an_outcome(cell="audit/rebuild"), bad, good):
         outcomes.keep(tmp_path, one)
     assert outcomes.audits(tmp_path) == [good, bad]
     table = outcomes.audits_markdown([good, bad])
