@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -29,3 +31,23 @@ def test_a_store_that_goes_away_is_a_message(
     assert ended.value.exit_code == 1
     assert "everyrun:" in (said := capsys.readouterr().err)
     assert error.__name__ in said
+
+
+def test_what_a_library_logs_is_a_line_without_a_traceback() -> None:
+    """As asyncpg's pool does, which tries again to reach a Postgres that is away."""
+    code = """
+import logging
+import sys
+from everyrun.cli import app
+
+def command():
+    try:
+        raise ConnectionRefusedError("port 5432")
+    except OSError:
+        logging.getLogger("asyncpg.pool").warning("retrying", exc_info=True)
+
+app.app = command
+app.main()
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stderr == "retrying\n"

@@ -28,6 +28,7 @@ from everyrun.cli import (
     unmatched,
     watch,
 )
+from everyrun.cli.console import log_in_lines
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -73,4 +74,5 @@ history.register(app)
 
 def main() -> None:
     """The console script."""
+    log_in_lines()
     app()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+import logging
+from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -12,6 +13,22 @@ from everyrun.cli import exits
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
+
+
+class _OneLine(logging.Formatter):
+    def formatException(self, _ei: Any) -> str:  # noqa: N802
+        return ""
+
+
+def log_in_lines() -> None:
+    """Write the warnings of libraries to standard error, a line each, without tracebacks.
+
+    asyncpg's pool logs one for each attempt to reach a Postgres that is away. The command itself says what is wrong.
+    """
+    handler = logging.StreamHandler()
+    handler.setLevel(logging.WARNING)
+    handler.setFormatter(_OneLine())
+    logging.getLogger().addHandler(handler)
 
 
 def fail(message: str, code: int = exits.ERROR) -> NoReturn:
