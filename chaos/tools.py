@@ -48,7 +48,7 @@ _LATER_JOBS = 5
 #: A run that ends before its strike is repeated so many times, struck sooner each time.
 _TRIES = 4
 #: All of the cell but its last jobs takes no longer than this, in seconds.
-_STRUCK_WITHIN = 600.0
+_STRUCK_WITHIN = 1200.0
 #: The tables have everything that is in the log within so many seconds after the jobs.
 _QUIET_WITHIN = 60.0
 #: An audit that cannot be done ends with 2, as 1 means that it found differences.
