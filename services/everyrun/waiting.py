@@ -19,6 +19,7 @@ WAITS_FOR = {
     "workflow_paused": "its workflow is paused",
     "submission_paused": "its submission is paused",
     "retry": "it was not taken, and is retried",
+    "secrets_removed": "the links and passwords that it would be sent with were taken out of the queue",
     "queued": "it has not been its turn yet",
     "calling": "its call is in progress, or its worker ended during it",
     "in_doubt": "the outcome of its call is unknown, and evidence may still come",
@@ -76,6 +77,9 @@ def _words(row: Mapping[str, Any], until: str) -> tuple[str, str | None]:
             return f"the submission is paused{why}", f"everyrun submission resume {row['submission_id']} --reason WHY"
         case "retry":
             return f"not taken{why}; retried at {until}", None
+        case "secrets_removed":
+            reason = "its links and passwords were taken out of the queue, which keeps them for a set time only"
+            return reason, "hand these inputs in again, as a submission of their own (EVERYRUN_SECRETS_KEPT_UNSETTLED)"
         case "queued":
             return f"waits for its turn{why}", None
         case "calling":

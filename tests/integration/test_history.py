@@ -342,7 +342,7 @@ async def test_a_log_that_is_not_indexed_is_not_read_whole_for_one_question(
             assert [event["what"] for event in answer.json()["events"]] == CHANGES
 
 
-async def test_the_command_line_says_how_far_the_index_is(
+async def test_without_an_index_the_question_is_refused_with_how_far_it_is(
     settings: Settings, pool: asyncpg.Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who may not write cannot index: the log is read, as far as it is short."""

@@ -335,3 +335,21 @@ async def test_a_key_that_was_taken_meanwhile_leads_to_the_newer_submission(worl
         "select submission_id, idempotency_key from everyrun_queue.submissions"
     )
     assert {tuple(row) for row in found} == {("sub_meanwhile", "k"), (first, None)}
+
+
+async def test_the_parts_of_a_chunk_that_was_cut_are_put_back_and_none_is_sent_twice(world: World) -> None:
+    refused = {"code": "INVALID_REQUEST", "message": "inputs are invalid", "retryable": False}
+    first = await upload(world, rows(4))
+    await world.send(httpx.Response(400, json=refused))
+    await world.send(httpx.Response(200, json={"batchId": "batch_1"}))
+    assert sent_rows(world) == [[0, 1, 2, 3], [0, 1]]
+    await lose(world)
+    await world.level.check()
+    assert await states(world) == {"c00001": "cut", "c00001-1": "sent", "c00001-2": "held"}
+    found = await submission(world)
+    assert (found["lost_inputs"], found["lost_files"]) == (0, 2)
+    assert not await world.dispatcher._send_one()
+    assert (await upload(world, rows(4))).json() == first.json()
+    assert await states(world) == {"c00001": "cut", "c00001-1": "sent", "c00001-2": "waiting"}
+    await world.send()
+    assert sent_rows(world)[2:] == [[2, 3]]

@@ -34,11 +34,12 @@ DECISIONS = Bounds(restores=0, kills=0)
 HONEST = Bounds(resends=2, restores=0, kills=0, honest=True)
 RESTORED = Bounds(attempts=1, kills=0)
 RESTORED_LONG = Bounds(decisions=0, kills=0)
+LOST = RESTORED._replace(loses=True)
 CUT = Bounds(restores=0, decisions=0, kills=0, size=2)
 CUT_RESTORED = Bounds(attempts=1, resends=0, decisions=0, kills=0, size=2)
 CUT_BY_A_LIE = Bounds(attempts=1, restores=0, decisions=0, kills=0, size=2, lies=True)
 UNCLAIMED = Bounds(restores=0, decisions=0)
-SEARCHES = [ATTEMPTS, UNCLAIMED, DECISIONS, HONEST, RESTORED, CUT, CUT_RESTORED, CUT_BY_A_LIE]
+SEARCHES = [ATTEMPTS, UNCLAIMED, DECISIONS, HONEST, RESTORED, CUT, CUT_RESTORED, CUT_BY_A_LIE, LOST]
 LONG = bool(os.environ.get("EVERYRUN_CHAOS"))
 if LONG:
     SEARCHES += [ATTEMPTS._replace(kills=1), DECISIONS._replace(kills=1), RESTORED_LONG]
@@ -130,6 +131,19 @@ def a_late_answer_is_of_whichever_attempt(chunk: ChunkState, happening: Happenin
     return None
 
 
+def lost_files_are_sent(chunk: ChunkState, happening: Happening) -> Step | None:
+    return replace(done, after=replace(done.after, files_lost=chunk.files_lost)) if (
+        done := _possible(replace(chunk, files_lost=False), happening)
+    ) else None  # fmt: skip
+
+
+def _possible(chunk: ChunkState, happening: Happening) -> Step | None:
+    try:
+        return step(chunk, happening)
+    except NotPossibleError:
+        return None
+
+
 def cut_after_a_doubt(chunk: ChunkState, happening: Happening) -> Step | None:
     if isinstance(_outcome(happening), Rejected) and chunk.state == "sending" and chunk.resends:
         return step(replace(chunk, resends=0), happening)
@@ -166,6 +180,7 @@ def it_waits_again_though_its_claim_is_there(chunk: ChunkState, happening: Happe
 @pytest.mark.parametrize(
     ("rule", "bounds"),
     [
+        (lost_files_are_sent, LOST),
         (cut_after_a_doubt, CUT),
         (a_cut_chunk_waits_again, CUT),
         (a_cut_is_not_said, CUT),

@@ -28,6 +28,8 @@ from msgspec.structs import replace
 from everyrun.log import events
 from everyrun.submission.classify import InDoubt, Rejected, Returned, Taken, Unclear
 from everyrun.submission.protocol import (
+    FILES_LOST_IN_DOUBT,
+    FILES_LOST_UNSENT,
     Adopted,
     Answered,
     ChunkState,
@@ -44,6 +46,7 @@ from everyrun.submission.protocol import (
     Unannounced,
     Unclaimed,
     WindowPassed,
+    refilled,
 )
 from everyrun.submission.takeover import Logged, read_chunks
 
@@ -70,6 +73,8 @@ class Bounds(NamedTuple):
     honest: bool = False
     size: int = 1
     lies: bool = False
+    #: A restored database does not have the chunk at all: it is put back from the log, which does not show its files.
+    loses: bool = False
 
 
 class Call(NamedTuple):
@@ -250,7 +255,12 @@ class Model:
             yield "a copy of the database is kept", w._replace(dump=w.queue), None
         if w.dump is not None and w.incarnation < self.bounds.restores:
             # Connections to the old database end with it, and what they had not committed.
-            replaced = w._replace(queue=w.dump, pending=None, incarnation=w.incarnation + 1, level=False)
+            queue = (
+                ((CHUNK, ChunkState("waiting", files_lost=True, size=self.bounds.size)),)
+                if self.bounds.loses
+                else w.dump
+            )
+            replaced = w._replace(queue=queue, pending=None, incarnation=w.incarnation + 1, level=False)
             yield "the copy replaces the database", self._kept_workers(w, replaced), None
         if w.pending is not None:
             yield from self._pending_moves(w, w.pending)
@@ -262,6 +272,9 @@ class Model:
                 yield from self._claim(w, name, chunk)
                 yield from self._resolver_moves(w, name, chunk)
             yield from self._person_moves(w)
+            if any(chunk.files_lost for _, chunk in w.queue):
+                whole = tuple((name, _plain(refilled(chunk))) for name, chunk in w.queue)
+                yield "the upload is repeated", w._replace(queue=whole), None
 
     def _levelled(self, w: World) -> World:
         said = logged(w.log)
@@ -282,9 +295,12 @@ class Model:
     def _claim(self, w: World, name: str, chunk: ChunkState) -> Iterator[tuple[str, World, str | None]]:
         if chunk.state != "waiting" or chunk.attempt >= self.bounds.attempts:
             return
-        after = _plain(self.step(chunk, Claimed()).after)
+        try:
+            after = _plain(self.step(chunk, Claimed()).after)
+        except NotPossibleError:
+            return
         worker = Worker(Call(name, after.attempt), "claimed", None, w.incarnation)
-        broken = None
+        broken = "files that are not whole are not sent" if chunk.files_lost else None
         parent = w.chunk(CHUNK)
         assert parent is not None
         if _taken(w.log) and not w.torn and not self.bounds.lies:
@@ -501,8 +517,8 @@ class Model:
 
 
 def _plain(chunk: ChunkState) -> ChunkState:
-    """Without the reason, which decides nothing."""
-    return replace(chunk, reason=None)
+    """Without the reason, which decides nothing but how a chunk goes on once its files are there again."""
+    return chunk if chunk.reason in (FILES_LOST_UNSENT, FILES_LOST_IN_DOUBT) else replace(chunk, reason=None)
 
 
 def _path(came: dict[World, tuple[World | None, str]], world: World) -> tuple[str, ...]:

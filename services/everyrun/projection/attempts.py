@@ -94,7 +94,7 @@ def upsert_of(fact: Fact) -> Upsert:
     """What one event says of its attempt."""
     event: Any = fact.event
     times = {column: None for column, _ in _STATES} | {_COLUMN[type(event)]: fact.time}
-    input_ids = [given.input_id for given in getattr(event, "inputs", ())]
+    input_ids = getattr(event, "input_ids", None) or [given.input_id for given in getattr(event, "inputs", ())]
     reason = getattr(event, "reason", None)
     if type(event) in (*_REFUSALS, events.BatchCut):
         reason = ": ".join(_refusal(event))

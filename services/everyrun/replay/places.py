@@ -51,6 +51,7 @@ class _Head(msgspec.Struct):
     chunk: str | None = None
     batch_id: str | None = None
     run_id: str | None = None
+    input_ids: list[str] = []
     inputs: list[_Input] = []
     metadata: Any = None
 
@@ -94,7 +95,7 @@ def said_by(topic: str, record: Any) -> Said:
         return Said(set(), None)
     ids = {head.chunk, head.batch_id, head.run_id}
     ids |= {head.submission_id} if head.chunk is None else set()
-    ids |= {given.input_id for given in head.inputs}
+    ids |= {*head.input_ids, *(given.input_id for given in head.inputs)}
     if topic == "deliveries":
         key = reserved.read(head.metadata)
         ids |= {key.input} if key else set()

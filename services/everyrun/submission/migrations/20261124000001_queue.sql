@@ -322,7 +322,7 @@ begin
 return query
 with queued as (
     select c.chunk, c.submission_id, s.workflow_id, c.first_position, c.last_position, c.attempt, c.state,
-           c.not_before, c.deadline, c.reason, s.announced_at, s.created_at, w.reason as workflow_reason,
+           c.not_before, c.deadline, c.reason, c.aside and s.redacted_at is not null as redacted, s.announced_at, s.created_at, w.reason as workflow_reason,
            p.reason as submission_reason, coalesce(w.since, p.since) as paused_since,
            case c.state when 'waiting' then 'WAITING' when 'in_doubt' then 'IN_DOUBT' when 'held' then 'IN_DOUBT'
                 else 'SENDING' end as status
@@ -354,6 +354,7 @@ compared as (
                when q.announced_at is null then 'unannounced'
                when q.workflow_reason is not null then 'workflow_paused'
                when q.submission_reason is not null then 'submission_paused'
+               when q.redacted then 'secrets_removed'
                when q.not_before > now() then 'retry'
                else 'queued'
            end as waits_for,
@@ -380,6 +381,7 @@ select c.chunk, c.submission_id, c.workflow_id, c.first_position, c.last_positio
            when 'in_doubt' then '-infinity'
            when 'sweeps' then '-infinity'
            when 'held' then '-infinity'
+           when 'secrets_removed' then '-infinity'
        end::timestamptz,
        c.created_at
 from compared c
