@@ -150,7 +150,9 @@ class InputStory:
         if known is not None and merged.order == known.order:
             why = why_greater(known.order, run.order)
             again = "it was known already" if why is None else f"{known.status} by {known.source} stands, {why}"
-            return f"{name}: nothing, {again}"
+            # An observation that does not stand may still be the first to name the batch or the input.
+            before, chosen = self._standing, self._choose()
+            return f"{name}: nothing, {again}{chosen if self._standing != before else ''}"
         seen = (
             f"{name}: first seen of this run"
             if known is None
