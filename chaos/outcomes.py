@@ -14,10 +14,7 @@ AUDIT = "log-of/"
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What came of a cell with a seed; it is good if there are no ``problems``.
-
-    ``unexplained`` says for how long inputs stood still while ``everyrun list`` gave no reason; empty if they did not.
-    """
+    """What came of a cell with a seed; it is good if there are no ``problems``."""
 
     cell: str
     seed: int
@@ -31,13 +28,11 @@ class Outcome(msgspec.Struct, frozen=True):
     problems: list[str]
     machine: str
     date: str
-    unexplained: str = ""
 
     @property
     def verdict(self) -> str:
         """In a word or a sentence."""
-        verdict = "balanced, equals the truth" if not self.problems else "FAILED: " + "; ".join(self.problems)
-        return f"{verdict}; {self.unexplained}" if self.unexplained else verdict
+        return "balanced, equals the truth" if not self.problems else "FAILED: " + "; ".join(self.problems)
 
 
 def _path(folder: Path, cell: str, seed: int) -> Path:

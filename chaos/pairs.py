@@ -18,8 +18,6 @@ from chaos.strikes import all_ready, strike_pair
 from chaos.witness import Witness
 from everyrun.cli.job import JobError
 
-#: True makes it a failure if inputs stand still while ``everyrun list`` gives no reason; False only reports it.
-UNEXPLAINED_FAILS = False
 #: The kills of a pair may not lie further apart than this, in seconds.
 _APART = 2.0
 #: The first rows are settled, and the strikes are over, within so many seconds.
@@ -76,10 +74,8 @@ async def play(
                     duplicates += judged.comparison.duplicates
     except (JobError, TimeoutError) as error:
         problems.append(f"{type(error).__name__}: {error}" if str(error) else "the cell did not end in time")
-    unexplained = "; ".join(filter(None, (job.standstill.unexplained for job in followed)))
+    problems += [job.standstill.unexplained for job in followed if job.standstill.unexplained]
     problems += [problem for kill in kills for problem in kill.problems()]
-    if UNEXPLAINED_FAILS and unexplained:
-        problems.append(unexplained)
     return outcome(
         cell,
         seed,
@@ -90,7 +86,6 @@ async def play(
         doubles,
         deaths=stage.deaths() - deaths,
         what="; ".join(str(kill) for kill in kills),
-        unexplained="" if UNEXPLAINED_FAILS else unexplained,
     )
 
 

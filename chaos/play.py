@@ -84,7 +84,6 @@ def outcome(
     *,
     deaths: int,
     what: str = "",
-    unexplained: str = "",
 ) -> Outcome:
     """Return the outcome of a cell that began at a time (monotonic) and has just ended."""
     return Outcome(
@@ -100,7 +99,6 @@ def outcome(
         problems=problems,
         machine=machine(),
         date=datetime.now(UTC).date().isoformat(),
-        unexplained=unexplained,
     )
 
 

@@ -16,7 +16,7 @@ from starlette.types import Scope as AsgiScope
 
 from everyrun.settings import Settings
 from everyrun.store import tokens
-from everyrun.store.pool import is_slow
+from everyrun.store.pool import POSTGRES_AWAY, is_slow
 from everyrun.telemetry import log
 
 _log = log(__name__)
@@ -131,7 +131,7 @@ def api(
     settings: Settings,
     pool: asyncpg.Pool,
     streams: frozenset[str] = frozenset(),
-    unavailable: tuple[type[Exception], ...] = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError),
+    unavailable: tuple[type[Exception], ...] = POSTGRES_AWAY,
 ) -> FastAPI:
     """A FastAPI application whose every path but the OpenAPI document wants a token; ``pool`` has the tokens.
 

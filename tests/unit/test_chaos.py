@@ -154,12 +154,6 @@ def test_an_archive_that_lacks_or_changes_a_record_is_named() -> None:
     assert "nothing was compared" in missing({}, {})[0]
 
 
-def test_what_stood_still_is_said_beside_the_verdict() -> None:
-    one = an_outcome(unexplained="stood still for 12 s without a reason: 400 WAITING")
-    assert one.verdict == "balanced, equals the truth; stood still for 12 s without a reason: 400 WAITING"
-    assert an_outcome().verdict == "balanced, equals the truth"
-
-
 def an_outcome(**more: object) -> Outcome:
     given = {
         "cell": "bridge/kill",

@@ -11,6 +11,7 @@ import asyncpg
 import httpx
 
 from everyrun.cli.truth import Comparison, compare
+from everyrun.store.pool import POSTGRES_AWAY
 
 #: A service that is being started again is waited for this long, in seconds.
 _AWAY = 60.0
@@ -97,20 +98,25 @@ async def agree(
 async def _compared(endpoints: dict[str, str], submission_id: str, lines: list[dict[str, Any]]) -> Comparison:
     while True:
         try:
-            connection = await asyncpg.connect(endpoints["postgres_dsn"], timeout=10)
-        except (OSError, asyncpg.PostgresError, TimeoutError):
+            found, duplicates = await _rows(endpoints["postgres_dsn"], submission_id)
+        except POSTGRES_AWAY:
             await asyncio.sleep(0.5)
             continue
-        try:
-            found = await connection.fetch(
-                "select input_id, run_id, status from everyrun.results where submission_id = $1", submission_id
-            )
-            duplicates = await connection.fetchval(
-                "select count(*) from everyrun.duplicate_runs where starts_with(input_id, $1 || ':')", submission_id
-            )
-        finally:
-            await connection.close()
         return compare(lines, {row["input_id"]: (row["run_id"], row["status"]) for row in found}, duplicates)
+
+
+async def _rows(dsn: str, submission_id: str) -> tuple[list[asyncpg.Record], int]:
+    connection = await asyncpg.connect(dsn, timeout=10)
+    try:
+        found = await connection.fetch(
+            "select input_id, run_id, status from everyrun.results where submission_id = $1", submission_id
+        )
+        duplicates = await connection.fetchval(
+            "select count(*) from everyrun.duplicate_runs where starts_with(input_id, $1 || ':')", submission_id
+        )
+        return found, duplicates
+    finally:
+        await connection.close()
 
 
 def is_of(line: dict[str, Any], submission_id: str) -> bool:

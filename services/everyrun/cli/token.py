@@ -25,6 +25,7 @@ from everyrun.cli.console import err, fail, out
 from everyrun.embedded.state import read_endpoints
 from everyrun.settings import SettingsError, load
 from everyrun.store import tokens
+from everyrun.store.pool import POSTGRES_AWAY
 
 T = TypeVar("T")
 
@@ -89,7 +90,7 @@ def _on_database(data_dir: Path, ask: Callable[[Any], Awaitable[T]]) -> T:
         return asyncio.run(run())
     except asyncpg.UndefinedTableError:
         fail("the database has no table of tokens; make it with: everyrun migrate")
-    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except POSTGRES_AWAY as error:
         fail(f"the database does not answer: {type(error).__name__}: {error}")
 
 

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from everyrun.doctor.facts import Late, PostgresFacts, Swept
 from everyrun.settings import Settings
 from everyrun.store.migrate import SCHEMAS
+from everyrun.store.pool import POSTGRES_AWAY
 from everyrun.store.sql import beside
 from everyrun.waiting import waiting_of
 
@@ -24,11 +25,11 @@ async def ask_postgres(settings: Settings) -> tuple[PostgresFacts, list[str]]:
         connection = await asyncpg.connect(
             settings.postgres_dsn.get_secret_value(), timeout=_WITHIN, command_timeout=_WITHIN
         )
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
+    except (*POSTGRES_AWAY, ValueError) as error:
         return PostgresFacts(problem=f"{type(error).__name__} {error}".strip()), []
     try:
         return await _ask(connection, settings)
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except POSTGRES_AWAY as error:
         return PostgresFacts(problem=f"{type(error).__name__} {error}".strip()), []
     finally:
         connection.terminate()

@@ -11,6 +11,7 @@ from aiokafka.errors import KafkaError
 from everyrun.doctor.facts import Following
 from everyrun.log.reader import end_offsets
 from everyrun.settings import Settings
+from everyrun.store.pool import POSTGRES_AWAY
 from everyrun.store.sql import beside
 
 _sql = beside(__file__, "doctor.sql")
@@ -30,7 +31,7 @@ async def ask_progress(settings: Settings) -> Following:
         connection = await asyncpg.connect(
             settings.postgres_dsn.get_secret_value(), timeout=_ANSWER_WITHIN, command_timeout=_ANSWER_WITHIN
         )
-    except (KafkaError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
+    except (*POSTGRES_AWAY, KafkaError, ValueError) as error:
         return Following(problem=f"{type(error).__name__} {error}".strip())
     try:
         began = time.monotonic()
@@ -39,7 +40,7 @@ async def ask_progress(settings: Settings) -> Following:
             await asyncio.sleep(_EVERY)
             missing = await _missing(connection, ends)
         return Following(sum(first.values()), missing != first, time.monotonic() - began)
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except POSTGRES_AWAY as error:
         return Following(problem=f"{type(error).__name__} {error}".strip())
     finally:
         connection.terminate()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 
-import asyncpg
 import httpx
 from aiokafka.errors import KafkaError
 
@@ -13,6 +12,7 @@ from everyrun.embedded.postgres import EmbeddedPostgres
 from everyrun.embedded.state import NO_PROXY
 from everyrun.log import topics
 from everyrun.settings import Settings
+from everyrun.store.pool import POSTGRES_AWAY
 
 
 def http(url: str) -> Ask:
@@ -50,7 +50,7 @@ def postgres(server: EmbeddedPostgres) -> Ask:
     async def ask() -> str | None:
         try:
             await server.make_database()
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except POSTGRES_AWAY as error:
             return f"{type(error).__name__} {error}".strip()
         return None
 

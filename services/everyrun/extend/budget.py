@@ -17,7 +17,7 @@ import asyncpg
 
 from everyrun import telemetry
 from everyrun.settings import Settings
-from everyrun.store.pool import open_pool
+from everyrun.store.pool import POSTGRES_AWAY, open_pool
 from everyrun.store.sql import beside
 
 GET, WRITE, RUN = "GET", "WRITE", "RUN"
@@ -108,7 +108,7 @@ class SharedTurns:
                 pool = await self._connected()
                 value: float | None = await pool.fetchval(_sql[statement], *arguments)
                 return value
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except POSTGRES_AWAY as error:
             self._away_until = time.monotonic() + _LEAVE_ALONE
             _log.warning(
                 "the shared budget is away; a small share is kept to", error=f"{type(error).__name__}: {error}"

@@ -32,7 +32,7 @@ from everyrun.projection.offsets import ForeignLogError, Position, greatest
 from everyrun.projection.schema import remake
 from everyrun.serve import Health, http_server, run_service, with_health
 from everyrun.settings import Settings
-from everyrun.store.pool import telling
+from everyrun.store.pool import POSTGRES_AWAY, telling
 from everyrun.telemetry import log
 
 _log = log(__name__)
@@ -212,7 +212,7 @@ async def _pool(settings: Settings, health: Health, stop: asyncio.Event) -> asyn
                 command_timeout=120,
                 server_settings={"application_name": "everyrun-processor", "search_path": tables.SCHEMA},
             )
-        except (OSError, asyncpg.PostgresError) as error:
+        except POSTGRES_AWAY as error:
             health.not_ready("database", f"{type(error).__name__}: {error}")
             await asyncio.sleep(0.5)
     return None

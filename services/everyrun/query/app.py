@@ -21,7 +21,7 @@ async def _pool(settings: Settings, health: Health) -> asyncpg.Pool:
         try:
             # Reports, pages of results, and two that neither can take.
             return await open_pool(settings, name="query", max_size=2 * AT_A_TIME + 2)
-        except (OSError, asyncpg.PostgresError) as error:
+        except POSTGRES_AWAY as error:
             health.not_ready("database", f"{type(error).__name__}: {error}")
             await asyncio.sleep(0.5)
 

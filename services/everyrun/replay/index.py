@@ -14,7 +14,7 @@ from everyrun.log.ranges import Position, Range, Stretch, bounds, read_ranges
 from everyrun.replay.places import TOPICS, Place, number_of, said_by
 from everyrun.serve import Health
 from everyrun.settings import Settings
-from everyrun.store.pool import is_slow
+from everyrun.store.pool import POSTGRES_AWAY, is_slow
 from everyrun.store.sql import beside
 from everyrun.telemetry import log
 
@@ -124,7 +124,7 @@ async def follow(settings: Settings, pool: asyncpg.Pool, health: Health) -> None
             index = index or Index(pool, await log_topics.cluster_id(settings))
             await catch_up(settings, index)
             health.ready("index")
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, KafkaError, ForeignIndexError) as error:
+        except (*POSTGRES_AWAY, KafkaError, ForeignIndexError) as error:
             if not is_slow(error):
                 health.not_ready("index", f"{type(error).__name__}: {error}")
             _log.warning("the index waits", error=f"{type(error).__name__}: {error}")

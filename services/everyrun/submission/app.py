@@ -15,7 +15,7 @@ from everyrun.log import topics
 from everyrun.log.producer import Producer
 from everyrun.serve import Health, http_server, run_service, with_health
 from everyrun.settings import Settings
-from everyrun.store.pool import is_slow, open_pool
+from everyrun.store.pool import POSTGRES_AWAY, is_slow, open_pool
 from everyrun.store.probe import keep_probing
 from everyrun.store.sql import beside
 from everyrun.submission.api import submission_api
@@ -38,7 +38,7 @@ async def _pool(settings: Settings, health: Health) -> asyncpg.Pool:
     while True:
         try:
             return await open_pool(settings, name="submission", max_size=12)
-        except (OSError, asyncpg.PostgresError) as error:
+        except POSTGRES_AWAY as error:
             health.not_ready("database", f"{type(error).__name__}: {error}")
             await asyncio.sleep(0.5)
 
