@@ -269,7 +269,7 @@ class TokenRevoked(Struct, frozen=True, tag="token-revoked", tag_field="type"):
 
 
 class RunObserved(Struct, frozen=True, tag="run-observed", tag_field="type"):
-    """What a webhook or a Get said of one run. On ``runs``.
+    """Holds a run as a webhook or a Get showed it. On ``runs``.
 
     Key: the chunk that the run's reserved metadata key names; without one the batchId; without either the run id.
     """

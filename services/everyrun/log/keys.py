@@ -55,5 +55,5 @@ def _hash(key: bytes) -> int:
 
 
 def partition_of(key: bytes, partitions: int) -> int:
-    """Return the partition of a key among so many: Kafka's own choice (murmur2), as aiokafka's partitioner makes it."""
+    """Return the partition that Kafka chooses for a key (murmur2 of it), as aiokafka's partitioner does."""
     return _hash(key) % partitions

@@ -38,7 +38,7 @@ class Topic(Struct, frozen=True):
 
 
 class LogIdentity(NamedTuple):
-    """What tables remember of the log that they are made from: the cluster, and how many partitions the key chose from.
+    """Identifies the log that tables are made from: the cluster, and the number of partitions that keys choose from.
 
     Under another number a key means another partition, and what belongs together would lie apart.
     """

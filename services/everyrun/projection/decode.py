@@ -148,7 +148,7 @@ def _clean(run: bytes, metadata: bytes) -> tuple[bytes, bytes, Binding | None]:
 
 
 def run_of(record: LogRecord) -> Run:
-    """The run that a record of ``runs`` tells of. Raises NotUnderstoodError."""
+    """Return the run of a record of ``runs``. Raises NotUnderstoodError."""
     try:
         event = _run_decoder.decode(upcast(record.headers, record.value or b""))
         whole = bytes(event.run)

@@ -25,7 +25,7 @@ Inputs = Mapping[str, Sequence[str]]
 
 
 class Batch(Struct, frozen=True):
-    """What matching needs of a batch: the attempt that it is; of a registered one its inputs, by fingerprint.
+    """Describes a batch for matching: its attempt; if it was registered, its inputs by fingerprint.
 
     ``members`` are the ids of its inputs, if they are at hand.
     """

@@ -1,4 +1,4 @@
-"""Which inputs the runs of some polls belong to: what the rules of :mod:`everyrun.projection.match` need is read."""
+"""Find the inputs that the runs of some polls belong to: reads what :mod:`everyrun.projection.match` needs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class OutOfPlaceError(Exception):
 
 
 class _Bound(msgspec.Struct, frozen=True):
-    """Where a run is already: its binding and its batch."""
+    """Names the input and the batch that a run is bound to already."""
 
     binding: Binding
     batch_id: str
@@ -104,7 +104,7 @@ class Matching:
         self.unmatched.append((run, INPUT_UNKNOWN))
 
     async def _batches(self, batch_ids: set[str | None]) -> dict[str, Batch]:
-        """The batches that are in the table; of registered ones the inputs that runs seen now may be of."""
+        """Return the batches that are in the table, registered ones with the inputs that the runs may belong to."""
         found: dict[str, Batch] = {}
         registered = []
         for record in await self._connection.fetch(_sql["batches_by_id"], [b for b in batch_ids if b]):
@@ -127,7 +127,7 @@ class Matching:
                 self.rows[record["input_id"]] = tables.row_of(record)
 
     async def _bound(self, named: Mapping[str, list[str] | Unmatched]) -> dict[str, _Bound]:
-        """Those of the runs that are bound already. One that was unmatched is not."""
+        """Return where runs are bound already. A run that was unmatched is not."""
         wanted = []
         for run_id, found in named.items():
             if run_id in self.known:
@@ -144,7 +144,7 @@ class Matching:
     async def _members(
         self, named: Mapping[str, list[str] | Unmatched], batches: Mapping[str, Batch]
     ) -> set[tuple[str, str]]:
-        """Pairs of batchId and input that belong together, of those for which the row alone does not say so."""
+        """Return pairs of batchId and input that belong together, of those for which the row alone does not tell."""
         doubtful = set()
         for run_id, found in named.items():
             batch = batches.get(self._runs[run_id].batch_id or "")
@@ -166,7 +166,7 @@ class Matching:
         return row is not None and (row.home == batch.home or (batch.batch_id, input_id) in members)
 
     def _in_place(self, batches: Mapping[str, Batch], bound: Mapping[str, _Bound]) -> bool:
-        """Whether all lies where what it belongs to lies, so that no other transaction can have to do with it."""
+        """Return whether every record lies in its chunk's partition: no other transaction can touch the same rows."""
         for fact in self._content.attempts:
             if fact.partition != self._partition(attempts.key_of(fact.event)):
                 return False
@@ -176,7 +176,7 @@ class Matching:
         )
 
     def _home(self, run: Run, batches: Mapping[str, Batch], bound: _Bound | None) -> set[int]:
-        """The one partition of all that the run belongs to; none if that cannot be told."""
+        """Return the partition of the chunk or batch that the run belongs to; an empty set if that is not known."""
         if run.batch_id is not None:
             batch = batches.get(run.batch_id)
             return set() if batch is None else {self._partition(batch.key)}
@@ -190,13 +190,13 @@ class Matching:
         return partition_of(key.encode("utf-8", "surrogatepass"), self._partitions)
 
     def bindings(self, run: Run) -> list[Binding]:
-        """The bindings that the run was seen with, each once, those to one attempt in the order of the log."""
+        """Return the bindings that the run was seen with, each once, those to one attempt in the order of the log."""
         known = self.known.get(run.run_id)
         before = _bindings.decode(known["bindings"]) if known else []
         return in_order([*before, *self._content.bindings.get(run.run_id, ())])
 
     def fingerprints(self, run: Run) -> list[str]:
-        """Those of the metadata the run was seen with, in the order of the log, each once."""
+        """Return the fingerprints of the metadata that the run was seen with, each once, in the order of the log."""
         known = self.known.get(run.run_id)
         seen = [fingerprint(metadata) for metadata in self._content.metadata.get(run.run_id, ())]
         return list(dict.fromkeys([*(known["fingerprints"] if known else ()), *(f for f in seen if f is not None)]))

@@ -23,7 +23,7 @@ from everyrun.store.sql import beside
 _log = telemetry.log(__name__)
 _sql = beside(__file__, "trimming.sql")
 
-#: Looked for this often at most, in seconds; and so many at a time.
+#: Seconds between two looks, and the most runs that one look takes.
 _LOOK_EVERY = 60.0
 _AT_ONCE = 500
 

@@ -78,7 +78,7 @@ class Subject:
         return (head.chunk, head.attempt) in self.attempts
 
     def _observes(self, record: Any) -> bool:
-        """Whether the observation is of a run of one of the batches, or, not naming any, of one of the attempts."""
+        """Return whether the run belongs to one of the batches, or, if it names none, to one of the attempts."""
         try:
             run = _observed(record.value or b"").run
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
