@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from itertools import pairwise
 
 import asyncpg
 import pytest
@@ -83,11 +82,12 @@ async def test_the_categories_are_apart(database) -> None:
 async def test_without_postgres_each_process_keeps_to_a_small_share(database) -> None:
     settings = Settings(postgres_dsn="postgresql://nobody@127.0.0.1:1/none", requests_per_second=100, budget_share=0.1)
     budget = shared(settings)
-    times = []
+    began, times = time.monotonic(), []
     for _ in range(6):
         await budget.turn(GET)
-        times.append(time.monotonic())
-    assert all(later - one >= 0.09 for one, later in pairwise(times))
+        times.append(time.monotonic() - began)
+    # A late turn may be followed by one on time: so what counts is how many there were by then.
+    assert all(time >= 0.1 * turn - 0.01 for turn, time in enumerate(times))
     await budget.aclose()
 
 

@@ -140,7 +140,11 @@ async def test_what_was_lost_is_shown_and_says_what_to_do(world: World, settings
     headers = {"authorization": "Bearer token"}
     async with httpx.AsyncClient(transport=transport, base_url="http://query", headers=headers) as query:
         report = (await query.get(f"/v1/submissions/{key}/report")).json()
-        assert (report["open"], report["overdue_by_reason"], report["balanced"]) == (7, {"queue_lost": 5}, True)
+        assert (report["open"], report["overdue_by_reason"], report["balanced"]) == (
+            7,
+            {"held": 2, "queue_lost": 5},
+            True,
+        )
         assert (await upload(world, rows(7), key=key)).status_code == 202
         report = (await query.get(f"/v1/submissions/{key}/report")).json()
         assert (report["open"], report["overdue_by_reason"]) == (7, {})

@@ -22,7 +22,7 @@ from everyrun.settings import Settings
 from tests.conftest import eventually
 from tests.integration.services import ServiceProcess
 from tests.integration.test_producer import broker
-from tests.records import batch_event
+from tests.records import an_input, batch_event
 
 pytestmark = pytest.mark.stack
 
@@ -73,7 +73,7 @@ async def all_say(services: dict[str, ServiceProcess], expected: dict[str, int],
         named = all(part in body.get("waiting", {}) for _, body in answers if part is not None)
         return [status for status, _ in answers] == list(expected.values()) and named
 
-    await eventually(so, f"{expected}, for {part}", 60)
+    await eventually(so, f"{expected}, for {part}", 120)
     return time.monotonic() - began
 
 
@@ -85,13 +85,17 @@ async def the_doctor_sees_who_stands_still(settings: Settings, running: dict[str
         return {finding.check: finding.level for finding in await examine(where, None, polling_only=True)}
 
     services = ("submission", "query", "processor", "reconciler", "replay", FOLLOWING)
-    found = await levels()
-    assert {name: found[name] for name in services} == dict.fromkeys(services, "ok")
+
+    async def all_is_well() -> bool:
+        found = await levels()
+        return {name: found[name] for name in services} == dict.fromkeys(services, "ok")
+
+    await eventually(all_is_well, "the doctor finds nothing wrong", 60)
     with frozen(running["processor"].process.pid, running["reconciler"].process.pid):
         # Something that the tables do not have yet.
         async with Producer(settings) as producer:
             await producer.append(
-                [batch_event(events.BatchRequested, "sub_1", "sub_1.c00001", 1, 0, input_ids=["sub_1:1"])]
+                [batch_event(events.BatchRequested, "sub_1", "sub_1.c00001", 1, 0, inputs=[an_input("sub_1", 1)])]
             )
         found = await levels()
         stopped = ("processor", "reconciler", FOLLOWING)

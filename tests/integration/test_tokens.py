@@ -171,7 +171,7 @@ async def test_tokens_are_decisions_in_the_tables(settings: Settings) -> None:
         made = asyncpg.create_pool(
             dsn, min_size=1, init=tables.setup_connection, server_settings={"search_path": "everyrun"}
         )
-        feed = Feed(settings, await stack.enter_async_context(made), await topics.cluster_id(settings), producer)
+        feed = Feed(settings, await stack.enter_async_context(made), await topics.identity(settings), producer)
         await feed.fill({place: (0, end) for place, end in (await end_offsets(settings, ("batches",))).items() if end})
         found = await pool.fetch("select kind, source, decided_by, reason from everyrun.decisions order by kind")
         quarantined = await pool.fetchval("select count(*) from everyrun.quarantine")

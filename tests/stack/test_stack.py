@@ -210,7 +210,7 @@ def test_a_busy_port_is_refused_before_anything_starts(running: Up, ended: Ended
 @pytest.fixture(scope="module")
 def again(running: Up, ended: Ended) -> Iterator[Up]:
     """The second life, in the folder of the first."""
-    up = Up(running.folder)
+    up = Up(running.folder, "--processors", "2")
     try:
         up.until_ready()
         yield up
