@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,7 @@ from everyrun.settings import Settings
 from everyrun.store.pool import open_pool
 from everyrun.submission.api import submission_api
 from everyrun.submission.catchup import Level
-from everyrun.submission.intake import Accepted, BadRowsError, IdempotencyConflictError, take_in
+from everyrun.submission.intake import Accepted, BadRowsError, IdempotencyConflictError, SubmittedBeforeError, take_in
 from everyrun.submission.parse import NDJSON, UploadError, rows
 from tests.conftest import eventually
 
@@ -32,13 +33,15 @@ async def pool(settings: Settings) -> AsyncIterator[asyncpg.Pool]:
         yield pool
 
 
-async def hand_in(pool: asyncpg.Pool, settings: Settings, lines: list[bytes], key: str | None = None) -> Accepted:
+async def hand_in(
+    pool: asyncpg.Pool, settings: Settings, lines: list[bytes], key: str | None = None, once: bool = False
+) -> Accepted:
     async def body() -> AsyncIterator[bytes]:
         for start in range(0, len(lines), 3):
             yield b"".join(lines[start : start + 3])
 
     how: dict[str, Any] = {"workflow_id": "w", "workflow_version": None, "priority": 90, "idempotency_key": key}
-    return await take_in(pool, settings, rows(NDJSON, body()), **how)
+    return await take_in(pool, settings, rows(NDJSON, body()), once=once, **how)
 
 
 def line(id: str, **metadata: Any) -> bytes:
@@ -63,17 +66,20 @@ async def test_every_row_is_kept_as_it_was_given(pool: asyncpg.Pool, settings: S
 
 async def test_one_bad_row_and_nothing_is_taken_in(pool: asyncpg.Pool, settings: Settings) -> None:
     with pytest.raises(BadRowsError) as bad:
-        await hand_in(pool, settings, [line("a"), b'{"id": "b"}\n', line("c"), b"not json\n", line("a")])
-    assert [(row.row, row.id, row.field) for row in bad.value.rows] == [(2, "b", "file"), (4, None, "")]
+        await hand_in(pool, settings, [line("a"), b'{"id": "b"}\n', b"\n", line("c"), b"not json\n", line("a")])
+    found = [(row.row, row.line, row.id, row.field) for row in bad.value.rows]
+    # An id that comes twice is listed among the others.
+    assert found == [(2, 2, "b", "file"), (4, 5, None, ""), (5, None, "a", "id")]
+    assert bad.value.count == 3
     assert await counts(pool) == (0, 0, 0)
 
 
 async def test_an_id_that_comes_twice_is_named_with_both_rows(pool: asyncpg.Pool, settings: Settings) -> None:
     with pytest.raises(BadRowsError) as bad:
         await hand_in(pool, settings, [line("a"), line("b"), line("a"), line("a")])
-    (row,) = bad.value.rows
-    assert (bad.value.count, row.row, row.id, row.field) == (2, 3, "a", "id")
-    assert "row 1" in row.reason
+    assert [(row.row, row.id, row.field) for row in bad.value.rows] == [(3, "a", "id"), (4, "a", "id")]
+    assert bad.value.count == 2
+    assert all("row 1" in row.reason for row in bad.value.rows)
     assert await counts(pool) == (0, 0, 0)
 
 
@@ -81,7 +87,7 @@ async def test_an_upload_that_breaks_off_leaves_nothing_and_the_connection_is_go
     pool: asyncpg.Pool, settings: Settings
 ) -> None:
     async def broken() -> AsyncIterator[Any]:
-        yield [{"file": {"text": "x"}}]
+        yield [(1, {"file": {"text": "x"}})]
         raise UploadError("the caller went away")
 
     how: dict[str, Any] = {"workflow_id": "w", "workflow_version": None, "priority": 90, "idempotency_key": None}
@@ -102,6 +108,26 @@ async def test_the_same_upload_under_the_same_key_is_the_same_submission(
         await hand_in(pool, settings, [line("a"), line("c")], key="k")
     assert await counts(pool) == (1, 2, 1)
     assert (await hand_in(pool, settings, [line("a"), line("b")])).submission_id != first.submission_id
+
+
+async def test_the_same_rows_once_are_refused_if_they_were_submitted_before(
+    pool: asyncpg.Pool, settings: Settings
+) -> None:
+    first = await hand_in(pool, settings, [line("a"), line("b")], key="k", once=True)
+    assert await hand_in(pool, settings, [line("a"), line("b")], key="k", once=True) == first
+    with pytest.raises(SubmittedBeforeError, match=f"2 rows were submitted before: {first.submission_id}"):
+        await hand_in(pool, settings, [line("a"), line("b")], key="l", once=True)
+    assert await counts(pool) == (1, 2, 1)
+    await hand_in(pool, settings, [line("a"), line("c")], once=True)
+    again = await hand_in(pool, settings, [line("a"), line("b")])
+    with pytest.raises(SubmittedBeforeError, match=again.submission_id):
+        await hand_in(pool, settings, [line("a"), line("b")], once=True)
+
+
+async def test_of_two_that_bring_the_same_rows_at_once_one_is_refused(pool: asyncpg.Pool, settings: Settings) -> None:
+    calls = [hand_in(pool, settings, [line("a"), line("b")], once=True) for _ in range(4)]
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert sorted(type(answer).__name__ for answer in answers) == ["Accepted", *["SubmittedBeforeError"] * 3]
 
 
 async def test_no_rows_are_refused(pool: asyncpg.Pool, settings: Settings) -> None:
@@ -148,3 +174,91 @@ async def test_slow_uploads_leave_connections_to_everyone_else(
         taken = [answer.status_code for answer in await asyncio.gather(*under_way)]
         assert (taken.count(202), taken.count(503)) == (4, len(under_way) - 4)
         assert (await upload(1000)).status_code == 202
+
+
+@pytest.fixture
+async def http(pool: asyncpg.Pool, settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
+    settings.api_token = SecretStr("token")
+    told: Any = SimpleNamespace(poke=asyncio.Event())
+    unused: Any = None
+    transport = httpx.ASGITransport(submission_api(settings, pool, told, unused, unused, Level(settings, pool)))
+    headers = {"authorization": "Bearer token", "content-type": NDJSON}
+    query = {"workflow_id": "w"}
+    async with httpx.AsyncClient(
+        transport=transport, base_url="http://submission", headers=headers, params=query
+    ) as client:
+        yield client
+
+
+async def kept(pool: asyncpg.Pool) -> list[str]:
+    return [row["external_id"] for row in await pool.fetch("select external_id from everyrun_queue.inputs order by 1")]
+
+
+async def test_a_gzip_body_is_unpacked(http: httpx.AsyncClient, pool: asyncpg.Pool) -> None:
+    # In two members, as what appends to a compressed file makes.
+    body = gzip.compress(line("a") + line("b")[:10]) + gzip.compress(line("b")[10:])
+    answer = await http.post("/v1/submissions", content=body, headers={"content-encoding": "gzip"})
+    assert (answer.status_code, await kept(pool)) == (202, ["a", "b"])
+
+
+@pytest.mark.parametrize("coding", ["br", "deflate", "gzip, gzip", "zstd"])
+@pytest.mark.parametrize("path", ["/v1/submissions", "/v1/batches"])
+async def test_other_content_encodings_are_refused(http: httpx.AsyncClient, path: str, coding: str) -> None:
+    query = {"workflow_id": "w", "batch_id": "batch_1"}
+    answer = await http.post(path, content=line("a"), headers={"content-encoding": coding}, params=query)
+    assert (answer.status_code, answer.json()["code"]) == (415, "UNSUPPORTED_ENCODING")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "said"),
+    [
+        (b"not gzip", 422, "not valid gzip"),
+        (gzip.compress(line("a"))[:-6], 422, "ends too early"),
+        (gzip.compress(line("a")) + b"rest", 422, "not valid gzip"),
+        (gzip.compress(b" " * (64 << 20)), 413, "larger than 1048576 bytes"),
+        (gzip.compress(gzip.compress(line("a"))), 422, "not UTF-8"),
+        (b"", 422, "no rows"),
+    ],
+)
+async def test_a_gzip_body_that_cannot_be_unpacked_is_refused(
+    http: httpx.AsyncClient, settings: Settings, body: bytes, status: int, said: str
+) -> None:
+    settings.upload_max_bytes = 1 << 20
+    answer = await http.post("/v1/submissions", content=body, headers={"content-encoding": "gzip"})
+    assert answer.status_code == status
+    assert said in answer.json()["message"]
+
+
+async def test_a_charset_is_honoured_and_one_that_is_missing_named(http: httpx.AsyncClient, pool: asyncpg.Pool) -> None:
+    body = "id;url\nM\u00fcller;https://e.com/a.pdf\n".encode("cp1252")
+    answer = await http.post("/v1/submissions", content=body, headers={"content-type": "text/csv"})
+    assert answer.status_code == 422
+    assert "charset=windows-1252" in answer.json()["message"]
+    kind = {"content-type": 'text/csv; charset="windows-1252"'}
+    assert (await http.post("/v1/submissions", content=body, headers=kind)).status_code == 202
+    assert await kept(pool) == ["M\u00fcller"]
+
+
+async def test_what_was_submitted_before_is_a_conflict_that_names_it(http: httpx.AsyncClient) -> None:
+    first = await http.post("/v1/submissions", content=line("a"))
+    again = await http.post("/v1/submissions", content=line("a"), params={"workflow_id": "w", "once": "true"})
+    assert (again.status_code, again.json()["code"]) == (409, "SUBMITTED_BEFORE")
+    assert again.json()["submission_id"] == first.json()["submission_id"]
+    assert "created_at" in again.json()
+
+
+async def test_no_transaction_is_open_while_a_body_comes_in(http: httpx.AsyncClient, pool: asyncpg.Pool) -> None:
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield line("a") * 1000
+        begun.set()
+        await go_on.wait()
+        yield line("b")
+
+    sending = asyncio.create_task(http.post("/v1/submissions", content=slow()))
+    await begun.wait()
+    open_ones = "select count(*) from pg_stat_activity where datname = current_database() and xact_start is not null"
+    assert await pool.fetchval(f"{open_ones} and pid <> pg_backend_pid()") == 0
+    go_on.set()
+    assert (await sending).status_code == 422

@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from everyrun.submission.rows import BadRow, GoodRow, QuickRow, check_row, redact_file, shown_file
+from everyrun.submission.rows import (
+    REDACTED,
+    BadRow,
+    GoodRow,
+    QuickRow,
+    Unreadable,
+    _QuickFile,
+    check_row,
+    redact_file,
+    shown_file,
+)
 
 MAX = 900_000
 URL = {"url": "https://files.example.com/1.pdf"}
@@ -39,6 +49,11 @@ def check(row: Any, number: int = 7) -> GoodRow | BadRow:
         ({"file": URL, "id": "x" * 256}, "id", "this has 256"),
         ({"file": URL, "id": "a\tb"}, "id", "cannot be printed"),
         ({"file": URL, "metadata": [1]}, "metadata", "must be an object, not a list"),
+        ({"file": URL, "metadata": "no"}, "metadata", "must be an object, not text"),
+        ({"file": {**URL, "redacted": True}}, "file.redacted", "give a fresh link"),
+        ({"file": {"url": URL["url"] + REDACTED}}, "file.url", "give a fresh link"),
+        (QuickRow(file=_QuickFile(URL["url"] + REDACTED)), "file.url", "give a fresh link"),
+        (Unreadable("broken", "metadata"), "metadata", "broken"),
         ({"file": URL, "metadata": {"everyrun:x": 1}}, "metadata.everyrun:x", "Everyrun's own"),
         ({"file": URL, "metadata": {"a": "x" * 10_240}}, "metadata", "Extend takes 10240"),
         ({"file": URL, "metadata": {"a": "\x00"}}, "metadata", "NUL"),

@@ -106,7 +106,7 @@ class Client:
     def answer(
         self, method: str, url: str, *, within: float = 0.0, unanswered: str = "", **more: Any
     ) -> dict[str, Any]:
-        """The JSON of a success; anything else ends the command, but for 422 with bad rows, which is returned.
+        """The JSON of a success; anything else ends the command, but for bad rows and what was submitted before.
 
         Where no answer comes, or a 5xx, the request is made again for ``within`` seconds, and that is said once: only
         for what may be asked twice. ``unanswered`` is said where that was in vain.
@@ -145,7 +145,7 @@ class Client:
             body: dict[str, Any] = response.json()
         except ValueError:
             fail(f"{response.url} answered {response.status_code} without JSON: {response.text[:200]}")
-        if response.is_success or "bad_rows" in body:
+        if response.is_success or "bad_rows" in body or body.get("code") == "SUBMITTED_BEFORE":
             return body
         code = exits.NOT_FOUND if response.status_code == 404 else exits.ERROR
         fail(f"{body.get('message', body)} ({response.status_code} {body.get('code', '')})", code)

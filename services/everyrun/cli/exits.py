@@ -10,10 +10,13 @@ INPUTS_FAILED = 3
 #: What was asked for does not exist, or no stack was found.
 NOT_FOUND = 4
 
+#: The very same rows were submitted before, and ``--again`` was not given (``submit``).
+SUBMITTED_BEFORE = 5
+
 #: A signal ended the command before it was done, as shells say it of SIGINT.
 INTERRUPTED = 130
 
 HELP = (
     "Exit codes: 0 done; 1 an error, said on standard error; 2 wrong usage; 3 inputs failed (--wait, watch); "
-    "4 nothing of that name, or no stack found; 130 interrupted."
+    "4 nothing of that name, or no stack found; 5 the same was submitted before (submit); 130 interrupted."
 )

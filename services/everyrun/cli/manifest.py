@@ -1,140 +1,226 @@
-"""Manifests: CSV or NDJSON, and folders, as rows that the submission service takes. Pure but for reading files."""
+"""Manifests and folders, every row and every file of them checked before anything is sent."""
 
 from __future__ import annotations
 
-import csv
-import hashlib
-from collections.abc import Iterator
+import os
+import stat
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 import msgspec
 
-from everyrun.extend.reserved import EXTERNAL_ID_MAX
-from everyrun.submission.parse import Unreadable, csv_header_problem, csv_row
+from everyrun.cli import folder
+from everyrun.cli.folder import shown
+from everyrun.submission.chunks import Cutter
+from everyrun.submission.columns import DELIMITERS, Options
+from everyrun.submission.intake import new_submission_id
+from everyrun.submission.parse import CSV, JSON, NDJSON, Reading, Row
+from everyrun.submission.rows import BadRow, check_row, id_twice
+from everyrun.submission.text import EncodingError, UploadError
 
-#: Extensions that Extend takes (docs.extend.ai, general/supported-file-types).
-# fmt: off
-EXTENSIONS = frozenset({
-    "pdf", "png", "jpg", "jpeg", "tiff", "tif", "svg", "heic", "heif", "bmp", "gif", "webp", "psd", "xls", "xlsx",
-    "xltm", "xltx", "ods", "docx", "doc", "wpd", "dotx", "odt", "pptx", "ppt", "ppm", "csv", "txt", "html", "xml",
-    "rtf", "lis", "md", "eml", "pcx",
-})
-# fmt: on
-#: Columns of a manifest that everyrun results writes and submit passes over.
-RESULT_COLUMNS = frozenset(
-    {"status", "failure_reason", "failure_message", "run_id", "batch_id", "settled_at", "input_id"}
-)
-_FILE_COLUMNS = ("url", "file_id", "text", "path", "name", "password", "metadata")
+KINDS = {".csv": CSV, ".tsv": CSV, ".ndjson": NDJSON, ".jsonl": NDJSON, ".json": JSON}
+_DELIMITER_NAMES = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|"}
+#: As the services have it, if nothing else is set.
+ROW_MAX, CHUNK_INPUTS, CHUNK_BYTES = 900_000, 1000, 900_000
+#: Bad rows that are kept to be shown.
+SHOWN = 20
+#: Stands for the file of a row while it is not uploaded: as long as an id of Extend, or longer.
+_TO_BE_UPLOADED = "https://to-be-uploaded.example.com/"
 
 
 class ManifestError(Exception):
-    """The manifest cannot be read; the text says why and what to do."""
+    """What was given cannot be read; the text says why and what to do. ``checked`` has the rows before that."""
+
+    def __init__(self, message: str, checked: Checked | None = None) -> None:
+        super().__init__(message)
+        self.checked = checked
 
 
-def rows_of_csv(path: Path, id_column: str | None, metadata_columns: list[str]) -> Iterator[Any]:
-    """The rows of a CSV. Other columns than Everyrun's own count only where ``metadata_columns`` names them ('*': all).
+class Local(NamedTuple):
+    """A local file that a row names and that must be uploaded first."""
 
-    A column ``path`` names a local file beside the manifest. Raises ManifestError.
-    """
-    csv.field_size_limit(16 << 20)
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        lines = csv.reader(file, strict=True)
-        header = [name.strip() for name in next(lines, [])]
-        if id_column is not None and id_column not in header:
-            raise ManifestError(f"{path}: there is no column {id_column!r}; there are: {', '.join(header)}")
-        missing = [name for name in metadata_columns if name != "*" and name not in header]
-        if missing:
-            raise ManifestError(f"{path}: there is no column {missing[0]!r}; there are: {', '.join(header)}")
-        keep = _kept(header, id_column, metadata_columns)
-        renamed = ["id" if name == (id_column or "id") else name for name in header]
-        shown = [name for name, kept in zip(renamed, keep, strict=True) if kept and name != "path"]
-        if problem := csv_header_problem([*shown, *(["url"] if "path" in header else [])]):
-            raise ManifestError(f"{path}: {problem}")
-        try:
-            for fields in lines:
-                if fields:
-                    yield _row(renamed, keep, shown, fields, path.parent)
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise ManifestError(f"{path}, line {lines.line_num}: {error}") from None
+    path: Path
+    #: Its name for Extend.
+    name: str
+    password: str | None
 
 
-def _kept(header: list[str], id_column: str | None, metadata_columns: list[str]) -> list[bool]:
-    own = {*_FILE_COLUMNS, id_column or "id"}
-    every = "*" in metadata_columns
-    return [
-        name in own or name in metadata_columns or (every and name not in RESULT_COLUMNS and name != "id")
-        for name in header
-    ]
+class Checked:
+    """Rows that were checked, all of them; kept in a file, with the local files that they name."""
 
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.count = 0
+        self.batches = 0
+        self.bad_count = 0
+        self.bad: list[BadRow] = []
+        self.files: list[Local] = []
+        self._lines = array("q")
 
-def _row(header: list[str], keep: list[bool], shown: list[str], fields: list[str], folder: Path) -> Any:
-    if len(fields) != len(header):
-        return Unreadable(f"the line has {len(fields)} fields, the header {len(header)}")
-    cells = [(name, value) for name, value, kept in zip(header, fields, keep, strict=True) if kept]
-    row = csv_row(shown, [value for name, value in cells if name != "path"])
-    local = next((value for name, value in cells if name == "path" and value), None)
-    if local is not None and not isinstance(row, Unreadable):
-        row["file"] = {"path": str(folder / local)}
-    return row
+    def line_of(self, row: int) -> int | None:
+        """Return the line that a row begins in; None for the documents of a folder."""
+        return self._lines[row - 1] if 0 < row <= len(self._lines) and self._lines[row - 1] else None
 
-
-def rows_of_ndjson(path: Path) -> Iterator[Any]:
-    """A row a line; empty lines are passed over."""
-    with path.open("rb") as file:
-        for line in file:
-            if not line.strip():
+    def check(self, rows: Iterable[Row], base: Path | None) -> None:
+        """Check every row; paths of files begin at ``base``. Raises UploadError."""
+        submission_id, cutter = new_submission_id(), Cutter(CHUNK_INPUTS, CHUNK_BYTES)
+        seen: dict[str, int] = {}
+        places: dict[Local, int] = {}
+        for line, value in rows:
+            self.count += 1
+            self._lines.append(line)
+            shown_line = line or None
+            found = self._local(shown_line, value, base)
+            if isinstance(found, BadRow):
+                self._refuse(found)
                 continue
-            try:
-                yield msgspec.json.decode(line)
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-                yield Unreadable(f"the line is not valid JSON: {error}")
+            given, local = found
+            checked = check_row(self.count, given, submission_id, ROW_MAX, shown_line)
+            if isinstance(checked, BadRow):
+                self._refuse(checked)
+                continue
+            if (first := seen.setdefault(checked.external_id, self.count)) != self.count:
+                self._refuse(id_twice(self.count, checked.external_id, first, shown_line))
+                continue
+            cutter.add(checked.size)
+            if local is not None:
+                place = places.setdefault(local, len(places))
+                if place == len(self.files):
+                    self.files.append(local)
+                value = {**value, "file": place}
+            self._file.write(msgspec.json.encode(value) + b"\n")
+        self.batches = len(cutter.finish())
+
+    def _refuse(self, bad: BadRow) -> None:
+        self.bad_count += 1
+        if len(self.bad) < SHOWN:
+            self.bad.append(bad)
+
+    def _local(self, line: int | None, value: Any, base: Path | None) -> tuple[Any, Local | None] | BadRow:
+        """Return the row as it is to be checked, with its local file if it names one; or what is wrong with that."""
+        file = value.get("file") if isinstance(value, dict) else None
+        if isinstance(file, Local):
+            return {**value, "file": {"url": _TO_BE_UPLOADED}}, file
+        if not isinstance(file, dict) or "path" not in file:
+            return value, None
+        identifier = value.get("id") if isinstance(value.get("id"), str) else None
+
+        def bad(field: str, reason: str) -> BadRow:
+            return BadRow(self.count, identifier, field, reason, line)
+
+        path = file["path"]
+        if base is None:
+            return bad("file.path", "is a local file: name the files as they were sent, by url, file_id or text")
+        if others := sorted(file.keys() & {"url", "id", "text"}):
+            return bad("file", f"needs exactly one of url, id, text and path; it has path, {', '.join(others)}")
+        if unknown := sorted(file.keys() - {"path", "name", "settings"}):
+            return bad(f"file.{unknown[0]}", "unknown beside path; allowed: name, settings")
+        if not isinstance(path, str) or not path:
+            return bad("file.path", "must be text that is not empty")
+        if problem := unreadable(base / path):
+            return bad("file.path", f"{shown(base / path)}: {problem}")
+        rest = {name: part for name, part in file.items() if name != "path"}
+        name, settings = rest.get("name"), rest.get("settings")
+        password = settings.get("password") if isinstance(settings, dict) else None
+        local = Local(
+            base / path,
+            name if isinstance(name, str) and name else shown(Path(path).name),
+            password if isinstance(password, str) and password else None,
+        )
+        return {**value, "file": {"url": _TO_BE_UPLOADED, **rest}}, local
+
+    def write(self, ids: Sequence[str], file: IO[bytes]) -> None:
+        """Write the rows as NDJSON, with the ids of the uploaded files, in the order of ``files``."""
+        self._file.seek(0)
+        for line in self._file:
+            if self.files:
+                row = msgspec.json.decode(line)
+                if isinstance(row["file"], int):
+                    row["file"] = {"id": ids[row["file"]]}
+                    line = msgspec.json.encode(row) + b"\n"
+            file.write(line)
 
 
-def rows_of_folder(folder: Path) -> Iterator[Any]:
-    """A row for each supported file below the folder, by path; its id is the path in the folder."""
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        if path.suffix.lower().lstrip(".") in EXTENSIONS and not path.name.startswith("."):
-            relative = path.relative_to(folder).as_posix()
-            yield {"id": id_of_path(relative), "file": {"path": str(path)}, "metadata": {"path": relative}}
+def unreadable(path: Path) -> str | None:
+    """Say why a file cannot be uploaded; None if it can be."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return "is not a file"
+        with path.open("rb") as file:
+            return None if file.read(1) else "the file is empty"
+    except FileNotFoundError:
+        return "there is no such file"
+    except (OSError, ValueError) as error:
+        return getattr(error, "strerror", None) or str(error)
 
 
-def id_of_path(relative: str) -> str:
-    """An external id for a path: itself, or its end and a hash where it is too long or cannot be printed."""
-    if len(relative) <= EXTERNAL_ID_MAX and relative.isprintable():
-        return relative
-    digest = hashlib.sha256(relative.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    printable = "".join(c if c.isprintable() else "_" for c in relative)
-    return f"{digest}-{printable[-(EXTERNAL_ID_MAX - 17) :]}"
+def is_folder(source: str) -> bool:
+    """Whether it is a folder, and not a manifest. Raises ManifestError if it is neither."""
+    if not source:
+        raise ManifestError("the name of the manifest or folder is empty")
+    try:
+        mode = os.stat(source).st_mode
+    except FileNotFoundError:
+        raise ManifestError(f"there is no file or folder {shown(source)}") from None
+    except (OSError, ValueError) as error:
+        raise ManifestError(f"{shown(source)}: {getattr(error, 'strerror', None) or error}") from None
+    if stat.S_ISDIR(mode):
+        return True
+    if not stat.S_ISREG(mode):
+        raise ManifestError(f"{shown(source)} is neither a folder nor a regular file")
+    if Path(source).suffix.lower() not in KINDS:
+        raise ManifestError(f"{shown(source)} is neither a folder nor a file named {', '.join(KINDS)}")
+    return False
 
 
-def read(source: Path, id_column: str | None, metadata_columns: list[str]) -> Iterator[Any]:
-    """The rows of a manifest (.csv, .ndjson or .jsonl) or a folder. Raises ManifestError."""
-    if source.is_dir():
-        return rows_of_folder(source)
-    if not source.exists():
-        raise ManifestError(f"there is no file or folder {source}")
-    if source.suffix.lower() == ".csv":
-        return rows_of_csv(source, id_column, metadata_columns)
-    if source.suffix.lower() in (".ndjson", ".jsonl"):
-        return rows_of_ndjson(source)
-    raise ManifestError(f"{source} is neither a folder nor a .csv, .ndjson or .jsonl file")
+def delimiter(given: str | None) -> str | None:
+    """Return the character that ``--delimiter`` stands for. Raises ManifestError."""
+    if given is None:
+        return None
+    character = _DELIMITER_NAMES.get(given.lower(), given)
+    if len(character) != 1 or character in '"\r\n' or not (character in DELIMITERS or character.isprintable()):
+        raise ManifestError(f"--delimiter {shown(given)!r}: must be one character, or tab")
+    return character
 
 
-def line_of(row: Any) -> bytes:
-    """The row as a line of NDJSON; of one that could not be read a line that is not JSON, so that its number counts."""
-    if isinstance(row, Unreadable):
-        return b"!" + row.reason.encode().replace(b"\n", b" ") + b"\n"
-    return msgspec.json.encode(row) + b"\n"
+class Manifest(NamedTuple):
+    """A manifest that was checked."""
+
+    checked: Checked
+    #: The column that the ids come from, and those that are left out; None if it is no CSV.
+    ids_from: str | None
+    ignored: list[str] | None
 
 
-def row_of(line: bytes) -> Any:
-    """The row of a line of :func:`line_of`; None of one that could not be read."""
-    return None if line.startswith(b"!") else msgspec.json.decode(line)
+def read(source: str, options: Options, file: IO[bytes], local: bool = True) -> Manifest:
+    """Check every row of a manifest and keep them in ``file``. Raises ManifestError."""
+    path = Path(source)
+    checked = Checked(file)
+    try:
+        with path.open("rb") as opened:
+            reading = Reading(KINDS[path.suffix.lower()], opened, options)
+            checked.check(reading, path.parent if local else None)
+    except EncodingError as error:
+        remedy = "" if error.named else " with --encoding, for example: --encoding windows-1252"
+        raise ManifestError(f"{shown(source)}: {error}{remedy}", checked) from None
+    except UploadError as error:
+        raise ManifestError(f"{shown(source)}: {error}", checked) from None
+    except OSError as error:
+        raise ManifestError(f"{shown(error.filename or source)}: {error.strerror or error}") from None
+    columns = reading.columns
+    return Manifest(checked, columns.ids_from if columns else None, columns.ignored if columns else None)
 
 
-def local_path(row: Any) -> Path | None:
-    """The local file that a row names and that must be uploaded first."""
-    file = row.get("file") if isinstance(row, dict) else None
-    path = file.get("path") if isinstance(file, dict) else None
-    return Path(path) if isinstance(path, str) else None
+def check_documents(documents: Iterable[folder.Document], file: IO[bytes]) -> Checked:
+    """Check the documents of a folder as rows and keep them in ``file``."""
+    checked = Checked(file)
+    checked.check(_rows(documents), None)
+    return checked
+
+
+def _rows(documents: Iterable[folder.Document]) -> Iterator[Row]:
+    for document in documents:
+        local = Local(document.path, document.name, None)
+        yield 0, {"id": document.id, "file": local, "metadata": {"path": document.shown}}

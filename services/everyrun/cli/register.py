@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,17 @@ import typer
 from everyrun.cli import exits, manifest
 from everyrun.cli.client import Client, DataDir, find
 from everyrun.cli.console import err, fail, out
-from everyrun.cli.submit import show_bad_rows
+from everyrun.cli.submit import (
+    Delimiter,
+    Encoding,
+    IdColumn,
+    UrlColumn,
+    fail_on,
+    read_manifest,
+    read_options,
+    sendable,
+    show_bad_rows,
+)
 from everyrun.cli.watch import follow
 from everyrun.submission.parse import NDJSON
 
@@ -21,14 +32,19 @@ def register(app: typer.Typer) -> None:
 
 
 def register_batch(
-    source: Annotated[Path, typer.Argument(metavar="MANIFEST", help="A .csv, .ndjson or .jsonl file: every input.")],
+    source: Annotated[
+        str, typer.Argument(metavar="MANIFEST", help="A .csv, .tsv, .ndjson, .jsonl or .json file: every input.")
+    ],
     batch: Annotated[str, typer.Option(metavar="BATCH_ID", help="The batch's id at Extend (batch_...).")],
     workflow: Annotated[str | None, typer.Option(help="Extend's workflow id; the emulator's own by default.")] = None,
     workflow_version: Annotated[str | None, typer.Option(help="The version that was named, if one was.")] = None,
-    id_column: Annotated[str | None, typer.Option(help="CSV column that is the input's id; `id` by default.")] = None,
+    id_column: IdColumn = None,
+    url_column: UrlColumn = None,
     metadata_columns: Annotated[
         str, typer.Option(help="CSV columns, a,b,c, that went into the metadata; '*' for all that have no other use.")
     ] = "",
+    delimiter: Delimiter = None,
+    encoding: Encoding = None,
     wait: Annotated[
         bool, typer.Option("--wait", help="Stay until every input is settled; 3 when inputs failed.")
     ] = False,
@@ -41,15 +57,23 @@ def register_batch(
 
     Example: everyrun register batch.ndjson --batch batch_xK9 --workflow workflow_abc
     """
-    columns = [name.strip() for name in metadata_columns.split(",") if name.strip()]
+    sendable(batch=batch, workflow=workflow, workflow_version=workflow_version)
     target = find(data_dir)
     workflow_id = workflow or target.workflow_id
     if not workflow_id:
         fail("--workflow is needed: the id of a workflow at Extend (workflow_...)", exits.USAGE)
     try:
-        body = b"".join(_line(row) for row in manifest.read(source, id_column, columns))
+        if manifest.is_folder(source):
+            fail("a folder does not say what was sent: name a manifest with the inputs of the batch", exits.USAGE)
+        options = read_options(id_column, url_column, metadata_columns, delimiter, encoding)
+        with tempfile.TemporaryFile() as file:
+            read_manifest(source, options, file, local=False)
+            file.seek(0)
+            body = file.read()
     except manifest.ManifestError as error:
-        fail(str(error))
+        fail_on(error)
+    except OSError as error:
+        fail(error.strerror or str(error))
     with Client(target) as client:
         done = _send(client, body, batch_id=batch, workflow_id=workflow_id, workflow_version=workflow_version)
         out.print(done["submission_id"])
@@ -62,15 +86,6 @@ def register_batch(
         if wait:
             raise typer.Exit(follow(client, done["submission_id"]))
         err.print(f"See how it goes with: everyrun watch {done['submission_id']}")
-
-
-def _line(row: Any) -> bytes:
-    path = manifest.local_path(row)
-    if path is not None:
-        raise manifest.ManifestError(
-            f"{path} is a local file: name the files as they were sent, by url, file_id or text"
-        )
-    return manifest.line_of(row)
 
 
 def _send(client: Client, body: bytes, **query: str | None) -> dict[str, Any]:

@@ -14,16 +14,20 @@ from everyrun.log.events import MAX_IDEMPOTENCY_KEY
 from everyrun.log.producer import Log
 from everyrun.settings import Settings
 from everyrun.store.sql import beside
-from everyrun.submission import parse
 from everyrun.submission.batches import batch_routes
 from everyrun.submission.catchup import Level, NotLevelError, restored
 from everyrun.submission.doubts import Doubts
 from everyrun.submission.doubts_api import doubt_routes, pause_routes
-from everyrun.submission.intake import BadRowsError, IdempotencyConflictError, QueueReplacedError, take_in
+from everyrun.submission.intake import (
+    IdempotencyConflictError,
+    QueueReplacedError,
+    SubmittedBeforeError,
+    take_in,
+)
 from everyrun.submission.keeper import Announcer
 from everyrun.submission.quarantine import Quarantine
 from everyrun.submission.quarantine_api import quarantine_routes
-from everyrun.submission.upload import BODY, Uploads, UploadsFullError, bad_rows, no_nul, rows_of
+from everyrun.submission.upload import BODY, Uploads, UploadsFullError, no_nul, rows_of
 
 _sql = beside(__file__, "queue.sql")
 
@@ -56,6 +60,9 @@ def submission_api(
         workflow_version: Annotated[str | None, Query(min_length=1, max_length=255)] = None,
         priority: Annotated[int, Query(ge=1, le=100)] = 90,
         idempotency_key: Annotated[str | None, Header(min_length=1, max_length=MAX_IDEMPOTENCY_KEY)] = None,
+        once: Annotated[
+            bool, Query(description="Refuse with 409 (SUBMITTED_BEFORE) if the very same rows were submitted before.")
+        ] = False,
     ) -> JSONResponse:
         """Take inputs in: all of them, or none. Answers 202 with submission_id, expected and batches (a count).
 
@@ -63,11 +70,10 @@ def submission_api(
         submission lost to a restored backup of the queue is filled in, and sent. Without a key the submission's id is
         its key.
         """
-        given = rows_of(request, settings)
         no_nul("workflow_id", workflow_id)
         no_nul("workflow_version", workflow_version or "")
         try:
-            with uploads.one_more():
+            async with rows_of(request, uploads, settings.upload_max_bytes) as given:
                 # Of an upload with a key the log must have been asked first, if the queue may be an older one.
                 incarnation = None if idempotency_key is None else await restored(level)
                 accepted = await take_in(
@@ -79,13 +85,13 @@ def submission_api(
                     priority=priority,
                     idempotency_key=idempotency_key,
                     incarnation=incarnation,
+                    once=once,
                 )
         except QueueReplacedError:
             raise NotLevelError("the database was replaced while the upload came in; send it again") from None
-        except parse.UploadError as error:
-            raise ApiError(422, "UNREADABLE", str(error)) from None
-        except BadRowsError as error:
-            raise bad_rows(error) from None
+        except SubmittedBeforeError as error:
+            before = {"submission_id": error.submission_id, "created_at": error.created_at.isoformat()}
+            raise ApiError(409, "SUBMITTED_BEFORE", str(error), **before) from None
         except IdempotencyConflictError:
             message = "this Idempotency-Key was used for other content; use a new key, or send the same content again"
             raise ApiError(409, "IDEMPOTENCY_CONFLICT", message) from None

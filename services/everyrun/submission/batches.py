@@ -9,14 +9,12 @@ import msgspec
 from fastapi import FastAPI, Query, Request
 from fastapi.responses import JSONResponse
 
-from everyrun.http import ApiError, scope
+from everyrun.http import BODY_BYTES, ApiError, scope
 from everyrun.settings import Settings
-from everyrun.submission import parse
 from everyrun.submission.catchup import Level, restored
-from everyrun.submission.intake import BadRowsError
 from everyrun.submission.keeper import Announcer
 from everyrun.submission.registering import BatchKnownError, BatchTooLargeError, register
-from everyrun.submission.upload import BODY, Uploads, bad_rows, no_nul, rows_of
+from everyrun.submission.upload import BODY, Uploads, no_nul, rows_of
 
 Id = Annotated[str, Query(min_length=1, max_length=255)]
 
@@ -39,7 +37,6 @@ def batch_routes(
         another's, so that no run can be told to be theirs. The same again answers the same; other inputs, or a batch
         that Everyrun sent, 409.
         """
-        given = rows_of(request, settings)
         for name, value in (
             ("batch_id", batch_id),
             ("workflow_id", workflow_id),
@@ -47,7 +44,7 @@ def batch_routes(
         ):
             no_nul(name, value or "")
         try:
-            with uploads.one_more():
+            async with rows_of(request, uploads, BODY_BYTES) as given:
                 await restored(level)
                 registered = await register(
                     pool,
@@ -57,10 +54,6 @@ def batch_routes(
                     workflow_id=workflow_id,
                     workflow_version=workflow_version,
                 )
-        except parse.UploadError as error:
-            raise ApiError(422, "UNREADABLE", str(error)) from None
-        except BadRowsError as error:
-            raise bad_rows(error) from None
         except BatchTooLargeError as error:
             raise ApiError(413, "TOO_LARGE", str(error)) from None
         except BatchKnownError as error:

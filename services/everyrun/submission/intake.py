@@ -16,9 +16,9 @@ from everyrun.failpoints import hit
 from everyrun.settings import Settings
 from everyrun.store.sql import beside
 from everyrun.submission.chunks import Cutter, chunk_id
-from everyrun.submission.parse import Piece, Unreadable
+from everyrun.submission.parse import Piece, Row
 from everyrun.submission.refill import refill
-from everyrun.submission.rows import BadRow, GoodRow, check_row, shown_file
+from everyrun.submission.rows import BadRow, GoodRow, check_row, id_twice, shown_file
 from everyrun.telemetry import log
 
 _log = log(__name__)
@@ -56,6 +56,18 @@ class QueueReplacedError(Exception):
     """The database was replaced while the upload came in: the log must first be read for its Idempotency-Key."""
 
 
+class SubmittedBeforeError(Exception):
+    """The very same rows were submitted before to the same workflow; the text says when, and as what."""
+
+    def __init__(self, known: asyncpg.Record) -> None:
+        self.submission_id: str = known["submission_id"]
+        self.created_at: datetime = known["created_at"]
+        super().__init__(
+            f"These very {known['expected']} rows were submitted before: {self.submission_id}, "
+            f"{self.created_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+        )
+
+
 class _SeenError(Exception):
     def __init__(self, accepted: Accepted) -> None:
         self.accepted = accepted
@@ -77,11 +89,13 @@ async def take_in(
     priority: int,
     idempotency_key: str | None,
     incarnation: str | None = None,
+    once: bool = False,
 ) -> Accepted:
     """Check and keep every row; the submission with its chunks is in the queue when this returns.
 
     A repeated upload under the same key returns the first one's answer, and fills in what the submission lost to a
-    restored backup. With an ``incarnation`` of the database it is taken in there alone.
+    restored backup. With an ``incarnation`` of the database it is taken in there alone. With ``once`` the same rows
+    under another key raise SubmittedBeforeError.
 
     Raises BadRowsError, IdempotencyConflictError, QueueReplacedError and what reading ``rows`` raises; nothing is kept
     then. Memory does not grow with the upload.
@@ -94,7 +108,9 @@ async def take_in(
                 await intake.copy(connection, rows)
                 if incarnation not in (None, await connection.fetchval(_sql["incarnation"])):
                     raise QueueReplacedError
-                accepted = await intake.finish(connection, workflow_id, workflow_version, priority, idempotency_key)
+                accepted = await intake.finish(
+                    connection, workflow_id, workflow_version, priority, idempotency_key, once
+                )
                 hit("intake.before_commit")
             hit("intake.after_commit")
             return accepted
@@ -154,13 +170,13 @@ class Intake:
         )
 
     async def _text(self, rows: AsyncIterator[Piece]) -> AsyncIterator[bytes]:
-        """The good rows as COPY's text; after the first bad one rows are only checked."""
+        """The good rows as COPY's text."""
         async for piece in rows:
-            lines = [line for given in piece if (line := self._line(given)) is not None]
-            if lines and not self.bad_count:
+            # Beside bad rows the good ones are copied too: Postgres then finds the ids that come twice among them.
+            if lines := [line for given in piece if (line := self._line(given)) is not None]:
                 yield b"".join(lines)
 
-    def _line(self, given: Any) -> bytes | None:
+    def _line(self, given: Row) -> bytes | None:
         row = self._check(given)
         if row is None:
             return None
@@ -174,12 +190,10 @@ class Intake:
         )
         return line.replace(b"\\", b"\\\\") if b"\\" in line else line
 
-    def _check(self, given: Any) -> GoodRow | None:
+    def _check(self, given: Row) -> GoodRow | None:
         self.rows += 1
-        if isinstance(given, Unreadable):
-            row: GoodRow | BadRow = BadRow(self.rows, None, "", given.reason)
-        else:
-            row = check_row(self.rows, given, self.submission_id, self.settings.row_max_bytes)
+        at, value = given
+        row = check_row(self.rows, value, self.submission_id, self.settings.row_max_bytes, at)
         if isinstance(row, BadRow):
             self.bad_count += 1
             if len(self.bad) < _SHOWN:
@@ -198,7 +212,13 @@ class Intake:
         self.shown_digest.update(content)
 
     async def finish(
-        self, connection: Any, workflow_id: str, workflow_version: str | None, priority: int, key: str | None
+        self,
+        connection: Any,
+        workflow_id: str,
+        workflow_version: str | None,
+        priority: int,
+        key: str | None,
+        once: bool,
     ) -> Accepted:
         """Refuse, or write the submission and its chunks, or fill in what an earlier upload's submission lost."""
         await self.refuse_bad(connection)
@@ -212,6 +232,11 @@ class Intake:
             await refill(connection, self.settings, known, self.submission_id, *digests)
             _log.warning("an upload was repeated after the queue had lost inputs", submission=accepted.submission_id)
             return accepted
+        if once:
+            await connection.execute(_sql["lock_content"], self.digest.digest())
+            digests = (self.digest.digest(), self.shown_digest.digest())
+            if (before := await connection.fetchrow(_sql["submitted_before"], *digests)) is not None:
+                raise SubmittedBeforeError(before)
         chunks = self.cutter.finish()
         created = datetime.now(UTC)
         parameters = (
@@ -233,7 +258,7 @@ class Intake:
 
     async def refuse_bad(self, connection: Any) -> None:
         """Raise BadRowsError where a row is bad, an id is there twice, or there are no rows."""
-        if not self.bad_count and self.rows:
+        if self.rows:
             await self._refuse_ids_twice(connection)
         if self.bad_count:
             raise BadRowsError(self.bad_count, self.bad)
@@ -241,13 +266,10 @@ class Intake:
             raise BadRowsError(0, [])
 
     async def _refuse_ids_twice(self, connection: Any) -> None:
+        twice = 0
         for record in await connection.fetch(_sql["ids_twice"], self.submission_id, timeout=_COMPARED_WITHIN):
-            first, second = record["positions"]
-            reason = (
-                f"is the id of row {first} too; an id is unique in its submission (a row without one has its number)"
-            )
-            self.bad.append(BadRow(second, record["external_id"], "id", reason))
-        if self.bad:
-            self.bad_count = await connection.fetchval(
-                _sql["count_ids_twice"], self.submission_id, timeout=_COMPARED_WITHIN
-            )
+            self.bad.append(id_twice(record["position"], record["external_id"], record["first"]))
+            twice = record["twice"]
+        if twice:
+            self.bad_count += twice
+            self.bad = sorted(self.bad, key=lambda bad: bad.row)[:_SHOWN]

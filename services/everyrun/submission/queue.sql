@@ -9,6 +9,16 @@ from everyrun_queue.submissions s where idempotency_key = $1
 -- name: lock_by_idempotency_key
 select submission_id from everyrun_queue.submissions where idempotency_key = $1 for update
 
+-- name: lock_content
+-- Until the end of the transaction: of two that bring the same at once the second sees the first.
+select pg_advisory_xact_lock(hashtextextended('everyrun_queue.content/' || encode($1::bytea, 'hex'), 0))
+
+-- name: submitted_before
+-- Of a submission that was put back from the log only what the log shows is known.
+select submission_id, expected, created_at from everyrun_queue.submissions
+where content_hash = $2 and (full_hash = $1 or full_hash is null) and registered_batch is null
+order by created_at desc limit 1
+
 -- name: insert_submission
 insert into everyrun_queue.submissions
     (submission_id, workflow_id, workflow_version, priority, expected, batches, idempotency_key, full_hash, content_hash, created_at)
@@ -29,15 +39,16 @@ on conflict do nothing
 returning chunk
 
 -- name: ids_twice
-select external_id, (array_agg(position order by position))[1:2] as positions
-from everyrun_queue.inputs where submission_id = $1
-group by external_id having count(*) > 1
-order by 2 limit 100
-
--- name: count_ids_twice
-select coalesce(sum(n - 1), 0)::bigint from (
-    select count(*) as n from everyrun_queue.inputs where submission_id = $1 group by external_id having count(*) > 1
-) twice
+-- The first hundred rows whose id an earlier row has, with that row, and how many there are in all.
+with again as (
+    select external_id, min(position) as first, count(*) - 1 as more
+    from everyrun_queue.inputs where submission_id = $1
+    group by external_id having count(*) > 1
+)
+select i.position, i.external_id, again.first, (select sum(more)::bigint from again) as twice
+from again join everyrun_queue.inputs i on i.submission_id = $1 and i.external_id = again.external_id
+where i.position <> again.first
+order by i.position limit 100
 
 -- name: unannounced
 select submission_id, workflow_id, workflow_version, priority, expected, batches, idempotency_key, content_hash,

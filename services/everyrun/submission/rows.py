@@ -20,13 +20,27 @@ FILE_FIELDS = {"url": ("url", "name", "settings"), "id": ("id",), "text": ("text
 _RESERVED_ROOM = 240
 
 
+#: The end of a link in what ``everyrun results`` writes if its query was not kept: such a link leads nowhere.
+REDACTED = "#everyrun-redacted"
+_GIVE_ANEW = "it was handed in with a query or a password, which is not kept: give a fresh link, and the password"
+
+
 class BadRow(msgspec.Struct, frozen=True):
-    """What is wrong with a row: its number from 1, its id where it has one, the field, and the reason."""
+    """What is wrong with a row: its number from 1, its id if it has one, the field, the reason, and its first line."""
 
     row: int
     id: str | None
     field: str
     reason: str
+    line: int | None = None
+
+
+class Unreadable(msgspec.Struct, frozen=True):
+    """A row that could not be read at all, and why."""
+
+    reason: str
+    field: str = ""
+    id: str | None = None
 
 
 class GoodRow(msgspec.Struct, frozen=True):
@@ -68,16 +82,18 @@ class _BadFieldError(Exception):
         self.field = field
 
 
-def check_row(row: int, given: Any, submission_id: str, max_bytes: int) -> GoodRow | BadRow:
-    """The input of row number ``row`` (from 1), or what is wrong with it.
+def check_row(row: int, given: Any, submission_id: str, max_bytes: int, line: int | None = None) -> GoodRow | BadRow:
+    """Return the input of row number ``row`` (from 1), or what is wrong with it.
 
-    ``given`` is a decoded value; a QuickRow gives what the same row decoded in full would give.
+    ``given`` is a decoded value or Unreadable; a QuickRow gives what the same row decoded in full would give.
     """
     if type(given) is QuickRow:
         good = _quick(row, given, submission_id, max_bytes)
         if good is not None:
             return good
         given = msgspec.to_builtins(given)
+    if isinstance(given, Unreadable):
+        return BadRow(row, _shown_id(given.id), given.field, given.reason, line)
     identifier = given.get("id") if isinstance(given, dict) else None
     try:
         if not isinstance(given, dict):
@@ -97,14 +113,24 @@ def check_row(row: int, given: Any, submission_id: str, max_bytes: int) -> GoodR
             )
         return GoodRow(row, external_id, file, metadata, size)
     except _BadFieldError as error:
-        shown = identifier if isinstance(identifier, str) else None
-        return BadRow(row, shown[:255] if shown else None, error.field, str(error))
+        return BadRow(row, _shown_id(identifier), error.field, str(error), line)
+
+
+def id_twice(row: int, external_id: str, first: int, line: int | None = None) -> BadRow:
+    """Return what is wrong with a row whose id is that of an earlier one."""
+    reason = f"is the id of row {first} too; an id is unique in its submission (a row without one has its number)"
+    return BadRow(row, external_id, "id", reason, line)
+
+
+def _shown_id(given: Any) -> str | None:
+    return given[: reserved.EXTERNAL_ID_MAX] if isinstance(given, str) and given else None
 
 
 def _quick(row: int, given: QuickRow, submission_id: str, max_bytes: int) -> GoodRow | None:
     """The input, where a few tests show that nothing is wrong with it; None where it needs a closer look."""
     external_id = str(row) if given.id is None else given.id
-    if not _PLAIN_URL(given.file.url) or not external_id.isprintable():
+    url = given.file.url
+    if not _PLAIN_URL(url) or url.endswith(REDACTED) or not external_id.isprintable():
         return None
     try:
         file, metadata = _encode(given.file), _encode(given.metadata or {})
@@ -147,6 +173,8 @@ def _external_id(given: Any, row: int) -> str:
 def _file(given: Any) -> dict[str, Any]:
     if not isinstance(given, dict):
         raise _BadFieldError("file", "is required: an object with url, id or text")
+    if given.get("redacted"):
+        raise _BadFieldError("file.redacted", _GIVE_ANEW)
     kinds = sorted(kind for kind in FILE_FIELDS if kind in given)
     if len(kinds) != 1:
         raise _BadFieldError(
@@ -174,6 +202,8 @@ def _file(given: Any) -> dict[str, Any]:
 
 
 def _check_url(url: str) -> None:
+    if url.endswith(REDACTED):
+        raise _BadFieldError("file.url", f"ends in {REDACTED}: {_GIVE_ANEW}")
     try:
         parts = urlsplit(url)
         right = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
@@ -217,8 +247,9 @@ def _kind(value: Any) -> str:
         float: "a number",
         list: "a list",
         dict: "an object",
-        str: "empty text",
     }
+    if isinstance(value, str):
+        return "text" if value else "empty text"
     return "null" if value is None else names.get(type(value), type(value).__name__)
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
+from email.message import Message
+from typing import NamedTuple
 
 import msgspec
 from fastapi import Request
 
 from everyrun.http import ApiError
-from everyrun.settings import Settings
 from everyrun.submission import parse
+from everyrun.submission.body import BodyTooLargeError, receive
+from everyrun.submission.columns import Columns
 from everyrun.submission.intake import BadRowsError
+from everyrun.submission.text import EncodingError
 
 _ROW = {
     "type": "object",
@@ -44,7 +48,7 @@ BODY = {
             }
         },
         parse.NDJSON: {"schema": {"type": "string", "description": "A row, as in inputs above, a line."}},
-        parse.CSV: {"schema": {"type": "string", "description": (parse.csv_row.__doc__ or "").strip()}},
+        parse.CSV: {"schema": {"type": "string", "description": (Columns.row.__doc__ or "").strip()}},
     },
 }
 
@@ -77,22 +81,60 @@ class Uploads:
             self._under_way -= 1
 
 
-async def _limited(request: Request, most: int) -> AsyncIterator[bytes]:
-    taken = 0
-    async for part in request.stream():
-        taken += len(part)
-        if taken > most:
-            raise ApiError(413, "TOO_LARGE", f"the upload is larger than {most} bytes; split it")
-        yield part
+class Kind(NamedTuple):
+    """What a request says of its body."""
+
+    content_type: str
+    charset: str | None
+    gzip: bool
 
 
-def rows_of(request: Request, settings: Settings) -> AsyncIterator[parse.Piece]:
-    """The rows of a request's body, as they stream in. Raises ApiError (415) for a kind that is not taken."""
-    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if content_type not in (parse.JSON, parse.NDJSON, parse.CSV):
+def kind_of(request: Request) -> Kind:
+    """Return what the head says of the body. Raises ApiError (415) for what is not taken."""
+    # The parser of mail heads knows quotes and parameters.
+    head = Message()
+    head["content-type"] = request.headers.get("content-type", "")
+    content_type = head.get_content_type() if head["content-type"] else ""
+    if content_type not in parse.KINDS:
         kinds = f"{parse.JSON}, {parse.NDJSON} or {parse.CSV}"
         raise ApiError(415, "UNSUPPORTED_MEDIA_TYPE", f"content-type must be {kinds}, not {content_type!r}")
-    return parse.rows(content_type, _limited(request, settings.upload_max_bytes))
+    charset = head.get_param("charset")
+    codings = request.headers.getlist("content-encoding")
+    coding = ",".join(codings).strip().lower()
+    if coding not in ("", "identity", "gzip", "x-gzip"):
+        message = f"Content-Encoding {coding!r} is not taken: send the body as it is, or with gzip"
+        raise ApiError(415, "UNSUPPORTED_ENCODING", message)
+    return Kind(content_type, charset if isinstance(charset, str) else None, coding.endswith("gzip"))
+
+
+@asynccontextmanager
+async def rows_of(request: Request, uploads: Uploads, most: int) -> AsyncIterator[AsyncIterator[parse.Piece]]:
+    """Receive a request's body whole, of ``most`` bytes when it is unpacked, and give its rows to the block.
+
+    While the body comes in, no transaction is open. Raises ApiError, UploadsFullError.
+    """
+    kind = kind_of(request)
+    with uploads.one_more():
+        try:
+            file = await receive(request.stream(), most, kind.gzip)
+        except BodyTooLargeError:
+            what = "upload, unpacked," if kind.gzip else "upload"
+            raise ApiError(413, "TOO_LARGE", f"the {what} is larger than {most} bytes; split it") from None
+        except OSError as error:
+            message = f"no room for the upload in the folder for temporary files ({error.strerror}); see TMPDIR"
+            raise ApiError(507, "NO_ROOM", message) from None
+        except parse.UploadError as error:
+            raise ApiError(422, "UNREADABLE", str(error)) from None
+        with file:
+            try:
+                yield parse.pieces(parse.Reading(kind.content_type, file, parse.Options(kind.charset)))
+            except EncodingError as error:
+                remedy = "" if error.named else ": content-type: text/csv; charset=windows-1252"
+                raise ApiError(422, "UNREADABLE", f"{error}{remedy}") from None
+            except parse.UploadError as error:
+                raise ApiError(422, "UNREADABLE", str(error)) from None
+            except BadRowsError as error:
+                raise bad_rows(error) from None
 
 
 def bad_rows(error: BadRowsError) -> ApiError:

@@ -46,6 +46,7 @@ comment on column everyrun_queue.submissions.full_hash is
 comment on column everyrun_queue.submissions.lost_inputs is
     'Inputs that the queue lost to a restored backup and the log does not have: the upload, repeated with the same Idempotency-Key, brings them back.';
 create index submissions_incomplete on everyrun_queue.submissions (submission_id) where lost_inputs > 0;
+create index submissions_content on everyrun_queue.submissions (content_hash);
 create index submissions_unannounced on everyrun_queue.submissions (created_at) where announced_at is null;
 
 create table everyrun_queue.inputs (

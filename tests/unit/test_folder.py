@@ -1,0 +1,185 @@
+"""The documents in a folder: what is sent, and what is left out and why."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from everyrun.cli import folder
+from everyrun.cli.contents import kind_of
+from everyrun.cli.folder import Found, find, id_of_path
+from tests.unit.permissions import held_to
+
+
+def put(path: Path, content: bytes = b"%PDF-1.7") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def sent(found: Found) -> list[str]:
+    return [document.shown for document in found.documents]
+
+
+def test_what_is_left_out_is_counted_by_its_reason(tmp_path: Path) -> None:
+    root = tmp_path / "d"
+    for name in ("a.pdf", "sub/B.PDF", "scan0001"):
+        put(root / name)
+    for name in (".Trash-1000/files/old.pdf", "$RECYCLE.BIN/x.pdf", ".git/deep/y.pdf"):
+        put(root / name)
+    for name in ("~$x.docx", ".DS_Store", "Thumbs.db", "e.docm", "notes", "archive.zip"):
+        put(root / name, b"?")
+    os.mkfifo(root / "pipe.pdf")
+    found = find(root)
+    assert sent(found) == ["a.pdf", "scan0001", "sub/B.PDF"]
+    assert found.skipped == {
+        folder.HIDDEN_FOLDER: ["$RECYCLE.BIN/x.pdf", ".Trash-1000/files/old.pdf", ".git/deep/y.pdf"],
+        folder.HIDDEN: [".DS_Store", "Thumbs.db", "~$x.docx"],
+        folder.OTHER_TYPE: ["archive.zip", "e.docm"],
+        folder.NO_TYPE: ["notes"],
+        folder.NOT_REGULAR: ["pipe.pdf"],
+    }
+    assert found.broken == []
+    assert [document.name for document in found.documents] == ["a.pdf", "scan0001.pdf", "B.PDF"]
+
+
+def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
+    root = tmp_path / "d"
+    put(root / "a.pdf")
+    put(root / "locked" / "b.pdf")
+    put(root / "empty.pdf", b"")
+    put(root / "secret.pdf")
+    put(root / ".hidden" / "locked" / "c.pdf")
+    (root / "gone.pdf").symlink_to(root / "nowhere.pdf")
+    (root / "round").symlink_to(root / "round")
+    for name in ("locked", "secret.pdf", ".hidden/locked"):
+        (root / name).chmod(0)
+    try:
+        with held_to():
+            found = find(root)
+    finally:
+        for name in ("locked", "secret.pdf", ".hidden/locked"):
+            (root / name).chmod(0o700)
+    assert sent(found) == ["a.pdf"]
+    assert dict(found.broken) == {
+        "locked": "Permission denied",
+        "secret.pdf": "Permission denied",
+        "empty.pdf": "the file is empty",
+        "gone.pdf": "No such file or directory",
+        "round": "Too many levels of symbolic links",
+    }
+    found.leave_out_broken()
+    assert (len(found.skipped[folder.UNREADABLE]), found.broken) == (5, [])
+
+
+def test_linked_folders_are_followed_once_and_loops_end(tmp_path: Path) -> None:
+    root = tmp_path / "d"
+    put(root / "a.pdf")
+    put(root / "sub" / "b.pdf")
+    put(tmp_path / "other" / "c.pdf")
+    put(tmp_path / "beside.pdf")
+    (tmp_path / "other" / "back").symlink_to(root)
+    (tmp_path / "other" / "self").symlink_to(tmp_path / "other")
+    (root / "0link").symlink_to(Path("..") / "other")
+    (root / "1link").symlink_to(tmp_path / "other")
+    (root / "0sub").symlink_to(root / "sub")
+    (root / "up").symlink_to("..")
+    found = find(root)
+    assert sent(found) == ["0link/c.pdf", "a.pdf", "sub/b.pdf"]
+    assert found.skipped == {
+        folder.LINKED_TWICE: ["0link/self", "0sub", "1link"],
+        folder.LINKED_ABOVE: ["0link/back", "up"],
+    }
+
+
+def test_globs_choose_by_name_and_by_path(tmp_path: Path) -> None:
+    for name in ("a.pdf", "b.png", "drafts/c.pdf", "in/drafts/d.PDF", "in/e.pdf"):
+        put(tmp_path / name)
+    assert sent(find(tmp_path, include=["*.pdf"])) == ["a.pdf", "drafts/c.pdf", "in/drafts/d.PDF", "in/e.pdf"]
+    assert sent(find(tmp_path, include=["in/*"])) == ["in/drafts/d.PDF", "in/e.pdf"]
+    found = find(tmp_path, include=["*.pdf"], exclude=["drafts", "e.*"])
+    assert sent(found) == ["a.pdf"]
+    assert found.skipped == {
+        folder.EXCLUDED: ["drafts/c.pdf", "in/drafts/d.PDF", "in/e.pdf"],
+        folder.NOT_INCLUDED: ["b.png"],
+    }
+
+
+def test_names_that_are_not_utf8_are_sent_under_ids_of_their_own(tmp_path: Path) -> None:
+    for name in (b"Rechnung_\374.pdf", b"Rechnung_\366.pdf", b"scan\377"):
+        put(Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name))))
+    found = find(tmp_path)
+    assert sent(found) == ["Rechnung_\\xf6.pdf", "Rechnung_\\xfc.pdf", "scan\\xff"]
+    assert len({document.id for document in found.documents}) == 3
+    for document in found.documents:
+        assert document.id.isprintable()
+        assert document.name.isascii()
+        assert document.path.read_bytes()
+
+
+def test_folders_nested_deeper_than_calls_may_be(tmp_path: Path) -> None:
+    here = os.getcwd()
+    try:
+        os.chdir(tmp_path)
+        for _ in range(1500):
+            os.mkdir("d")
+            os.chdir("d")
+        Path("a.pdf").write_bytes(b"%PDF-")
+    finally:
+        os.chdir(here)
+    try:
+        found = find(tmp_path)
+    finally:
+        # pytest's own way to remove folders calls itself once a level.
+        subprocess.run(["rm", "-rf", str(tmp_path / "d")], check=True)
+    assert len(found.documents) == 1
+    assert len(found.documents[0].id) <= 255
+    assert found.broken == []
+
+
+def test_an_id_for_every_path() -> None:
+    assert id_of_path("a/b c.pdf") == "a/b c.pdf"
+    assert len(id_of_path("x" * 300)) == 255
+    assert id_of_path("a\nb").endswith("-a_b")
+    assert id_of_path("a\udcffb") != id_of_path("a\udcfeb")
+
+
+def zipped(path: Path, **parts: bytes) -> bytes:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name.replace("__", "/").replace("_DOT_", "."), content)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"%PDF-1.7", "pdf"),
+        (b"junk\n%PDF-1.4", "pdf"),
+        (b"\x89PNG\r\n\x1a\n0000", "png"),
+        (b"\xff\xd8\xff\xe0", "jpg"),
+        (b"II*\x00", "tiff"),
+        (b"RIFF0000WEBPVP8 ", "webp"),
+        (b"\x00\x00\x00\x18ftypheic", "heic"),
+        (b"{\\rtf1", "rtf"),
+        (b"PK\x03\x04 not a zip", None),
+        (b"plain text", None),
+        (b"", None),
+    ],
+)
+def test_files_without_an_extension_are_recognised_by_their_content(
+    tmp_path: Path, content: bytes, kind: str | None
+) -> None:
+    assert kind_of(put(tmp_path / "x", content), content) == kind
+
+
+def test_office_documents_are_recognised_by_what_they_hold(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    assert kind_of(path, zipped(path, word__document_DOT_xml=b"")) == "docx"
+    assert kind_of(path, zipped(path, xl__workbook_DOT_xml=b"")) == "xlsx"
+    assert kind_of(path, zipped(path, mimetype=b"application/vnd.oasis.opendocument.text")) == "odt"
+    assert kind_of(path, zipped(path, readme=b"")) is None
