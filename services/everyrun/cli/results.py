@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import difflib
+import itertools
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,9 +15,12 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
+from everyrun.cli import exits
 from everyrun.cli.client import PATIENCE, Client, DataDir, find
-from everyrun.cli.console import err, out
+from everyrun.cli.console import err, fail, out
+from everyrun.cli.extracted import write_table
 from everyrun.cli.watch import SubmissionId
+from everyrun.submission.rows import REDACTED
 
 #: A table has so many rows at the most.
 SHOWN = 200
@@ -36,19 +41,28 @@ def results(
     status: Annotated[
         list[str] | None, typer.Option(help="Only inputs of this status, for example FAILED; may be given again.")
     ] = None,
-    extracted: Annotated[bool, typer.Option("--extracted", help="With what was extracted, by step (jsonl).")] = False,
+    extracted: Annotated[
+        bool, typer.Option("--extracted", help="With what was extracted: by step (jsonl), or a column a value (csv).")
+    ] = False,
+    bom: Annotated[
+        bool, typer.Option("--bom", help="Begin the CSV with a byte-order mark, by which Excel recognises UTF-8.")
+    ] = False,
     output: Annotated[Path | None, typer.Option(help="Write to this file.")] = None,
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
     """Show the results of a submission: a row an input.
 
     `--format csv --status FAILED` is a manifest that submit takes, to send the failures again. URLs come without
-    their query: a presigned link is not kept, so such rows must be given a fresh one first (a warning says how many).
+    their query: a presigned link is not kept. Such links end in #everyrun-redacted, and submit refuses them until they
+    are given anew (a warning says how many there are).
 
     Example: everyrun results sub_01k... --status FAILED --format csv > again.csv
     """
-    if extracted and format_ != "jsonl":
-        raise typer.BadParameter("--extracted needs --format jsonl")
+    if extracted and format_ == "table":
+        raise typer.BadParameter("--extracted needs --format jsonl or csv")
+    if bom and format_ != "csv":
+        raise typer.BadParameter("--bom needs --format csv")
+    check_statuses(status or ())
     with Client(find(data_dir)) as client:
         rows = pages(client, submission_id, status or (), extracted)
         if format_ == "table":
@@ -56,7 +70,7 @@ def results(
             return
         file = output.open("w", newline="") if output else sys.stdout
         try:
-            redacted = _csv(rows, file) if format_ == "csv" else _jsonl(rows, file, extracted)
+            redacted = _csv(rows, file, extracted, bom) if format_ == "csv" else _jsonl(rows, file, extracted)
         finally:
             if output:
                 file.close()
@@ -110,18 +124,40 @@ def csv_row(row: dict[str, Any]) -> list[str]:
     file = row.get("file") or {}
     metadata = json.dumps(row["metadata"], ensure_ascii=False) if row.get("metadata") else ""
     plain = [row.get(name) or "" for name in ("failure_reason", "failure_message", "run_id", "batch_id", "settled_at")]
-    files = [file.get("url", ""), file.get("id", ""), file.get("text", ""), file.get("name", "")]
+    url = file.get("url", "") + (REDACTED if file.get("redacted") and "url" in file else "")
+    files = [url, file.get("id", ""), file.get("text", ""), file.get("name", "")]
     return [row["external_id"], *files, metadata, row["status"], *plain]
 
 
-def _csv(rows: Iterator[dict[str, Any]], file: IO[str]) -> int:
+def _csv(rows: Iterator[dict[str, Any]], file: IO[str], extracted: bool, bom: bool) -> int:
+    redacted = 0
+
+    def counted() -> Iterator[tuple[list[str], dict[str, Any]]]:
+        nonlocal redacted
+        for row in rows:
+            redacted += bool((row.get("file") or {}).get("redacted"))
+            yield csv_row(row), extractions(row.get("run")) if extracted else {}
+
+    if extracted:
+        write_table(counted(), CSV_COLUMNS, file, bom)
+        return redacted
+    file.write("\ufeff" if bom else "")
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
-    redacted = 0
-    for row in rows:
-        redacted += bool((row.get("file") or {}).get("redacted"))
-        writer.writerow(csv_row(row))
+    writer.writerows(row for row, _ in counted())
     return redacted
+
+
+def check_statuses(given: Sequence[str]) -> None:
+    """End the command if a status looks like a known one that is written otherwise."""
+    if not given:
+        return
+    from everyrun.query.results import STATUSES
+
+    for status in given:
+        near = difflib.get_close_matches(status.upper(), STATUSES, 1, 0.85) if status not in STATUSES else ()
+        if near:
+            fail(f"Unknown status {status!r}; did you mean {near[0]}?", exits.USAGE)
 
 
 def _jsonl(rows: Iterator[dict[str, Any]], file: IO[str], extracted: bool) -> int:
@@ -138,5 +174,11 @@ def extractions(run: dict[str, Any] | None) -> dict[str, Any]:
     for step in (run or {}).get("stepRuns") or ():
         output = (((step.get("result") or {}).get("extractRun") or {}).get("output") or {}).get("value")
         if output is not None:
-            found[(step.get("step") or {}).get("name", "")] = output
+            name = plain = (step.get("step") or {}).get("name", "")
+            for number in itertools.count(2):
+                if name not in found:
+                    break
+                # A step that ran more than once, of each part of a document for example.
+                name = f"{plain} ({number})"
+            found[name] = output
     return found

@@ -1,0 +1,106 @@
+"""Results as CSV: for spreadsheets, and as a manifest to submit again."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import respx
+
+from everyrun.cli import exits
+from everyrun.cli.extracted import names_of, values_of
+from tests.unit.cli import QUERY, everyrun, page
+
+
+def step(name: str, value: Any) -> dict[str, Any]:
+    return {"step": {"name": name}, "result": {"extractRun": {"output": {"value": value}}}}
+
+
+ROWS: list[dict[str, Any]] = [
+    {
+        "external_id": "a",
+        "status": "PROCESSED",
+        "file": {"url": "https://e.com/a.pdf"},
+        "metadata": {"n": 1},
+        "run": {
+            "stepRuns": [
+                step("Extract", {"total": 12.5, "vendor": {"name": "M\u00fcller", "id": None}, "lines": [{"x": 1}]}),
+                step("Extract", {"total": 1}),
+            ]
+        },
+    },
+    {
+        "external_id": "b",
+        "status": "FAILED",
+        "file": {"url": "https://e.com/b.pdf", "redacted": True},
+        "run": {"stepRuns": [step("Extract", {"paid": True, "total": ""})]},
+    },
+    {"external_id": "c", "status": "REFUSED", "file": {"id": "file_1"}, "run": None},
+]
+
+
+def results(*options: str, rows: list[dict[str, Any]] = ROWS) -> Any:
+    with respx.mock(assert_all_called=False) as router:
+        router.get(url__regex=f"{QUERY}/v1/submissions/sub_1/.*").respond(json={})
+        router.get(f"{QUERY}/v1/results").mock(return_value=page("results", rows))
+        return everyrun("results", "sub_1", *options)
+
+
+def table(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_extracted_values_have_a_column_each() -> None:
+    done = results("--format", "csv", "--extracted")
+    assert done.exit_code == 0, done.output
+    one, two, three = table(done.stdout)
+    assert (one["id"], one["Extract.total"], one["Extract (2).total"]) == ("a", "12.5", "1")
+    assert (one["Extract.vendor.name"], one["Extract.vendor.id"]) == ("M\u00fcller", "")
+    assert one["Extract.lines"] == '[{"x": 1}]'
+    assert (two["Extract.paid"], two["Extract.total"], two["Extract.vendor.name"]) == ("true", "", "")
+    assert (three["id"], three["Extract.total"]) == ("c", "")
+
+
+def test_columns_have_names_of_their_own() -> None:
+    places = list(values_of({"": {"a": {"b": 1}, "a.b": 2}, "status": 3}))
+    assert names_of(places, ["status"]) == ["extracted.a.b", "extracted.a.b (2)", "status (2)"]
+
+
+@pytest.mark.parametrize("extracted", [[], ["--extracted"]])
+def test_a_byte_order_mark_comes_first_if_it_is_wanted(extracted: list[str]) -> None:
+    assert results("--format", "csv", "--bom", *extracted).stdout.startswith("\ufeffid,")
+    assert results("--format", "csv", *extracted).stdout.startswith("id,")
+
+
+def test_links_without_their_query_are_refused_until_they_are_given_anew(tmp_path: Path) -> None:
+    done = results("--format", "csv", "--extracted")
+    again = tmp_path / "again.csv"
+    again.write_text(done.stdout)
+    refused = everyrun("submit", str(again), "--dry-run")
+    assert refused.exit_code == exits.ERROR
+    assert "1 bad rows" in refused.output
+    assert "give a fresh link" in refused.output
+    again.write_text(done.stdout.replace("https://e.com/b.pdf#everyrun-redacted", "https://e.com/b.pdf?sig=2"))
+    taken = everyrun("submit", str(again), "--dry-run")
+    assert taken.exit_code == 0, taken.output
+    # What became of the inputs is no news; what was extracted is named.
+    assert "Left out: the columns Extract.total" in taken.output
+    assert "status" not in taken.output
+
+
+def test_results_as_jsonl_are_refused_without_their_query_too(tmp_path: Path) -> None:
+    done = results("--format", "jsonl", rows=[{"id": "b", "file": ROWS[1]["file"]}])
+    (tmp_path / "again.jsonl").write_text(done.stdout)
+    refused = everyrun("submit", str(tmp_path / "again.jsonl"), "--dry-run")
+    assert "give a fresh link" in refused.output
+
+
+@pytest.mark.parametrize(("given", "meant"), [("failed", "FAILED"), ("FAILD", "FAILED"), ("Processed", "PROCESSED")])
+def test_a_status_that_is_written_otherwise_is_suggested(given: str, meant: str) -> None:
+    done = results("--status", given)
+    assert done.exit_code == exits.USAGE
+    assert f"Unknown status '{given}'; did you mean {meant}?" in done.output
+    assert results("--status", "FAILED").exit_code == 0
