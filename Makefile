@@ -57,7 +57,7 @@ soak: .venv ## Jobs, random faults and kills for long: lost, doubled, stalls, me
 	@$(BIN)/python -m chaos.soak --minutes $(or $(MINUTES),10) --seed $(or $(SEED),1)
 
 .PHONY: fuzz
-fuzz: .venv ## Fuzz the APIs, the bridge and HTTP itself (MINUTES=10)
+fuzz: .venv ## Fuzz the APIs, the bridge, HTTP itself and the command line (MINUTES=10)
 	@EVERYRUN_FUZZ_MINUTES=$(or $(MINUTES),10) $(BIN)/pytest tests/fuzz -s -o timeout=0 $(ARGS)
 
 .PHONY: audit

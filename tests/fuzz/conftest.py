@@ -28,7 +28,7 @@ T = TypeVar("T")
 #: Minutes of the long form (``make fuzz MINUTES=10``); the short one has a fixed number of examples and one seed.
 MINUTES = float(os.environ.get("EVERYRUN_FUZZ_MINUTES", "0"))
 #: The kinds of fuzzing, among which the minutes are shared.
-KINDS = 8
+KINDS = 11
 
 TOKEN = "planted-token-of-the-fuzzers"
 SECRET = "wss_planted-secret-of-the-fuzzers"

@@ -124,9 +124,15 @@ async def test_a_folder_is_uploaded_once(stack: Stack, http: httpx.AsyncClient) 
     assert said["expected"] == 3
     before = (await http.get(f"{stack.endpoints['emulator_url']}/_emulator/stats")).json()["requests"]["write"]
     code, out, err = await everyrun(stack, "submit", EXAMPLES / "documents")
+    # The same documents are not run again unless that is wanted.
+    assert (code, out) == (5, "")
+    assert f"These very 3 rows were submitted before: {said['submission_id']}" in " ".join(err.split())
     assert "3 of 3 files had been uploaded before" in err
     after = (await http.get(f"{stack.endpoints['emulator_url']}/_emulator/stats")).json()["requests"]["write"]
     assert after == before
+    code, out, err = await everyrun(stack, "submit", EXAMPLES / "documents", "--again")
+    assert code == 0, err
+    assert (await settled(http, stack, out.split()[0]))["expected"] == 3
 
 
 @pytest.mark.parametrize("name", ["invoices.csv", "invoices.ndjson"])

@@ -27,9 +27,7 @@ KINDS = (JSON, NDJSON, CSV)
 _ROW_MAX = 16 << 20
 #: Rows, and bytes, given out together.
 _TOGETHER, _TOGETHER_BYTES = 500, 1 << 20
-#: An upload up to this size stays in memory.
-_IN_MEMORY = 1 << 20
-_PART = 1 << 16
+_PART, _BLOCK = 1 << 16, 1 << 18
 
 Row = tuple[int, Any]
 """The line that a row begins in, from 1; and its decoded value, a QuickRow or Unreadable."""
@@ -49,7 +47,7 @@ class Reading:
         self._options = options
         #: Of a CSV, once its header was read.
         self.columns: Columns | None = None
-        #: Bytes, or characters, of the rows so far.
+        #: Bytes, or characters, that were read for the rows so far.
         self.taken = 0
 
     def __iter__(self) -> Iterator[Row]:
@@ -59,16 +57,22 @@ class Reading:
 
     def _ndjson(self, file: IO[bytes]) -> Iterator[Row]:
         """A ROW a line; empty lines are passed over."""
-        line = 0
-        while raw := file.readline(_ROW_MAX + 1):
-            line += 1
-            self.taken += len(raw)
-            if len(raw) > _ROW_MAX and not raw.endswith(b"\n"):
-                while raw and not raw.endswith(b"\n"):
-                    raw = file.readline(_ROW_MAX)
+        line, left, more = 0, b"", True
+        while more:
+            part = file.read(_BLOCK)
+            more = bool(part)
+            self.taken += len(part)
+            *whole, left = (left + part).split(b"\n")
+            for raw in whole if more else (*whole, left):
+                line += 1
+                if raw and not raw.isspace():
+                    yield line, _decoded(raw, line)
+            if len(left) > _ROW_MAX:
+                line += 1
                 yield line, Unreadable(f"the line is longer than {_ROW_MAX} bytes")
-            elif raw.strip():
-                yield line, _decoded(raw, line)
+                while part and b"\n" not in part:
+                    part = file.read(_BLOCK)
+                left = part.partition(b"\n")[2]
 
     def _json(self, file: IO[bytes]) -> Iterator[Row]:
         """``{"inputs": [ROW, ...]}``: the same rows in a list."""
@@ -338,8 +342,8 @@ def _piece(reading: Reading, rows: Iterator[Row]) -> Piece:
 
 
 def spool() -> IO[bytes]:
-    """Return a file for an upload: in memory while it is small, then on disk (TMPDIR)."""
-    return tempfile.SpooledTemporaryFile(_IN_MEMORY)
+    """Return a file for an upload, in the folder for temporary files (TMPDIR)."""
+    return tempfile.TemporaryFile()
 
 
 async def rows(kind: str, body: AsyncIterator[bytes]) -> AsyncIterator[Piece]:
