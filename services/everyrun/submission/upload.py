@@ -62,7 +62,7 @@ class UploadsFullError(Exception):
 
 
 class Uploads:
-    """The uploads under way: each holds a connection to Postgres for as long as its caller goes on sending."""
+    """The uploads under way: each takes disk while its caller sends, and then a connection to Postgres."""
 
     def __init__(self) -> None:
         self._under_way = 0
