@@ -259,6 +259,9 @@ async def test_no_transaction_is_open_while_a_body_comes_in(http: httpx.AsyncCli
     sending = asyncio.create_task(http.post("/v1/submissions", content=slow()))
     await begun.wait()
     open_ones = "select count(*) from pg_stat_activity where datname = current_database() and xact_start is not null"
-    assert await pool.fetchval(f"{open_ones} and pid <> pg_backend_pid()") == 0
-    go_on.set()
-    assert (await sending).status_code == 422
+    try:
+        assert await pool.fetchval(f"{open_ones} and pid <> pg_backend_pid()") == 0
+    finally:
+        go_on.set()
+        answer = await sending
+    assert answer.status_code == 422
