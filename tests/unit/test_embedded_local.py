@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from everyrun.cli.client import Client, Target
+from everyrun.cli.manifest import Local
 from everyrun.cli.upload import Account, Journal, upload_all
 from everyrun.embedded import ready, state
 
@@ -64,7 +65,8 @@ def test_no_proxy_is_asked_for_what_runs_here(server: str, tmp_path: Path) -> No
     file = tmp_path / "a.pdf"
     file.write_bytes(b"a")
     journal = Journal(tmp_path / "uploads.sqlite")
-    assert asyncio.run(upload_all([file], Account(server, "sk_1", ""), journal, lambda *_: None)) == {file: "x"}
+    given = [Local(file, "a.pdf", None)]
+    assert asyncio.run(upload_all(given, Account(server, "sk_1", ""), journal, lambda _: None)) == ["x"]
 
 
 @pytest.mark.parametrize("given", ["1024\t65535\n", "1100\t65535\n"])
