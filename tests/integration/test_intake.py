@@ -122,6 +122,20 @@ async def test_the_same_rows_once_are_refused_if_they_were_submitted_before(
     again = await hand_in(pool, settings, [line("a"), line("b")])
     with pytest.raises(SubmittedBeforeError, match=again.submission_id):
         await hand_in(pool, settings, [line("a"), line("b")], once=True)
+    # Of what was put back from the log only what the log shows is known.
+    await pool.execute("update everyrun_queue.submissions set full_hash = null")
+    with pytest.raises(SubmittedBeforeError, match=again.submission_id):
+        await hand_in(pool, settings, [line("a"), line("b")], once=True)
+
+
+async def test_links_that_differ_in_their_query_are_not_the_same_rows(pool: asyncpg.Pool, settings: Settings) -> None:
+    def row(month: int) -> bytes:
+        return msgspec.json.encode({"file": {"url": f"https://files.example.com/report?month={month}"}}) + b"\n"
+
+    await hand_in(pool, settings, [row(1)], once=True)
+    await hand_in(pool, settings, [row(2)], once=True)
+    with pytest.raises(SubmittedBeforeError):
+        await hand_in(pool, settings, [row(1)], once=True)
 
 
 async def test_of_two_that_bring_the_same_rows_at_once_one_is_refused(pool: asyncpg.Pool, settings: Settings) -> None:
