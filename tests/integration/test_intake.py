@@ -233,6 +233,7 @@ async def test_other_content_encodings_are_refused(http: httpx.AsyncClient, path
         (gzip.compress(gzip.compress(line("a"))), 422, "not UTF-8"),
         (b"", 422, "no rows"),
     ],
+    ids=["not gzip", "cut off", "something after it", "a bomb", "twice", "empty"],
 )
 async def test_a_gzip_body_that_cannot_be_unpacked_is_refused(
     http: httpx.AsyncClient, settings: Settings, body: bytes, status: int, said: str
