@@ -1,16 +1,21 @@
-"""Texts without secrets: what is said by others, and what goes into a log, may hold a link, a token or a password."""
+"""Texts without secrets: what is said by others, and what goes into a log, may hold a link, a token or a password.
+
+This is the one place that knows the installation's secrets. ``settings.load`` hands them over.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from json import dumps
-from urllib.parse import quote
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 HIDDEN = "[hidden]"
 
-#: The user of a URL, its query; what follows Bearer or Basic; tokens and keys by their form; rows in Postgres's errors.
+#: The user of a URL, its query; what h11 refuses to send as a header; what follows Bearer or Basic; tokens and keys by
+#: their form; rows in Postgres's errors.
 _FORMS: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(r"(Illegal header value )b?(['\"]).*?\2(?=$|[\s,;)])", re.DOTALL), rf"\1{HIDDEN}"),
     (re.compile(r"([a-z][a-z0-9+.-]*://)[^\s/?#@\"'<>\\]+@", re.IGNORECASE), rf"\1{HIDDEN}@"),
     (re.compile(r"([a-z][a-z0-9+.-]*://[^\s?\"'<>\\]*)\?[^\s\"'<>\\]+", re.IGNORECASE), rf"\1?{HIDDEN}"),
     (re.compile(r"\b(Bearer|Basic)\s+[^\s\"',;\\]+", re.IGNORECASE), rf"\1 {HIDDEN}"),
@@ -20,17 +25,47 @@ _FORMS: tuple[tuple[re.Pattern[str], str], ...] = (
 )
 
 
+#: Shorter texts are too common to be hidden wherever they stand.
+_LEAST = 6
+_known: set[str] = set()
+_exact: re.Pattern[str] | None = None
+
+
+def remember(secrets: Iterable[str]) -> None:
+    """Hide these texts from now on, in every text of this process: as they are and as JSON, Python or a URL write them.
+
+    Texts of fewer than six characters are not hidden.
+    """
+    global _exact
+    for text in secrets:
+        if len(text) >= _LEAST:
+            _known.update((text, dumps(text)[1:-1], repr(text)[1:-1], ascii(text)[1:-1], quote(text, safe="")))
+    if _known:
+        _exact = re.compile("|".join(re.escape(text) for text in sorted(_known, key=len, reverse=True)))
+
+
+def passwords_of(dsn: str) -> list[str]:
+    """Return the passwords that a dsn of Postgres holds, before the host or as a parameter; none if it is no URL."""
+    try:
+        parts = urlsplit(dsn)
+        given = [unquote(parts.password or ""), *parse_qs(parts.query).get("password", [])]
+    except ValueError:
+        return []
+    return [password for password in given if password]
+
+
 def redact(text: str) -> str:
-    """The text without what looks like a secret."""
+    """Return the text without the installation's secrets, and without what looks like a secret."""
+    if _exact is not None:
+        text = _exact.sub(HIDDEN, text)
     for form, instead in _FORMS:
         text = form.sub(instead, text)
     return text
 
 
-def redactor(secrets: Iterable[str]) -> Callable[[str], str]:
-    """:func:`redact` that also takes out the very texts of ``secrets``, as they are and as JSON or a URL hold them."""
-    known = {form for text in secrets if len(text) >= 6 for form in (text, dumps(text)[1:-1], quote(text, safe=""))}
-    if not known:
-        return redact
-    exact = re.compile("|".join(re.escape(text) for text in sorted(known, key=len, reverse=True)))
-    return lambda text: redact(exact.sub(HIDDEN, text))
+def describe(error: BaseException) -> str:
+    """Return an error's type and text without secrets, fit to be kept and shown.
+
+    The text of a library's error may hold what it was given: a header, an address, a row.
+    """
+    return redact(f"{type(error).__name__}: {error}".removesuffix(": "))

@@ -8,12 +8,14 @@ that is wrong or missing and says what to do.
 from __future__ import annotations
 
 import re
+import unicodedata
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import unquote, urlsplit
 
 from pydantic import AliasChoices, Field, FilePath, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from everyrun.redact import passwords_of, remember
 
 #: Without TLS only where the port is written too: as a decision, not as a slip.
 _ORIGIN = re.compile(
@@ -34,6 +36,25 @@ def _list_of(value: object) -> object:
     if isinstance(value, str):
         return [part.strip() for part in value.split(",") if part.strip()]
     return value
+
+
+def _plain(value: Any) -> Any:
+    """Strip the whitespace around a text, of a secret too. Raises ValueError, without the value, for what is invisible.
+
+    A key that was read with its line break would be refused by the HTTP client, whose message holds the key.
+    """
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    if isinstance(value, SecretStr):
+        return SecretStr(_plain(value.get_secret_value()))
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    for place, character in enumerate(text, 1):
+        if unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp"):
+            what = unicodedata.name(character, f"U+{ord(character):04X}")
+            raise ValueError(f"has an invisible character ({what}) at place {place} of {len(text)}; take it out")
+    return text
 
 
 CommaList = Annotated[list[str], NoDecode]
@@ -206,9 +227,22 @@ class Settings(BaseSettings):
     # --- logs
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level written.")
 
+    # Validators of this kind run from the last to the first: a list is split before its texts are looked at.
+    _stripped = field_validator("*", mode="before")(_plain)
     _commas = field_validator(
         "signed_url_origins", "replay_origins", "webhook_secrets", "processor_urls", mode="before"
     )(_list_of)
+
+    @field_validator("extend_api_key", "extend_workspace_id", "api_token", "webhook_secrets")
+    @classmethod
+    def _fit_for_a_header(cls, value: Any) -> Any:
+        for one in value if isinstance(value, list) else [value]:
+            text = one.get_secret_value() if isinstance(one, SecretStr) else one
+            for place, character in enumerate(text, 1):
+                if not "!" <= character <= "~":
+                    what = "a blank" if character.isspace() else "a character that is not ASCII"
+                    raise ValueError(f"has {what} at place {place} of {len(text)}; copy it again")
+        return value
 
     @field_validator("signed_url_origins", "replay_origins")
     @classmethod
@@ -260,12 +294,11 @@ class Settings(BaseSettings):
         return self
 
     def secrets(self) -> list[str]:
-        """The plain text of every secret among the settings, of the dsn its password too: for hiding them."""
+        """Return the plain text of every secret among the settings, of the dsn its password too: for hiding them."""
         given = [getattr(self, name) for name in type(self).model_fields]
         kept = [one for value in given for one in (value if isinstance(value, list) else [value])]
         plain = [one.get_secret_value() for one in kept if isinstance(one, SecretStr)]
-        password = unquote(urlsplit(self.postgres_dsn.get_secret_value()).password or "")
-        return [text for text in (*plain, password) if text]
+        return [text for text in (*plain, *passwords_of(self.postgres_dsn.get_secret_value())) if text]
 
     def rate(self) -> float:
         """Requests a second that Extend allows in each of its categories."""
@@ -284,9 +317,14 @@ def variable(name: str) -> str:
 
 
 def load(**overrides: Any) -> Settings:
-    """Read the settings from the environment. Raises SettingsError naming each variable that is wrong."""
+    """Read the settings from the environment; their secrets are hidden from then on (:mod:`everyrun.redact`).
+
+    Raises SettingsError naming each variable that is wrong.
+    """
     try:
-        return Settings(**overrides)
+        settings = Settings(**overrides)
+        remember(settings.secrets())
+        return settings
     except ValidationError as error:
         lines = []
         for problem in error.errors(include_url=False, include_input=False):

@@ -9,7 +9,7 @@ from typing import Any
 
 import structlog
 
-from everyrun.redact import redactor
+from everyrun.redact import redact, remember
 
 #: Keys whose value never reaches a log line, whoever passes it.
 HIDDEN = frozenset({"authorization", "api_key", "api_token", "secret", "secrets", "password", "token", "dsn"})
@@ -27,7 +27,7 @@ def configure(service: str, level: str = "info", secrets: Iterable[str] = ()) ->
 
     ``secrets`` are in no line, wherever they come from, nor is what looks like one (:mod:`everyrun.redact`).
     """
-    clean = redactor(secrets)
+    remember(secrets)
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -52,7 +52,7 @@ def configure(service: str, level: str = "info", secrets: Iterable[str] = ()) ->
                     structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
                 ),
                 structlog.processors.JSONRenderer(),
-                lambda _logger, _method, line: clean(str(line)),
+                lambda _logger, _method, line: redact(str(line)),
             ],
         )
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import traceback
+
 import typer
 
 from everyrun import __version__
@@ -29,6 +31,7 @@ from everyrun.cli import (
     watch,
 )
 from everyrun.cli.console import log_in_lines
+from everyrun.redact import redact
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -75,4 +78,9 @@ history.register(app)
 def main() -> None:
     """The console script."""
     log_in_lines()
-    app()
+    try:
+        app()
+    except Exception:
+        # Nobody thought of this error. Its text may hold what a library was given.
+        typer.echo(redact(traceback.format_exc()), err=True)
+        raise SystemExit(exits.ERROR) from None

@@ -9,6 +9,7 @@ from typing import TypeVar
 import typer
 
 from everyrun.cli.console import err, fail
+from everyrun.redact import describe
 from everyrun.settings import Settings, SettingsError, load
 
 T = TypeVar("T")
@@ -41,7 +42,7 @@ def _at_kafka(ask: Callable[[Settings], Awaitable[T]]) -> T:
     try:
         return asyncio.run(run())
     except (KafkaError, OSError) as error:
-        fail(f"Kafka at {settings.kafka_bootstrap} (EVERYRUN_KAFKA_BOOTSTRAP): {type(error).__name__} {error}")
+        fail(f"Kafka at {settings.kafka_bootstrap} (EVERYRUN_KAFKA_BOOTSTRAP): {describe(error)}")
 
 
 @topics_app.command()

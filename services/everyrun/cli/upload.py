@@ -19,6 +19,7 @@ from everyrun.cli.folder import shown
 from everyrun.cli.manifest import Local
 from everyrun.embedded.state import NO_PROXY
 from everyrun.extend.client import API_VERSION, retry_after
+from everyrun.redact import describe
 
 _AT_ONCE = 8
 _TRIES = 8
@@ -232,7 +233,7 @@ class _Uploads:
                 # No byte was sent. The text may have what was to be sent, the key too.
                 raise _AccountError(f"no request can be made to {self.http.base_url}: {type(error).__name__}") from None
             except httpx.TransportError as error:
-                problem = f"{type(error).__name__}: {error}"
+                problem = describe(error)
             await asyncio.sleep(wait if pause is None else pause)
             wait = min(wait * 2, 30)
         raise _AccountError(f"Extend does not take files: {problem}, {_TRIES} times")

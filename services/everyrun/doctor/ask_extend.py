@@ -13,6 +13,7 @@ import httpx
 
 from everyrun.doctor.facts import Answer, ExtendFacts
 from everyrun.extend.client import API_VERSION, read_error
+from everyrun.redact import describe
 from everyrun.settings import Settings
 
 _WITHIN = 15.0
@@ -26,7 +27,7 @@ async def request(http: httpx.AsyncClient, method: str, url: str, **more: Any) -
     try:
         response = await http.request(method, url, **more)
     except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
-        return Answer(0, message=f"{type(error).__name__} {error}".strip())
+        return Answer(0, message=describe(error))
     clock = clock_of(response.headers, (began + time.time()) / 2)
     try:
         body = response.json()
@@ -57,7 +58,7 @@ async def ask_extend(settings: Settings, workflows: Sequence[str]) -> ExtendFact
     try:
         http = httpx.AsyncClient(base_url=settings.extend_base_url, headers=headers, timeout=_WITHIN)
     except (httpx.InvalidURL, UnicodeError, ValueError) as error:
-        return ExtendFacts(Answer(0, message=f"{type(error).__name__} {error}"))
+        return ExtendFacts(Answer(0, message=describe(error)))
     async with http:
         key = await request(http, "GET", "/workflow_runs", params={"maxPageSize": 1})
         if key.status != 200:

@@ -15,6 +15,7 @@ from everyrun.log import topics
 from everyrun.log.cloudevents import record, timestamp
 from everyrun.log.connection import connection
 from everyrun.log.events import ProbeWritten
+from everyrun.redact import describe
 from everyrun.settings import Settings
 
 _WITHIN = 20.0
@@ -27,7 +28,7 @@ async def ask_kafka(settings: Settings) -> KafkaFacts:
             cluster_id = await topics.cluster_id(settings)
             live = await topics.live(settings)
     except (KafkaError, OSError) as error:
-        return KafkaFacts(problem=f"{type(error).__name__} {error}".strip())
+        return KafkaFacts(problem=describe(error))
     found = topics.differences(topics.declared(), live, settings.topic_prefix)
     if "probes" not in live:
         return KafkaFacts(None, cluster_id, found, f"the topic {settings.topic('probes')} is missing")
@@ -35,7 +36,7 @@ async def ask_kafka(settings: Settings) -> KafkaFacts:
         async with asyncio.timeout(_WITHIN):
             clock = await _probe(settings)
     except (KafkaError, OSError) as error:
-        return KafkaFacts(None, cluster_id, found, f"{type(error).__name__} {error}".strip())
+        return KafkaFacts(None, cluster_id, found, describe(error))
     return KafkaFacts(None, cluster_id, found, None, clock)
 
 

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 from everyrun.embedded.process import PlatformError
+from everyrun.redact import describe
 
 KAFKA, SLF4J = "4.3.1", "1.7.36"
 _COORDINATES = f"org.apache.kafka:kafka_2.13:{KAFKA}+org.slf4j:slf4j-simple:{SLF4J}"
@@ -62,7 +63,7 @@ def _fetch(work: Path, kept: Path) -> None:
         Path(built.path).rename(kept)
     except Exception as error:
         raise PlatformError(
-            f"Kafka's jars could not be fetched from Maven Central ({type(error).__name__}: {error}). "
+            f"Kafka's jars could not be fetched from Maven Central ({describe(error)}). "
             "Check the network, or use your own Kafka: set EVERYRUN_KAFKA_BOOTSTRAP."
         ) from None
     finally:

@@ -11,6 +11,7 @@ from everyrun.embedded.part import Ask
 from everyrun.embedded.postgres import EmbeddedPostgres
 from everyrun.embedded.state import NO_PROXY
 from everyrun.log import topics
+from everyrun.redact import describe
 from everyrun.settings import Settings
 from everyrun.store.pool import POSTGRES_AWAY
 
@@ -23,7 +24,7 @@ def http(url: str) -> Ask:
             async with httpx.AsyncClient(timeout=2, mounts=NO_PROXY) as client:
                 answer = await client.get(url + "/readyz")
         except httpx.TransportError as error:
-            return f"{type(error).__name__} {error}".strip()
+            return describe(error)
         return None if answer.status_code == 200 else answer.text
 
     return ask
@@ -38,7 +39,7 @@ def kafka(settings: Settings, port: int) -> Ask:
             writer.close()
             await topics.cluster_id(settings)
         except (KafkaError, OSError) as error:
-            return f"{type(error).__name__} {error}".strip()
+            return describe(error)
         return None
 
     return ask
@@ -51,7 +52,7 @@ def postgres(server: EmbeddedPostgres) -> Ask:
         try:
             await server.make_database()
         except POSTGRES_AWAY as error:
-            return f"{type(error).__name__} {error}".strip()
+            return describe(error)
         return None
 
     return ask

@@ -24,6 +24,7 @@ from everyrun.embedded.state import FolderLock, StackError, load_state, write_pr
 from everyrun.embedded.webhook import register_webhook
 from everyrun.extend import vendor
 from everyrun.log import topics
+from everyrun.redact import describe
 from everyrun.settings import Settings, SettingsError, load
 from everyrun.store.migrate import MigrationError, migrate
 
@@ -163,8 +164,7 @@ class Stack:
             raise StackError(f"The database could not be brought up to date: {error}") from None
         except (KafkaError, OSError) as error:
             raise StackError(
-                f"The topics could not be created at {self.endpoints['kafka_bootstrap']}: "
-                f"{type(error).__name__} {error}"
+                f"The topics could not be created at {self.endpoints['kafka_bootstrap']}: {describe(error)}"
             ) from None
 
     async def _check_vendor(self) -> None:

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from everyrun.redact import passwords_of, remember
+
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 #: Fewer ports than these below the kernel's are too few to choose from.
 _ENOUGH = 256
@@ -156,6 +158,10 @@ def read_endpoints(data_dir: Path) -> dict[str, str] | None:
     if holder(data_dir) is None:
         return None
     endpoints: dict[str, str] | None = _read(data_dir / "endpoints.json")
+    if endpoints is not None:
+        dsn = endpoints.get("postgres_dsn", "")
+        names = ("api_token", "extend_api_key", "webhook_secret")
+        remember([dsn, *passwords_of(dsn), *(endpoints.get(name) or "" for name in names)])
     return endpoints
 
 

@@ -20,7 +20,7 @@ import httpx
 import msgspec
 
 from everyrun.extend.budget import GET, LONGEST_PAUSE, RUN, WRITE, Budget, OwnTurns
-from everyrun.redact import redact
+from everyrun.redact import describe, redact
 from everyrun.settings import Settings
 
 API_VERSION = "2026-02-09"
@@ -160,7 +160,7 @@ class Extend:
                     return response
                 error = _error(response)
             except (httpx.HTTPError, TimeoutError) as failure:
-                error = ExtendError(0, "UNREACHABLE", f"{type(failure).__name__}: {failure}")
+                error = ExtendError(0, "UNREACHABLE", describe(failure))
             if error.status not in (0, 200) and error.status not in _TRY_AGAIN:
                 raise error
             if error.status == 429:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from everyrun.garbage import collect_seldom
 from everyrun.log.ranges import Position
 from everyrun.log.topics import LogIdentity
+from everyrun.redact import describe
 from everyrun.replay.engine import LANES, Engine, Offsets, tables_pool
 from everyrun.settings import Settings
 
@@ -113,7 +114,7 @@ def _work(share: Share, parent: int, says: Connection) -> None:
     try:
         asyncio.run(work())
     except Exception as error:
-        says.send(f"{type(error).__name__}: {error}")
+        says.send(describe(error))
         raise SystemExit(1) from None
 
 

@@ -22,6 +22,7 @@ from everyrun.projection.decode import LogRecord
 from everyrun.projection.merge import instant
 from everyrun.projection.offsets import ForeignLogError
 from everyrun.projection.reader import read_range
+from everyrun.redact import describe
 from everyrun.settings import Settings
 from everyrun.store.sql import beside
 from everyrun.submission import pauses
@@ -98,7 +99,7 @@ async def restored(level: Level) -> str:
     except (KafkaError, ForeignLogError) as error:
         raise NotLevelError(
             "the database was restarted or replaced, and the log cannot be read yet to see what it knows of this "
-            f"upload; send it again in a moment ({type(error).__name__}: {error})"
+            f"upload; send it again in a moment ({describe(error)})"
         ) from None
 
 

@@ -14,6 +14,7 @@ import httpx
 import msgspec
 
 from everyrun.extend.client import Problem, clean, read_error, read_json, read_problem, retry_after
+from everyrun.redact import describe
 from everyrun.submission.cutting import named
 
 
@@ -65,8 +66,12 @@ class InDoubt(msgspec.Struct, frozen=True):
 
 Verdict = Taken | Rejected | Returned | Blocked | Unclear | InDoubt
 
-#: No byte of the request was sent.
-_NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol, httpx.ProxyError)
+#: No whole request was sent. LocalProtocolError is our own side's: h11 refuses to write what is not HTTP, such as a
+#: header with a line break. A batch call's body is whole when it begins, so nothing of it can be refused later.
+_NOT_SENT = (
+    *(httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol, httpx.ProxyError),
+    httpx.LocalProtocolError,
+)
 
 #: Statuses that refuse a request before anything is made of it, whoever answers (RFC 9110, 6585, 7725).
 _NOTHING_MADE = frozenset(
@@ -94,7 +99,7 @@ LONGEST_UNHEARD = 60.0
 
 def classify_failure(error: httpx.HTTPError) -> Verdict:
     """Return the verdict on a call that got no answer."""
-    reason = clean(f"{type(error).__name__}: {error}")
+    reason = clean(describe(error))
     return Returned(reason) if isinstance(error, _NOT_SENT) else InDoubt(reason)
 
 
