@@ -100,7 +100,7 @@ class _Guard:
             await JSONResponse(body, 401, {"www-authenticate": "Bearer"})(asgi, receive, send)
             return
         asgi.setdefault("state", {})["caller"] = found
-        await self._app(asgi, receive if asgi["path"] in self._streams else _sized(receive), send)
+        await self._app(asgi, receive if asgi["path"].rstrip("/") in self._streams else _sized(receive), send)
 
     async def _caller(self, asgi: AsgiScope) -> tokens.Caller | None:
         given = [value for name, value in asgi["headers"] if name == b"authorization"]
@@ -138,7 +138,20 @@ def api(
     The bodies of the paths of ``streams`` are as large as their routes let them be, others at most BODY_BYTES.
     ``unavailable`` are the errors that mean that the database does not answer: 503.
     """
-    app = FastAPI(title=title, description=description, version="1", docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title=title, description=description, version="1", docs_url=None, redoc_url=None, redirect_slashes=False
+    )
+    unknown = app.router.default
+
+    async def same_without_slash(asgi: AsgiScope, receive: Receive, send: Send) -> None:
+        """Take a path that is unknown with a slash at its end for the same without it, instead of redirecting."""
+        path = asgi.get("path", "")
+        if asgi["type"] == "http" and path.endswith("/") and path.rstrip("/"):
+            await app.router({**asgi, "path": path.rstrip("/")}, receive, send)
+        else:
+            await unknown(asgi, receive, send)
+
+    app.router.default = same_without_slash
     known = tokens.Tokens(pool, settings.api_token.get_secret_value())
     app.add_middleware(_Guard, known=known, streams=streams, unavailable=unavailable)
 

@@ -14,7 +14,8 @@ AsgiApp = Callable[[Any, Any, Any], Awaitable[None]]
 #: The request line and the headers together, in bytes; and how many headers.
 HEAD_BYTES = 32 << 10
 HEAD_LINES = 100
-#: Seconds in which they must have come, from the connection's start or the request's first byte.
+#: Seconds in which they must have come, from the request's first byte. A connection without one is idle, and closed
+#: after EVERYRUN_KEEP_ALIVE, also if it never had a request: load balancers open connections ahead.
 HEAD_WITHIN = 10.0
 #: A body has so many seconds, and one more for each so many bytes that came: what is slower is given up.
 BODY_WITHIN = 25.0
@@ -35,7 +36,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client came: its first request must follow."""
         super().connection_made(transport)
-        self._arm(HEAD_WITHIN)
+        self._arm(self.timeout_keep_alive)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It went."""
@@ -46,7 +47,10 @@ class LimitedProtocol(HttpToolsProtocol):
         """Parse what came; refuse a head that does not end."""
         was_in_head = self._in_head
         super().data_received(data)
-        if not self._in_head or self.transport.is_closing():
+        if self.transport.is_closing():
+            return
+        if not self._in_head:
+            self._bound_idleness()
             return
         # The part that a head began in holds what was before it too; it is checked whole when it ends.
         self._head += len(data) if was_in_head else 0
@@ -57,6 +61,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """A request's first byte."""
+        self._disarm()
         self._in_head, self._whole, self._head = True, False, 0
         super().on_message_begin()
 
@@ -96,6 +101,12 @@ class LimitedProtocol(HttpToolsProtocol):
     def _refuse(self) -> None:
         self._refused = True
         self.send_400_response("")
+
+    def _bound_idleness(self) -> None:
+        """Close later what is idle. Line breaks between requests begin none, and end uvicorn's own keep-alive timer."""
+        answered = self.cycle is None or self.cycle.response_complete
+        if answered and self._whole and self._timer is None and self.timeout_keep_alive_task is None:
+            self._arm(self.timeout_keep_alive)
 
     def _arm(self, seconds: float) -> None:
         self._disarm()

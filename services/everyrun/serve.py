@@ -123,9 +123,10 @@ def with_health(health: Health, app: AsgiApp | None = None, registry: CollectorR
     ProcessCollector(registry=shown)
 
     async def asgi(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] in ("/healthz", "/readyz"):
-            await respond(send, *health.answer(scope["path"]))
-        elif scope["type"] == "http" and scope["path"] == "/metrics" and scope["method"] == "GET":
+        path = scope["path"].rstrip("/") if scope["type"] == "http" else ""
+        if path in ("/healthz", "/readyz"):
+            await respond(send, *health.answer(path))
+        elif path == "/metrics" and scope["method"] == "GET":
             await respond(send, 200, generate_latest(shown), CONTENT_TYPE_LATEST.encode())
         elif app is not None:
             await app(scope, receive, send)
@@ -151,11 +152,13 @@ class _Server(uvicorn.Server):
 
 
 @contextlib.asynccontextmanager
-async def http_server(listen: str, app: AsgiApp, drain: float = 5.0, *, dated: bool = True) -> Any:
+async def http_server(
+    listen: str, app: AsgiApp, drain: float = 5.0, *, dated: bool = True, keep_alive: int = 75
+) -> Any:
     """Serve ``app`` on ``host:port`` while the block runs; at its end requests under way get ``drain`` seconds.
 
-    ``dated`` answers carry our clock's Date header. Heads and slow bodies have limits (:mod:`everyrun.limits`); how
-    large a body may be, the app says.
+    Idle connections are closed after ``keep_alive`` seconds. ``dated`` answers carry our clock's Date header. Heads and
+    slow bodies have limits (:mod:`everyrun.limits`); how large a body may be, the app says.
     """
     host, port = listen_address(listen)
     config = uvicorn.Config(
@@ -171,6 +174,7 @@ async def http_server(listen: str, app: AsgiApp, drain: float = 5.0, *, dated: b
         server_header=False,
         date_header=dated,
         timeout_graceful_shutdown=int(drain),
+        timeout_keep_alive=keep_alive,
     )
     server = _Server(config)
     serving = asyncio.create_task(server.serve())
@@ -232,4 +236,9 @@ def run_service(
             work.result()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop if fast_loop else None) as runner:
-        runner.run(body())
+        try:
+            runner.run(body())
+        except SettingsError as error:
+            # What a setting leads to is known only when it is used.
+            print(f"everyrun {name} cannot start:\n{redact(str(error))}", file=sys.stderr)
+            raise SystemExit(2) from None

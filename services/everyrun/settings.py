@@ -104,6 +104,12 @@ class Settings(BaseSettings):
     processor_listen: str = Field("127.0.0.1:8804", description="Where the processor's health listens.")
     reconciler_listen: str = Field("127.0.0.1:8805", description="Where the reconciler's health listens.")
     replay_listen: str = Field("127.0.0.1:8806", description="Where the replay service listens.")
+    keep_alive: int = Field(
+        75,
+        ge=1,
+        description="Idle connections to our services are closed after this long. Must be longer than a load "
+        "balancer before them keeps its own (60 by default, mostly), or it answers some requests with 502.",
+    )
     submission_url: str = Field("", description="Where the command line finds the submission service.")
     query_url: str = Field("", description="Where the command line finds the query service.")
     bridge_url: str = Field("", description="Where the doctor finds the bridge, if not where it listens.")

@@ -13,11 +13,17 @@ from prometheus_client import generate_latest
 
 from everyrun.bridge import handler as module
 from everyrun.bridge.handler import Handler
+from everyrun.doctor.ask_bridge import self_test
+from everyrun.doctor.facts import Answer
+from everyrun.doctor.judge_extend import judge_endpoint
+from everyrun.doctor.judge_webhook import judge_self_test
+from everyrun.extend.client import API_VERSION
 from everyrun.extend.signature import sign
 from everyrun.log.cloudevents import Record
 from everyrun.projection.decode import run_of
 from everyrun.projection.merge import merge
-from tests.conftest import eventually
+from everyrun.serve import Health, http_server, with_health
+from tests.conftest import eventually, free_port
 from tests.records import Logged
 
 NOW = 1767225600
@@ -281,3 +287,34 @@ async def test_outcomes_are_counted() -> None:
         assert f'everyrun_bridge_webhooks_total{{outcome="{outcome}"}} 1.0' in text
     assert 'everyrun_bridge_webhooks_total{outcome="deferred"} 0.0' in text
     assert len(kept.records) == 2
+
+
+async def test_a_slash_at_the_end_of_the_address_is_the_same_address() -> None:
+    kept = Kept()
+    async with client(handler(kept)) as http:
+        answer = await http.post(PATH + "/", content=BODY, headers=signed(BODY))
+        assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+        assert len(kept.records) == 1
+        assert (await http.post(PATH + "/", content=BODY)).status_code == 401
+        assert (await http.get(PATH + "/")).status_code == 405
+        for other in (PATH + "/x", PATH + "x/", "/webhooks/", "/"):
+            assert (await http.post(other, content=BODY, headers=signed(BODY))).status_code == 404
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+async def test_the_doctor_finds_right_what_the_bridge_takes(slash: str) -> None:
+    """It judges Extend's endpoint by its URL, and posts to that very URL."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}{PATH}{slash}"
+    endpoint = {"id": "wh_1", "url": url, "status": "enabled", "apiVersion": API_VERSION}
+    app = with_health(Health(), Handler(Kept(), [SECRET]))
+    async with http_server(f"127.0.0.1:{port}", app, drain=1.0):
+        for wanted in ("", url, url.rstrip("/")):
+            (judged,), found = judge_endpoint(Answer(200, body=[endpoint]), wanted, [])
+            assert (judged.level, found) == ("ok", [endpoint])
+        tested = judge_self_test("webhook address", await self_test(url, SECRET, 1))
+        async with httpx.AsyncClient() as http:
+            health = [await http.get(f"http://127.0.0.1:{port}/{name}{slash}") for name in ("healthz", "readyz")]
+            metrics = await http.get(f"http://127.0.0.1:{port}/metrics{slash}")
+    assert tested.level == "ok", tested
+    assert [answer.status_code for answer in (*health, metrics)] == [200, 200, 200]

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeGuard
 
 import pytest
+import uvicorn
 from fastapi import Request
 from pydantic import SecretStr
 
+import everyrun
 from everyrun import http as our_http
 from everyrun import limits
 from everyrun.http import api, scope
-from everyrun.serve import http_server
+from everyrun.serve import Health, http_server, with_health
 from everyrun.settings import Settings
 from tests.conftest import free_port
 
@@ -24,7 +28,7 @@ HEAD = f"POST /echo HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {TOKEN}\r\n".en
 
 
 @asynccontextmanager
-async def serving() -> AsyncIterator[int]:
+async def serving(keep_alive: int = 75) -> AsyncIterator[int]:
     app = api("t", "", Settings(api_token=SecretStr(TOKEN)), None, frozenset({"/stream"}))  # type: ignore[arg-type]
 
     async def echo(request: Request) -> int:
@@ -37,7 +41,7 @@ async def serving() -> AsyncIterator[int]:
         app.post(path, dependencies=[scope("submit")])(echo)
     app.post("/parsed", dependencies=[scope("submit")])(parsed)
     port = free_port()
-    async with http_server(f"127.0.0.1:{port}", app, drain=1.0):
+    async with http_server(f"127.0.0.1:{port}", app, drain=1.0, keep_alive=keep_alive):
         yield port
 
 
@@ -76,6 +80,71 @@ def statuses(answer: bytes) -> list[int]:
 
 
 CLOSE = b"connection: close\r\n"
+WHOLE = HEAD + b"content-length: 0\r\n\r\n"
+
+
+@pytest.mark.parametrize("head_within", [0.3, 60.0])
+@pytest.mark.parametrize(
+    "sent", [(), (WHOLE,), (WHOLE, WHOLE), (WHOLE, b"\r\n"), (b"\r\n",)], ids=["new", "used", "twice", "line", "only"]
+)
+async def test_an_idle_connection_is_kept_for_the_keep_alive_time_and_no_longer(
+    sent: tuple[bytes, ...], head_within: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "HEAD_WITHIN", head_within)
+    loop = asyncio.get_running_loop()
+    async with serving(keep_alive=2) as port:
+        began = loop.time()
+        async with asyncio.timeout(30):
+            answers = statuses(await said(port, *sent, pause=0.2))
+    assert answers == [200] * sum(part == WHOLE for part in sent)
+    assert loop.time() - began >= 2.0
+
+
+async def test_a_load_balancer_may_keep_its_connections_for_a_minute() -> None:
+    """Its usual 60 s must be over before we close: the default of each service, and what the settings say."""
+    assert Settings().keep_alive > 60
+    asked: list[int] = []
+
+    class Config(uvicorn.Config):
+        def __init__(self, *args: Any, **more: Any) -> None:
+            super().__init__(*args, **more)
+            asked.append(self.timeout_keep_alive)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(uvicorn, "Config", Config)
+        for options in ({}, {"keep_alive": 130}):
+            async with http_server(f"127.0.0.1:{free_port()}", with_health(Health()), **options):
+                pass
+    assert asked == [75, 130]
+
+
+SERVICES = {"bridge", "processor", "query", "reconciler", "replay", "submission"}
+
+
+def test_every_service_takes_the_setting() -> None:
+    for path in sorted(Path(everyrun.__file__).parent.glob("*/app.py")):
+        calls = [node for node in ast.walk(ast.parse(path.read_text())) if _serves(node)]
+        assert all(any(word.arg == "keep_alive" for word in call.keywords) for call in calls), path
+        assert bool(calls) == (path.parent.name in SERVICES), path
+
+
+def _serves(node: ast.AST) -> TypeGuard[ast.Call]:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "http_server"
+
+
+@pytest.mark.parametrize("path", [b"/echo", b"/stream"])
+async def test_a_slash_at_the_end_is_the_same_path_and_no_redirect(
+    path: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(our_http, "BODY_BYTES", 1000)
+    size = 5000 if path == b"/stream" else 10
+    body = b"content-length: %d\r\n\r\n" % size + b"x" * size
+    async with serving() as port:
+        for slash in (b"", b"/"):
+            answer = await said(port, HEAD.replace(b"/echo", path + slash) + CLOSE + body)
+            assert statuses(answer) == [200], answer
+            assert answer.endswith(b"%d" % size)
+        assert statuses(await said(port, HEAD.replace(b"/echo", b"/nothing/") + CLOSE + body)) == [404]
 
 
 async def test_a_request_within_the_limits_is_answered() -> None:
@@ -108,10 +177,9 @@ async def test_a_head_that_never_ends_is_cut_off_soon_after_the_limit() -> None:
         assert statuses(await said(port, HEAD, *lines)) in ([431], [])
 
 
-async def test_a_head_that_comes_too_slowly_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_head_that_comes_too_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "HEAD_WITHIN", 0.5)
     async with serving() as port:
-        assert await said(port) == b""
         assert await said(port, b"GET /", *[b"x"] * 1000, pause=0.05) == b""
         assert await said(port, HEAD, *[b"x: y\r\n"] * 1000, pause=0.05) == b""
         # The second request of a connection too.

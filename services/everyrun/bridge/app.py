@@ -36,7 +36,12 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
     producing = asyncio.create_task(_produce(settings, health, handler))
     stopped = asyncio.create_task(stop.wait())
     try:
-        async with http_server(settings.bridge_listen, with_health(health, handler, handler.registry), drain=_DRAIN):
+        async with http_server(
+            settings.bridge_listen,
+            with_health(health, handler, handler.registry),
+            drain=_DRAIN,
+            keep_alive=settings.keep_alive,
+        ):
             await asyncio.wait([producing, stopped], return_when=asyncio.FIRST_COMPLETED)
     finally:
         # Requests under way are answered; only now may the producer go.

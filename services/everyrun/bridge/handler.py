@@ -106,7 +106,8 @@ class Handler:
         """Answer one request. 2xx only after the log has acknowledged; 503 where it does not; never a 500."""
         if scope["type"] != "http":
             return
-        if scope["path"] == PATH:
+        # A slash at the end is the same address; a redirect would lose the webhook, which Extend does not follow.
+        if scope["path"].rstrip("/") == PATH:
             if scope["method"] == "POST":
                 await self._webhook(scope, receive, send)
             else:

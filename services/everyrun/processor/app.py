@@ -223,7 +223,9 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
     health, metrics = Health("kafka", "database", "topics", "tables", "partitions"), Metrics()
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(
-            http_server(settings.processor_listen, with_health(health, None, metrics.registry))
+            http_server(
+                settings.processor_listen, with_health(health, None, metrics.registry), keep_alive=settings.keep_alive
+            )
         )
         await topics.wait_until_right(settings, health)
         identity = await topics.identity(settings)

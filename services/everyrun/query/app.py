@@ -44,7 +44,11 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
             asyncio.create_task(_count(pool, metrics)),
         ]
         await stack.enter_async_context(
-            http_server(settings.query_listen, with_health(health, query_api(settings, pool), metrics.registry))
+            http_server(
+                settings.query_listen,
+                with_health(health, query_api(settings, pool), metrics.registry),
+                keep_alive=settings.keep_alive,
+            )
         )
         await stop.wait()
         for task in looking:

@@ -110,7 +110,9 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
         settings.signed_url_origins, max_bytes=settings.signed_url_max_bytes, timeout=settings.signed_url_timeout
     )
     async with (
-        http_server(settings.reconciler_listen, with_health(health, None, registry), drain=1.0),
+        http_server(
+            settings.reconciler_listen, with_health(health, None, registry), drain=1.0, keep_alive=settings.keep_alive
+        ),
         Extend(settings, budget=shared(settings)) as extend,
     ):
         count_requests(registry, extend.sent)

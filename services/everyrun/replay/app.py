@@ -88,7 +88,7 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
             asyncio.create_task(keep_probing(settings, health, "database", name="replay")),
         ]
         app = with_health(health, replay_api(settings, pool, asked))
-        await stack.enter_async_context(http_server(settings.replay_listen, app))
+        await stack.enter_async_context(http_server(settings.replay_listen, app, keep_alive=settings.keep_alive))
         await stop.wait()
         # A job stays RUNNING, and the next process goes on with it.
         for task in tasks:

@@ -68,7 +68,7 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
     # back. At the start Kafka is needed all the same: a restored queue learns from the log what it was handed before.
     health = Health(PART, "database", at_start=("topics", "kafka", "log_position"))
     # Without the API: what it took in would be for the other Extend.
-    async with http_server(settings.submission_listen, with_health(health), drain=1.0):
+    async with http_server(settings.submission_listen, with_health(health), drain=1.0, keep_alive=settings.keep_alive):
         await wait_until_same(settings, health)
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(await _pool(settings, health))
@@ -85,7 +85,7 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
         doubts = Doubts(pool, extend, level, transitions, installation)
         announcer = Announcer(pool, producer, dispatcher)
         app = with_health(health, submission_api(settings, pool, announcer, producer, doubts, level), metrics.registry)
-        await stack.enter_async_context(http_server(settings.submission_listen, app))
+        await stack.enter_async_context(http_server(settings.submission_listen, app, keep_alive=settings.keep_alive))
         health.ready("database")
         await _is_level(level, health)
         tasks = [
