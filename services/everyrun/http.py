@@ -17,6 +17,7 @@ from starlette.types import Scope as AsgiScope
 from everyrun.settings import Settings
 from everyrun.store import tokens
 from everyrun.store.pool import POSTGRES_AWAY, is_slow
+from everyrun.store.session import ended_by
 from everyrun.telemetry import log
 
 _log = log(__name__)
@@ -114,6 +115,11 @@ _CODES = {400: "UNREADABLE", 404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED", 413: "
 
 
 def _away(error: Exception) -> JSONResponse:
+    setting = ended_by(error)
+    if setting is not None:
+        _log.warning("answering 504", error=f"{type(error).__name__}: {error}")
+        message = f"the database ended this request by its setting {setting}; the operator can raise it"
+        return JSONResponse({"code": "TOO_SLOW", "message": message}, 504)
     if is_slow(error):
         _log.warning("answering 504", error=f"{type(error).__name__}: {error}")
         body = {"code": "TOO_SLOW", "message": "the database took too long for this request; try again later"}

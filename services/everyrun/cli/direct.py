@@ -11,6 +11,7 @@ from everyrun.cli import exits
 from everyrun.cli.console import fail
 from everyrun.cli.signals import StoppedError, until_stopped
 from everyrun.embedded.state import read_endpoints
+from everyrun.redact import describe
 from everyrun.settings import Settings, SettingsError, load
 
 T = TypeVar("T")
@@ -42,13 +43,13 @@ def run(work: Callable[[], Coroutine[Any, Any, T]], code: int = exits.ERROR) -> 
         fail("stopped before it was done", exits.INTERRUPTED)
     except ArchiveError as error:
         fail(str(error), exits.NOT_FOUND if str(error).startswith("there is no archive") else code)
-    except (SelectionError, TargetError) as error:
+    except (SelectionError, TargetError, SettingsError) as error:
         fail(str(error), code)
     except FileNotFoundError as error:
         fail(str(error), exits.NOT_FOUND)
     except KafkaError as error:
-        fail(f"Kafka: {type(error).__name__} {error}", code)
+        fail(f"Kafka: {describe(error)}", code)
     except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
-        fail(f"Postgres: {type(error).__name__} {error}", code)
+        fail(f"Postgres: {describe(error)}", code)
     except ObjectsError as error:
-        fail(f"{type(error).__name__}: {error}", code)
+        fail(describe(error), code)

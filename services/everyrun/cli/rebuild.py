@@ -17,6 +17,7 @@ from everyrun.cli.console import err, fail
 from everyrun.cli.direct import settings_of
 from everyrun.cli.signals import StoppedError, until_stopped
 from everyrun.garbage import collect_seldom
+from everyrun.redact import describe
 
 if TYPE_CHECKING:
     from everyrun.replay.engine import Progress
@@ -126,18 +127,19 @@ def run(work: Coroutine[Any, Any, T], code: int = exits.ERROR) -> T:
     from everyrun.replay.archive import ArchiveError
     from everyrun.replay.moment import MomentError
     from everyrun.replay.rebuild import ReplayError
+    from everyrun.settings import SettingsError
     from everyrun.store.migrate import MigrationError
     from everyrun.store.pool import POSTGRES_AWAY
 
     collect_seldom()
     try:
         return asyncio.run(until_stopped(work))
-    except (ReplayError, MomentError, MigrationError, ForeignLogError, ArchiveError) as error:
+    except (ReplayError, MomentError, MigrationError, ForeignLogError, ArchiveError, SettingsError) as error:
         fail(str(error), code)
     except BrokenPipeError:
         # Nobody reads our output any more: Click ends the command as is usual then.
         raise
     except (KafkaError, *POSTGRES_AWAY) as error:
-        fail(f"{type(error).__name__}: {error}. What is done stays so: the same command goes on from there.", code)
+        fail(f"{describe(error)}. What is done stays so: the same command goes on from there.", code)
     except StoppedError:
         fail("Stopped. The same command goes on from here.", exits.INTERRUPTED)

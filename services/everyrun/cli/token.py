@@ -23,6 +23,7 @@ from everyrun.cli import exits
 from everyrun.cli.client import DataDir
 from everyrun.cli.console import err, fail, out
 from everyrun.embedded.state import read_endpoints
+from everyrun.redact import describe
 from everyrun.settings import SettingsError, load
 from everyrun.store import tokens
 from everyrun.store.pool import POSTGRES_AWAY
@@ -77,10 +78,12 @@ def _dsn(data_dir: Path) -> str:
 def _on_database(data_dir: Path, ask: Callable[[Any], Awaitable[T]]) -> T:
     import asyncpg
 
+    from everyrun.store.session import connect
+
     dsn = _dsn(data_dir)
 
     async def run() -> T:
-        connection = await asyncpg.connect(dsn, timeout=10)
+        connection = await connect(dsn, name="token", timeout=10)
         try:
             return await ask(connection)
         finally:
@@ -90,8 +93,10 @@ def _on_database(data_dir: Path, ask: Callable[[Any], Awaitable[T]]) -> T:
         return asyncio.run(run())
     except asyncpg.UndefinedTableError:
         fail("the database has no table of tokens; make it with: everyrun migrate")
+    except SettingsError as error:
+        fail(str(error))
     except POSTGRES_AWAY as error:
-        fail(f"the database does not answer: {type(error).__name__}: {error}")
+        fail(f"the database does not answer: {describe(error)}")
 
 
 @token_app.command()

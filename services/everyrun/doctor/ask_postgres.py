@@ -9,9 +9,11 @@ import asyncpg
 from msgspec.structs import replace
 
 from everyrun.doctor.facts import Late, PostgresFacts, Swept
+from everyrun.redact import describe
 from everyrun.settings import Settings
 from everyrun.store.migrate import SCHEMAS
 from everyrun.store.pool import POSTGRES_AWAY
+from everyrun.store.session import LIMITS, PoolerError, prepare, refuse_pooler
 from everyrun.store.sql import beside
 from everyrun.waiting import waiting_of
 
@@ -21,16 +23,21 @@ _WITHIN = 10.0
 
 async def ask_postgres(settings: Settings) -> tuple[PostgresFacts, list[str]]:
     """What Postgres shows of itself, and the workflows that inputs were handed in for, newest first. Never raises."""
+    dsn = settings.postgres_dsn.get_secret_value()
     try:
-        connection = await asyncpg.connect(
-            settings.postgres_dsn.get_secret_value(), timeout=_WITHIN, command_timeout=_WITHIN
-        )
+        connection = await asyncpg.connect(dsn, timeout=_WITHIN, command_timeout=_WITHIN)
     except (*POSTGRES_AWAY, ValueError) as error:
-        return PostgresFacts(problem=f"{type(error).__name__} {error}".strip()), []
+        return PostgresFacts(problem=describe(error)), []
     try:
-        return await _ask(connection, settings)
+        await refuse_pooler(connection, dsn)
+        limits = [tuple(row) for row in await connection.fetch(_sql["limits"], list(LIMITS))]
+        await prepare(connection, dsn, {})
+        facts, workflows = await _ask(connection, settings)
+        return replace(facts, limits=limits), workflows
+    except PoolerError:
+        return PostgresFacts(shared=True), []
     except POSTGRES_AWAY as error:
-        return PostgresFacts(problem=f"{type(error).__name__} {error}".strip()), []
+        return PostgresFacts(problem=describe(error)), []
     finally:
         connection.terminate()
 
@@ -76,7 +83,7 @@ async def _write_problem(connection: asyncpg.Connection) -> str | None:
         await connection.execute(_sql["write_queue"])
         await connection.execute(_sql["write_projection"])
     except asyncpg.PostgresError as error:
-        return f"{type(error).__name__} {error}"
+        return describe(error)
     finally:
         await transaction.rollback()
     return None

@@ -10,8 +10,10 @@ from aiokafka.errors import KafkaError
 
 from everyrun.doctor.facts import Following
 from everyrun.log.reader import end_offsets
+from everyrun.redact import describe
 from everyrun.settings import Settings
 from everyrun.store.pool import POSTGRES_AWAY
+from everyrun.store.session import PoolerError, connect
 from everyrun.store.sql import beside
 
 _sql = beside(__file__, "doctor.sql")
@@ -28,11 +30,14 @@ async def ask_progress(settings: Settings) -> Following:
     try:
         async with asyncio.timeout(_ANSWER_WITHIN):
             ends = await end_offsets(settings, _TOPICS)
-        connection = await asyncpg.connect(
-            settings.postgres_dsn.get_secret_value(), timeout=_ANSWER_WITHIN, command_timeout=_ANSWER_WITHIN
+        connection = await connect(
+            settings.postgres_dsn.get_secret_value(),
+            name="doctor",
+            timeout=_ANSWER_WITHIN,
+            command_timeout=_ANSWER_WITHIN,
         )
-    except (*POSTGRES_AWAY, KafkaError, ValueError) as error:
-        return Following(problem=f"{type(error).__name__} {error}".strip())
+    except (*POSTGRES_AWAY, KafkaError, ValueError, PoolerError) as error:
+        return Following(problem=describe(error))
     try:
         began = time.monotonic()
         first = missing = await _missing(connection, ends)
@@ -41,7 +46,7 @@ async def ask_progress(settings: Settings) -> Following:
             missing = await _missing(connection, ends)
         return Following(sum(first.values()), missing != first, time.monotonic() - began)
     except POSTGRES_AWAY as error:
-        return Following(problem=f"{type(error).__name__} {error}".strip())
+        return Following(problem=describe(error))
     finally:
         connection.terminate()
 

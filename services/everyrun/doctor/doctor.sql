@@ -2,6 +2,10 @@
 select clock_timestamp() as now, current_setting('server_version_num')::int as version,
        pg_is_in_recovery() as standby, current_setting('transaction_read_only')::bool as read_only
 
+-- name: limits
+select name, current_setting(name) as value, source from pg_settings
+where name = any($1::text[]) and current_setting(name) <> '0' order by name
+
 -- name: has_migrations
 select to_regclass(quote_ident($1::text) || '.schema_migrations') is not null
 

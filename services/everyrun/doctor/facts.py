@@ -91,9 +91,15 @@ class Late(Struct, frozen=True):
 
 
 class PostgresFacts(Struct, frozen=True):
-    """``problem`` is why Postgres could not be asked. Migrations are by schema: those applied, None for no schema."""
+    """``problem`` is why Postgres could not be asked; ``shared`` is whether it is behind a pooler without sessions.
+
+    ``limits`` are those that role, database or server set: name, value, and what set it. Migrations are by schema:
+    those applied, None for no schema.
+    """
 
     problem: str | None = None
+    shared: bool = False
+    limits: list[tuple[str, str, str]] = []
     version: int = 0
     read_only: str | None = None
     write_problem: str | None = None

@@ -8,7 +8,7 @@ from everyrun.doctor.facts import KafkaFacts, PostgresFacts
 from everyrun.doctor.findings import Finding, failed, not_checked, ok, warning
 
 KAFKA, TOPICS, POSTGRES, MIGRATIONS, SAME_LOG = "Kafka", "topics", "Postgres", "migrations", "tables and log"
-QUEUE = "queue"
+QUEUE, LIMITS = "queue", "limits of Postgres"
 OLDEST_POSTGRES = 15
 
 
@@ -32,7 +32,31 @@ def judge_postgres(facts: PostgresFacts, files: Mapping[str, Sequence[str]]) -> 
     if facts.problem is not None:
         remedy = "Check EVERYRUN_POSTGRES_DSN (host, user, password, database), that it runs, and the firewall."
         return [failed(POSTGRES, f"does not answer: {facts.problem}", remedy), not_checked(MIGRATIONS, POSTGRES)]
-    return [_written(facts), *_migrated(facts, files), *map(_lost, facts.lost)]
+    if facts.shared:
+        remedy = "Set pool_mode = session for this database in PgBouncer, or name Postgres itself in the dsn."
+        found = "is behind a connection pooler in transaction or statement mode: no service starts there"
+        return [failed(POSTGRES, found, remedy), not_checked(MIGRATIONS, POSTGRES)]
+    limits = [_limit(*limit) for limit in facts.limits]
+    return [_written(facts), *limits, *_migrated(facts, files), *map(_lost, facts.lost)]
+
+
+#: Where a setting comes from, as pg_settings names it: in words, and how to take it back.
+_SET_FOR = {
+    "user": ("the role", "alter role ROLE reset {name}"),
+    "database": ("the database", "alter database DATABASE reset {name}"),
+    "database user": ("the role in this database", "alter role ROLE in database DATABASE reset {name}"),
+    "configuration file": ("the whole server", "{name} in postgresql.conf, or alter system reset {name}"),
+    "global": ("every role", "alter role all reset {name}"),
+}
+
+
+def _limit(name: str, value: str, source: str) -> Finding:
+    where, how = _SET_FOR.get(source, (f"this connection ({source})", "PGOPTIONS, or the options of the dsn"))
+    remedy = (
+        "Everyrun's own sessions set it to 0, and give each call a limit of its own. It ends other sessions of the "
+        f"same user, such as SQL on the results. To take it back: {how.format(name=name)}."
+    )
+    return warning(LIMITS, f"{name} is {value} for {where}", remedy)
 
 
 def _lost(found: tuple[str, str, int]) -> Finding:

@@ -6,12 +6,12 @@ import asyncio
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
-import asyncpg
-
 from everyrun import telemetry
+from everyrun.redact import describe
 from everyrun.serve import Health
 from everyrun.settings import Settings
 from everyrun.store.pool import POSTGRES_AWAY
+from everyrun.store.session import connect
 from everyrun.store.sql import beside
 
 _log = telemetry.log(__name__)
@@ -67,12 +67,14 @@ async def problem(settings: Settings) -> str | None:
     """What is in the way: another Extend than the one that is kept, or Postgres that is away; None where nothing is."""
     given = vendor(settings.extend_base_url)
     try:
-        connection = await asyncpg.connect(settings.postgres_dsn.get_secret_value(), timeout=10, command_timeout=10)
+        connection = await connect(
+            settings.postgres_dsn.get_secret_value(), name="vendor", timeout=10, command_timeout=10
+        )
         try:
             await connection.execute(_sql["keep"], given)
             kept = await connection.fetchval(_sql["kept"])
         finally:
             await connection.close(timeout=5)
     except POSTGRES_AWAY as error:
-        return f"{type(error).__name__}: {error}"
+        return describe(error)
     return difference(kept, given)

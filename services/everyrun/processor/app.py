@@ -30,9 +30,10 @@ from everyrun.projection.apply import Applied
 from everyrun.projection.feed import Feed
 from everyrun.projection.offsets import ForeignLogError, Position, greatest
 from everyrun.projection.schema import remake
+from everyrun.redact import describe
 from everyrun.serve import Health, http_server, run_service, with_health
 from everyrun.settings import Settings
-from everyrun.store.pool import POSTGRES_AWAY, telling
+from everyrun.store.pool import POSTGRES_AWAY, open_pool
 from everyrun.telemetry import log
 
 _log = log(__name__)
@@ -180,7 +181,7 @@ async def until_ended(stop: asyncio.Event, standing: Mapping[str, Coroutine[Any,
     error = None if task.cancelled() else task.exception()
     if error is not None:
         _log.error("an error without an answer", task=tasks[task], exc_info=error)
-    return f"{tasks[task]} ended by itself" + (f": {type(error).__name__}: {error}" if error is not None else "")
+    return f"{tasks[task]} ended by itself" + (f": {describe(error)}" if error is not None else "")
 
 
 def inform(app: faust.App, healer: Healer, processor: Processor, health: Health) -> None:
@@ -202,18 +203,17 @@ async def _pool(settings: Settings, health: Health, stop: asyncio.Event) -> asyn
     """Connections to the tables, once the database answers; None where ``stop`` is set before."""
     while not stop.is_set():
         try:
-            dsn = settings.postgres_dsn.get_secret_value()
-            return await asyncpg.create_pool(
-                dsn,
-                connection_class=telling(dsn),
+            return await open_pool(
+                settings,
+                name="processor",
                 min_size=2,
                 max_size=6,
-                init=tables.setup_connection,
                 command_timeout=120,
-                server_settings={"application_name": "everyrun-processor", "search_path": tables.SCHEMA},
+                own={"search_path": tables.SCHEMA},
+                setup=tables.setup_connection,
             )
         except POSTGRES_AWAY as error:
-            health.not_ready("database", f"{type(error).__name__}: {error}")
+            health.not_ready("database", describe(error))
             await asyncio.sleep(0.5)
     return None
 

@@ -22,6 +22,8 @@ from everyrun.projection.decode import Poll
 from everyrun.projection.feed import Feed
 from everyrun.replay.selection import Source
 from everyrun.settings import Settings
+from everyrun.store.pool import open_pool
+from everyrun.store.session import connect
 from everyrun.store.sql import beside
 
 _sql = beside(__file__, "replay.sql")
@@ -83,16 +85,13 @@ async def tables_pool(settings: Settings, schema: str, size: int = LANES) -> Asy
 
     What a crash of Postgres takes of the last commits it takes of ``applied_offsets`` too.
     """
-    async with asyncpg.create_pool(
-        settings.postgres_dsn.get_secret_value(),
-        min_size=1,
+    async with await open_pool(
+        settings,
+        name="replay",
         max_size=size,
-        init=tables.setup_connection,
-        server_settings={
-            "application_name": "everyrun-replay",
-            "search_path": schema,
-            "synchronous_commit": "off",
-        },
+        command_timeout=None,
+        own={"search_path": schema, "synchronous_commit": "off"},
+        setup=tables.setup_connection,
     ) as pool:
         yield pool
 
@@ -100,10 +99,7 @@ async def tables_pool(settings: Settings, schema: str, size: int = LANES) -> Asy
 @asynccontextmanager
 async def tables_connection(settings: Settings, schema: str) -> AsyncIterator[asyncpg.Connection]:
     """One connection that finds the tables of a schema; jsonb comes as the bytes of its text."""
-    connection = await asyncpg.connect(
-        settings.postgres_dsn.get_secret_value(),
-        server_settings={"application_name": "everyrun-replay", "search_path": schema},
-    )
+    connection = await connect(settings.postgres_dsn.get_secret_value(), name="replay", own={"search_path": schema})
     try:
         await tables.setup_connection(connection)
         yield connection

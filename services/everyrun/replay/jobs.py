@@ -24,6 +24,7 @@ from aiokafka.errors import (
 
 from everyrun.log.ranges import Position
 from everyrun.projection.offsets import ForeignLogError
+from everyrun.redact import describe
 from everyrun.replay import again, compare, moment
 from everyrun.replay.archive import ArchiveError, archive
 from everyrun.replay.asked import Archive, Audit, Rebuild, Replay, VerifyArchive, jobs
@@ -39,6 +40,7 @@ from everyrun.replay.verify import verify
 from everyrun.settings import Settings
 from everyrun.store.migrate import MigrationError
 from everyrun.store.pool import POSTGRES_AWAY
+from everyrun.store.session import PoolerError
 from everyrun.store.sql import beside
 from everyrun.telemetry import log
 
@@ -57,6 +59,7 @@ _REFUSED = (
     ArchiveError,
     SelectionError,
     TargetError,
+    PoolerError,
 )
 #: Errors of Postgres and Kafka that waiting does not mend: a right or an object that is missing, a value that cannot be
 #: stored (SQLSTATE classes 42, 22, 23); records that are deleted.
@@ -114,10 +117,10 @@ class Worker:
         except _REFUSED as error:
             await self._pool.execute(_sql["end"], job_id, "FAILED", None, str(error))
         except _FOR_GOOD as error:
-            await self._pool.execute(_sql["end"], job_id, "FAILED", None, f"{type(error).__name__}: {error}")
+            await self._pool.execute(_sql["end"], job_id, "FAILED", None, describe(error))
         except AWAY as error:
             # Said to whoever asks, and tried again.
-            await self._pool.execute(_sql["trouble"], job_id, f"{type(error).__name__}: {error}")
+            await self._pool.execute(_sql["trouble"], job_id, describe(error))
             raise
         except Exception as error:
             _log.exception("a job failed", job_id=job_id)
@@ -203,7 +206,7 @@ def _said_of_objects() -> Iterator[None]:
     try:
         yield
     except ObjectsError as error:
-        raise ArchiveError(f"{type(error).__name__}: {error}") from error
+        raise ArchiveError(describe(error)) from error
 
 
 def _archive(settings: Settings) -> str:

@@ -20,6 +20,7 @@ from everyrun.replay.selection import Source
 from everyrun.replay.shares import Share, ShareError, apply_shares, split
 from everyrun.settings import Settings
 from everyrun.store.migrate import SCHEMAS, migrate
+from everyrun.store.session import connect
 from everyrun.store.sql import beside
 
 _sql = beside(__file__, "replay.sql")
@@ -170,9 +171,7 @@ async def workplace(settings: Settings, name: str) -> AsyncIterator[Workplace]:
     """Hold a schema while the block runs. Raises ReplayError where its name is none, or another process holds it."""
     if not _NAME.fullmatch(name) or name in (*SCHEMAS, "public") or name.startswith("pg_"):
         raise ReplayError(f"{name!r} is no name for a schema to rebuild into: small letters, digits and _")
-    connection = await asyncpg.connect(
-        settings.postgres_dsn.get_secret_value(), server_settings={"application_name": "everyrun-replay"}
-    )
+    connection = await connect(settings.postgres_dsn.get_secret_value(), name="replay")
     try:
         if not await connection.fetchval(_sql["hold"], name):
             raise ReplayError(f"another process works in the schema {name}; wait for it, or choose another name")

@@ -12,6 +12,9 @@ import sys
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+from everyrun.redact import redact
+from everyrun.store.session import LIMITS
+
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 #: Schema, and the folder of its migrations.
@@ -54,12 +57,16 @@ def migrate(dsn: str, schemas: dict[str, Path] | None = None) -> None:
         )
         if done.returncode != 0:
             text = (done.stderr or done.stdout).strip().replace(url, "the database")
-            raise MigrationError(f"schema {schema}: {text}")
+            if "unsupported startup parameter" in text:
+                text += ". Migrations need Postgres itself: name it, not PgBouncer, in EVERYRUN_POSTGRES_DSN for them"
+            raise MigrationError(f"schema {schema}: {redact(text)}")
 
 
 def _url(dsn: str, schema: str) -> str:
     """The dsn as dbmate takes it. Where it has no sslmode, TLS is taken if offered, as asyncpg and psql do."""
     parts = urlsplit(dsn)
-    own = [parts.query, f"search_path={schema}"] + ([] if "sslmode=" in parts.query else ["sslmode=prefer"])
+    # A migration may take as long as it needs, whatever the role's limits are. Those of a newer Postgres are left out.
+    unlimited = [f"{name}=0" for name in LIMITS[:3]]
+    own = [parts.query, f"search_path={schema}", *unlimited] + ([] if "sslmode=" in parts.query else ["sslmode=prefer"])
     query = "&".join(own).lstrip("&")
     return urlunsplit(parts._replace(scheme="postgres", query=query))

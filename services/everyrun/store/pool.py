@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import asyncpg
 import msgspec
 
 from everyrun.settings import Settings
+from everyrun.store.session import Session, ended_by, preparing
 from everyrun.store.sql import name_of
 
 _json = msgspec.json.Encoder()
@@ -72,7 +73,9 @@ def _telling(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[A
             # A server that canceled a statement answers; of one that does not answer in time nobody knows.
             if isinstance(error, TimeoutError) and not await _answers(self.dsn):
                 raise
-            raise SlowStatementError(f"the statement {name_of(statement)} took too long; Postgres answers") from error
+            setting = ended_by(error)
+            ended = f"Postgres ended it: {setting} is set for this session" if setting else "Postgres answers"
+            raise SlowStatementError(f"the statement {name_of(statement)} took too long; {ended}") from error
 
     return told
 
@@ -87,7 +90,7 @@ def telling(dsn: str) -> type[asyncpg.Connection]:
     still raised if Postgres at ``dsn`` does not answer another connection either.
     """
     methods = {name: _telling(getattr(asyncpg.Connection, name)) for name in _METHODS}
-    return type("TellingConnection", (asyncpg.Connection,), {**methods, "__slots__": (), "dsn": dsn})
+    return type("TellingConnection", (Session,), {**methods, "dsn": dsn})
 
 
 #: Postgres is away, for now, or a statement took too long (see ``is_slow``): to be tried again later. asyncpg says
@@ -95,19 +98,31 @@ def telling(dsn: str) -> type[asyncpg.Connection]:
 POSTGRES_AWAY = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 
 
-async def open_pool(settings: Settings, *, name: str, min_size: int = 1, max_size: int = 10) -> asyncpg.Pool:
-    """A pool on EVERYRUN_POSTGRES_DSN; ``name`` is shown in pg_stat_activity. jsonb values are Python values.
+async def open_pool(
+    settings: Settings,
+    *,
+    name: str,
+    min_size: int = 1,
+    max_size: int = 10,
+    command_timeout: float | None = 60,
+    own: Mapping[str, str] | None = None,
+    setup: Callable[[asyncpg.Connection], Awaitable[None]] = connection_setup,
+) -> asyncpg.Pool:
+    """Return a pool on EVERYRUN_POSTGRES_DSN; ``name`` is shown in pg_stat_activity.
 
-    Raises OSError or asyncpg.PostgresError where the database does not answer.
+    Each session has the settings ``own``, and no limits of the role's. ``setup`` says how values come; by default
+    jsonb comes as Python values.
+
+    Raises PoolerError, and OSError or asyncpg.PostgresError if the database does not answer.
     """
     dsn = settings.postgres_dsn.get_secret_value()
-    return await asyncpg.create_pool(
+    pool: asyncpg.Pool = await asyncpg.create_pool(
         dsn,
         min_size=min_size,
         max_size=max_size,
-        setup=None,
-        init=connection_setup,
+        init=preparing(dsn, own or {}, setup),
         connection_class=telling(dsn),
-        command_timeout=60,
+        command_timeout=command_timeout,
         server_settings={"application_name": f"everyrun-{name}"},
     )
+    return pool

@@ -6,9 +6,11 @@ import asyncio
 
 import asyncpg
 
+from everyrun.redact import describe
 from everyrun.serve import Health
 from everyrun.settings import Settings
 from everyrun.store.pool import POSTGRES_AWAY, write_problem
+from everyrun.store.session import PoolerError, connect
 
 #: Postgres is looked at so often, and has so long to answer, in seconds: one that is frozen (it accepts connections
 #: and answers nothing) is found out within the sum of both.
@@ -37,9 +39,9 @@ class Probe:
         except TimeoutError:
             self.close()
             return f"no answer within {_WITHIN:g} s"
-        except POSTGRES_AWAY as error:
+        except (*POSTGRES_AWAY, PoolerError) as error:
             self.close()
-            return f"{type(error).__name__}: {error}"
+            return describe(error)
         except asyncio.CancelledError:
             self.close()
             raise
@@ -51,9 +53,7 @@ class Probe:
             self._connection = None
 
     async def _connected(self) -> asyncpg.Connection:
-        self._connection = await asyncpg.connect(
-            self._dsn, server_settings={"application_name": f"everyrun-{self._name}-probe"}
-        )
+        self._connection = await connect(self._dsn, name=f"{self._name}-probe")
         return self._connection
 
 

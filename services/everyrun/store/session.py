@@ -1,0 +1,183 @@
+"""What every session of ours at Postgres has in common: its limits, its search path, and a server of its own.
+
+Role, database and server may set limits (``statement_timeout`` and the like) that would end a long upload. Our limits
+are the client's: each call has its own. So each session sets those of the server to 0. It does so by statements after
+connecting, because PgBouncer refuses these settings at the start of a connection.
+
+A session has state: settings, prepared statements, advisory locks. A pooler in transaction mode gives each transaction
+another server, and loses it. Such a pooler is recognised and refused (``PoolerError``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Any
+
+import asyncpg
+
+from everyrun.settings import SettingsError
+
+#: Settings with which role, database or server can end what a session does; 0 is no limit.
+LIMITS = (
+    "statement_timeout",
+    "lock_timeout",
+    "idle_in_transaction_session_timeout",
+    "idle_session_timeout",
+    "transaction_timeout",
+)
+
+_ROUNDS = 8
+_WITHIN = 10.0
+
+
+def _says_shared(error: asyncpg.PostgresError) -> bool:
+    """Tell what a statement meets whose prepared form is another server's, and what PgBouncer says in statement mode.
+
+    PgBouncer gives nearly all of its own errors one state, so its text decides.
+    """
+    lost = isinstance(error, (asyncpg.DuplicatePreparedStatementError, asyncpg.InvalidSQLStatementNameError))
+    return lost or "statement pooling mode" in str(error).lower()
+
+
+class PoolerError(SettingsError):
+    """The dsn leads to a pooler that gives each transaction another session."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "EVERYRUN_POSTGRES_DSN leads to a connection pooler (PgBouncer) in transaction or statement mode. Everyrun "
+            "needs sessions: settings, prepared statements and advisory locks are lost between transactions there. Set "
+            "pool_mode = session for this database, or name Postgres itself"
+        )
+
+
+class Session(asyncpg.Connection):
+    """A connection that keeps its own settings when it is given back to a pool."""
+
+    #: The statements that make the settings, ended by semicolons.
+    own = ""
+
+    def get_reset_query(self) -> str:
+        """Return what resets the session; it begins as asyncpg's and ends with our own settings."""
+        return f"{super().get_reset_query()}\n{self.own}"
+
+
+async def refuse_pooler(connection: Any, dsn: str) -> None:
+    """Raise PoolerError if the connection has no session of its own.
+
+    A server tells its process when a connection begins; where it is another one there is a pooler between.
+    """
+    try:
+        server = await connection.fetchval("select pg_backend_pid()")
+        shared = server != connection.get_server_pid() and await is_shared(dsn)
+    except asyncpg.PostgresError as error:
+        if not _says_shared(error):
+            raise
+        shared = True
+    if shared:
+        raise PoolerError
+
+
+async def prepare(connection: Any, dsn: str, own: Mapping[str, str]) -> None:
+    """Set a new connection's own settings, and no limits. Raises PoolerError.
+
+    Limits that are not set anyway are not mentioned: what is mentioned costs a little at each return to a pool.
+    """
+    await refuse_pooler(connection, dsn)
+    limits = await connection.fetch(
+        "select name from unnest($1::text[]) name where current_setting(name, true) <> '0'", list(LIMITS)
+    )
+    wanted = {**own, **{row["name"]: "0" for row in limits}}
+    statements = "".join(f"set {name} to {_literal(value)};" for name, value in wanted.items())
+    if statements:
+        await connection.execute(statements)
+    # asyncpg makes every connection an instance of every class of connections.
+    if issubclass(type(connection), Session):
+        connection.own = statements
+
+
+def _literal(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
+
+
+async def connect(dsn: str, *, name: str, own: Mapping[str, str] | None = None, **options: Any) -> asyncpg.Connection:
+    """Return a connection of one's own; ``name`` is shown in pg_stat_activity. ``options`` are asyncpg's.
+
+    Raises PoolerError, and OSError or asyncpg.PostgresError if the database does not answer.
+    """
+    named = {"application_name": f"everyrun-{name}"}
+    connection: asyncpg.Connection = await asyncpg.connect(dsn, server_settings=named, **options)
+    try:
+        await prepare(connection, dsn, own or {})
+    except BaseException:
+        connection.terminate()
+        raise
+    return connection
+
+
+def preparing(
+    dsn: str, own: Mapping[str, str], then: Callable[[asyncpg.Connection], Awaitable[None]]
+) -> Callable[[asyncpg.Connection], Coroutine[Any, Any, None]]:
+    """Return what a pool does with each new connection: ``prepare``, and ``then`` what its user wants."""
+
+    async def prepared(connection: asyncpg.Connection) -> None:
+        await prepare(connection, dsn, own)
+        await then(connection)
+
+    return prepared
+
+
+#: What was found out about a pooler, by dsn; it is not asked again for each connection.
+_known: dict[str, bool] = {}
+
+
+async def is_shared(dsn: str) -> bool:
+    """Return whether the sessions of two connections are one, or change from one transaction to the next.
+
+    Two connections ask in turn which server process works for them. In session mode each has its own. In transaction
+    mode a quiet pooler gives both the same, and a busy one gives each another one from time to time.
+    """
+    if dsn not in _known:
+        _known[dsn] = await _ask(dsn)
+    return _known[dsn]
+
+
+async def _ask(dsn: str) -> bool:
+    options: dict[str, Any] = {"timeout": _WITHIN, "command_timeout": _WITHIN, "statement_cache_size": 0}
+    connections = [await asyncpg.connect(dsn, **options)]
+    try:
+        connections.append(await asyncpg.connect(dsn, **options))
+        servers: list[set[int]] = [set(), set()]
+        for _ in range(_ROUNDS):
+            for connection, seen in zip(connections, servers, strict=True):
+                async with connection.transaction():
+                    seen.add(await connection.fetchval("select pg_backend_pid()"))
+        first, second = servers
+        return len(first) > 1 or len(second) > 1 or first == second
+    except asyncpg.PostgresError as error:
+        if _says_shared(error):
+            return True
+        raise
+    finally:
+        for connection in connections:
+            connection.terminate()
+
+
+#: The setting that ended something, by the state that Postgres names it with.
+_ENDED_BY = {
+    "55P03": "lock_timeout",
+    "25P03": "idle_in_transaction_session_timeout",
+    "25P04": "transaction_timeout",
+    "57P05": "idle_session_timeout",
+}
+
+
+def ended_by(error: BaseException) -> str | None:
+    """Return the setting by which Postgres ended a statement, a transaction or a session; None for other errors."""
+    if not isinstance(error, asyncpg.PostgresError):
+        return None
+    if error.sqlstate == "57014":
+        return "statement_timeout" if re.search("statement[ _]timeout", str(error)) else None
+    if error.sqlstate == "55P03" and "lock timeout" not in str(error):
+        return None
+    return _ENDED_BY.get(error.sqlstate or "")
