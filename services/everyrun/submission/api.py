@@ -33,7 +33,13 @@ _sql = beside(__file__, "queue.sql")
 
 
 def submission_api(
-    settings: Settings, pool: asyncpg.Pool, announcer: Announcer, log: Log, doubts: Doubts, level: Level
+    settings: Settings,
+    pool: asyncpg.Pool,
+    announcer: Announcer,
+    log: Log,
+    doubts: Doubts,
+    level: Level,
+    uploads: Uploads | None = None,
 ) -> FastAPI:
     """The submission service's API. Errors are ``{"code", "message"}``; see the OpenAPI document."""
     app = api(
@@ -43,7 +49,7 @@ def submission_api(
         pool,
         frozenset({"/v1/submissions"}),
     )
-    uploads = Uploads()
+    uploads = Uploads() if uploads is None else uploads
 
     @app.exception_handler(UploadsFullError)
     async def full(_request: Request, error: UploadsFullError) -> JSONResponse:

@@ -27,6 +27,7 @@ from everyrun.submission.metrics import Metrics
 from everyrun.submission.resolver import Resolver
 from everyrun.submission.token_events import announce_tokens
 from everyrun.submission.transition import Transitions
+from everyrun.submission.upload import Uploads
 from everyrun.telemetry import log
 
 _log = log(__name__)
@@ -84,7 +85,10 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
         resolver = Resolver(settings, pool, level, transitions, installation)
         doubts = Doubts(pool, extend, level, transitions, installation)
         announcer = Announcer(pool, producer, dispatcher)
-        app = with_health(health, submission_api(settings, pool, announcer, producer, doubts, level), metrics.registry)
+        uploads = Uploads()
+        metrics.count_uploads(uploads)
+        served = submission_api(settings, pool, announcer, producer, doubts, level, uploads)
+        app = with_health(health, served, metrics.registry)
         await stack.enter_async_context(http_server(settings.submission_listen, app, keep_alive=settings.keep_alive))
         health.ready("database")
         await _is_level(level, health)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import IO
 
 from everyrun.submission.parse import spool
@@ -68,8 +68,14 @@ class _Gzip(_Plain):
             super().take(rest)
 
 
-async def receive(body: AsyncIterator[bytes], most: int, packed: bool) -> IO[bytes]:
-    """Return a file with the whole body. Raises BodyTooLargeError, UploadError and what reading the body raises."""
+async def receive(
+    body: AsyncIterator[bytes], most: int, packed: bool, grown: Callable[[int], None] = lambda _size: None
+) -> IO[bytes]:
+    """Return a file with the whole body; ``grown`` is told its size now and then.
+
+    The file has no name, so it is gone with the process, however that ends. Raises BodyTooLargeError, UploadError and
+    what reading the body raises.
+    """
     file = spool()
     try:
         writer = _Gzip(file, most) if packed else _Plain(file, most)
@@ -79,9 +85,11 @@ async def receive(body: AsyncIterator[bytes], most: int, packed: bool) -> IO[byt
             size += len(part)
             if size >= _PART:
                 await asyncio.to_thread(writer.take, b"".join(held))
+                grown(file.tell())
                 held, size = [], 0
         await asyncio.to_thread(writer.take, b"".join(held))
         await asyncio.to_thread(writer.finish)
+        grown(file.tell())
     except BaseException:
         file.close()
         raise

@@ -24,8 +24,9 @@ from everyrun.telemetry import log
 _log = log(__name__)
 _sql = beside(__file__, "queue.sql")
 _SHOWN = 100
-#: An upload may take as long as its caller goes on sending; this is only an end to it, in seconds.
-_COPY_WITHIN = 86_400.0
+#: The rows are on our disk when their COPY begins, so this is only an end to it, in seconds. While it runs, Postgres
+#: keeps dead rows of all tables, and no rebuilt tables take the place of the live ones.
+_COPY_WITHIN = 3600.0
 #: To find ids that come twice Postgres sorts all of them: of millions that takes longer than other statements may.
 _COMPARED_WITHIN = 3600.0
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"

@@ -6,6 +6,7 @@ import asyncpg
 from prometheus_client import CollectorRegistry, Gauge
 
 from everyrun.store.sql import beside
+from everyrun.submission.upload import Uploads
 
 _sql = beside(__file__, "queue.sql")
 STATES = ("waiting", "sending", "in_doubt", "held")
@@ -26,6 +27,15 @@ class Metrics:
         self.paused = Gauge(
             "everyrun_queue_paused_workflows", "Workflows that nothing is sent for.", registry=self.registry
         )
+
+    def count_uploads(self, uploads: Uploads) -> None:
+        """Show the uploads that this process has under way."""
+        number = Gauge("everyrun_uploads", "Uploads under way in this process.", registry=self.registry)
+        number.set_function(lambda: len(uploads))
+        size = Gauge(
+            "everyrun_upload_bytes", "Bytes of the uploads under way, in temporary files.", registry=self.registry
+        )
+        size.set_function(lambda: uploads.size)
 
     async def look(self, pool: asyncpg.Pool) -> None:
         """Count. Raises asyncpg's errors."""

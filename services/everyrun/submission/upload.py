@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from email.message import Message
 from typing import NamedTuple
@@ -65,20 +65,30 @@ class Uploads:
     """The uploads under way: each takes disk while its caller sends, and then a connection to Postgres."""
 
     def __init__(self) -> None:
-        self._under_way = 0
+        self._sizes: dict[object, int] = {}
+
+    def __len__(self) -> int:
+        """Return how many are under way."""
+        return len(self._sizes)
+
+    @property
+    def size(self) -> int:
+        """The bytes that all of them have on disk."""
+        return sum(self._sizes.values())
 
     @contextmanager
-    def one_more(self) -> Iterator[None]:
-        """Room for one upload while the block runs. Raises UploadsFullError."""
-        if self._under_way >= _AT_ONCE:
+    def one_more(self) -> Iterator[Callable[[int], None]]:
+        """Make room for one upload while the block runs, and give what its size is told to. Raises UploadsFullError."""
+        if len(self) >= _AT_ONCE:
             raise UploadsFullError(
                 f"{_AT_ONCE} uploads are under way, which is as many as are taken at once; try again"
             )
-        self._under_way += 1
+        upload = object()
+        self._sizes[upload] = 0
         try:
-            yield
+            yield lambda size: self._sizes.update({upload: size})
         finally:
-            self._under_way -= 1
+            del self._sizes[upload]
 
 
 class Kind(NamedTuple):
@@ -114,9 +124,9 @@ async def rows_of(request: Request, uploads: Uploads, most: int) -> AsyncIterato
     While the body comes in, no transaction is open. Raises ApiError, UploadsFullError.
     """
     kind = kind_of(request)
-    with uploads.one_more():
+    with uploads.one_more() as grown:
         try:
-            file = await receive(request.stream(), most, kind.gzip)
+            file = await receive(request.stream(), most, kind.gzip, grown)
         except BodyTooLargeError:
             what = "upload, unpacked," if kind.gzip else "upload"
             raise ApiError(413, "TOO_LARGE", f"the {what} is larger than {most} bytes; split it") from None

@@ -1,0 +1,74 @@
+"""A request's body on disk: counted, and gone with whoever received it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from prometheus_client import generate_latest
+
+from everyrun.submission.body import BodyTooLargeError, receive
+from everyrun.submission.metrics import Metrics
+from everyrun.submission.upload import Uploads
+
+PART = b"x" * (1 << 20)
+
+ENDLESS = """
+import asyncio
+from everyrun.submission.body import receive
+
+async def body():
+    for _ in range(3):
+        yield b"x" * (1 << 20)
+    print("on disk", flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(receive(body(), 1 << 30, False))
+"""
+
+
+def test_an_upload_under_way_leaves_nothing_when_its_process_is_killed(tmp_path: Path) -> None:
+    env = {**os.environ, "TMPDIR": str(tmp_path)}
+    child = subprocess.Popen([sys.executable, "-c", ENDLESS], env=env, stdout=subprocess.PIPE, text=True)
+    try:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "on disk\n"
+        held = [os.readlink(fd) for fd in Path(f"/proc/{child.pid}/fd").iterdir()]
+        assert any(name.startswith(str(tmp_path)) for name in held), held
+    finally:
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    assert list(tmp_path.iterdir()) == []
+
+
+async def parts(number: int) -> AsyncIterator[bytes]:
+    for _ in range(number):
+        yield PART
+
+
+async def test_what_is_on_disk_is_counted_while_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    uploads, metrics, seen = Uploads(), Metrics(), []
+    metrics.count_uploads(uploads)
+
+    async def watched() -> AsyncIterator[bytes]:
+        async for part in parts(3):
+            seen.append(uploads.size)
+            yield part
+
+    with uploads.one_more() as grown, await receive(watched(), 1 << 30, False, grown):
+        assert seen == [0, len(PART), 2 * len(PART)]
+        shown = generate_latest(metrics.registry).decode()
+        assert "everyrun_uploads 1.0" in shown
+        assert f"everyrun_upload_bytes {float(3 * len(PART))}" in shown
+    assert (len(uploads), uploads.size) == (0, 0)
+    with pytest.raises(BodyTooLargeError), uploads.one_more() as grown:
+        await receive(parts(3), 2 * len(PART), False, grown)
+    assert (len(uploads), uploads.size) == (0, 0)
+    assert list(tmp_path.iterdir()) == []
