@@ -7,6 +7,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import respx
 
@@ -104,3 +105,34 @@ def test_a_status_that_is_written_otherwise_is_suggested(given: str, meant: str)
     assert done.exit_code == exits.USAGE
     assert f"Unknown status '{given}'; did you mean {meant}?" in done.output
     assert results("--status", "FAILED").exit_code == 0
+
+
+def broken_after_one(*options: str) -> Any:
+    """Run the command on a service that gives a page, and then no more."""
+    with respx.mock(assert_all_called=False) as router:
+        router.get(url__regex=f"{QUERY}/v1/submissions/sub_1/.*").respond(json={})
+        first = httpx.Response(200, json={"results": ROWS[:1], "next_cursor": "more"})
+        gone = httpx.Response(404, json={"code": "NOT_FOUND", "message": "the submission is gone"})
+        router.get(f"{QUERY}/v1/results").mock(side_effect=[first, gone])
+        return everyrun("results", "sub_1", *options)
+
+
+@pytest.mark.parametrize("options", [["csv"], ["csv", "--extracted"], ["jsonl"]])
+def test_a_file_is_written_whole_or_not_at_all(options: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "results"
+    path.write_text("of yesterday")
+    broken = broken_after_one("--format", *options, "--output", str(path))
+    assert broken.exit_code == exits.NOT_FOUND, broken.output
+    assert path.read_text() == "of yesterday"
+    assert results("--format", *options, "--output", str(path)).exit_code == 0
+    assert "https://e.com/a.pdf" in path.read_text(encoding="utf-8")
+    assert [one.name for one in tmp_path.iterdir()] == ["results"]
+
+
+def test_a_file_that_cannot_be_written_is_an_error_of_one_line(tmp_path: Path) -> None:
+    for path in (tmp_path / "no" / "such", tmp_path):
+        done = results("--format", "csv", "--output", str(path))
+        assert done.exit_code == exits.ERROR
+        assert done.stderr.count("\n") == 1
+        assert str(path) in done.stderr
+    assert "--output needs --format" in results("--output", str(tmp_path / "x")).output

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
 import traceback
 
 import typer
+from rich.markup import escape
 
 from everyrun import __version__
 from everyrun.cli import (
@@ -30,7 +34,7 @@ from everyrun.cli import (
     unmatched,
     watch,
 )
-from everyrun.cli.console import log_in_lines
+from everyrun.cli.console import err, log_in_lines, write_utf8
 from everyrun.redact import redact
 
 app = typer.Typer(
@@ -77,10 +81,29 @@ history.register(app)
 
 def main() -> None:
     """The console script."""
+    write_utf8()
     log_in_lines()
     try:
         app()
-    except Exception:
+    except OSError as error:
+        # A full disk, or a file that went meanwhile: of everything else a command speaks itself.
+        place = f"{error.filename}: " if error.filename else ""
+        _say(place + (error.strerror or str(error)))
+        _drop_output()
+        sys.exit(exits.ERROR)
+    except Exception as error:
         # Nobody thought of this error. Its text may hold what a library was given.
-        typer.echo(redact(traceback.format_exc()), err=True)
-        raise SystemExit(exits.ERROR) from None
+        _say(f"an unexpected error: {type(error).__name__}: {error}. EVERYRUN_LOG_LEVEL=debug shows where it was")
+        if os.environ.get("EVERYRUN_LOG_LEVEL") == "debug":
+            err.print(redact(traceback.format_exc()), markup=False, highlight=False, soft_wrap=True)
+        sys.exit(exits.ERROR)
+
+
+def _say(problem: str) -> None:
+    err.print(f"[bold red]everyrun:[/] {escape(redact(problem))}", soft_wrap=True)
+
+
+def _drop_output() -> None:
+    """Drop what standard output did not take, so that the interpreter does not try once more at its end."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -13,7 +13,7 @@ from rich.table import Table
 from everyrun.cli import exits
 from everyrun.cli.bulk import bulk_progress
 from everyrun.cli.client import DataDir
-from everyrun.cli.console import err, fail, out
+from everyrun.cli.console import err, fail, folding, out, print_table
 from everyrun.cli.direct import run, settings_of
 
 if TYPE_CHECKING:
@@ -150,12 +150,12 @@ def list_files(
         for manifest in chain:
             typer.echo(msgspec.json.encode(manifest))
         return
-    table = Table("number", "topic", "day", "records", "partitions: offsets", "KiB")
+    table = Table("number", "topic", "day", "records", folding("partitions: offsets"), "KiB")
     for manifest in chain:
         offsets = "  ".join(f"{c.partition}: {c.first}..{c.end - 1}" for c in manifest.partitions)
         row = (str(manifest.number), manifest.topic, manifest.day, f"{manifest.count:,}", offsets)
         table.add_row(*row, f"{manifest.bytes // 1024:,}")
-    out.print(table)
+    print_table(table)
 
 
 @archive_app.command()
@@ -173,5 +173,5 @@ def keygen(
     try:
         public = make_keys(file)
     except OSError as error:
-        fail(str(error))
+        fail(f"{error.filename or file}: {error.strerror}")
     err.print(f"{file} signs (keep it secret), {public} verifies (give it away).")

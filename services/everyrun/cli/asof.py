@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 from rich.markup import escape
-from rich.table import Column, Table
+from rich.table import Table
 
 from everyrun.cli import exits
 from everyrun.cli.client import DataDir
-from everyrun.cli.console import err, fail, out
+from everyrun.cli.console import err, fail, folding, print_table
 from everyrun.cli.direct import settings_of
 from everyrun.cli.rebuild import PANEL, counted, moment_of, run
 from everyrun.cli.results import SHOWN
@@ -84,7 +84,7 @@ async def _jsonl(rows: AsyncIterator[dict[str, Any]]) -> bool:
 
 
 async def _table(rows: AsyncIterator[dict[str, Any]]) -> bool:
-    table = Table(Column("id", overflow="fold"), "status", Column("run", overflow="fold"), "settled at", "reason")
+    table = Table("id", "status", "run", "settled at", folding("reason"))
     count = 0
     async for row in rows:
         count += 1
@@ -94,7 +94,7 @@ async def _table(rows: AsyncIterator[dict[str, Any]]) -> bool:
         texts = (row["external_id"], row["status"], row["run_id"] or "", settled, row["failure_reason"] or "")
         table.add_row(*map(escape, texts))
     if count:
-        out.print(table)
+        print_table(table)
     if count > SHOWN:
         err.print(f"The first {SHOWN} are shown; write all with --format jsonl")
     return count > 0

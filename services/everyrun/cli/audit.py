@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
-from rich.table import Column, Table
+from rich.table import Table
 
 from everyrun.cli.client import DataDir
-from everyrun.cli.console import err, out
+from everyrun.cli.console import err, folding, out, print_table
 from everyrun.cli.direct import settings_of
 from everyrun.cli.rebuild import PANEL, counted, moment_of, run
 
@@ -92,10 +92,10 @@ def _as_lines(found: Audited) -> None:
 
 def _as_table(found: Audited) -> None:
     if found.differences:
-        table = Table("table", Column("key", overflow="fold"), Column("column", overflow="fold"), "live", "log")
+        table = Table("table", "key", "column", folding("live"), folding("log"))
         for d in found.differences:
             table.add_row(d.table, escape(d.key), escape(d.column), _short(d.live), _short(d.log))
-        out.print(table)
+        print_table(table)
         if found.differences_total > len(found.differences):
             out.print(f"and {found.differences_total - len(found.differences):,} more: --format jsonl has all")
     for finding in found.findings:

@@ -2,17 +2,86 @@
 
 from __future__ import annotations
 
+import io
 import logging
-from typing import Any, NoReturn
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any, NoReturn
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 from rich.markup import escape
+from rich.table import Column, Table
 
 from everyrun.cli import exits
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+#: Wider than any table: nothing is folded where nobody looks at columns.
+_UNBOUNDED = 1_000_000
+#: A column that folds keeps at least this width.
+_LEAST = 12
+
+
+class _Console(Console):
+    """A console as wide as a terminal, and without a limit if it writes to a pipe or a file."""
+
+    @property
+    def size(self) -> ConsoleDimensions:
+        """The size of the terminal; of a pipe or a file one that folds nothing, whatever COLUMNS says."""
+        found = super().size
+        return found if self._is_seen() else ConsoleDimensions(_UNBOUNDED, found.height)
+
+    @size.setter
+    def size(self, new_size: tuple[int, int]) -> None:
+        self._width, self._height = new_size
+
+    def _is_seen(self) -> bool:
+        try:
+            return self.file.isatty()
+        except (AttributeError, ValueError):
+            return False
+
+
+out = _Console(highlight=False)
+err = _Console(stderr=True, highlight=False)
+
+
+def write_utf8() -> None:
+    """Write UTF-8 to a pipe or a file, whatever the locale says; a lone surrogate is written as its escape."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors="backslashreplace")
+
+
+@contextmanager
+def standard_output() -> Iterator[IO[str]]:
+    """Give standard output for lines of data. Raises OSError if it cannot be written to its end."""
+    yield sys.stdout
+    sys.stdout.flush()
+
+
+def folding(name: str = "") -> Column:
+    """Return a column that a narrow terminal folds: of texts, not of ids, states or times."""
+    return Column(name, overflow="fold")
+
+
+def print_table(table: Table, to: Console | None = None) -> None:
+    """Print a table. If a terminal is too narrow, only folding columns give way; never an id.
+
+    If the ids alone are wider than the terminal, lines are longer than it rather than cut.
+    """
+    console = to or out
+    needed, unbounded = 1, console.options.update(width=_UNBOUNDED)
+    for column in table.columns:
+        column.no_wrap = column.overflow != "fold"
+        longest = max(
+            (console.measure(cell, options=unbounded).maximum for cell in [column.header, *column.cells]), default=0
+        )
+        column.min_width = longest if column.no_wrap else min(longest, _LEAST)
+        needed += column.min_width + 3
+    if needed > console.width:
+        table.width = needed
+    console.print(table, crop=False)
 
 
 class _OneLine(logging.Formatter):

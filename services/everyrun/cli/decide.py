@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Column, Table
+from rich.table import Table
 
 from everyrun.cli.client import Client, DataDir, find
-from everyrun.cli.console import err, out
+from everyrun.cli.console import err, folding, print_table
 from everyrun.cli.doubt import Json, Why, who
 from everyrun.cli.watch import SubmissionId
 
@@ -42,11 +42,11 @@ def list_(as_json: Json = False, data_dir: DataDir = Path(".everyrun")) -> None:
     if not rows:
         err.print("No workflow is paused.")
         return
-    table = Table(Column("workflow", overflow="fold"), "since", "by", Column("why", overflow="fold"))
+    table = Table("workflow", "since", "by", folding("why"))
     for row in rows:
         since = row["since"][:16].replace("T", " ")
         table.add_row(row["workflow_id"], since, escape(row["by"] or "Everyrun"), escape(row["reason"]))
-    out.print(table)
+    print_table(table)
     err.print("When the cause is seen to: everyrun workflow resume WORKFLOW --reason WHY")
 
 

@@ -16,12 +16,13 @@ from rich.live import Live
 from rich.table import Table
 
 from everyrun.cli import exits, job
-from everyrun.cli.console import err, fail, out, part_event
+from everyrun.cli.console import err, fail, out, part_event, print_table
 from everyrun.cli.progress import JobProgress
 from everyrun.cli.signals import StoppedError, until_stopped
 from everyrun.cli.stack import Faults, Plan, Processors, RunSeconds, Seed, check_emulator_options
 from everyrun.cli.truth import Comparison, least_requests
 from everyrun.embedded.state import NO_PROXY
+from everyrun.files import write_text
 
 #: Time-outs and windows of a demo: short, so that faults are seen to be mended.
 SHORT = {
@@ -84,7 +85,10 @@ def demo(
     except StoppedError:
         fail("interrupted", exits.INTERRUPTED)
     if json_file is not None:
-        json_file.write_text(json.dumps(figures, indent=2) + "\n")
+        try:
+            write_text(json_file, json.dumps(figures, indent=2) + "\n")
+        except OSError as error:
+            fail(f"{json_file}: {error.strerror}")
     if data_dir is not None:
         err.print(f"Kept in {data_dir}; look around with: everyrun up --data-dir {data_dir}")
     if not (figures["balanced"] and figures["agrees_with_truth"] and figures["open"] == 0):
@@ -182,7 +186,7 @@ def _show(figures: dict[str, Any], comparison: Comparison, stats: dict[str, Any]
     )
     table.add_row("balanced", "yes" if figures["balanced"] else "[red]no[/]", "")
     table.add_row("agrees, row by row", "yes" if comparison.agrees else "[red]no[/]", "")
-    out.print(table)
+    print_table(table)
     for difference in comparison.differences:
         err.print(f"[red]{difference}[/]")
     rate = figures["settled"] / figures["seconds"]

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from everyrun.cli.client import Client, DataDir, find
-from everyrun.cli.console import err, out
+from everyrun.cli.console import err, folding, out, print_table
 
 doubt_app = typer.Typer(
     no_args_is_help=True,
@@ -59,18 +59,18 @@ def list_(
         err.print("Nothing is in doubt.")
         return
     table = Table(
-        Column("chunk", overflow="fold"),
+        "chunk",
         "state",
         Column("inputs", justify="right"),
         Column("attempt", justify="right"),
         Column("runs seen", justify="right"),
-        Column("why", overflow="fold"),
-        Column("waits for", overflow="fold"),
+        folding("why"),
+        folding("waits for"),
     )
     for row in rows:
         figures = (str(row["inputs"]), str(row["attempt"]), str(row["runs"]))
         table.add_row(row["chunk"], row["state"], *figures, escape(row["reason"] or ""), escape(row["waits_for"]))
-    out.print(table)
+    print_table(table)
     err.print("Look at one with: everyrun doubt show CHUNK")
 
 

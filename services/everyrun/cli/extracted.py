@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import tempfile
 from collections.abc import Iterable, Sequence
 from typing import IO, Any
+
+from everyrun.submission.cells import line
 
 Place = tuple[str, ...]
 """Where a value stands: the step's name, then a key a level."""
@@ -60,9 +61,8 @@ def write_table(
             waiting.write(json.dumps([row, list(texts.items())]) + "\n")
         waiting.seek(0)
         file.write("\ufeff" if bom else "")
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*header, *names_of(list(places), header)])
-        for line in waiting:
-            row, cells = json.loads(line)
+        file.write(line([*header, *names_of(list(places), header)]))
+        for kept in waiting:
+            row, cells = json.loads(kept)
             given = dict(cells)
-            writer.writerow([*row, *(given.get(number, "") for number in range(len(places)))])
+            file.write(line([*row, *(given.get(number, "") for number in range(len(places)))]))

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Column, Table
+from rich.table import Table
 
 from everyrun.cli import exits
 from everyrun.cli.bulk import bulk_progress
 from everyrun.cli.client import DataDir
-from everyrun.cli.console import err, fail, out
+from everyrun.cli.console import err, fail, folding, out, print_table
 from everyrun.cli.direct import run, settings_of
 
 if TYPE_CHECKING:
@@ -80,14 +80,12 @@ async def _ask(settings: Settings, identifier: str, progress: Callable[[int, int
 
 
 def _show(found: History) -> None:
-    table = Table(
-        "appended at", "event", "at", Column("what it changed", overflow="fold"), title=f"{found.kind} {found.id}"
-    )
+    table = Table("appended at", "event", "at", folding("what it changed"), title=f"{found.kind} {found.id}")
     for event in found.events:
         kind = event.type + (f"\n[dim]replay of {event.replayed}[/]" if event.replayed else "")
         where = f"{event.topic}/{event.partition}@{event.offset}"
         table.add_row(event.appended_at[:23].replace("T", " "), kind, where, escape(event.what))
-    out.print(table)
+    print_table(table)
     if found.status is not None:
         run_id = f", by {found.run_id}" if found.run_id else ""
         by = "By the queue" if found.waiting is not None else "By these events"

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from everyrun.cli.client import Client, DataDir, find
-from everyrun.cli.console import err, out
+from everyrun.cli.console import err, folding, print_table
 
 _SHOWN = 200
 
@@ -57,11 +57,11 @@ def overdue(
 
 
 def _show_unsent(chunks: list[dict[str, Any]]) -> None:
-    table = Table(Column("not sent", overflow="fold"), Column("inputs", justify="right"), "status", "until", "why")
+    table = Table("not sent", Column("inputs", justify="right"), "status", "until", folding("why"))
     for one in chunks[:_SHOWN]:
         until = (one["until"] or "")[:19].replace("T", " ")
         table.add_row(one["chunk"], str(one["inputs"]), one["status"], until, escape(one["reason"]))
-    out.print(table)
+    print_table(table)
     if len(chunks) > _SHOWN:
         err.print(f"The first {_SHOWN} of them are shown; --json writes more")
     for helps in dict.fromkeys(one["what_to_do"] for one in chunks if one["what_to_do"]):
@@ -69,12 +69,12 @@ def _show_unsent(chunks: list[dict[str, Any]]) -> None:
 
 
 def _show_sent(rows: list[dict[str, Any]]) -> None:
-    table = Table(Column("input", overflow="fold"), Column("run", overflow="fold"), "status", "sent", "reason")
+    table = Table("input", "run", "status", "sent", folding("reason"))
     for row in rows[:_SHOWN]:
         sent = row["sent_at"][:16].replace("T", " ")
         texts = (row["input_id"], row["run_id"] or "", row["status"], sent, row["reason"].replace("_", " "))
         table.add_row(*map(escape, texts))
-    out.print(table)
+    print_table(table)
     if len(rows) > _SHOWN:
         err.print(f"The first {_SHOWN} are shown; --json writes all")
     else:

@@ -15,7 +15,7 @@ from rich.table import Column, Table
 
 from everyrun.cli import exits
 from everyrun.cli.client import Client, DataDir, find
-from everyrun.cli.console import err, fail, out
+from everyrun.cli.console import err, fail, folding, out, print_table
 
 quarantine_app = typer.Typer(
     no_args_is_help=True, help="Messages that could not be understood: look at them, try again, or let them be."
@@ -57,15 +57,15 @@ def list_(
         err.print("The quarantine has no such messages.")
         return
     if len(reasons) > 1 and reason is None and topic is None:
-        table = Table(Column("messages", justify="right"), "topic", "state", Column("reason", overflow="fold"))
+        table = Table(Column("messages", justify="right"), "topic", "state", folding("reason"))
         for row in reasons:
             table.add_row(str(row["messages"]), row["topic"], row["state"], escape(row["reason"]))
-        out.print(table)
-    table = Table(Column("source", overflow="fold"), "state", "since", "bytes", Column("reason", overflow="fold"))
+        print_table(table)
+    table = Table("source", "state", "since", "bytes", folding("reason"))
     for row in rows[:_SHOWN]:
         since = row["first_seen"][:16].replace("T", " ")
         table.add_row(escape(row["source"]), row["state"], since, str(row["bytes"]), escape(row["reason"]))
-    out.print(table)
+    print_table(table)
     if len(rows) > _SHOWN:
         err.print(f"The first {_SHOWN} are shown; choose with --reason and --topic, or write all with --json")
 

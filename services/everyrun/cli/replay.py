@@ -12,7 +12,7 @@ from rich.table import Table
 
 from everyrun.cli.bulk import bulk_progress
 from everyrun.cli.client import DataDir
-from everyrun.cli.console import err, fail, out
+from everyrun.cli.console import err, fail, out, print_table
 from everyrun.cli.direct import run, settings_of
 from everyrun.settings import Settings, SettingsError, load
 
@@ -140,5 +140,5 @@ def _show(counts: Counter[str], dry_run: bool) -> None:
     table = Table("topic", "type", "events")
     for name, count in sorted(counts.items()):
         table.add_row(*name.split(" ", 1), f"{count:,}")
-    (out if dry_run else err).print(table)
+    print_table(table, out if dry_run else err)
     err.print(f"{counts.total():,} events {said}.")

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
 import itertools
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
-from rich.table import Column, Table
+from rich.table import Table
 
 from everyrun.cli import exits
 from everyrun.cli.client import PATIENCE, Client, DataDir, find
-from everyrun.cli.console import err, fail, out
+from everyrun.cli.console import err, fail, folding, print_table, standard_output
 from everyrun.cli.extracted import write_table
 from everyrun.cli.watch import SubmissionId
+from everyrun.files import whole
+from everyrun.submission.cells import line
 from everyrun.submission.rows import REDACTED
 
 #: A table has so many rows at the most.
@@ -47,14 +47,15 @@ def results(
     bom: Annotated[
         bool, typer.Option("--bom", help="Begin the CSV with a byte-order mark, by which Excel recognises UTF-8.")
     ] = False,
-    output: Annotated[Path | None, typer.Option(help="Write to this file.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write to this file, whole or not at all.")] = None,
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
     """Show the results of a submission: a row an input.
 
     `--format csv --status FAILED` is a manifest that submit takes, to send the failures again. URLs come without
     their query: a presigned link is not kept. Such links end in #everyrun-redacted, and submit refuses them until they
-    are given anew (a warning says how many there are).
+    are given anew (a warning says how many there are). In a CSV an apostrophe stands before a cell that a spreadsheet
+    would run as a formula; submit takes it away again, and jsonl has every text as it is.
 
     Example: everyrun results sub_01k... --status FAILED --format csv > again.csv
     """
@@ -62,18 +63,22 @@ def results(
         raise typer.BadParameter("--extracted needs --format jsonl or csv")
     if bom and format_ != "csv":
         raise typer.BadParameter("--bom needs --format csv")
+    if output and format_ == "table":
+        raise typer.BadParameter("--output needs --format jsonl or csv")
     check_statuses(status or ())
     with Client(find(data_dir)) as client:
         rows = pages(client, submission_id, status or (), extracted)
         if format_ == "table":
             _table(rows)
             return
-        file = output.open("w", newline="") if output else sys.stdout
         try:
-            redacted = _csv(rows, file, extracted, bom) if format_ == "csv" else _jsonl(rows, file, extracted)
-        finally:
-            if output:
-                file.close()
+            with whole(output, newline="") if output else standard_output() as file:
+                redacted = _csv(rows, file, extracted, bom) if format_ == "csv" else _jsonl(rows, file, extracted)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            place = f"{output}, which is as it was before" if output else "standard output"
+            fail(f"{place}: {error.strerror or error}")
     if redacted:
         err.print(
             f"[yellow]{redacted} files were handed in with a password or a presigned URL, which is not kept; "
@@ -101,7 +106,7 @@ def pages(client: Client, submission_id: str, statuses: Sequence[str], with_run:
 
 
 def _table(rows: Iterator[dict[str, Any]]) -> None:
-    table = Table(Column("id", overflow="fold"), "status", Column("run", overflow="fold"), "settled at", "reason")
+    table = Table("id", "status", "run", "settled at", folding("reason"))
     count = 0
     for count, row in enumerate(rows, 1):
         if count > SHOWN:
@@ -114,7 +119,7 @@ def _table(rows: Iterator[dict[str, Any]]) -> None:
     if not count:
         err.print("No inputs of that kind have a row yet; see: everyrun report ID")
         return
-    out.print(table)
+    print_table(table)
     if count > SHOWN:
         err.print(f"The first {SHOWN} are shown; write all with --format csv or jsonl")
 
@@ -142,9 +147,8 @@ def _csv(rows: Iterator[dict[str, Any]], file: IO[str], extracted: bool, bom: bo
         write_table(counted(), CSV_COLUMNS, file, bom)
         return redacted
     file.write("\ufeff" if bom else "")
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
-    writer.writerows(row for row, _ in counted())
+    file.write(line(CSV_COLUMNS))
+    file.writelines(line(row) for row, _ in counted())
     return redacted
 
 

@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from everyrun.cli import exits
-from everyrun.cli.console import err, fail, out, part_event
+from everyrun.cli.console import err, fail, folding, part_event, print_table
 from everyrun.cli.signals import StoppedError, until_stopped
 from everyrun.emulator.app import parse_seconds
 from everyrun.emulator.faults import FAULTS, FaultsError, parse_faults
@@ -139,12 +139,12 @@ def status(data_dir: DataDir = Path(".everyrun")) -> None:
     if pid is None:
         fail(f"no stack runs in {data_dir}; start one with: everyrun up", exits.NOT_FOUND)
     err.print(f"The stack in {data_dir}, process {pid}")
-    table = Table("part", "state", "for", "pid", "port", "restarts")
+    table = Table("part", folding("state"), "for", "pid", "port", "restarts")
     for row in read_status(data_dir):
         lasts = str(timedelta(seconds=int(time.time() - row["since"])))
         cells = (lasts, str(row["pid"] or ""), str(row["port"]), str(row["restarts"]))
         table.add_row(row["part"], escape(_state(row)), *cells)
-    out.print(table)
+    print_table(table)
 
 
 def _state(row: dict[str, Any]) -> str:

@@ -23,11 +23,11 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 
 from everyrun.cli import exits, folder, manifest
 from everyrun.cli.client import PATIENCE, Client, DataDir, Target, find
-from everyrun.cli.console import err, fail, out
+from everyrun.cli.console import err, fail, folding, out, print_table
 from everyrun.cli.folder import shown
 from everyrun.cli.upload import Account, Journal, UploadFailedError, upload_all
 from everyrun.cli.watch import follow
@@ -336,13 +336,13 @@ def show_bad_rows(count: int, rows: list[dict[str, Any]]) -> None:
     """Show what is wrong with which row and field."""
     shown_rows = rows[: manifest.SHOWN]
     with_lines = any(row.get("line") for row in shown_rows)
-    columns = ["row", *(["line"] if with_lines else []), "id", "field", "what is wrong"]
+    columns: list[str | Column] = ["row", *(["line"] if with_lines else []), "id", "field", folding("what is wrong")]
     table = Table(*columns, title=f"{count} bad rows; nothing was handed in")
     for row in shown_rows:
         line = [str(row.get("line") or "")] if with_lines else []
         texts = (row["id"] or "", row["field"], row["reason"])
         table.add_row(str(row["row"]), *line, *(escape(_printable(text)) for text in texts))
-    err.print(table)
+    print_table(table, err)
     if count > len(shown_rows):
         err.print(f"and {count - len(shown_rows)} more")
 

@@ -17,11 +17,11 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.markup import escape
-from rich.table import Column, Table
+from rich.table import Table
 
 from everyrun.cli import exits
 from everyrun.cli.client import DataDir
-from everyrun.cli.console import err, fail, out
+from everyrun.cli.console import err, fail, folding, print_table
 from everyrun.embedded.state import read_endpoints
 from everyrun.redact import describe
 from everyrun.settings import SettingsError, load
@@ -136,12 +136,12 @@ def list_tokens(data_dir: DataDir = Path(".everyrun")) -> None:
     if not found:
         err.print("There are no tokens; make one with: everyrun token create NAME --scope read")
         return
-    table = Table(Column("id", no_wrap=True), "name", "scopes", "created", "expires", "state")
+    table = Table("id", "name", folding("scopes"), "created", "expires", "state")
     now = datetime.now(UTC)
     for row in found:
         times = (_day(row["created_at"]), _day(row["expires_at"]) if row["expires_at"] else "never")
         table.add_row(row["token_id"], escape(row["name"]), ", ".join(row["scopes"]), *times, _state(row, now))
-    out.print(table)
+    print_table(table)
 
 
 def _day(moment: datetime) -> str:

@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Column, Table
+from rich.table import Table
 
 from everyrun.cli.client import Client, DataDir, find
-from everyrun.cli.console import err, out
+from everyrun.cli.console import err, folding, print_table
 
 unmatched = typer.Typer(no_args_is_help=True, help="Runs at Extend that no input is known for.")
 
@@ -50,13 +50,13 @@ def list_unmatched(
     if not rows:
         err.print("Every run that was seen belongs to an input" if not found["by_reason"] else "None of that kind")
         return
-    table = Table(Column("run", overflow="fold"), Column("batch", overflow="fold"), "status", "reason", "since", "")
+    table = Table("run", "batch", "status", folding("reason"), "since", "")
     for row in rows:
         since = row["first_seen"][:16].replace("T", " ")
         alarm = "[bold red]alarming[/]" if row["alarming"] else ""
         texts = (row["run_id"], row["batch_id"] or "", row["status"], row["reason"], since)
         table.add_row(*map(escape, texts), alarm)
-    out.print(table)
+    print_table(table)
     for name, number in found["by_reason"].items():
         err.print(f"{number['runs']} {name}, {number['alarming']} of them alarming")
     if found["next_cursor"]:

@@ -10,11 +10,11 @@ from typing import Annotated, Any
 import typer
 from rich.live import Live
 from rich.markup import escape
-from rich.table import Column, Table
+from rich.table import Table
 
 from everyrun.cli import exits
 from everyrun.cli.client import PATIENCE, Client, DataDir, find
-from everyrun.cli.console import err, out
+from everyrun.cli.console import err, folding, print_table
 from everyrun.cli.progress import FAILED, JobProgress, summary
 
 SubmissionId = Annotated[str, typer.Argument(metavar="ID", help="A submission id (sub_...).")]
@@ -121,12 +121,12 @@ def list_submissions(
             err.print("There are no submissions yet; hand one in with: everyrun submit MANIFEST")
             return
         table = Table(
-            Column("submission", no_wrap=True),
+            "submission",
             "handed in",
             "inputs",
             "settled",
             "failed",
-            Column("waits for", overflow="fold"),
+            folding("waits for"),
         )
         for row in found["submissions"]:
             stands = client.progress(row["submission_id"])
@@ -134,7 +134,7 @@ def list_submissions(
             created = row["created_at"][:16].replace("T", " ")
             figures = (str(row["expected"]), str(stands["settled"]), str(summary(stands)["failed"]))
             table.add_row(row["submission_id"], created, *figures, held)
-        out.print(table)
+        print_table(table)
 
 
 def report(
@@ -167,7 +167,7 @@ def _balanced(found: dict[str, Any]) -> str:
 
 
 def _show(found: dict[str, Any]) -> None:
-    table = Table("", "inputs", title=found["submission_id"])
+    table = Table(folding(), "inputs", title=found["submission_id"])
     table.add_row("handed in", str(found["expected"]))
     for status, number in found["by_status"].items():
         table.add_row(status, str(number))
@@ -184,7 +184,7 @@ def _show(found: dict[str, Any]) -> None:
     for reason, number in found["unmatched_by_reason"].items():
         table.add_row(f"  {reason}", str(number))
     table.add_row("balanced", _balanced(found))
-    out.print(table)
+    print_table(table)
     for problem in found["imbalances"]:
         where = f"batch {problem['batch']}: " if "batch" in problem else ""
         what = f"{where}{problem['what']}: expected {problem['expected']}, found {problem['found']}"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from everyrun.embedded.jars import cache_folder, classpath
 from everyrun.embedded.process import PlatformError, tie
+from everyrun.files import write_text
 
 _PROPERTIES = """\
 process.roles=broker,controller
@@ -77,7 +78,7 @@ class EmbeddedKafka:
             port=self._port, controller_port=self._controller_port, log_dirs=self._folder / "logs"
         )
         # Of a key that comes twice, Java takes the last.
-        properties.write_text(text + "".join(f"{key}={value}\n" for key, value in self._properties.items()))
+        write_text(properties, text + "".join(f"{key}={value}\n" for key, value in self._properties.items()))
         if not (self._folder / "logs" / "meta.properties").exists():
             users = [word for user in self._scram for word in ("--add-scram", user)]
             cluster_id = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=").replace("-", "_")

@@ -14,6 +14,7 @@ from pathlib import Path
 import asyncpg
 
 from everyrun.embedded.process import PlatformError, tie, working_in
+from everyrun.files import write_text
 
 _SETTINGS = """
 listen_addresses = '127.0.0.1'
@@ -74,7 +75,7 @@ class EmbeddedPostgres:
             self._initdb(data)
         self._clear_lock(data)
         settings = data / "postgresql.auto.conf"
-        settings.write_text(f"{_SETTINGS}port = {self._port}\n")
+        write_text(settings, f"{_SETTINGS}port = {self._port}\n")
 
     @staticmethod
     def _clear_lock(data: Path) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from everyrun.files import write_text
 from everyrun.redact import passwords_of, remember
 
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
@@ -64,14 +65,7 @@ def is_busy(port: int) -> bool:
 
 def write_private(path: Path, value: Any) -> None:
     """Write JSON that only the owner can read, whole or not at all."""
-    new = path.with_name(path.name + ".new")
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        json.dump(value, file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
+    write_text(path, json.dumps(value, indent=2) + "\n", mode=0o600)
 
 
 def load_state(data_dir: Path, parts: Iterable[str]) -> dict[str, Any]:

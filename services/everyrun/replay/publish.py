@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from everyrun.files import write_bytes
 from everyrun.log.cloudevents import header
 from everyrun.log.ranges import Position, Range, Stretch, offsets_at, read_ranges
 from everyrun.replay.selection import Selection, Source, Subject, chosen
@@ -76,9 +77,7 @@ class Keeper:
         """Keep the place as it is: also of a replay that has published nothing yet, so that it is known as begun."""
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            new = self._path.with_suffix(".new")
-            new.write_bytes(msgspec.json.encode(self.place))
-            new.replace(self._path)
+            write_bytes(self._path, msgspec.json.encode(self.place))
 
     def left(self, ranges: Mapping[Position, Range]) -> dict[Position, Range]:
         """What of the ranges is not done yet."""
@@ -133,6 +132,8 @@ async def replay(
             done += max(stretch.next_offset - at[stretch.partition], 0)
             at[stretch.partition] = stretch.next_offset
             progress(done, total)
+    if target is not None:
+        target.finish()
     keeper.forget()
     return counts
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import os
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from everyrun.files import write_bytes
 
 
 class KeyFileError(Exception):
@@ -55,7 +58,7 @@ def problem(signature: Signature, key: Ed25519PublicKey, archive: str, number: i
 def make_keys(path: Path) -> Path:
     """Write a new private key to ``path``, for its owner alone, and the public key beside it; the latter's path.
 
-    Raises FileExistsError rather than write over a key.
+    Raises FileExistsError rather than write over a key; neither file is left behind then.
     """
     key = Ed25519PrivateKey.generate()
     public = path.with_name(path.name + ".pub")
@@ -65,9 +68,14 @@ def make_keys(path: Path) -> Path:
     public_pem = key.public_key().public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
-    for name, pem, mode in ((path, private_pem, 0o600), (public, public_pem, 0o644)):
-        with os.fdopen(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-            file.write(pem)
+    if public.exists():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(public))
+    write_bytes(path, private_pem, mode=0o600, new=True)
+    try:
+        write_bytes(public, public_pem, mode=0o644, new=True)
+    except BaseException:
+        path.unlink()
+        raise
     return public
 
 

@@ -39,6 +39,9 @@ class Target(Protocol):
     def size(self) -> int:
         """How much is written, for a target that can be cut back to it; else 0."""
 
+    def finish(self) -> None:
+        """Everything was delivered."""
+
 
 def position_of(topic: str, record: Any) -> str:
     """Where a record lies in the log, as the mark says it; ``topic`` is the short name."""
@@ -85,24 +88,42 @@ class ToTopic:
         """Nothing to cut back."""
         return 0
 
+    def finish(self) -> None:
+        """Nothing is left to do."""
+
 
 class ToFile:
-    """A file of CloudEvents JSON, a line an event; ``-`` is standard output."""
+    """A file of CloudEvents JSON, a line an event; ``-`` is standard output.
+
+    The lines are written beside the file, to FILE.part, where an interrupted replay resumes; the file appears when it
+    is whole. What is no regular file (``-``, a pipe) is written directly.
+    """
 
     at_once = 1000
 
     def __init__(self, path: str, size: int = 0) -> None:
-        """A file is cut back to ``size`` bytes, which are what an earlier run is known to have written.
+        """Resume after ``size`` bytes, which an earlier run is known to have written; what follows them is cut off.
 
-        Raises TargetError where it does not have that many.
+        Raises TargetError if fewer are there, or if the file cannot be written.
         """
-        if path != "-" and size > (os.path.getsize(path) if os.path.exists(path) else 0):
-            raise TargetError(f"{path} is not what an earlier run wrote {size:,} bytes to; begin again with --anew")
-        descriptor = os.dup(1) if path == "-" else os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        self._file = os.fdopen(descriptor, "ab")
-        self._cuts = path != "-"
-        if self._cuts:
-            self._file.truncate(size)
+        self._path = path
+        self._cuts = path != "-" and (os.path.isfile(path) or not os.path.exists(path))
+        self._part = f"{path}.part" if self._cuts else path
+        try:
+            if self._cuts and not os.path.exists(self._part) and size and _size(path) == size:
+                # Ended between the rename and the end of the replay's place.
+                os.rename(path, self._part)
+            if self._cuts and size > _size(self._part):
+                raise TargetError(
+                    f"{self._part} is not what an earlier run wrote {size:,} bytes to; begin again with --anew"
+                )
+            how = os.O_WRONLY | (os.O_APPEND | os.O_CREAT if self._cuts else 0)
+            descriptor = os.dup(1) if path == "-" else os.open(self._part, how, 0o666)
+            self._file = os.fdopen(descriptor, "ab" if self._cuts else "wb")
+            if self._cuts:
+                self._file.truncate(size)
+        except OSError as error:
+            raise TargetError(f"{path}: {error.strerror}") from None
 
     async def deliver(self, topic: str, records: Sequence[Any]) -> None:
         """Return when they are on the disk."""
@@ -115,9 +136,18 @@ class ToFile:
         """The bytes that are on the disk."""
         return self._file.seek(0, os.SEEK_END) if self._cuts else 0
 
+    def finish(self) -> None:
+        """Give the file its name: it is whole."""
+        if self._cuts:
+            os.replace(self._part, self._path)
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _size(path: str) -> int:
+    return os.path.getsize(path) if os.path.exists(path) else 0
 
 
 def sign(secret: str, identifier: str, timestamp: int, body: bytes) -> str:
@@ -178,6 +208,9 @@ class ToUrl:
     def size(self) -> int:
         """Nothing to cut back."""
         return 0
+
+    def finish(self) -> None:
+        """Nothing is left to do."""
 
 
 def _number(answer: httpx.Response) -> bool:

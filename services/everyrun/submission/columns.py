@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from everyrun.submission.cells import unescape
 from everyrun.submission.numbers import InexactError, decode
 from everyrun.submission.rows import Unreadable
 from everyrun.submission.text import UploadError
@@ -41,7 +42,9 @@ class Columns:
     """
 
     def __init__(self, header: Sequence[str], options: Options) -> None:
-        self.header = [name.strip() for name in header]
+        #: Results as they were exported: cells that a spreadsheet would run as formulas are escaped.
+        self.exported = set(OUTCOME_COLUMNS) <= {name.strip() for name in header}
+        self.header = [(unescape(name) if self.exported else name).strip() for name in header]
         self._local = options.local
         #: By own column, its place.
         self.places: dict[str, int] = {}
@@ -81,8 +84,8 @@ class Columns:
     def _set_metadata(self, wanted: Sequence[str]) -> None:
         used = set(self.places.values())
         outcome = set()
-        if set(OUTCOME_COLUMNS) <= set(self.header):
-            # Results as they were exported: what became of the inputs says nothing of how to submit them again.
+        if self.exported:
+            # What became of the inputs says nothing of how to submit them again.
             outcome = {self.header.index(name) for name in OUTCOME_COLUMNS}
         self._unnamed = [place for place, name in enumerate(self.header) if not name]
         named = {self._place(name, needed=True) for name in wanted if name != "*"}
@@ -113,6 +116,8 @@ class Columns:
                 f"the line has {len(fields)} fields, the header {len(self.header)}; "
                 "a field that holds the delimiter must stand in double quotes"
             )
+        if self.exported:
+            fields = [unescape(field) for field in fields]
         own = {name: fields[place] for name, place in self.places.items() if fields[place] != ""}
         for place in self._unnamed:
             if fields[place] != "":

@@ -1,0 +1,66 @@
+"""Exports that a spreadsheet may open: no cell is run as a formula, and every text comes back."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from everyrun.cli.results import CSV_COLUMNS, csv_row
+from everyrun.submission.cells import escape, line, unescape
+from everyrun.submission.columns import Options
+from everyrun.submission.parse import CSV, Reading
+from tests.unit.test_cli_results import results, table
+
+FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d")
+#: Texts of what matters here: apostrophes, the beginnings of formulas, digits, quotes and delimiters.
+TEXTS = st.text(st.sampled_from("'=+-@\t\r\n1.5eE\",; aü"), max_size=6)
+
+
+@given(TEXTS)
+def test_every_text_comes_back_and_none_is_a_formula(text: str) -> None:
+    cell = escape(text)
+    assert unescape(cell) == text
+    assert not cell.startswith(FORMULAS) or float(cell) < 0
+
+
+@pytest.mark.parametrize("number", ["-12.5", "-0", "1e5", "-3.4E-7", "0.25"])
+def test_numbers_stay_numbers(number: str) -> None:
+    assert escape(number) == number == unescape(number)
+    assert unescape("'" + number) == "'" + number
+
+
+IDS = st.text(st.sampled_from("'=+-@1aü"), min_size=1, max_size=5)
+
+
+@given(st.lists(st.tuples(IDS, TEXTS, TEXTS), min_size=1, max_size=4))
+def test_an_export_is_read_as_what_was_submitted(given_rows: list[tuple[str, str, str]]) -> None:
+    """The writer of `results --format csv`, and the reader of `submit`."""
+    submitted = [
+        {"id": identifier, "file": {"text": "=" + text, **({"name": name} if name else {})}, "metadata": {"n": 1}}
+        for identifier, text, name in given_rows
+    ]
+    exported = line(CSV_COLUMNS)
+    for row in submitted:
+        found: dict[str, Any] = {"external_id": row["id"], "file": row["file"], "metadata": row["metadata"]}
+        exported += line(csv_row({**found, "status": "FAILED", "failure_message": "=1+1"}))
+    assert [value for _, value in Reading(CSV, io.BytesIO(exported.encode()), Options())] == submitted
+
+
+def test_a_manifest_of_ones_own_is_read_as_it_is() -> None:
+    ((_, row),) = Reading(CSV, io.BytesIO(b"id,text,note\n'=1,'+2,'@3\n"), Options())
+    assert row == {"id": "'=1", "file": {"text": "'+2"}, "metadata": {"note": "'@3"}}
+
+
+@pytest.mark.parametrize("extracted", [[], ["--extracted"]])
+def test_the_command_writes_no_formula(extracted: list[str]) -> None:
+    step = {"step": {"name": "=A1"}, "result": {"extractRun": {"output": {"value": {"sum": -5, "who": "@x"}}}}}
+    row = {"external_id": '=HYPERLINK("x")', "status": "FAILED", "failure_message": "+1", "run": {"stepRuns": [step]}}
+    done = results("--format", "csv", *extracted, rows=[row])
+    (shown,) = table(done.stdout)
+    assert (shown["id"], shown["failure_message"]) == ('\'=HYPERLINK("x")', "'+1")
+    if extracted:
+        assert (shown["'=A1.sum"], shown["'=A1.who"]) == ("-5", "'@x")
