@@ -13,9 +13,10 @@ from msgspec import Struct
 from rich.markup import escape
 
 from everyrun.cli import exits
+from everyrun.cli.chosen import settings_in
 from everyrun.cli.console import err, fail
-from everyrun.embedded.state import NO_PROXY, read_endpoints
-from everyrun.settings import SettingsError, load
+from everyrun.embedded.state import NO_PROXY
+from everyrun.settings import Settings, SettingsError, load
 
 DataDir = Annotated[
     Path,
@@ -39,39 +40,51 @@ class Target(Struct, frozen=True):
     extend_api_key: str
     extend_workspace_id: str
     workflow_id: str
+    #: Where the token comes from, in words.
+    whose_token: str = ""
+    #: What to say before anything is uploaded to Extend.
+    upload_note: str = ""
 
 
 def find(data_dir: Path) -> Target:
-    """The running stack of the folder, or what the settings name; ends the command where there is neither."""
-    endpoints = read_endpoints(data_dir)
-    if endpoints is not None:
-        return _of_stack(endpoints)
+    """Return the services that the environment names, or for what it does not name the running stack of the folder.
+
+    Ends the command if there is neither.
+    """
     try:
-        settings = load().need("submission_url", "query_url", "api_token")
+        settings, stack = settings_in(data_dir)
     except SettingsError as error:
-        fail(
-            f"no stack runs in {data_dir} (start one with: everyrun up), and the settings name no services:\n{error}",
-            exits.NOT_FOUND,
-        )
+        fail(str(error))
+    if stack is None:
+        try:
+            settings.need("submission_url", "query_url", "api_token")
+        except SettingsError as error:
+            none = f"no stack runs in {data_dir} (start one with: everyrun up), and the settings name no services"
+            fail(f"{none}:\n{error}", exits.NOT_FOUND)
+    token = settings.api_token.get_secret_value()
+    is_of_stack = stack is not None and settings.submission_url == stack["submission_url"]
     return Target(
         submission_url=settings.submission_url,
         query_url=settings.query_url,
-        api_token=settings.api_token.get_secret_value(),
+        api_token=token,
         extend_base_url=settings.extend_base_url,
         extend_api_key=settings.extend_api_key.get_secret_value(),
         extend_workspace_id=settings.extend_workspace_id,
-        workflow_id="",
+        workflow_id=stack["workflow_id"] if stack is not None and is_of_stack else "",
+        whose_token=f"the stack in {data_dir}" if stack and token == stack["api_token"] else "EVERYRUN_API_TOKEN",
+        upload_note=_NOT_OURS if stack and stack["emulator_url"] and _key_is_unused(settings) else "",
     )
 
 
-def _of_stack(endpoints: dict[str, str]) -> Target:
-    known = {name: endpoints[name] for name in Target.__struct_fields__ if name != "extend_workspace_id"}
-    if endpoints["emulator_url"]:
-        return Target(**known, extend_workspace_id="")
-    try:
-        return Target(**known, extend_workspace_id=load().extend_workspace_id)
-    except SettingsError as error:
-        fail(str(error))
+_NOT_OURS = (
+    "EXTEND_API_KEY is set and not used: this stack has an emulator in the place of Extend, with a key of its own. "
+    "For the real Extend see: everyrun up --extend"
+)
+
+
+def _key_is_unused(settings: Settings) -> bool:
+    key = load().extend_api_key.get_secret_value()
+    return bool(key) and key != settings.extend_api_key.get_secret_value()
 
 
 class Client:
@@ -148,6 +161,9 @@ class Client:
         if response.is_success or "bad_rows" in body or body.get("code") == "SUBMITTED_BEFORE":
             return body
         code = exits.NOT_FOUND if response.status_code == 404 else exits.ERROR
+        if response.status_code in (401, 403):
+            whose = self.target.whose_token
+            fail(f"{body.get('message', body)} ({response.status_code}; the token is that of {whose})", code)
         fail(f"{body.get('message', body)} ({response.status_code} {body.get('code', '')})", code)
 
     def report(self, submission_id: str, within: float = 0.0) -> dict[str, Any]:

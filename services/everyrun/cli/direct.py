@@ -8,23 +8,29 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from everyrun.cli import exits
+from everyrun.cli.chosen import settings_in
 from everyrun.cli.console import fail
 from everyrun.cli.signals import StoppedError, until_stopped
-from everyrun.embedded.state import read_endpoints
 from everyrun.redact import describe
-from everyrun.settings import Settings, SettingsError, load
+from everyrun.settings import Settings, SettingsError
 
 T = TypeVar("T")
 
 
 def settings_of(data_dir: Path, *needs: str) -> Settings:
-    """The settings, with the addresses of the stack that runs in the folder. Ends the command where one is missing."""
-    endpoints = read_endpoints(data_dir) or {}
-    known = {name: endpoints[name] for name in ("kafka_bootstrap", "postgres_dsn", "api_token") if name in endpoints}
+    """Return the settings; what they do not name is that of the stack that runs in the folder.
+
+    Ends the command if something is missing.
+    """
     try:
-        return load(**known).need(*needs)
+        settings, stack = settings_in(data_dir)
     except SettingsError as error:
-        fail(f"no stack runs in {data_dir} (start one with: everyrun up), and\n{error}", exits.NOT_FOUND)
+        fail(str(error))
+    try:
+        return settings.need(*needs)
+    except SettingsError as error:
+        missing = "" if stack else f"no stack runs in {data_dir} (start one with: everyrun up), and\n"
+        fail(f"{missing}{error}", exits.NOT_FOUND)
 
 
 def run(work: Callable[[], Coroutine[Any, Any, T]], code: int = exits.ERROR) -> T:

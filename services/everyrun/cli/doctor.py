@@ -13,6 +13,7 @@ import typer
 from rich.markup import escape
 
 from everyrun.cli import exits
+from everyrun.cli.chosen import chosen
 from everyrun.cli.client import DataDir
 from everyrun.cli.console import err, fail, out
 from everyrun.embedded.state import read_endpoints
@@ -68,7 +69,7 @@ def doctor(
 
 
 def _settings(data_dir: Path) -> tuple[Settings, str | None]:
-    """The settings of the stack that runs in the folder, else the environment's; and the stack's workflow."""
+    """Return the environment's settings, completed by the stack that runs in the folder, and the stack's workflow."""
     endpoints = read_endpoints(data_dir)
     given: dict[str, Any] = {}
     if endpoints is not None:
@@ -80,7 +81,7 @@ def _settings(data_dir: Path) -> tuple[Settings, str | None]:
             given["signed_url_origins"] = [endpoints["emulator_url"]]
             given["webhook_url"] = endpoints["bridge_url"] + "/webhooks/extend"
     try:
-        settings = load(**given)
+        settings = load(**(chosen({**given, "emulator_url": endpoints["emulator_url"]}, load()) if endpoints else {}))
     except SettingsError as error:
         fail(str(error), exits.USAGE)
     if not (settings.kafka_bootstrap or settings.postgres_dsn or settings.extend_api_key):

@@ -247,6 +247,8 @@ def _refuse_bad(checked: manifest.Checked) -> None:
 def _upload(files: list[manifest.Local], target: Target, data_dir: Path, ask_again: bool) -> list[str]:
     if not files:
         return []
+    if target.upload_note:
+        err.print(f"[yellow]{escape(target.upload_note)}[/]", soft_wrap=True)
     journal = Journal(data_dir / "uploads.sqlite")
     known_before = 0
     try:

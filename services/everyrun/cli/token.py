@@ -20,11 +20,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from everyrun.cli import exits
+from everyrun.cli.chosen import settings_in
 from everyrun.cli.client import DataDir
 from everyrun.cli.console import err, fail, folding, print_table
-from everyrun.embedded.state import read_endpoints
 from everyrun.redact import describe
-from everyrun.settings import SettingsError, load
+from everyrun.settings import SettingsError
 from everyrun.store import tokens
 from everyrun.store.pool import POSTGRES_AWAY
 
@@ -65,12 +65,9 @@ def _who() -> str:
 
 
 def _dsn(data_dir: Path) -> str:
-    """Where the database is: that of the running stack of the folder, or what EVERYRUN_POSTGRES_DSN says."""
-    endpoints = read_endpoints(data_dir)
-    if endpoints is not None:
-        return endpoints["postgres_dsn"]
+    """Return where the database is: what EVERYRUN_POSTGRES_DSN says, or that of the running stack of the folder."""
     try:
-        return load().need("postgres_dsn").postgres_dsn.get_secret_value()
+        return settings_in(data_dir)[0].need("postgres_dsn").postgres_dsn.get_secret_value()
     except SettingsError as error:
         fail(f"no stack runs in {data_dir}, and the settings name no database:\n{error}", exits.NOT_FOUND)
 

@@ -1,0 +1,63 @@
+"""Which services a command talks to: what the environment names itself, and for the rest a running stack's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import SecretStr
+
+from everyrun.embedded.state import read_endpoints
+from everyrun.settings import Settings, SettingsError, load, variable
+
+#: The secret that belongs to addresses: that of a stack is sent to the stack's own addresses alone.
+_SECRET_OF = {
+    "api_token": ("submission_url", "query_url", "bridge_url", "reconciler_url", "replay_url"),
+    "extend_api_key": ("extend_base_url",),
+}
+
+
+def explicit(settings: Settings) -> set[str]:
+    """Return the names of the settings that the environment sets, and not to nothing. Pure."""
+    return {name for name in settings.model_fields_set if _plain(getattr(settings, name))}
+
+
+def chosen(known: Mapping[str, Any], environment: Settings) -> dict[str, Any]:
+    """Return what is taken of a stack's settings: those that the environment does not set itself. Pure.
+
+    The key of Extend is not sent to an emulator: that one has a key of its own, unless the address is set too. Raises
+    SettingsError if a secret of the stack would be sent to an address that is not the stack's.
+    """
+    given = explicit(environment)
+    if known.get("emulator_url") and "extend_base_url" not in given:
+        given -= {"extend_api_key", "extend_workspace_id"}
+    for secret, addresses in _SECRET_OF.items():
+        for name in addresses:
+            elsewhere = name in given and getattr(environment, name) != known.get(name)
+            if elsewhere and secret not in given and known.get(secret):
+                raise SettingsError(
+                    f"{variable(name)} names another address than that of the stack, whose {_WORDS[secret]} is not "
+                    f"sent there: set {variable(secret)} too"
+                )
+    return {name: value for name, value in known.items() if name in Settings.model_fields and name not in given}
+
+
+_WORDS = {"api_token": "token", "extend_api_key": "API key"}
+
+
+def settings_in(data_dir: Path) -> tuple[Settings, dict[str, str] | None]:
+    """Return the settings, completed by the stack that runs in the folder, and what that stack is; None without one.
+
+    Raises SettingsError.
+    """
+    environment = load()
+    endpoints = read_endpoints(data_dir)
+    if endpoints is None:
+        return environment, None
+    emulated = {"extend_workspace_id": ""} if endpoints["emulator_url"] else {}
+    return load(**chosen({**endpoints, **emulated}, environment)), endpoints
+
+
+def _plain(value: Any) -> Any:
+    return value.get_secret_value() if isinstance(value, SecretStr) else value
