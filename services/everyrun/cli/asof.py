@@ -25,11 +25,17 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("as-of", rich_help_panel=PANEL)(as_of)
+    # So that -5m is a time and no option.
+    app.command("as-of", rich_help_panel=PANEL, context_settings={"ignore_unknown_options": True})(as_of)
 
 
 def as_of(
-    when: Annotated[str, typer.Argument(metavar="TIME|OFFSETS", help="A time, or batches:0=12,runs:0=400,...")],
+    when: Annotated[
+        str,
+        typer.Argument(
+            metavar="TIME|OFFSETS", help="A time with its zone, so long ago (-5m), or batches:0=12,runs:0=400,..."
+        ),
+    ],
     what: Annotated[Literal["report", "results", "row"], typer.Argument(help="What to show.")],
     of: Annotated[str, typer.Argument(metavar="ID", help="A submission; for row an input id.")],
     format_: Annotated[Literal["table", "jsonl"], typer.Option("--format", help="How to write results.")] = "table",
@@ -41,6 +47,9 @@ def as_of(
 
     The tables of that moment are made from the log, in the schema everyrun_as_of. They stay there, so that a further
     question of the same moment, or of a later one, is answered sooner; the schema may be dropped.
+
+    A time is written 2026-03-03T12:00:00Z, '2026-03-03 12:00 Europe/Berlin', 'yesterday 12:00 Europe/Berlin', or
+    -5m, -1h30m, -2d for so long ago. A time without a zone is refused.
 
     Example: everyrun as-of 2026-03-03T12:00:00Z row sub_01k...:invoice-7
     """

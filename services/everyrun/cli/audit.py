@@ -14,7 +14,7 @@ from rich.table import Table
 from everyrun.cli.client import DataDir
 from everyrun.cli.console import err, folding, out, print_table
 from everyrun.cli.direct import settings_of
-from everyrun.cli.rebuild import PANEL, counted, moment_of, run
+from everyrun.cli.rebuild import PANEL, counted, run
 
 if TYPE_CHECKING:
     from everyrun.replay.audit import Audited
@@ -74,10 +74,12 @@ def _number(count: int, of: str) -> str:
 def _time(text: str | None, option: str) -> datetime | None:
     if text is None:
         return None
-    found = moment_of(text, option)
-    if isinstance(found, dict):
-        raise typer.BadParameter("is a time, for example 2026-03-03T12:00:00Z", param_hint=option)
-    return found
+    from everyrun.replay.times import TimeError, parse_time
+
+    try:
+        return parse_time(text)
+    except TimeError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from None
 
 
 def _as_line(d: Difference) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -107,11 +107,12 @@ def replay(
 def _time(text: str | None, option: str) -> datetime | None:
     if text is None:
         return None
+    from everyrun.replay.times import TimeError, parse_time
+
     try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is not a time as 2026-03-03T12:00:00Z", param_hint=option) from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        return parse_time(text)
+    except TimeError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from None
 
 
 def _settings(data_dir: Path, to: str, from_archive: str | None, dry_run: bool) -> Settings:

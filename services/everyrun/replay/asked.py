@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, field_validator, model_validator
@@ -17,14 +17,15 @@ class _Job(BaseModel):
 
 
 def _moment(text: str | None) -> str | None:
-    if text is not None:
-        moment.parse(text)
-    return text
+    """Return the moment as it is when it is asked for: a job may have to wait."""
+    found = None if text is None else moment.parse(text)
+    return found.isoformat() if isinstance(found, datetime) else text
 
 
-def _utc(moment: datetime | None) -> datetime | None:
-    """UTC where no zone is said."""
-    return moment if moment is None or moment.tzinfo else moment.replace(tzinfo=UTC)
+def _with_zone(moment: datetime | None) -> datetime | None:
+    if moment is not None and moment.tzinfo is None:
+        raise ValueError(f"does not say in which time zone; write {moment.isoformat()}Z for UTC")
+    return moment
 
 
 class Rebuild(_Job):
@@ -52,8 +53,8 @@ class Audit(_Job):
     kind: Literal["audit"]
     batch: str | None = None
     submission: str | None = None
-    since: Annotated[datetime | None, AfterValidator(_utc)] = None
-    until: Annotated[datetime | None, AfterValidator(_utc)] = None
+    since: Annotated[datetime | None, AfterValidator(_with_zone)] = None
+    until: Annotated[datetime | None, AfterValidator(_with_zone)] = None
 
 
 class AsOf(_Job):
@@ -76,8 +77,8 @@ class Replay(_Job):
     submission: str | None = None
     types: list[str] = []
     topics: list[str] = []
-    since: Annotated[datetime | None, AfterValidator(_utc)] = None
-    until: Annotated[datetime | None, AfterValidator(_utc)] = None
+    since: Annotated[datetime | None, AfterValidator(_with_zone)] = None
+    until: Annotated[datetime | None, AfterValidator(_with_zone)] = None
     from_offsets: Annotated[str | None, Field(description="runs:0=400,runs:1=20..90")] = None
     rate: Annotated[float | None, Field(gt=0, description="Events a second at most.")] = None
 

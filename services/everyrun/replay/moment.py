@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from everyrun.log.ranges import Position, bounds, offsets_at
 from everyrun.replay.engine import INPUTS
+from everyrun.replay.times import TimeError, parse_time
 from everyrun.settings import Settings
 
 Moment = datetime | dict[Position, int]
@@ -19,9 +20,9 @@ class MomentError(ValueError):
 
 
 def parse(text: str) -> Moment:
-    """An RFC 3339 time (UTC where no zone is said), or ``batches:0=12,runs:0=400``: the next offset of each partition.
+    """Return what a text names: a time, as :func:`parse_time` reads it, or the next offset of each partition.
 
-    Raises MomentError.
+    Offsets are written ``batches:0=12,runs:0=400``. Raises MomentError.
     """
     parts = [part.strip() for part in text.split(",")]
     found = [_OFFSET.fullmatch(part) for part in parts]
@@ -32,12 +33,9 @@ def parse(text: str) -> Moment:
             raise MomentError(f"{', '.join(unknown)}: the tables are made from {', '.join(INPUTS)}")
         return offsets
     try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise MomentError(
-            f"{text!r} is neither a time (2026-03-03T12:00:00Z) nor offsets (batches:0=12,runs:0=400)"
-        ) from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        return parse_time(text)
+    except TimeError as error:
+        raise MomentError(f"{error}; or offsets (batches:0=12,runs:0=400)") from None
 
 
 def text(offsets: dict[Position, int]) -> str:

@@ -1,0 +1,93 @@
+"""Times as people write them: with a zone, or from now backwards. Pure but for the clock handed in."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, date, datetime, time, timedelta, tzinfo
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_AGO = re.compile(r"-(?:\d+[smhdw])+")
+_PART = re.compile(r"(\d+)([smhdw])")
+#: A day, a time on it, a zone: each after a space; in RFC 3339 the time comes after a T.
+_WRITTEN = re.compile(
+    r"(?P<day>today|yesterday|\d{4}-\d{2}-\d{2})"
+    r"(?:(?:[Tt]|\s+)(?P<time>\d{1,2}:\d{2}(?::\d{2}(?:\.\d{1,6})?)?))?"
+    r"\s*(?P<zone>[Zz]|[+-]\d{2}:?\d{2}|[A-Za-z][A-Za-z0-9_+/-]*)?"
+)
+_EXAMPLES = "2026-03-03T12:00:00Z, '2026-03-03 12:00 Europe/Berlin', 'yesterday 12:00 Europe/Berlin', now, or -5m"
+
+
+class TimeError(ValueError):
+    """The text is no time, or not one alone; says what to write."""
+
+
+def parse_time(text: str, now: datetime | None = None) -> datetime:
+    """Return the time that a text names.
+
+    RFC 3339 (``2026-03-03T12:00:00Z``); a day or ``today`` or ``yesterday``, a time and a zone (``yesterday 12:00
+    Europe/Berlin``), a day alone being its first moment; ``now``; or so long ago (``-5m``, ``-1h30m``, ``-2d``).
+    Raises TimeError: a time without a zone is another one for every reader.
+    """
+    now = now or datetime.now(UTC)
+    stripped = text.strip()
+    if stripped == "now":
+        return now
+    if _AGO.fullmatch(stripped):
+        try:
+            return now - sum((timedelta(**{_UNITS[u]: int(n)}) for n, u in _PART.findall(stripped)), timedelta())
+        except OverflowError:
+            raise TimeError(f"{text!r} is before the first year") from None
+    written = _WRITTEN.fullmatch(stripped)
+    if written is None:
+        raise TimeError(f"{text!r} is not a time; write {_EXAMPLES}")
+    if written["zone"] is None:
+        plain = f"{written['day']} {written['time'] or '00:00'}"
+        utc = plain.replace(" ", "T") + "Z" if written["day"][0].isdigit() else f"{plain} UTC"
+        raise TimeError(
+            f"{text!r} does not say in which time zone; write '{plain} Europe/Berlin' for a place, or {utc} for UTC"
+        )
+    zone = _zone(written["zone"])
+    try:
+        clock = time.fromisoformat(_two_digits(written["time"] or "00:00"))
+        day = _day(written["day"], now.astimezone(zone).date())
+        return _on_the_clock(datetime.combine(day, clock, zone), text)
+    except (ValueError, OverflowError) as error:
+        if isinstance(error, TimeError):
+            raise
+        raise TimeError(f"{text!r} is not a time: {error}; write {_EXAMPLES}") from None
+
+
+def _two_digits(clock: str) -> str:
+    return clock if clock[2:3] == ":" else "0" + clock
+
+
+def _day(written: str, today: date) -> date:
+    if written == "today":
+        return today
+    return today - timedelta(days=1) if written == "yesterday" else date.fromisoformat(written)
+
+
+def _zone(written: str) -> tzinfo | None:
+    if written in ("Z", "z", "UTC", "utc"):
+        return UTC
+    if written[0] in "+-":
+        return datetime.strptime(written, "%z").tzinfo
+    try:
+        return ZoneInfo(written)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise TimeError(
+            f"this machine knows no time zone {written!r}: write one as Europe/Berlin, or the difference from UTC as "
+            "+02:00. (If it knows none at all, install the package tzdata.)"
+        ) from None
+
+
+def _on_the_clock(moment: datetime, text: str) -> datetime:
+    """Return the moment in UTC. Raises TimeError if clocks showed that time twice, or never."""
+    first, second = (moment.replace(fold=fold).astimezone(UTC) for fold in (0, 1))
+    if first == second:
+        return first
+    if first.astimezone(moment.tzinfo).replace(tzinfo=None) != moment.replace(tzinfo=None, fold=0):
+        raise TimeError(f"{text!r}: clocks were put forward over that time; write it in UTC")
+    offsets = " or ".join(f"{m.astimezone(moment.tzinfo):%z}" for m in (first, second))
+    raise TimeError(f"{text!r}: clocks showed that time twice; write it with {offsets} in the place of the zone")

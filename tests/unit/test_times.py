@@ -1,0 +1,107 @@
+"""Times as people write them."""
+
+from __future__ import annotations
+
+import contextlib
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from everyrun.cli import exits
+from everyrun.replay import asof
+from everyrun.replay.asked import jobs
+from everyrun.replay.times import TimeError, parse_time
+from tests.unit.cli import everyrun
+from tests.unit.test_cli_asof import STACK
+
+#: In Berlin it is half past midnight of the next day.
+NOW = datetime(2026, 11, 26, 23, 30, 15, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("2026-03-03T12:00:00Z", "2026-03-03T12:00:00+00:00"),
+        ("2026-03-03t12:00:00.123456+0130", "2026-03-03T10:30:00.123456+00:00"),
+        ("2026-03-03 12:00 Europe/Berlin", "2026-03-03T11:00:00+00:00"),
+        ("2026-07-03 9:00 Europe/Berlin", "2026-07-03T07:00:00+00:00"),
+        ("yesterday 12:00 Europe/Berlin", "2026-11-26T11:00:00+00:00"),
+        ("yesterday 12:00 UTC", "2026-11-25T12:00:00+00:00"),
+        ("today Europe/Berlin", "2026-11-26T23:00:00+00:00"),
+        ("2026-03-03 America/New_York", "2026-03-03T05:00:00+00:00"),
+        ("now", "2026-11-26T23:30:15+00:00"),
+        ("-5m", "2026-11-26T23:25:15+00:00"),
+        ("-1h30m", "2026-11-26T22:00:15+00:00"),
+        ("-2d", "2026-11-24T23:30:15+00:00"),
+        ("2026-10-25 02:30 +0200", "2026-10-25T00:30:00+00:00"),
+    ],
+)
+def test_what_is_meant(text: str, meant: str) -> None:
+    found = parse_time(text, NOW)
+    assert found == datetime.fromisoformat(meant)
+    assert found.tzinfo == UTC
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("2026-03-03T12:00", "write '2026-03-03 12:00 Europe/Berlin' for a place, or 2026-03-03T12:00Z for UTC"),
+        ("yesterday 12:00", "does not say in which time zone; write 'yesterday 12:00 Europe/Berlin'"),
+        ("2026-03-03", "does not say in which time zone"),
+        ("2026-10-25 02:30 Europe/Berlin", "clocks showed that time twice; write it with +0200 or +0100"),
+        ("2026-03-29 02:30 Europe/Berlin", "clocks were put forward over that time"),
+        ("2026-03-03 12:00 Europe/Berlim", "knows no time zone 'Europe/Berlim'"),
+        ("2026-03-03 12:00 ../etc/passwd", "is not a time"),
+        ("2026-13-03 12:00 UTC", "is not a time: month must be in 1..12"),
+        ("2026-03-03 25:00 UTC", "is not a time"),
+        ("noon", "is not a time; write 2026-03-03T12:00:00Z, '2026-03-03 12:00 Europe/Berlin'"),
+        ("-99999999999d", "before the first year"),
+        ("5m", "is not a time"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_with_the_remedy(text: str, said: str) -> None:
+    with pytest.raises(TimeError) as refused:
+        parse_time(text, NOW)
+    assert said in str(refused.value)
+
+
+@given(st.text(st.sampled_from("0123456789-+:TZ. tody yesra/Eu"), max_size=40))
+def test_any_text_is_a_time_or_refused(text: str) -> None:
+    with contextlib.suppress(TimeError):
+        assert parse_time(text, NOW).tzinfo == UTC
+
+
+def test_the_command_takes_so_long_ago_for_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def tables(_settings: Any, moment: Any, _tell: Any) -> Any:
+        asked.append(moment)
+        raise RuntimeError
+
+    monkeypatch.setattr(asof, "as_of", tables)
+    for command in (("as-of", "-5m", "report", "sub_1"), ("as-of", "yesterday 12:00 Europe/Berlin", "row", "sub_1:a")):
+        assert isinstance(everyrun(*command, **STACK).exception, RuntimeError)
+    assert timedelta(minutes=4) < datetime.now(UTC) - asked[0] < timedelta(minutes=6)
+    refused = everyrun("as-of", "2026-03-03T12:00:00", "report", "sub_1", **STACK)
+    assert refused.exit_code == exits.USAGE
+    assert everyrun("as-of", "-5m", "report", "sub_1", "--fromat", "jsonl", **STACK).exit_code == exits.USAGE
+    for option in (("audit", "--since"), ("replay", "--to", "x.ndjson", "--since"), ("rebuild", "--until")):
+        refused = everyrun(*option, "2026-03-03T12:00", **STACK)
+        assert refused.exit_code == exits.USAGE
+        assert "time zone" in refused.output
+
+
+def test_a_job_is_of_the_moment_at_which_it_was_asked_for() -> None:
+    job = jobs.validate_python({"kind": "as-of", "moment": "-5m", "what": "report", "id": "sub_1"})
+    assert abs(datetime.fromisoformat(job.moment) + timedelta(minutes=5) - datetime.now(UTC)) < timedelta(minutes=1)
+    for wrong in (
+        {"kind": "as-of", "moment": "2026-03-03T12:00", "what": "report", "id": "sub_1"},
+        {"kind": "audit", "since": "2026-03-03T12:00:00"},
+        {"kind": "replay", "to": "audit-2026", "until": "2026-03-03T12:00:00"},
+    ):
+        with pytest.raises(ValidationError, match="time zone"):
+            jobs.validate_python(wrong)
