@@ -67,7 +67,6 @@ def lost(submission_id: str, inputs: int) -> Waiting:
 
 def _words(row: Mapping[str, Any], until: str) -> tuple[str, str | None]:
     why = f" ({row['detail']})" if row["detail"] else ""
-    doubts = f"everyrun doubt list --submission {row['submission_id']}"
     match row["waits_for"]:
         case "unannounced":
             return "waits for Kafka to acknowledge the submission", "everyrun doctor"
@@ -85,12 +84,12 @@ def _words(row: Mapping[str, Any], until: str) -> tuple[str, str | None]:
         case "calling":
             return f"a call is in progress; if its worker ended, that is known by {until}", None
         case "in_doubt":
-            return f"in doubt{why}: evidence is awaited until {until}, then it is resent", doubts
+            return f"in doubt{why}: evidence is awaited until {until}, then it is resent", None
         case "sweeps":
             reason = f"in doubt{why}: no evidence came; two complete sweeps are awaited, then it is resent"
-            return reason, f"{doubts}; if it lasts, everyrun doctor (the reconciler sweeps)"
+            return reason, "if it lasts, everyrun doctor (the reconciler sweeps)"
         case "held":
-            return f"held for a person's decision{why}", doubts
+            return f"held for a person's decision{why}", f"everyrun doubt list --submission {row['submission_id']}"
         case "in_transit":
             return "its outcome is in the log; the tables follow", "if it lasts, everyrun doctor (the processor)"
         case "queue_lost":

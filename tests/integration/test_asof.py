@@ -6,6 +6,7 @@ import asyncio
 import random
 import sys
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from everyrun.log import topics
 from everyrun.log.cloudevents import Record
 from everyrun.log.producer import Producer
 from everyrun.log.ranges import bounds, read_ranges
+from everyrun.projection.decode import Poll
+from everyrun.projection.feed import Feed
 from everyrun.replay.asof import SCHEMA, as_of
 from everyrun.replay.engine import INPUTS, Engine, applied_offsets, tables_pool
 from everyrun.replay.moment import MomentError, offsets_of
@@ -58,6 +61,24 @@ async def test_as_of_is_a_snapshot_taken_then(settings: Settings) -> None:
     with pytest.raises(MomentError, match="ends at"):
         async with as_of(settings, {("runs", 0): ends["runs", 0] + 1}, quiet):
             pass
+
+
+async def test_a_small_log_is_applied_in_few_transactions(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A person waits for the answer; a transaction for ten records made it a matter of minutes."""
+    await append(settings, apart(a_world(random.Random(5), chunks=10, inputs=20), "1"))
+    ends = await offsets_of(settings, None)
+    applied, as_before = [], Feed.apply_once
+
+    async def counted(feed: Feed, polls: Sequence[Poll]) -> None:
+        applied.append(sum(len(poll.records) for poll in polls))
+        await as_before(feed, polls)
+
+    monkeypatch.setattr(Feed, "apply_once", counted)
+    async with as_of(settings, ends, quiet):
+        pass
+    assert sum(applied) == sum(ends.values()) > 300
+    # Two lanes, each once for the batches and once for the rest.
+    assert len(applied) <= 4
 
 
 async def test_a_time_is_when_everyrun_was_told(settings: Settings) -> None:

@@ -140,8 +140,11 @@ async def test_it_tells_what_each_event_changed(settings: Settings, pool: asyncp
         of_batch = await asked.history("batch_1")
         assert of_batch.kind == "batch"
         assert len(of_batch.events) == len(story) - 1
-        with pytest.raises(NoHistoryError):
-            await asked.history("sub_1:99")
+        for short, full in (("sub_1:99", []), ("1", ["sub_1:1"]), ("batch_", ["batch_1"]), ("run_", [])):
+            with pytest.raises(NoHistoryError) as unknown:
+                await asked.history(short)
+            assert unknown.value.near == full
+        assert "did you mean" not in str(unknown.value)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -245,6 +248,8 @@ async def test_an_input_that_is_only_in_the_queue_has_a_history(settings: Settin
         assert [event.type for event in (await asked.history("sub_1:1")).events] == ["submission-accepted"]
         with pytest.raises(NoHistoryError):
             await asked.history("sub_1:2")
+        with pytest.raises(NoHistoryError, match=r"queue does not have it; did you mean sub_1:1\?"):
+            await asked.history("1")
     env = {
         "EVERYRUN_KAFKA_BOOTSTRAP": settings.kafka_bootstrap,
         "EVERYRUN_TOPIC_PREFIX": settings.topic_prefix,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -90,5 +90,44 @@ def _change(kind: str, of: str, what: str, reason: str, data_dir: Path) -> None:
     with Client(find(data_dir)) as client:
         url = f"{client.target.submission_url}/v1/{kind}/{of}/{what}"
         found = client.answer("POST", url, json={"reason": reason, "by": who()})
-    said = "paused" if found["paused"] else "not paused"
-    err.print(f"{of} is {said}." if found["changed"] else f"{of} is {said} already.")
+    for line in lines_of(kind, of, found):
+        err.print(escape(line), soft_wrap=True)
+
+
+def lines_of(kind: str, of: str, found: dict[str, Any]) -> list[str]:
+    """Return what to say of a pause or a resumption: what it stops or starts, and what it does not. Pure."""
+    inputs, waits = found["inputs"], found["inputs"]["waits_for"]
+    if found["paused"]:
+        begin = "Paused" if found["changed"] else f"{of} was paused already"
+        lines = [f"{begin}: {_inputs(inputs['waiting'], 'waiting')} will not be sent."]
+    else:
+        begin = "Resumed" if found["changed"] else f"{of} was not paused"
+        lines = [f"{begin}: {_inputs(inputs['will_be_sent'], 'waiting')} will be sent."]
+        if number := waits.get("workflow_paused"):
+            resume = f"everyrun workflow resume {found['workflow_id']} --reason WHY"
+            lines.append(f"Still waiting: {_inputs(number)}, since the workflow is paused. Resume it too: {resume}")
+        if number := waits.get("submission_paused"):
+            lines.append(
+                f"Still waiting: {_inputs(number)}, of submissions that are paused themselves. See: everyrun list"
+            )
+    if number := waits.get("secrets_removed"):
+        lines.append(
+            f"Cannot be sent: {_inputs(number)}, whose links and passwords are no longer kept. Submit them again, as "
+            "a submission of their own."
+        )
+    if inputs["calling"]:
+        lines.append(f"{_are(inputs['calling'])} in a call that is in progress, which ends as it does.")
+    if inputs["in_doubt"]:
+        only = f" --submission {of}" if kind == "submissions" else ""
+        lines.append(f"{_are(inputs['in_doubt'])} in doubt. See: everyrun doubt list{only}")
+    if inputs["sent"]:
+        lines.append(f"Sent before, and not affected: {_inputs(inputs['sent'])}.")
+    return lines
+
+
+def _inputs(number: int, kind: str = "") -> str:
+    return f"{number:,} {kind}{' ' if kind else ''}input{'' if number == 1 else 's'}"
+
+
+def _are(number: int) -> str:
+    return f"{_inputs(number)} {'is' if number == 1 else 'are'}"

@@ -159,6 +159,9 @@ def _show(doubt: dict[str, Any], as_json: bool) -> None:
         by = made["decided_by"] or "Everyrun"
         text = f"{made['decided_at'][:19].replace('T', ' ')} {made['kind']} by {by}: {made['reason']}"
         out.print(f"{'decision':<14} {escape(text)}", soft_wrap=True)
+    if doubt["with_force"]:
+        later = " and ".join(doubt["with_force"])
+        out.print(f"{'later':<14} {later}, once the window and two sweeps are over; now with --force", soft_wrap=True)
     for can in doubt["can"]:
         batch = " BATCH" if can == "adopt" else ""
         out.print(f"{'you can':<14} everyrun doubt {can} {doubt['chunk']}{batch} --reason WHY", soft_wrap=True)

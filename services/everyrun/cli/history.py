@@ -46,12 +46,10 @@ def history(
     with bulk_progress("not indexed yet", "records") as progress:
         try:
             found = run(lambda: _ask(settings, identifier, progress))
-        except NoHistoryError:
-            found = None
+        except NoHistoryError as error:
+            fail(str(error), exits.NOT_FOUND)
         except IndexBehindError as error:
             fail(str(error), exits.ERROR)
-    if found is None:
-        fail(f"no event speaks of {identifier}, and the queue does not have it", exits.NOT_FOUND)
     if as_json:
         import msgspec
 

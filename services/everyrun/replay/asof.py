@@ -20,6 +20,8 @@ _sql = beside(__file__, "asof.sql")
 
 #: Kept between questions: the next one of the same moment, or of a later one, has less to read.
 SCHEMA = "everyrun_as_of"
+#: Records a transaction. A person waits; what a killed command has to do again of a small log takes seconds.
+_AT_ONCE = 1000
 
 
 class AsOf:
@@ -68,6 +70,6 @@ async def as_of(settings: Settings, moment: Moment, tell: Tell) -> AsyncIterator
         if past(start, offsets):
             await place.drop()
             await place.make(unlogged=True)
-        await place.bring_to(offsets, tell)
+        await place.bring_to(offsets, tell, least_at_once=_AT_ONCE)
         async with tables_connection(settings, SCHEMA) as connection:
             yield AsOf(connection, offsets)

@@ -117,7 +117,7 @@ class Engine:
     """Applies the log to the tables that a pool of :func:`tables_pool` finds. One at a time for each schema.
 
     ``observe`` is given each stretch as it is read, before any of it is applied. ``source`` is read in the place of
-    the live log.
+    the live log. ``least_at_once`` records go into a transaction, if there are as many.
     """
 
     def __init__(
@@ -128,7 +128,9 @@ class Engine:
         *,
         observe: Callable[[Stretch], Awaitable[None]] | None = None,
         source: Source | None = None,
+        least_at_once: int = LEAST_AT_ONCE,
     ) -> None:
+        self._least_at_once = least_at_once
         self._settings = settings
         self._source = source
         self._feed = Feed(settings, pool, identity, _Nowhere())
@@ -144,7 +146,7 @@ class Engine:
         ranges = {position: (start.get(position, 0), offset) for position, offset in end.items()}
         self.progress.expect(start, end)
         whole = (self.progress.before + self.progress.total) // _TRANSACTIONS
-        self._at_once = max(LEAST_AT_ONCE, min(AT_ONCE, whole))
+        self._at_once = max(self._least_at_once, min(AT_ONCE, whole))
         for topics in (INPUTS[:1], INPUTS[1:]):
             await self._run({position: range_ for position, range_ in ranges.items() if position[0] in topics})
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -51,7 +51,14 @@ class IndexBehindError(Exception):
 
 
 class NoHistoryError(Exception):
-    """No event speaks of that id."""
+    """No event speaks of that id; the text says so, and names the ids that a short one may stand for."""
+
+    def __init__(self, identifier: str, near: Sequence[str] = ()) -> None:
+        text = f"no event speaks of {identifier}, and the queue does not have it"
+        if near:
+            text += f"; did you mean {' or '.join(near)}?"
+        super().__init__(text)
+        self.near = list(near)
 
 
 class Told(msgspec.Struct, frozen=True):
@@ -125,7 +132,7 @@ class Historian:
         found = await self._find(tail, {identifier}, {identifier})
         queued = await self._queued(identifier) if row is None else None
         if not found and queued is None:
-            raise NoHistoryError(identifier)
+            raise await self._none(identifier)
         kind = _kind(identifier, found)
         if kind == "input":
             found = await self._of_input(identifier, found, tail)
@@ -175,6 +182,16 @@ class Historian:
             # Shown as Postgres writes them, or 1.0 and 1 would pass for a difference.
             live[name], log[name] = (None, None) if name in same else (_json(row[name]), _json(normal[name]))
         return list(rows_differ("results", key, live, log))
+
+    async def _none(self, identifier: str) -> NoHistoryError:
+        """Return the error for an id that nothing is known of."""
+        if "\x00" in identifier or len(identifier) > _LONGEST:
+            return NoHistoryError(identifier)
+        try:
+            found = await self._pool.fetch(_sql["near"], identifier, len(identifier) >= _SHORTEST)
+        except _NO_QUEUE:
+            return NoHistoryError(identifier)
+        return NoHistoryError(identifier, [row["id"] for row in found])
 
     async def _queued(self, identifier: str) -> dict[str, Any] | None:
         """The input as the queue has it; None where it does not."""
@@ -277,6 +294,8 @@ class Historian:
 _JSON = ("file", "metadata", "run")
 _OF_SUBMISSION = ("submission-accepted", "submission-paused", "submission-resumed")
 #: There is no queue here, or none that may be read.
+#: Fewer characters begin too many ids; no id has more.
+_SHORTEST, _LONGEST = 6, 600
 _NO_QUEUE = (asyncpg.UndefinedTableError, asyncpg.UndefinedFunctionError, asyncpg.InsufficientPrivilegeError)
 
 
@@ -351,7 +370,7 @@ def history_routes(app: FastAPI, asked: Callable[[], Historian]) -> None:
         """Every event that touched an input, a run or a batch, in the order of the log, and what each changed."""
         try:
             found = await asked().history(identifier)
-        except NoHistoryError:
-            raise ApiError(404, "NOT_FOUND", f"no event speaks of {identifier}") from None
+        except NoHistoryError as error:
+            raise ApiError(404, "NOT_FOUND", str(error), did_you_mean=error.near) from None
         answer: dict[str, Any] = msgspec.to_builtins(found)
         return answer

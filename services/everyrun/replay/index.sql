@@ -38,3 +38,36 @@ where i.submission_id = $1 and i.external_id = $2
 
 -- name: applied
 select topic, partition, next_offset from everyrun.applied_offsets
+
+-- name: near
+-- Full ids that a short one may stand for: inputs of the newest submissions by their external id; with $2 also what
+-- begins with it. U+10FFFF sorts after every character.
+(
+    select r.input_id as id
+    from (select submission_id from everyrun.submissions order by submission_id desc limit 1000) s
+    join everyrun.results r on r.input_id = s.submission_id || ':' || $1::text
+    order by s.submission_id desc limit 3
+)
+union
+(
+    select i.submission_id || ':' || i.external_id
+    from (select submission_id from everyrun_queue.submissions order by submission_id desc limit 1000) s
+    join everyrun_queue.inputs i on i.submission_id = s.submission_id and i.external_id = $1
+    order by s.submission_id desc limit 3
+)
+union
+(
+    select input_id from everyrun.results
+    where $2::boolean and input_id >= $1 and input_id < $1 || chr(1114111) order by input_id limit 3
+)
+union
+(
+    select run_id from everyrun.results
+    where $2::boolean and run_id >= $1 and run_id < $1 || chr(1114111) order by run_id limit 3
+)
+union
+(
+    select batch_id from everyrun.batches
+    where $2::boolean and batch_id >= $1 and batch_id < $1 || chr(1114111) order by batch_id limit 3
+)
+order by id desc limit 3

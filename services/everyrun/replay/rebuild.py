@@ -15,7 +15,7 @@ from msgspec import Struct
 from everyrun.log import topics
 from everyrun.log.ranges import Position, Stretch
 from everyrun.projection import tables
-from everyrun.replay.engine import LANES, Engine, Offsets, Progress, applied_offsets, tables_pool
+from everyrun.replay.engine import LANES, LEAST_AT_ONCE, Engine, Offsets, Progress, applied_offsets, tables_pool
 from everyrun.replay.selection import Source
 from everyrun.replay.shares import Share, ShareError, apply_shares, split
 from everyrun.settings import Settings
@@ -104,6 +104,7 @@ class Workplace:
         observe: Callable[[asyncpg.Pool], Callable[[Stretch], Awaitable[None]]] | None = None,
         source: Source | None = None,
         processes: int = 1,
+        least_at_once: int = LEAST_AT_ONCE,
     ) -> Rebuilt:
         """Apply the log up to exactly these offsets; what is applied already is not read again.
 
@@ -127,6 +128,7 @@ class Workplace:
                 identity,
                 observe=observe(pool) if observe else None,
                 source=source,
+                least_at_once=least_at_once,
             )
             async with _telling(engine.progress, tell):
                 await engine.run(start, offsets)

@@ -38,7 +38,7 @@ def waits_for(doubt: Mapping[str, Any], now: datetime) -> str:
         key = doubt["idempotency_key"]
         return f"the same upload, repeated with the Idempotency-Key {key}; or a person's decision: adopt or discard"
     if doubt["state"] == "held":
-        return "a person's decision: adopt, resend or discard"
+        return "a person's decision: " + " or ".join(can(doubt, now))
     if doubt["state"] != "in_doubt":
         return "nothing: it is not in doubt"
     ends = doubt["window_ends"]
@@ -183,12 +183,23 @@ def _shown(row: Any) -> dict[str, Any]:
         "window_ends": _text(row["window_ends"]) if decidable else None,
         "window_is_over": window_is_over(row, row["now"]) if decidable else None,
         "waits_for": waits_for(row, row["now"]),
-        "can": _can(row) if decidable else [],
+        "can": can(row, row["now"]) if decidable else [],
+        "with_force": with_force(row, row["now"]) if decidable else [],
     }
 
 
-def _can(row: Any) -> list[str]:
-    return ["adopt", "discard"] if row["files_lost"] else ["adopt", "resend", "discard"]
+def can(doubt: Mapping[str, Any], now: datetime) -> list[str]:
+    """Return the decisions that are possible now. Pure."""
+    if not window_is_over(doubt, now):
+        return ["adopt"]
+    return ["adopt", "discard"] if doubt["files_lost"] else ["adopt", "resend", "discard"]
+
+
+def with_force(doubt: Mapping[str, Any], now: datetime) -> list[str]:
+    """Return the decisions that only force makes possible now: evidence could still contradict them. Pure."""
+    if window_is_over(doubt, now):
+        return []
+    return ["discard"] if doubt["files_lost"] else ["resend", "discard"]
 
 
 def _plain(row: Any) -> dict[str, Any]:

@@ -145,16 +145,25 @@ def pause_routes(app: FastAPI, pool: asyncpg.Pool, log: Log) -> None:
                 changed = await to(connection, log, what, why.reason, _who(request, why))
         except KafkaError as error:
             raise _error(error) from None
-        return {what.kind + "_id": what.id, "paused": pause, "changed": changed}
+        workflow_id = what.id if what.kind == "workflow" else await pool.fetchval(_sql["workflow_of"], what.id)
+        waits = {row["waits_for"]: row["inputs"] for row in await pool.fetch(_sql["stopped_inputs"], *what)}
+        sent = await pool.fetchval(_sql["sent_inputs"], *what)
+        inputs = {"sent": sent, **pauses.standing(waits), "waits_for": waits}
+        return {what.kind + "_id": what.id, "workflow_id": workflow_id, "paused": pause, "changed": changed} | {
+            "inputs": inputs
+        }
 
     @app.post("/v1/workflows/{workflow_id}/pause", dependencies=[scope("operate")])
     async def pause_workflow(request: Request, workflow_id: str, why: Why) -> dict[str, Any]:
-        """Send nothing for the workflow. Calls under way end as they do."""
+        """Send nothing for the workflow. Calls in progress end as they do.
+
+        `inputs` says how many wait, are in a call, in doubt, and sent; `waits_for` what those without a result wait for.
+        """
         return await change(pauses.Pause("workflow", workflow_id), request, why, True)
 
     @app.post("/v1/workflows/{workflow_id}/resume", dependencies=[scope("operate")])
     async def resume_workflow(request: Request, workflow_id: str, why: Why) -> dict[str, Any]:
-        """Send for the workflow again."""
+        """Send for the workflow again. `inputs.will_be_sent` of those that wait are not held up by something else."""
         return await change(pauses.Pause("workflow", workflow_id), request, why, False)
 
     @app.post("/v1/submissions/{submission_id}/pause", dependencies=[scope("operate")])
@@ -164,5 +173,5 @@ def pause_routes(app: FastAPI, pool: asyncpg.Pool, log: Log) -> None:
 
     @app.post("/v1/submissions/{submission_id}/resume", dependencies=[scope("operate")])
     async def resume_submission(request: Request, submission_id: str, why: Why) -> dict[str, Any]:
-        """Send of the submission again."""
+        """Send of the submission again. `inputs.will_be_sent` of those that wait are not held up by something else."""
         return await change(pauses.Pause("submission", submission_id), request, why, False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 
@@ -51,6 +51,21 @@ async def pause(connection: Any, log: Log, what: Pause, reason: str, by: str | N
     at = await _say(log, what, event)
     await connection.execute(_sql["pause"], *what, reason, by, at)
     return True
+
+
+def standing(waits_for: Mapping[str, int]) -> dict[str, int]:
+    """Return how the inputs without a result stand, from their numbers by what they wait for. Pure."""
+
+    def count(*kinds: str) -> int:
+        return sum(waits_for.get(kind, 0) for kind in kinds)
+
+    will_be_sent = count("queued", "retry", "unannounced")
+    return {
+        "waiting": will_be_sent + count("workflow_paused", "submission_paused", "secrets_removed"),
+        "will_be_sent": will_be_sent,
+        "calling": count("calling"),
+        "in_doubt": count("in_doubt", "sweeps", "held"),
+    }
 
 
 def blocked(workflow_id: str, reason: str) -> str:

@@ -174,6 +174,28 @@ select exists (select from everyrun_queue.submissions where workflow_id = $1)
 -- name: submission_known
 select exists (select from everyrun_queue.submissions where submission_id = $1)
 
+-- name: stopped_inputs
+-- Inputs of a submission or a workflow ($1, $2) without a result, by what they wait for. Those whose links were taken
+-- out of the queue cannot be sent, though no claim may have found that yet.
+select case when u.waits_for in ('queued', 'retry') and s.redacted_at is not null and exists (
+                select from everyrun_queue.inputs i
+                where i.submission_id = u.submission_id and i.position between u.first_position and u.last_position
+                  and i.file like '%"redacted":true}') then 'secrets_removed'
+            else u.waits_for end as waits_for,
+       sum(u.inputs)::bigint as inputs
+from everyrun_queue.unsent(case when $1 = 'submission' then $2::text end) u
+left join everyrun_queue.submissions s using (submission_id)
+where $1 = 'submission' or u.workflow_id = $2
+group by 1
+
+-- name: sent_inputs
+select coalesce(sum(c.last_position - c.first_position + 1), 0)::bigint
+from everyrun_queue.submissions s join everyrun_queue.chunks c using (submission_id)
+where c.state = 'sent' and case when $1 = 'submission' then s.submission_id else s.workflow_id end = $2
+
+-- name: workflow_of
+select workflow_id from everyrun_queue.submissions where submission_id = $1
+
 -- name: keep
 update everyrun_queue.chunks
 set state = $2, resends = $3, not_before = clock_timestamp() + make_interval(secs => $4), reason = $5,
