@@ -216,6 +216,7 @@ async def test_it_is_sent_again_only_after_the_window_and_two_sweeps_begun_after
     await world.resolver.resolve()
     doubt = (await world.api.get("/v1/doubts")).json()["doubts"][0]
     assert (doubt["state"], doubt["waits_for"].endswith("1 of 2")) == ("in_doubt", True)
+    assert (doubt["can"], doubt["with_force"]) == (["adopt"], ["resend", "discard"])
     await world.window_passes()
     await world.resolver.resolve()
     assert (await world.chunk())["state"] == "waiting"
@@ -470,8 +471,10 @@ async def test_a_workflow_that_extend_refuses_is_paused_until_a_person_resumes_i
     await world.pool.execute("update everyrun_queue.chunks set not_before = '-infinity'")
     await world.send()
     assert len(world.vendor.calls) == 1
-    answer = await world.api.post("/v1/workflows/workflow_1/resume", json=WHY)
-    assert answer.json() == {"workflow_id": "workflow_1", "paused": False, "changed": True}
+    resumed = (await world.api.post("/v1/workflows/workflow_1/resume", json=WHY)).json()
+    assert (resumed["workflow_id"], resumed["paused"], resumed["changed"]) == ("workflow_1", False, True)
+    inputs = await world.pool.fetchval("select count(*) from everyrun_queue.inputs")
+    assert (resumed["inputs"]["will_be_sent"], resumed["inputs"]["sent"]) == (inputs, 0)
     assert not (await world.api.post("/v1/workflows/workflow_1/resume", json=WHY)).json()["changed"]
     assert (await world.api.post("/v1/workflows/nothing/resume", json=WHY)).status_code == 404
     await world.send()
@@ -482,7 +485,9 @@ async def test_a_workflow_that_extend_refuses_is_paused_until_a_person_resumes_i
 
 async def test_a_paused_submission_waits(world: World) -> None:
     submission = await world.hand_in()
-    assert (await world.api.post(f"/v1/submissions/{submission}/pause", json=WHY)).json()["changed"]
+    paused = (await world.api.post(f"/v1/submissions/{submission}/pause", json=WHY)).json()
+    assert (paused["changed"], paused["inputs"]["will_be_sent"]) == (True, 0)
+    assert paused["inputs"]["waiting"] == paused["inputs"]["waits_for"]["submission_paused"] > 0
     await world.send()
     assert (await world.chunk())["state"] == "waiting"
     shown = (await world.api.get(f"/v1/submissions/{submission}")).json()
@@ -490,6 +495,8 @@ async def test_a_paused_submission_waits(world: World) -> None:
     await world.api.post(f"/v1/submissions/{submission}/resume", json=WHY)
     await world.send()
     assert (await world.chunk())["state"] == "sent"
+    again = (await world.api.post(f"/v1/submissions/{submission}/pause", json=WHY)).json()
+    assert (again["inputs"]["waiting"], again["inputs"]["sent"]) == (0, paused["inputs"]["waiting"])
 
 
 async def test_an_old_queue_under_a_running_service_sends_nothing_twice(world: World) -> None:

@@ -94,6 +94,7 @@ async def test_a_batch_that_only_waits_for_a_person_is_polled_ever_more_rarely(b
         assert await bench.gone() == ["other"]
     due = await bench.pool.fetchval("select extract(epoch from due_at - now()) from everyrun_queue.polls")
     assert 5 * 3600 - 60 < due < 6 * 3600 + 60
+    assert await bench.pool.fetchval("select next_at = due_at from everyrun_queue.polls")
     # Also after a restart.
     lists = len(bench.vendor.lists)
     bench.restart()
@@ -103,6 +104,22 @@ async def test_a_batch_that_only_waits_for_a_person_is_polled_ever_more_rarely(b
     bench.polling.hurry("b")
     await bench.polling.poll_due()
     assert len(bench.vendor.lists) == lists + 1
+
+
+async def test_when_a_batch_is_polled_next_is_kept_also_after_a_poll_that_failed(bench: Bench) -> None:
+    """For people who wait for what no webhook brings."""
+    seconds = "select extract(epoch from next_at - now())::float8 from everyrun_queue.polls"
+    bench.restart(poll_every=1000.0)
+    await bench.batch("b", ago=10 * 3600, inputs=2)
+    await bench.row("done", "PROCESSED", "b", 0, ago=60)
+    bench.vendor.run("done", "PROCESSED", "b", ago=60)
+    await bench.polling.poll_due()
+    assert 990 < await bench.pool.fetchval(seconds) <= 1800 * 1.2
+    await bench.pool.execute("update everyrun_queue.polls set next_at = null")
+    bench.vendor.fails = True
+    bench.polling.hurry("b")
+    await bench.polling.poll_due()
+    assert 990 < await bench.pool.fetchval(seconds) <= 1000 * 1.2
 
 
 async def test_a_batch_that_is_told_of_late_is_polled_and_one_that_is_settled_is_not(bench: Bench) -> None:

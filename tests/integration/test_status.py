@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import Any
 
 import asyncpg
@@ -207,3 +208,25 @@ async def test_a_page_reads_the_chunks_that_it_shows(here: Installation, databas
 
     assert [await chunk_rows(most) for most in (1, 7)] == [1, 7]
     assert set(WAITS_FOR) >= {waits_for for *_, waits_for, _ in CHUNKS.values()}
+
+
+async def test_it_is_said_how_many_results_are_missing_and_when_they_are_polled_for(here: Installation) -> None:
+    await here.submission("sub_1", {"none": CHUNKS["queued"]})
+    assert (await here.get("/v1/submissions/sub_1/progress"))["polling"] is None
+    sent = (
+        "insert into everyrun.batches (chunk, attempt, batch_id, submission_id, workflow_id, expected, state, counts,"
+    )
+    sent += " submitted_at, input_ids) values ($1, 1, $1, 'sub_1', 'w', 10, $2, $3, now() - $4::interval, '{}')"
+    waiting, here_all = b'{"PROCESSED": 4, "SUBMITTED": 5, "PROCESSING": 1}', b'{"NEEDS_REVIEW": 1, "FAILED": 9}'
+    await here.pool.execute(sent, "b1", "SUBMITTED", waiting, timedelta(seconds=20))
+    await here.pool.execute(sent, "b2", "SUBMITTED", here_all, timedelta(hours=1))
+    await here.pool.execute(sent, "b3", "SETTLED", waiting, timedelta(hours=1))
+    for path in ("progress", "report"):
+        polling = (await here.get(f"/v1/submissions/sub_1/{path}"))["polling"]
+        assert (polling["missing"], polling["polled"]) == (6, False)
+        assert 30 < polling["next_poll_in"] <= 40, "a batch is first polled a minute after it was sent"
+    polled = "insert into everyrun_queue.polls values ('b1', now(), 10, 6, null, now() + interval '20 s')"
+    await here.pool.execute(polled)
+    polling = (await here.get("/v1/submissions/sub_1/progress"))["polling"]
+    assert (polling["missing"], polling["polled"]) == (6, True)
+    assert 10 < polling["next_poll_in"] <= 20

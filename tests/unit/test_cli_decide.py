@@ -46,11 +46,11 @@ def test_resuming_says_what_will_be_sent() -> None:
     [
         (
             {"workflow_paused": 5},
-            "Still waiting: 5 inputs, since the workflow is paused. Resume it too: everyrun workflow ",
+            "Still waiting: 5 inputs, since the workflow is paused. Resume it too: everyrun ",
         ),
         (
             {"submission_paused": 5},
-            "Still waiting: 5 inputs, of submissions that are paused themselves. See: everyrun list",
+            "Still waiting: 5 inputs, of submissions that are paused themselves",
         ),
         ({"secrets_removed": 5}, "Cannot be sent: 5 inputs, whose links and passwords are no longer kept"),
     ],

@@ -193,3 +193,41 @@ def test_a_report_that_takes_too_long_does_not_end_it():
     respx.get(f"{SUBMISSION}/v1/submissions/sub_1").respond(404, json={"message": "the queue was lost"})
     assert everyrun("watch", "sub_1").exit_code == exits.OK
     assert slow.call_count == 2
+
+
+def polling(missing: int, seconds: float | None, *, polled: bool = True) -> dict[str, Any]:
+    return {"polling": {"missing": missing, "polled": polled, "next_poll_at": None, "next_poll_in": seconds}}
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (polling(12, 20.4), "12 results missing; next poll in 20 s"),
+        (polling(1, 0.3), "1 result missing; next poll now"),
+        (polling(1200, 301), "1,200 results missing; next poll in 5 min"),
+        (polling(12, -200), "12 results missing; next poll overdue. See: everyrun doctor (the reconciler polls)"),
+        (polling(12, 43, polled=False), "12 results awaited from webhooks; first poll in 43 s"),
+        ({"polling": None}, None),
+        ({}, None),
+    ],
+)
+def test_missing_results_are_said_with_the_next_poll(found: dict[str, Any], said: str | None):
+    assert watch.polling_line(found) == said
+
+
+@respx.mock
+def test_what_polling_will_bring_is_said_by_watch_list_and_report():
+    stands = {**progress(PENDING=12), **polling(12, 20)}
+    steps = [stands, stands, progress(PROCESSED=12)]
+    route = respx.get(f"{QUERY}/v1/submissions/sub_1/progress")
+    route.mock(side_effect=[httpx.Response(200, json=step) for step in steps])
+    whole = {**stands, "overdue_by_reason": {}, "unmatched_by_reason": {}, "imbalances": [], "balanced": True}
+    whole |= {"submission_id": "sub_1", "unmatched": 0, "duplicates": 0, "pending_deliveries": 0}
+    respx.get(f"{QUERY}/v1/submissions/sub_1/report").respond(json=whole)
+    row = {"submission_id": "sub_1", "created_at": "", "expected": 12}
+    respx.get(f"{SUBMISSION}/v1/submissions").mock(return_value=page("submissions", [row]))
+    line = "12 results missing; next poll in 20 s"
+    assert line in everyrun("watch", "sub_1").stderr
+    route.mock(return_value=httpx.Response(200, json=stands))
+    assert line in everyrun("list").stdout
+    assert line in everyrun("report", "sub_1").stdout

@@ -29,6 +29,8 @@ def register(app: typer.Typer) -> None:
 
 #: After so long without a change it is asked why, then at ever longer intervals up to the second, in seconds.
 _STILL, _MOST_STILL = 10.0, 120.0
+#: A poll so late is not only waiting for its turn, in seconds.
+_LATE = 120.0
 #: Reasons of overdue inputs that nothing more will come of by itself (everyrun.query.overdue).
 _NEVER = ("deleted_upstream", "queue_lost")
 
@@ -49,6 +51,21 @@ def waiting_lines(found: dict[str, Any]) -> list[str]:
         for one in found["waiting"]
         if one["waits_for"] != "queued"
     ]
+
+
+def polling_line(found: dict[str, Any]) -> str | None:
+    """Return how many results are missing, and when Extend is polled for them; None if none is. Pure."""
+    polling = found.get("polling")
+    if not polling:
+        return None
+    number, seconds = polling["missing"], polling["next_poll_in"]
+    many = f"{number:,} result{'' if number == 1 else 's'}"
+    awaited = f"{many} missing; next poll" if polling["polled"] else f"{many} awaited from webhooks; first poll"
+    if seconds is None or seconds < -_LATE:
+        return f"{awaited} overdue. See: everyrun doctor (the reconciler polls)"
+    if seconds < 1:
+        return f"{awaited} now"
+    return f"{awaited} in {seconds:.0f} s" if seconds < _LATE else f"{awaited} in {seconds / 60:.0f} min"
 
 
 def follow(client: Client, submission_id: str) -> int:
@@ -80,6 +97,8 @@ def follow(client: Client, submission_id: str) -> int:
                 for line in held:
                     if line not in said:
                         err.print(f"[yellow]{escape(line)}[/]", soft_wrap=True)
+                if missing := polling_line(found):
+                    err.print(f"[dim]{missing}[/]", soft_wrap=True)
                 said, wait = held, min(wait * 2, _MOST_STILL)
                 look = time.monotonic() + wait
             time.sleep(0.5)
@@ -130,7 +149,8 @@ def list_submissions(
         )
         for row in found["submissions"]:
             stands = client.progress(row["submission_id"])
-            held = escape("; ".join(waiting_lines(stands)))
+            missing = polling_line(stands)
+            held = escape("; ".join([*waiting_lines(stands), *([missing] if missing else [])]))
             created = row["created_at"][:16].replace("T", " ")
             figures = (str(row["expected"]), str(stands["settled"]), str(summary(stands)["failed"]))
             table.add_row(row["submission_id"], created, *figures, held)
@@ -176,6 +196,8 @@ def _show(found: dict[str, Any]) -> None:
     table.add_row("open", str(found["open"]))
     for one in found["waiting"]:
         table.add_row(f"[yellow]{escape(one['status'])}: {escape(one['reason'])}[/]", str(one["inputs"]))
+    if line := polling_line(found):
+        table.add_row(f"[dim]{line}[/]", "")
     for reason, number in found["overdue_by_reason"].items():
         table.add_row(f"[yellow]overdue: {reason.replace('_', ' ')}[/]", str(number))
     table.add_section()

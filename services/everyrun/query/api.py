@@ -14,7 +14,7 @@ from everyrun.query.gate import BusyError, Gate
 from everyrun.query.overdue import overdue_by_reason, overdue_routes
 from everyrun.query.paging import Connection, after, clean, plain
 from everyrun.query.quarantine import quarantine_routes
-from everyrun.query.report import Counts, counts_of, report, standing
+from everyrun.query.report import Counts, counts_of, polling_of, report, standing
 from everyrun.query.results import result_routes
 from everyrun.query.unmatched import unmatched_routes
 from everyrun.settings import Settings
@@ -78,7 +78,8 @@ def query_api(settings: Settings, pool: asyncpg.Pool) -> FastAPI:
     async def submission_progress(submission_id: str) -> dict[str, Any]:
         """How far a submission is, by the kept counters alone: no row is counted, so it may be asked often.
 
-        `waiting` says what inputs without a result wait for, until when, and what a person can do.
+        `waiting` says what inputs without a result wait for, until when, and what a person can do. `polling` says how
+        many results are missing of inputs that Extend has, and when Extend is polled for them next.
         """
         clean(submission_id=submission_id)
         async with pool.acquire() as c, c.transaction(isolation="repeatable_read", readonly=True):
@@ -129,7 +130,9 @@ async def _counts(connection: Connection, settings: Settings, submission: asyncp
     submission_id = submission["submission_id"]
     rows = {row["status"]: row["inputs"] for row in await connection.fetch(_sql["counts"], submission_id)}
     unsent = await connection.fetch(_sql["unsent_groups"], submission_id, settings.overdue_after)
-    return counts_of(submission_id, submission["expected"], rows, map(dict, unsent))
+    row = await connection.fetchrow(_sql["polling"], submission_id, settings.poll_first_after, settings.poll_for)
+    polling = None if row is None else polling_of(dict(row))
+    return counts_of(submission_id, submission["expected"], rows, map(dict, unsent), polling)
 
 
 def _place(filters: dict[str, Any], cursor: str | None) -> tuple[str, int]:

@@ -25,6 +25,22 @@ from everyrun_queue.unsent($1)
 group by status, waits_for, detail
 order by inputs desc, waits_for, detail
 
+-- name: polling
+-- Inputs that Extend has and whose results are not here: how many, whether their batches were polled before, and when
+-- the first of these batches is polled next. A batch is first polled $2 seconds after it was sent, and no more after $3.
+select coalesce(sum(m.missing), 0)::bigint as missing, bool_or(p.batch_id is not null) as polled,
+       min(coalesce(p.next_at, b.submitted_at + make_interval(secs => $2))) as next_at,
+       extract(epoch from min(coalesce(p.next_at, b.submitted_at + make_interval(secs => $2))) - now())::float8
+           as seconds
+from everyrun.batches b
+left join everyrun_queue.polls p using (batch_id)
+cross join lateral (
+    select sum(c.value::bigint) as missing from jsonb_each_text(b.counts) c
+    where c.key in ('SUBMITTED', 'PENDING', 'PROCESSING', 'CANCELLING')
+) m
+where b.submission_id = $1 and b.state = 'SUBMITTED' and b.batch_id is not null and m.missing > 0
+  and b.submitted_at > now() - make_interval(secs => $3)
+
 -- name: counted_rows
 select status, count(*) as inputs from everyrun.results
 where input_id >= $1 || ':' and input_id < $1 || ';'

@@ -11,18 +11,42 @@ from everyrun.projection.merge import SETTLED
 from everyrun.waiting import Waiting, by_status, lost, waiting_of
 
 
+class Polling(msgspec.Struct, frozen=True):
+    """Results that are missing of inputs that Extend has, and the poll that brings them if no webhook does.
+
+    ``polled`` is whether a batch of theirs was polled before; ``next_poll_in`` is in seconds, below 0 if it is late.
+    """
+
+    missing: int
+    polled: bool
+    next_poll_at: str | None
+    next_poll_in: float | None
+
+
+def polling_of(row: Mapping[str, Any]) -> Polling | None:
+    """Explain a row of the statement ``polling``."""
+    if not row["missing"]:
+        return None
+    at, polled = row["next_at"], bool(row["polled"])
+    if at is None:
+        return Polling(row["missing"], polled, None, None)
+    return Polling(row["missing"], polled, at.isoformat(), round(row["seconds"], 1))
+
+
 class Counts(msgspec.Struct, frozen=True):
     """How many inputs of a submission have each status.
 
     ``rows`` are those that have a row in the tables, by the kept counters; ``waiting`` the others, by what they wait
     for. ``in_transit`` counts the inputs of which the queue and the tables say different things still. ``late`` are
-    those of ``waiting`` that have waited longer than they should, by what they wait for.
+    those of ``waiting`` that have waited longer than they should, by what they wait for. ``polling`` tells of results
+    that are missing; None where none is.
     """
 
     rows: dict[str, int]
     waiting: list[Waiting]
     in_transit: int
     late: dict[str, int]
+    polling: Polling | None = None
 
     @property
     def by_status(self) -> dict[str, int]:
@@ -34,7 +58,11 @@ class Counts(msgspec.Struct, frozen=True):
 
 
 def counts_of(
-    submission_id: str, expected: int, rows: Mapping[str, int], unsent: Iterable[Mapping[str, Any]]
+    submission_id: str,
+    expected: int,
+    rows: Mapping[str, int],
+    unsent: Iterable[Mapping[str, Any]],
+    polling: Polling | None = None,
 ) -> Counts:
     """Put the counts together; inputs that neither the tables nor the queue have are waiting, and lost."""
     groups = list(unsent)
@@ -46,7 +74,7 @@ def counts_of(
     if missing > 0:
         waiting.append(lost(submission_id, missing))
         late["queue_lost"] = late.get("queue_lost", 0) + missing
-    return Counts(dict(rows), waiting, sum(group["in_transit"] for group in groups), late)
+    return Counts(dict(rows), waiting, sum(group["in_transit"] for group in groups), late, polling)
 
 
 def imbalances(
@@ -102,6 +130,7 @@ def standing(expected: int, counts: Counts) -> dict[str, Any]:
         "by_status": shown,
         "waiting": msgspec.to_builtins(counts.waiting),
         "in_transit": counts.in_transit,
+        "polling": msgspec.to_builtins(counts.polling),
     }
 
 

@@ -95,11 +95,12 @@ class Polling:
             turn = after_poll(
                 begun, now=now, age=age, every=every, settled=settled, found=found, jitter=jitter, resting=resting
             )
-            if resting:
-                await self._pool.execute(_sql["poll_again"], batch_id, turn.due - now)
+            await self._pool.execute(_sql["poll_again"], batch_id, turn.due - now, resting)
         except (ExtendError, msgspec.DecodeError, SlowStatementError) as error:
             _log.warning("a poll failed; the batch is polled again later", batch=batch_id, error=str(error))
-            turn = after_failure(begun, now=time.monotonic(), every=every, jitter=jitter)
+            now = time.monotonic()
+            turn = after_failure(begun, now=now, every=every, jitter=jitter)
+            await self._pool.execute(_sql["poll_again"], batch_id, turn.due - now, False)
         # What made it urgent meanwhile, this poll may have been too early to list.
         hurried = self._turns[batch_id] is not begun
         self._turns.set(batch_id, msgspec.structs.replace(turn, due=0.0) if hurried else turn)

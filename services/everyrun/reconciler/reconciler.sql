@@ -22,7 +22,11 @@ where b.batch_id = $1 and b.state = 'SUBMITTED' and b.submitted_at > now() - mak
 select run_id from everyrun_queue.gone_runs where batch_id = $1
 
 -- name: poll_again
-update everyrun_queue.polls set due_at = now() + make_interval(secs => $2) where batch_id = $1
+-- In $2 seconds; $3: it only waits for a person, so a reconciler that starts anew keeps to that time.
+update everyrun_queue.polls
+set next_at = now() + make_interval(secs => $2),
+    due_at = case when $3 then now() + make_interval(secs => $2) else due_at end
+where batch_id = $1
 
 -- name: known_runs
 -- One that lost its content before it was known to be ours is to be had again.

@@ -157,7 +157,7 @@ def pause_routes(app: FastAPI, pool: asyncpg.Pool, log: Log) -> None:
     async def pause_workflow(request: Request, workflow_id: str, why: Why) -> dict[str, Any]:
         """Send nothing for the workflow. Calls in progress end as they do.
 
-        `inputs` says how many wait, are in a call, in doubt, and sent; `waits_for` what those without a result wait for.
+        `inputs` says how many wait, are in a call, in doubt, and sent.
         """
         return await change(pauses.Pause("workflow", workflow_id), request, why, True)
 

@@ -158,8 +158,10 @@ create table everyrun_queue.polls (
     complete_at timestamptz not null,
     listed int not null,
     running int not null,
-    due_at timestamptz
+    due_at timestamptz,
+    next_at timestamptz
 );
+comment on column everyrun_queue.polls.next_at is 'When the batch is polled next, as planned after its last poll: for people to be told.';
 comment on column everyrun_queue.polls.due_at is 'When a batch that only waits for a person is polled next; null of others.';
 comment on table everyrun_queue.polls is 'The last complete list of each batch: how many runs it had, and how many of them were under way.';
 
