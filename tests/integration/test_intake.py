@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,12 +15,14 @@ import msgspec
 import pytest
 from pydantic import SecretStr
 
+from everyrun.extend.client import ExtendError, Page
 from everyrun.settings import Settings
 from everyrun.store.pool import open_pool
 from everyrun.submission.api import submission_api
 from everyrun.submission.catchup import Level
 from everyrun.submission.intake import Accepted, BadRowsError, IdempotencyConflictError, SubmittedBeforeError, take_in
 from everyrun.submission.parse import NDJSON, UploadError, rows
+from everyrun.submission.workflows import Workflows
 from tests.conftest import eventually
 
 pytestmark = pytest.mark.stack
@@ -213,6 +216,71 @@ async def test_a_gzip_body_is_unpacked(http: httpx.AsyncClient, pool: asyncpg.Po
     body = gzip.compress(line("a") + line("b")[:10]) + gzip.compress(line("b")[10:])
     answer = await http.post("/v1/submissions", content=body, headers={"content-encoding": "gzip"})
     assert (answer.status_code, await kept(pool)) == (202, ["a", "b"])
+
+
+class Account:
+    """An Extend that has one workflow, or does not answer."""
+
+    def __init__(self) -> None:
+        self.away = False
+        self.asked = 0
+
+    async def get_workflow(self, workflow_id: str, within: float) -> bytes:
+        self.asked += 1
+        if self.away:
+            raise ExtendError(503, "UNREADABLE", "bad gateway")
+        if workflow_id != "workflow_invoices":
+            raise ExtendError(404, "NOT_FOUND", "no such workflow", said=True)
+        return b"{}"
+
+    async def list_workflows(self, within: float) -> Page:
+        return Page([{"id": "workflow_invoices", "name": "Invoices"}], None, datetime.now(UTC))
+
+
+async def test_a_workflow_that_extend_does_not_have_is_refused_at_intake(
+    pool: asyncpg.Pool, settings: Settings
+) -> None:
+    settings.api_token = SecretStr("token")
+    told: Any = SimpleNamespace(poke=asyncio.Event())
+    unused: Any = None
+    extend, now = Account(), [0.0]
+    workflows = Workflows(extend, lambda: now[0])
+    app = submission_api(settings, pool, told, unused, unused, Level(settings, pool), workflows)
+    headers = {"authorization": "Bearer token", "content-type": NDJSON}
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://submission", headers=headers
+    ) as http:
+
+        async def upload(workflow_id: str, **headers: str) -> httpx.Response:
+            query = {"workflow_id": workflow_id}
+            return await http.post("/v1/submissions", content=line("a"), params=query, headers=headers)
+
+        refused = await upload("workflow_invocies")
+        body = refused.json()
+        assert (refused.status_code, body["code"], body["did_you_mean"]) == (
+            422,
+            "UNKNOWN_WORKFLOW",
+            ["workflow_invoices"],
+        )
+        assert "'workflow_invocies'" in body["message"]
+        assert "did you mean workflow_invoices (Invoices)?" in body["message"]
+        query = {"workflow_id": "workflow_invocies", "batch_id": "batch_1"}
+        assert (await http.post("/v1/batches", content=line("a"), params=query)).json()["code"] == "UNKNOWN_WORKFLOW"
+        assert await kept(pool) == []
+        assert extend.asked == 1
+        taken = [await upload("workflow_invoices") for _ in range(3)]
+        assert [(answer.status_code, "workflow_unchecked" in answer.json()) for answer in taken] == [(202, False)] * 3
+        assert extend.asked == 2
+        # An Extend that cannot be asked refuses nobody, and that is said.
+        extend.away = True
+        now[0] += 1000
+        unsure = await upload("workflow_other", **{"idempotency-key": "k"})
+        assert (unsure.status_code, "503" in unsure.json()["workflow_unchecked"]) == (202, True)
+        extend.away = False
+        now[0] += 1000
+        again = await upload("workflow_other", **{"idempotency-key": "k"})
+        assert (again.status_code, again.json()["submission_id"]) == (202, unsure.json()["submission_id"])
+        assert (await upload("workflow_other")).status_code == 422
 
 
 @pytest.mark.parametrize("coding", ["br", "deflate", "gzip, gzip", "zstd"])

@@ -110,3 +110,10 @@ def part_event(part: str, what: str, seconds: float) -> None:
     """One line for a part of the stack."""
     colour = "green" if what.startswith("ready") else "yellow"
     err.print(f"  {part:<14} [{colour}]{escape(what)}[/]  {seconds:5.1f} s")
+
+
+def say_unchecked(accepted: dict[str, Any]) -> None:
+    """Say so if Extend could not be asked whether it has the workflow of what was taken in."""
+    if why := accepted.get("workflow_unchecked"):
+        text = f"Extend could not be asked whether it has that workflow ({why}); if it has not, the workflow is paused."
+        err.print(f"[yellow]{escape(text)}[/]", soft_wrap=True)

@@ -10,7 +10,7 @@ import typer
 
 from everyrun.cli import exits, manifest
 from everyrun.cli.client import Client, DataDir, find
-from everyrun.cli.console import err, fail, out
+from everyrun.cli.console import err, fail, out, say_unchecked
 from everyrun.cli.submit import (
     Delimiter,
     Encoding,
@@ -78,6 +78,7 @@ def register_batch(
         done = _send(client, body, batch_id=batch, workflow_id=workflow_id, workflow_version=workflow_version)
         out.print(done["submission_id"])
         err.print(f"{done['expected']} inputs of {done['batch_id']} are accounted for")
+        say_unchecked(done)
         if done["ambiguous"]:
             err.print(
                 f"[yellow]{done['ambiguous']} of them have metadata equal to another's: their runs stay unmatched; "

@@ -27,7 +27,7 @@ from rich.table import Column, Table
 
 from everyrun.cli import exits, folder, manifest
 from everyrun.cli.client import PATIENCE, Client, DataDir, Target, find
-from everyrun.cli.console import err, fail, folding, out, print_table
+from everyrun.cli.console import err, fail, folding, out, print_table, say_unchecked
 from everyrun.cli.folder import shown
 from everyrun.cli.upload import Account, Journal, UploadFailedError, upload_all
 from everyrun.cli.watch import follow
@@ -134,6 +134,7 @@ def submit(
                 submission = call.send(again)
                 out.print(submission["submission_id"])
                 err.print(f"{submission['expected']} inputs handed in, in {submission['batches']} batches")
+                say_unchecked(submission)
                 if wait:
                     raise typer.Exit(follow(client, submission["submission_id"]))
                 err.print(f"See how it goes with: everyrun watch {submission['submission_id']}")

@@ -34,12 +34,16 @@ _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 class ExtendError(Exception):
-    """Extend refused a request, or could not be reached in time. ``status`` is 0 where no answer came."""
+    """Extend refused a request, or could not be reached in time. ``status`` is 0 where no answer came.
 
-    def __init__(self, status: int, code: str, message: str) -> None:
+    ``said`` is whether the body of the answer was an error of Extend's own, and not a proxy's page.
+    """
+
+    def __init__(self, status: int, code: str, message: str, *, said: bool = False) -> None:
         super().__init__(f"{status or 'no answer'} {code}: {message}")
         self.status = status
         self.code = code
+        self.said = said
 
 
 class Page(NamedTuple):
@@ -140,11 +144,15 @@ class Extend:
     async def list_runs(self, within: float = 60.0, **query: str | int) -> Page:
         """A page of run summaries. Raises ExtendError."""
         response = await self._get("/workflow_runs", query, within)
-        page: dict[str, Any] = msgspec.json.decode(response.content)
-        if not isinstance(page.get("data"), list):
-            raise ExtendError(200, "UNREADABLE", "the list has no data")
-        token = page.get("nextPageToken")
-        return Page(page["data"], token if isinstance(token, str) and token else None, sent_at(response.headers))
+        return _page(response)
+
+    async def get_workflow(self, workflow_id: str, within: float = 60.0) -> bytes:
+        """Return the Workflow as received. Raises ExtendError: 404, ``said``, if Extend has none of that id."""
+        return (await self._get(f"/workflows/{quote(workflow_id, safe='')}", {}, within)).content
+
+    async def list_workflows(self, within: float = 60.0) -> Page:
+        """Return the first page of workflow summaries. Raises ExtendError."""
+        return _page(await self._get("/workflows", {"maxPageSize": 100}, within))
 
     async def _get(self, path: str, query: Mapping[str, str | int], within: float) -> httpx.Response:
         ends = time.monotonic() + within
@@ -172,6 +180,14 @@ class Extend:
             wait = min(wait * 2, 5.0)
 
 
+def _page(response: httpx.Response) -> Page:
+    page: dict[str, Any] = msgspec.json.decode(response.content)
+    if not isinstance(page.get("data"), list):
+        raise ExtendError(200, "UNREADABLE", "the list has no data")
+    token = page.get("nextPageToken")
+    return Page(page["data"], token if isinstance(token, str) and token else None, sent_at(response.headers))
+
+
 def _is_object(content: bytes) -> bool:
     try:
         return isinstance(msgspec.json.decode(content), dict)
@@ -181,7 +197,7 @@ def _is_object(content: bytes) -> bool:
 
 def _error(response: httpx.Response) -> ExtendError:
     code, message = read_error(response.content)
-    return ExtendError(response.status_code, code, message)
+    return ExtendError(response.status_code, code, message, said=read_problem(response.content) is not None)
 
 
 class Problem(NamedTuple):

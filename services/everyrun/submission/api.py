@@ -27,7 +27,8 @@ from everyrun.submission.intake import (
 from everyrun.submission.keeper import Announcer
 from everyrun.submission.quarantine import Quarantine
 from everyrun.submission.quarantine_api import quarantine_routes
-from everyrun.submission.upload import BODY, Uploads, UploadsFullError, no_nul, rows_of
+from everyrun.submission.upload import BODY, Uploads, UploadsFullError, check_workflow, no_nul, rows_of
+from everyrun.submission.workflows import Workflows
 
 _sql = beside(__file__, "queue.sql")
 
@@ -40,8 +41,12 @@ def submission_api(
     doubts: Doubts,
     level: Level,
     uploads: Uploads | None = None,
+    workflows: Workflows | None = None,
 ) -> FastAPI:
-    """The submission service's API. Errors are ``{"code", "message"}``; see the OpenAPI document."""
+    """Return the submission service's API. Errors are ``{"code", "message"}``; see the OpenAPI document.
+
+    Without ``workflows`` nobody is asked whether Extend has a workflow.
+    """
     app = api(
         "Everyrun submission",
         "Takes inputs in, in bulk. What is answered with 202 is sent to Extend and accounted for.",
@@ -75,6 +80,9 @@ def submission_api(
         The same content under the same Idempotency-Key is the same submission: the answer is the first one's. What a
         submission lost to a restored backup of the queue is filled in, and sent. Without a key the submission's id is
         its key.
+
+        Extend is asked whether it has the workflow: 422 UNKNOWN_WORKFLOW with `did_you_mean` if it says that it has
+        not. If it cannot be asked, the inputs are taken in, and `workflow_unchecked` says why.
         """
         no_nul("workflow_id", workflow_id)
         no_nul("workflow_version", workflow_version or "")
@@ -82,6 +90,9 @@ def submission_api(
             async with rows_of(request, uploads, settings.upload_max_bytes) as given:
                 # Of an upload with a key the log must have been asked first, if the queue may be an older one.
                 incarnation = None if idempotency_key is None else await restored(level)
+                # What was taken in before is answered as then, whatever became of the workflow.
+                again = idempotency_key and await pool.fetchval(_sql["by_idempotency_key"], idempotency_key)
+                unchecked = None if again else await check_workflow(workflows, workflow_id)
                 accepted = await take_in(
                     pool,
                     settings,
@@ -102,7 +113,8 @@ def submission_api(
             message = "this Idempotency-Key was used for other content; use a new key, or send the same content again"
             raise ApiError(409, "IDEMPOTENCY_CONFLICT", message) from None
         announcer.poke.set()
-        return JSONResponse(msgspec.to_builtins(accepted), 202)
+        more = {} if unchecked is None else {"workflow_unchecked": unchecked}
+        return JSONResponse({**msgspec.to_builtins(accepted), **more}, 202)
 
     @app.get("/v1/submissions", dependencies=[scope("read")])
     async def submissions(
@@ -124,7 +136,7 @@ def submission_api(
             raise ApiError(404, "NOT_FOUND", f"there is no submission {submission_id}")
         return _shown(row)
 
-    batch_routes(app, settings, pool, announcer, uploads, level)
+    batch_routes(app, settings, pool, announcer, uploads, level, workflows)
     quarantine_routes(app, Quarantine(pool, log))
     doubt_routes(app, doubts)
     pause_routes(app, pool, log)

@@ -28,6 +28,7 @@ from everyrun.submission.resolver import Resolver
 from everyrun.submission.token_events import announce_tokens
 from everyrun.submission.transition import Transitions
 from everyrun.submission.upload import Uploads
+from everyrun.submission.workflows import Workflows
 from everyrun.telemetry import log
 
 _log = log(__name__)
@@ -87,7 +88,8 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
         announcer = Announcer(pool, producer, dispatcher)
         uploads = Uploads()
         metrics.count_uploads(uploads)
-        served = submission_api(settings, pool, announcer, producer, doubts, level, uploads)
+        workflows = Workflows(extend)
+        served = submission_api(settings, pool, announcer, producer, doubts, level, uploads, workflows)
         app = with_health(health, served, metrics.registry)
         await stack.enter_async_context(http_server(settings.submission_listen, app, keep_alive=settings.keep_alive))
         health.ready("database")

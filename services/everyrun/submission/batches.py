@@ -14,13 +14,20 @@ from everyrun.settings import Settings
 from everyrun.submission.catchup import Level, restored
 from everyrun.submission.keeper import Announcer
 from everyrun.submission.registering import BatchKnownError, BatchTooLargeError, register
-from everyrun.submission.upload import BODY, Uploads, no_nul, rows_of
+from everyrun.submission.upload import BODY, Uploads, check_workflow, no_nul, rows_of
+from everyrun.submission.workflows import Workflows
 
 Id = Annotated[str, Query(min_length=1, max_length=255)]
 
 
 def batch_routes(
-    app: FastAPI, settings: Settings, pool: asyncpg.Pool, announcer: Announcer, uploads: Uploads, level: Level
+    app: FastAPI,
+    settings: Settings,
+    pool: asyncpg.Pool,
+    announcer: Announcer,
+    uploads: Uploads,
+    level: Level,
+    workflows: Workflows | None = None,
 ) -> None:
     """Add ``/v1/batches``."""
 
@@ -35,7 +42,7 @@ def batch_routes(
 
         Answers 202 with submission_id, batch_id, expected and ambiguous: how many inputs have metadata equal to
         another's, so that no run can be told to be theirs. The same again answers the same; other inputs, or a batch
-        that Everyrun sent, 409.
+        that Everyrun sent, 409. A workflow that Extend says it does not have, 422 UNKNOWN_WORKFLOW.
         """
         for name, value in (
             ("batch_id", batch_id),
@@ -46,6 +53,7 @@ def batch_routes(
         try:
             async with rows_of(request, uploads, BODY_BYTES) as given:
                 await restored(level)
+                unchecked = await check_workflow(workflows, workflow_id)
                 registered = await register(
                     pool,
                     settings,
@@ -59,4 +67,5 @@ def batch_routes(
         except BatchKnownError as error:
             raise ApiError(409, "BATCH_KNOWN", str(error)) from None
         announcer.poke.set()
-        return JSONResponse(msgspec.to_builtins(registered), 202)
+        more = {} if unchecked is None else {"workflow_unchecked": unchecked}
+        return JSONResponse({**msgspec.to_builtins(registered), **more}, 202)

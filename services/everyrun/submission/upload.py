@@ -16,6 +16,7 @@ from everyrun.submission.body import BodyTooLargeError, receive
 from everyrun.submission.columns import Columns
 from everyrun.submission.intake import BadRowsError
 from everyrun.submission.text import EncodingError
+from everyrun.submission.workflows import UnknownWorkflowError, Workflows
 
 _ROW = {
     "type": "object",
@@ -160,3 +161,13 @@ def no_nul(field: str, value: str) -> None:
     """Refuse with 422 what Postgres cannot hold."""
     if "\x00" in value:
         raise ApiError(422, "INVALID_REQUEST", f"{field}: has a NUL character", field=field)
+
+
+async def check_workflow(workflows: Workflows | None, workflow_id: str) -> str | None:
+    """Return why Extend could not be asked about a workflow; None if it has it. Raises ApiError if it has not."""
+    if workflows is None:
+        return None
+    try:
+        return await workflows.check(workflow_id)
+    except UnknownWorkflowError as error:
+        raise ApiError(422, "UNKNOWN_WORKFLOW", str(error), field="workflow_id", did_you_mean=error.near) from None

@@ -1,0 +1,125 @@
+"""Whether Extend has a workflow: asked once at intake, so that a typing error does not end in thousands of refusals."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, Protocol
+
+from everyrun.extend.client import ExtendError, Page
+from everyrun.telemetry import log
+
+_log = log(__name__)
+
+#: How long an answer counts, in seconds: that it is there; that it is not, or that Extend could not be asked.
+_KNOWN_FOR, _UNSURE_FOR = 300.0, 15.0
+#: An upload waits so long for the answer, in seconds.
+_WITHIN = 5.0
+_REMEMBERED, _NEAR, _LISTED = 1000, 3, 5
+
+
+class Asks(Protocol):
+    """What is needed of :class:`everyrun.extend.client.Extend`."""
+
+    async def get_workflow(self, workflow_id: str, within: float) -> bytes:
+        """Raise ExtendError if there is none."""
+
+    async def list_workflows(self, within: float) -> Page:
+        """Return a page of summaries."""
+
+
+class UnknownWorkflowError(Exception):
+    """Extend has no workflow of that id; the text says so, and what is near. ``near`` has those ids."""
+
+    def __init__(self, message: str, near: list[str]) -> None:
+        super().__init__(message)
+        self.near = near
+
+
+class _Answer(NamedTuple):
+    until: float
+    #: Why it could not be found out; None if it is there, or is not.
+    unchecked: str | None = None
+    unknown: UnknownWorkflowError | None = None
+
+
+class Workflows:
+    """Asks Extend about workflows, within the budget of GETs, and remembers the answers for some minutes."""
+
+    def __init__(self, extend: Asks, clock: Callable[[], float] = time.monotonic) -> None:
+        self._extend = extend
+        self._clock = clock
+        self._answers: dict[str, _Answer] = {}
+        self._one = asyncio.Lock()
+
+    async def check(self, workflow_id: str) -> str | None:
+        """Return None if Extend has the workflow, else why that could not be found out.
+
+        Raises UnknownWorkflowError if Extend says that it has none of that id.
+        """
+        answer = self._remembered(workflow_id)
+        if answer is None:
+            async with self._one:
+                answer = self._remembered(workflow_id) or await self._ask(workflow_id)
+                if len(self._answers) >= _REMEMBERED:
+                    self._answers.clear()
+                self._answers[workflow_id] = answer
+        if answer.unknown is not None:
+            raise UnknownWorkflowError(str(answer.unknown), answer.unknown.near)
+        return answer.unchecked
+
+    def _remembered(self, workflow_id: str) -> _Answer | None:
+        answer = self._answers.get(workflow_id)
+        return answer if answer is not None and self._clock() < answer.until else None
+
+    async def _ask(self, workflow_id: str) -> _Answer:
+        try:
+            async with asyncio.timeout(_WITHIN):
+                unknown = await self._unknown(workflow_id)
+        except ExtendError as error:
+            return self._not_asked(workflow_id, str(error))
+        except TimeoutError:
+            return self._not_asked(workflow_id, f"no answer within {_WITHIN:.0f} s")
+        now = self._clock()
+        return _Answer(now + _KNOWN_FOR) if unknown is None else _Answer(now + _UNSURE_FOR, unknown=unknown)
+
+    def _not_asked(self, workflow_id: str, why: str) -> _Answer:
+        _log.warning("a workflow could not be checked; its upload is taken in", workflow=workflow_id, error=why)
+        return _Answer(self._clock() + _UNSURE_FOR, unchecked=why)
+
+    async def _unknown(self, workflow_id: str) -> UnknownWorkflowError | None:
+        try:
+            await self._extend.get_workflow(workflow_id, within=_WITHIN)
+        except ExtendError as error:
+            if error.status != 404 or not error.said:
+                raise
+        else:
+            return None
+        # Of an Extend that cannot list workflows its 404 may mean the path, not the workflow: an error then.
+        listed = await self._extend.list_workflows(within=_WITHIN)
+        if any(isinstance(one, dict) and one.get("id") == workflow_id for one in listed.data):
+            return None
+        return not_there(workflow_id, listed.data, complete=listed.token is None)
+
+
+def not_there(workflow_id: str, listed: Iterable[Any], *, complete: bool) -> UnknownWorkflowError:
+    """Return the error that names the workflows near an id, or of that name; else some of all. Pure."""
+    summaries = [one for one in listed if isinstance(one, dict) and isinstance(one.get("id"), str)]
+    names = {one["id"]: str(one.get("name") or "") for one in summaries}
+    wanted = workflow_id.casefold()
+    named = [known for known, name in names.items() if wanted in (name.casefold(), known.casefold())]
+    near = list(dict.fromkeys([*named, *difflib.get_close_matches(workflow_id, names, _NEAR, 0.75)]))[:_NEAR]
+
+    def shown(ids: Iterable[str]) -> str:
+        return ", ".join(f"{known} ({names[known]})" if names[known] else known for known in ids)
+
+    message = f"Extend has no workflow {workflow_id!r} that this API key can see"
+    if near:
+        return UnknownWorkflowError(f"{message}; did you mean {shown(near)}?", near)
+    if not names:
+        return UnknownWorkflowError(f"{message}, nor any other: is it the key of the right workspace?", [])
+    some = list(names)[:_LISTED]
+    more = ", ..." if len(names) > _LISTED or not complete else ""
+    return UnknownWorkflowError(f"{message}; there are: {shown(some)}{more}", [])

@@ -1,0 +1,83 @@
+"""Whether Extend has a workflow: what counts as its word, and what is said of one that it has not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from everyrun.extend.client import Extend
+from everyrun.settings import Settings
+from everyrun.submission import workflows
+from everyrun.submission.workflows import UnknownWorkflowError, Workflows, not_there
+
+NONE = {"code": "NOT_FOUND", "message": "no such workflow", "retryable": False}
+LIST = {"object": "list", "data": [{"object": "workflow", "id": "workflow_invoices", "name": "Invoices"}]}
+Answers = Callable[[httpx.Request], httpx.Response]
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workflows, "_WITHIN", 0.3)
+
+
+def by(one: httpx.Response, listed: httpx.Response) -> Answers:
+    return lambda request: listed if request.url.path == "/workflows" else one
+
+
+async def check(answer: Answers, workflow_id: str = "workflow_invocies") -> str | None:
+    settings = Settings(extend_api_key="sk_1", plan="enterprise")
+    async with Extend(settings, httpx.MockTransport(answer)) as extend:
+        return await Workflows(extend).check(workflow_id)
+
+
+async def test_one_that_is_there_is_fine() -> None:
+    assert await check(by(httpx.Response(200, json={"id": "w"}), httpx.Response(500))) is None
+
+
+async def test_one_that_is_not_there_is_named_with_what_is_near() -> None:
+    with pytest.raises(UnknownWorkflowError, match=r"did you mean workflow_invoices \(Invoices\)\?") as unknown:
+        await check(by(httpx.Response(404, json=NONE), httpx.Response(200, json=LIST)))
+    assert unknown.value.near == ["workflow_invoices"]
+
+
+@pytest.mark.parametrize(
+    ("one", "listed"),
+    [
+        # A proxy's page, a path that is not there, an emulator without these routes, a key that may not ask, an outage.
+        (httpx.Response(404, text="<html>not found"), httpx.Response(200, json=LIST)),
+        (httpx.Response(404, json={"detail": "Not Found"}), httpx.Response(200, json=LIST)),
+        (httpx.Response(404, json=NONE), httpx.Response(404, json=NONE)),
+        (httpx.Response(401, json=NONE), httpx.Response(200, json=LIST)),
+        (httpx.Response(400, json=NONE), httpx.Response(200, json=LIST)),
+        (httpx.Response(503), httpx.Response(503)),
+        (httpx.Response(404, json=NONE), httpx.Response(200, json={"data": None})),
+    ],
+)
+async def test_what_is_not_extends_word_refuses_nothing(one: httpx.Response, listed: httpx.Response) -> None:
+    assert await check(by(one, listed))
+
+
+async def test_no_answer_refuses_nothing() -> None:
+    def away(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("refused", request=request)
+
+    assert "UNREACHABLE" in (await check(away) or "")
+
+
+@pytest.mark.parametrize(
+    ("asked", "listed", "complete", "said"),
+    [
+        ("invoices", LIST["data"], True, "did you mean workflow_invoices (Invoices)?"),
+        ("WORKFLOW_INVOICES", LIST["data"], True, "did you mean workflow_invoices (Invoices)?"),
+        ("w", LIST["data"], True, "; there are: workflow_invoices (Invoices)"),
+        ("w", LIST["data"], False, "; there are: workflow_invoices (Invoices), ..."),
+        ("w", [{"id": f"workflow_{n}"} for n in range(9)], True, "workflow_3, workflow_4, ..."),
+        ("w", [], True, "nor any other: is it the key of the right workspace?"),
+        ("w", [None, {"id": 3}], True, "nor any other"),
+    ],
+)
+def test_what_is_said_of_one_that_is_not_there(asked: str, listed: Any, complete: bool, said: str) -> None:
+    assert said in str(not_there(asked, listed, complete=complete))
