@@ -227,11 +227,14 @@ async def test_it_is_sent_again_only_after_the_window_and_two_sweeps_begun_after
     await world.resolver.resolve()
     chunk = await world.chunk()
     assert (chunk["state"], chunk["attempt"], chunk["resends"]) == ("held", 2, 1)
-    assert (await world.api.get("/v1/doubts", params={"state": "held"})).json()["doubts"][0]["can"] == [
-        "adopt",
-        "resend",
-        "discard",
-    ]
+    # What is offered is what is taken: a decision that evidence may contradict needs sweeps, also of a held chunk.
+    held = (await world.api.get("/v1/doubts", params={"state": "held"})).json()["doubts"][0]
+    assert (held["can"], held["with_force"]) == (["adopt"], ["resend", "discard"])
+    assert (await world.decide("resend")).json()["code"] == "WINDOW_OPEN"
+    await world.window_passes()
+    held = (await world.api.get("/v1/doubts", params={"state": "held"})).json()["doubts"][0]
+    assert (held["can"], held["with_force"]) == (["adopt", "resend", "discard"], [])
+    assert (await world.decide("resend")).status_code == 200
 
 
 async def test_the_window_is_not_over_while_the_tables_lag_or_a_run_names_the_chunk(world: World) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 import asyncpg
 import pytest
 
+from everyrun.extend.client import ExtendError
 from everyrun.reconciler import polling, sweeps
 from everyrun.reconciler.schedule import look_back_wait
 from everyrun.store.pool import SlowStatementError
@@ -116,7 +118,12 @@ async def test_when_a_batch_is_polled_next_is_kept_also_after_a_poll_that_failed
     await bench.polling.poll_due()
     assert 990 < await bench.pool.fetchval(seconds) <= 1800 * 1.2
     await bench.pool.execute("update everyrun_queue.polls set next_at = null")
-    bench.vendor.fails = True
+
+    async def away(**_: object) -> AsyncIterator[object]:
+        raise ExtendError(503, "UNREADABLE", "bad gateway")
+        yield
+
+    bench.polling._lists.pages = away
     bench.polling.hurry("b")
     await bench.polling.poll_due()
     assert 990 < await bench.pool.fetchval(seconds) <= 1000 * 1.2

@@ -217,7 +217,7 @@ async def test_it_is_said_how_many_results_are_missing_and_when_they_are_polled_
         "insert into everyrun.batches (chunk, attempt, batch_id, submission_id, workflow_id, expected, state, counts,"
     )
     sent += " submitted_at, input_ids) values ($1, 1, $1, 'sub_1', 'w', 10, $2, $3, now() - $4::interval, '{}')"
-    waiting, here_all = b'{"PROCESSED": 4, "SUBMITTED": 5, "PROCESSING": 1}', b'{"NEEDS_REVIEW": 1, "FAILED": 9}'
+    waiting, here_all = {"PROCESSED": 4, "SUBMITTED": 5, "PROCESSING": 1}, {"NEEDS_REVIEW": 1, "FAILED": 9}
     await here.pool.execute(sent, "b1", "SUBMITTED", waiting, timedelta(seconds=20))
     await here.pool.execute(sent, "b2", "SUBMITTED", here_all, timedelta(hours=1))
     await here.pool.execute(sent, "b3", "SETTLED", waiting, timedelta(hours=1))

@@ -16,7 +16,7 @@ _log = log(__name__)
 #: How long an answer counts, in seconds: that it is there; that it is not, or that Extend could not be asked.
 _KNOWN_FOR, _UNSURE_FOR = 300.0, 15.0
 #: An upload waits so long for the answer, in seconds.
-_WITHIN = 5.0
+_WITHIN = 3.0
 _REMEMBERED, _NEAR, _LISTED = 1000, 3, 5
 
 
