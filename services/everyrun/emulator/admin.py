@@ -22,10 +22,11 @@ _encode = msgspec.json.encode
 
 
 def admin_routes(engine: Engine) -> list[Route]:
-    """The routes below ``/_emulator`` and ``/_signed``."""
+    """The routes below ``/_emulator``, ``/_files`` and ``/_signed``."""
     admin = _Admin(engine)
     return [
         Route("/_signed/{token}", admin.signed),
+        Route("/_files/{token}", admin.file),
         Route("/_emulator/truth", admin.truth),
         Route("/_emulator/stats", admin.stats),
         Route("/_emulator/batches", admin.batches),
@@ -42,8 +43,13 @@ class _Admin:
         """A payload behind a signed link, without auth; 403 where the link is not good, as storage services answer."""
         payload = self._engine.webhooks.open_link(request.path_params["token"], self._engine.runs)
         if payload is None:
-            return Response(b"<Error><Code>AccessDenied</Code></Error>", 403, media_type="application/xml")
+            return _denied()
         return Response(payload, 200, media_type="application/json")
+
+    async def file(self, request: Request) -> Response:
+        """The content of a file behind its presigned URL, without auth; 403 if the link is not good."""
+        content = self._engine.files.open_link(request.path_params["token"])
+        return _denied() if content is None else Response(content, 200, media_type="application/octet-stream")
 
     async def act(self, request: Request) -> Response:
         """POST /_emulator/runs/{id} with {"action": ...}."""
@@ -108,6 +114,10 @@ class _Admin:
             for i, n, at, told in await self._engine.store.batches()
         ]
         return Response(b"".join(_encode(row) + b"\n" for row in rows), media_type="application/x-ndjson")
+
+
+def _denied() -> Response:
+    return Response(b"<Error><Code>AccessDenied</Code></Error>", 403, media_type="application/xml")
 
 
 def truth_line(run: Run) -> dict[str, Any]:

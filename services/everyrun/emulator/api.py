@@ -1,10 +1,9 @@
-"""Extend's endpoints for runs, batches and files; who may call, how often, and the faults of the API."""
+"""Extend's endpoints for runs and batches; who may call, how often, and the faults of the API."""
 
 from __future__ import annotations
 
 import asyncio
 import hmac
-import secrets
 import time
 from collections.abc import Awaitable, Callable
 from email.utils import formatdate
@@ -22,6 +21,7 @@ from everyrun.emulator.answers import answer, json_body
 from everyrun.emulator.engine import Engine
 from everyrun.emulator.limits import Limits
 from everyrun.emulator.listing import in_all, in_batch, list_runs
+from everyrun.emulator.resources import resource_routes
 from everyrun.emulator.runs import Run
 from everyrun.emulator.validate import (
     ApiProblem,
@@ -30,6 +30,7 @@ from everyrun.emulator.validate import (
     check_package,
     check_priority,
     check_reference,
+    check_secrets,
     clean_metadata,
     invalid,
 )
@@ -69,8 +70,7 @@ class Api:
             ("POST", "/workflow_runs/{id}", self.update),
             ("POST", "/workflow_runs/{id}/cancel", self.cancel),
             ("DELETE", "/workflow_runs/{id}", self.delete),
-            ("GET", "/workflows/{id}", self.workflow),
-            ("POST", "/files/upload", self.upload),
+            *resource_routes(self._engine),
             *webhook_routes(self._engine.webhooks, self._engine.store, self._engine.workflow_id),
         ]
         routes = [Route(path, self._guarded(handler), methods=[method]) for method, path, handler in extend]
@@ -136,7 +136,7 @@ class Api:
         """POST /workflow_runs/batch."""
         body = await json_body(request)
         workflow_id, version = check_reference(body)
-        inputs = check_inputs(body, self._engine.files)
+        inputs = check_inputs(body, self._engine.files.name_of)
         priority = check_priority(body.get("priority"), 90)
         version = self._engine.resolve_version(workflow_id, version)
         ordinal = f"batch/{len(self._engine.by_batch)}"
@@ -151,12 +151,13 @@ class Api:
         body = await json_body(request)
         workflow_id, version = check_reference(body)
         check_priority(body.get("priority"), 50)
+        check_secrets("secrets", body.get("secrets"))
         if ("file" in body) == ("package" in body):
             raise invalid("exactly one of file, package")
         if "package" in body:
-            file = check_package(body["package"], self._engine.files)
+            file = check_package(body["package"], self._engine.files.name_of)
         else:
-            file = check_file("file", body["file"], self._engine.files)
+            file = check_file("file", body["file"], self._engine.files.name_of)
         metadata = clean_metadata("metadata", body.get("metadata"))
         version = self._engine.resolve_version(workflow_id, version)
         run = await self._engine.create_run(workflow_id, version, _encode(file), _encode(metadata))
@@ -202,22 +203,3 @@ class Api:
         run = self._engine.find(request.path_params["id"])
         await self._engine.delete(run)
         return {"id": run.id}
-
-    async def workflow(self, request: Request) -> Any:
-        """GET /workflows/{id}: without its steps."""
-        workflow_id = request.path_params["id"]
-        self._engine.resolve_version(workflow_id, None)
-        draft = {**render.version(workflow_id, "draft", self._engine.born), "steps": []}
-        return {**render.workflow(workflow_id, self._engine.born), "draftVersion": draft}
-
-    async def upload(self, request: Request) -> Any:
-        """POST /files/upload: the content is not kept."""
-        form = await request.form()
-        file = form.get("file")
-        if file is None or isinstance(file, str):
-            raise invalid("file: is required")
-        identifier = f"file_{secrets.token_hex(10)}"
-        kept: dict[str, Any] = {"name": file.filename or "file", "at": time.time()}
-        self._engine.files[identifier] = kept
-        await self._engine.store.now(self._engine.store.put("file", identifier, kept))
-        return render.uploaded(identifier, **kept)

@@ -49,7 +49,7 @@ async def emulating(listen: str, state_dir: Path, options: Options) -> AsyncIter
     dice = Dice(options.seed, options.faults)
     plan = Plan(dice, options.seed, *options.run_seconds)
     webhooks = Webhooks(store, dice, Links(f"http://{listen}", key), born, options.first_retry)
-    engine = Engine(store, plan, dice, webhooks, options.workflow_id, born)
+    engine = Engine(store, plan, dice, webhooks, options.workflow_id, born, state_dir / "files")
     api = Api(engine, options.api_key, options.requests_per_second)
     work = [asyncio.create_task(part) for part in (engine.live(), webhooks.work(), store.keep_on())]
     health.ready("state")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import heapq
 import time
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from everyrun.emulator.faults import Dice
+from everyrun.emulator.files import Files
 from everyrun.emulator.runs import FINAL, Plan, Run, _digest
 from everyrun.emulator.store import Store, Write, run_write
 from everyrun.emulator.timeline import Timeline
@@ -29,7 +31,16 @@ class Engine:
     What a caller is told is kept first: a method that changes something for a caller returns when it is committed.
     """
 
-    def __init__(self, store: Store, plan: Plan, dice: Dice, webhooks: Webhooks, workflow_id: str, born: float) -> None:
+    def __init__(
+        self,
+        store: Store,
+        plan: Plan,
+        dice: Dice,
+        webhooks: Webhooks,
+        workflow_id: str,
+        born: float,
+        folder: Path,
+    ) -> None:
         self.store = store
         self.dice = dice
         self.workflow_id = workflow_id
@@ -39,7 +50,7 @@ class Engine:
         self.runs: list[Run] = []
         self.by_id: dict[str, Run] = {}
         self.by_batch: dict[str, list[Run]] = {}
-        self.files: dict[str, dict[str, Any]] = store.things("file")
+        self.files = Files(store, folder, webhooks.links, self.runs, self.by_id)
         self.requests = {"get": 0, "write": 0, "run": 0, **store.things("counter").get("requests", {})}
         self.refused: dict[str, int] = store.things("counter").get("refused", {})
         self._counted: dict[str, dict[str, int]] = {}

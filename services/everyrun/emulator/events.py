@@ -14,6 +14,8 @@ from everyrun.emulator.runs import EVENTS, STEP_EVENT, Run
 
 #: docs.extend.ai, webhooks/configuration: a signed link lasts an hour.
 LINK_LASTS = 3600
+#: SDK 1.20.0, types/file.py: the presigned URL of a file lasts 15 minutes.
+FILE_LINK_LASTS = 900
 #: The ``step`` of an event that is about the run itself.
 WHOLE = -1
 _encode = msgspec.json.encode
@@ -63,6 +65,19 @@ class Links:
             return None
         number, generation, step, event_id, expires = subject.split(".")
         return None if now > int(expires) else (int(number), int(generation), int(step), event_id)
+
+    def make_for_file(self, file_id: str, now: float) -> str:
+        """Return a link to a file's content that is good for 15 minutes. ``now`` is Unix seconds."""
+        subject = f"{file_id}.{int(now) + FILE_LINK_LASTS}"
+        return f"{self._origin}/_files/{subject}.{self._proof('file/' + subject)}"
+
+    def read_for_file(self, token: str, now: float) -> str | None:
+        """Return the file id behind a link's last part, or None if the link is wrong or expired."""
+        subject, _, proof = token.rpartition(".")
+        if not hmac.compare_digest(proof.encode(), self._proof("file/" + subject).encode()):
+            return None
+        file_id, _, expires = subject.rpartition(".")
+        return None if now > int(expires) else file_id
 
     def _proof(self, subject: str) -> str:
         return hmac.new(self._key, subject.encode(), hashlib.sha256).hexdigest()

@@ -25,13 +25,15 @@ _GOODS = (
 _TYPES = {
     "pdf": "PDF",
     "csv": "CSV",
-    "png": "IMG",
-    "jpg": "IMG",
-    "jpeg": "IMG",
-    "txt": "TXT",
-    "docx": "DOCX",
-    "xlsx": "EXCEL",
+    **dict.fromkeys(("png", "jpg", "jpeg", "tif", "tiff", "gif", "bmp", "webp", "heic", "heif"), "IMG"),
+    **dict.fromkeys(("txt", "md"), "TXT"),
+    **dict.fromkeys(("docx", "doc"), "DOCX"),
+    **dict.fromkeys(("xlsx", "xls", "xltx", "xltm"), "EXCEL"),
+    "xml": "XML",
+    "html": "HTML",
 }
+#: Characters of a run's id after its prefix.
+_RUN_KEY = 24
 #: One run in this many has a large result.
 _LARGE_EVERY = 100
 
@@ -60,7 +62,7 @@ def version(workflow_id: str, name: str, created_at: float) -> dict[str, Any]:
     """A WorkflowVersionSummary."""
     return {
         "object": "workflow_version",
-        "id": f"workflow_version_{workflow_id.removeprefix('workflow_')}_{name}",
+        "id": version_id(workflow_id, name),
         "version": name,
         "name": None,
         "createdAt": time(created_at),
@@ -68,34 +70,70 @@ def version(workflow_id: str, name: str, created_at: float) -> dict[str, Any]:
     }
 
 
-def _file(identifier: str, name: str, created_at: float) -> dict[str, Any]:
+def version_id(workflow_id: str, name: str) -> str:
+    """Return the id of a version of a workflow."""
+    return f"workflow_version_{workflow_id.removeprefix('workflow_')}_{name}"
+
+
+def version_with_steps(workflow_id: str, name: str, created_at: float) -> dict[str, Any]:
+    """Return a WorkflowVersion: its steps are those that runs show, after a trigger and before the webhook."""
+    schema = {"type": "object", "properties": {"invoice_number": {"type": "string"}, "total": {"type": "number"}}}
+    steps = [
+        {"type": "TRIGGER", "name": "trigger", "next": [{"step": "parse"}]},
+        {"type": "PARSE", "name": "parse", "config": {"parseConfig": {"target": "markdown"}},
+         "next": [{"step": "extract"}]},
+        {"type": "EXTRACT", "name": "extract", "config": {"extractorConfig": {"schema": schema}},
+         "next": [{"step": "webhook_response"}]},
+        {"type": "WEBHOOK_RESPONSE", "name": "webhook_response"},
+    ]  # fmt: skip
+    return {**version(workflow_id, name, created_at), "steps": steps}
+
+
+def file_summary(identifier: str, name: str, created_at: float) -> dict[str, Any]:
+    """Return a FileSummary; a page count is of PDF and DOCX files only (SDK 1.20.0, types/file_metadata.py)."""
     at = time(created_at)
+    kind = _TYPES.get(name.rpartition(".")[2].lower())
     return {
         "object": "file",
         "id": identifier,
         "name": name,
-        "type": _TYPES.get(name.rpartition(".")[2].lower()),
+        "type": kind,
         "parentFileId": None,
-        "metadata": {"pageCount": 1},
+        "metadata": {"pageCount": 1} if kind in ("PDF", "DOCX") else {},
         "createdAt": at,
         "updatedAt": at,
     }
 
 
-def uploaded(identifier: str, name: str, at: float) -> dict[str, Any]:
-    """The File of an upload."""
-    return {**_file(identifier, name, at), "presignedUrl": None, "contents": None}
+def file(summary: dict[str, Any], contents: dict[str, Any] | None) -> dict[str, Any]:
+    """Return a File; its type is absent if it could not be determined (SDK 1.20.0, types/file.py)."""
+    shown = {key: value for key, value in summary.items() if key != "type" or value is not None}
+    return {**shown, "contents": contents}
+
+
+def own_files(run: Run) -> dict[int, str]:
+    """Return the ids of the files that came with the run itself, by their place: those given as a URL or as text."""
+    given = _decode(run.file)
+    key = run.id.removeprefix("workflow_run_")
+    each = enumerate(given.get("package", [given]))
+    return {place: f"file_{key}{place or ''}" for place, one in each if "id" not in one}
+
+
+def run_of_file(file_id: str) -> str:
+    """Return the id of the run that a file came with, if it is a file of a run."""
+    return f"workflow_run_{file_id.removeprefix('file_')[:_RUN_KEY]}"
 
 
 def files(run: Run) -> list[dict[str, Any]]:
     """The FileSummary of each of a run's files; their urls are never fetched."""
     found = []
     given = _decode(run.file)
+    own = own_files(run)
     for place, one in enumerate(given.get("package", [given])):
         made_up = f"{run.number}-{place}.txt"
         name = one.get("name") or one.get("url", "").partition("?")[0].rpartition("/")[2] or made_up
-        identifier = one.get("id") or f"file_{run.id.removeprefix('workflow_run_')}{place or ''}"
-        found.append(_file(identifier, name, run.created_at))
+        identifier = one.get("id") or own[place]
+        found.append(file_summary(identifier, name, run.created_at))
     return found
 
 

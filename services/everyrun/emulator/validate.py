@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -11,6 +11,8 @@ import msgspec
 from everyrun.emulator.runs import WORKFLOW_EVENTS
 
 _encode = msgspec.json.encode
+#: The name of the file of this id; None if there is no such file.
+NameOf = Callable[[str], str | None]
 
 #: SDK 1.20.0, workflow_runs/client.py create_batch: 1 to 1,000 inputs; priority 1 to 100, 90 by default.
 MAX_INPUTS = 1000
@@ -67,10 +69,10 @@ def clean_metadata(place: str, given: Any) -> dict[str, Any]:
     return given
 
 
-def check_file(place: str, given: Any, uploaded: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """One of the three kinds of file (SDK 1.20.0, workflow_runs/types); an uploaded one gets its name.
+def check_file(place: str, given: Any, name_of: NameOf) -> dict[str, Any]:
+    """Check one of the three kinds of file (SDK 1.20.0, workflow_runs/types); one named by id gets its name.
 
-    An unknown file id is refused at once, as in docs.extend.ai of 2025-04-21. Raises ApiProblem.
+    The id of no file, or of a deleted one, is refused at once, as in docs.extend.ai of 2025-04-21. Raises ApiProblem.
     """
     if not isinstance(given, dict):
         raise invalid(f"{place}: is required")
@@ -87,18 +89,19 @@ def check_file(place: str, given: Any, uploaded: Mapping[str, dict[str, Any]]) -
     if kind == "url" and not re.match(_URL, given["url"]):
         raise invalid(f"{place}.url: must be a URL")
     if kind == "id":
-        if given["id"] not in uploaded:
+        name = name_of(given["id"])
+        if name is None:
             raise invalid(f"{place}.id: there is no file {given['id']}")
-        return {"id": given["id"], "name": uploaded[given["id"]]["name"]}
+        return {"id": given["id"], "name": name}
     return {key: value for key, value in given.items() if key in _FILE_FIELDS[kind]}
 
 
-def check_package(given: Any, uploaded: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+def check_package(given: Any, name_of: NameOf) -> dict[str, Any]:
     """2 to 50 files, no text, none twice (SDK 1.20.0, requests/workflow_run_package.py). Raises ApiProblem."""
     files = given.get("files") if isinstance(given, dict) else None
     if not isinstance(files, list) or not 2 <= len(files) <= 50:
         raise invalid("package.files: 2 to 50 files")
-    checked = [check_file(f"package.files[{place}]", file, uploaded) for place, file in enumerate(files)]
+    checked = [check_file(f"package.files[{place}]", file, name_of) for place, file in enumerate(files)]
     kinds = [("id", file["id"]) if "id" in file else ("url", file.get("url")) for file in checked]
     if any("text" in file for file in checked) or len(set(kinds)) < len(kinds):
         raise invalid("package.files: urls and ids, each once")
@@ -114,6 +117,12 @@ def check_priority(given: Any, default: int) -> int:
     return given
 
 
+def check_secrets(place: str, given: Any) -> None:
+    """Check the secrets of a run: an object, if given. Raises ApiProblem."""
+    if given is not None and not isinstance(given, dict):
+        raise invalid(f"{place}: must be an object")
+
+
 def check_reference(body: Any) -> tuple[str, str | None]:
     """workflow.id and workflow.version of a run or batch request. Raises ApiProblem."""
     reference = body.get("workflow") if isinstance(body, dict) else None
@@ -125,7 +134,7 @@ def check_reference(body: Any) -> tuple[str, str | None]:
     return reference["id"], version
 
 
-def check_inputs(body: dict[str, Any], uploaded: Mapping[str, dict[str, Any]]) -> list[tuple[bytes, bytes]]:
+def check_inputs(body: dict[str, Any], name_of: NameOf) -> list[tuple[bytes, bytes]]:
     """The inputs of a batch as (file, metadata) JSON texts. A wrong one refuses the whole batch. Raises ApiProblem."""
     inputs = body.get("inputs")
     if not isinstance(inputs, list) or not inputs:
@@ -136,10 +145,9 @@ def check_inputs(body: dict[str, Any], uploaded: Mapping[str, dict[str, Any]]) -
     for index, given in enumerate(inputs):
         if not isinstance(given, dict):
             raise invalid(f"inputs[{index}]: must be an object")
-        file = check_file(f"inputs[{index}].file", given.get("file"), uploaded)
+        file = check_file(f"inputs[{index}].file", given.get("file"), name_of)
         metadata = clean_metadata(f"inputs[{index}].metadata", given.get("metadata"))
-        if not isinstance(given.get("secrets", {}), dict):
-            raise invalid(f"inputs[{index}].secrets: must be an object")
+        check_secrets(f"inputs[{index}].secrets", given.get("secrets"))
         checked.append((_encode(file), _encode(metadata)))
     return checked
 

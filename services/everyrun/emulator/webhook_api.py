@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 from starlette.requests import Request
 
 from everyrun.emulator import render
 from everyrun.emulator.answers import json_body
-from everyrun.emulator.listing import make_cursor, page_size, read_cursor
+from everyrun.emulator.resources import RouteOf, paged
 from everyrun.emulator.store import Store
 from everyrun.emulator.validate import check_endpoint, check_events, invalid, missing
 from everyrun.emulator.webhooks import Webhooks
 
 _FILTERS = ("webhookEndpointId", "resourceType", "resourceId", "sortDir")
 _RESOURCES = ("extractor", "classifier", "splitter", "workflow")
-RouteOf = tuple[str, str, Callable[[Request], Awaitable[Any]]]
 
 
 def webhook_routes(webhooks: Webhooks, store: Store, workflow_id: str) -> list[RouteOf]:
@@ -38,17 +36,6 @@ def webhook_routes(webhooks: Webhooks, store: Store, workflow_id: str) -> list[R
         ("POST", sub, api.update_subscription),
         ("DELETE", sub, api.delete_subscription),
     ]
-
-
-def _page(items: list[dict[str, Any]], request: Request) -> dict[str, Any]:
-    size = page_size(request.query_params.get("maxPageSize"))
-    query = request.query_params
-    after = read_cursor(query, _FILTERS)
-    start = 0 if after is None else after[1]
-    page: dict[str, Any] = {"object": "list", "data": items[start : start + size]}
-    if start + size < len(items):
-        page["nextPageToken"] = make_cursor(query, _FILTERS, (0.0, start + size))
-    return page
 
 
 class _WebhookApi:
@@ -88,7 +75,7 @@ class _WebhookApi:
 
     async def list_endpoints(self, request: Request) -> Any:
         """GET /webhook_endpoints."""
-        return _page([self._shown(endpoint) for endpoint in self._endpoints.values()], request)
+        return paged([self._shown(endpoint) for endpoint in self._endpoints.values()], request, _FILTERS)
 
     async def get_endpoint(self, request: Request) -> Any:
         """GET /webhook_endpoints/{id}."""
@@ -158,7 +145,7 @@ class _WebhookApi:
         query = request.query_params
         names = ("webhookEndpointId", "resourceType", "resourceId")
         wanted = [s for s in self._subscriptions.values() if all(query.get(n) in (None, s[n]) for n in names)]
-        return _page(wanted, request)
+        return paged(wanted, request, _FILTERS)
 
     async def get_subscription(self, request: Request) -> Any:
         """GET /webhook_subscriptions/{id}."""

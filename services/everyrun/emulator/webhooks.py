@@ -41,7 +41,7 @@ class Webhooks:
     def __init__(self, store: Store, dice: Dice, links: Links, born: float, first_retry: float) -> None:
         self._store = store
         self._dice = dice
-        self._links = links
+        self.links = links
         self._born = born
         self._first_retry = first_retry
         self._queue: asyncio.Queue[Delivery] = asyncio.Queue()
@@ -140,7 +140,7 @@ class Webhooks:
     async def _send(self, session: aiohttp.ClientSession, endpoint: dict[str, Any], delivery: Delivery) -> bool:
         event = delivery.event
         options = endpoint.get("advancedOptions") or {}
-        content = body(event, self._born, self._dice.ahead, options.get("payload") or {}, self._links)
+        content = body(event, self._born, self._dice.ahead, options.get("payload") or {}, self.links)
         stamp = str(int(time.time() + self._dice.ahead))
         headers = {
             **(options.get("headers") or {}),
@@ -163,7 +163,7 @@ class Webhooks:
 
     def open_link(self, token: str, runs: list[Run]) -> bytes | None:
         """The payload behind a signed link; None where the link is wrong, expired, or made to fail."""
-        found = self._links.read(token, time.time())
+        found = self.links.read(token, time.time())
         if found is None:
             return None
         number, generation, step, event_id = found
