@@ -20,6 +20,7 @@ from everyrun.doctor.judge_webhook import judge_self_test
 from everyrun.extend.client import API_VERSION
 from everyrun.extend.signature import sign
 from everyrun.log.cloudevents import Record
+from everyrun.log.webhook import SELF_TEST
 from everyrun.projection.decode import run_of
 from everyrun.projection.merge import merge
 from everyrun.serve import Health, http_server, with_health
@@ -318,3 +319,19 @@ async def test_the_doctor_finds_right_what_the_bridge_takes(slash: str) -> None:
             metrics = await http.get(f"http://127.0.0.1:{port}/metrics{slash}")
     assert tested.level == "ok", tested
     assert [answer.status_code for answer in (*health, metrics)] == [200, 200, 200]
+
+
+async def test_it_is_counted_which_secret_signed() -> None:
+    app = handler(Kept())
+    async with client(app) as http:
+        for secret in (SECRET, b"wss_b", b"wss_b", b"wss_unknown"):
+            await http.post(PATH, content=BODY, headers=signed(BODY, secret))
+        # The doctor's own tests say nothing of what Extend signs with.
+        await http.post(PATH, content=SELF_TEST, headers=signed(SELF_TEST, b"wss_b"))
+    text = generate_latest(app.registry).decode()
+    assert 'everyrun_bridge_signed_total{secret="1"} 1.0' in text
+    assert 'everyrun_bridge_signed_total{secret="2"} 2.0' in text
+    one = Handler(Kept(), [SECRET], clock=lambda: NOW)
+    async with client(one) as http:
+        assert (await http.post(PATH, content=BODY, headers=signed(BODY))).status_code == 200
+    assert 'everyrun_bridge_signed_total{secret="1"} 1.0' in generate_latest(one.registry).decode()

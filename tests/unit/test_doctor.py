@@ -103,6 +103,31 @@ def test_the_subscription() -> None:
     assert says(subscription(some), "failed", "lacks workflow_run.failed, workflow_run.needs_review", "Subscribe again")
 
 
+def test_during_a_rotation_each_endpoint_is_subscribed_to_everything() -> None:
+    second = {**ENDPOINT, "id": "wh_2"}
+    elsewhere = {**ENDPOINT, "id": "wh_3", "url": "https://staging.example.com/webhooks/extend"}
+    old, new = SUBSCRIPTION, {**SUBSCRIPTION, "webhookEndpointId": "wh_2"}
+    some = {**new, "enabledEvents": ["workflow_run.completed"]}
+
+    def judged(*subscriptions: dict[str, object], of: tuple[dict[str, object], ...] = (ENDPOINT, second)) -> Finding:
+        return judge_extend.judge_subscription("workflow_a", of, Answer(200, body=list(subscriptions)))
+
+    assert says(judged(old, new), "ok", "5 events")
+    for not_all in (judged(old), judged(old, some)):
+        assert says(not_all, "warning", "wh_2 lacks events", "rotate-webhook-secret.md")
+    # One of another address may be another installation's.
+    assert says(judged(old, of=(ENDPOINT, elsewhere)), "ok", "5 events")
+
+
+def test_each_endpoint_signs_with_a_secret_of_its_own() -> None:
+    second = {**ENDPOINT, "id": "wh_2"}
+    assert judge_extend.judge_number_of_secrets([ENDPOINT, second], 2) == []
+    (missing,) = judge_extend.judge_number_of_secrets([ENDPOINT, second], 1)
+    assert says(missing, "failed", "2 enabled endpoints", "every bridge")
+    for other in ({**second, "status": "disabled"}, {**second, "url": "https://elsewhere/webhooks/extend"}):
+        assert judge_extend.judge_number_of_secrets([ENDPOINT, other], 1) == []
+
+
 def self_test(status: int, body: object = None, clock: float | None = 0.0, **more: bool) -> Finding:
     test = SelfTest(URL, 1, Answer(status, message="ConnectError", body=body, clock=clock))
     return judge_webhook.judge_self_test(judge_webhook.ADDRESS, test, **more)
@@ -117,6 +142,15 @@ def test_the_self_test() -> None:
     assert says(self_test(502), "failed", "does not reach it", "Start the bridge")
     assert says(self_test(0), "failed", "does not answer: ConnectError", "firewall")
     assert says(self_test(0, sure=False), "warning", "does not answer", "EVERYRUN_BRIDGE_URL")
+
+
+def test_which_secret_signed() -> None:
+    assert judge_webhook.judge_secrets({}) == []
+    assert judge_webhook.judge_secrets({1: 9.0}) == []
+    assert says(*judge_webhook.judge_secrets({1: 9.0, 2: 4.0}), "ok", "secret 1 signed 9, secret 2 signed 4")
+    assert says(*judge_webhook.judge_secrets({1: 0.0, 2: 0.0}), "ok", "secret 1 signed 0")
+    unproved = judge_webhook.judge_secrets({1: 9.0, 2: 0.0})
+    assert says(*unproved, "warning", "secret 2 signed 0", "the endpoint of secret 2")
 
 
 def test_what_the_bridge_counted() -> None:

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from everyrun.embedded.parts import SERVICES, Options, emulator_command, ports_needed, service_command, service_env
+from everyrun.embedded.parts import (
+    SERVICES,
+    Options,
+    emulator_command,
+    ports_needed,
+    service_command,
+    service_env,
+    webhook_secrets,
+)
 
 STATE = {
     "ports": {name: 20_000 + n for n, name in enumerate(("emulator", *SERVICES, "processor-0", "processor-1"))},
@@ -16,7 +24,11 @@ STATE = {
     "workflow_id": "workflow_1",
     "webhook_secret": "wss_1",
 }
-ENDPOINTS = {"kafka_bootstrap": "127.0.0.1:9092", "postgres_dsn": "postgresql://x@127.0.0.1/y"}
+ENDPOINTS = {
+    "kafka_bootstrap": "127.0.0.1:9092",
+    "postgres_dsn": "postgresql://x@127.0.0.1/y",
+    "webhook_secret": "wss_1",
+}
 
 
 def env(name: str, options: Options) -> dict[str, str]:
@@ -29,6 +41,13 @@ def test_services_of_the_emulator_stack_talk_to_the_emulator_at_its_plan() -> No
     assert settings["EXTEND_API_KEY"] == "sk_1"
     assert settings["EVERYRUN_WEBHOOK_SECRETS"] == "wss_1"
     assert settings["EVERYRUN_PLAN"] == "enterprise"
+
+
+def test_the_bridge_of_the_emulator_takes_the_secrets_of_the_environment_too() -> None:
+    assert webhook_secrets(STATE, []) == "wss_1"
+    assert webhook_secrets(STATE, ["wss_2", "wss_1", "wss_3"]) == "wss_1,wss_2,wss_3"
+    # The stack's own endpoint is not made yet.
+    assert webhook_secrets({**STATE, "webhook_secret": None}, []) == ""
 
 
 def test_with_the_real_extend_its_settings_are_left_to_the_environment() -> None:

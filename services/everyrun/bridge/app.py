@@ -25,7 +25,7 @@ class _Away:
 
 async def _main(settings: Settings, stop: asyncio.Event) -> None:
     # Extend asks that a webhook be taken, and it is taken once it is in the log: nothing works without Kafka.
-    health = Health("topics", "kafka")
+    health = Health("topics", "kafka", "producer")
     handler = Handler(
         _Away(),
         [secret.get_secret_value().encode() for secret in settings.webhook_secrets],
@@ -58,9 +58,11 @@ async def _produce(settings: Settings, health: Health, handler: Handler) -> None
         try:
             async with Producer(settings, linger_ms=2) as producer:
                 handler.log = producer
+                health.ready("producer")
                 await topics.keep_looking(settings, health)
         except (KafkaError, OSError) as error:
             health.not_ready("kafka", f"{type(error).__name__}: {error}")
+            health.not_ready("producer", "it is started again once Kafka answers")
             await asyncio.sleep(0.5)
 
 

@@ -12,7 +12,7 @@ from aiokafka.errors import KafkaError
 from prometheus_client import CollectorRegistry, Counter
 
 from everyrun import telemetry
-from everyrun.extend.signature import SIGNATURE_HEADER, TIMESTAMP_HEADER, verify
+from everyrun.extend.signature import SIGNATURE_HEADER, TIMESTAMP_HEADER, signer, verify
 from everyrun.failpoints import hit
 from everyrun.log.cloudevents import SIGNED_TIME, timestamp
 from everyrun.log.producer import Log
@@ -101,6 +101,13 @@ class Handler:
         self.registry = CollectorRegistry()
         counter = Counter("everyrun_bridge_webhooks", "Webhooks by outcome.", ["outcome"], registry=self.registry)
         self._counters = {outcome: counter.labels(outcome) for outcome in OUTCOMES}
+        signed = Counter(
+            "everyrun_bridge_signed",
+            "Webhooks taken, by the secret that signed them: its place in EVERYRUN_WEBHOOK_SECRETS, from 1.",
+            ["secret"],
+            registry=self.registry,
+        )
+        self._signed = [signed.labels(str(place)) for place in range(1, 1 + len(self._secrets))]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request. 2xx only after the log has acknowledged; 503 where it does not; never a 500."""
@@ -159,13 +166,23 @@ class Handler:
         # When Everyrun was told, by our own clock: Extend signs in whole seconds, which lie before a run's own end.
         meaning = interpret(body, scope["headers"], timestamp(received))
         if meaning.record is None:
+            self._count_signer(stamp, signature, body)
             return meaning.outcome
         meaning.record.headers.append((SIGNED_TIME, _signed_time(stamp)))
         hit("bridge.before_produce")
         async with asyncio.timeout(self._within):
             await self.log.append((meaning.record,))
         hit("bridge.after_produce")
+        self._count_signer(stamp, signature, body)
         return meaning.outcome
+
+    def _count_signer(self, stamp: bytes, signature: bytes | None, body: bytes) -> None:
+        """Count which secret signed what is taken, so that a rotation can be followed; the doctor's tests are not."""
+        if body == SELF_TEST:
+            return
+        place = 1 if len(self._secrets) == 1 else signer(stamp, signature or b"", body, self._secrets)
+        if place is not None:
+            self._signed[place - 1].inc()
 
     async def _rest(self, receive: Receive, message: dict[str, Any], share: _Share) -> bytes | None:
         """The whole body, of which ``message`` is the first part; None where the client broke off."""

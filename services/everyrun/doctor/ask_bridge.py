@@ -8,7 +8,7 @@ import time
 import httpx
 
 from everyrun.doctor.ask_extend import request
-from everyrun.doctor.facts import Answer, SelfTest
+from everyrun.doctor.facts import Answer, Counted, SelfTest
 from everyrun.extend.signature import SIGNATURE_HEADER, TIMESTAMP_HEADER, sign
 from everyrun.log.webhook import SELF_TEST
 
@@ -16,6 +16,7 @@ _WITHIN = 10.0
 #: A service that answers readyz at all does so at once.
 _READY_WITHIN = 5.0
 _COUNTED = re.compile(r'^everyrun_bridge_webhooks_total\{outcome="(\w+)"\} (\S+)$', re.MULTILINE)
+_SIGNED = re.compile(r'^everyrun_bridge_signed_total\{secret="(\d+)"\} (\S+)$', re.MULTILINE)
 
 
 async def self_test(url: str, secret: bytes, number: int) -> SelfTest:
@@ -30,15 +31,16 @@ async def self_test(url: str, secret: bytes, number: int) -> SelfTest:
         return SelfTest(url, number, await request(http, "POST", url, content=SELF_TEST, headers=headers))
 
 
-async def counted(bridge_url: str) -> dict[str, float] | None:
-    """The bridge's counts of webhooks by outcome since it started; None where they cannot be had."""
+async def counted(bridge_url: str) -> Counted | None:
+    """Return what the bridge counted since it started, or None if it cannot be asked."""
     try:
         async with httpx.AsyncClient(timeout=_WITHIN) as http:
             answer = await http.get(bridge_url + "/metrics")
     except (httpx.HTTPError, httpx.InvalidURL):
         return None
-    found = {outcome: float(number) for outcome, number in _COUNTED.findall(answer.text)}
-    return found or None
+    outcomes = {outcome: float(number) for outcome, number in _COUNTED.findall(answer.text)}
+    signed = {int(place): float(number) for place, number in _SIGNED.findall(answer.text)}
+    return Counted(outcomes, signed) if outcomes else None
 
 
 async def readiness(url: str) -> Answer:

@@ -12,7 +12,7 @@ from everyrun.doctor.ask_extend import ask_extend
 from everyrun.doctor.ask_kafka import ask_kafka
 from everyrun.doctor.ask_postgres import ask_postgres
 from everyrun.doctor.ask_progress import ask_progress
-from everyrun.doctor.facts import Answer, ExtendFacts, Following, KafkaFacts, PostgresFacts, SelfTest, Service
+from everyrun.doctor.facts import Answer, Counted, ExtendFacts, Following, KafkaFacts, PostgresFacts, SelfTest, Service
 from everyrun.doctor.findings import Finding, judge_clock, not_checked, not_set, warning
 from everyrun.settings import Settings, variable
 from everyrun.store.migrate import SCHEMAS, versions
@@ -26,7 +26,7 @@ class Facts(Struct, frozen=True):
     postgres: PostgresFacts | None
     bridge: list[SelfTest]
     addresses: list[SelfTest]
-    counted: dict[str, float] | None
+    counted: Counted | None
     services: list[Service]
     workflows: list[str]
     following: Following | None = None
@@ -61,8 +61,10 @@ async def gather(settings: Settings, workflow_id: str | None, polling_only: bool
         numbers = await counted(url)
         bridge = await _self_tests(settings, url + judge_extend.WEBHOOK_PATH)
         if extend is not None and extend.endpoints is not None and extend.endpoints.status == 200:
-            for endpoint in judge_extend.ours(extend.endpoints.body, settings.webhook_url):
-                addresses += (await _self_tests(settings, str(endpoint["url"])))[:1]
+            # Endpoints of one address share it during a rotation; each of their secrets must be taken there.
+            found = judge_extend.ours(extend.endpoints.body, settings.webhook_url)
+            for address in dict.fromkeys(str(endpoint["url"]) for endpoint in found):
+                addresses += await _self_tests(settings, address)
     return Facts(extend, kafka, postgres, bridge, addresses, numbers, services, workflows, following)
 
 
@@ -130,6 +132,8 @@ def _extend(settings: Settings, facts: Facts, polling_only: bool) -> list[Findin
         facts.extend.endpoints if works else None, settings.webhook_url, settings.signed_url_origins
     )
     lines += endpoint_lines
+    if settings.webhook_secrets:
+        lines += judge_extend.judge_number_of_secrets(ours, len(settings.webhook_secrets))
     for workflow in facts.workflows:
         lines.append(judge_extend.judge_subscription(workflow, ours, facts.extend.subscriptions))
     return lines
@@ -141,7 +145,10 @@ def _webhooks(settings: Settings, facts: Facts) -> list[Finding]:
     sure = bool(settings.bridge_url)
     lines = [judge_webhook.judge_self_test(judge_webhook.ADDRESS, test) for test in facts.addresses]
     lines += [judge_webhook.judge_self_test(judge_webhook.BRIDGE, test, sure=sure) for test in facts.bridge]
-    return lines + ([judge_webhook.judge_seen(facts.counted)] if facts.counted else [])
+    if facts.counted is not None:
+        lines.append(judge_webhook.judge_seen(facts.counted.outcomes))
+        lines += judge_webhook.judge_secrets(facts.counted.signed)
+    return lines
 
 
 def _stores(facts: Facts) -> list[Finding]:

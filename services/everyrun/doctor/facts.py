@@ -39,6 +39,13 @@ class SelfTest(Struct, frozen=True):
     answer: Answer
 
 
+class Counted(Struct, frozen=True):
+    """What the bridge counted since it started: webhooks by outcome, and by the place of the secret that signed."""
+
+    outcomes: dict[str, float]
+    signed: dict[int, float] = {}
+
+
 class KafkaFacts(Struct, frozen=True):
     """``problem`` is why Kafka could not be asked; ``write_problem`` why the probe was not taken."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -103,6 +104,28 @@ def _of_endpoint(endpoint: Mapping[str, Any], origins: Sequence[str]) -> Finding
     return ok(ENDPOINT, f"{name} is enabled, API version {API_VERSION}")
 
 
+def judge_number_of_secrets(endpoints: Sequence[Mapping[str, Any]], secrets: int) -> list[Finding]:
+    """Find addresses with more enabled endpoints than there are secrets: each endpoint signs with its own.
+
+    Nobody can ask Extend for a secret, so which of them is missing cannot be said.
+    """
+    enabled = Counter(str(endpoint.get("url")) for endpoint in endpoints if endpoint.get("status") == "enabled")
+    remedy = (
+        "Add the missing secret to EVERYRUN_WEBHOOK_SECRETS, here and of every bridge; lost, delete its endpoint and "
+        "make another: docs/how-to/rotate-webhook-secret.md"
+    )
+    return [
+        failed(
+            f"{ENDPOINT} secrets",
+            f"{number} enabled endpoints send to {url}, each signs with a secret of its own, and "
+            f"EVERYRUN_WEBHOOK_SECRETS has {secrets}",
+            remedy,
+        )
+        for url, number in enabled.items()
+        if number > secrets
+    ]
+
+
 def judge_subscription(workflow_id: str, endpoints: Sequence[Mapping[str, Any]], answer: Answer | None) -> Finding:
     """Whether one of our endpoints is subscribed to the workflow with every event that is needed."""
     check = f"{SUBSCRIPTION} to {workflow_id}"
@@ -126,4 +149,31 @@ def judge_subscription(workflow_id: str, endpoints: Sequence[Mapping[str, Any]],
     missing = [event for event in NEEDED_EVENTS if event not in enabled]
     if missing:
         return failed(check, f"lacks {', '.join(missing)}", f"Subscribe again, which changes it: {subscribe}")
+    lacking = _lacking(mine, endpoints)
+    if lacking:
+        return warning(
+            check,
+            f"{', '.join(lacking)} lacks events that another endpoint of the same address has",
+            "The new endpoint of a rotation: subscribe it to all of them. The old one: delete it once no retry of it "
+            "can come. See docs/how-to/rotate-webhook-secret.md",
+        )
     return ok(check, f"has the {len(NEEDED_EVENTS)} events that are needed")
+
+
+def _lacking(subscriptions: Sequence[Mapping[str, Any]], endpoints: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the ids of enabled endpoints that share their address with another one and lack events it may have.
+
+    One with an address of its own may be another installation's.
+    """
+    sharing = Counter(endpoint.get("url") for endpoint in endpoints)
+    enabled = [e["id"] for e in endpoints if e.get("status") == "enabled" and sharing[e.get("url")] > 1]
+    has = {
+        endpoint: {
+            event
+            for subscription in subscriptions
+            if subscription["webhookEndpointId"] == endpoint
+            for event in subscription.get("enabledEvents", ())
+        }
+        for endpoint in enabled
+    }
+    return [endpoint for endpoint in enabled if not has[endpoint] >= set(NEEDED_EVENTS)]

@@ -8,14 +8,15 @@ from everyrun.doctor.facts import SelfTest
 from everyrun.doctor.findings import CLOCK_WARNS, Finding, failed, ok, warning
 from everyrun.log.webhook import SELF_TEST_ANSWER
 
-BRIDGE, ADDRESS, SEEN = "bridge", "webhook address", "webhooks so far"
+BRIDGE, ADDRESS, SEEN, SECRETS = "bridge", "webhook address", "webhooks so far", "signing secrets"
+_ROTATE = "docs/how-to/rotate-webhook-secret.md"
 
 
 def judge_self_test(check: str, test: SelfTest, *, sure: bool = True) -> Finding:
     """Whether a bridge at the address took the self-test. Not ``sure`` of the address: no answer is a warning only."""
     answer, url = test.answer, test.url
     if answer.status == 200 and answer.body == SELF_TEST_ANSWER:
-        return ok(check, f"{url} took a signed self-test, and published nothing")
+        return ok(check, f"{url} took a self-test signed with secret {test.secret}, and published nothing")
     if answer.status == 401 and answer.clock is not None and abs(answer.clock) > CLOCK_WARNS:
         found = f"{url} refused a signed self-test (401), and its clock is {answer.clock:+.0f} s off this machine's"
         return failed(check, found, "Set both clocks by NTP, then look again: the secret may be right.")
@@ -40,6 +41,21 @@ def judge_self_test(check: str, test: SelfTest, *, sure: bool = True) -> Finding
         return failed(check, found, "Start the bridge, and let the proxy or tunnel pass the address on to it.")
     found = f"{url} answers {answer.status}, and not as a bridge does"
     return failed(check, found, "Let the proxy pass this path, POST, body and headers unchanged, on to the bridge.")
+
+
+def judge_secrets(counted: Mapping[int, float]) -> list[Finding]:
+    """Say how many webhooks each secret signed, if the bridge has several: only then a rotation is under way."""
+    if len(counted) < 2:
+        return []
+    said = ", ".join(f"secret {place} signed {number:.0f}" for place, number in sorted(counted.items()))
+    unused = [str(place) for place, number in sorted(counted.items()) if not number]
+    if unused and any(counted.values()):
+        remedy = (
+            f"Not proved yet: subscribe and enable the endpoint of secret {', '.join(unused)}. If that endpoint is "
+            f"deleted, take its secret out of EVERYRUN_WEBHOOK_SECRETS: {_ROTATE}"
+        )
+        return [warning(SECRETS, f"{said} since the bridge started", remedy)]
+    return [ok(SECRETS, f"{said} since the bridge started")]
 
 
 def judge_seen(counted: Mapping[str, float]) -> Finding:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,15 @@ def url(state: Mapping[str, Any], name: str) -> str:
     return f"http://127.0.0.1:{state['ports'][name]}"
 
 
+def webhook_secrets(state: Mapping[str, Any], given: Iterable[str]) -> str:
+    """Return the signing secrets that the bridge of an emulator's stack takes, as EVERYRUN_WEBHOOK_SECRETS.
+
+    The stack's own comes first, then those given, so that a rotation can be rehearsed: the endpoint of the stack goes
+    on being taken in a shell that has production's secrets set.
+    """
+    return ",".join(dict.fromkeys(filter(None, (state["webhook_secret"], *given))))
+
+
 def emulator_command(folder: Path, state: Mapping[str, Any], options: Options) -> list[str]:
     """The emulator's command line."""
     flags = {
@@ -101,7 +110,7 @@ def service_env(
     if not options.extend:
         env["EVERYRUN_EXTEND_BASE_URL"] = url(state, "emulator")
         env["EXTEND_API_KEY"] = state["extend_api_key"]
-        env["EVERYRUN_WEBHOOK_SECRETS"] = state["webhook_secret"] or ""
+        env["EVERYRUN_WEBHOOK_SECRETS"] = endpoints["webhook_secret"]
         env["EVERYRUN_SIGNED_URL_ORIGINS"] = url(state, "emulator")
     if name in processors(options):
         env["EVERYRUN_PROCESSOR_INDEX"] = name.partition("-")[2]

@@ -122,6 +122,7 @@ class Stack:
         await self._check_vendor()
         if not self._options.extend and self._state["webhook_secret"] is None:
             await self._register()
+        self.endpoints["webhook_secret"] = self._webhook_secrets()
         services = [self._service(name) for name in (*self._options.services, *parts.processors(self._options))]
         await self._start(services, time.monotonic())
         self._write_endpoints()
@@ -175,6 +176,13 @@ class Stack:
         if problem is not None:
             raise StackError(problem)
 
+    def _webhook_secrets(self) -> str:
+        given = [secret.get_secret_value() for secret in self._settings.webhook_secrets]
+        if self._options.extend:
+            return ",".join(given)
+        # A demo or a test takes nothing from the shell that it runs in.
+        return parts.webhook_secrets(self._state, given if self._options.servers_of_environment else ())
+
     async def _register(self) -> None:
         """The webhook endpoint and the subscription to the workflow, as one makes them at Extend."""
         try:
@@ -207,7 +215,6 @@ class Stack:
             raise StackError("\n".join(str(error) for error in errors.exceptions)) from None
 
     def _write_endpoints(self) -> None:
-        secrets = ",".join(secret.get_secret_value() for secret in self._settings.webhook_secrets)
         real = self._options.extend
         emulator = "" if real else parts.url(self._state, "emulator")
         self.endpoints |= {
@@ -215,7 +222,6 @@ class Stack:
             "processor_urls": ",".join(parts.url(self._state, name) for name in parts.processors(self._options)),
             "emulator_url": emulator,
             "api_token": self._state["api_token"],
-            "webhook_secret": secrets if real else self._state["webhook_secret"],
             "extend_api_key": self._settings.extend_api_key.get_secret_value()
             if real
             else self._state["extend_api_key"],
