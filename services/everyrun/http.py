@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as AsgiScope
 
+from everyrun.openapi import document
 from everyrun.settings import Settings
 from everyrun.store import tokens
 from everyrun.store.pool import POSTGRES_AWAY, is_slow
@@ -186,4 +187,11 @@ def api(
 
     for kind in unavailable:
         app.add_exception_handler(kind, away)
+
+    def described() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = document(app)
+        return app.openapi_schema
+
+    app.openapi = described  # type: ignore[method-assign]
     return app

@@ -24,6 +24,7 @@ from everyrun.cli.app import app
 from everyrun.log import events
 from everyrun.log.topics import declared
 from everyrun.log.upcast import dataschema
+from everyrun.openapi import REF, Problem
 from everyrun.query.api import query_api
 from everyrun.replay.api import replay_api
 from everyrun.settings import Settings, load, variable
@@ -106,24 +107,39 @@ def openapis() -> dict[str, dict[str, Any]]:
     }
 
 
-def _answers(*statuses: int) -> dict[str, Any]:
-    meanings = {
-        200: "It is so.",
-        400: "The body was cut short.",
-        401: "The signature or the timestamp is missing, wrong or stale.",
-        413: "The body is larger than EVERYRUN_WEBHOOK_MAX_BYTES.",
-        503: "Not now: Extend is to try again, or the service is not ready.",
-    }
-    return {str(status): {"description": meanings[status]} for status in statuses}
+_HEALTH = {
+    "type": "object",
+    "required": ["status"],
+    "properties": {
+        "status": {"enum": ["ok", "ready", "not ready", "failed"]},
+        "reason": {"type": "string", "description": "Why the process cannot continue, if it failed."},
+        "waiting": {
+            "type": "object",
+            "additionalProperties": {"type": "string"},
+            "description": "Each part that does not work, needed or not, and why.",
+        },
+        "missing": {"type": "array", "items": {"type": "string"}, "description": "Those that are needed."},
+    },
+}
+
+
+def _answer(description: str, schema: str, kind: str = "application/json") -> dict[str, Any]:
+    about = {"$ref": f"#/components/schemas/{schema}"} if schema else {"type": "string"}
+    return {"description": description, "content": {kind: {"schema": about}}}
 
 
 def _health(name: str) -> dict[str, Any]:
-    paths = {
-        "/healthz": {"get": {"summary": "Whether the process lives", "responses": _answers(200, 503)}},
-        "/readyz": {"get": {"summary": "Whether it can do its work; if not, why", "responses": _answers(200, 503)}},
-        "/metrics": {"get": {"summary": "Metrics, as Prometheus reads them", "responses": _answers(200)}},
+    working, not_working = _answer("It is so.", "Health"), _answer("It is not: `waiting` says why.", "Health")
+    live = {"summary": "Whether the process lives", "responses": {"200": working, "503": not_working}}
+    ready = {"summary": "Whether it can do its work; if not, why", "responses": {"200": working, "503": not_working}}
+    metrics = {
+        "summary": "Metrics, as Prometheus reads them",
+        "responses": {"200": _answer("In Prometheus' text format.", "", "text/plain")},
     }
-    return {"openapi": "3.1.0", "info": {"title": f"Everyrun {name}", "version": "1"}, "paths": paths}
+    paths = {"/healthz": {"get": live}, "/readyz": {"get": ready}, "/metrics": {"get": metrics}}
+    components = {"schemas": {"Health": _HEALTH}}
+    info = {"title": f"Everyrun {name}", "version": "1"}
+    return {"openapi": "3.1.0", "info": info, "paths": paths, "components": components}
 
 
 def _bridge() -> dict[str, Any]:
@@ -135,7 +151,20 @@ def _bridge() -> dict[str, Any]:
             {"name": name, "in": "header", "required": True, "schema": {"type": "string"}} for name in names
         ],
         "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}},
-        "responses": _answers(200, 400, 401, 413, 503),
+        "responses": {
+            "200": _answer("It is in the log, or it is of no use and dropped.", "Taken"),
+            "400": _answer("INCOMPLETE: the body was cut short.", "Problem"),
+            "401": _answer("UNAUTHORIZED: the signature or the timestamp is missing, wrong or stale.", "Problem"),
+            "405": _answer("METHOD_NOT_ALLOWED: POST only.", "Problem"),
+            "413": _answer("TOO_LARGE: the body is larger than EVERYRUN_WEBHOOK_MAX_BYTES.", "Problem"),
+            "503": _answer("UNAVAILABLE: not taken; Extend sends it again.", "Problem"),
+        },
+    }
+    document["components"]["schemas"] |= msgspec.json.schema_components([Problem], ref_template=REF)[1]
+    document["components"]["schemas"]["Taken"] = {
+        "type": "object",
+        "required": ["status"],
+        "properties": {"status": {"enum": ["ok", "self-test"]}},
     }
     document["paths"] = {"/webhooks/extend": {"post": hook}, **document["paths"]}
     return document
@@ -204,10 +233,21 @@ def _parameter(parameter: Any) -> str:
 
 _TABLES = """
 select c.relname as name, c.relkind::text as kind, obj_description(c.oid) as comment,
-       (select json_agg(json_build_object('name', a.attname, 'type', format_type(a.atttypid, a.atttypmod),
-                                          'null', not a.attnotnull, 'comment', col_description(c.oid, a.attnum))
+       (select json_agg(json_build_object(
+                   'name', a.attname,
+                   'type', format_type(a.atttypid, a.atttypmod)
+                           || case when l.collname <> 'default' then format(' collate %I', l.collname) else '' end,
+                   'null', not a.attnotnull, 'comment', col_description(c.oid, a.attnum))
                         order by a.attnum)
-        from pg_attribute a where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped) as columns
+        from pg_attribute a left join pg_collation l on l.oid = a.attcollation
+        where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped) as columns,
+       (select json_agg(json_build_object(
+                   'name', i.relname, 'primary', x.indisprimary, 'unique', x.indisunique,
+                   'columns', (select string_agg(pg_get_indexdef(x.indexrelid, n, true), ', ' order by n)
+                               from generate_series(1, x.indnkeyatts) n),
+                   'where', pg_get_expr(x.indpred, x.indrelid, true))
+                        order by not x.indisprimary, not x.indisunique, i.relname)
+        from pg_index x join pg_class i on i.oid = x.indexrelid where x.indrelid = c.oid) as indexes
 from pg_class c
 where c.relnamespace = 'everyrun'::regnamespace and c.relkind in ('r', 'v') and c.relname <> 'schema_migrations'
 order by c.relkind, c.relname
@@ -220,10 +260,13 @@ async def tables_page(connection: asyncpg.Connection) -> str:
         "# The result tables",
         "",
         "Postgres, schema `everyrun`: a projection of the Kafka topics, written by the processor alone. Drop it,",
-        "restart, and it is made again row for row. Generated by `make schemas`.",
+        "restart, and it is made again row for row ([what that costs](../how-to/rebuild.md)). Generated by",
+        "`make schemas`.",
+        "",
+        _ABOUT_TABLES,
     ]
     for row in await connection.fetch(_TABLES):
-        columns = json.loads(row["columns"]) if isinstance(row["columns"], str) else row["columns"]
+        columns, indexes = _decoded(row["columns"]), _decoded(row["indexes"]) or []
         kind = "view" if row["kind"] == "v" else "table"
         lines += [
             "",
@@ -237,7 +280,37 @@ async def tables_page(connection: asyncpg.Connection) -> str:
         lines += [
             f"| {c['name']} | {c['type']} | {'yes' if c['null'] else ''} | {c['comment'] or ''} |" for c in columns
         ]
+        lines += ["", "Keys and indexes:", "", *map(_index, indexes)] if indexes else []
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)) + "\n"
+
+
+def _decoded(value: Any) -> Any:
+    return json.loads(value) if isinstance(value, str) else value
+
+
+def _index(index: dict[str, Any]) -> str:
+    kind = "primary key" if index["primary"] else "unique" if index["unique"] else "index"
+    of = f", of rows where `{index['where']}`" if index["where"] else ""
+    return f"- {kind} `{index['name']}` on `{index['columns']}`{of}"
+
+
+_ABOUT_TABLES = """\
+**Order of text.** A column with `collate "C"` is compared and sorted by its bytes, whatever the database's locale is.
+So ids page in one order everywhere, and of two versions the one that is greater by its bytes is the newer state.
+Compare a version with a text of your own under the same collation: `version > $1 collate "C"`.
+
+**What `run` holds.** The whole WorkflowRun of Extend, as JSON: `run ->> 'status'`, `run ->> 'dashboardUrl'`,
+`run -> 'metadata'` as it came back, `run -> 'files'`, `run -> 'usage'`, and `run -> 'stepRuns'`, one element for each
+step that has run. It is null in `results` until a run is known.
+
+**Where extracted values are.** The view `extractions` has a row for each extracting step, with its values as `value`.
+It reads `run -> 'stepRuns' -> N -> 'result' -> 'extractRun' -> 'output' -> 'value'`, where N is the place of the step.
+One value of one submission:
+
+```sql
+select external_id, value ->> 'invoice_number' from everyrun.extractions
+where input_id >= 'sub_…:' and input_id < 'sub_…;' and step_name = 'extract';
+```"""
 
 
 def documents() -> dict[str, str]:

@@ -5,12 +5,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from fastapi import FastAPI
 
 from everyrun.log.connection import connection
 from everyrun.settings import Settings
+from tests import answers
 from tests.contract.conftest import EmulatorProcess
 from tests.integration.services import ServiceProcess
 
@@ -63,3 +66,25 @@ async def read_topic(settings: Settings, name: str) -> list[tuple[Any, dict[str,
         return found
     finally:
         await consumer.stop()
+
+
+#: (method, path, status) of every answer that was held against its document, by the title of the API.
+CHECKED: dict[str, set[tuple[str, str, int]]] = {}
+
+
+@pytest.fixture(autouse=True)
+def answers_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hold every answer of an API that runs in a test's own process against its OpenAPI document."""
+    send = httpx.ASGITransport.handle_async_request
+
+    async def checked(self: httpx.ASGITransport, request: httpx.Request) -> httpx.Response:
+        response = await send(self, request)
+        app = self.app
+        if isinstance(app, FastAPI):
+            content = await response.aread()
+            path = answers.check(app, request, response.status_code, response.headers, content)
+            if path is not None:
+                CHECKED.setdefault(app.title, set()).add((request.method, path, response.status_code))
+        return response
+
+    monkeypatch.setattr(httpx.ASGITransport, "handle_async_request", checked)

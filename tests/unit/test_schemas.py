@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -16,6 +18,12 @@ from everyrun.log.cloudevents import header
 from tests.records import a_world
 
 TOP = Path(__file__).parents[2]
+APIS = ("submission", "query", "replay")
+
+
+def operations(name: str) -> list[tuple[str, str, dict[str, Any]]]:
+    paths = schemas.openapis()[name]["paths"]
+    return [(method, path, operation) for path, methods in paths.items() for method, operation in methods.items()]
 
 
 @pytest.mark.parametrize("name", sorted(schemas.documents()))
@@ -39,3 +47,53 @@ def test_events_are_valid_by_their_schemas_and_are_cloudevents() -> None:
         event = from_binary(message, JSONFormat())
         assert event.get_type() == tag
         assert event.get_id()
+
+
+def test_every_field_of_every_event_is_described() -> None:
+    without = [
+        (tag, name)
+        for tag, schema in schemas.event_schemas().items()
+        for part in (schema, *schema.get("$defs", {}).values())
+        for name, field in part["properties"].items()
+        if not field.get("description") and name != "type"
+    ]
+    assert without == []
+
+
+@pytest.mark.parametrize("name", APIS)
+def test_every_route_says_what_it_answers_and_every_error(name: str) -> None:
+    for method, path, operation in operations(name):
+        where = f"{method} {path}"
+        answers = operation["responses"]
+        success = [status for status in answers if status.startswith("2")]
+        assert len(success) == 1, where
+        for status, answer in answers.items():
+            schema = answer["content"]["application/json"]["schema"]
+            # A type of its own, not "some object".
+            assert "$ref" in schema or "anyOf" in schema, (where, status)
+        always = {"401", "403", "503", "504"}
+        parameters = {"422"} if operation.get("parameters") or "requestBody" in operation else set()
+        body = {"400", "413"} if "requestBody" in operation else set()
+        assert always | parameters | body <= set(answers), where
+        # What is named in a path may not be there; a new job is of nothing that could be missing.
+        if "{" in path:
+            assert "404" in answers, where
+        for status, answer in answers.items():
+            if status >= "400":
+                assert re.match(r"[A-Z_]+(, [A-Z_]+)*:", answer["description"]), (where, status)
+    document = schemas.openapis()[name]
+    assert "HTTPValidationError" not in document["components"]["schemas"]
+
+
+@pytest.mark.parametrize("name", sorted(schemas.openapis()))
+def test_every_reference_in_an_api_document_leads_somewhere(name: str) -> None:
+    document = schemas.openapis()[name]
+    named = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document)))
+    assert named <= set(document.get("components", {}).get("schemas", {}))
+
+
+def test_problems_of_every_api_have_one_form() -> None:
+    for name in (*APIS, "bridge"):
+        problem = schemas.openapis()[name]["components"]["schemas"]["Problem"]
+        assert problem["required"] == ["code", "message"]
+        assert all(field["description"] for field in problem["properties"].values())

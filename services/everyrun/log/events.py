@@ -22,6 +22,28 @@ Chunk = Annotated[
 Attempt = Annotated[int, Meta(ge=1, description="Which attempt at sending the chunk this is, from 1.")]
 Decider = Annotated[str | None, Meta(description="Who decided; null where Everyrun did by its own rules.")]
 Time = Annotated[str, Meta(description="RFC 3339 UTC with milliseconds.")]
+SubmissionId = Annotated[str, Meta(description="The submission: sub_ and 26 characters that sort by time.")]
+WorkflowId = Annotated[str, Meta(description="Extend's id of the workflow.")]
+WorkflowVersion = Annotated[
+    str | None, Meta(description="The version that was asked for; null for the newest published one.")
+]
+Priority = Annotated[int, Meta(description="Extend's priority, 1 to 100; the lower ones come first.")]
+BatchId = Annotated[str, Meta(description="Extend's id of the batch.")]
+Inputs = Annotated[list["Input"], Meta(description="Its inputs, in the order they were sent.")]
+Code = Annotated[str, Meta(description="Extend's code for the error.")]
+Message = Annotated[str, Meta(description="Extend's message for the error.")]
+Source = Annotated[Literal["webhook", "poll"], Meta(description="How Everyrun learned of it.")]
+Reason = Annotated[str, Meta(description="Why.")]
+FileJson = Annotated[
+    msgspec.Raw,
+    Meta(
+        description="The file as handed in, without the query string of a URL and without a password.",
+        extra_json_schema={"type": "object"},
+    ),
+]
+MetadataJson = Annotated[
+    msgspec.Raw, Meta(description="The metadata as handed in.", extra_json_schema={"type": "object"})
+]
 
 #: Characters of an Idempotency-Key at most.
 MAX_IDEMPOTENCY_KEY = 255
@@ -33,17 +55,19 @@ class Input(Struct, frozen=True, omit_defaults=True):
     input_id: InputId
     external_id: Annotated[str, Meta(description="The caller's own id, or the position as text.")]
     position: Annotated[int, Meta(ge=1, description="Place in the submission, from 1.")]
-    file: dict[str, Any]
+    file: Annotated[
+        dict[str, Any], Meta(description="The file, without the query string of a URL and without a password.")
+    ]
     metadata: Annotated[dict[str, Any], Meta(description="The caller's metadata, without Everyrun's reserved key.")]
 
 
 class SubmissionAccepted(Struct, frozen=True, tag="submission-accepted", tag_field="type"):
     """Inputs were taken in for good. Key: submission id. On ``batches``."""
 
-    submission_id: str
-    workflow_id: str
-    workflow_version: str | None
-    priority: int
+    submission_id: SubmissionId
+    workflow_id: WorkflowId
+    workflow_version: WorkflowVersion
+    priority: Priority
     expected: Annotated[int, Meta(ge=1, description="How many inputs the submission has.")]
     batches: Annotated[int, Meta(ge=1, description="How many chunks it was cut into.")]
     idempotency_key: Annotated[
@@ -66,13 +90,13 @@ class SubmissionAccepted(Struct, frozen=True, tag="submission-accepted", tag_fie
 class BatchRequested(Struct, frozen=True, tag="batch-requested", tag_field="type"):
     """An attempt at sending a chunk is about to be made. Key: chunk. On ``batches``, before Extend is called."""
 
-    submission_id: str
+    submission_id: SubmissionId
     chunk: Chunk
     attempt: Attempt
-    installation: str
-    workflow_id: str
-    workflow_version: str | None
-    priority: int
+    installation: Annotated[str, Meta(description="The installation of Everyrun that sends it.")]
+    workflow_id: WorkflowId
+    workflow_version: WorkflowVersion
+    priority: Priority
     deadline: Annotated[str, Meta(description="The call is not begun after this time.")]
     inputs: Annotated[list[Input], Meta(description="In the order they are sent.")]
 
@@ -80,28 +104,28 @@ class BatchRequested(Struct, frozen=True, tag="batch-requested", tag_field="type
 class BatchReturned(Struct, frozen=True, tag="batch-returned", tag_field="type"):
     """The attempt was not taken, for now (429, or no byte was sent): its inputs wait again. Key: chunk."""
 
-    submission_id: str
+    submission_id: SubmissionId
     chunk: Chunk
     attempt: Attempt
-    reason: str
+    reason: Annotated[str, Meta(description="Why it was not taken, and what the retry waits for.")]
 
 
 class BatchInDoubt(Struct, frozen=True, tag="batch-in-doubt", tag_field="type"):
     """Whether Extend took the attempt is unknown until evidence comes. Key: chunk."""
 
-    submission_id: str
+    submission_id: SubmissionId
     chunk: Chunk
     attempt: Attempt
-    reason: str
+    reason: Annotated[str, Meta(description="What happened to the call.")]
 
 
 class DoubtResent(Struct, frozen=True, tag="doubt-resent", tag_field="type"):
     """No evidence came within the window: the attempt is given up, the chunk waits to be sent again. Key: chunk."""
 
-    submission_id: str
+    submission_id: SubmissionId
     chunk: Chunk
     attempt: Attempt
-    reason: str
+    reason: Reason
     resends: Annotated[int, Meta(ge=1, description="How many attempts at the chunk were given up, this one included.")]
     by: Decider
 
@@ -112,18 +136,18 @@ class DoubtAdopted(Struct, frozen=True, tag="doubt-adopted", tag_field="type"):
     It is to the attempt what batch-submitted is: each of its inputs is now a run.
     """
 
-    submission_id: str
+    submission_id: SubmissionId
     chunk: Chunk
     attempt: Attempt
-    batch_id: str
-    workflow_id: str
-    workflow_version: str | None
-    priority: int
+    batch_id: BatchId
+    workflow_id: WorkflowId
+    workflow_version: WorkflowVersion
+    priority: Priority
     evidence: Annotated[str, Meta(description="'run <id>': the run that named the attempt when it was asked for.")]
     adopted_at: Time
     by: Annotated[str, Meta(description="Who decided.")]
-    reason: str
-    inputs: list[Input]
+    reason: Reason
+    inputs: Inputs
 
 
 class DoubtDiscarded(Struct, frozen=True, tag="doubt-discarded", tag_field="type"):
@@ -132,47 +156,47 @@ class DoubtDiscarded(Struct, frozen=True, tag="doubt-discarded", tag_field="type
     Should a run of it show up all the same, batch-submitted follows and its inputs have that run's status.
     """
 
-    submission_id: str
+    submission_id: SubmissionId
     chunk: Chunk
     attempt: Attempt
-    workflow_id: str
-    workflow_version: str | None
-    priority: int
+    workflow_id: WorkflowId
+    workflow_version: WorkflowVersion
+    priority: Priority
     discarded_at: Time
     by: Annotated[str, Meta(description="Who decided.")]
-    reason: str
-    inputs: list[Input]
+    reason: Reason
+    inputs: Inputs
 
 
 class BatchSubmitted(Struct, frozen=True, tag="batch-submitted", tag_field="type"):
     """Extend took the batch: each of its inputs is now a run. Key: chunk."""
 
-    submission_id: str
+    submission_id: SubmissionId
     chunk: Chunk
     attempt: Attempt
-    batch_id: str
-    workflow_id: str
-    workflow_version: str | None
-    priority: int
+    batch_id: BatchId
+    workflow_id: WorkflowId
+    workflow_version: WorkflowVersion
+    priority: Priority
     evidence: Annotated[str, Meta(description="'answer', or 'run <id>' where a run proved what the answer did not.")]
     submitted_at: Time
-    inputs: list[Input]
+    inputs: Inputs
 
 
 class BatchRejected(Struct, frozen=True, tag="batch-rejected", tag_field="type"):
     """Extend refused the chunk for good: its inputs are REFUSED. Key: chunk."""
 
-    submission_id: str
+    submission_id: SubmissionId
     chunk: Chunk
     attempt: Attempt
-    workflow_id: str
-    workflow_version: str | None
-    priority: int
+    workflow_id: WorkflowId
+    workflow_version: WorkflowVersion
+    priority: Priority
     status: Annotated[int, Meta(description="HTTP status of Extend's answer.")]
-    code: str
-    message: str
+    code: Code
+    message: Message
     rejected_at: Time
-    inputs: list[Input]
+    inputs: Inputs
 
 
 class Part(Struct, frozen=True):
@@ -189,12 +213,12 @@ class BatchCut(Struct, frozen=True, tag="batch-cut", tag_field="type"):
     Its inputs live on in the parts, which are sent as chunks of their own, so that one bad input refuses no other.
     """
 
-    submission_id: str
+    submission_id: SubmissionId
     chunk: Chunk
     attempt: Attempt
     status: Annotated[int, Meta(description="HTTP status of Extend's answer.")]
-    code: str
-    message: str
+    code: Code
+    message: Message
     input_ids: Annotated[list[InputId], Meta(description="In the order they were sent; the parts follow this order.")]
     parts: Annotated[list[Part], Meta(description="Two or more; each input is in exactly one of them.")]
 
@@ -205,67 +229,67 @@ class BatchRegistered(Struct, frozen=True, tag="batch-registered", tag_field="ty
     Its runs carry no reserved key: they are matched by the fingerprint of their metadata. Key: batchId. On ``batches``.
     """
 
-    submission_id: str
+    submission_id: SubmissionId
     chunk: Chunk
     attempt: Attempt
-    batch_id: str
-    workflow_id: str
-    workflow_version: str | None
+    batch_id: BatchId
+    workflow_id: WorkflowId
+    workflow_version: WorkflowVersion
     registered_at: Time
-    inputs: list[Input]
+    inputs: Annotated[list[Input], Meta(description="Its inputs, as they were sent to Extend by whoever sent them.")]
 
 
 class WorkflowPaused(Struct, frozen=True, tag="workflow-paused", tag_field="type"):
     """Nothing is sent for the workflow until it is resumed. Key: workflow id. On ``batches``."""
 
-    workflow_id: str
-    reason: str
+    workflow_id: WorkflowId
+    reason: Reason
     by: Decider
 
 
 class WorkflowResumed(Struct, frozen=True, tag="workflow-resumed", tag_field="type"):
     """The workflow's chunks are sent again. Key: workflow id. On ``batches``."""
 
-    workflow_id: str
-    reason: str
+    workflow_id: WorkflowId
+    reason: Reason
     by: Decider
 
 
 class SubmissionPaused(Struct, frozen=True, tag="submission-paused", tag_field="type"):
     """Nothing more is sent of the submission until it is resumed. Key: submission id. On ``batches``."""
 
-    submission_id: str
-    reason: str
+    submission_id: SubmissionId
+    reason: Reason
     by: Decider
 
 
 class SubmissionResumed(Struct, frozen=True, tag="submission-resumed", tag_field="type"):
     """The submission's chunks are sent again. Key: submission id. On ``batches``."""
 
-    submission_id: str
-    reason: str
+    submission_id: SubmissionId
+    reason: Reason
     by: Decider
 
 
 class TokenCreated(Struct, frozen=True, tag="token-created", tag_field="type"):
     """An API token was made. Key: token id. On ``batches``. It holds neither the token nor its hash."""
 
-    token_id: str
-    name: str
-    scopes: list[str]
+    token_id: Annotated[str, Meta(description="The part of the token before its last underscore; it is no secret.")]
+    name: Annotated[str, Meta(description="Whose token it is, or what for.")]
+    scopes: Annotated[list[str], Meta(description="What it may be used for: submit, read, operate.")]
     created_at: Time
-    expires_at: Time | None
+    expires_at: Annotated[Time | None, Meta(description="When it ends; null for never.")]
     by: Annotated[str, Meta(description="Who made it.")]
 
 
 class TokenRevoked(Struct, frozen=True, tag="token-revoked", tag_field="type"):
     """An API token was revoked, in a restored database too. Key: token id. On ``batches``."""
 
-    token_id: str
-    name: str
+    token_id: Annotated[str, Meta(description="The part of the token before its last underscore; it is no secret.")]
+    name: Annotated[str, Meta(description="Whose token it was, or what for.")]
     revoked_at: Time
     by: Annotated[str, Meta(description="Who revoked it.")]
-    reason: str
+    reason: Reason
 
 
 class RunObserved(Struct, frozen=True, tag="run-observed", tag_field="type"):
@@ -274,7 +298,7 @@ class RunObserved(Struct, frozen=True, tag="run-observed", tag_field="type"):
     Key: the chunk that the run's reserved metadata key names; without one the batchId; without either the run id.
     """
 
-    source: Literal["webhook", "poll"]
+    source: Source
     run: Annotated[
         msgspec.Raw,
         Meta(description="The vendor's WorkflowRun, byte for byte as received.", extra_json_schema={"type": "object"}),
@@ -290,7 +314,7 @@ class RunTrimmed(Struct, frozen=True, tag="run-trimmed", tag_field="type"):
     reconciler gets it again.
     """
 
-    source: Literal["webhook", "poll"]
+    source: Source
     run: Annotated[
         msgspec.Raw,
         Meta(description="The head: what tables have columns for.", extra_json_schema={"type": "object"}),
@@ -304,10 +328,12 @@ RunEvent = RunObserved | RunTrimmed
 class DeliveryDeferred(Struct, frozen=True, tag="delivery-deferred", tag_field="type"):
     """A webhook whose payload is behind a signed link, to be fetched. Key: run id. On ``deliveries``."""
 
-    event_type: str
-    run_id: str
+    event_type: Annotated[str, Meta(description="Extend's eventType.")]
+    run_id: Annotated[str, Meta(description="The run that the payload is of.")]
     url: Annotated[str, Meta(description="Extend's link, good for an hour.")]
-    metadata: dict[str, Any] | None
+    metadata: Annotated[
+        dict[str, Any] | None, Meta(description="The run's metadata; null if the webhook brought none.")
+    ]
 
 
 class MessageQuarantined(Struct, frozen=True, tag="message-quarantined", tag_field="type"):
@@ -315,10 +341,10 @@ class MessageQuarantined(Struct, frozen=True, tag="message-quarantined", tag_fie
 
     source: Annotated[str, Meta(description="'webhook/<sha256 of the body>' or '<topic>/<partition>/<offset>'.")]
     topic: Annotated[str, Meta(description="The topic it was read from, or 'webhook'.")]
-    partition: int | None
-    offset: int | None
-    reason: str
-    headers: list[tuple[str, str]]
+    partition: Annotated[int | None, Meta(description="The partition it was read from; null of a webhook.")]
+    offset: Annotated[int | None, Meta(description="Its offset there; null of a webhook.")]
+    reason: Annotated[str, Meta(description="Why it was not understood.")]
+    headers: Annotated[list[tuple[str, str]], Meta(description="Its headers: name and value of each.")]
     raw: Annotated[str, Meta(description="The message, base64.")]
     key: Annotated[str | None, Meta(description="Its key in the topic it was read from, base64.")] = None
 
@@ -326,44 +352,48 @@ class MessageQuarantined(Struct, frozen=True, tag="message-quarantined", tag_fie
 class QuarantineRetried(Struct, frozen=True, tag="quarantine-retried", tag_field="type"):
     """A quarantined message was looked at again. Key: its source. On ``quarantine``, after what was published."""
 
-    source: str
+    source: Annotated[str, Meta(description="The message: the source of its message-quarantined.")]
     outcome: Annotated[
         Literal["published", "dropped", "not-understood"],
         Meta(description="Published again; understood and of no use (a step's event); or still not understood."),
     ]
     detail: Annotated[str, Meta(description="The topic it was published to, or why it is not understood.")]
     by: Annotated[str, Meta(description="Who decided.")]
-    reason: str
+    reason: Reason
 
 
 class QuarantineDiscarded(Struct, frozen=True, tag="quarantine-discarded", tag_field="type"):
     """A person decided that nothing more is done about a quarantined message; it is kept. Key: its source."""
 
-    source: str
+    source: Annotated[str, Meta(description="The message: the source of its message-quarantined.")]
     by: Annotated[str, Meta(description="Who decided.")]
-    reason: str
+    reason: Reason
 
 
 class Result(Struct, frozen=True, kw_only=True):
     """The present state of one input: its row of ``everyrun.results``. Key: input id."""
 
     input_id: InputId
-    external_id: str
-    submission_id: str
-    position: int
+    external_id: Annotated[str, Meta(description="The caller's own id, or the position as text.")]
+    submission_id: SubmissionId
+    position: Annotated[int, Meta(description="Place in the submission, from 1.")]
     chunk: Chunk
     attempt: Attempt
-    batch_id: str | None
-    file: Annotated[msgspec.Raw, Meta(extra_json_schema={"type": "object"})]
-    metadata: Annotated[msgspec.Raw, Meta(extra_json_schema={"type": "object"})]
-    run_id: str | None
+    batch_id: Annotated[str | None, Meta(description="Extend's id of the batch; null if the input was refused.")]
+    file: FileJson
+    metadata: MetadataJson
+    run_id: Annotated[str | None, Meta(description="The standing run; null if none is known yet.")]
     status: Annotated[str, Meta(description="SUBMITTED, REFUSED, or Extend's word for the standing run.")]
-    failure_reason: str | None
-    failure_message: str | None
-    credits: float | None
-    source: Literal["webhook", "poll"] | None
-    observed_at: Time | None
-    settled_at: Time | None
+    failure_reason: Annotated[
+        str | None, Meta(description="Extend's failureReason; of a refused input the code, or DISCARDED.")
+    ]
+    failure_message: Annotated[str | None, Meta(description="The text that goes with it.")]
+    credits: Annotated[float | None, Meta(description="Extend's usage.credits of the run.")]
+    source: Annotated[
+        Literal["webhook", "poll"] | None, Meta(description="How the state was learned; null without a run.")
+    ]
+    observed_at: Annotated[Time | None, Meta(description="When Everyrun learned of the state; null without a run.")]
+    settled_at: Annotated[Time | None, Meta(description="When the input settled; null while it is open.")]
     version: Annotated[str, Meta(description="Sorts: of two states of an input the greater is the newer. Keep that.")]
     run: Annotated[
         msgspec.Raw, Meta(description="The whole WorkflowRun, or null.", extra_json_schema={"type": ["object", "null"]})
@@ -381,16 +411,16 @@ class ResultSettled(Result, frozen=True, kw_only=True, tag="result-settled", tag
 class BatchReport(Struct, frozen=True, kw_only=True):
     """Where an attempt at a batch stands. Key: batchId, or the chunk where there is none."""
 
-    submission_id: str
+    submission_id: SubmissionId
     chunk: Chunk
     attempt: Attempt
-    batch_id: str | None
-    state: str
-    expected: int
-    counts: dict[str, int]
-    runs_observed: int
-    duplicates: int
-    settled_at: Time | None
+    batch_id: Annotated[str | None, Meta(description="Extend's id of the batch; null if the chunk was refused.")]
+    state: Annotated[str, Meta(description="The state of the attempt, as in everyrun.batches.")]
+    expected: Annotated[int, Meta(description="How many inputs the attempt has.")]
+    counts: Annotated[dict[str, int], Meta(description="Inputs that count in the attempt, by status.")]
+    runs_observed: Annotated[int, Meta(description="Distinct runs of the batch that were matched to an input.")]
+    duplicates: Annotated[int, Meta(description="Further runs of inputs that have a standing one.")]
+    settled_at: Annotated[Time | None, Meta(description="When its last input settled; null while one is open.")]
 
 
 class BatchProgressed(BatchReport, frozen=True, kw_only=True, tag="batch-progressed", tag_field="type"):
@@ -404,16 +434,16 @@ class BatchSettled(BatchReport, frozen=True, kw_only=True, tag="batch-settled", 
 class SubmissionSettled(Struct, frozen=True, kw_only=True, tag="submission-settled", tag_field="type"):
     """Every input of the submission is settled. Key: submission id. On ``reports``."""
 
-    submission_id: str
-    workflow_id: str
-    expected: int
-    counts: dict[str, int]
+    submission_id: SubmissionId
+    workflow_id: WorkflowId
+    expected: Annotated[int, Meta(description="How many inputs the submission has.")]
+    counts: Annotated[dict[str, int], Meta(description="Its inputs by status.")]
 
 
 class ProbeWritten(Struct, frozen=True, tag="probe-written", tag_field="type"):
     """The doctor looked whether Kafka takes a record; nobody reads it. Key: the host it ran on. On ``probes``."""
 
-    host: str
+    host: Annotated[str, Meta(description="The host that the doctor ran on.")]
 
 
 BatchEvent = (

@@ -9,7 +9,9 @@ from fastapi import FastAPI, Query, Request
 from fastapi.responses import JSONResponse
 
 from everyrun.http import ApiError, api, scope
+from everyrun.openapi import answers
 from everyrun.query import cursor as cursors
+from everyrun.query.answers import Batch, Batches, Report, Standing
 from everyrun.query.gate import BusyError, Gate
 from everyrun.query.overdue import overdue_by_reason, overdue_routes
 from everyrun.query.paging import Connection, after, clean, plain
@@ -60,6 +62,7 @@ def query_api(settings: Settings, pool: asyncpg.Pool) -> FastAPI:
         app.add_exception_handler(kind, too_slow)
 
     @app.get("/v1/submissions/{submission_id}/report", dependencies=[scope("read")])
+    @answers(Report, {404: "NOT_FOUND: there is no such submission."})
     async def submission_report(submission_id: str) -> dict[str, Any]:
         """Where a submission stands, and whether every number adds up; one moment's view of all of it."""
         clean(submission_id=submission_id)
@@ -75,6 +78,7 @@ def query_api(settings: Settings, pool: asyncpg.Pool) -> FastAPI:
         return report(dict(submission), counts, counted, lines, states, unmatched, pending, overdue)
 
     @app.get("/v1/submissions/{submission_id}/progress", dependencies=[scope("read")])
+    @answers(Standing, {404: "NOT_FOUND: there is no such submission."})
     async def submission_progress(submission_id: str) -> dict[str, Any]:
         """How far a submission is, by the kept counters alone: no row is counted, so it may be asked often.
 
@@ -88,6 +92,7 @@ def query_api(settings: Settings, pool: asyncpg.Pool) -> FastAPI:
         return {"submission_id": submission_id, **standing(submission["expected"], counts)}
 
     @app.get("/v1/submissions/{submission_id}/batches", dependencies=[scope("read")])
+    @answers(Batches, {404: "NOT_FOUND: there is no such submission."})
     async def batches(
         submission_id: str, cursor: str | None = None, limit: Annotated[int, Query(ge=1, le=1000)] = 100
     ) -> dict[str, Any]:
@@ -104,6 +109,7 @@ def query_api(settings: Settings, pool: asyncpg.Pool) -> FastAPI:
         return {"batches": shown, "next_cursor": cursors.make(filters, last) if more else None}
 
     @app.get("/v1/batches/{batch_id}", dependencies=[scope("read")])
+    @answers(Batch, {404: "NOT_FOUND: there is no such batch."})
     async def batch(batch_id: str) -> dict[str, Any]:
         """One batch by Extend's id: its counters beside a count of the rows, and its times."""
         clean(batch_id=batch_id)

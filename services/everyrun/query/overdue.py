@@ -11,7 +11,9 @@ import msgspec
 from fastapi import FastAPI, Query
 
 from everyrun.http import scope
+from everyrun.openapi import answers
 from everyrun.query import cursor as cursors
+from everyrun.query.answers import Overdue
 from everyrun.query.gate import Gate
 from everyrun.query.paging import Connection, after, clean, plain
 from everyrun.settings import Settings
@@ -47,6 +49,7 @@ def overdue_routes(app: FastAPI, settings: Settings, pool: asyncpg.Pool, gate: G
     """Add ``/v1/overdue``, behind the gate of the reports."""
 
     @app.get("/v1/overdue", dependencies=[scope("read")])
+    @answers(Overdue)
     async def overdue(
         submission_id: Annotated[str | None, Query(min_length=1, max_length=600)] = None,
         cursor: str | None = None,

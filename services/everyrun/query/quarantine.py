@@ -9,7 +9,9 @@ import asyncpg
 from fastapi import FastAPI, Query
 
 from everyrun.http import ApiError, scope
+from everyrun.openapi import answers
 from everyrun.query import cursor as cursors
+from everyrun.query.answers import QuarantinedMessage, QuarantinePage, QuarantineReasons
 from everyrun.query.paging import after, clean, plain
 from everyrun.store.sql import beside
 
@@ -22,6 +24,7 @@ def quarantine_routes(app: FastAPI, pool: asyncpg.Pool) -> None:
     """Add ``/v1/quarantine``, ``/v1/quarantine/reasons`` and ``/v1/quarantine/{source}``."""
 
     @app.get("/v1/quarantine", dependencies=[scope("read")])
+    @answers(QuarantinePage)
     async def messages(
         state: State | None = None,
         reason: Annotated[str | None, Query(min_length=1, max_length=600, description="A part of the reason.")] = None,
@@ -38,11 +41,13 @@ def quarantine_routes(app: FastAPI, pool: asyncpg.Pool) -> None:
         return {"messages": shown, "next_cursor": more}
 
     @app.get("/v1/quarantine/reasons", dependencies=[scope("read")])
+    @answers(QuarantineReasons)
     async def reasons(state: State | None = None) -> dict[str, Any]:
         """How many messages there are by topic, reason and state; the hundred greatest."""
         return {"reasons": [plain(row) for row in await pool.fetch(_sql["quarantine_reasons"], state)]}
 
     @app.get("/v1/quarantine/{source:path}", dependencies=[scope("read")])
+    @answers(QuarantinedMessage, {404: "NOT_FOUND: there is no such message."})
     async def message(source: str) -> dict[str, Any]:
         """One message: its bytes (``raw``, base64; ``text`` where they are UTF-8), headers, and what was decided."""
         clean(source=source)

@@ -8,7 +8,9 @@ import asyncpg
 from fastapi import FastAPI, Query
 
 from everyrun.http import ApiError, scope
+from everyrun.openapi import answers
 from everyrun.query import cursor as cursors
+from everyrun.query.answers import OneResult, Result, ResultLine, Results, UnsentInput
 from everyrun.query.gate import Gate
 from everyrun.query.paging import Connection, after, clean, plain
 from everyrun.store.sql import beside
@@ -29,6 +31,7 @@ def result_routes(app: FastAPI, pool: asyncpg.Pool) -> None:
     pages = Gate("pages of results")
 
     @app.get("/v1/results", dependencies=[scope("read")])
+    @answers(Results, also=(ResultLine, UnsentInput))
     async def results(
         submission_id: Text = None,
         batch_id: Text = None,
@@ -63,6 +66,7 @@ def result_routes(app: FastAPI, pool: asyncpg.Pool) -> None:
         return {"results": shown, "next_cursor": cursors.make(filters, place)}
 
     @app.get("/v1/results/{input_id:path}", dependencies=[scope("read")])
+    @answers(OneResult, {404: "NOT_FOUND: there is no such input."}, also=(Result, UnsentInput))
     async def result(input_id: str) -> dict[str, Any]:
         """One input, with its whole run; also one that is still waiting or being sent."""
         clean(input_id=input_id)

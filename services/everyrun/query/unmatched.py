@@ -8,9 +8,11 @@ import asyncpg
 from fastapi import FastAPI, Query
 
 from everyrun.http import ApiError, scope
+from everyrun.openapi import answers
 from everyrun.projection.match import REASONS
 from everyrun.projection.merge import instant
 from everyrun.query import cursor as cursors
+from everyrun.query.answers import Unmatched
 from everyrun.query.paging import after, clean, plain
 from everyrun.settings import Settings
 from everyrun.store.sql import beside
@@ -23,6 +25,7 @@ def unmatched_routes(app: FastAPI, settings: Settings, pool: asyncpg.Pool) -> No
     deadline = settings.unmatched_after
 
     @app.get("/v1/unmatched", dependencies=[scope("read")])
+    @answers(Unmatched)
     async def unmatched(
         reason: Annotated[str | None, Query(description=f"One of {', '.join(REASONS)}.")] = None,
         batch_id: Annotated[str | None, Query(min_length=1, max_length=255)] = None,

@@ -10,6 +10,8 @@ import asyncpg
 from fastapi import FastAPI, Query, Request
 
 from everyrun.http import ApiError, api, caller, scope
+from everyrun.openapi import answers
+from everyrun.replay.answers import Jobs, JobShown
 from everyrun.replay.asked import Job
 from everyrun.replay.history import Historian, history_routes
 from everyrun.settings import Settings
@@ -28,6 +30,7 @@ def replay_api(settings: Settings, pool: asyncpg.Pool, asked: Callable[[], Histo
     history_routes(app, asked)
 
     @app.post("/v1/jobs", status_code=202, dependencies=[scope("operate")])
+    @answers(JobShown)
     async def ask(job: Job, request: Request) -> dict[str, Any]:
         """Ask for a job; it waits its turn. Follow it at ``/v1/jobs/{job_id}``."""
         arguments = job.model_dump(mode="json", by_alias=True, exclude={"kind"}, exclude_none=True)
@@ -35,17 +38,20 @@ def replay_api(settings: Settings, pool: asyncpg.Pool, asked: Callable[[], Histo
         return _shown(await pool.fetchrow(_sql["add"], job_id, job.kind, arguments, caller(request)))
 
     @app.get("/v1/jobs", dependencies=[scope("operate")])
+    @answers(Jobs)
     async def jobs(limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> dict[str, Any]:
         """The newest jobs, without their outcomes."""
         rows = [_shown(row) for row in await pool.fetch(_sql["jobs"], limit)]
         return {"jobs": [{name: value for name, value in row.items() if name != "outcome"} for row in rows]}
 
     @app.get("/v1/jobs/{job_id}", dependencies=[scope("operate")])
+    @answers(JobShown, {404: "NOT_FOUND: there is no such job."})
     async def job(job_id: str) -> dict[str, Any]:
         """One job: its state, its progress (records, rate, seconds left), and its outcome once it is DONE."""
         return _shown(await pool.fetchrow(_sql["job"], _clean(job_id)), job_id)
 
     @app.post("/v1/jobs/{job_id}/cancel", dependencies=[scope("operate")])
+    @answers(JobShown, {404: "NOT_FOUND: there is no such job.", 409: "ENDED: the job has ended; `message` says how."})
     async def cancel(job_id: str) -> dict[str, Any]:
         """Cancel a job that waits or runs. What it made stays: a later job of the same kind goes on from there."""
         row = await pool.fetchrow(_sql["cancel"], _clean(job_id))

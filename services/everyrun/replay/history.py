@@ -6,18 +6,20 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import asyncpg
 import msgspec
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
+from msgspec import UNSET, Meta, UnsetType
 
 from everyrun.http import ApiError, scope
 from everyrun.log import topics as log_topics
 from everyrun.log.at import RecordsAt
 from everyrun.log.cloudevents import header, timestamp
 from everyrun.log.ranges import Position, read_ranges
+from everyrun.openapi import Problem, answers
 from everyrun.replay.changes import Change, InputStory, run_changes
 from everyrun.replay.differ import Difference, rows_differ
 from everyrun.replay.index import Index
@@ -94,6 +96,13 @@ class History(msgspec.Struct, frozen=True):
     events: list[Told]
     differences: list[Difference] = []
     waiting: Waiting | None = None
+
+
+class IndexBehind(Problem, frozen=True, kw_only=True):
+    """Too much of the log is not indexed; or another reason why the service cannot answer."""
+
+    indexed: Annotated[int | UnsetType, Meta(description="Records of the log that are indexed.")] = UNSET
+    total: Annotated[int | UnsetType, Meta(description="Records of the log.")] = UNSET
 
 
 class _Found(NamedTuple):
@@ -366,6 +375,13 @@ def history_routes(app: FastAPI, asked: Callable[[], Historian]) -> None:
         return JSONResponse(body, 503, {"retry-after": str(error.retry_after)})
 
     @app.get("/v1/history/{identifier:path}", dependencies=[scope("read")])
+    @answers(
+        History,
+        {
+            404: "NOT_FOUND: no event speaks of the id.",
+            503: ("INDEX_BEHIND: too much of the log is not indexed yet. Or as of every call.", IndexBehind),
+        },
+    )
     async def history(identifier: str) -> dict[str, Any]:
         """Every event that touched an input, a run or a batch, in the order of the log, and what each changed."""
         try:

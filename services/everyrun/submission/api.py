@@ -12,8 +12,10 @@ from fastapi.responses import JSONResponse
 from everyrun.http import ApiError, api, scope
 from everyrun.log.events import MAX_IDEMPOTENCY_KEY
 from everyrun.log.producer import Log
+from everyrun.openapi import answers
 from everyrun.settings import Settings
 from everyrun.store.sql import beside
+from everyrun.submission.answers import BadUpload, Submission, Submissions, Submitted, SubmittedBefore
 from everyrun.submission.batches import batch_routes
 from everyrun.submission.catchup import Level, NotLevelError, restored
 from everyrun.submission.doubts import Doubts
@@ -27,7 +29,15 @@ from everyrun.submission.intake import (
 from everyrun.submission.keeper import Announcer
 from everyrun.submission.quarantine import Quarantine
 from everyrun.submission.quarantine_api import quarantine_routes
-from everyrun.submission.upload import BODY, Uploads, UploadsFullError, check_workflow, no_nul, rows_of
+from everyrun.submission.upload import (
+    BODY,
+    UPLOAD_REFUSED,
+    Uploads,
+    UploadsFullError,
+    check_workflow,
+    no_nul,
+    rows_of,
+)
 from everyrun.submission.workflows import Workflows
 
 _sql = beside(__file__, "queue.sql")
@@ -65,6 +75,18 @@ def submission_api(
         return JSONResponse({"code": "UNAVAILABLE", "message": str(error)}, 503, {"retry-after": "5"})
 
     @app.post("/v1/submissions", status_code=202, dependencies=[scope("submit")], openapi_extra={"requestBody": BODY})
+    @answers(
+        Submitted,
+        {
+            409: (
+                "IDEMPOTENCY_CONFLICT: the Idempotency-Key was used for other content. SUBMITTED_BEFORE: the very same "
+                "rows were submitted before, and `once` was asked for.",
+                SubmittedBefore,
+            ),
+            415: "UNSUPPORTED_MEDIA_TYPE: the body is neither JSON, NDJSON nor CSV, or its Content-Encoding not gzip.",
+            422: (UPLOAD_REFUSED, BadUpload),
+        },
+    )
     async def submit(
         request: Request,
         workflow_id: Annotated[str, Query(min_length=1, max_length=255)],
@@ -117,6 +139,7 @@ def submission_api(
         return JSONResponse({**msgspec.to_builtins(accepted), **more}, 202)
 
     @app.get("/v1/submissions", dependencies=[scope("read")])
+    @answers(Submissions)
     async def submissions(
         cursor: str | None = None, limit: Annotated[int, Query(ge=1, le=1000)] = 100
     ) -> dict[str, Any]:
@@ -128,6 +151,7 @@ def submission_api(
         return {"submissions": shown, "next_cursor": shown[-1]["submission_id"] if more else None}
 
     @app.get("/v1/submissions/{submission_id}", dependencies=[scope("read")])
+    @answers(Submission, {404: "NOT_FOUND: there is no such submission."})
     async def submission(submission_id: str) -> dict[str, Any]:
         """One submission: its chunks by state, and what holds them up."""
         no_nul("submission_id", submission_id)

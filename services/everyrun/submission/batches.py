@@ -10,11 +10,13 @@ from fastapi import FastAPI, Query, Request
 from fastapi.responses import JSONResponse
 
 from everyrun.http import BODY_BYTES, ApiError, scope
+from everyrun.openapi import answers
 from everyrun.settings import Settings
+from everyrun.submission.answers import BadUpload, Registered
 from everyrun.submission.catchup import Level, restored
 from everyrun.submission.keeper import Announcer
 from everyrun.submission.registering import BatchKnownError, BatchTooLargeError, register
-from everyrun.submission.upload import BODY, Uploads, check_workflow, no_nul, rows_of
+from everyrun.submission.upload import BODY, UPLOAD_REFUSED, Uploads, check_workflow, no_nul, rows_of
 from everyrun.submission.workflows import Workflows
 
 Id = Annotated[str, Query(min_length=1, max_length=255)]
@@ -32,6 +34,14 @@ def batch_routes(
     """Add ``/v1/batches``."""
 
     @app.post("/v1/batches", status_code=202, dependencies=[scope("submit")], openapi_extra={"requestBody": BODY})
+    @answers(
+        Registered,
+        {
+            409: "BATCH_KNOWN: Everyrun sent the batch itself, or it was registered with other inputs.",
+            415: "UNSUPPORTED_MEDIA_TYPE: the body is neither JSON, NDJSON nor CSV.",
+            422: (UPLOAD_REFUSED, BadUpload),
+        },
+    )
     async def register_batch(
         request: Request,
         batch_id: Annotated[Id, Query(description="The batch's id at Extend.")],

@@ -11,9 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from everyrun.http import ApiError, caller, scope
 from everyrun.log.producer import Log
+from everyrun.openapi import answers
 from everyrun.projection.offsets import ForeignLogError
 from everyrun.store.sql import beside
 from everyrun.submission import pauses
+from everyrun.submission.answers import Doubts as DoubtsPage
+from everyrun.submission.answers import OneDoubt, PausedWorkflows, SubmissionPause, WorkflowPause
 from everyrun.submission.doubts import DecisionError, Doubts
 from everyrun.submission.transition import UnknownChunkError
 
@@ -66,6 +69,7 @@ def doubt_routes(app: FastAPI, doubts: Doubts) -> None:
     """Add ``/v1/doubts`` and what is below it."""
 
     @app.get("/v1/doubts", dependencies=[scope("read")])
+    @answers(DoubtsPage)
     async def list_doubts(
         submission_id: Name | None = None,
         state: Literal["in_doubt", "held"] | None = None,
@@ -78,11 +82,20 @@ def doubt_routes(app: FastAPI, doubts: Doubts) -> None:
         return {"doubts": found[:limit], "next_cursor": found[limit - 1]["chunk"] if more else None}
 
     @app.get("/v1/doubts/{chunk}", dependencies=[scope("read")])
+    @answers(OneDoubt, {404: "NOT_FOUND: there is no such chunk."})
     async def show_doubt(chunk: str) -> dict[str, Any]:
         """One chunk: its attempts, the runs that name it and match no input, the decisions taken."""
         return await _shown(doubts, chunk)
 
     @app.post("/v1/doubts/{chunk}/adopt", dependencies=[scope("operate")])
+    @answers(
+        OneDoubt,
+        {
+            404: "NOT_FOUND: there is no such chunk.",
+            409: "NOT_IN_DOUBT, BATCH_KNOWN, NOT_OURS, OTHER_CHUNK, NO_RUNS: why the batch cannot be the chunk's.",
+            502: "EXTEND: Extend could not be asked about the batch.",
+        },
+    )
     async def adopt(request: Request, chunk: str, named: Named) -> dict[str, Any]:
         """The chunk became this batch. A run of the batch is asked for, and must name the chunk."""
         try:
@@ -92,6 +105,13 @@ def doubt_routes(app: FastAPI, doubts: Doubts) -> None:
         return await _shown(doubts, chunk)
 
     @app.post("/v1/doubts/{chunk}/resend", dependencies=[scope("operate")])
+    @answers(
+        OneDoubt,
+        {
+            404: "NOT_FOUND: there is no such chunk.",
+            409: "NOT_IN_DOUBT, WINDOW_OPEN, FILES_LOST: why it cannot be sent again now.",
+        },
+    )
     async def resend(request: Request, chunk: str, unproved: Unproved) -> dict[str, Any]:
         """Send the chunk again. 409 WINDOW_OPEN while evidence may still come, unless forced."""
         try:
@@ -101,6 +121,13 @@ def doubt_routes(app: FastAPI, doubts: Doubts) -> None:
         return await _shown(doubts, chunk)
 
     @app.post("/v1/doubts/{chunk}/discard", dependencies=[scope("operate")])
+    @answers(
+        OneDoubt,
+        {
+            404: "NOT_FOUND: there is no such chunk.",
+            409: "NOT_IN_DOUBT, WINDOW_OPEN: why it cannot be discarded now.",
+        },
+    )
     async def discard(request: Request, chunk: str, unproved: Unproved) -> dict[str, Any]:
         """Do not send the chunk again: its inputs are REFUSED, DISCARDED. A run that comes all the same is shown."""
         try:
@@ -127,6 +154,7 @@ def pause_routes(app: FastAPI, pool: asyncpg.Pool, log: Log) -> None:
     """Add what pauses and resumes workflows and submissions."""
 
     @app.get("/v1/workflows/paused", dependencies=[scope("read")])
+    @answers(PausedWorkflows)
     async def paused_workflows(cursor: Name | None = None, limit: Limit = 100) -> dict[str, Any]:
         """Workflows that nothing is sent for: why, by whom (null: Extend refused), since when."""
         rows = await pool.fetch(_sql["pauses"], "workflow", cursor, limit + 1)
@@ -154,6 +182,7 @@ def pause_routes(app: FastAPI, pool: asyncpg.Pool, log: Log) -> None:
         }
 
     @app.post("/v1/workflows/{workflow_id}/pause", dependencies=[scope("operate")])
+    @answers(WorkflowPause, {404: "NOT_FOUND: nothing was handed in for such a workflow."})
     async def pause_workflow(request: Request, workflow_id: str, why: Why) -> dict[str, Any]:
         """Send nothing for the workflow. Calls in progress end as they do.
 
@@ -162,16 +191,19 @@ def pause_routes(app: FastAPI, pool: asyncpg.Pool, log: Log) -> None:
         return await change(pauses.Pause("workflow", workflow_id), request, why, True)
 
     @app.post("/v1/workflows/{workflow_id}/resume", dependencies=[scope("operate")])
+    @answers(WorkflowPause, {404: "NOT_FOUND: nothing was handed in for such a workflow."})
     async def resume_workflow(request: Request, workflow_id: str, why: Why) -> dict[str, Any]:
         """Send for the workflow again. `inputs.will_be_sent` of those that wait are not held up by something else."""
         return await change(pauses.Pause("workflow", workflow_id), request, why, False)
 
     @app.post("/v1/submissions/{submission_id}/pause", dependencies=[scope("operate")])
+    @answers(SubmissionPause, {404: "NOT_FOUND: there is no such submission."})
     async def pause_submission(request: Request, submission_id: str, why: Why) -> dict[str, Any]:
         """Send nothing more of the submission. Batches that are sent go on."""
         return await change(pauses.Pause("submission", submission_id), request, why, True)
 
     @app.post("/v1/submissions/{submission_id}/resume", dependencies=[scope("operate")])
+    @answers(SubmissionPause, {404: "NOT_FOUND: there is no such submission."})
     async def resume_submission(request: Request, submission_id: str, why: Why) -> dict[str, Any]:
         """Send of the submission again. `inputs.will_be_sent` of those that wait are not held up by something else."""
         return await change(pauses.Pause("submission", submission_id), request, why, False)

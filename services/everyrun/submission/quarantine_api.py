@@ -9,6 +9,8 @@ from fastapi import FastAPI, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from everyrun.http import ApiError, caller, scope
+from everyrun.openapi import answers
+from everyrun.submission.answers import Outcomes
 from everyrun.submission.quarantine import Quarantine
 
 Source = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00]+$")]
@@ -28,6 +30,7 @@ def quarantine_routes(app: FastAPI, quarantine: Quarantine) -> None:
     """Add ``/v1/quarantine/retry`` and ``/v1/quarantine/discard``."""
 
     @app.post("/v1/quarantine/retry", dependencies=[scope("operate")])
+    @answers(Outcomes)
     async def retry(request: Request, decision: Decision) -> dict[str, Any]:
         """Look at messages again with the rules of today; what is understood is published where it belongs.
 
@@ -39,6 +42,7 @@ def quarantine_routes(app: FastAPI, quarantine: Quarantine) -> None:
             raise _away(error) from None
 
     @app.post("/v1/quarantine/discard", dependencies=[scope("operate")])
+    @answers(Outcomes)
     async def discard(request: Request, decision: Decision) -> dict[str, Any]:
         """Want nothing more done about messages. They are kept, marked. Outcomes: discarded, not-open, unknown."""
         if not decision.reason.strip():

@@ -8,6 +8,10 @@ create table everyrun_queue.installation (
     installation text not null,
     vendor text
 );
+comment on table everyrun_queue.installation is 'Which installation of Everyrun this queue is of. One row.';
+comment on column everyrun_queue.installation.singleton is 'Always true: there is one row.';
+comment on column everyrun_queue.installation.installation is
+    'The id that every run of ours carries in its reserved metadata key.';
 comment on column everyrun_queue.installation.vendor is
     'The Extend that this queue and its log are of: its base URL, or emulator. Of the first start; another one is refused.';
 insert into everyrun_queue.installation (installation) values ('inst_' || replace(gen_random_uuid()::text, '-', ''));
@@ -29,6 +33,17 @@ create table everyrun_queue.submissions (
     redacted_at timestamptz,
     redact_after timestamptz default now()
 );
+comment on table everyrun_queue.submissions is
+    'One row per submission that was accepted, and per batch that was registered.';
+comment on column everyrun_queue.submissions.submission_id is 'The id that everyrun submit prints.';
+comment on column everyrun_queue.submissions.workflow_id is 'The workflow at Extend.';
+comment on column everyrun_queue.submissions.workflow_version is
+    'The version that was asked for; null for the newest published one.';
+comment on column everyrun_queue.submissions.priority is
+    'Extend''s priority, 1 to 100, lower first; null of a registered batch.';
+comment on column everyrun_queue.submissions.expected is 'How many inputs it has.';
+comment on column everyrun_queue.submissions.batches is 'How many chunks it was cut into.';
+comment on column everyrun_queue.submissions.created_at is 'When it was accepted.';
 comment on column everyrun_queue.submissions.announced_at is
     'When Kafka had acknowledged submission-accepted (nothing is sent before), or batch-registered.';
 comment on column everyrun_queue.submissions.registered_batch is 'Of a batch that somebody else submitted: its id at Extend.';
@@ -57,6 +72,13 @@ create table everyrun_queue.inputs (
     metadata text not null,
     primary key (submission_id, position)
 );
+comment on table everyrun_queue.inputs is 'The inputs, as they are sent to Extend.';
+comment on column everyrun_queue.inputs.submission_id is 'The submission.';
+comment on column everyrun_queue.inputs.position is 'Place in the submission, from 1.';
+comment on column everyrun_queue.inputs.external_id is 'The caller''s own id, or the position as text.';
+comment on column everyrun_queue.inputs.file is
+    'The file as JSON text, links and passwords included until they are taken out (submissions.redacted_at).';
+comment on column everyrun_queue.inputs.metadata is 'The metadata as JSON text, as handed in.';
 create index inputs_external_id on everyrun_queue.inputs (submission_id, external_id);
 
 create table everyrun_queue.chunks (
@@ -76,6 +98,15 @@ create table everyrun_queue.chunks (
     aside boolean not null default false,
     files_lost boolean not null default false
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
+comment on table everyrun_queue.chunks is 'Inputs that go to Extend in one call, and how far that has come.';
+comment on column everyrun_queue.chunks.chunk is 'The id; chunks are sent in its order.';
+comment on column everyrun_queue.chunks.submission_id is 'The submission.';
+comment on column everyrun_queue.chunks.first_position is 'Place of its first input in the submission.';
+comment on column everyrun_queue.chunks.last_position is 'Place of its last input in the submission.';
+comment on column everyrun_queue.chunks.attempt is 'The newest attempt at sending it; 0 before the first.';
+comment on column everyrun_queue.chunks.resends is 'How many attempts were given up.';
+comment on column everyrun_queue.chunks.reason is 'Why it is in this state, or why its last attempt was not taken.';
+comment on column everyrun_queue.chunks.batch_id is 'Extend''s batchId, if it is sent.';
 comment on column everyrun_queue.chunks.state is 'waiting, sending, in_doubt, held, sent, refused, cut (its inputs live on in the chunks CHUNK-1, CHUNK-2, ...)';
 comment on column everyrun_queue.chunks.owner is 'sending: the worker that may still begin the call; null once its claim was taken away.';
 comment on column everyrun_queue.chunks.announced is 'The newest attempt whose batch-requested the queue has read in the log.';
@@ -102,12 +133,17 @@ create table everyrun_queue.adopted (
     batch_id text not null,
     primary key (chunk, attempt, batch_id)
 );
+comment on column everyrun_queue.adopted.chunk is 'The chunk.';
+comment on column everyrun_queue.adopted.attempt is 'The attempt at sending it.';
+comment on column everyrun_queue.adopted.batch_id is 'The batch that the attempt became.';
 comment on table everyrun_queue.adopted is 'Attempts that a run proved to have been taken.';
 
 create unlogged table everyrun_queue.budgets (
     category text primary key,
     free_at timestamptz not null
 );
+comment on column everyrun_queue.budgets.category is 'GET, WRITE or RUN: Extend limits each on its own.';
+comment on column everyrun_queue.budgets.free_at is 'When the next request of the category may be sent.';
 comment on table everyrun_queue.budgets is
     'When the next request of a category (GET, WRITE, RUN) may go to Extend, whichever process sends it. Unlogged: after a crash of Postgres it begins anew.';
 
@@ -119,6 +155,11 @@ create table everyrun_queue.paused (
     since timestamptz not null,
     primary key (kind, id)
 );
+comment on column everyrun_queue.paused.kind is 'workflow or submission.';
+comment on column everyrun_queue.paused.id is 'Its id.';
+comment on column everyrun_queue.paused.reason is 'Why.';
+comment on column everyrun_queue.paused.decided_by is 'Who paused it; null if Extend refused.';
+comment on column everyrun_queue.paused.since is 'Since when.';
 comment on table everyrun_queue.paused is
     'Nothing is sent of it until it is resumed. decided_by is null where Extend said 401, 402 or 403 and a person must see to it.';
 
@@ -150,6 +191,9 @@ create table everyrun_queue.sweeps (
     complete_at timestamptz not null,
     primary key (workflow_id, begun_at)
 );
+comment on column everyrun_queue.sweeps.workflow_id is 'The workflow.';
+comment on column everyrun_queue.sweeps.begun_at is 'When the sweep began.';
+comment on column everyrun_queue.sweeps.complete_at is 'When it was complete.';
 comment on table everyrun_queue.sweeps is
     'Complete sweeps of a workflow''s newest runs: all that changed since before the oldest call of unknown outcome was listed, what is unknown gotten and in the log. Such a call is given up only after two sweeps begun after its window.';
 
@@ -162,6 +206,10 @@ create table everyrun_queue.polls (
     next_at timestamptz
 );
 comment on column everyrun_queue.polls.next_at is 'When the batch is polled next, as planned after its last poll: for people to be told.';
+comment on column everyrun_queue.polls.batch_id is 'Extend''s batchId.';
+comment on column everyrun_queue.polls.complete_at is 'When the list was complete.';
+comment on column everyrun_queue.polls.listed is 'How many runs it had.';
+comment on column everyrun_queue.polls.running is 'How many of them were PENDING or PROCESSING.';
 comment on column everyrun_queue.polls.due_at is 'When a batch that only waits for a person is polled next; null of others.';
 comment on table everyrun_queue.polls is 'The last complete list of each batch: how many runs it had, and how many of them were under way.';
 
@@ -170,6 +218,9 @@ create table everyrun_queue.gone_runs (
     batch_id text collate "C",
     gone_at timestamptz not null
 );
+comment on column everyrun_queue.gone_runs.run_id is 'Extend''s id of the run.';
+comment on column everyrun_queue.gone_runs.batch_id is 'Its batch, if that is known.';
+comment on column everyrun_queue.gone_runs.gone_at is 'When it was found to be gone.';
 comment on table everyrun_queue.gone_runs is 'Runs that were listed or told of and cannot be had: Extend answers 404 or 410, or no Get of a settled batch''s run came to an end. Read for the reason of what is overdue.';
 create index gone_runs_batch on everyrun_queue.gone_runs (batch_id);
 
@@ -180,6 +231,10 @@ create table everyrun_queue.published_offsets (
     cluster_id text not null,
     primary key (topic, partition)
 );
+comment on column everyrun_queue.published_offsets.topic is 'The topic, without its prefix.';
+comment on column everyrun_queue.published_offsets.partition is 'The partition.';
+comment on column everyrun_queue.published_offsets.next_offset is 'The processors'' committed offset.';
+comment on column everyrun_queue.published_offsets.cluster_id is 'The Kafka cluster that it is of.';
 comment on table everyrun_queue.published_offsets is
     'How far the processors had published what the log says, a few seconds ago at most: a copy of their group''s offsets, which Kafka forgets when the group is down for long.';
 
@@ -188,6 +243,9 @@ create table everyrun_queue.log_position (
     next_offset bigint not null,
     cluster_id text not null
 );
+comment on column everyrun_queue.log_position.partition is 'A partition of everyrun.batches.';
+comment on column everyrun_queue.log_position.next_offset is 'The offset of the first record that was not read.';
+comment on column everyrun_queue.log_position.cluster_id is 'The Kafka cluster that it is of.';
 comment on table everyrun_queue.log_position is 'How far everyrun.batches was read when the queue was last compared with it.';
 
 create table everyrun_queue.tokens (
@@ -204,6 +262,17 @@ create table everyrun_queue.tokens (
     created_announced_at timestamptz,
     revoked_announced_at timestamptz
 );
+comment on column everyrun_queue.tokens.token_id is
+    'The part of the token before its last underscore; it is no secret.';
+comment on column everyrun_queue.tokens.name is 'Whose it is, or what for.';
+comment on column everyrun_queue.tokens.scopes is 'What it may be used for: submit, read, operate.';
+comment on column everyrun_queue.tokens.created_at is 'When it was made.';
+comment on column everyrun_queue.tokens.expires_at is 'When it ends; null for never.';
+comment on column everyrun_queue.tokens.created_by is 'Who made it.';
+comment on column everyrun_queue.tokens.revoked_at is 'When it was revoked; null while it is valid.';
+comment on column everyrun_queue.tokens.revoked_by is 'Who revoked it.';
+comment on column everyrun_queue.tokens.revoked_reason is 'Why.';
+comment on column everyrun_queue.tokens.created_announced_at is 'When Kafka had acknowledged token-created.';
 create index tokens_unannounced on everyrun_queue.tokens (token_id)
     where created_announced_at is null or (revoked_at is not null and revoked_announced_at is null);
 comment on table everyrun_queue.tokens is 'Who may call the APIs, and for what. A revoked token keeps its row.';
@@ -215,6 +284,8 @@ create table everyrun_queue.tokens_level (
     singleton boolean primary key default true check (singleton),
     incarnation text
 );
+comment on column everyrun_queue.tokens_level.singleton is 'Always true: there is one row.';
+comment on column everyrun_queue.tokens_level.incarnation is 'What everyrun_queue.incarnation() said then.';
 insert into everyrun_queue.tokens_level default values;
 comment on table everyrun_queue.tokens_level is
     'The incarnation of the database in which revocations were last read from the log. In any other one no token is valid yet.';
@@ -306,6 +377,21 @@ create table everyrun_queue.replay_jobs (
     started_at timestamptz,
     ended_at timestamptz
 );
+comment on column everyrun_queue.replay_jobs.job_id is 'The id: job_ and 20 characters.';
+comment on column everyrun_queue.replay_jobs.kind is 'rebuild, audit, as-of, replay, archive or archive-verify.';
+comment on column everyrun_queue.replay_jobs.arguments is 'What was asked for, as in the request.';
+comment on column everyrun_queue.replay_jobs.state is 'WAITING, RUNNING, DONE, FAILED or CANCELLED.';
+comment on column everyrun_queue.replay_jobs.asked_by is 'The name of the token that asked.';
+comment on column everyrun_queue.replay_jobs.records_done is 'Records of the log that are read.';
+comment on column everyrun_queue.replay_jobs.records_total is 'Records that are to be read.';
+comment on column everyrun_queue.replay_jobs.rate is 'Records a second, lately.';
+comment on column everyrun_queue.replay_jobs.seconds_left is
+    'A guess from the rate; null if there is none, or the job is not running.';
+comment on column everyrun_queue.replay_jobs.outcome is 'What it found or made, once it is DONE.';
+comment on column everyrun_queue.replay_jobs.message is 'Why it failed, or what it waits for.';
+comment on column everyrun_queue.replay_jobs.created_at is 'When it was asked for.';
+comment on column everyrun_queue.replay_jobs.started_at is 'When it was first started.';
+comment on column everyrun_queue.replay_jobs.ended_at is 'When it ended.';
 comment on table everyrun_queue.replay_jobs is 'Rebuilds, audits and questions of the past asked for over HTTP: WAITING, RUNNING, DONE, FAILED, CANCELLED.';
 create index replay_jobs_open on everyrun_queue.replay_jobs (created_at) where state in ('WAITING', 'RUNNING');
 

@@ -1,0 +1,132 @@
+"""What the OpenAPI documents of our HTTP APIs say of answers: the type of each success, and every error.
+
+A route says what it answers with ``@answers(Type, {404: "..."})`` below its path. What every call can give (401, 403,
+422, 503, 504, …) is added here, by what the call has: parameters, a body. Nothing of it runs when a call is answered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from http import HTTPStatus
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
+from msgspec import UNSET, Meta, UnsetType
+
+REF = "#/components/schemas/{name}"
+_MARK = "__answers__"
+_BODIES = ("post", "put", "patch")
+_Route = TypeVar("_Route", bound=Callable[..., Any])
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """An answer that is not a success."""
+
+    code: Annotated[str, Meta(description="What is wrong, for programs; the status alone may mean several things.")]
+    message: Annotated[str, Meta(description="What is wrong and what to do, for people. The wording may change.")]
+    field: Annotated[
+        str | UnsetType, Meta(description="The parameter or the field of the body that is to blame, if one is.")
+    ] = UNSET
+
+
+class Forbidden(Problem, frozen=True, kw_only=True):
+    """The token is valid, and not for this call."""
+
+    scope: Annotated[str, Meta(description="The scope that the token lacks: submit, read or operate.")]
+
+
+class Answers(msgspec.Struct, frozen=True):
+    """What a route answers: the type of its success, its own errors, and types that only a schema refers to."""
+
+    success: Any
+    errors: Mapping[int, str | tuple[str, Any]]
+    also: Sequence[Any] = ()
+
+
+def answers(
+    success: Any, errors: Mapping[int, str | tuple[str, Any]] | None = None, *, also: Sequence[Any] = ()
+) -> Callable[[_Route], _Route]:
+    """Say what the route below answers: a msgspec type, and the errors of its own by status.
+
+    An error is a sentence with its codes, or that and the type of its body.
+    """
+
+    def mark(route: _Route) -> _Route:
+        setattr(route, _MARK, Answers(success, errors or {}, also))
+        return route
+
+    return mark
+
+
+def answers_of(route: APIRoute) -> Answers | None:
+    """Return what a route says it answers, or None if it says nothing."""
+    found: Answers | None = getattr(route.endpoint, _MARK, None)
+    return found
+
+
+#: What every call can answer.
+_ALWAYS: Mapping[int, str | tuple[str, Any]] = {
+    401: "UNAUTHORIZED: no token, or one that is unknown, expired or revoked; the answer is the same for each.",
+    403: ("FORBIDDEN: the token lacks the scope that is named.", Forbidden),
+    503: "UNAVAILABLE: the database or Kafka does not answer, or the service is catching up with the log. BUSY: too "
+    "many such calls are in progress. Retry after the seconds of Retry-After.",
+    504: "TOO_SLOW: the database took too long for this call. Ask for less, or try again later.",
+}
+_INVALID: Mapping[int, str] = {422: "INVALID_REQUEST: a parameter or a field of the body is wrong; `field` names it."}
+_WITH_BODY: Mapping[int, str] = {
+    400: "INCOMPLETE: the body ended early or came too slowly. UNREADABLE: it could not be read at all.",
+    413: "TOO_LARGE: the body is larger than the limit that is named.",
+}
+
+
+def document(app: FastAPI) -> dict[str, Any]:
+    """Return the OpenAPI document of an application, with the answers that its routes declare."""
+    found = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    types: list[Any] = [Problem]
+    operations = [
+        (route, found["paths"][route.path_format][method.lower()], method.lower())
+        for route in app.routes
+        if isinstance(route, APIRoute) and route.include_in_schema
+        for method in route.methods or ()
+    ]
+    declared = []
+    for route, operation, method in operations:
+        said = answers_of(route)
+        errors: dict[int, str | tuple[str, Any]] = dict(_ALWAYS)
+        if operation.get("parameters") or operation.get("requestBody"):
+            errors |= _INVALID
+        if method in _BODIES and operation.get("requestBody"):
+            errors |= _WITH_BODY
+        errors |= said.errors if said is not None else {}
+        success = None if said is None else said.success
+        types += [one for one in (success, *(said.also if said is not None else ())) if one is not None]
+        types += [error[1] for error in errors.values() if isinstance(error, tuple)]
+        declared.append((route, operation, success, errors))
+    unique = list(dict.fromkeys(types))
+    schemas, components = msgspec.json.schema_components(unique, ref_template=REF)
+    schema_of = dict(zip(unique, schemas, strict=True))
+    for route, operation, success, errors in declared:
+        status = str(route.status_code or 200)
+        body = {"type": "object"} if success is None else schema_of[success]
+        operation["responses"] = {status: _response(HTTPStatus(int(status)).phrase, body)}
+        for number, error in sorted(errors.items()):
+            text, kind = error if isinstance(error, tuple) else (error, Problem)
+            operation["responses"][str(number)] = _response(text, schema_of[kind])
+    known = found.setdefault("components", {}).setdefault("schemas", {})
+    for theirs in ("HTTPValidationError", "ValidationError"):
+        known.pop(theirs, None)
+    known |= components
+    found["components"]["schemas"] = dict(sorted(known.items()))
+    return found
+
+
+def _response(text: str, schema: Any) -> dict[str, Any]:
+    return {"description": text, "content": {"application/json": {"schema": schema}}}
+
+
+def any_of(*types: type) -> Meta:
+    """Describe a value that is one of several structs, which must be named as ``also`` in ``answers``."""
+    return Meta(extra_json_schema={"anyOf": [{"$ref": REF.format(name=one.__name__)} for one in types]})
