@@ -104,3 +104,33 @@ def test_every_page_is_reached_from_the_index() -> None:
         reached |= found
         open_pages += found
     assert {page.resolve() for page in DOCS.rglob("*.md")} <= reached
+
+
+def test_the_page_of_metrics_says_what_must_not_be_added_up_and_sees_a_hung_process() -> None:
+    text = (DOCS / "reference" / "metrics.md").read_text()
+    alerts = text[text.index("## What to be woken for") :]
+    # A process that hangs answers no scrape: it has no everyrun_ready.
+    assert "up == 0 or everyrun_ready == 0" in alerts
+    of_everything = re.findall(r"^\| `(\w+)[`{].*\*\*of the whole", text, re.MULTILINE)
+    assert {"everyrun_queue_chunks", "everyrun_queue_paused_workflows", "everyrun_quarantine_open"} <= set(
+        of_everything
+    )
+    for name in of_everything:
+        assert re.findall(rf"(?<!max\(){name}", alerts) == [], name
+
+
+def test_what_is_said_of_the_rate_of_the_indexes_and_of_rights_is_so() -> None:
+    readme, real = (TOP / "README.md").read_text(), (DOCS / "how-to" / "real-extend.md").read_text()
+    assert "each process below" not in real
+    assert "adr/0008-shared-budget.md" in real
+    # results_not_processed begins with it.
+    assert "`submission_id` has no index" not in readme
+    assert "on `submission_id, status, input_id`, of rows where" in (DOCS / "reference" / "tables.md").read_text()
+    assert "## Rights" in (DOCS / "how-to" / "rebuild.md").read_text()
+    for page in (
+        readme,
+        (DOCS / "how-to" / "operate.md").read_text(),
+        (DOCS / "explanation" / "design.md").read_text(),
+    ):
+        assert re.search(r"failover", page)
+        assert re.search(r"asynchronous", page)

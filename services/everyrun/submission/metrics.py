@@ -20,7 +20,7 @@ class Metrics:
         #: Held chunks wait for a person; in_doubt for evidence.
         self.chunks = Gauge(
             "everyrun_queue_chunks",
-            "Chunks that are not sent or refused yet, by state, of all processes.",
+            "Chunks of the whole queue that are not sent or refused yet, by state: take max over processes, not sum.",
             ["state"],
             registry=self.registry,
         )
