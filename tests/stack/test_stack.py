@@ -17,6 +17,7 @@ import httpx
 import psutil
 import pytest
 
+from everyrun.doctor.ask_bridge import self_test
 from everyrun.embedded.state import read_endpoints, read_status
 from everyrun.log import topics
 from everyrun.settings import Settings
@@ -209,8 +210,8 @@ def test_a_busy_port_is_refused_before_anything_starts(running: Up, ended: Ended
 
 @pytest.fixture(scope="module")
 def again(running: Up, ended: Ended) -> Iterator[Up]:
-    """The second life, in the folder of the first."""
-    up = Up(running.folder, "--processors", "2")
+    """The second life, in the folder of the first, with a signing secret to rehearse a rotation with."""
+    up = Up(running.folder, "--processors", "2", EVERYRUN_WEBHOOK_SECRETS="wss_rehearsed")
     try:
         up.until_ready()
         yield up
@@ -220,7 +221,8 @@ def again(running: Up, ended: Ended) -> Iterator[Up]:
 
 
 async def test_the_second_life_has_the_ports_keys_and_data_of_the_first(again: Up, ended: Ended) -> None:
-    assert endpoints(again) == ended.endpoints
+    secrets = ended.endpoints["webhook_secret"] + ",wss_rehearsed"
+    assert endpoints(again) == {**ended.endpoints, "webhook_secret": secrets}
     settings = Settings(kafka_bootstrap=ended.endpoints["kafka_bootstrap"])
     assert await topics.cluster_id(settings) == ended.cluster_id
     connection = await asyncpg.connect(ended.endpoints["postgres_dsn"])
@@ -228,6 +230,14 @@ async def test_the_second_life_has_the_ports_keys_and_data_of_the_first(again: U
     # A schema that was dropped is there again.
     assert await connection.fetchval("select count(*) from everyrun.results") == 0
     await connection.close()
+
+
+async def test_the_bridge_takes_the_secrets_of_the_environment_beside_its_own(again: Up) -> None:
+    own, rehearsed = endpoints(again)["webhook_secret"].split(",")
+    url = endpoints(again)["bridge_url"] + "/webhooks/extend"
+    for secret, expected in ((own, 200), (rehearsed, 200), ("wss_other", 401)):
+        test = await self_test(url, secret.encode(), 1)
+        assert test.answer.status == expected, secret
 
 
 async def test_kill_9_of_the_stack_leaves_no_process(again: Up) -> None:
