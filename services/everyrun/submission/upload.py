@@ -57,8 +57,8 @@ BODY = {
 #: What 422 of a call that takes rows means.
 UPLOAD_REFUSED = (
     "BAD_ROWS: rows are wrong, `rows` lists the first. NO_ROWS: there are none. UNREADABLE: the body is not what its "
-    "content-type says. INVALID_REQUEST: a parameter is wrong; `field` names it. UNKNOWN_WORKFLOW: Extend does not have "
-    "the workflow; `did_you_mean` lists similar ids. Nothing was taken in."
+    "content-type says. INVALID_REQUEST: a parameter is wrong; `field` names it. UNKNOWN_WORKFLOW: Extend does not "
+    "have the workflow; `did_you_mean` lists similar ids. Nothing was taken in."
 )
 
 #: Of the pool's connections (submission/app.py) the others are left to the API, the dispatcher and the resolver.
