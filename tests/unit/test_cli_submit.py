@@ -352,7 +352,7 @@ def test_an_error_of_the_account_ends_the_uploads(tmp_path: Path) -> None:
 
 
 def test_a_key_with_a_line_break_is_not_shown(tmp_path: Path) -> None:
-    done = run(tmp_path, folder_of(tmp_path, "a.pdf"), EXTEND_API_KEY="sk_live_0123\n")
+    done = run(tmp_path, folder_of(tmp_path, "a.pdf"), EXTEND_API_KEY="sk_live\n0123")
     assert done.exit_code == exits.ERROR
     assert "EXTEND_API_KEY" in done.output
     assert "0123" not in done.output
