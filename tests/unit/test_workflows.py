@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -65,6 +66,23 @@ async def test_no_answer_refuses_nothing() -> None:
         raise httpx.ConnectError("refused", request=request)
 
     assert "UNREACHABLE" in (await check(away) or "")
+
+
+async def test_while_extend_is_away_it_is_asked_once_for_all() -> None:
+    asked, now = [], [0.0]
+
+    def away(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.path)
+        return httpx.Response(401, json=NONE)
+
+    async with Extend(Settings(extend_api_key="sk_1", plan="enterprise"), httpx.MockTransport(away)) as extend:
+        known = Workflows(extend, lambda: now[0])
+        answers = await asyncio.gather(*(known.check(f"workflow_{n}") for n in range(20)))
+        assert all(answers)
+        assert len(asked) == 1
+        now[0] += 16
+        await known.check("workflow_0")
+        assert len(asked) == 2
 
 
 @pytest.mark.parametrize(

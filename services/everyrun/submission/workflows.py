@@ -52,6 +52,8 @@ class Workflows:
         self._extend = extend
         self._clock = clock
         self._answers: dict[str, _Answer] = {}
+        #: While Extend cannot be asked, no upload waits to find that out again.
+        self._away = _Answer(0.0)
         self._one = asyncio.Lock()
 
     async def check(self, workflow_id: str) -> str | None:
@@ -71,8 +73,11 @@ class Workflows:
         return answer.unchecked
 
     def _remembered(self, workflow_id: str) -> _Answer | None:
+        now = self._clock()
         answer = self._answers.get(workflow_id)
-        return answer if answer is not None and self._clock() < answer.until else None
+        if answer is not None and now < answer.until:
+            return answer
+        return self._away if self._away.unchecked is not None and now < self._away.until else None
 
     async def _ask(self, workflow_id: str) -> _Answer:
         try:
@@ -87,7 +92,8 @@ class Workflows:
 
     def _not_asked(self, workflow_id: str, why: str) -> _Answer:
         _log.warning("a workflow could not be checked; its upload is taken in", workflow=workflow_id, error=why)
-        return _Answer(self._clock() + _UNSURE_FOR, unchecked=why)
+        self._away = _Answer(self._clock() + _UNSURE_FOR, unchecked=why)
+        return self._away
 
     async def _unknown(self, workflow_id: str) -> UnknownWorkflowError | None:
         try:
