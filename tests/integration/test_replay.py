@@ -220,6 +220,9 @@ class Taken:
     def size(self) -> int:
         return 0
 
+    def finish(self) -> None:
+        pass
+
 
 async def test_a_batch_is_every_event_about_it(settings: Settings) -> None:
     log = await in_log(settings)
@@ -291,9 +294,12 @@ async def test_a_replay_that_is_killed_goes_on_and_says_each_event_once(settings
             timeout=120, check=False,
         )  # fmt: skip
         assert done.returncode == -signal.SIGKILL, done.stderr
+        assert not out.exists(), "a file that is not whole has not its name"
+        assert out.with_name("out.ndjson.part").stat().st_size > 0
     ended = await run(settings, tmp_path, "--to", out)
     assert ended.returncode == 0, ended.stderr
     assert "Going on" in ended.stderr
+    assert not out.with_name("out.ndjson.part").exists()
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     log = await in_log(settings)
     assert Counter(line["everyrunreplay"] for line in lines) == Counter(log.keys())
