@@ -8,7 +8,10 @@ from typing import Any
 import httpx
 import jsonschema
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from starlette.routing import Match
+
+from everyrun.openapi import answers_of
 
 
 def _strict(document: dict[str, Any]) -> dict[str, Any]:
@@ -25,7 +28,10 @@ def operation_of(app: FastAPI, method: str, path: str) -> tuple[str, dict[str, A
     scope = {"type": "http", "method": method, "path": path, "headers": []}
     document = app.openapi()
     for route in app.routes:
-        if route.matches(scope)[0] is Match.FULL and getattr(route, "path_format", "") in document["paths"]:
+        # A route that a test made for itself declares nothing; ours do, see tests/unit/test_schemas.py.
+        if not isinstance(route, APIRoute) or answers_of(route) is None:
+            continue
+        if route.matches(scope)[0] is Match.FULL:
             return route.path_format, document["paths"][route.path_format][method.lower()]
     return None
 
