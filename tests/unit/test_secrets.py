@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from pydantic import SecretStr
 from typer.testing import CliRunner
 
 from everyrun.cli import app as command_line
@@ -121,7 +122,7 @@ async def test_a_read_of_extend_and_the_doctor_keep_no_header() -> None:
     url, server = await listening()
     wrong = Settings.model_construct(
         **{
-            **Settings(extend_base_url=url).__dict__,
+            **Settings(extend_base_url=url, extend_api_key=SecretStr("sk_other")).__dict__,
             "extend_workspace_id": KEY + "\n",
         }
     )
