@@ -60,7 +60,7 @@ class Here:
         doubts = Doubts(pool, nothing, self.level, nothing, "inst_test")
         self.query = query_api(self.settings, pool)
         self.submission = submission_api(self.settings, pool, announcer, nothing, doubts, self.level)
-        self.replay = self.replaying(NoHistoryError())
+        self.replay = self.replaying(NoHistoryError("x"))
 
     def replaying(self, history: object) -> FastAPI:
         return replay_api(self.settings, self.pool, told(history))
