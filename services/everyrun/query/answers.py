@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from everyrun.openapi import any_of
+from everyrun.query.report import Polling
 from everyrun.waiting import Waiting
 
 Time = Annotated[str, Meta(description="RFC 3339, with its offset.")]
@@ -27,6 +28,7 @@ class Standing(Struct, frozen=True, kw_only=True):
     by_status: ByStatus
     waiting: Annotated[list[Waiting], Meta(description="What inputs without a row in results wait for.")]
     in_transit: Annotated[int, Meta(description="Inputs of which queue and tables say different things still.")]
+    polling: Annotated[Polling | None, Meta(description="Missing results, and the poll that brings them.")]
 
 
 class Imbalance(Struct, frozen=True, kw_only=True):

@@ -105,6 +105,12 @@ class IndexBehind(Problem, frozen=True, kw_only=True):
     total: Annotated[int | UnsetType, Meta(description="Records of the log.")] = UNSET
 
 
+class NoHistory(Problem, frozen=True, kw_only=True):
+    """No event speaks of the id."""
+
+    did_you_mean: Annotated[list[str], Meta(description="The ids that a short one may stand for.")]
+
+
 class _Found(NamedTuple):
     record: Any
     said: Said
@@ -378,7 +384,7 @@ def history_routes(app: FastAPI, asked: Callable[[], Historian]) -> None:
     @answers(
         History,
         {
-            404: "NOT_FOUND: no event speaks of the id.",
+            404: ("NOT_FOUND: no event speaks of the id.", NoHistory),
             503: ("INDEX_BEHIND: too much of the log is not indexed yet. Or as of every call.", IndexBehind),
         },
     )

@@ -86,6 +86,7 @@ class Doubt(Struct, frozen=True, kw_only=True):
     window_is_over: bool | None
     waits_for: str
     can: Annotated[list[Literal["adopt", "resend", "discard"]], Meta(description="Decisions that are possible.")]
+    with_force: Annotated[list[Literal["adopt", "resend", "discard"]], Meta(description="Those that need `force`.")]
 
 
 class Doubts(Struct, frozen=True):
