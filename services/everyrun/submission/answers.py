@@ -157,20 +157,34 @@ class PausedWorkflows(Struct, frozen=True):
     next_cursor: NextCursor
 
 
+class Stopped(Struct, frozen=True):
+    """How many inputs of what was paused or resumed stand where."""
+
+    sent: Annotated[int, Meta(description="Extend has them; a pause stops none of them.")]
+    waiting: int
+    will_be_sent: Annotated[int, Meta(description="Of those that wait: nothing stops them.")]
+    calling: Annotated[int, Meta(description="Their call is in progress.")]
+    in_doubt: Annotated[int, Meta(description="The outcome of their call is unknown, or a person must decide.")]
+    waits_for: Annotated[dict[str, int], Meta(description="Those without a result, by what they wait for.")]
+
+
 class WorkflowPause(Struct, frozen=True):
     """Whether a workflow is paused now, and whether this call changed that."""
 
     workflow_id: str
     paused: bool
     changed: bool
+    inputs: Stopped
 
 
 class SubmissionPause(Struct, frozen=True):
     """Whether a submission is paused now, and whether this call changed that."""
 
     submission_id: str
+    workflow_id: str | None
     paused: bool
     changed: bool
+    inputs: Stopped
 
 
 class MessageOutcome(Struct, frozen=True):
