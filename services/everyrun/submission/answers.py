@@ -25,6 +25,14 @@ class Submitted(Accepted, frozen=True, kw_only=True):
     ] = UNSET
 
 
+class RegisteredBatch(Registered, frozen=True, kw_only=True):
+    """What is accounted for."""
+
+    workflow_unchecked: Annotated[
+        str | UnsetType, Meta(description="Why Extend could not be asked whether it has the workflow.")
+    ] = UNSET
+
+
 class SubmittedBefore(Problem, frozen=True, kw_only=True):
     """The Idempotency-Key, or the very same rows, were submitted before."""
 

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from everyrun.http import BODY_BYTES, ApiError, scope
 from everyrun.openapi import answers
 from everyrun.settings import Settings
-from everyrun.submission.answers import BadUpload, Registered
+from everyrun.submission.answers import BadUpload, RegisteredBatch
 from everyrun.submission.catchup import Level, restored
 from everyrun.submission.keeper import Announcer
 from everyrun.submission.registering import BatchKnownError, BatchTooLargeError, register
@@ -35,7 +35,7 @@ def batch_routes(
 
     @app.post("/v1/batches", status_code=202, dependencies=[scope("submit")], openapi_extra={"requestBody": BODY})
     @answers(
-        Registered,
+        RegisteredBatch,
         {
             409: "BATCH_KNOWN: Everyrun sent the batch itself, or it was registered with other inputs.",
             415: "UNSUPPORTED_MEDIA_TYPE: the body is neither JSON, NDJSON nor CSV.",
