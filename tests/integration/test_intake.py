@@ -245,7 +245,7 @@ async def test_a_workflow_that_extend_does_not_have_is_refused_at_intake(
     unused: Any = None
     extend, now = Account(), [0.0]
     workflows = Workflows(extend, lambda: now[0])
-    app = submission_api(settings, pool, told, unused, unused, Level(settings, pool), workflows)
+    app = submission_api(settings, pool, told, unused, unused, Level(settings, pool), workflows=workflows)
     headers = {"authorization": "Bearer token", "content-type": NDJSON}
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(app), base_url="http://submission", headers=headers
