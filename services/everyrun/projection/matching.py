@@ -67,10 +67,7 @@ class Matching:
             self.known[run.run_id] = record
             self._runs[run.run_id] = merge(run, self._runs[run.run_id]) if run.run_id in self._runs else run
         batches = brought | await self._batches({run.batch_id for run in self._runs.values()} - brought.keys())
-        named = {
-            run.run_id: match(run.batch_id, batches.get(run.batch_id or ""), self.bindings(run), self.fingerprints(run))
-            for run in self._runs.values()
-        }
+        named = {run.run_id: self._named(run, batches.get(run.batch_id or "")) for run in self._runs.values()}
         candidates = {i for found in named.values() if not isinstance(found, Unmatched) for i in found}
         await self._read_rows({*candidates, *(given for fact in facts for given in inputs_of(fact.event))})
         bound = await self._bound(named)
@@ -80,6 +77,11 @@ class Matching:
         members = await self._members(named, batches)
         for run in self._runs.values():
             self._take(run, batches.get(run.batch_id or ""), named[run.run_id], bound.get(run.run_id), members)
+
+    def _named(self, run: Run, batch: Batch | None) -> list[str] | Unmatched:
+        # A fingerprint costs a canonical JSON and a hash, and only runs of registered batches are matched by it.
+        registered = batch is not None and batch.inputs is not None
+        return match(run.batch_id, batch, self.bindings(run), self.fingerprints(run) if registered else ())
 
     def _take(
         self,
