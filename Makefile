@@ -79,7 +79,7 @@ schemas: .venv ## Write schemas/ and docs/reference/ anew from the code's own ty
 
 .PHONY: release-schemas
 release-schemas: .venv ## Keep copies of schemas, and golden events, of versions that have none yet
-	@$(BIN)/python -m everyrun.compatibility
+	@$(BIN)/python -m everyrun.schema_compatibility
 	@EVERYRUN_WRITE=1 $(BIN)/pytest -q tests/unit/test_golden_events.py tests/unit/test_compatibility.py
 
 .PHONY: lock

@@ -13,11 +13,11 @@ import httpx
 from benchmarks import world
 from benchmarks.servers import TOKEN, Servers, row
 from everyrun.log.producer import Producer
-from everyrun.log.ranges import bounds, read_ranges
+from everyrun.log.reading import bounds, read_ranges
 from everyrun.log.topics import cluster_id
-from everyrun.replay.archive import archive
-from everyrun.replay.index import Index, catch_up
-from everyrun.replay.verify import verify
+from everyrun.replay.archive.verify import verify
+from everyrun.replay.archive.writer import archive
+from everyrun.replay.history.index import Index, catch_up
 
 #: The promise about history speaks of a million; EVENTS=1000000 takes some minutes.
 _EVENTS = int(os.environ.get("EVENTS", "200000"))

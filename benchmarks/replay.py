@@ -14,13 +14,13 @@ from benchmarks.processor import _write
 from benchmarks.servers import Servers, row
 from everyrun.log import events, topics
 from everyrun.log.cloudevents import record, timestamp
-from everyrun.log.ranges import read_ranges
+from everyrun.log.reading import read_ranges
 from everyrun.projection import tables
-from everyrun.replay.engine import AT_ONCE, INPUTS, Engine, tables_connection, tables_pool
-from everyrun.replay.moment import offsets_of
-from everyrun.replay.rebuild import workplace
+from everyrun.replay.log_position import offsets_of
+from everyrun.replay.rebuild.engine import AT_ONCE, INPUTS, Engine, tables_connection, tables_pool
+from everyrun.replay.rebuild.rebuild import workplace
 from everyrun.store.sql import beside
-from everyrun.submission.chunks import chunk_id
+from everyrun.submission.intake.chunks import chunk_id
 
 _INPUTS = 1000
 _SIZE = 600

@@ -14,7 +14,7 @@ from aiokafka.errors import KafkaError
 
 from chaos.witness import Witness, unheard, unpublished
 from everyrun.cli import job
-from everyrun.cli.truth import Comparison
+from everyrun.cli.emulator_check import Comparison
 from everyrun.store.pool import POSTGRES_AWAY
 
 _AWAY = (*POSTGRES_AWAY, KafkaError, httpx.TransportError)

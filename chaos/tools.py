@@ -32,14 +32,14 @@ from chaos.strikes import all_ready, strike
 from chaos.witness import Witness
 from everyrun.cli import exits
 from everyrun.cli.job import JobError
-from everyrun.log.ranges import bounds
+from everyrun.log.reading import bounds
 from everyrun.projection import tables
-from everyrun.replay import moment
-from everyrun.replay.asof import SCHEMA as AS_OF_SCHEMA
-from everyrun.replay.asof import AsOf
-from everyrun.replay.engine import INPUTS as TOPICS
-from everyrun.replay.engine import applied_offsets, tables_connection
-from everyrun.replay.rebuild import DEFAULT_SCHEMA
+from everyrun.replay import log_position
+from everyrun.replay.audit.as_of import SCHEMA as AS_OF_SCHEMA
+from everyrun.replay.audit.as_of import AsOf
+from everyrun.replay.rebuild.engine import INPUTS as TOPICS
+from everyrun.replay.rebuild.engine import applied_offsets, tables_connection
+from everyrun.replay.rebuild.rebuild import DEFAULT_SCHEMA
 from everyrun.settings import Settings
 from everyrun.store.pool import POSTGRES_AWAY
 
@@ -134,7 +134,7 @@ class AsOfMoments(Toolbox):
                     offsets = await applied_offsets(live)
                     report = await AsOf(live, offsets).report(submission_id)
                 if report is not None:
-                    return moment.text(offsets), submission_id, json.loads(json.dumps(report))
+                    return log_position.text(offsets), submission_id, json.loads(json.dumps(report))
                 await asyncio.sleep(0.1)
 
     async def prepare(self, submission_id: str) -> None:

@@ -28,7 +28,7 @@ from everyrun.openapi import REF, Problem
 from everyrun.query.api import query_api
 from everyrun.replay.api import replay_api
 from everyrun.settings import Settings, load, variable
-from everyrun.submission.api import submission_api
+from everyrun.submission.api.submissions import submission_api
 
 _KEYS = {
     "batches": "chunk (of a part: the chunk that it was first cut from); of a registered batch the batchId; "

@@ -17,8 +17,8 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from everyrun import telemetry
-from everyrun.garbage import give_back
 from everyrun.limits import LimitedProtocol, patient
+from everyrun.memory import give_back
 from everyrun.redact import redact
 from everyrun.settings import Settings, SettingsError, listen_address, load
 

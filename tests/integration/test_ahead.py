@@ -19,7 +19,7 @@ from everyrun.serve import Health
 from everyrun.settings import Settings
 from everyrun.store.pool import open_pool
 from everyrun.submission.app import _kept_level
-from everyrun.submission.catchup import Level
+from everyrun.submission.recovery.queue_recovery import Level
 from tests.conftest import eventually
 from tests.integration.services import ServiceProcess
 from tests.integration.tables import connect, contents, project

@@ -16,13 +16,13 @@ from pydantic import SecretStr
 
 from everyrun.query.api import query_api
 from everyrun.replay.api import replay_api
-from everyrun.replay.history import History, IndexBehindError, NoHistoryError, Told
+from everyrun.replay.history.history import History, IndexBehindError, NoHistoryError, Told
 from everyrun.settings import Settings
 from everyrun.store import tokens
 from everyrun.store.pool import connection_setup
-from everyrun.submission.api import submission_api
-from everyrun.submission.catchup import Level
+from everyrun.submission.api.submissions import submission_api
 from everyrun.submission.doubts import Doubts
+from everyrun.submission.recovery.queue_recovery import Level
 from everyrun.waiting import Waiting
 from tests.conftest import eventually
 from tests.integration.conftest import CHECKED

@@ -21,14 +21,14 @@ from moto.server import ThreadedMotoServer
 
 from everyrun.log import topics
 from everyrun.log.producer import Producer
-from everyrun.log.ranges import bounds, read_ranges
-from everyrun.replay import archive as archives
-from everyrun.replay import manifest as manifests
-from everyrun.replay import sign
-from everyrun.replay.archive import ArchiveError, archive
-from everyrun.replay.archived import ArchiveReader
-from everyrun.replay.manifest import digest
-from everyrun.replay.verify import Verified, verify
+from everyrun.log.reading import bounds, read_ranges
+from everyrun.replay.archive import manifest as manifests
+from everyrun.replay.archive import signing
+from everyrun.replay.archive import writer as archives
+from everyrun.replay.archive.manifest import digest
+from everyrun.replay.archive.reader import ArchiveReader
+from everyrun.replay.archive.verify import Verified, verify
+from everyrun.replay.archive.writer import ArchiveError, archive
 from everyrun.settings import Settings
 from tests.records import a_world
 
@@ -232,7 +232,7 @@ class Archive:
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("keys") / "key"
-    sign.make_keys(path)
+    signing.make_keys(path)
     return path
 
 
@@ -241,7 +241,7 @@ async def made(settings: Settings, tmp_path_factory: pytest.TempPathFactory, key
     folder = tmp_path_factory.mktemp("made")
     for seed in (7, 8):
         await write_world(settings, seed)
-        await archive(settings, str(folder), sign_key=sign.private_key(keys))
+        await archive(settings, str(folder), sign_key=signing.private_key(keys))
     return folder
 
 
@@ -396,7 +396,7 @@ def the_newest_signature_removed(archived: Archive) -> str:
     ],
 )
 async def test_a_file_is_found(signed: Archive, deed: Callable[[Archive], str], keys: Path) -> None:
-    key = sign.public_key(keys.with_name("key.pub"))
+    key = signing.public_key(keys.with_name("key.pub"))
     file = deed(signed)
     assert file in {f.file for f in (await signed.verify(public_key=key)).findings}
 
@@ -422,7 +422,7 @@ async def test_a_chain_made_anew_is_found_by_the_key_the_noted_hash_and_the_log(
         previous = manifests.hash_of(stored)
     assert (await verify(str(forged))).findings == []
     assert (await verify(str(forged))).notes
-    assert (await verify(str(forged), public_key=sign.public_key(keys.with_name("key.pub")))).findings
+    assert (await verify(str(forged), public_key=signing.public_key(keys.with_name("key.pub")))).findings
     assert (await verify(str(forged), head=noted)).findings
     found = (await verify(str(forged), against_log=signed.settings)).findings
     assert [f.what for f in found] == ["the record differs from the log"]
@@ -456,7 +456,7 @@ async def test_a_forged_file_does_not_hide_behind_an_end_that_the_log_never_had(
 def _refitted(folder: Path, manifest: manifests.Manifest) -> manifests.Manifest:
     import hashlib
 
-    from everyrun.replay import parquet
+    from everyrun.replay.archive import parquet
 
     content = manifests.Content(manifest.topic)
     records = []
@@ -471,12 +471,12 @@ def _refitted(folder: Path, manifest: manifests.Manifest) -> manifests.Manifest:
 
 
 async def test_nothing_is_found_on_an_untouched_archive(signed: Archive, keys: Path) -> None:
-    key = sign.public_key(keys.with_name("key.pub"))
+    key = signing.public_key(keys.with_name("key.pub"))
     found = await signed.verify(public_key=key, against_log=signed.settings)
     assert (found.findings, found.notes, found.signed) == ([], [], found.number)
 
 
 async def test_another_key_is_found(signed: Archive, tmp_path: Path) -> None:
-    sign.make_keys(tmp_path / "other")
-    found = (await signed.verify(public_key=sign.public_key(tmp_path / "other.pub"))).findings
+    signing.make_keys(tmp_path / "other")
+    found = (await signed.verify(public_key=signing.public_key(tmp_path / "other.pub"))).findings
     assert {f.what for f in found} == {"the signature is wrong: it was made with another key"}

@@ -15,13 +15,13 @@ import pytest
 from everyrun.log import topics
 from everyrun.log.cloudevents import Record
 from everyrun.log.producer import Producer
-from everyrun.log.ranges import bounds, read_ranges
+from everyrun.log.reading import bounds, read_ranges
 from everyrun.projection.decode import Poll
 from everyrun.projection.feed import Feed
-from everyrun.replay.asof import SCHEMA, as_of
-from everyrun.replay.engine import INPUTS, Engine, applied_offsets, tables_pool
-from everyrun.replay.moment import MomentError, offsets_of
-from everyrun.replay.rebuild import DEFAULT_SCHEMA
+from everyrun.replay.audit.as_of import SCHEMA, as_of
+from everyrun.replay.log_position import MomentError, offsets_of
+from everyrun.replay.rebuild.engine import INPUTS, Engine, applied_offsets, tables_pool
+from everyrun.replay.rebuild.rebuild import DEFAULT_SCHEMA
 from everyrun.settings import Settings
 from tests.integration.test_rebuild import contents, quiet
 from tests.records import a_world, apart
@@ -113,10 +113,10 @@ async def test_a_time_is_when_everyrun_was_told(settings: Settings) -> None:
 
 KILLED = """
 import asyncio, os, sys
-from everyrun.log.ranges import Stretch
+from everyrun.log.reading import Stretch
 from everyrun.replay import engine
-from everyrun.replay.moment import offsets_of
-from everyrun.replay.rebuild import rebuild
+from everyrun.replay.log_position import offsets_of
+from everyrun.replay.rebuild.rebuild import rebuild
 from everyrun.settings import load
 
 read = open(sys.argv[1], "a")

@@ -13,10 +13,10 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from everyrun.log import events, topics
 from everyrun.log.cloudevents import Record
 from everyrun.log.producer import Producer
-from everyrun.replay.audit import SCHEMA, Audited, audit
-from everyrun.replay.compare import Selection
-from everyrun.replay.engine import Engine, applied_offsets, tables_connection, tables_pool
-from everyrun.replay.moment import offsets_of
+from everyrun.replay.audit.audit import SCHEMA, Audited, audit
+from everyrun.replay.audit.compare import Selection
+from everyrun.replay.log_position import offsets_of
+from everyrun.replay.rebuild.engine import Engine, applied_offsets, tables_connection, tables_pool
 from everyrun.settings import Settings
 from tests.records import a_world, apart, at, batch_event, run_event
 

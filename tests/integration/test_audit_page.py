@@ -13,8 +13,8 @@ from pathlib import Path
 
 import asyncpg
 
-from everyrun.replay import sign
-from everyrun.replay.archive import archive
+from everyrun.replay.archive import signing
+from everyrun.replay.archive.writer import archive
 from everyrun.settings import Settings
 from tests.integration.services import ServiceProcess
 from tests.integration.test_history import a_story, append
@@ -36,8 +36,8 @@ async def test_the_page_leads_from_a_question_to_evidence(
     await service("processor", EVERYRUN_DATA_DIR=tmp_path).ready()
     await everything_applied(settings)
     key = tmp_path / "key"
-    sign.make_keys(key)
-    archived = await archive(settings, str(tmp_path / "archive"), sign_key=sign.private_key(key))
+    signing.make_keys(key)
+    archived = await archive(settings, str(tmp_path / "archive"), sign_key=signing.private_key(key))
     connection = await asyncpg.connect(settings.postgres_dsn.get_secret_value())
     row = await connection.fetchrow("select * from everyrun.results where run_id is not null order by input_id limit 1")
     moment = await connection.fetchval("select now()")

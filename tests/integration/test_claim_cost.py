@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import asyncpg
 import pytest
 
-from everyrun.submission.dispatcher import _sql
+from everyrun.submission.dispatch.dispatcher import _sql
 from tests.integration.costs import pages, settled
 
 pytestmark = pytest.mark.stack

@@ -13,10 +13,11 @@ import httpx
 import pytest
 
 from everyrun.log import topics
-from everyrun.submission import parse, transition
-from everyrun.submission.catchup import catch_up
-from everyrun.submission.dispatcher import Dispatcher
-from everyrun.submission.intake import take_in
+from everyrun.submission.dispatch import transitions
+from everyrun.submission.dispatch.dispatcher import Dispatcher
+from everyrun.submission.intake import parse
+from everyrun.submission.intake.accept import take_in
+from everyrun.submission.recovery.queue_recovery import catch_up
 from tests.integration.conftest import read_topic
 from tests.integration.test_doubts import INSTALLATION, NO_ANSWER, WHY, Vendor, World, world  # noqa: F401
 
@@ -156,7 +157,7 @@ async def test_a_cut_that_was_said_and_not_kept_is_taken_over_from_the_log(
     async def killed(*_: Any) -> None:
         raise RuntimeError("killed")
 
-    monkeypatch.setattr(transition, "insert_parts", killed)
+    monkeypatch.setattr(transitions, "insert_parts", killed)
     with pytest.raises(RuntimeError, match="killed"):
         await world.send()
     monkeypatch.undo()

@@ -30,15 +30,18 @@ from everyrun.projection.feed import Feed
 from everyrun.projection.reader import read_range
 from everyrun.settings import Settings
 from everyrun.store.pool import open_pool
-from everyrun.submission import catchup, dispatcher, keeper, parse, transition
-from everyrun.submission.api import submission_api
-from everyrun.submission.catchup import MARGIN, Level, catch_up
-from everyrun.submission.dispatcher import Dispatcher
+from everyrun.submission import keeper
+from everyrun.submission.api.submissions import submission_api
+from everyrun.submission.dispatch import dispatcher, transitions
+from everyrun.submission.dispatch.dispatcher import Dispatcher
+from everyrun.submission.dispatch.resolver import Resolver
+from everyrun.submission.dispatch.transitions import Transitions
 from everyrun.submission.doubts import Doubts
-from everyrun.submission.intake import take_in
+from everyrun.submission.intake import parse
+from everyrun.submission.intake.accept import take_in
 from everyrun.submission.keeper import Announcer
-from everyrun.submission.resolver import Resolver
-from everyrun.submission.transition import Transitions
+from everyrun.submission.recovery import queue_recovery
+from everyrun.submission.recovery.queue_recovery import MARGIN, Level, catch_up
 from tests.integration.conftest import read_topic
 
 INSTALLATION = "inst_test"
@@ -275,7 +278,7 @@ async def test_the_window_is_as_long_as_it_should_be_by_the_clock_of_the_databas
         def now(cls, tz: Any = None) -> Any:
             return datetime.now(tz) + timedelta(days=days)
 
-    for module in (dispatcher, transition, catchup):
+    for module in (dispatcher, transitions, queue_recovery):
         monkeypatch.setattr(module, "datetime", Wrong)
     left = "select extract(epoch from deadline - now())::float8 from everyrun_queue.chunks"
     window = world.settings.doubt_window
@@ -331,7 +334,7 @@ async def test_evidence_is_found_without_reading_the_runs_of_others(world: World
         """
     )
     await world.pool.execute("analyze everyrun.unmatched_runs")
-    evidence = catchup._sql["evidence"]
+    evidence = queue_recovery._sql["evidence"]
     async with world.pool.acquire() as connection:
         assert len(await connection.fetch(evidence, "inst_test")) == 5
         for mode in ("force_custom_plan", "force_generic_plan"):
@@ -543,7 +546,7 @@ async def test_a_lost_queue_takes_over_what_the_log_knows_and_holds_no_inputs_me
                 yield Poll(poll.topic, poll.partition, [one])
                 alive.append(sum(isinstance(thing, BatchSubmitted) for thing in gc.get_objects()))
 
-    monkeypatch.setattr(catchup, "read_range", one_by_one)
+    monkeypatch.setattr(queue_recovery, "read_range", one_by_one)
     before = sum(isinstance(thing, BatchSubmitted) for thing in gc.get_objects())
     assert await catch_up(world.settings, world.pool, await topics.cluster_id(world.settings)) == 5
     assert max(alive) <= before + 1

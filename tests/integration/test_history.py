@@ -17,17 +17,17 @@ from everyrun.extend.reserved import Reserved
 from everyrun.log import events
 from everyrun.log.cloudevents import record
 from everyrun.log.producer import Producer
-from everyrun.log.ranges import bounds, read_ranges
+from everyrun.log.reading import bounds, read_ranges
 from everyrun.log.topics import cluster_id, identity
 from everyrun.projection import tables
 from everyrun.projection.apply import apply
 from everyrun.projection.decode import Poll
-from everyrun.replay import history as history_module
-from everyrun.replay import index as indexing
 from everyrun.replay.api import replay_api
-from everyrun.replay.history import Historian, IndexBehindError, NoHistoryError, historian
-from everyrun.replay.index import ForeignIndexError, Index, catch_up
-from everyrun.replay.places import TOPICS, Place, said_by
+from everyrun.replay.history import history as history_module
+from everyrun.replay.history import index as indexing
+from everyrun.replay.history.event_index_keys import TOPICS, Place, said_by
+from everyrun.replay.history.history import Historian, IndexBehindError, NoHistoryError, historian
+from everyrun.replay.history.index import ForeignIndexError, Index, catch_up
 from everyrun.settings import Settings
 from tests.conftest import eventually
 from tests.integration.test_replay_jobs import TOKEN

@@ -18,11 +18,17 @@ from pydantic import SecretStr
 from everyrun.extend.client import ExtendError, Page
 from everyrun.settings import Settings
 from everyrun.store.pool import open_pool
-from everyrun.submission.api import submission_api
-from everyrun.submission.catchup import Level
-from everyrun.submission.intake import Accepted, BadRowsError, IdempotencyConflictError, SubmittedBeforeError, take_in
-from everyrun.submission.parse import NDJSON, UploadError, rows
-from everyrun.submission.workflows import Workflows
+from everyrun.submission.api.submissions import submission_api
+from everyrun.submission.intake.accept import (
+    Accepted,
+    BadRowsError,
+    IdempotencyConflictError,
+    SubmittedBeforeError,
+    take_in,
+)
+from everyrun.submission.intake.parse import NDJSON, UploadError, rows
+from everyrun.submission.intake.workflows import Workflows
+from everyrun.submission.recovery.queue_recovery import Level
 from tests.conftest import eventually
 
 pytestmark = pytest.mark.stack

@@ -17,8 +17,8 @@ from everyrun.doctor.ask_postgres import ask_postgres
 from everyrun.log.events import MAX_IDEMPOTENCY_KEY
 from everyrun.query.api import query_api
 from everyrun.settings import Settings
-from everyrun.submission import catchup
-from everyrun.submission.protocol import FILES_LOST_IN_DOUBT, FILES_LOST_UNSENT
+from everyrun.submission.dispatch.protocol import FILES_LOST_IN_DOUBT, FILES_LOST_UNSENT
+from everyrun.submission.recovery import queue_recovery
 from tests.integration.conftest import read_topic
 from tests.integration.test_doubts import NO_ANSWER, WHY, World, world
 
@@ -270,9 +270,9 @@ async def test_a_key_that_is_used_before_the_log_is_read_waits_for_it(
     whole = world.settings.kafka_bootstrap
 
     async def away(*_: object) -> Any:
-        raise catchup.KafkaError("away")
+        raise queue_recovery.KafkaError("away")
 
-    monkeypatch.setattr(catchup, "catch_up", away)
+    monkeypatch.setattr(queue_recovery, "catch_up", away)
     refused = await upload(world, rows(2))
     assert (refused.status_code, refused.json()["code"], "retry-after" in refused.headers) == (503, "UNAVAILABLE", True)
     assert await world.pool.fetchval("select count(*) from everyrun_queue.submissions") == 0
@@ -289,7 +289,7 @@ async def test_a_database_that_is_replaced_while_the_log_is_read_is_read_for_aga
     await upload(world, rows(2))
     await world.send(NO_ANSWER)
     await world.level.advance()
-    read = catchup.end_offsets
+    read = queue_recovery.end_offsets
     lost = False
 
     async def replaced(*given: Any) -> Any:
@@ -300,7 +300,7 @@ async def test_a_database_that_is_replaced_while_the_log_is_read_is_read_for_aga
             await lose(world)
         return found
 
-    monkeypatch.setattr(catchup, "end_offsets", replaced)
+    monkeypatch.setattr(queue_recovery, "end_offsets", replaced)
     await world.level.advance()
     assert await states(world) == {"c00001": "in_doubt"}
 

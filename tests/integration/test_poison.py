@@ -19,7 +19,7 @@ from everyrun.log.cloudevents import Record
 from everyrun.log.producer import Producer
 from everyrun.log.quarantine import quarantined
 from everyrun.log.reader import end_offsets
-from everyrun.projection import content as content_module
+from everyrun.projection import decoded_polls as content_module
 from everyrun.projection import tables
 from everyrun.projection.decode import Poll
 from everyrun.projection.feed import Feed, unstorable

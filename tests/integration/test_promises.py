@@ -26,17 +26,17 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from everyrun.cli.truth import compare
+from everyrun.cli.emulator_check import compare
 from everyrun.extend.reserved import Reserved
 from everyrun.log import events
 from everyrun.log.cloudevents import Record
 from everyrun.projection import tables
 from everyrun.projection.apply import apply
 from everyrun.projection.decode import Poll
-from everyrun.projection.merge import FINAL
 from everyrun.projection.offsets import GapError
-from everyrun.submission.classify import InDoubt, Rejected, Returned, Taken
-from everyrun.submission.protocol import (
+from everyrun.projection.rules.merge import FINAL
+from everyrun.submission.dispatch.classify import InDoubt, Rejected, Returned, Taken
+from everyrun.submission.dispatch.protocol import (
     Answered,
     ChunkState,
     Claimed,

@@ -22,7 +22,7 @@ from everyrun.projection.apply import apply
 from everyrun.query.api import query_api
 from everyrun.settings import Settings
 from everyrun.store.pool import connection_setup
-from everyrun.submission.api import submission_api
+from everyrun.submission.api.submissions import submission_api
 from tests.records import LOG, at, in_polls, lay_out, run_event
 
 TOKEN = "t" * 20

@@ -19,15 +19,15 @@ from pydantic import SecretStr
 
 from everyrun.log import topics
 from everyrun.log.producer import Producer
-from everyrun.log.ranges import bounds
+from everyrun.log.reading import bounds
 from everyrun.projection import tables
-from everyrun.replay import rebuild as rebuilding
-from everyrun.replay import swap
-from everyrun.replay.engine import INPUTS, applied_offsets
-from everyrun.replay.moment import offsets_of
-from everyrun.replay.rebuild import DEFAULT_SCHEMA, ReplayError, rebuild
-from everyrun.replay.shares import Share, ShareError, apply_shares, split
-from everyrun.replay.swap import rebuild_and_swap
+from everyrun.replay.log_position import offsets_of
+from everyrun.replay.rebuild import rebuild as rebuilding
+from everyrun.replay.rebuild import swap
+from everyrun.replay.rebuild.engine import INPUTS, applied_offsets
+from everyrun.replay.rebuild.parallel_rebuild import Share, ShareError, apply_shares, split
+from everyrun.replay.rebuild.rebuild import DEFAULT_SCHEMA, ReplayError, rebuild
+from everyrun.replay.rebuild.swap import rebuild_and_swap
 from everyrun.settings import Settings
 from everyrun.store.migrate import SCHEMAS, migrate
 from tests.conftest import eventually

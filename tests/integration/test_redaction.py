@@ -8,9 +8,10 @@ from datetime import UTC, datetime, timedelta
 import asyncpg
 import pytest
 
-from everyrun.submission import keeper, saying
+from everyrun.submission import keeper
+from everyrun.submission.dispatch import event_records
+from everyrun.submission.dispatch.transitions import inputs_of
 from everyrun.submission.keeper import next_look
-from everyrun.submission.transition import inputs_of
 from tests.integration.conftest import read_topic
 from tests.integration.costs import pages, settled
 from tests.integration.test_doubts import World, world
@@ -58,12 +59,12 @@ async def test_a_later_event_of_an_input_shows_the_same_file_as_the_first(world:
     await world.send()
     (chunk,) = await chunks(world)
     row = await world.pool.fetchrow(keeper._sql["attempt"], chunk)
-    before = saying._shown(await inputs_of(world.pool, row))
+    before = event_records._shown(await inputs_of(world.pool, row))
     await settle(world, chunk)
     for _ in range(2):
         await forget(world)
         assert await redacted(world)
-        assert saying._shown(await inputs_of(world.pool, row)) == before
+        assert event_records._shown(await inputs_of(world.pool, row)) == before
         assert await files(world) == [given.file for given in before]
     assert before[0].file == {"url": "https://files.example/0.pdf", "redacted": True}
 

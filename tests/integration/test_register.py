@@ -18,9 +18,9 @@ from everyrun.log.producer import Producer
 from everyrun.query.api import query_api
 from everyrun.settings import Settings
 from everyrun.store.pool import open_pool
-from everyrun.submission.api import submission_api
-from everyrun.submission.catchup import Level, catch_up
+from everyrun.submission.api.submissions import submission_api
 from everyrun.submission.keeper import Announcer
+from everyrun.submission.recovery.queue_recovery import Level, catch_up
 from tests.conftest import eventually
 from tests.contract.conftest import KEY, WORKFLOW
 from tests.integration.conftest import read_topic

@@ -28,13 +28,13 @@ from standardwebhooks import Webhook
 from everyrun.log import topics
 from everyrun.log.cloudevents import Record
 from everyrun.log.producer import Producer
-from everyrun.log.ranges import Position, bounds, read_ranges
-from everyrun.replay import publish
-from everyrun.replay.archive import archive
-from everyrun.replay.archived import ArchiveReader
-from everyrun.replay.foreign import sibling_prefix
-from everyrun.replay.selection import INPUTS, Selection, SelectionError, narrowed, parse_offsets, subject_of
-from everyrun.replay.targets import TargetError, ToUrl, structured
+from everyrun.log.reading import Position, bounds, read_ranges
+from everyrun.replay.archive.reader import ArchiveReader
+from everyrun.replay.archive.writer import archive
+from everyrun.replay.export import publish
+from everyrun.replay.export.foreign_topics import sibling_prefix
+from everyrun.replay.export.selection import INPUTS, Selection, SelectionError, narrowed, parse_offsets, subject_of
+from everyrun.replay.export.targets import TargetError, ToUrl, structured
 from everyrun.settings import Settings
 from tests.integration.conftest import read_topic
 from tests.records import a_world

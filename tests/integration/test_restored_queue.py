@@ -24,8 +24,8 @@ from everyrun.embedded.webhook import register_webhook
 from everyrun.query.api import query_api
 from everyrun.settings import Settings
 from everyrun.store.pool import open_pool
-from everyrun.submission import parse
-from everyrun.submission.intake import take_in
+from everyrun.submission.intake import parse
+from everyrun.submission.intake.accept import take_in
 from tests.conftest import eventually, free_port
 from tests.contract.conftest import KEY, WORKFLOW, EmulatorProcess
 from tests.integration.services import ServiceProcess

@@ -19,14 +19,14 @@ from everyrun.doctor import ask_postgres, ask_progress, judge_stores
 from everyrun.embedded.kafka import EmbeddedKafka
 from everyrun.embedded.postgres import EmbeddedPostgres
 from everyrun.projection import tables
-from everyrun.replay.rebuild import workplace
+from everyrun.replay.rebuild.rebuild import workplace
 from everyrun.settings import Settings
 from everyrun.store.migrate import MigrationError, migrate
 from everyrun.store.pool import SlowStatementError, open_pool
 from everyrun.store.probe import Probe
 from everyrun.store.session import LIMITS, PoolerError, connect
-from everyrun.submission import parse
-from everyrun.submission.intake import take_in
+from everyrun.submission.intake import parse
+from everyrun.submission.intake.accept import take_in
 from tests.conftest import eventually
 from tests.pgbouncer import needs_pgbouncer, pgbouncer, through
 

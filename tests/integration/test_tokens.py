@@ -19,7 +19,7 @@ from everyrun.settings import Settings
 from everyrun.store import tokens
 from everyrun.store.pool import open_pool
 from everyrun.store.tokens import Tokens
-from everyrun.submission.catchup import catch_up
+from everyrun.submission.recovery.queue_recovery import catch_up
 from everyrun.submission.token_events import announce_tokens
 from tests.conftest import eventually
 from tests.integration.conftest import read_topic

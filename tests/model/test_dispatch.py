@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from everyrun.submission.classify import InDoubt, Rejected, Returned
-from everyrun.submission.protocol import (
+from everyrun.submission.dispatch.classify import InDoubt, Rejected, Returned
+from everyrun.submission.dispatch.protocol import (
     Answered,
     ChunkState,
     Evidence,
@@ -26,7 +26,7 @@ from everyrun.submission.protocol import (
     WindowPassed,
     step,
 )
-from everyrun.submission.takeover import Logged, take_over
+from everyrun.submission.recovery.chunk_recovery import Logged, take_over
 from tests.model.world import Bounds, Model
 
 ATTEMPTS = Bounds(attempts=3, restores=0, decisions=0, kills=0)

@@ -26,8 +26,8 @@ import msgspec
 from msgspec.structs import replace
 
 from everyrun.log import events
-from everyrun.submission.classify import InDoubt, Rejected, Returned, Taken, Unclear
-from everyrun.submission.protocol import (
+from everyrun.submission.dispatch.classify import InDoubt, Rejected, Returned, Taken, Unclear
+from everyrun.submission.dispatch.protocol import (
     FILES_LOST_IN_DOUBT,
     FILES_LOST_UNSENT,
     Adopted,
@@ -48,7 +48,7 @@ from everyrun.submission.protocol import (
     WindowPassed,
     refilled,
 )
-from everyrun.submission.takeover import Logged, read_chunks
+from everyrun.submission.recovery.chunk_recovery import Logged, read_chunks
 
 Stepper = Callable[[ChunkState, Happening], Step]
 TakeOver = Callable[[ChunkState, Logged], ChunkState]

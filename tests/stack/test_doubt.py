@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from everyrun.cli import job
-from everyrun.cli.truth import Comparison
+from everyrun.cli.emulator_check import Comparison
 from everyrun.embedded.stack import Options, Stack
 
 LONG = bool(os.environ.get("EVERYRUN_CHAOS"))

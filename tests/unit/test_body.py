@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from everyrun.submission.body import BodyTooLargeError, receive
+from everyrun.submission.api.body import BodyTooLargeError, receive
+from everyrun.submission.api.request_body import Uploads
 from everyrun.submission.metrics import Metrics
-from everyrun.submission.upload import Uploads
 
 PART = b"x" * (1 << 20)
 
 ENDLESS = """
 import asyncio
-from everyrun.submission.body import receive
+from everyrun.submission.api.body import receive
 
 async def body():
     for _ in range(3):

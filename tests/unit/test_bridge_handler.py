@@ -22,7 +22,7 @@ from everyrun.extend.signature import sign
 from everyrun.log.cloudevents import Record
 from everyrun.log.webhook import SELF_TEST
 from everyrun.projection.decode import run_of
-from everyrun.projection.merge import merge
+from everyrun.projection.rules.merge import merge
 from everyrun.serve import Health, http_server, with_health
 from tests.conftest import eventually, free_port
 from tests.records import Logged

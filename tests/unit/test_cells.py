@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from everyrun.cli.results import CSV_COLUMNS, csv_row
-from everyrun.submission.cells import escape, line, unescape
-from everyrun.submission.columns import Options
-from everyrun.submission.parse import CSV, Reading
+from everyrun.submission.intake.cells import escape, line, unescape
+from everyrun.submission.intake.columns import Options
+from everyrun.submission.intake.parse import CSV, Reading
 from tests.unit.test_cli_results import results, table
 
 FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d")

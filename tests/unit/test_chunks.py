@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from everyrun.submission.chunks import chunk_id, cut_chunks
+from everyrun.submission.intake.chunks import chunk_id, cut_chunks
 
 
 @given(st.lists(st.integers(1, 120), max_size=60), st.integers(1, 9), st.integers(1, 200))

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from everyrun.extend.client import clean, read_error, read_problem, retry_after, sent_at
-from everyrun.submission.classify import (
+from everyrun.submission.dispatch.classify import (
     LONGEST_RETURNED,
     LONGEST_UNHEARD,
     Blocked,

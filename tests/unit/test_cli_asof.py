@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from everyrun.cli import exits
-from everyrun.replay import asof
+from everyrun.replay.audit import as_of
 from tests.unit.cli import everyrun
 
 STACK = {"EVERYRUN_KAFKA_BOOTSTRAP": "127.0.0.1:1", "EVERYRUN_POSTGRES_DSN": "postgresql://u:p@127.0.0.1:1/d"}
@@ -36,7 +36,7 @@ def has(monkeypatch: pytest.MonkeyPatch, count: int, error: Exception | None = N
     async def tables(*_: Any) -> AsyncIterator[Tables]:
         yield Tables(count, error)
 
-    monkeypatch.setattr(asof, "as_of", tables)
+    monkeypatch.setattr(as_of, "as_of", tables)
 
 
 def test_lines_are_written_before_the_last_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 import respx
 import typer
 
-from everyrun.cli import chosen, client, direct, doctor, exits, token
+from everyrun.cli import backends, chosen, client, doctor, exits, token
 from everyrun.settings import load
 from tests.unit.cli import everyrun
 
@@ -45,13 +45,13 @@ def test_without_anything_set_it_is_the_stack(stack: dict[str, Any]) -> None:
     target = client.find(HERE)
     assert (target.api_token, target.workflow_id) == (STACK["api_token"], "workflow_invoices")
     assert (target.extend_base_url, target.extend_api_key) == (STACK["extend_base_url"], "sk_emulator")
-    assert direct.settings_of(HERE).kafka_bootstrap == "127.0.0.1:8"
+    assert backends.settings_of(HERE).kafka_bootstrap == "127.0.0.1:8"
 
 
 def test_a_token_that_is_set_is_the_one_that_is_sent(stack: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EVERYRUN_API_TOKEN", "ert_read_only_0123456789")
     assert client.find(HERE).api_token == "ert_read_only_0123456789"
-    assert direct.settings_of(HERE).api_token.get_secret_value() == "ert_read_only_0123456789"
+    assert backends.settings_of(HERE).api_token.get_secret_value() == "ert_read_only_0123456789"
     assert doctor._settings(HERE)[0].api_token.get_secret_value() == "ert_read_only_0123456789"
     # Not with what is set to nothing, as `EVERYRUN_API_TOKEN= everyrun ...` does.
     monkeypatch.setenv("EVERYRUN_API_TOKEN", "")
@@ -78,7 +78,7 @@ def test_addresses_that_are_set_win(
     stack: dict[str, Any], monkeypatch: pytest.MonkeyPatch, variable: str, name: str, value: str
 ) -> None:
     monkeypatch.setenv(variable, value)
-    for settings in (direct.settings_of(HERE), doctor._settings(HERE)[0]):
+    for settings in (backends.settings_of(HERE), doctor._settings(HERE)[0]):
         found = getattr(settings, name)
         assert getattr(found, "get_secret_value", lambda found=found: found)() == value
     assert token._dsn(HERE) == (value if name == "postgres_dsn" else STACK["postgres_dsn"])

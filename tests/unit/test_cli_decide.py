@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import respx
 
-from everyrun.cli.decide import lines_of
+from everyrun.cli.pause import lines_of
 from everyrun.submission.doubts import can, waits_for, with_force
 from everyrun.submission.pauses import standing
 from tests.unit.cli import SUBMISSION, everyrun

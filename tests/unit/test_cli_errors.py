@@ -12,14 +12,14 @@ import pytest
 import typer
 from aiokafka.errors import KafkaConnectionError
 
-from everyrun.cli import direct, rebuild
+from everyrun.cli import backends, rebuild
 from everyrun.store.pool import POSTGRES_AWAY
 
 AWAY = [*POSTGRES_AWAY, asyncpg.ConnectionDoesNotExistError, KafkaConnectionError]
 
 
 @pytest.mark.parametrize("error", AWAY)
-@pytest.mark.parametrize("run", [rebuild.run, lambda work: direct.run(lambda: work)], ids=["rebuild", "direct"])
+@pytest.mark.parametrize("run", [rebuild.run, lambda work: backends.run(lambda: work)], ids=["rebuild", "direct"])
 def test_a_store_that_goes_away_is_a_message(
     run: Callable[[Any], Any], error: type[Exception], capsys: pytest.CaptureFixture[str]
 ) -> None:

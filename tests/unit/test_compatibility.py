@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from everyrun import compatibility, schemas
-from everyrun.compatibility import breaks
+from everyrun import schema_compatibility, schemas
 from everyrun.log.upcast import version
+from everyrun.schema_compatibility import breaks
 
 TOP = Path(__file__).parents[2]
 RELEASED = TOP / "schemas" / "released"
@@ -99,7 +99,7 @@ def test_what_was_released_is_not_written_over(tmp_path: Path) -> None:
     now = tmp_path / "events"
     now.mkdir()
     (now / "a.json").write_text('{"$id": "x/a/1", "type": "object"}')
-    assert compatibility.release(now, tmp_path / "released") == ["1/a.json"]
+    assert schema_compatibility.release(now, tmp_path / "released") == ["1/a.json"]
     (now / "a.json").write_text('{"$id": "x/a/1", "type": "array"}')
-    assert compatibility.release(now, tmp_path / "released") == []
+    assert schema_compatibility.release(now, tmp_path / "released") == []
     assert "object" in (tmp_path / "released" / "1" / "a.json").read_text()

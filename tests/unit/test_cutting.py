@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from everyrun.log.keys import lineage
-from everyrun.submission.chunks import chunk_id
-from everyrun.submission.cutting import cut, named, part_id
-from everyrun.submission.intake import new_submission_id
+from everyrun.submission.dispatch.cutting import cut, named, part_id
+from everyrun.submission.intake.accept import new_submission_id
+from everyrun.submission.intake.chunks import chunk_id
 
 sizes = st.integers(2, 1000)
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from everyrun.files import whole, write_bytes, write_text
-from everyrun.replay.sign import make_keys
-from everyrun.replay.targets import TargetError, ToFile
+from everyrun.atomic_file import whole, write_bytes, write_text
+from everyrun.replay.archive.signing import make_keys
+from everyrun.replay.export.targets import TargetError, ToFile
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions")
 
@@ -69,7 +69,7 @@ def test_the_error_names_what_was_asked_for(tmp_path: Path) -> None:
 
 
 def test_text_is_utf8_in_every_locale(tmp_path: Path) -> None:
-    code = "import sys; from pathlib import Path; from everyrun.files import write_text; "
+    code = "import sys; from pathlib import Path; from everyrun.atomic_file import write_text; "
     code += "write_text(Path(sys.argv[1]), 'M\\xfcller \\u4f60 \\ud83d\\n')"
     env = {"PATH": os.environ["PATH"], "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], env=env, check=True)

@@ -9,10 +9,8 @@ from functools import reduce
 from hypothesis import given
 from hypothesis import strategies as st
 
-from everyrun.projection.choose import choose, order_in, version_of_attempt, version_of_run
 from everyrun.projection.decode import storable
-from everyrun.projection.join import Row, decide, decide_one
-from everyrun.projection.match import (
+from everyrun.projection.rules.match import (
     BATCH_UNKNOWN,
     NO_BATCH,
     NO_KEY,
@@ -22,7 +20,9 @@ from everyrun.projection.match import (
     in_order,
     match,
 )
-from everyrun.projection.merge import FINAL, Binding, Run, instant, merge, order_of, own_time
+from everyrun.projection.rules.merge import FINAL, Binding, Run, instant, merge, order_of, own_time
+from everyrun.projection.rules.row_version import choose, order_in, version_of_attempt, version_of_run
+from everyrun.projection.rules.run_selection import Row, decide, decide_one
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 moments = st.integers(0, 5).map(lambda n: EPOCH + timedelta(seconds=n))

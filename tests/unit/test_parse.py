@@ -18,8 +18,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from everyrun.submission.parse import CSV, JSON, NDJSON, Options, Reading, Unreadable, UploadError, rows
-from everyrun.submission.rows import BadRow, GoodRow, check_row
+from everyrun.submission.intake.parse import CSV, JSON, NDJSON, Options, Reading, Unreadable, UploadError, rows
+from everyrun.submission.intake.rows import BadRow, GoodRow, check_row
 
 ROWS = [
     {"id": "a", "file": {"url": "https://x.example/1.pdf"}, "metadata": {"n": 1, "t": "q\u00e9\n"}},

@@ -8,8 +8,8 @@ import pytest
 from msgspec.structs import replace
 
 from everyrun.log import events
-from everyrun.submission.classify import InDoubt, Rejected, Returned, Taken
-from everyrun.submission.protocol import (
+from everyrun.submission.dispatch.classify import InDoubt, Rejected, Returned, Taken
+from everyrun.submission.dispatch.protocol import (
     Answered,
     ChunkState,
     Claimed,
@@ -26,7 +26,7 @@ from everyrun.submission.protocol import (
     WindowPassed,
     step,
 )
-from everyrun.submission.takeover import read_chunks, take_over
+from everyrun.submission.recovery.chunk_recovery import read_chunks, take_over
 
 REFUSED = Rejected(400, "INVALID_REQUEST", "no")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from everyrun.submission.chunks import cut_chunks
-from everyrun.submission.refill import Range, gaps, number_gaps, number_of
+from everyrun.submission.intake.chunks import cut_chunks
+from everyrun.submission.intake.refill import Range, gaps, number_gaps, number_of
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=60), st.data())

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 import pytest
 
 from everyrun.projection.decode import Poll
-from everyrun.replay.engine import cut
-from everyrun.replay.moment import MomentError, parse, text
+from everyrun.replay.log_position import MomentError, parse, text
+from everyrun.replay.rebuild.engine import cut
 from tests.records import a_world, lay_out
 
 

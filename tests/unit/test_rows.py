@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from everyrun.submission.rows import (
+from everyrun.submission.intake.rows import (
     REDACTED,
     BadRow,
     GoodRow,

@@ -19,7 +19,7 @@ from everyrun.doctor.ask_extend import ask_extend
 from everyrun.extend.client import Extend, ExtendError
 from everyrun.redact import describe, remember
 from everyrun.settings import Settings, SettingsError, load
-from everyrun.submission.classify import Returned, classify_failure
+from everyrun.submission.dispatch.classify import Returned, classify_failure
 
 #: Too short to be known by its form.
 KEY = "sk_live_0123"

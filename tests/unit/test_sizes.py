@@ -11,7 +11,7 @@ import pytest
 from everyrun.log.cloudevents import Record
 from everyrun.log.producer import MAX_RECORD_BYTES
 from everyrun.log.quarantine import quarantined
-from everyrun.projection import publish, tables
+from everyrun.projection import output_records, tables
 
 MIB = 1 << 20
 
@@ -64,7 +64,7 @@ def a_row(run: bytes | None, **more: Any) -> dict[str, Any]:
 
 
 def published(row: dict[str, Any]) -> dict[str, Any]:
-    made = publish.result_record(row)
+    made = output_records.result_record(row)
     assert size(made) < MAX_RECORD_BYTES
     event: dict[str, Any] = msgspec.json.decode(made.value)
     assert made.headers[0] == ("ce_id", b"sub:1/3")
@@ -92,4 +92,4 @@ def test_texts_about_a_failure_of_any_size_fit() -> None:
 
 def test_what_fits_is_published_as_it_is() -> None:
     row = a_row(b'{"id": "run_1"}')
-    assert b'"run":{"id": "run_1"}' in publish.result_record(row).value
+    assert b'"run":{"id": "run_1"}' in output_records.result_record(row).value

@@ -18,11 +18,11 @@ _SQL = re.compile(
 _NAMES = {
     ("embedded/postgres.py", "OWNER"),
     # The schema of a rebuild: lower case, digits and _, checked when it is named.
-    ("replay/rebuild.py", "self.name"),
-    ("replay/rebuild.py", "self.name, table"),
-    ("replay/swap.py", "BEFORE"),
-    ("replay/swap.py", "LIVE, BEFORE"),
-    ("replay/swap.py", "place.name, LIVE"),
+    ("replay/rebuild/rebuild.py", "self.name"),
+    ("replay/rebuild/rebuild.py", "self.name, table"),
+    ("replay/rebuild/swap.py", "BEFORE"),
+    ("replay/rebuild/swap.py", "LIVE, BEFORE"),
+    ("replay/rebuild/swap.py", "place.name, LIVE"),
 }
 
 

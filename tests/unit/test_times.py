@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from everyrun.cli import exits
-from everyrun.replay import asof
-from everyrun.replay.asked import jobs
+from everyrun.replay.audit import as_of
+from everyrun.replay.jobs.job_requests import jobs
 from everyrun.replay.times import TimeError, parse_time
 from tests.unit.cli import everyrun
 from tests.unit.test_cli_asof import STACK
@@ -82,7 +82,7 @@ def test_the_command_takes_so_long_ago_for_a_time(monkeypatch: pytest.MonkeyPatc
         asked.append(moment)
         raise RuntimeError
 
-    monkeypatch.setattr(asof, "as_of", tables)
+    monkeypatch.setattr(as_of, "as_of", tables)
     for command in (("as-of", "-5m", "report", "sub_1"), ("as-of", "yesterday 12:00 Europe/Berlin", "row", "sub_1:a")):
         assert isinstance(everyrun(*command, **STACK).exception, RuntimeError)
     assert timedelta(minutes=4) < datetime.now(UTC) - asked[0] < timedelta(minutes=6)

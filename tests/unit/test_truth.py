@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from everyrun.cli.truth import least_requests
+from everyrun.cli.emulator_check import least_requests
 
 
 def line(batch_id: str, delivered: int) -> dict:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from everyrun.extend.vendor import EMULATOR, difference, vendor
+from everyrun.extend.installation_binding import EMULATOR, difference, vendor
 
 
 @pytest.mark.parametrize(

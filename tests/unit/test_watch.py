@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from everyrun.processor.metrics import Metrics
-from everyrun.processor.watch import Watch
+from everyrun.processor.stall_watchdog import Watch
 from everyrun.serve import Health
 from everyrun.settings import Settings
 

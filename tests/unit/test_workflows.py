@@ -11,8 +11,8 @@ import pytest
 
 from everyrun.extend.client import Extend
 from everyrun.settings import Settings
-from everyrun.submission import workflows
-from everyrun.submission.workflows import UnknownWorkflowError, Workflows, not_there
+from everyrun.submission.intake import workflows
+from everyrun.submission.intake.workflows import UnknownWorkflowError, Workflows, not_there
 
 NONE = {"code": "NOT_FOUND", "message": "no such workflow", "retryable": False}
 LIST = {"object": "list", "data": [{"object": "workflow", "id": "workflow_invoices", "name": "Invoices"}]}

@@ -13,16 +13,16 @@ from rich.markup import escape
 from everyrun import __version__
 from everyrun.cli import (
     archive,
-    asof,
+    as_of,
     audit,
-    decide,
     demo,
     doctor,
     doubt,
     exits,
     history,
     overdue,
-    prepare,
+    pause,
+    provision,
     quarantine,
     rebuild,
     register,
@@ -67,13 +67,13 @@ results.register(app)
 overdue.register(app)
 unmatched.register(app)
 doubt.register(app)
-decide.register(app)
+pause.register(app)
 quarantine.register(app)
-prepare.register(app)
+provision.register(app)
 token.register(app)
 rebuild.register(app)
 audit.register(app)
-asof.register(app)
+as_of.register(app)
 archive.register(app)
 replay.register(app)
 history.register(app)

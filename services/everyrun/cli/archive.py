@@ -11,13 +11,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from everyrun.cli import exits
-from everyrun.cli.bulk import bulk_progress
+from everyrun.cli.backends import run, settings_of
 from everyrun.cli.client import DataDir
 from everyrun.cli.console import err, fail, folding, out, print_table
-from everyrun.cli.direct import run, settings_of
+from everyrun.cli.progress_bar import bulk_progress
 
 if TYPE_CHECKING:
-    from everyrun.replay.verify import Verified
+    from everyrun.replay.archive.verify import Verified
 
 archive_app = typer.Typer(
     invoke_without_command=True,
@@ -54,8 +54,8 @@ def archive(
         return
     if not to:
         raise typer.BadParameter("--to DIR|URL says where the archive is", param_hint="--to")
-    from everyrun.replay import archive as archives
-    from everyrun.replay.sign import KeyFileError, private_key
+    from everyrun.replay.archive import writer as archives
+    from everyrun.replay.archive.signing import KeyFileError, private_key
 
     unknown = set(topic or ()) - set(archives.kept_topics())
     if unknown:
@@ -95,9 +95,9 @@ def verify(
 
     Example: everyrun archive verify --from /backup/everyrun --public-key everyrun.key.pub
     """
-    from everyrun.replay import verify as verifying
-    from everyrun.replay.sign import KeyFileError
-    from everyrun.replay.sign import public_key as read_key
+    from everyrun.replay.archive import verify as verifying
+    from everyrun.replay.archive.signing import KeyFileError
+    from everyrun.replay.archive.signing import public_key as read_key
 
     try:
         key = read_key(public_key) if public_key else None
@@ -143,7 +143,7 @@ def list_files(
     """
     import msgspec
 
-    from everyrun.replay.archived import ArchiveReader
+    from everyrun.replay.archive.reader import ArchiveReader
 
     chain = run(lambda: ArchiveReader.open(place)).manifests
     if as_json:
@@ -168,7 +168,7 @@ def keygen(
 
     Example: everyrun archive keygen everyrun.key
     """
-    from everyrun.replay.sign import make_keys
+    from everyrun.replay.archive.signing import make_keys
 
     try:
         public = make_keys(file)

@@ -11,14 +11,14 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from everyrun.cli.backends import settings_of
 from everyrun.cli.client import DataDir
 from everyrun.cli.console import err, folding, out, print_table
-from everyrun.cli.direct import settings_of
 from everyrun.cli.rebuild import PANEL, counted, run
 
 if TYPE_CHECKING:
-    from everyrun.replay.audit import Audited
-    from everyrun.replay.differ import Difference
+    from everyrun.replay.audit.audit import Audited
+    from everyrun.replay.audit.row_diff import Difference
 
 _DIFFERENCES, _COULD_NOT_RUN = 1, 2
 _WIDE = 60
@@ -49,8 +49,8 @@ def audit(
 
     Example: everyrun audit --submission sub_01k... --format jsonl > differences.jsonl
     """
-    from everyrun.replay.audit import audit as compare
-    from everyrun.replay.compare import Selection
+    from everyrun.replay.audit.audit import audit as compare
+    from everyrun.replay.audit.compare import Selection
 
     chosen = Selection(batch, submission, _time(since, "--since"), _time(until, "--until"))
     settings = settings_of(data_dir, "kafka_bootstrap", "postgres_dsn")

@@ -15,14 +15,14 @@ import typer
 from rich.live import Live
 from rich.table import Table
 
+from everyrun.atomic_file import write_text
 from everyrun.cli import exits, job
 from everyrun.cli.console import err, fail, out, part_event, print_table
+from everyrun.cli.emulator_check import Comparison, least_requests
 from everyrun.cli.progress import JobProgress
 from everyrun.cli.signals import StoppedError, until_stopped
 from everyrun.cli.stack import Faults, Plan, Processors, RunSeconds, Seed, check_emulator_options
-from everyrun.cli.truth import Comparison, least_requests
 from everyrun.embedded.state import NO_PROXY
-from everyrun.files import write_text
 
 #: Time-outs and windows of a demo: short, so that faults are seen to be mended.
 SHORT = {

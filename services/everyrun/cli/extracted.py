@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from typing import IO, Any
 
-from everyrun.submission.cells import line
+from everyrun.submission.intake.cells import line
 
 Place = tuple[str, ...]
 """Where a value stands: the step's name, then a key a level."""

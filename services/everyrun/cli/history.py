@@ -11,13 +11,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from everyrun.cli import exits
-from everyrun.cli.bulk import bulk_progress
+from everyrun.cli.backends import run, settings_of
 from everyrun.cli.client import DataDir
 from everyrun.cli.console import err, fail, folding, out, print_table
-from everyrun.cli.direct import run, settings_of
+from everyrun.cli.progress_bar import bulk_progress
 
 if TYPE_CHECKING:
-    from everyrun.replay.history import History
+    from everyrun.replay.history.history import History
     from everyrun.settings import Settings
 
 
@@ -41,7 +41,7 @@ def history(
     Example: everyrun history sub_01k...:invoice-000017
     """
     settings = settings_of(data_dir, "kafka_bootstrap", "postgres_dsn")
-    from everyrun.replay.history import IndexBehindError, NoHistoryError
+    from everyrun.replay.history.history import IndexBehindError, NoHistoryError
 
     with bulk_progress("not indexed yet", "records") as progress:
         try:
@@ -63,8 +63,8 @@ def history(
 async def _ask(settings: Settings, identifier: str, progress: Callable[[int, int], None]) -> History:
     import asyncpg
 
-    from everyrun.replay.history import historian
-    from everyrun.replay.index import ForeignIndexError, catch_up
+    from everyrun.replay.history.history import historian
+    from everyrun.replay.history.index import ForeignIndexError, catch_up
     from everyrun.store.pool import open_pool
 
     no_index = (asyncpg.InsufficientPrivilegeError, asyncpg.ReadOnlySQLTransactionError, asyncpg.UndefinedTableError)

@@ -10,7 +10,7 @@ from typing import Any
 import asyncpg
 import httpx
 
-from everyrun.cli.truth import Comparison, compare
+from everyrun.cli.emulator_check import Comparison, compare
 from everyrun.store.pool import POSTGRES_AWAY
 
 #: A service that is being started again is waited for this long, in seconds.

@@ -13,12 +13,12 @@ import msgspec
 
 from everyrun.cli import folder
 from everyrun.cli.folder import shown
-from everyrun.submission.chunks import Cutter
-from everyrun.submission.columns import DELIMITERS, Options
-from everyrun.submission.intake import new_submission_id
-from everyrun.submission.parse import CSV, JSON, NDJSON, Reading, Row
-from everyrun.submission.rows import BadRow, check_row, id_twice
-from everyrun.submission.text import EncodingError, UploadError
+from everyrun.submission.intake.accept import new_submission_id
+from everyrun.submission.intake.chunks import Cutter
+from everyrun.submission.intake.columns import DELIMITERS, Options
+from everyrun.submission.intake.parse import CSV, JSON, NDJSON, Reading, Row
+from everyrun.submission.intake.rows import BadRow, check_row, id_twice
+from everyrun.submission.intake.text import EncodingError, UploadError
 
 KINDS = {".csv": CSV, ".tsv": CSV, ".ndjson": NDJSON, ".jsonl": NDJSON, ".json": JSON}
 _DELIMITER_NAMES = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|"}

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from everyrun.cli import exits
-from everyrun.cli.bulk import bulk_progress
+from everyrun.cli.backends import settings_of
 from everyrun.cli.client import DataDir
 from everyrun.cli.console import err, fail
-from everyrun.cli.direct import settings_of
+from everyrun.cli.progress_bar import bulk_progress
 from everyrun.cli.signals import StoppedError, until_stopped
-from everyrun.garbage import collect_seldom
+from everyrun.memory import collect_seldom
 from everyrun.redact import describe
 
 if TYPE_CHECKING:
-    from everyrun.replay.engine import Progress
-    from everyrun.replay.moment import Moment
+    from everyrun.replay.log_position import Moment
+    from everyrun.replay.rebuild.engine import Progress
 
 T = TypeVar("T")
 
@@ -60,9 +60,10 @@ def rebuild(
 
     Example: everyrun rebuild --swap
     """
-    from everyrun.replay import moment, rebuild
-    from everyrun.replay import swap as swapping
-    from everyrun.replay.archived import ArchiveAndLog
+    from everyrun.replay import log_position
+    from everyrun.replay.archive.reader import ArchiveAndLog
+    from everyrun.replay.rebuild import rebuild
+    from everyrun.replay.rebuild import swap as swapping
 
     if swap and until is not None:
         raise typer.BadParameter("--swap brings the tables to where the live ones are: give no --until with it")
@@ -86,7 +87,7 @@ def rebuild(
             if done.left_over:
                 err.print(f"[yellow]The tables before are still there, in schema {done.left_over}: {done.why}[/]")
             return
-        offsets = await moment.offsets_of(settings, wanted)
+        offsets = await log_position.offsets_of(settings, wanted)
         source = await ArchiveAndLog.open(from_archive, settings) if from_archive else None
         made = await rebuild.rebuild(
             settings, offsets, tell, schema=name, fresh=fresh, source=source, processes=processes
@@ -100,11 +101,11 @@ def rebuild(
 
 def moment_of(text: str, option: str) -> Moment:
     """The moment that a parameter names. Ends the command as wrongly called where it names none."""
-    from everyrun.replay import moment
+    from everyrun.replay import log_position
 
     try:
-        return moment.parse(text)
-    except moment.MomentError as error:
+        return log_position.parse(text)
+    except log_position.MomentError as error:
         raise typer.BadParameter(str(error), param_hint=option) from None
 
 
@@ -124,9 +125,9 @@ def run(work: Coroutine[Any, Any, T], code: int = exits.ERROR) -> T:
     from aiokafka.errors import KafkaError
 
     from everyrun.projection.offsets import ForeignLogError
-    from everyrun.replay.archive import ArchiveError
-    from everyrun.replay.moment import MomentError
-    from everyrun.replay.rebuild import ReplayError
+    from everyrun.replay.archive.writer import ArchiveError
+    from everyrun.replay.log_position import MomentError
+    from everyrun.replay.rebuild.rebuild import ReplayError
     from everyrun.settings import SettingsError
     from everyrun.store.migrate import MigrationError
     from everyrun.store.pool import POSTGRES_AWAY

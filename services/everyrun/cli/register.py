@@ -23,7 +23,7 @@ from everyrun.cli.submit import (
     show_bad_rows,
 )
 from everyrun.cli.watch import follow
-from everyrun.submission.parse import NDJSON
+from everyrun.submission.intake.parse import NDJSON
 
 
 def register(app: typer.Typer) -> None:

@@ -10,10 +10,10 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from everyrun.cli.bulk import bulk_progress
+from everyrun.cli.backends import run, settings_of
 from everyrun.cli.client import DataDir
 from everyrun.cli.console import err, fail, out, print_table
-from everyrun.cli.direct import run, settings_of
+from everyrun.cli.progress_bar import bulk_progress
 from everyrun.settings import Settings, SettingsError, load
 
 
@@ -59,9 +59,9 @@ def replay(
 
     Example: everyrun replay --to audit-2026 --batch batch_01k... --since 2026-03-03T12:00:00Z
     """
-    from everyrun.replay import again
-    from everyrun.replay import selection as selecting
-    from everyrun.replay.targets import TargetError
+    from everyrun.replay.export import replay_events
+    from everyrun.replay.export import selection as selecting
+    from everyrun.replay.export.targets import TargetError
 
     try:
         selection = selecting.Selection(
@@ -76,20 +76,20 @@ def replay(
     except selecting.SelectionError as error:
         raise typer.BadParameter(str(error)) from None
     settings = _settings(data_dir, to, from_archive, dry_run)
-    kind = again.kind_of(to)
+    kind = replay_events.kind_of(to)
     if not force:
         try:
-            again.refuse_own(settings, to)
+            replay_events.refuse_own(settings, to)
         except TargetError as error:
             fail(f"{error}. --force, if that is meant.")
-    place = None if dry_run or to == "-" else again.place_of(settings, data_dir, to, selection, from_archive)
+    place = None if dry_run or to == "-" else replay_events.place_of(settings, data_dir, to, selection, from_archive)
     if place is not None and anew:
         place.unlink(missing_ok=True)
     if kind == "file" and place is not None and Path(to).exists() and not place.exists():
         fail(f"{to} is there already: take it away, or choose another")
     with bulk_progress("read", "records") as progress:
         counts = run(
-            lambda: again.replay_to(
+            lambda: replay_events.replay_to(
                 settings,
                 selection,
                 None if dry_run else to,
@@ -116,7 +116,7 @@ def _time(text: str | None, option: str) -> datetime | None:
 
 
 def _settings(data_dir: Path, to: str, from_archive: str | None, dry_run: bool) -> Settings:
-    from everyrun.replay.again import kind_of
+    from everyrun.replay.export.replay_events import kind_of
 
     kind = kind_of(to)
     needs = [] if from_archive and (kind != "topic" or dry_run) else ["kafka_bootstrap"]

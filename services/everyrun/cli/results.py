@@ -13,14 +13,14 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from everyrun.atomic_file import whole
 from everyrun.cli import exits
 from everyrun.cli.client import PATIENCE, Client, DataDir, find
 from everyrun.cli.console import err, fail, folding, print_table, standard_output
 from everyrun.cli.extracted import write_table
 from everyrun.cli.watch import SubmissionId
-from everyrun.files import whole
-from everyrun.submission.cells import line
-from everyrun.submission.rows import REDACTED
+from everyrun.submission.intake.cells import line
+from everyrun.submission.intake.rows import REDACTED
 
 #: A table has so many rows at the most.
 SHOWN = 200

@@ -31,8 +31,8 @@ from everyrun.cli.console import err, fail, folding, out, print_table, say_unche
 from everyrun.cli.folder import shown
 from everyrun.cli.upload import Account, Journal, UploadFailedError, upload_all
 from everyrun.cli.watch import follow
-from everyrun.submission.columns import Options
-from everyrun.submission.parse import NDJSON
+from everyrun.submission.intake.columns import Options
+from everyrun.submission.intake.parse import NDJSON
 
 #: Names that stand for all of their kind in the summary.
 _NAMES = 3

@@ -8,9 +8,9 @@ from base64 import urlsafe_b64encode
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from everyrun.atomic_file import write_text
 from everyrun.embedded.jars import cache_folder, classpath
 from everyrun.embedded.process import PlatformError, tie
-from everyrun.files import write_text
 
 _PROPERTIES = """\
 process.roles=broker,controller

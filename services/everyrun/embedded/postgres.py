@@ -13,8 +13,8 @@ from pathlib import Path
 
 import asyncpg
 
+from everyrun.atomic_file import write_text
 from everyrun.embedded.process import PlatformError, tie, working_in
-from everyrun.files import write_text
 
 _SETTINGS = """
 listen_addresses = '127.0.0.1'

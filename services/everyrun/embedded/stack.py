@@ -22,7 +22,7 @@ from everyrun.embedded.postgres import STOP_SIGNAL, EmbeddedPostgres
 from everyrun.embedded.process import check_platform
 from everyrun.embedded.state import FolderLock, StackError, load_state, write_private
 from everyrun.embedded.webhook import register_webhook
-from everyrun.extend import vendor
+from everyrun.extend import installation_binding
 from everyrun.log import topics
 from everyrun.redact import describe
 from everyrun.settings import Settings, SettingsError, load
@@ -172,7 +172,9 @@ class Stack:
         """Refuse at once what the services would wait for without end: a folder that is of another Extend."""
         url = self._settings.extend_base_url if self._options.extend else parts.url(self._state, "emulator")
         dsn = SecretStr(self.endpoints["postgres_dsn"])
-        problem = await vendor.problem(self._settings.model_copy(update={"extend_base_url": url, "postgres_dsn": dsn}))
+        problem = await installation_binding.problem(
+            self._settings.model_copy(update={"extend_base_url": url, "postgres_dsn": dsn})
+        )
         if problem is not None:
             raise StackError(problem)
 

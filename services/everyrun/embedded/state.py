@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from everyrun.files import write_text
+from everyrun.atomic_file import write_text
 from everyrun.redact import passwords_of, remember
 
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")

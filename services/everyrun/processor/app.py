@@ -14,17 +14,17 @@ import asyncpg
 import faust
 
 from everyrun.failpoints import hit
-from everyrun.garbage import collect_seldom
 from everyrun.log import topics
 from everyrun.log.connection import tls
 from everyrun.log.producer import Producer
+from everyrun.memory import collect_seldom
+from everyrun.processor.backfill import INPUTS, Healer
 from everyrun.processor.commits import Transport
 from everyrun.processor.fetching import MAX_RECORDS
-from everyrun.processor.healer import INPUTS, Healer
 from everyrun.processor.metrics import Metrics
 from everyrun.processor.polls import WholePolls, joined, transactions
 from everyrun.processor.publisher import Publisher
-from everyrun.processor.watch import Watch
+from everyrun.processor.stall_watchdog import Watch
 from everyrun.projection import tables
 from everyrun.projection.apply import Applied
 from everyrun.projection.feed import Feed

@@ -8,8 +8,8 @@ from typing import Any
 from faust.types import TP
 from faust.types.transports import SchedulingStrategyT
 
+from everyrun.log.batching import weighed
 from everyrun.processor.fetching import size_of
-from everyrun.processor.weighed import weighed
 from everyrun.projection.decode import LogRecord, Poll
 
 

@@ -14,21 +14,21 @@ from typing import cast
 
 import asyncpg
 
+from everyrun.log.batching import weighed
 from everyrun.log.producer import Log
 from everyrun.log.topics import LogIdentity
-from everyrun.processor.weighed import weighed
-from everyrun.projection import publish, tables
+from everyrun.projection import output_records, tables
 from everyrun.projection.apply import Applied
 from everyrun.projection.feed import AWAY, Feed
-from everyrun.projection.join import Home
 from everyrun.projection.offsets import Position, behind, positions
-from everyrun.projection.publish import Row
+from everyrun.projection.output_records import Row
+from everyrun.projection.rules.run_selection import Home
 from everyrun.projection.state import State
 from everyrun.store.sql import beside
 from everyrun.telemetry import log
 
 _log = log(__name__)
-_sql = beside(publish.__file__, "apply.sql")
+_sql = beside(output_records.__file__, "apply.sql")
 #: Rows published at once at most, and bytes of their runs. As Postgres stores them, that is compressed, where they are
 #: read: a few times as much is in memory then.
 _AT_ONCE, _PAGE_BYTES = 1000, 8 << 20
@@ -124,7 +124,7 @@ class Publisher:
         Another worker, or our own next transaction, may have written a later state since ours was read, and published
         it before ours. What it writes after we looked it publishes after us.
         """
-        await self._results.append([publish.result_record(row) for row in rows])
+        await self._results.append([output_records.result_record(row) for row in rows])
         published = {row["input_id"]: (row["version"], row["observed_at"]) for row in rows}
         moved = {}
         async with self._applied_up_to(needed) as connection:
@@ -142,11 +142,11 @@ class Publisher:
             if homes:
                 columns = [list(column) for column in zip(*sorted(homes), strict=True)]
                 rows = await connection.fetch(_sql["present_attempts"], *columns)
-                reports = [publish.batch_record(row, time.time()) for row in rows]
+                reports = [output_records.batch_record(row, time.time()) for row in rows]
                 accepted |= {row["submission_id"] for row in rows if row["state"] in ("SETTLED", "REFUSED")}
             if accepted:
                 rows = await connection.fetch(_sql["settled_submissions"], sorted(accepted))
-                reports += [publish.submission_record(row, time.time()) for row in rows]
+                reports += [output_records.submission_record(row, time.time()) for row in rows]
         if reports:
             await self._results.append(reports)
 

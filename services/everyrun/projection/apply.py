@@ -18,10 +18,12 @@ import asyncpg
 
 from everyrun.failpoints import hit
 from everyrun.log.topics import LogIdentity
-from everyrun.projection import attempts, offsets, tables, write
-from everyrun.projection.content import Content, Poison, Refused, read
+from everyrun.projection import offsets, tables, write
 from everyrun.projection.decode import Poll
-from everyrun.projection.join import (
+from everyrun.projection.decoded_polls import Content, Poison, Refused, read
+from everyrun.projection.rules import attempts
+from everyrun.projection.rules.merge import Run
+from everyrun.projection.rules.run_selection import (
     Decision,
     Deltas,
     Home,
@@ -33,8 +35,7 @@ from everyrun.projection.join import (
     home_of,
     needs_all_runs,
 )
-from everyrun.projection.matching import Matching, OutOfPlaceError
-from everyrun.projection.merge import Run
+from everyrun.projection.run_matcher import Matching, OutOfPlaceError
 from everyrun.projection.state import State
 from everyrun.store.sql import beside
 

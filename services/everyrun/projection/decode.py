@@ -14,7 +14,7 @@ from everyrun.extend import reserved
 from everyrun.log import events
 from everyrun.log.cloudevents import header
 from everyrun.log.upcast import TooNewError, upcast
-from everyrun.projection.merge import FINAL, Binding, Run, instant, order_of, own_time, trimmed
+from everyrun.projection.rules.merge import FINAL, Binding, Run, instant, order_of, own_time, trimmed
 
 
 class LogRecord(Protocol):

@@ -15,8 +15,8 @@ from everyrun.log.quarantine import RETRY_OF, quarantined
 from everyrun.log.topics import LogIdentity
 from everyrun.projection import offsets
 from everyrun.projection.apply import Applied, apply
-from everyrun.projection.content import Poison
 from everyrun.projection.decode import Poll
+from everyrun.projection.decoded_polls import Poison
 from everyrun.projection.offsets import GapError, Position, greatest
 from everyrun.projection.reader import read_range
 from everyrun.projection.schema import GONE

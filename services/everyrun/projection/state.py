@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from everyrun.projection.join import Decision, Row, home_of
-from everyrun.projection.merge import SETTLED
+from everyrun.projection.rules.merge import SETTLED
+from everyrun.projection.rules.run_selection import Decision, Row, home_of
 from everyrun.projection.tables import run_values
 
 

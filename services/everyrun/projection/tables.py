@@ -11,10 +11,10 @@ import msgspec
 from msgspec.structs import replace
 
 from everyrun.log import events
-from everyrun.projection.choose import order_in
 from everyrun.projection.decode import Fact, storable
-from everyrun.projection.join import Row, home_of
-from everyrun.projection.merge import Binding, Run, instant
+from everyrun.projection.rules.merge import Binding, Run, instant
+from everyrun.projection.rules.row_version import order_in
+from everyrun.projection.rules.run_selection import Row, home_of
 
 SCHEMA = "everyrun"
 

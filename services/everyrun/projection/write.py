@@ -8,11 +8,12 @@ from typing import Any
 import asyncpg
 
 from everyrun.extend import reserved
-from everyrun.projection import attempts, decisions, tables
-from everyrun.projection.content import Content
+from everyrun.projection import tables
 from everyrun.projection.decode import Fact
-from everyrun.projection.join import Decision, Deltas, Home, version_of
-from everyrun.projection.matching import Matching
+from everyrun.projection.decoded_polls import Content
+from everyrun.projection.rules import attempts, decisions
+from everyrun.projection.rules.run_selection import Decision, Deltas, Home, version_of
+from everyrun.projection.run_matcher import Matching
 from everyrun.projection.state import State
 from everyrun.store.sql import beside
 

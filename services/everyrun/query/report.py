@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from everyrun.projection.merge import SETTLED
+from everyrun.projection.rules.merge import SETTLED
 from everyrun.waiting import Waiting, by_status, lost, waiting_of
 
 

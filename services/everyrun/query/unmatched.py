@@ -9,8 +9,8 @@ from fastapi import FastAPI, Query
 
 from everyrun.http import ApiError, scope
 from everyrun.openapi import answers
-from everyrun.projection.match import REASONS
-from everyrun.projection.merge import instant
+from everyrun.projection.rules.match import REASONS
+from everyrun.projection.rules.merge import instant
 from everyrun.query import cursor as cursors
 from everyrun.query.answers import Unmatched
 from everyrun.query.paging import after, clean, plain

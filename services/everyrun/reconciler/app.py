@@ -12,8 +12,8 @@ from prometheus_client import CollectorRegistry
 from everyrun import telemetry
 from everyrun.extend.budget import shared
 from everyrun.extend.client import Extend
+from everyrun.extend.installation_binding import PART, wait_until_same
 from everyrun.extend.metrics import count_requests
-from everyrun.extend.vendor import PART, wait_until_same
 from everyrun.log import topics
 from everyrun.log.producer import Producer
 from everyrun.reconciler.deliveries import Deliveries, deliveries_consumer

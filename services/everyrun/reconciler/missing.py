@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from everyrun.projection.merge import instant, own_time
+from everyrun.projection.rules.merge import instant, own_time
 
 #: Statuses that a run leaves by itself: not worth a Get (SDK 1.20.0, types/workflow_run_status.py).
 _PASSING = frozenset({"PENDING", "PROCESSING"})

@@ -12,12 +12,12 @@ from fastapi import FastAPI, Query, Request
 from everyrun.http import ApiError, api, caller, scope
 from everyrun.openapi import answers
 from everyrun.replay.answers import Jobs, JobShown
-from everyrun.replay.asked import Job
-from everyrun.replay.history import Historian, history_routes
+from everyrun.replay.history.history import Historian, history_routes
+from everyrun.replay.jobs.job_requests import Job
 from everyrun.settings import Settings
 from everyrun.store.sql import beside
 
-_sql = beside(__file__, "jobs.sql")
+_sql = beside(__file__, "jobs/jobs.sql")
 
 
 def replay_api(settings: Settings, pool: asyncpg.Pool, asked: Callable[[], Historian]) -> FastAPI:

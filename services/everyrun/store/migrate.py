@@ -21,7 +21,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 SCHEMAS = {
     "everyrun": _PACKAGE / "projection" / "migrations",
     "everyrun_queue": _PACKAGE / "submission" / "migrations",
-    "everyrun_index": _PACKAGE / "replay" / "index_migrations",
+    "everyrun_index": _PACKAGE / "replay" / "history" / "migrations",
 }
 
 

@@ -41,5 +41,5 @@ class Statements:
 
 
 def beside(module_file: str, name: str) -> Statements:
-    """The statements of the file ``name`` that lies beside a module: ``beside(__file__, 'queue.sql')``."""
-    return Statements(Path(module_file).with_name(name))
+    """Return the statements of the file ``name``, relative to a module's folder: ``beside(__file__, "query.sql")``."""
+    return Statements(Path(module_file).parent / name)

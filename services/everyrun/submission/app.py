@@ -9,8 +9,8 @@ import asyncpg
 
 from everyrun.extend.budget import shared
 from everyrun.extend.client import Extend
+from everyrun.extend.installation_binding import PART, wait_until_same
 from everyrun.extend.metrics import count_requests
-from everyrun.extend.vendor import PART, wait_until_same
 from everyrun.log import topics
 from everyrun.log.producer import Producer
 from everyrun.serve import Health, http_server, run_service, with_health
@@ -18,17 +18,17 @@ from everyrun.settings import Settings
 from everyrun.store.pool import POSTGRES_AWAY, is_slow, open_pool
 from everyrun.store.probe import keep_probing
 from everyrun.store.sql import beside
-from everyrun.submission.api import submission_api
-from everyrun.submission.catchup import Level
-from everyrun.submission.dispatcher import AWAY, Dispatcher
+from everyrun.submission.api.request_body import Uploads
+from everyrun.submission.api.submissions import submission_api
+from everyrun.submission.dispatch.dispatcher import AWAY, Dispatcher
+from everyrun.submission.dispatch.resolver import Resolver
+from everyrun.submission.dispatch.transitions import Transitions
 from everyrun.submission.doubts import Doubts
+from everyrun.submission.intake.workflows import Workflows
 from everyrun.submission.keeper import Announcer, forget, repeat
 from everyrun.submission.metrics import Metrics
-from everyrun.submission.resolver import Resolver
+from everyrun.submission.recovery.queue_recovery import Level
 from everyrun.submission.token_events import announce_tokens
-from everyrun.submission.transition import Transitions
-from everyrun.submission.upload import Uploads
-from everyrun.submission.workflows import Workflows
 from everyrun.telemetry import log
 
 _log = log(__name__)

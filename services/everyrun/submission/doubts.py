@@ -12,10 +12,10 @@ import msgspec
 from everyrun.extend import reserved
 from everyrun.extend.client import Extend, ExtendError
 from everyrun.store.sql import beside
-from everyrun.submission.catchup import Level
-from everyrun.submission.protocol import Adopted, Decision, Discarded, NotPossibleError, Resent
-from everyrun.submission.resolver import SWEEPS
-from everyrun.submission.transition import Transitions
+from everyrun.submission.dispatch.protocol import Adopted, Decision, Discarded, NotPossibleError, Resent
+from everyrun.submission.dispatch.resolver import SWEEPS
+from everyrun.submission.dispatch.transitions import Transitions
+from everyrun.submission.recovery.queue_recovery import Level
 
 _sql = beside(__file__, "queue.sql")
 

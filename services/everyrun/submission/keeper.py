@@ -16,10 +16,10 @@ from everyrun.log.producer import Log
 from everyrun.settings import Settings
 from everyrun.store.sql import beside
 from everyrun.submission import pauses
-from everyrun.submission.dispatcher import AWAY, Dispatcher
-from everyrun.submission.registering import announcement
-from everyrun.submission.rows import redact_file
-from everyrun.submission.saying import SOURCE
+from everyrun.submission.batch_registration import announcement
+from everyrun.submission.dispatch.dispatcher import AWAY, Dispatcher
+from everyrun.submission.dispatch.event_records import SOURCE
+from everyrun.submission.intake.rows import redact_file
 from everyrun.telemetry import log
 
 _log = log(__name__)

@@ -6,7 +6,7 @@ import asyncpg
 from prometheus_client import CollectorRegistry, Gauge
 
 from everyrun.store.sql import beside
-from everyrun.submission.upload import Uploads
+from everyrun.submission.api.request_body import Uploads
 
 _sql = beside(__file__, "queue.sql")
 STATES = ("waiting", "sending", "in_doubt", "held")

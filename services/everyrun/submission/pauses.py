@@ -12,7 +12,7 @@ from everyrun.log import events
 from everyrun.log.cloudevents import event_type, record, timestamp
 from everyrun.log.producer import Log
 from everyrun.store.sql import beside
-from everyrun.submission.saying import SOURCE, digest
+from everyrun.submission.dispatch.event_records import SOURCE, digest
 
 _sql = beside(__file__, "queue.sql")
 

@@ -18,7 +18,7 @@ from everyrun.log.producer import Log
 from everyrun.log.quarantine import RETRY_OF
 from everyrun.projection.decode import NotUnderstoodError, fact_of, run_of
 from everyrun.store.sql import beside
-from everyrun.submission.saying import SOURCE
+from everyrun.submission.dispatch.event_records import SOURCE
 
 _sql = beside(__file__, "queue.sql")
 

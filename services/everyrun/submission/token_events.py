@@ -15,7 +15,7 @@ from everyrun.log.cloudevents import Record, record, timestamp
 from everyrun.log.events import TokenCreated, TokenRevoked
 from everyrun.log.producer import Log
 from everyrun.store.sql import beside
-from everyrun.submission.saying import SOURCE
+from everyrun.submission.dispatch.event_records import SOURCE
 
 _sql = beside(__file__, "queue.sql")
 

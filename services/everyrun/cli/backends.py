@@ -1,0 +1,61 @@
+"""Commands that go to Kafka and Postgres themselves: of a running stack's folder, or as the settings name them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+from everyrun.cli import exits
+from everyrun.cli.chosen import settings_in
+from everyrun.cli.console import fail
+from everyrun.cli.signals import StoppedError, until_stopped
+from everyrun.redact import describe
+from everyrun.settings import Settings, SettingsError
+
+T = TypeVar("T")
+
+
+def settings_of(data_dir: Path, *needs: str) -> Settings:
+    """Return the settings; what they do not name is that of the stack that runs in the folder.
+
+    Ends the command if something is missing.
+    """
+    try:
+        settings, stack = settings_in(data_dir)
+    except SettingsError as error:
+        fail(str(error))
+    try:
+        return settings.need(*needs)
+    except SettingsError as error:
+        missing = "" if stack else f"no stack runs in {data_dir} (start one with: everyrun up), and\n"
+        fail(f"{missing}{error}", exits.NOT_FOUND)
+
+
+def run(work: Callable[[], Coroutine[Any, Any, T]], code: int = exits.ERROR) -> T:
+    """Run it to its end; what can be expected to go wrong ends the command with a message and the code."""
+    import asyncpg
+    from aiokafka.errors import KafkaError
+
+    from everyrun.replay.archive.object_store import ObjectsError
+    from everyrun.replay.archive.writer import ArchiveError
+    from everyrun.replay.export.selection import SelectionError
+    from everyrun.replay.export.targets import TargetError
+
+    try:
+        return asyncio.run(until_stopped(work()))
+    except StoppedError:
+        fail("stopped before it was done", exits.INTERRUPTED)
+    except ArchiveError as error:
+        fail(str(error), exits.NOT_FOUND if str(error).startswith("there is no archive") else code)
+    except (SelectionError, TargetError, SettingsError) as error:
+        fail(str(error), code)
+    except FileNotFoundError as error:
+        fail(str(error), exits.NOT_FOUND)
+    except KafkaError as error:
+        fail(f"Kafka: {describe(error)}", code)
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+        fail(f"Postgres: {describe(error)}", code)
+    except ObjectsError as error:
+        fail(describe(error), code)

@@ -1,0 +1,72 @@
+"""Comparing the result tables with what the emulator says really happened. Pure."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from msgspec import Struct
+
+from everyrun.extend import reserved
+from everyrun.projection.rules.merge import FINAL
+from everyrun.projection.rules.row_version import choose, version_of_run
+
+
+class Comparison(Struct, frozen=True):
+    """How the tables and the truth compare; ``differences`` are sentences, the first twenty."""
+
+    agrees: bool
+    double_batches: int
+    duplicates: int
+    differences: list[str]
+
+
+def compare(
+    truth: Iterable[Mapping[str, Any]], results: Mapping[str, tuple[str | None, str]], duplicates: int
+) -> Comparison:
+    """Compare the emulator's runs with ``results`` (input id to run id and status) and the number of duplicate runs.
+
+    They agree when each input has exactly the run that stands by the rule of choice, in its true status, and every
+    further run is a duplicate.
+    """
+    runs: dict[str, dict[str, str]] = defaultdict(dict)
+    batches: dict[str, set[str]] = defaultdict(set)
+    differences = []
+    for line in truth:
+        key = reserved.read(line["metadata"])
+        if key is None:
+            differences.append(f"run {line['run_id']} has no reserved key")
+            continue
+        runs[key.input][line["run_id"]] = line["status"]
+        batches[key.chunk].add(line["batch_id"])
+    for input_id in sorted(set(runs) | {i for i, (run_id, _) in results.items() if run_id}):
+        if input_id not in runs:
+            differences.append(f"{input_id} has run {results[input_id][0]}, which Extend does not know")
+            continue
+        standing = _standing(runs[input_id])
+        found = results.get(input_id)
+        if found != (standing, runs[input_id][standing]):
+            differences.append(f"{input_id} is {found}, in truth it is {(standing, runs[input_id][standing])}")
+    further = sum(len(of_input) - 1 for of_input in runs.values())
+    if further != duplicates:
+        differences.append(f"{duplicates} duplicate runs are known, in truth there are {further}")
+    double = sum(len(ids) > 1 for ids in batches.values())
+    return Comparison(not differences, double, further, differences[:20])
+
+
+def least_requests(truth: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """The fewest requests with which all of it could have been known: a call a batch, a Get of each run of which no
+    webhook was delivered, and one full page for each batch that has such runs."""
+    calls: set[str] = set()
+    unheard: dict[str, int] = defaultdict(int)
+    for line in truth:
+        calls.add(line["batch_id"])
+        if not line["webhooks"]["delivered"]:
+            unheard[line["batch_id"]] += 1
+    return {"run": len(calls), "get": sum(unheard.values()) + len(unheard)}
+
+
+def _standing(runs: Mapping[str, str]) -> str:
+    versions = {version_of_run(run_id, status in FINAL, ""): run_id for run_id, status in runs.items()}
+    return versions[choose(versions)]

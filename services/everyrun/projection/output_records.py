@@ -1,0 +1,118 @@
+"""What consumers read: the present state of rows and batches as records of ``results`` and ``reports``. Pure.
+
+Type and id of each event are functions of the state, so that publishing a state again repeats the event.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import datetime
+from typing import Any
+
+import asyncpg
+import msgspec
+
+from everyrun.log.cloudevents import Record, record, timestamp
+from everyrun.log.events import BatchProgressed, BatchSettled, ResultChanged, ResultSettled, SubmissionSettled
+from everyrun.log.producer import MAX_RECORD_BYTES
+from everyrun.projection.rules.merge import SETTLED
+
+Row = asyncpg.Record | dict[str, Any]
+SOURCE = "/everyrun/processor"
+_NULL = msgspec.Raw(b"null")
+#: Bytes of a value: what Kafka takes, less the headers and the key.
+_FITS = MAX_RECORD_BYTES - (64 << 10)
+#: Characters of the failure's reason and message where the whole does not fit.
+_TEXT_MAX = 10_000
+# fmt: off
+_PLAIN = (
+    "input_id", "external_id", "submission_id", "position", "chunk", "attempt", "batch_id", "run_id", "status",
+    "failure_reason", "failure_message", "credits", "source", "version",
+)
+# fmt: on
+
+
+def _time(moment: datetime | None) -> str | None:
+    return None if moment is None else timestamp(moment)
+
+
+def result_record(row: Row) -> Record:
+    """The event of a row of ``results`` as the statement ``present_rows`` reads it.
+
+    It always fits the topic: a run that does not is left out (``run`` is null and ``run_id`` is not), and the texts
+    about a failure are cut. The table has all of it.
+    """
+    whole = _result_record(row)
+    if len(whole.value) <= _FITS:
+        return whole
+    # Postgres writes jsonb with spaces, so a run near the limit comes out of the table larger than it went in.
+    compact = {**row, **{name: row[name] and _compact(row[name]) for name in ("file", "metadata", "run")}}
+    whole = _result_record(compact)
+    if len(whole.value) <= _FITS:
+        return whole
+    cut = {name: row[name] and row[name][:_TEXT_MAX] for name in ("failure_reason", "failure_message")}
+    return _result_record({**compact, **cut, "run": None})
+
+
+def _compact(text: bytes) -> bytes:
+    try:
+        return msgspec.json.format(text, indent=-1)
+    except RecursionError:
+        # Nested too deeply to be written anew; Postgres took it.
+        return text
+
+
+def _result_record(row: Row) -> Record:
+    kind = ResultSettled if row["status"] in SETTLED else ResultChanged
+    event = kind(
+        **{name: row[name] for name in _PLAIN},
+        file=msgspec.Raw(row["file"]),
+        metadata=msgspec.Raw(row["metadata"]),
+        run=msgspec.Raw(row["run"]) if row["run"] is not None else _NULL,
+        observed_at=_time(row["observed_at"]),
+        settled_at=_time(row["settled_at"]),
+    )
+    input_id = row["input_id"]
+    return record(
+        "results",
+        event,
+        key=input_id,
+        id=f"{input_id}/{row['version']}",
+        source=SOURCE,
+        time=_time(row["observed_at"]) or timestamp(0),
+    )
+
+
+def batch_record(row: Row, now: float) -> Record:
+    """The event of a row of ``batches`` as the statement ``present_attempts`` reads it; ``now`` is Unix seconds."""
+    kind = BatchSettled if row["state"] in ("SETTLED", "REFUSED") else BatchProgressed
+    event = kind(
+        submission_id=row["submission_id"],
+        chunk=row["chunk"],
+        attempt=row["attempt"],
+        batch_id=row["batch_id"],
+        state=row["state"],
+        expected=row["expected"],
+        counts=msgspec.json.decode(row["counts"]),
+        runs_observed=row["runs_observed"],
+        duplicates=row["duplicates"],
+        settled_at=_time(row["settled_at"]),
+    )
+    key = row["batch_id"] or row["chunk"]
+    return record("reports", event, key=key, id=_id(key, event), source=SOURCE, time=timestamp(now))
+
+
+def submission_record(row: Row, now: float) -> Record:
+    """The event of a submission every input of which is settled; ``now`` is Unix seconds."""
+    event = SubmissionSettled(
+        submission_id=row["submission_id"],
+        workflow_id=row["workflow_id"],
+        expected=row["expected"],
+        counts=dict(sorted(msgspec.json.decode(row["counts"]).items())),
+    )
+    key = row["submission_id"]
+    return record("reports", event, key=key, id=_id(key, event), source=SOURCE, time=timestamp(now))
+
+
+def _id(key: str, event: msgspec.Struct) -> str:
+    return f"{key}/{hashlib.blake2b(msgspec.json.encode(event, order='sorted'), digest_size=12).hexdigest()}"

@@ -1,0 +1,1 @@
+"""The rules of the projection, as pure functions."""

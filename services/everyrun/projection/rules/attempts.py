@@ -1,0 +1,207 @@
+"""Attempts at sending a chunk: what the events of ``batches`` make of them. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import msgspec
+
+from everyrun.log import events
+from everyrun.log.keys import lineage
+from everyrun.projection.decode import Fact, storable
+from everyrun.projection.rules.fingerprint import fingerprint
+from everyrun.projection.rules.match import Batch, by_fingerprint
+from everyrun.projection.rules.merge import SETTLED
+from everyrun.projection.rules.row_version import version_of_attempt
+from everyrun.projection.rules.run_selection import Row
+
+_encode = msgspec.json.Encoder().encode
+
+SENDING, RETURNED, IN_DOUBT, RESENT = "SENDING", "RETURNED", "IN_DOUBT", "RESENT"
+REFUSED, SUBMITTED, CUT = "REFUSED", "SUBMITTED", "CUT"
+#: The failure_reason of inputs that a person decided not to send.
+DISCARDED = "DISCARDED"
+
+#: The column that says when an attempt came to a state, the most telling state first.
+_STATES = (
+    ("submitted_at", SUBMITTED),
+    ("rejected_at", REFUSED),
+    ("cut_at", CUT),
+    ("returned_at", RETURNED),
+    ("resent_at", RESENT),
+    ("in_doubt_at", IN_DOUBT),
+    ("requested_at", SENDING),
+)
+
+AttemptEvent = (
+    events.BatchRequested
+    | events.BatchReturned
+    | events.BatchInDoubt
+    | events.DoubtAdopted
+    | events.DoubtResent
+    | events.DoubtDiscarded
+    | events.BatchSubmitted
+    | events.BatchRejected
+    | events.BatchCut
+    | events.BatchRegistered
+)
+
+_COLUMN: dict[type[msgspec.Struct], str] = {
+    events.BatchRequested: "requested_at",
+    events.BatchReturned: "returned_at",
+    events.BatchInDoubt: "in_doubt_at",
+    events.DoubtAdopted: "submitted_at",
+    events.DoubtResent: "resent_at",
+    events.DoubtDiscarded: "rejected_at",
+    events.BatchSubmitted: "submitted_at",
+    events.BatchRejected: "rejected_at",
+    events.BatchCut: "cut_at",
+    events.BatchRegistered: "submitted_at",
+}
+
+
+_REFUSALS = (events.BatchRejected, events.DoubtDiscarded)
+#: Events whose inputs become rows of ``results``. batch-requested has inputs too, and they are not sent yet.
+_WITH_ROWS = (*_REFUSALS, events.BatchSubmitted, events.DoubtAdopted, events.BatchRegistered)
+
+
+class Upsert(NamedTuple):
+    """One event of an attempt as the parameters of the statement ``upsert_attempt``, in its order."""
+
+    chunk: str
+    attempt: int
+    batch_id: str | None
+    submission_id: str
+    workflow_id: str | None
+    workflow_version: str | None
+    priority: int | None
+    expected: int
+    reason: str | None
+    requested_at: datetime | None
+    returned_at: datetime | None
+    in_doubt_at: datetime | None
+    resent_at: datetime | None
+    rejected_at: datetime | None
+    submitted_at: datetime | None
+    input_ids: list[str]
+    fingerprints: list[str | None] | None
+    cut_at: datetime | None
+
+
+def upsert_of(fact: Fact) -> Upsert:
+    """What one event says of its attempt."""
+    event: Any = fact.event
+    times = {column: None for column, _ in _STATES} | {_COLUMN[type(event)]: fact.time}
+    input_ids = getattr(event, "input_ids", None) or [given.input_id for given in getattr(event, "inputs", ())]
+    reason = getattr(event, "reason", None)
+    if type(event) in (*_REFUSALS, events.BatchCut):
+        reason = ": ".join(_refusal(event))
+    return Upsert(
+        chunk=event.chunk,
+        attempt=event.attempt,
+        batch_id=getattr(event, "batch_id", None),
+        submission_id=event.submission_id,
+        workflow_id=getattr(event, "workflow_id", None),
+        workflow_version=getattr(event, "workflow_version", None),
+        priority=getattr(event, "priority", None),
+        expected=len(input_ids),
+        reason=reason.replace("\x00", "\ufffd") if reason else None,
+        input_ids=input_ids,
+        fingerprints=_fingerprints(event),
+        **times,
+    )
+
+
+def _fingerprints(event: Any) -> list[str | None] | None:
+    """Of a registered batch the fingerprint of each input's metadata, in the inputs' order."""
+    if not isinstance(event, events.BatchRegistered):
+        return None
+    return [fingerprint(_encode(given.metadata)) for given in event.inputs]
+
+
+def _refusal(event: Any) -> tuple[str, str]:
+    """Why inputs are REFUSED: Extend's code and message, or DISCARDED and who said why."""
+    if isinstance(event, events.DoubtDiscarded):
+        return DISCARDED, f"{event.reason} ({event.by})"
+    return event.code, event.message
+
+
+def inputs_with_rows(event: Any) -> list[events.Input]:
+    """Return the inputs for which an event brings rows of ``results``."""
+    return list(event.inputs) if isinstance(event, _WITH_ROWS) else []
+
+
+def rows_of(fact: Fact) -> list[tuple[Row, str | None, str | None]]:
+    """The rows of ``results`` that an event with inputs brings: (row, reason, message) each."""
+    event: Any = fact.event
+    refused = type(event) in _REFUSALS
+    version = version_of_attempt(event.chunk, event.attempt, refused)
+    if isinstance(event, events.DoubtDiscarded):
+        # Of a refusal and a person's word on one attempt the same one is shown, whichever came first.
+        version += DISCARDED
+    status = REFUSED if refused else SUBMITTED
+    reason, message = _refusal(event) if refused else (None, None)
+    return [
+        (
+            Row(
+                input_id=given.input_id,
+                external_id=given.external_id,
+                submission_id=event.submission_id,
+                position=given.position,
+                chunk=event.chunk,
+                attempt=event.attempt,
+                batch_id=None if refused else event.batch_id,
+                run_id=None,
+                status=status,
+                version=version,
+                observed_at=fact.time,
+                file=storable(_encode(given.file)),
+                metadata=storable(_encode(given.metadata)),
+            ),
+            reason,
+            message,
+        )
+        for given in inputs_with_rows(event)
+    ]
+
+
+def state_of(attempt: Mapping[str, Any], counts: Mapping[str, int], runs_observed: int) -> str:
+    """The state of an attempt: a function of which of its events are known, of its inputs' statuses, of its runs.
+
+    SETTLED: submitted, every input that is counted here is settled, and as many runs were seen as the batch has inputs.
+    The inputs of a chunk that was taken twice may all be counted at the other attempt; this one's runs are looked for
+    until they are known as duplicates.
+    """
+    state = next((state for column, state in _STATES if attempt[column] is not None), SENDING)
+    if state == SUBMITTED and runs_observed >= attempt["expected"] and all(status in SETTLED for status in counts):
+        return "SETTLED"
+    return state
+
+
+def moved(counts: Mapping[str, int], deltas: Mapping[str, int]) -> dict[str, int]:
+    """Counters after a move; those that come to 0 are left out, and the order is the keys'."""
+    statuses = sorted({*counts, *deltas})
+    after = {status: counts.get(status, 0) + deltas.get(status, 0) for status in statuses}
+    return {status: number for status, number in after.items() if number}
+
+
+def batches_of(facts: Iterable[Fact]) -> dict[str, Batch]:
+    """The batches that the events bring, by batchId."""
+    found = {}
+    for fact in facts:
+        event = fact.event
+        if not isinstance(event, events.BatchSubmitted | events.DoubtAdopted | events.BatchRegistered):
+            continue
+        ids = [given.input_id for given in event.inputs]
+        inputs = None
+        if isinstance(event, events.BatchRegistered):
+            inputs = by_fingerprint(zip(_fingerprints(event) or (), ids, strict=True))
+        found[event.batch_id] = Batch(event.batch_id, event.chunk, event.attempt, inputs, frozenset(ids))
+    return found
+
+
+def key_of(event: Any) -> str:
+    """Return the Kafka key of an event of an attempt: the chunk's lineage; of a registered batch the batchId."""
+    return event.batch_id if isinstance(event, events.BatchRegistered) else lineage(event.chunk)

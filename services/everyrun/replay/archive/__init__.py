@@ -1,0 +1,1 @@
+"""Archives: write the log to files, read them, verify them."""

@@ -1,0 +1,1 @@
+"""Jobs of the replay service, run one after another and kept in Postgres."""

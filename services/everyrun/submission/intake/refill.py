@@ -1,0 +1,99 @@
+"""Fill in what a submission lost to a restored backup, from the same upload repeated under its Idempotency-Key.
+
+Chunks that the log knows keep their numbers, ranges and states, so nothing is sent twice. Only the gaps between them
+are cut. With the settings of the first upload they are cut as they were then.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from everyrun.settings import Settings
+from everyrun.store.sql import beside
+from everyrun.submission.dispatch.protocol import refilled
+from everyrun.submission.dispatch.transitions import state_of
+from everyrun.submission.intake.chunks import Cutter, chunk_id
+from everyrun.submission.intake.rows import size_in_batch
+
+_sql = beside(__file__, "../queue.sql")
+#: Moving or counting millions of inputs takes longer than other statements may, in seconds.
+_WITHIN = 3600.0
+_NUMBER = re.compile(r"\.c(\d+)")
+
+Range = tuple[int, int]
+"""First and last position, both included."""
+
+
+def gaps(known: Iterable[Range], expected: int) -> list[Range]:
+    """Return the positions from 1 to ``expected`` that no range covers, as ranges. Pure; the ranges may overlap."""
+    found, at = [], 1
+    for first, last in sorted(known):
+        if first > at:
+            found.append((at, first - 1))
+        at = max(at, last + 1)
+    return [*found, (at, expected)] if at <= expected else found
+
+
+def number_gaps(known: Sequence[tuple[int, Range]], cut: Iterable[Range], batches: int) -> list[tuple[int, Range]]:
+    """Return the ranges cut from gaps, each with the number of its chunk. Pure.
+
+    A gap gets the numbers between those of its neighbours, which nothing else had. If it is cut into more chunks than
+    at first, because the settings changed, the others get numbers after all that were ever given.
+    """
+    used = {number for number, _ in known}
+    after = max([batches, *used]) + 1
+    numbered = []
+    for first, last in cut:
+        before = max((number for number, (_, end) in known if end < first), default=0)
+        behind = min((number for number, (start, _) in known if start > last), default=batches + 1)
+        number = next((n for n in range(before + 1, behind) if n not in used), after)
+        after += number == after
+        used.add(number)
+        numbered.append((number, (first, last)))
+    return numbered
+
+
+def number_of(chunk: str) -> int:
+    """Return the number of a chunk, or of the one that it was cut from. Pure."""
+    found = _NUMBER.search(chunk)
+    return int(found[1]) if found else 0
+
+
+async def refill(connection: Any, settings: Settings, submission: Any, copied: str, full: bytes, shown: bytes) -> None:
+    """Give the submission the inputs and files that it lost, out of the upload copied as submission ``copied``.
+
+    ``submission`` is its row, locked; the upload has the same content. Must be called in a transaction.
+    """
+    submission_id = submission["submission_id"]
+    await connection.execute(_sql["refill_files"], submission_id, copied, timeout=_WITHIN)
+    await connection.execute(_sql["refill_inputs"], submission_id, copied, timeout=_WITHIN)
+    await connection.execute(_sql["drop_copied"], copied, timeout=_WITHIN)
+    ranges = [
+        (number_of(row["chunk"]), (row["first_position"], row["last_position"]))
+        for row in await connection.fetch(_sql["ranges_of"], submission_id)
+    ]
+    cut = []
+    for gap in gaps([known for _, known in ranges], submission["expected"]):
+        cut += await _cut(connection, settings, submission_id, gap)
+    numbered = number_gaps(ranges, cut, submission["batches"])
+    await connection.execute(
+        _sql["insert_chunks"],
+        submission_id,
+        [chunk_id(submission_id, number) for number, _ in numbered],
+        [first for _, (first, _) in numbered],
+        [last for _, (_, last) in numbered],
+    )
+    held = await connection.fetch(_sql["lock_files_lost"], submission_id)
+    after = [refilled(state_of(row)) for row in held]
+    columns = ([row["chunk"] for row in held], [chunk.state for chunk in after], [chunk.reason for chunk in after])
+    await connection.execute(_sql["refill_chunks"], *columns)
+    await connection.execute(_sql["refilled"], submission_id, full, shown)
+
+
+async def _cut(connection: Any, settings: Settings, submission_id: str, gap: Range) -> list[Range]:
+    cutter = Cutter(settings.chunk_max_inputs, settings.chunk_max_bytes)
+    async for row in connection.cursor(_sql["sizes_of"], submission_id, *gap, prefetch=5000):
+        cutter.add(size_in_batch(row["content"], len(submission_id), row["external_id"]))
+    return [(first + gap[0] - 1, last + gap[0] - 1) for first, last in cutter.finish()]

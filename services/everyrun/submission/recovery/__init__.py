@@ -1,0 +1,1 @@
+"""Recovery: put back from the log what a restored queue has lost."""

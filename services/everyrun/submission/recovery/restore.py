@@ -1,0 +1,105 @@
+"""Put back what a restored queue lost: submissions, chunks and inputs, as far as the log has them.
+
+``submission-accepted`` has the submission. ``batch-requested``, which is in the log before Extend is called, has a
+chunk's inputs as the log shows them. Inputs that were never sent are in no event: they are counted, and a repeated
+upload brings them back (:mod:`everyrun.submission.intake.refill`).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+
+from everyrun.log import events
+from everyrun.log.upcast import upcast
+from everyrun.projection.reader import read_range
+from everyrun.projection.rules.merge import instant
+from everyrun.settings import Settings
+from everyrun.store.sql import beside
+from everyrun.submission.dispatch.protocol import FILES_LOST_UNSENT
+from everyrun.telemetry import log
+
+_log = log(__name__)
+_sql = beside(__file__, "../queue.sql")
+_decode = msgspec.json.Decoder(events.BatchEvent).decode
+_encode = msgspec.json.Encoder().encode
+
+
+class Place(NamedTuple):
+    """Where a record of ``batches`` lies."""
+
+    partition: int
+    offset: int
+
+
+async def restore_submissions(connection: Any, accepted: Iterable[events.SubmissionAccepted]) -> list[str]:
+    """Insert the submissions that the queue does not have; return their ids.
+
+    Must be called in a transaction.
+    """
+    known = {event.submission_id: event for event in accepted}
+    if not known:
+        return []
+    there = {row["submission_id"] for row in await connection.fetch(_sql["submissions_known"], sorted(known))}
+    missing = sorted(known.keys() - there)
+    for submission_id in missing:
+        event = known[submission_id]
+        await connection.execute(
+            _sql["restore_submission"],
+            submission_id,
+            event.workflow_id,
+            event.workflow_version,
+            event.priority,
+            event.expected,
+            event.batches,
+            bytes.fromhex(event.content_hash),
+            instant(event.created_at),
+            event.idempotency_key,
+        )
+    return missing
+
+
+async def restore_chunks(connection: Any, settings: Settings, places: Mapping[str, Place]) -> set[str]:
+    """Insert the chunks that the queue does not have, with their inputs; return the submissions they are of.
+
+    ``places`` tells for each chunk where an event with its inputs lies: it is read again, so that memory holds one
+    chunk at a time. Inputs that the queue has are left as they are. Must be called in a transaction.
+    Raises aiokafka.errors.KafkaError.
+    """
+    missing = [row["chunk"] for row in await connection.fetch(_sql["chunks_missing"], sorted(places))]
+    touched = set()
+    async for event in _events_at(settings, [places[chunk] for chunk in missing]):
+        if not await connection.fetch(_sql["submissions_known"], [event.submission_id]):
+            _log.warning("a chunk of a submission that the log does not know", chunk=event.chunk)
+            continue
+        await _restore_chunk(connection, event)
+        touched.add(event.submission_id)
+    return touched
+
+
+async def _restore_chunk(connection: Any, event: Any) -> None:
+    positions = [given.position for given in event.inputs]
+    await connection.execute(_sql["restore_chunk"], event.chunk, event.submission_id, min(positions), max(positions))
+    await connection.execute(
+        _sql["restore_inputs"],
+        event.submission_id,
+        positions,
+        [given.external_id for given in event.inputs],
+        [_encode(given.file).decode() for given in event.inputs],
+        [_encode(given.metadata).decode() for given in event.inputs],
+    )
+    await connection.execute(_sql["hold_lost_files"], [event.chunk], FILES_LOST_UNSENT)
+
+
+async def _events_at(settings: Settings, places: Iterable[Place]) -> AsyncIterator[Any]:
+    wanted = defaultdict(set)
+    for place in places:
+        wanted[place.partition].add(place.offset)
+    for partition, offsets in sorted(wanted.items()):
+        async for poll in read_range(settings, "batches", partition, min(offsets), max(offsets) + 1):
+            for record in poll.records:
+                if record.offset in offsets:
+                    yield _decode(upcast(record.headers, record.value or b""))
