@@ -8,9 +8,10 @@ import uvloop
 
 from benchmarks.servers import SECRET
 from everyrun.extend.signature import sign
+from everyrun.health import Health
 from everyrun.log.cloudevents import Record
 from everyrun.log.producer import Producer
-from everyrun.serve import Health, http_server, respond, stop_on_signals, with_health
+from everyrun.serve import http_server, respond, stop_on_signals, with_health
 from everyrun.settings import Settings
 
 

@@ -6,10 +6,9 @@ import asyncio
 import contextlib
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 
-import msgspec
 import uvicorn
 import uvloop
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
@@ -17,6 +16,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from everyrun import telemetry
+from everyrun.health import Health
 from everyrun.limits import LimitedProtocol, patient
 from everyrun.memory import give_back
 from everyrun.redact import redact
@@ -30,69 +30,6 @@ AsgiApp = Callable[[Any, Any, Any], Awaitable[None]]
 
 #: A process that was asked to end does so within so many seconds, whatever it waits for.
 END_WITHIN = 8.0
-
-
-class Health:
-    """What ``/healthz`` and ``/readyz`` answer.
-
-    A service is ready if it can do what its callers ask of it. A part that does not work says why with
-    ``not_ready(part, why)``, and takes it back with ``ready(part)``. Parts are of three kinds:
-
-    - ``needs``, and every part that is not named here: while one does not work, the service is not ready.
-    - ``at_start``: needed until they have worked once; then they are only reported.
-    - ``reported``: what waits for them is done later, so callers are served meanwhile.
-
-    Alive until ``fail(why)``.
-    """
-
-    def __init__(self, *needs: str, at_start: Iterable[str] = (), reported: Iterable[str] = ()) -> None:
-        self._at_start = set(at_start)
-        self._reported = set(reported)
-        self._waiting: dict[str, str] = dict.fromkeys((*needs, *self._at_start, *self._reported), "starting")
-        self._failed: str | None = None
-
-    def ready(self, part: str) -> None:
-        """Report that the part works."""
-        self._waiting.pop(part, None)
-        if part in self._at_start:
-            self._at_start.discard(part)
-            self._reported.add(part)
-
-    def not_ready(self, part: str, why: str) -> None:
-        """Report that the part does not work, for now."""
-        # Whoever asks sees it, without a token.
-        self._waiting[part] = redact(why)
-
-    def fail(self, why: str) -> None:
-        """Report that this process cannot continue and should be restarted."""
-        self._failed = redact(why)
-
-    @property
-    def waiting(self) -> dict[str, str]:
-        """The parts that do not work, each with its reason."""
-        return dict(self._waiting)
-
-    @property
-    def missing(self) -> dict[str, str]:
-        """Of the parts that do not work those without which callers cannot be served."""
-        return {part: why for part, why in self._waiting.items() if part not in self._reported}
-
-    def answer(self, path: str) -> tuple[int, bytes]:
-        """Return status (200 or 503) and JSON body for ``/healthz`` or ``/readyz``.
-
-        ``waiting`` has every part that does not work, also those that are only reported.
-        """
-        if self._failed is not None:
-            return 503, msgspec.json.encode({"status": "failed", "reason": self._failed})
-        if path == "/healthz":
-            return 200, msgspec.json.encode({"status": "ok"})
-        missing = self.missing
-        body: dict[str, Any] = {"status": "not ready" if missing else "ready"}
-        if self._waiting:
-            body["waiting"] = self._waiting
-        if missing:
-            body["missing"] = sorted(missing)
-        return 503 if missing else 200, msgspec.json.encode(body)
 
 
 class _Ready(Collector):

@@ -12,10 +12,10 @@ import httpx
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 
+from everyrun.health import Health
 from everyrun.log import topics
 from everyrun.log.connection import connection as kafka_options
 from everyrun.projection.offsets import ForeignLogError, refuse_ahead
-from everyrun.serve import Health
 from everyrun.settings import Settings
 from everyrun.store.pool import open_pool
 from everyrun.submission.app import _kept_level

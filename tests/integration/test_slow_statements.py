@@ -8,11 +8,11 @@ from typing import Any
 import asyncpg
 import pytest
 
+from everyrun.health import Health
 from everyrun.projection.feed import Feed
 from everyrun.reconciler import app as reconciler
 from everyrun.reconciler.polling import Polling
 from everyrun.reconciler.sweeps import Sweeps
-from everyrun.serve import Health
 from everyrun.settings import Settings
 from everyrun.store.pool import POSTGRES_AWAY, SlowStatementError, is_slow, open_pool
 from everyrun.store.sql import Statements

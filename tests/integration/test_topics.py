@@ -8,8 +8,8 @@ import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
+from everyrun.health import Health
 from everyrun.log import topics
-from everyrun.serve import Health
 from everyrun.settings import Settings
 from tests.conftest import eventually
 

@@ -19,11 +19,12 @@ from everyrun.doctor.judge_extend import judge_endpoint
 from everyrun.doctor.judge_webhook import judge_self_test
 from everyrun.extend.client import API_VERSION
 from everyrun.extend.signature import sign
+from everyrun.health import Health
 from everyrun.log.cloudevents import Record
 from everyrun.log.webhook import SELF_TEST
 from everyrun.projection.decode import run_of
 from everyrun.projection.rules.merge import merge
-from everyrun.serve import Health, http_server, with_health
+from everyrun.serve import http_server, with_health
 from tests.conftest import eventually, free_port
 from tests.records import Logged
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 from prometheus_client import CollectorRegistry, generate_latest
 
-from everyrun.serve import Health, with_health
+from everyrun.health import Health
+from everyrun.serve import with_health
 
 
 def readyz(health: Health) -> tuple[int, dict[str, object]]:

@@ -18,8 +18,9 @@ from pydantic import SecretStr
 import everyrun
 from everyrun import http as our_http
 from everyrun import limits
+from everyrun.health import Health
 from everyrun.http import api, scope
-from everyrun.serve import Health, http_server, with_health
+from everyrun.serve import http_server, with_health
 from everyrun.settings import Settings
 from tests.conftest import free_port
 

@@ -10,6 +10,7 @@ import pytest
 from faust.transport.drivers import aiokafka
 from faust.types import TP
 
+from everyrun.health import Health
 from everyrun.log import producer as producer_module
 from everyrun.log.producer import Producer
 from everyrun.processor import app as processor_module
@@ -20,7 +21,6 @@ from everyrun.processor.polls import PollRecord, WholePolls, joined
 from everyrun.processor.publisher import pages
 from everyrun.projection.apply import Applied
 from everyrun.projection.feed import split
-from everyrun.serve import Health
 from everyrun.settings import Settings
 from tests.records import Logged
 

@@ -14,8 +14,8 @@ from pydantic import SecretStr
 
 from everyrun import telemetry
 from everyrun.extend.client import read_error
+from everyrun.health import Health
 from everyrun.redact import redact
-from everyrun.serve import Health
 from everyrun.settings import Settings
 
 DSN = "postgresql://everyrun:pl%40nted-1@db:5432/everyrun?sslmode=require"

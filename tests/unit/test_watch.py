@@ -5,9 +5,9 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+from everyrun.health import Health
 from everyrun.processor.metrics import Metrics
 from everyrun.processor.stall_watchdog import Watch
-from everyrun.serve import Health
 from everyrun.settings import Settings
 
 P = ("runs", 0)

@@ -7,9 +7,10 @@ import asyncio
 from aiokafka.errors import KafkaError
 
 from everyrun.bridge.handler import Handler
+from everyrun.health import Health
 from everyrun.log import topics
 from everyrun.log.producer import Producer
-from everyrun.serve import Health, http_server, run_service, with_health
+from everyrun.serve import http_server, run_service, with_health
 from everyrun.settings import Settings
 
 #: Seconds that requests under way get at the end, and then the producer.

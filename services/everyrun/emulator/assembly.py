@@ -17,7 +17,8 @@ from everyrun.emulator.faults import Dice
 from everyrun.emulator.runs import Plan
 from everyrun.emulator.store import Store
 from everyrun.emulator.webhooks import Webhooks
-from everyrun.serve import Health, http_server, with_health
+from everyrun.health import Health
+from everyrun.serve import http_server, with_health
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from everyrun import telemetry
+from everyrun.health import Health
 from everyrun.redact import describe
-from everyrun.serve import Health
 from everyrun.settings import Settings
 from everyrun.store.pool import POSTGRES_AWAY
 from everyrun.store.session import connect

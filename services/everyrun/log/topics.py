@@ -13,8 +13,8 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, KafkaTimeoutError, TopicAlreadyExistsError, for_code
 from msgspec import Struct
 
+from everyrun.health import Health
 from everyrun.log.connection import connection
-from everyrun.serve import Health
 from everyrun.settings import Settings
 from everyrun.telemetry import log
 

@@ -14,6 +14,7 @@ import asyncpg
 import faust
 
 from everyrun.failpoints import hit
+from everyrun.health import Health
 from everyrun.log import topics
 from everyrun.log.connection import tls
 from everyrun.log.producer import Producer
@@ -31,7 +32,7 @@ from everyrun.projection.feed import Feed
 from everyrun.projection.offsets import ForeignLogError, Position, greatest
 from everyrun.projection.schema import remake
 from everyrun.redact import describe
-from everyrun.serve import Health, http_server, run_service, with_health
+from everyrun.serve import http_server, run_service, with_health
 from everyrun.settings import Settings
 from everyrun.store.pool import POSTGRES_AWAY, open_pool
 from everyrun.telemetry import log

@@ -9,6 +9,7 @@ import asyncpg
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
 
+from everyrun.health import Health
 from everyrun.log import topics
 from everyrun.log.connection import connection
 from everyrun.log.reader import end_offsets
@@ -16,7 +17,6 @@ from everyrun.processor.published_offsets import Published
 from everyrun.projection import offsets
 from everyrun.projection.feed import AWAY, Feed
 from everyrun.projection.offsets import ForeignLogError, Position, greatest
-from everyrun.serve import Health
 from everyrun.settings import Settings
 from everyrun.telemetry import log
 

@@ -9,10 +9,10 @@ from typing import NamedTuple, Protocol
 
 from aiokafka.errors import KafkaError
 
+from everyrun.health import Health
 from everyrun.log.reader import end_offsets
 from everyrun.processor.metrics import Metrics
 from everyrun.projection.offsets import Position
-from everyrun.serve import Health
 from everyrun.settings import Settings
 from everyrun.store.probe import Probe
 from everyrun.telemetry import log

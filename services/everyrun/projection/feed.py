@@ -9,6 +9,7 @@ from typing import cast
 import asyncpg
 from aiokafka.errors import KafkaError
 
+from everyrun.health import Health
 from everyrun.log.cloudevents import header, timestamp
 from everyrun.log.producer import Log
 from everyrun.log.quarantine import RETRY_OF, quarantined
@@ -21,7 +22,6 @@ from everyrun.projection.offsets import GapError, Position, greatest
 from everyrun.projection.reader import read_range
 from everyrun.projection.schema import GONE
 from everyrun.projection.write import ConflictError
-from everyrun.serve import Health
 from everyrun.settings import Settings
 from everyrun.store.migrate import MigrationError
 from everyrun.store.pool import POSTGRES_AWAY, is_slow

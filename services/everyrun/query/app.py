@@ -7,10 +7,11 @@ from contextlib import AsyncExitStack, suppress
 
 import asyncpg
 
+from everyrun.health import Health
 from everyrun.query.api import query_api
 from everyrun.query.gate import AT_A_TIME
 from everyrun.query.metrics import Metrics
-from everyrun.serve import Health, http_server, run_service, with_health
+from everyrun.serve import http_server, run_service, with_health
 from everyrun.settings import Settings
 from everyrun.store.pool import POSTGRES_AWAY, open_pool
 from everyrun.store.probe import keep_probing

@@ -14,6 +14,7 @@ from everyrun.extend.budget import shared
 from everyrun.extend.client import Extend
 from everyrun.extend.installation_binding import PART, wait_until_same
 from everyrun.extend.metrics import count_requests
+from everyrun.health import Health
 from everyrun.log import topics
 from everyrun.log.producer import Producer
 from everyrun.reconciler.deliveries import Deliveries, deliveries_consumer
@@ -23,7 +24,7 @@ from everyrun.reconciler.lists import Lists
 from everyrun.reconciler.polling import Polling
 from everyrun.reconciler.sweeps import Sweeps
 from everyrun.reconciler.trimming import Trimming
-from everyrun.serve import Health, http_server, run_service, with_health
+from everyrun.serve import http_server, run_service, with_health
 from everyrun.settings import Settings
 from everyrun.store.pool import POSTGRES_AWAY, SlowStatementError, open_pool
 from everyrun.store.probe import keep_probing

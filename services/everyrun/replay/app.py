@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 import asyncpg
 from aiokafka.errors import KafkaError
 
+from everyrun.health import Health
 from everyrun.http import ApiError
 from everyrun.log import topics
 from everyrun.memory import collect_seldom
@@ -15,7 +16,7 @@ from everyrun.replay.api import replay_api
 from everyrun.replay.history.history import Historian, historian
 from everyrun.replay.history.index import follow
 from everyrun.replay.jobs.jobs import AWAY, Worker
-from everyrun.serve import Health, http_server, run_service, with_health
+from everyrun.serve import http_server, run_service, with_health
 from everyrun.settings import Settings
 from everyrun.store.pool import POSTGRES_AWAY, is_slow, open_pool
 from everyrun.store.probe import keep_probing

@@ -6,8 +6,8 @@ import asyncio
 
 import asyncpg
 
+from everyrun.health import Health
 from everyrun.redact import describe
-from everyrun.serve import Health
 from everyrun.settings import Settings
 from everyrun.store.pool import POSTGRES_AWAY, write_problem
 from everyrun.store.session import PoolerError, connect

@@ -11,9 +11,10 @@ from everyrun.extend.budget import shared
 from everyrun.extend.client import Extend
 from everyrun.extend.installation_binding import PART, wait_until_same
 from everyrun.extend.metrics import count_requests
+from everyrun.health import Health
 from everyrun.log import topics
 from everyrun.log.producer import Producer
-from everyrun.serve import Health, http_server, run_service, with_health
+from everyrun.serve import http_server, run_service, with_health
 from everyrun.settings import Settings
 from everyrun.store.pool import POSTGRES_AWAY, is_slow, open_pool
 from everyrun.store.probe import keep_probing

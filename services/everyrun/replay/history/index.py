@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Mapping
 import asyncpg
 from aiokafka.errors import KafkaError
 
+from everyrun.health import Health
 from everyrun.log import topics as log_topics
 from everyrun.log.reading import Position, Range, Stretch, bounds, read_ranges
 from everyrun.replay.history.event_index_keys import TOPICS, Place, number_of, said_by
-from everyrun.serve import Health
 from everyrun.settings import Settings
 from everyrun.store.pool import POSTGRES_AWAY, is_slow
 from everyrun.store.sql import beside
