@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as AsgiScope
 
+from everyrun.errors import Conflict, EveryrunError, Invalid, NotFound, Unavailable
 from everyrun.openapi import document
 from everyrun.settings import Settings
 from everyrun.store import tokens
@@ -24,13 +25,28 @@ from everyrun.telemetry import log
 _log = log(__name__)
 
 
-class ApiError(Exception):
-    """An answer that is not a success: ``{"code", "message"}`` and what else is given."""
+class ApiError(EveryrunError):
+    """End a request with a status, a code and a message; ``more`` is added to the body."""
 
     def __init__(self, status: int, code: str, message: str, **more: Any) -> None:
         super().__init__(message)
         self.status = status
-        self.body = {"code": code, "message": message, **more}
+        self.code = code
+        self._more = more
+
+    def details(self) -> dict[str, Any]:
+        """Return what was given beside the code and the message."""
+        return self._more
+
+
+#: The HTTP status for each kind of error.
+_STATUS = {NotFound: 404, Conflict: 409, Invalid: 422, Unavailable: 503}
+
+
+def _answer(error: EveryrunError, status: int) -> JSONResponse:
+    body = {"code": error.code, "message": str(error), **error.details()}
+    headers = {"retry-after": str(error.retry_after)} if isinstance(error, Unavailable) else None
+    return JSONResponse(body, status, headers)
 
 
 _TOKEN = HTTPBearer(auto_error=False, description="A token of `everyrun token create`, or EVERYRUN_API_TOKEN.")
@@ -91,8 +107,7 @@ class _Guard:
         try:
             found = await self._caller(asgi)
         except tokens.NotLevelError as error:
-            body = {"code": "UNAVAILABLE", "message": str(error)}
-            await JSONResponse(body, 503, {"retry-after": "2"})(asgi, receive, send)
+            await _answer(error, _STATUS[Unavailable])(asgi, receive, send)
             return
         except self._unavailable as error:
             await _away(error)(asgi, receive, send)
@@ -132,6 +147,40 @@ def _away(error: Exception) -> JSONResponse:
     return JSONResponse(body, 503, {"retry-after": "1"})
 
 
+def add_error_handlers(app: FastAPI) -> None:
+    """Answer errors with ``{"code", "message"}``: Everyrun's by their kind, and those of the framework."""
+
+    @app.exception_handler(ApiError)
+    async def api_error(_request: Request, error: ApiError) -> JSONResponse:
+        return _answer(error, error.status)
+
+    def of_kind(status: int) -> Any:
+        async def answered(_request: Request, error: Exception) -> JSONResponse:
+            assert isinstance(error, EveryrunError)
+            return _answer(error, status)
+
+        return answered
+
+    for kind, status in _STATUS.items():
+        app.add_exception_handler(kind, of_kind(status))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
+        problem = error.errors()[0]
+        field = ".".join(str(part) for part in problem["loc"][1:]) or str(problem["loc"][0])
+        return JSONResponse({"code": "INVALID_REQUEST", "message": f"{field}: {problem['msg']}", "field": field}, 422)
+
+    @app.exception_handler(HTTPException)
+    async def http_error(_request: Request, error: HTTPException) -> JSONResponse:
+        code = _CODES.get(error.status_code, "ERROR")
+        return JSONResponse({"code": code, "message": str(error.detail)}, error.status_code, error.headers)
+
+    @app.exception_handler(ClientDisconnect)
+    async def incomplete(_request: Request, _error: ClientDisconnect) -> JSONResponse:
+        body = {"code": "INCOMPLETE", "message": "the body did not come whole, or too slowly"}
+        return JSONResponse(body, 400, {"connection": "close"})
+
+
 def api(
     title: str,
     description: str,
@@ -162,31 +211,13 @@ def api(
     known = tokens.Tokens(pool, settings.api_token.get_secret_value())
     app.add_middleware(_Guard, known=known, streams=streams, unavailable=unavailable)
 
-    @app.exception_handler(ApiError)
-    async def api_error(_request: Request, error: ApiError) -> JSONResponse:
-        return JSONResponse(error.body, error.status)
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
-        problem = error.errors()[0]
-        field = ".".join(str(part) for part in problem["loc"][1:]) or str(problem["loc"][0])
-        return JSONResponse({"code": "INVALID_REQUEST", "message": f"{field}: {problem['msg']}", "field": field}, 422)
-
-    @app.exception_handler(HTTPException)
-    async def http_error(_request: Request, error: HTTPException) -> JSONResponse:
-        code = _CODES.get(error.status_code, "ERROR")
-        return JSONResponse({"code": code, "message": str(error.detail)}, error.status_code, error.headers)
-
-    @app.exception_handler(ClientDisconnect)
-    async def incomplete(_request: Request, _error: ClientDisconnect) -> JSONResponse:
-        body = {"code": "INCOMPLETE", "message": "the body did not come whole, or too slowly"}
-        return JSONResponse(body, 400, {"connection": "close"})
+    add_error_handlers(app)
 
     async def away(_request: Request, error: Exception) -> JSONResponse:
         return _away(error)
 
-    for kind in unavailable:
-        app.add_exception_handler(kind, away)
+    for down in unavailable:
+        app.add_exception_handler(down, away)
 
     def described() -> dict[str, Any]:
         if app.openapi_schema is None:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, Field, FilePath, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from everyrun.errors import Invalid
 from everyrun.redact import passwords_of, remember
 
 #: Without TLS only where the port is written too: as a decision, not as a slip.
@@ -28,7 +29,7 @@ Plan = Literal["payg", "scale", "enterprise"]
 PLAN_REQUESTS_PER_SECOND: dict[Plan, float] = {"payg": 10.0, "scale": 25.0, "enterprise": 75.0}
 
 
-class SettingsError(Exception):
+class SettingsError(Invalid):
     """A setting is wrong or missing; the text names its environment variable and the remedy."""
 
 

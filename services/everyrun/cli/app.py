@@ -35,6 +35,7 @@ from everyrun.cli import (
     watch,
 )
 from everyrun.cli.console import err, log_in_lines, write_utf8
+from everyrun.errors import EveryrunError
 from everyrun.redact import redact
 
 app = typer.Typer(
@@ -91,6 +92,9 @@ def main() -> None:
         _say(place + (error.strerror or str(error)))
         _drop_output()
         sys.exit(exits.ERROR)
+    except EveryrunError as error:
+        _say(str(error))
+        sys.exit(exits.of(error))
     except Exception as error:
         # Nobody thought of this error. Its text may hold what a library was given.
         _say(f"an unexpected error: {type(error).__name__}: {error}. EVERYRUN_LOG_LEVEL=debug shows where it was")

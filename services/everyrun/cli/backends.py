@@ -11,6 +11,7 @@ from everyrun.cli import exits
 from everyrun.cli.chosen import settings_in
 from everyrun.cli.console import fail
 from everyrun.cli.signals import StoppedError, until_stopped
+from everyrun.errors import EveryrunError
 from everyrun.redact import describe
 from everyrun.settings import Settings, SettingsError
 
@@ -39,18 +40,13 @@ def run(work: Callable[[], Coroutine[Any, Any, T]], code: int = exits.ERROR) -> 
     from aiokafka.errors import KafkaError
 
     from everyrun.replay.archive.object_store import ObjectsError
-    from everyrun.replay.archive.writer import ArchiveError
-    from everyrun.replay.export.selection import SelectionError
-    from everyrun.replay.export.targets import TargetError
 
     try:
         return asyncio.run(until_stopped(work()))
     except StoppedError:
         fail("stopped before it was done", exits.INTERRUPTED)
-    except ArchiveError as error:
-        fail(str(error), exits.NOT_FOUND if str(error).startswith("there is no archive") else code)
-    except (SelectionError, TargetError, SettingsError) as error:
-        fail(str(error), code)
+    except EveryrunError as error:
+        fail(str(error), exits.of(error, code))
     except FileNotFoundError as error:
         fail(str(error), exits.NOT_FOUND)
     except KafkaError as error:

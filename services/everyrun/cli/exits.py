@@ -1,5 +1,7 @@
 """Exit codes of every command."""
 
+from everyrun.errors import EveryrunError, NotFound
+
 OK = 0
 #: Something went wrong; the message says what.
 ERROR = 1
@@ -15,6 +17,12 @@ SUBMITTED_BEFORE = 5
 
 #: A signal ended the command before it was done, as shells say it of SIGINT.
 INTERRUPTED = 130
+
+
+def of(error: EveryrunError, otherwise: int = ERROR) -> int:
+    """Return the exit code for an error: NOT_FOUND for its own kind, ``otherwise`` for every other kind."""
+    return NOT_FOUND if isinstance(error, NotFound) else otherwise
+
 
 HELP = (
     "Exit codes: 0 done; 1 an error, said on standard error; 2 wrong usage; 3 inputs failed (--wait, watch); "

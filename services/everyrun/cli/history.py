@@ -13,7 +13,7 @@ from rich.table import Table
 from everyrun.cli import exits
 from everyrun.cli.backends import run, settings_of
 from everyrun.cli.client import DataDir
-from everyrun.cli.console import err, fail, folding, out, print_table
+from everyrun.cli.console import err, folding, out, print_table
 from everyrun.cli.progress_bar import bulk_progress
 
 if TYPE_CHECKING:
@@ -41,15 +41,8 @@ def history(
     Example: everyrun history sub_01k...:invoice-000017
     """
     settings = settings_of(data_dir, "kafka_bootstrap", "postgres_dsn")
-    from everyrun.replay.history.history import IndexBehindError, NoHistoryError
-
     with bulk_progress("not indexed yet", "records") as progress:
-        try:
-            found = run(lambda: _ask(settings, identifier, progress))
-        except NoHistoryError as error:
-            fail(str(error), exits.NOT_FOUND)
-        except IndexBehindError as error:
-            fail(str(error), exits.ERROR)
+        found = run(lambda: _ask(settings, identifier, progress))
     if as_json:
         import msgspec
 

@@ -11,13 +11,14 @@ import asyncpg
 import httpx
 
 from everyrun.cli.emulator_check import Comparison, compare
+from everyrun.errors import EveryrunError
 from everyrun.store.pool import POSTGRES_AWAY
 
 #: A service that is being started again is waited for this long, in seconds.
 _AWAY = 60.0
 
 
-class JobError(Exception):
+class JobError(EveryrunError):
     """The job cannot go on; the text says why."""
 
 

@@ -13,6 +13,7 @@ import msgspec
 
 from everyrun.cli import folder
 from everyrun.cli.folder import shown
+from everyrun.errors import Invalid
 from everyrun.submission.intake.accept import new_submission_id
 from everyrun.submission.intake.chunks import Cutter
 from everyrun.submission.intake.columns import DELIMITERS, Options
@@ -30,7 +31,7 @@ SHOWN = 20
 _TO_BE_UPLOADED = "https://to-be-uploaded.example.com/"
 
 
-class ManifestError(Exception):
+class ManifestError(Invalid):
     """What was given cannot be read; the text says why and what to do. ``checked`` has the rows before that."""
 
     def __init__(self, message: str, checked: Checked | None = None) -> None:

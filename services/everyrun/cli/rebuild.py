@@ -16,6 +16,7 @@ from everyrun.cli.client import DataDir
 from everyrun.cli.console import err, fail
 from everyrun.cli.progress_bar import bulk_progress
 from everyrun.cli.signals import StoppedError, until_stopped
+from everyrun.errors import EveryrunError
 from everyrun.memory import collect_seldom
 from everyrun.redact import describe
 
@@ -124,19 +125,13 @@ def run(work: Coroutine[Any, Any, T], code: int = exits.ERROR) -> T:
     """What the work returns. Where it cannot be done, says why and ends the command with the code."""
     from aiokafka.errors import KafkaError
 
-    from everyrun.projection.offsets import ForeignLogError
-    from everyrun.replay.archive.writer import ArchiveError
-    from everyrun.replay.log_position import MomentError
-    from everyrun.replay.rebuild.rebuild import ReplayError
-    from everyrun.settings import SettingsError
-    from everyrun.store.migrate import MigrationError
     from everyrun.store.pool import POSTGRES_AWAY
 
     collect_seldom()
     try:
         return asyncio.run(until_stopped(work))
-    except (ReplayError, MomentError, MigrationError, ForeignLogError, ArchiveError, SettingsError) as error:
-        fail(str(error), code)
+    except EveryrunError as error:
+        fail(str(error), exits.of(error, code))
     except BrokenPipeError:
         # Nobody reads our output any more: Click ends the command as is usual then.
         raise

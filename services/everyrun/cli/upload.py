@@ -18,6 +18,7 @@ import msgspec
 from everyrun.cli.folder import shown
 from everyrun.cli.manifest import Local
 from everyrun.embedded.state import NO_PROXY
+from everyrun.errors import EveryrunError
 from everyrun.extend.client import API_VERSION, retry_after
 from everyrun.redact import describe
 
@@ -31,7 +32,7 @@ _PASSING = (408, 429, 500, 502, 503, 504)
 _OF_THE_ACCOUNT = (401, 402, 403)
 
 
-class UploadFailedError(Exception):
+class UploadFailedError(EveryrunError):
     """Files could not be uploaded, so nothing was handed in: each with the reason; or none could be."""
 
     def __init__(self, message: str, files: Sequence[tuple[str, str]] = ()) -> None:

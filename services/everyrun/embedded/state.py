@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from everyrun.atomic_file import write_text
+from everyrun.errors import EveryrunError
 from everyrun.redact import passwords_of, remember
 
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
@@ -23,7 +24,7 @@ _ENOUGH = 256
 NO_PROXY: Mapping[str, None] = {f"all://{host}": None for host in ("127.0.0.1", "localhost", "[::1]")}
 
 
-class StackError(Exception):
+class StackError(EveryrunError):
     """The stack cannot start, or cannot be found; the text says why and what to do."""
 
 

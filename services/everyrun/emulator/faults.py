@@ -6,6 +6,8 @@ import hashlib
 import math
 from collections.abc import Mapping
 
+from everyrun.errors import Invalid
+
 #: Name: what it does. Rates are between 0 and 1, times in seconds.
 FAULTS = {
     "duplicate": "rate of webhooks that are sent twice",
@@ -34,7 +36,7 @@ MOST_COPIES = 100
 DEFAULTS = {"duplicate": 0.1, "reorder": 0.2, "drop": 0.02, "submit_429": 0.05, "get_429": 0.02}
 
 
-class FaultsError(ValueError):
+class FaultsError(Invalid, ValueError):
     """A list of faults cannot be read; the text names the one that is wrong."""
 
 

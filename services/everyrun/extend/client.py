@@ -19,6 +19,7 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
+from everyrun.errors import EveryrunError
 from everyrun.extend.budget import GET, LONGEST_PAUSE, RUN, WRITE, Budget, OwnTurns
 from everyrun.redact import describe, redact
 from everyrun.settings import Settings
@@ -33,7 +34,7 @@ _QUOTED = 2000
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
-class ExtendError(Exception):
+class ExtendError(EveryrunError):
     """Extend refused a request, or could not be reached in time. ``status`` is 0 where no answer came.
 
     ``said`` is whether the body of the answer was an error of Extend's own, and not a proxy's page.

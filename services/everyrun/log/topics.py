@@ -13,6 +13,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, KafkaTimeoutError, TopicAlreadyExistsError, for_code
 from msgspec import Struct
 
+from everyrun.errors import EveryrunError
 from everyrun.health import Health
 from everyrun.log.connection import connection
 from everyrun.settings import Settings
@@ -25,7 +26,7 @@ _log = log(__name__)
 _EVERY, _WITHIN = 4.0, 6.0
 
 
-class TopicsError(Exception):
+class TopicsError(EveryrunError):
     """The live topics differ from the declaration in a way that could lose data; says where and what to do."""
 
 

@@ -12,6 +12,8 @@ from functools import lru_cache
 
 import msgspec
 
+from everyrun.errors import EveryrunError
+
 BASE = "https://everyrun.dev/schemas"
 
 Fields = dict[str, msgspec.Raw]
@@ -29,7 +31,7 @@ _fields = msgspec.json.Decoder(Fields)
 _encode = msgspec.json.Encoder().encode
 
 
-class TooNewError(Exception):
+class TooNewError(EveryrunError):
     """The event was written by a newer Everyrun, which this one must not guess the meaning of."""
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import asyncpg
 
+from everyrun.errors import EveryrunError
 from everyrun.log.topics import LogIdentity
 from everyrun.projection.decode import Poll
 from everyrun.store.sql import beside
@@ -28,7 +29,7 @@ class GapError(Exception):
         self.gaps = dict(gaps)
 
 
-class ForeignLogError(Exception):
+class ForeignLogError(EveryrunError):
     """The tables were made from another log: another Kafka cluster's, or topics that were made anew or grew since."""
 
 

@@ -12,7 +12,7 @@ from everyrun.http import ApiError, api, scope
 from everyrun.openapi import answers
 from everyrun.query import cursor as cursors
 from everyrun.query.answers import Batch, Batches, Report, Standing
-from everyrun.query.gate import BusyError, Gate
+from everyrun.query.gate import Gate
 from everyrun.query.overdue import overdue_by_reason, overdue_routes
 from everyrun.query.paging import Connection, after, clean, plain
 from everyrun.query.quarantine import quarantine_routes
@@ -48,10 +48,6 @@ def query_api(settings: Settings, pool: asyncpg.Pool) -> FastAPI:
     )
 
     reports = Gate("reports")
-
-    @app.exception_handler(BusyError)
-    async def busy(_request: Request, error: BusyError) -> JSONResponse:
-        return JSONResponse({"code": "BUSY", "message": str(error)}, 503, {"retry-after": "5"})
 
     async def too_slow(_request: Request, _error: Exception) -> JSONResponse:
         message = "the database took too long for this; ask for less: one submission, a smaller limit"

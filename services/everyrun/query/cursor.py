@@ -8,8 +8,10 @@ from typing import Any
 
 import msgspec
 
+from everyrun.errors import Invalid
 
-class CursorError(ValueError):
+
+class CursorError(Invalid):
     """Not a cursor of this query."""
 
 

@@ -6,14 +6,19 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from everyrun.errors import Unavailable
+
 #: Of the service's connections, so many may be busy with reports, and as many with pages of results.
 AT_A_TIME = 3
 #: So long it is waited for a turn, in seconds.
 PATIENCE = 10.0
 
 
-class BusyError(Exception):
+class BusyError(Unavailable):
     """As many as may run at a time have run for all of PATIENCE; the text says of what."""
+
+    code = "BUSY"
+    retry_after = 5
 
 
 class Gate:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from datetime import datetime, timedelta
 
+from everyrun.errors import Invalid
 from everyrun.log.reading import Position, bounds, offsets_at
 from everyrun.replay.rebuild.engine import INPUTS
 from everyrun.replay.times import TimeError, parse_time
@@ -15,7 +16,7 @@ Moment = datetime | dict[Position, int]
 _OFFSET = re.compile(r"([a-z]+):(\d+)=(\d+)")
 
 
-class MomentError(ValueError):
+class MomentError(Invalid, ValueError):
     """The text is not a moment, or the log does not reach it; says what one looks like."""
 
 

@@ -6,6 +6,8 @@ import re
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from everyrun.errors import Invalid
+
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _AGO = re.compile(r"-(?:\d+[smhdw])+")
 _PART = re.compile(r"(\d+)([smhdw])")
@@ -18,7 +20,7 @@ _WRITTEN = re.compile(
 _EXAMPLES = "2026-03-03T12:00:00Z, '2026-03-03 12:00 Europe/Berlin', 'yesterday 12:00 Europe/Berlin', now, or -5m"
 
 
-class TimeError(ValueError):
+class TimeError(Invalid, ValueError):
     """The text is no time, or not one alone; says what to write."""
 
 
@@ -52,9 +54,9 @@ def parse_time(text: str, now: datetime | None = None) -> datetime:
         clock = time.fromisoformat(_two_digits(written["time"] or "00:00"))
         day = _day(written["day"], now.astimezone(zone).date())
         return _on_the_clock(datetime.combine(day, clock, zone), text)
+    except TimeError:
+        raise
     except (ValueError, OverflowError) as error:
-        if isinstance(error, TimeError):
-            raise
         raise TimeError(f"{text!r} is not a time: {error}; write {_EXAMPLES}") from None
 
 

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+from everyrun.errors import EveryrunError
 from everyrun.redact import redact
 from everyrun.store.session import LIMITS
 
@@ -29,7 +30,7 @@ SCHEMAS = {
 WAIT = "30s"
 
 
-class MigrationError(Exception):
+class MigrationError(EveryrunError):
     """dbmate could not bring a schema up to date; the text is its own, without the password."""
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import asyncpg
 
+from everyrun.errors import Unavailable
 from everyrun.settings import SettingsError
 
 #: Settings with which role, database or server can end what a session does; 0 is no limit.
@@ -40,7 +41,7 @@ def _says_shared(error: asyncpg.PostgresError) -> bool:
     return lost or "statement pooling mode" in str(error).lower()
 
 
-class PoolerError(SettingsError):
+class PoolerError(Unavailable, SettingsError):
     """The dsn leads to a pooler that gives each transaction another session."""
 
     def __init__(self) -> None:

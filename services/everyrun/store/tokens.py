@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 import asyncpg
 from msgspec import Struct
 
+from everyrun.errors import Unavailable
 from everyrun.store.sql import beside
 
 _sql = beside(__file__, "tokens.sql")
@@ -40,8 +41,10 @@ class Caller(Struct, frozen=True):
     scopes: frozenset[str]
 
 
-class NotLevelError(Exception):
+class NotLevelError(Unavailable):
     """Revocations were not read from the log since the database was restarted or replaced: no token is valid yet."""
+
+    retry_after = 2
 
 
 class _Known(Struct, frozen=True):

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import asyncpg
 import msgspec
 
+from everyrun.errors import Conflict, Invalid
 from everyrun.log import events
 from everyrun.log.cloudevents import Record, record, timestamp
 from everyrun.projection.rules.fingerprint import fingerprint
@@ -53,11 +54,11 @@ class Registration(NamedTuple):
     created_at: datetime | None
 
 
-class BatchKnownError(Exception):
+class BatchKnownError(Conflict):
     """The batch is known: registered with other content, or sent by Everyrun itself. The text says which."""
 
 
-class BatchTooLargeError(Exception):
+class BatchTooLargeError(Invalid):
     """More inputs than a batch has, or more bytes than one event holds; the text says what to do."""
 
 

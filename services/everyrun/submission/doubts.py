@@ -9,6 +9,7 @@ from typing import Any
 import asyncpg
 import msgspec
 
+from everyrun.errors import EveryrunError
 from everyrun.extend import reserved
 from everyrun.extend.client import Extend, ExtendError
 from everyrun.store.sql import beside
@@ -23,7 +24,7 @@ _sql = beside(__file__, "queue.sql")
 _WITHIN = 20.0
 
 
-class DecisionError(Exception):
+class DecisionError(EveryrunError):
     """The decision cannot be taken; ``status`` and ``code`` are the API's, the text says why and what can be done."""
 
     def __init__(self, status: int, code: str, message: str) -> None:

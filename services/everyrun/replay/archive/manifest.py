@@ -13,6 +13,8 @@ from typing import Any
 
 import msgspec
 
+from everyrun.errors import Invalid
+
 FORMAT = 1
 MANIFESTS = "manifests"
 RECORDS = "records"
@@ -54,7 +56,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     partitions: list[Covered]
 
 
-class NotAManifestError(Exception):
+class NotAManifestError(Invalid):
     """The bytes are no manifest of a format that is known; the text says why."""
 
 

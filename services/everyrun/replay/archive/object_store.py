@@ -11,11 +11,13 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, from_url
 
+from everyrun.errors import Conflict
+
 #: What reading and writing raise where the store does not answer or refuses.
 ObjectsError = (BaseError, OSError)
 
 
-class TakenError(Exception):
+class TakenError(Conflict):
     """The object is there already."""
 
 

@@ -11,7 +11,7 @@ from everyrun.replay.archive import manifest as manifests
 from everyrun.replay.archive import parquet
 from everyrun.replay.archive.manifest import Manifest
 from everyrun.replay.archive.object_store import Objects
-from everyrun.replay.archive.writer import ArchiveError, read_manifests
+from everyrun.replay.archive.writer import ArchiveError, NoArchiveError, read_manifests
 from everyrun.settings import Settings
 
 
@@ -28,7 +28,7 @@ class ArchiveReader:
         objects = Objects(place)
         newest = await read_manifests(objects)
         if not newest.manifests:
-            raise ArchiveError(f"there is no archive in {place}")
+            raise NoArchiveError(f"there is no archive in {place}")
         return cls(objects, newest.manifests)
 
     @property

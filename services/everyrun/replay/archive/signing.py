@@ -13,9 +13,10 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from everyrun.atomic_file import write_bytes
+from everyrun.errors import Invalid
 
 
-class KeyFileError(Exception):
+class KeyFileError(Invalid):
     """The file holds no such key; the text says what it should hold."""
 
 

@@ -18,7 +18,7 @@ from everyrun.replay.archive import parquet
 from everyrun.replay.archive import signing as signatures
 from everyrun.replay.archive.manifest import SHORT, Content, Manifest, digest
 from everyrun.replay.archive.object_store import Objects
-from everyrun.replay.archive.writer import ArchiveError
+from everyrun.replay.archive.writer import ArchiveError, NoArchiveError
 from everyrun.settings import Settings
 
 Place = tuple[int, int]
@@ -115,7 +115,7 @@ class _Check:
             self.found("a file was added among the manifests", path)
         numbers = [number for number in paths if number is not None]
         if not numbers:
-            raise ArchiveError(f"there is no archive in {self._objects.place}")
+            raise NoArchiveError(f"there is no archive in {self._objects.place}")
         claims: dict[int, str | None] = {}
         for number in range(1, max(numbers) + 1):
             path = manifests.manifest_path(number)

@@ -15,6 +15,7 @@ from typing import IO, Any, NamedTuple
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from everyrun.errors import EveryrunError, NotFound
 from everyrun.log import topics as log_topics
 from everyrun.log.reading import Position, Range, Stretch, bounds, read_ranges
 from everyrun.replay.archive import manifest as manifests
@@ -37,8 +38,12 @@ Progress = Callable[[int, int], None]
 """Told how many records are archived and how many there are."""
 
 
-class ArchiveError(Exception):
+class ArchiveError(EveryrunError):
     """The archive cannot be written to or read; the text says why."""
+
+
+class NoArchiveError(ArchiveError, NotFound):
+    """There is no archive where one was looked for."""
 
 
 class Newest(NamedTuple):

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from everyrun.errors import Invalid
 from everyrun.extend import reserved
 from everyrun.log.cloudevents import header
 from everyrun.log.reading import Position, Range, Stretch, milliseconds
@@ -20,7 +21,7 @@ _OFFSETS = re.compile(r"([a-z]+):(\d+)=(\d+)(?:\.\.(\d+))?")
 INPUTS = ("batches", "runs", "deliveries", "quarantine")
 
 
-class SelectionError(ValueError):
+class SelectionError(Invalid, ValueError):
     """The text selects nothing that there is; says what would."""
 
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import httpx
 import msgspec
 
+from everyrun.errors import Conflict
 from everyrun.log.cloudevents import Record
 from everyrun.log.producer import Producer
 
@@ -23,7 +24,7 @@ _ATTRIBUTES = ("id", "source", "specversion", "type", "subject", "time", "datasc
 _encode = msgspec.json.Encoder().encode
 
 
-class TargetError(Exception):
+class TargetError(Conflict):
     """An event was not taken; the text says by whom and why. What came before it was."""
 
 

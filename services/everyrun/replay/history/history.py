@@ -10,11 +10,11 @@ from typing import Annotated, Any, NamedTuple
 
 import asyncpg
 import msgspec
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI
 from msgspec import UNSET, Meta, UnsetType
 
-from everyrun.http import ApiError, scope
+from everyrun.errors import NotFound, Unavailable
+from everyrun.http import scope
 from everyrun.log import topics as log_topics
 from everyrun.log.cloudevents import header, timestamp
 from everyrun.log.reading import Position, read_ranges
@@ -35,8 +35,10 @@ _sql = beside(__file__, "index.sql")
 TAIL_RECORDS, TAIL_BYTES = 20_000, 64 << 20
 
 
-class IndexBehindError(Exception):
+class IndexBehindError(Unavailable):
     """Too much of the log is not indexed to answer from the log itself: so many of ``total`` records are indexed."""
+
+    code = "INDEX_BEHIND"
 
     def __init__(self, indexed: int, total: int) -> None:
         super().__init__(
@@ -45,14 +47,15 @@ class IndexBehindError(Exception):
         )
         self.indexed = indexed
         self.total = total
+        #: A rough guess, from 5 up to 300 seconds.
+        self.retry_after = max(5, min(300, (total - indexed) // 20_000))
 
-    @property
-    def retry_after(self) -> int:
-        """Seconds after which to ask again: a rough guess, from 5 up to 300."""
-        return max(5, min(300, (self.total - self.indexed) // 20_000))
+    def details(self) -> dict[str, Any]:
+        """Return how far the index is, and how long the log."""
+        return {"indexed": self.indexed, "total": self.total}
 
 
-class NoHistoryError(Exception):
+class NoHistoryError(NotFound):
     """No event speaks of that id; the text says so, and names the ids that a short one may stand for."""
 
     def __init__(self, identifier: str, near: Sequence[str] = ()) -> None:
@@ -61,6 +64,10 @@ class NoHistoryError(Exception):
             text += f"; did you mean {' or '.join(near)}?"
         super().__init__(text)
         self.near = list(near)
+
+    def details(self) -> dict[str, Any]:
+        """Return the ids that may have been meant."""
+        return {"did_you_mean": self.near}
 
 
 class Told(msgspec.Struct, frozen=True):
@@ -375,11 +382,6 @@ async def historian(settings: Settings, pool: asyncpg.Pool) -> AsyncIterator[His
 def history_routes(app: FastAPI, asked: Callable[[], Historian]) -> None:
     """Add the route to an API; ``asked`` gives the historian, once it is there."""
 
-    @app.exception_handler(IndexBehindError)
-    async def behind(_request: Request, error: IndexBehindError) -> JSONResponse:
-        body = {"code": "INDEX_BEHIND", "message": str(error), "indexed": error.indexed, "total": error.total}
-        return JSONResponse(body, 503, {"retry-after": str(error.retry_after)})
-
     @app.get("/v1/history/{identifier:path}", dependencies=[scope("read")])
     @answers(
         History,
@@ -390,9 +392,5 @@ def history_routes(app: FastAPI, asked: Callable[[], Historian]) -> None:
     )
     async def history(identifier: str) -> dict[str, Any]:
         """Every event that touched an input, a run or a batch, in the order of the log, and what each changed."""
-        try:
-            found = await asked().history(identifier)
-        except NoHistoryError as error:
-            raise ApiError(404, "NOT_FOUND", str(error), did_you_mean=error.near) from None
-        answer: dict[str, Any] = msgspec.to_builtins(found)
+        answer: dict[str, Any] = msgspec.to_builtins(await asked().history(identifier))
         return answer

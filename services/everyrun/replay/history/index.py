@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 import asyncpg
 from aiokafka.errors import KafkaError
 
+from everyrun.errors import EveryrunError
 from everyrun.health import Health
 from everyrun.log import topics as log_topics
 from everyrun.log.reading import Position, Range, Stretch, bounds, read_ranges
@@ -23,7 +24,7 @@ _sql = beside(__file__, "index.sql")
 _EVERY = 5.0
 
 
-class ForeignIndexError(Exception):
+class ForeignIndexError(EveryrunError):
     """The index was made from another Kafka cluster's log."""
 
 

@@ -22,8 +22,8 @@ from aiokafka.errors import (
     TopicAuthorizationFailedError,
 )
 
+from everyrun.errors import EveryrunError
 from everyrun.log.reading import Position
-from everyrun.projection.offsets import ForeignLogError
 from everyrun.redact import describe
 from everyrun.replay import log_position
 from everyrun.replay.archive.object_store import ObjectsError
@@ -33,16 +33,13 @@ from everyrun.replay.audit import compare
 from everyrun.replay.audit.as_of import as_of
 from everyrun.replay.audit.audit import audit
 from everyrun.replay.export import replay_events
-from everyrun.replay.export.selection import SelectionError
 from everyrun.replay.export.targets import TargetError
 from everyrun.replay.jobs.job_requests import Archive, Audit, Rebuild, Replay, VerifyArchive, jobs
 from everyrun.replay.rebuild.engine import Progress
-from everyrun.replay.rebuild.rebuild import ReplayError, Tell, rebuild, workplace
+from everyrun.replay.rebuild.rebuild import Tell, rebuild, workplace
 from everyrun.replay.rebuild.swap import rebuild_and_swap
 from everyrun.settings import Settings
-from everyrun.store.migrate import MigrationError
 from everyrun.store.pool import POSTGRES_AWAY
-from everyrun.store.session import PoolerError
 from everyrun.store.sql import beside
 from everyrun.telemetry import log
 
@@ -53,16 +50,6 @@ _sql = beside(__file__, "jobs.sql")
 SHOWN = 1000
 #: What is waited for.
 AWAY = (*POSTGRES_AWAY, KafkaError)
-_REFUSED = (
-    ReplayError,
-    log_position.MomentError,
-    MigrationError,
-    ForeignLogError,
-    ArchiveError,
-    SelectionError,
-    TargetError,
-    PoolerError,
-)
 #: Errors of Postgres and Kafka that waiting does not mend: a right or an object that is missing, a value that cannot be
 #: stored (SQLSTATE classes 42, 22, 23); records that are deleted.
 _FOR_GOOD = (
@@ -116,7 +103,7 @@ class Worker:
                     await asyncio.wait([doing])
                     return
             await self._pool.execute(_sql["end"], job_id, "DONE", doing.result(), None)
-        except _REFUSED as error:
+        except EveryrunError as error:
             await self._pool.execute(_sql["end"], job_id, "FAILED", None, str(error))
         except _FOR_GOOD as error:
             await self._pool.execute(_sql["end"], job_id, "FAILED", None, describe(error))

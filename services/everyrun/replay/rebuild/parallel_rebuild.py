@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import NamedTuple
 
+from everyrun.errors import EveryrunError
 from everyrun.log.reading import Position
 from everyrun.log.topics import LogIdentity
 from everyrun.memory import collect_seldom
@@ -27,7 +28,7 @@ _SPAWN = multiprocessing.get_context("spawn")
 _LOOKS_EVERY = 0.5
 
 
-class ShareError(Exception):
+class ShareError(EveryrunError):
     """A process of the rebuild ended before its share was done; the text says why."""
 
 

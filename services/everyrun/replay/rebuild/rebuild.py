@@ -12,6 +12,7 @@ from pathlib import Path
 import asyncpg
 from msgspec import Struct
 
+from everyrun.errors import EveryrunError
 from everyrun.log import topics
 from everyrun.log.reading import Position, Stretch
 from everyrun.projection import tables
@@ -33,7 +34,7 @@ DEFAULT_SCHEMA = "everyrun_rebuild"
 Tell = Callable[[Progress], None]
 
 
-class ReplayError(Exception):
+class ReplayError(EveryrunError):
     """It cannot be done; the text says why, and what can be."""
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import msgspec
 from fastapi import Request
 
+from everyrun.errors import Unavailable
 from everyrun.http import ApiError
 from everyrun.submission.api.body import BodyTooLargeError, receive
 from everyrun.submission.intake import parse
@@ -65,8 +66,11 @@ UPLOAD_REFUSED = (
 _AT_ONCE = 4
 
 
-class UploadsFullError(Exception):
+class UploadsFullError(Unavailable):
     """As many uploads as are taken at a time are under way; the text says what to do."""
+
+    code = "BUSY"
+    retry_after = 10
 
 
 class Uploads:

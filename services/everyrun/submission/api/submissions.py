@@ -23,7 +23,6 @@ from everyrun.submission.api.request_body import (
     BODY,
     UPLOAD_REFUSED,
     Uploads,
-    UploadsFullError,
     check_workflow,
     no_nul,
     rows_of,
@@ -65,14 +64,6 @@ def submission_api(
         frozenset({"/v1/submissions"}),
     )
     uploads = Uploads() if uploads is None else uploads
-
-    @app.exception_handler(UploadsFullError)
-    async def full(_request: Request, error: UploadsFullError) -> JSONResponse:
-        return JSONResponse({"code": "BUSY", "message": str(error)}, 503, {"retry-after": "10"})
-
-    @app.exception_handler(NotLevelError)
-    async def not_level(_request: Request, error: NotLevelError) -> JSONResponse:
-        return JSONResponse({"code": "UNAVAILABLE", "message": str(error)}, 503, {"retry-after": "5"})
 
     @app.post("/v1/submissions", status_code=202, dependencies=[scope("submit")], openapi_extra={"requestBody": BODY})
     @answers(

@@ -11,6 +11,7 @@ from typing import Literal
 import msgspec
 from msgspec.structs import replace
 
+from everyrun.errors import Conflict
 from everyrun.submission.dispatch.classify import Blocked, InDoubt, Rejected, Returned, Taken, Unclear, Verdict
 from everyrun.submission.dispatch.cutting import cut
 
@@ -167,7 +168,7 @@ class Step(msgspec.Struct, frozen=True):
     parts: tuple[tuple[int, int], ...] = ()
 
 
-class NotPossibleError(Exception):
+class NotPossibleError(Conflict):
     """This cannot happen to a chunk in this state; it is left as it is."""
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import asyncpg
 import msgspec
 
+from everyrun.errors import NotFound
 from everyrun.failpoints import hit
 from everyrun.log import events
 from everyrun.log.producer import Log
@@ -36,7 +37,7 @@ _log = log(__name__)
 _sql = beside(__file__, "../queue.sql")
 
 
-class UnknownChunkError(Exception):
+class UnknownChunkError(NotFound):
     """The queue has no such chunk."""
 
 

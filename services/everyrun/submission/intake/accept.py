@@ -12,6 +12,7 @@ from typing import Any
 import asyncpg
 import msgspec
 
+from everyrun.errors import Conflict, Invalid, Unavailable
 from everyrun.failpoints import hit
 from everyrun.settings import Settings
 from everyrun.store.sql import beside
@@ -40,7 +41,7 @@ class Accepted(msgspec.Struct, frozen=True):
     batches: int
 
 
-class BadRowsError(Exception):
+class BadRowsError(Invalid):
     """Rows are wrong, so nothing was taken in: how many, and the first of them."""
 
     def __init__(self, count: int, rows: list[BadRow]) -> None:
@@ -49,15 +50,15 @@ class BadRowsError(Exception):
         self.rows = rows
 
 
-class IdempotencyConflictError(Exception):
+class IdempotencyConflictError(Conflict):
     """The Idempotency-Key was used before, with other content."""
 
 
-class QueueReplacedError(Exception):
+class QueueReplacedError(Unavailable):
     """The database was replaced while the upload came in: the log must first be read for its Idempotency-Key."""
 
 
-class SubmittedBeforeError(Exception):
+class SubmittedBeforeError(Conflict):
     """The very same rows were submitted before to the same workflow; the text says when, and as what."""
 
     def __init__(self, known: asyncpg.Record) -> None:

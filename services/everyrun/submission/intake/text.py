@@ -7,6 +7,8 @@ import io
 import re
 from typing import IO, cast
 
+from everyrun.errors import Invalid
+
 #: Longer marks first: the one of UTF-16 is the beginning of the one of UTF-32.
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -23,7 +25,7 @@ _OF_TEXT = re.compile(
 _PART = 1 << 16
 
 
-class UploadError(Exception):
+class UploadError(Invalid):
     """The upload as a whole cannot be read; the text says what is wrong and where."""
 
 

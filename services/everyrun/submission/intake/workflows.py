@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol
 
+from everyrun.errors import Invalid
 from everyrun.extend.client import ExtendError, Page
 from everyrun.telemetry import log
 
@@ -30,7 +31,7 @@ class Asks(Protocol):
         """Return a page of summaries."""
 
 
-class UnknownWorkflowError(Exception):
+class UnknownWorkflowError(Invalid):
     """Extend has no workflow of that id; the text says so, and what is near. ``near`` has those ids."""
 
     def __init__(self, message: str, near: list[str]) -> None:

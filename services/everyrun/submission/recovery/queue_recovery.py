@@ -14,6 +14,7 @@ import msgspec
 from aiokafka.errors import KafkaError
 from msgspec.structs import replace
 
+from everyrun.errors import Unavailable
 from everyrun.log import events, topics
 from everyrun.log.cloudevents import header
 from everyrun.log.reader import end_offsets
@@ -88,8 +89,10 @@ class Level:
         await self.check()
 
 
-class NotLevelError(Exception):
+class NotLevelError(Unavailable):
     """What the log knows and the queue may not could not be read now; the text says why and what to do."""
+
+    retry_after = 5
 
 
 async def restored(level: Level) -> str:
