@@ -1,1 +1,1 @@
-"""Breaking Everyrun on purpose, and comparing what it says afterwards with what really happened."""
+"""Break Everyrun on purpose, then compare its report with what the emulator really did."""

@@ -1,4 +1,4 @@
-"""``make chaos``: play the cells that have no outcome yet, show them as a table, and keep it in the docs."""
+"""Run ``make chaos``: play the cells that have no outcome yet, show all outcomes, and write them into the docs."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from chaos import outcomes, pairs, tools, workers
-from chaos.audit import audited
+from chaos import outcomes, play_job, play_pair, play_processors, play_tool
 from chaos.cells import (
     ALL,
     INPUTS,
@@ -29,32 +28,32 @@ from chaos.cells import (
     NoSuchCellError,
     select,
 )
+from chaos.log_audit import audit
 from chaos.outcomes import Outcome
-from chaos.play import play
-from chaos.stage import hush, staged
+from chaos.stage import running_stage, silence_kafka_client
 from everyrun.cli.signals import StoppedError, until_stopped
 
 RESULTS = Path(".chaos")
 PAGE = Path("docs/reference/chaos.md")
-#: A stage is built anew after so many cells, so that the emulator's truth does not grow without end.
-_CELLS_A_STAGE = 10
+#: Cells that are played on one stage, so that the emulator's truth does not grow without limit.
+_CELLS_PER_STAGE = 10
 _console = Console(width=None if sys.stdout.isatty() else 180)
 
 
 def main(
     cells: Annotated[
-        str, typer.Option(help="Patterns of cells, comma separated: bridge/*,point/*; all by default.")
+        str, typer.Option(help="Comma-separated patterns of cells, such as bridge/*,point/*; all cells if empty.")
     ] = "",
-    seeds: Annotated[str, typer.Option(help="Seeds, comma separated; each cell is played with each.")] = "1",
-    inputs: Annotated[int, typer.Option(min=1, help="Inputs of a job.")] = INPUTS,
-    within: Annotated[float, typer.Option(min=10, help="Seconds a cell may take.")] = WITHIN,
-    minutes: Annotated[float, typer.Option(min=0, help="Begin no cell after so long; 0: no limit.")] = 0,
-    again: Annotated[bool, typer.Option(help="Forget what the chosen cells came to before.")] = False,
-    results: Annotated[Path, typer.Option(help="Where outcomes are kept.")] = RESULTS,
+    seeds: Annotated[str, typer.Option(help="Comma-separated seeds; each cell is played with each seed.")] = "1",
+    inputs: Annotated[int, typer.Option(min=1, help="Number of inputs of a job.")] = INPUTS,
+    within: Annotated[float, typer.Option(min=10, help="Maximum number of seconds for a cell.")] = WITHIN,
+    minutes: Annotated[float, typer.Option(min=0, help="Minutes after which no cell starts; 0 for no limit.")] = 0,
+    again: Annotated[bool, typer.Option(help="Play the chosen cells again, even if their outcomes are kept.")] = False,
+    results: Annotated[Path, typer.Option(help="Folder of the kept outcomes.")] = RESULTS,
 ) -> None:
-    """Break every part of a stack in every way while a job runs, and compare the end with the truth.
+    """Break every part of a stack in every way while a job runs, and compare the result with the truth.
 
-    Goes on where it was interrupted. Ends with 0 only if every chosen cell has been played and ended well.
+    An interrupted run resumes. Exits with 0 only if every chosen cell has been played and ended well.
 
     Example: python -m chaos --cells 'bridge/*,extend/429' --seeds 1,2,3
     """
@@ -63,23 +62,23 @@ def main(
     except NoSuchCellError as error:
         raise typer.BadParameter(str(error)) from None
     except ValueError:
-        raise typer.BadParameter(f"--seeds: {seeds!r} is not numbers, comma separated") from None
+        raise typer.BadParameter(f"--seeds: {seeds!r} is not a list of numbers; write for example 1,2,3") from None
     if again:
         for cell, seed in chosen:
             outcomes.forget(results, cell, seed)
     left = [(cell, seed) for cell, seed in chosen if outcomes.known(results, cell, seed) is None]
     _console.print(
-        f"{len(chosen)} cells, {len(chosen) - len(left)} of them played before; outcomes are kept in {results}"
+        f"{len(chosen)} cells; {len(chosen) - len(left)} have been played before; outcomes are kept in {results}"
     )
     until = time.monotonic() + minutes * 60 if minutes else float("inf")
-    hush()
+    silence_kafka_client()
     with suppress(StoppedError):
         asyncio.run(until_stopped(_play_all(left, inputs, within, until, results)))
     found = [known for cell, seed in chosen if (known := outcomes.known(results, cell, seed)) is not None]
-    _show(found)
+    _show_table(found)
     _write_page(results)
     if len(found) < len(chosen):
-        _console.print(f"{len(chosen) - len(found)} cells are left; the same command goes on")
+        _console.print(f"{len(chosen) - len(found)} cells are left; run the same command to resume")
     good = not any(one.problems for one in (*found, *outcomes.audits(results)))
     raise typer.Exit(0 if len(found) == len(chosen) and good else 1)
 
@@ -89,7 +88,7 @@ async def _play_all(left: list[tuple[Cell, int]], inputs: int, within: float, un
         if time.monotonic() < until:
             with tempfile.TemporaryDirectory(prefix="everyrun-chaos-", ignore_cleanup_errors=True) as folder:
                 _console.print(f"[dim]{cell.name}, seed {seed}: {cell.what}")
-                _done(await workers.play(Path(folder), cell, seed, _tell), results)
+                _keep(await play_processors.play(Path(folder), cell, seed, _show_progress), results)
     staged_cells = [pair for pair in left if not pair[0].workers]
     for seed in sorted({seed for _, seed in staged_cells}):
         mine = [cell for cell, its in staged_cells if its == seed]
@@ -98,47 +97,49 @@ async def _play_all(left: list[tuple[Cell, int]], inputs: int, within: float, un
 
 
 async def _on_a_stage(cells: list[Cell], seed: int, job: tuple[int, float], until: float, results: Path) -> list[Cell]:
-    """Play cells on one stack, until one fails: what is left of it must not spoil the next; then audit it. The cells
-    left over."""
+    """Play cells on one stack until one fails, as its remains could spoil the next; then audit the log.
+
+    Return the cells that are left.
+    """
     _console.print("[dim]starting a stack")
     with tempfile.TemporaryDirectory(prefix="everyrun-chaos-", ignore_cleanup_errors=True) as folder:
-        async with staged(Path(folder), seed) as stage:
+        async with running_stage(Path(folder), seed) as stage:
             played: list[Cell] = []
-            for cell in cells[:_CELLS_A_STAGE]:
+            for cell in cells[:_CELLS_PER_STAGE]:
                 if time.monotonic() > until:
                     break
                 _console.print(f"[dim]{cell.name}, seed {seed}: {cell.what}")
-                player = pairs.play if cell.pair else tools.play if cell.tool else play
-                outcome = await player(stage, cell, seed, _tell, *job)
-                _done(outcome, results)
+                player = play_pair if cell.pair else play_tool if cell.tool else play_job
+                outcome = await player.play(stage, cell, seed, _show_progress, *job)
+                _keep(outcome, results)
                 played.append(cell)
                 if outcome.problems:
-                    words = results / f"{cell.name.replace('/', '.')}.{seed}.log"
-                    words.write_text(stage.tail())
+                    log_file = results / f"{cell.name.replace('/', '.')}.{seed}.log"
+                    log_file.write_text(stage.tail())
                     break
             if played:
                 _console.print("[dim]auditing the log of these cells")
-                _done(await audited(stage, played, seed), results)
+                _keep(await audit(stage, played, seed), results)
     return cells[len(played) :]
 
 
-_last_told = 0.0
+_last_shown = 0.0
 
 
-def _tell(progress: str) -> None:
-    global _last_told
-    if time.monotonic() - _last_told > 5:
-        _last_told = time.monotonic()
+def _show_progress(progress: str) -> None:
+    global _last_shown
+    if time.monotonic() - _last_shown > 5:
+        _last_shown = time.monotonic()
         _console.print(f"[dim]    {progress}")
 
 
-def _done(outcome: Outcome, results: Path) -> None:
+def _keep(outcome: Outcome, results: Path) -> None:
     outcomes.keep(results, outcome)
     colour = "red" if outcome.problems else "green"
     _console.print(f"[{colour}]{outcome.cell}[/], seed {outcome.seed}: {outcome.seconds:.0f} s, {outcome.verdict}")
 
 
-def _show(found: list[Outcome]) -> None:
+def _show_table(found: list[Outcome]) -> None:
     table = Table(title="What was broken, and what came of it")
     for name in outcomes.COLUMNS:
         table.add_column(name, no_wrap=name != "verdict")
@@ -148,12 +149,12 @@ def _show(found: list[Outcome]) -> None:
 
 
 def _write_page(results: Path) -> None:
-    """Write the tables of the page anew, once every cell of the matrix has been played."""
+    """Write the tables of the page, if every cell of the matrix has been played."""
     seeds = sorted({int(path.stem.rpartition(".")[2]) for path in results.glob("*.json") if path.stem[-1].isdigit()})
     found = [one for cell in ALL for seed in seeds if (one := outcomes.known(results, cell, seed)) is not None]
     missing = {cell.name for cell in MATRIX} - {one.cell for one in found}
     if missing or not PAGE.exists():
-        _console.print(f"[dim]{PAGE} is left as it is: {len(missing)} cells of the matrix have not been played")
+        _console.print(f"[dim]{PAGE} is unchanged: {len(missing)} cells of the matrix have not been played")
         return
     page = PAGE.read_text()
     parts = {"matrix": MATRIX, "pairs": PAIR_CELLS, "tools": TOOL_CELLS, "others": (*POINT_CELLS, *WORKER_CELLS)}

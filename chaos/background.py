@@ -1,4 +1,4 @@
-"""Work that goes on in the background while a block runs."""
+"""Run work in the background while a block runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 @contextlib.asynccontextmanager
 async def meanwhile(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Run the work while the block runs, then cancel it. Raise what ended a part of it before."""
+    """Run the work while the block runs, then cancel it. Raises the error of a part that ended before."""
     tasks = [asyncio.create_task(part) for part in work]
     try:
         yield

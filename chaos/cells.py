@@ -1,4 +1,4 @@
-"""The cells of the fault matrix: what is done to a job in each. Pure."""
+"""The cells of the fault matrix: what each does to a running job. Pure."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from random import Random
 from everyrun.failpoints import POINTS
 
 INPUTS = 5000
-#: A cell that has not ended well after so many seconds has failed.
+#: A cell that has not ended well after this many seconds has failed.
 WITHIN = 90.0
-#: What Extend does in every cell that says nothing else: a little of each.
+#: Faults of Extend in every cell that names no others.
 USUAL = "drop=0.01,duplicate=0.05,reorder=0.1,slow=0.2"
 
 _SERVICES = {"submission": "submission", "bridge": "bridge", "processor": "processor-0", "reconciler": "reconciler"}
-#: Seconds that a stopped process stands still.
+#: Seconds for which a process is stopped.
 STOPPED = 20.0
-#: How often a pair is killed, and the maximum number of seconds between its two kills.
-VOLLEYS, MOST_GAP = 2, 1.9
-#: The name of the tool itself among the parts that are killed while it runs.
+#: How often a pair of parts is killed, and the maximum number of seconds between the two kills.
+PAIR_STRIKES, MAX_GAP = 2, 1.9
+#: Stands for the tool itself among the parts that are killed while it runs.
 TOOL = "tool"
-STRUCK = (TOOL, "kafka", "postgres")
+TOOL_TARGETS = (TOOL, "kafka", "postgres")
 
 
 @dataclass(frozen=True)
 class Strike:
-    """Something done to a part of the stack; ``after`` seconds from the one before it."""
+    """A strike at a part of the stack, ``after`` seconds from the strike before it."""
 
     part: str
     how: str
@@ -35,8 +35,8 @@ class Strike:
 
 
 @dataclass(frozen=True)
-class Volley:
-    """Two parts killed, ``gap`` seconds apart; ``after`` seconds from when a job had its first settled row."""
+class PairStrike:
+    """Two parts killed ``gap`` seconds apart, ``after`` seconds from the first settled row of a job."""
 
     first: str
     second: str
@@ -46,7 +46,7 @@ class Volley:
 
 @dataclass(frozen=True)
 class ToolStrike:
-    """A part, or the tool itself, killed while the tool runs; ``moment`` is a share of the time that a run takes."""
+    """A kill of a part, or of the tool itself, while the tool runs; ``moment`` is a share of the duration of a run."""
 
     part: str
     moment: float
@@ -54,9 +54,10 @@ class ToolStrike:
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: its name, what it does in words, Extend's faults, and how often which part is struck how.
+    """One cell: its name, its description, Extend's faults, and which part is struck how and how often.
 
-    ``pair`` names two parts that are killed together, ``tool`` the command that runs while parts are killed.
+    ``point`` is a failpoint, ``workers`` a number of processors, ``pair`` two parts that are killed together, and
+    ``tool`` the command that runs while parts are killed.
     """
 
     name: str
@@ -71,22 +72,22 @@ class Cell:
     tool: str = ""
 
     def strikes(self, seed: int) -> list[Strike]:
-        """When the part is struck: a function of the seed."""
+        """Return the strikes at the part, which follow from the seed."""
         chance = Random(f"{seed}/{self.name}")
         return [Strike(self.part, self.how, chance.uniform(0.2, 3.0)) for _ in range(self.times)]
 
-    def volleys(self, seed: int) -> list[Volley]:
-        """Return when the pair is killed, in which order: a function of the seed."""
+    def pair_strikes(self, seed: int) -> list[PairStrike]:
+        """Return when and in which order the pair is killed, which follows from the seed."""
         chance = Random(f"{seed}/{self.name}")
         return [
-            Volley(*chance.sample(self.pair, 2), after=chance.uniform(0.2, 3.0), gap=chance.uniform(0.0, MOST_GAP))
-            for _ in range(VOLLEYS)
+            PairStrike(*chance.sample(self.pair, 2), after=chance.uniform(0.2, 3.0), gap=chance.uniform(0.0, MAX_GAP))
+            for _ in range(PAIR_STRIKES)
         ]
 
     def tool_strikes(self, seed: int) -> list[ToolStrike]:
-        """Return what is killed while the tool runs, and when: a function of the seed."""
+        """Return what is killed while the tool runs and when, which follows from the seed."""
         chance = Random(f"{seed}/{self.name}")
-        return [ToolStrike(part, chance.uniform(0.2, 0.9)) for part in chance.sample(STRUCK, len(STRUCK))]
+        return [ToolStrike(part, chance.uniform(0.2, 0.9)) for part in chance.sample(TOOL_TARGETS, len(TOOL_TARGETS))]
 
 
 def _process_cells() -> list[Cell]:
@@ -114,15 +115,15 @@ def _base_cells() -> list[Cell]:
 
 
 _EXTEND = {
-    # Each 429 stops all calls of its category for the second of its Retry-After.
+    # Each 429 stops all calls of its category for one second, as its Retry-After asks.
     "429": ("answers 429 to half of the batches and a fifth of the reads", "submit_429=0.5,get_429=0.2,drop=0.02"),
     "500": ("fails a fifth of all calls with 5xx", "submit_5xx=0.2,get_5xx=0.2,drop=0.05"),
     "slow": ("answers after up to 3 s", "slow=3,drop=0.01"),
-    # A batch so answered is in doubt for the window and two sweeps: at a fifth some chunk was so three times running.
+    # A batch answered like this is in doubt for the window and two sweeps. At a fifth, some chunk met it three times.
     "garbage": ("answers a tenth of all calls with HTML", "garbage=0.1,drop=0.05"),
-    "timeout-after-accept": ("takes half of the batches and never answers", "accept_then_timeout=0.5"),
-    "clock-offset": ("signs webhooks with a clock 10 minutes behind", "skew=-600"),
-    "url-expired": ("gives signed links that have expired", "url_expired=1"),
+    "timeout-after-accept": ("accepts half of the batches and never answers", "accept_then_timeout=0.5"),
+    "clock-offset": ("signs webhooks with a clock that is 10 minutes slow", "skew=-600"),
+    "url-expired": ("sends signed links that have expired", "url_expired=1"),
     "webhooks-lost": ("loses every webhook", "drop=1"),
     "webhooks-ten-times": ("sends every webhook ten times", "copies=9"),
 }
@@ -165,23 +166,23 @@ def _pair_cells() -> list[Cell]:
 
 PAIR_CELLS = tuple(_pair_cells())
 TOOL_CELLS = tuple(
-    Cell(f"audit/{tool}", f"everyrun {tool}: kill -9 of the command, of Kafka and of Postgres under it", tool=tool)
+    Cell(f"audit/{tool}", f"everyrun {tool}: kill -9 of the command, Kafka and Postgres while it runs", tool=tool)
     for tool in ("rebuild", "audit", "as-of", "archive")
 )
 ALL = (*MATRIX, *POINT_CELLS, *WORKER_CELLS, *PAIR_CELLS, *TOOL_CELLS)
 
 
 class NoSuchCellError(ValueError):
-    """A pattern names no cell."""
+    """A pattern matches no cell."""
 
 
 def select(patterns: str) -> list[Cell]:
-    """The cells that comma-separated patterns name (``bridge/*,point/*``); all where there are none.
+    """Return the cells that match comma-separated patterns (``bridge/*,point/*``); all cells if there are none.
 
     Raises NoSuchCellError.
     """
     wanted = [pattern.strip() for pattern in patterns.split(",") if pattern.strip()] or ["*"]
     for pattern in wanted:
         if not any(fnmatchcase(cell.name, pattern) for cell in ALL):
-            raise NoSuchCellError(f"no cell is named {pattern!r}; there are: {', '.join(cell.name for cell in ALL)}")
+            raise NoSuchCellError(f"no cell matches {pattern!r}; the cells are: {', '.join(cell.name for cell in ALL)}")
     return [cell for cell in ALL if any(fnmatchcase(cell.name, pattern) for pattern in wanted)]

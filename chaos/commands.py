@@ -1,4 +1,4 @@
-"""Running ``everyrun`` commands against a stage, and judging how they end."""
+"""Run ``everyrun`` commands against a stage, and judge how they end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import NamedTuple
 from chaos.stage import Stage
 
 _COMMAND = (sys.executable, "-c", "from everyrun.cli.app import main; main()")
-#: A command that has not ended after so many seconds hangs.
+#: A command that has not ended after this many seconds hangs.
 WITHIN = 300.0
 
 
@@ -30,7 +30,7 @@ class Ended(NamedTuple):
         return next((line.strip() for line in reversed(self.err.splitlines()) if line.strip() and "━" not in line), "")
 
 
-class Running:
+class RunningCommand:
     """A command that has been started."""
 
     def __init__(self, stage: Stage, command: tuple[str, ...], process: asyncio.subprocess.Process) -> None:
@@ -41,7 +41,7 @@ class Running:
         self._ending = asyncio.create_task(process.communicate())
 
     @classmethod
-    async def start(cls, stage: Stage, *command: str) -> Running:
+    async def start(cls, stage: Stage, *command: str) -> RunningCommand:
         """Start ``everyrun COMMAND`` on the stage's stack."""
         process = await asyncio.create_subprocess_exec(
             *_COMMAND,
@@ -54,21 +54,21 @@ class Running:
         return cls(stage, command, process)
 
     async def ends_within(self, seconds: float) -> bool:
-        """Return True as soon as it has ended, False if it has not after so many seconds."""
+        """Return True as soon as the command has ended, or False after ``seconds``."""
         done, _ = await asyncio.wait({self._ending}, timeout=seconds)
         return bool(done)
 
     def kill(self) -> None:
-        """Kill it with -9, if it has not ended."""
+        """Kill the command with -9, if it has not ended."""
         if self._process.returncode is None:
             self._process.kill()
 
     async def ended(self, within: float = WITHIN) -> Ended:
-        """Wait for its end. It is killed if it takes too long, or if this is cancelled."""
+        """Wait until the command has ended. Kill it if it takes too long, or if this call is cancelled."""
         try:
             hung = not await self.ends_within(within)
         finally:
-            # Whatever happens here, no process is left behind.
+            # Leave no process behind, whatever happens here.
             self.kill()
         out, err = (text.decode("utf-8", "replace") for text in await self._ending)
         code = None if hung else self._process.returncode
@@ -80,25 +80,25 @@ class Running:
 
 
 async def everyrun(stage: Stage, *command: str, within: float = WITHIN) -> Ended:
-    """Run a command to its end."""
-    return await (await Running.start(stage, *command)).ended(within)
+    """Run a command until it ends."""
+    return await (await RunningCommand.start(stage, *command)).ended(within)
 
 
-def unclear(name: str, ended: Ended, errors: Collection[int]) -> list[str]:
+def problems_of_end(name: str, ended: Ended, errors: Collection[int]) -> list[str]:
     """Return what is wrong with how a command ended. Pure.
 
-    It may end with 0, or with one of the exit codes ``errors`` and a message of ours. It may not hang, be killed by
-    somebody else, or show a traceback.
+    It may end with 0, or with one of the exit codes ``errors`` and a message that begins with ``everyrun:``. It must
+    not hang, be killed, or show a traceback.
     """
     if ended.code is None:
-        return [f"{name}: did not end within {ended.seconds:.0f} s; its last words: {ended.last}"]
+        return [f"{name}: did not end within {ended.seconds:.0f} s; its last line: {ended.last}"]
     if "Traceback (most recent call last)" in ended.err + ended.out or "╭─" in ended.err:
         return [f"{name}: ended with a traceback: {ended.last}"]
     if ended.code == 0:
         return []
     if ended.code not in errors:
         return [f"{name}: exit code {ended.code}: {ended.last}"]
-    said = [line.partition("everyrun:")[2] for line in ended.err.splitlines() if line.startswith("everyrun:")]
-    if not any(text.strip() for text in said):
+    messages = [line.partition("everyrun:")[2] for line in ended.err.splitlines() if line.startswith("everyrun:")]
+    if not any(text.strip() for text in messages):
         return [f"{name}: exit code {ended.code} without a message: {ended.last}"]
     return []

@@ -1,4 +1,4 @@
-"""A job under fire: handed in with patience, waited for, judged by what really happened."""
+"""Submit a job with retries, wait for it, and judge it by what really happened."""
 
 from __future__ import annotations
 
@@ -12,27 +12,30 @@ import asyncpg
 import httpx
 from aiokafka.errors import KafkaError
 
-from chaos.witness import Witness, unheard, unpublished
+from chaos.log_witness import LogWitness, missing_webhooks, unpublished_inputs
 from everyrun.cli import job
 from everyrun.cli.emulator_check import Comparison
 from everyrun.store.pool import POSTGRES_AWAY
 
-_AWAY = (*POSTGRES_AWAY, KafkaError, httpx.TransportError)
-_HANDED_IN_WITHIN = 60.0
+_UNAVAILABLE = (*POSTGRES_AWAY, KafkaError, httpx.TransportError)
+_SUBMITTED_WITHIN = 60.0
 
 
 class Judgement(NamedTuple):
-    """What Everyrun says in the end, how it compares with the truth, and what is not as promised, in sentences."""
+    """The job's last report, its comparison with the truth, and the broken promises as sentences."""
 
     report: dict[str, Any]
     comparison: Comparison
     problems: list[str]
 
 
-async def hand_in(http: httpx.AsyncClient, endpoints: dict[str, str], count: int) -> str:
-    """Hand inputs in as a careful caller does: with an Idempotency-Key, again until it is answered. Its id."""
+async def submit(http: httpx.AsyncClient, endpoints: dict[str, str], count: int) -> str:
+    """Submit inputs under an Idempotency-Key, retry until it is answered, and return the submission id.
+
+    Raises JobError after a minute.
+    """
     key = str(uuid.uuid4())
-    deadline = time.monotonic() + _HANDED_IN_WITHIN
+    deadline = time.monotonic() + _SUBMITTED_WITHIN
     while True:
         try:
             answer = await http.post(
@@ -47,49 +50,51 @@ async def hand_in(http: httpx.AsyncClient, endpoints: dict[str, str], count: int
         except httpx.TransportError as error:
             why = f"{type(error).__name__} {error}"
         if time.monotonic() > deadline:
-            raise job.JobError(f"inputs could not be handed in: {why}")
+            raise job.JobError(f"the inputs could not be submitted: {why}")
         await asyncio.sleep(0.2)
 
 
-async def settled(
+async def settle(
     http: httpx.AsyncClient,
     endpoints: dict[str, str],
     submission_id: str,
     deadline: float,
-    tell: Callable[[dict[str, Any]], None] = lambda _report: None,
+    show: Callable[[dict[str, Any]], None] = lambda _report: None,
 ) -> dict[str, Any]:
-    """Wait until no input is open, or the deadline (monotonic); the last report. Raises JobError."""
+    """Wait until no input is open or the deadline (monotonic) has passed. Return the last report. Raises JobError."""
     while True:
         report = await job.report(http, endpoints, submission_id)
-        tell(report)
+        show(report)
         if report["open"] == 0 or time.monotonic() > deadline:
             return report
         await asyncio.sleep(0.25)
 
 
-async def judged(
+async def judge(
     http: httpx.AsyncClient,
     endpoints: dict[str, str],
     submission_id: str,
-    witness: Witness,
+    witness: LogWitness,
     deadline: float,
-    skip: int = 0,
+    runs_before: int = 0,
 ) -> Judgement:
-    """Compare until everything agrees, or the deadline. Raises JobError.
+    """Compare until everything agrees or the deadline has passed. Raises JobError.
 
-    The emulator's first ``skip`` runs are known to be of others.
+    The emulator's first ``runs_before`` runs belong to earlier jobs and are left out.
     """
     while True:
-        report, comparison = await job.agree(http, endpoints, submission_id, max(deadline - time.monotonic(), 0), skip)
+        report, comparison = await job.agree(
+            http, endpoints, submission_id, max(deadline - time.monotonic(), 0), runs_before
+        )
         problems = problems_of(report, comparison)
-        problems += await _witnessed(http, endpoints, submission_id, witness, skip)
+        problems += await _compare_with_log(http, endpoints, submission_id, witness, runs_before)
         if not problems or time.monotonic() > deadline:
             return Judgement(report, comparison, problems)
         await asyncio.sleep(1)
 
 
 def problems_of(report: dict[str, Any], comparison: Comparison) -> list[str]:
-    """What is not as promised."""
+    """Return which promises the report and the comparison break."""
     problems = []
     if report["open"]:
         problems.append(f"{report['open']} inputs are open ({report['by_status']})")
@@ -100,11 +105,11 @@ def problems_of(report: dict[str, Any], comparison: Comparison) -> list[str]:
     return problems
 
 
-async def _witnessed(
-    http: httpx.AsyncClient, endpoints: dict[str, str], submission_id: str, witness: Witness, skip: int
+async def _compare_with_log(
+    http: httpx.AsyncClient, endpoints: dict[str, str], submission_id: str, witness: LogWitness, runs_before: int
 ) -> list[str]:
     try:
-        lines = [line for line in await job.truth(http, endpoints, skip) if job.is_of(line, submission_id)]
+        lines = [line for line in await job.truth(http, endpoints, runs_before) if job.is_of(line, submission_id)]
         connection = await asyncpg.connect(endpoints["postgres_dsn"], timeout=10)
         try:
             query = "select input_id, version from everyrun.results where submission_id = $1 and run_id is not null"
@@ -112,11 +117,11 @@ async def _witnessed(
         finally:
             await connection.close()
         await witness.read()
-    except _AWAY as error:
-        return [f"could not be judged: {type(error).__name__} {error}"]
+    except _UNAVAILABLE as error:
+        return [f"the job could not be judged: {type(error).__name__} {error}"]
     problems = []
-    if lost := unheard(lines, witness.heard):
-        problems.append(f"{len(lost)} webhooks were answered with 2xx and are not in the log, as of {lost[0]}")
-    if behind := unpublished(rows, witness.published):
-        problems.append(f"{len(behind)} rows are not published as they are, as {behind[0]}")
+    if lost := missing_webhooks(lines, witness.webhook_runs):
+        problems.append(f"{len(lost)} webhooks were answered with 2xx and are not in the log, for example of {lost[0]}")
+    if stale := unpublished_inputs(rows, witness.published):
+        problems.append(f"{len(stale)} rows are not published in their last version, for example {stale[0]}")
     return problems

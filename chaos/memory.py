@@ -1,4 +1,4 @@
-"""Whether a service's resident memory grows. Pure."""
+"""Tell if the resident memory of a service grows. Pure."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-#: A process is warm so many seconds after its start; what it takes until then is not growth.
+#: A process is warm this many seconds after its start; the memory that it takes before is not growth.
 WARM = 120.0
-#: Less than so many seconds of warm samples say nothing.
+#: Minimum seconds of warm samples for a slope.
 _ENOUGH = 60.0
 _BARS = "▁▂▃▄▅▆▇█"
 
 
 class Sample(NamedTuple):
-    """A process's resident megabytes, so many seconds after the soak's beginning, ``age`` after its own start."""
+    """The resident megabytes of a process, ``at`` seconds after the soak began, ``age`` seconds after its start."""
 
     at: float
     service: str
@@ -25,9 +25,9 @@ class Sample(NamedTuple):
 
 
 def slope(samples: Iterable[Sample]) -> float | None:
-    """Megabytes a minute by which a service grows while warm: a linear fit, each process at a level of its own.
+    """Return how many megabytes a minute a warm service grows, or None if there are too few samples.
 
-    None where there are too few samples to say.
+    It is a linear fit with one slope for all processes of the service, and a separate mean for each.
     """
     lives: dict[int, list[Sample]] = defaultdict(list)
     for sample in samples:
@@ -36,15 +36,15 @@ def slope(samples: Iterable[Sample]) -> float | None:
     above = below = lasted = 0.0
     for life in lives.values():
         middle = sum(s.at for s in life) / len(life)
-        level = sum(s.resident for s in life) / len(life)
-        above += sum((s.at - middle) * (s.resident - level) for s in life)
+        mean = sum(s.resident for s in life) / len(life)
+        above += sum((s.at - middle) * (s.resident - mean) for s in life)
         below += sum((s.at - middle) ** 2 for s in life)
         lasted += life[-1].at - life[0].at
     return 60 * above / below if lasted >= _ENOUGH else None
 
 
 def sparkline(values: Sequence[float], width: int = 60) -> str:
-    """The values as a row of bars, from the least to the greatest; of many, each bar is a mean."""
+    """Draw values as a row of at most ``width`` bars; a bar is the mean of several values if there are more."""
     if not values:
         return ""
     width = min(width, len(values))

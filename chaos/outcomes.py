@@ -1,8 +1,13 @@
-"""What came of the cells: a file each, so that an interrupted run goes on; a table, and a page of the docs."""
+"""Keep the outcome of each cell in a file, so that an interrupted run resumes, and show outcomes as tables."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import platform
+import time
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -14,7 +19,10 @@ AUDIT = "log-of/"
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What came of a cell with a seed; it is good if there are no ``problems``."""
+    """The outcome of a cell with a seed; it is good if there are no ``problems``.
+
+    ``what`` is what was done, in words; ``deaths`` counts the restarts of parts.
+    """
 
     cell: str
     seed: int
@@ -31,8 +39,47 @@ class Outcome(msgspec.Struct, frozen=True):
 
     @property
     def verdict(self) -> str:
-        """In a word or a sentence."""
+        """The verdict as a few words, or the problems."""
         return "balanced, equals the truth" if not self.problems else "FAILED: " + "; ".join(self.problems)
+
+
+def ended(
+    cell: str,
+    seed: int,
+    what: str,
+    began: float,
+    problems: list[str],
+    *,
+    expected: int = 0,
+    settled: int = 0,
+    duplicates: int = 0,
+    double_batches: int = 0,
+    deaths: int = 0,
+) -> Outcome:
+    """Return the outcome of a cell that began at ``began`` (monotonic) and has just ended on this machine."""
+    return Outcome(
+        cell=cell,
+        seed=seed,
+        what=what,
+        seconds=time.monotonic() - began,
+        expected=expected,
+        settled=settled,
+        duplicates=duplicates,
+        double_batches=double_batches,
+        deaths=deaths,
+        problems=problems,
+        machine=_machine(),
+        date=datetime.now(UTC).date().isoformat(),
+    )
+
+
+def _machine() -> str:
+    """Describe this machine: cores, processor and Python version."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+        return f"{os.cpu_count()} cores of {name}, Python {platform.python_version()}"
+    return f"{os.cpu_count()} cores, Python {platform.python_version()}"
 
 
 def _path(folder: Path, cell: str, seed: int) -> Path:
@@ -40,7 +87,7 @@ def _path(folder: Path, cell: str, seed: int) -> Path:
 
 
 def keep(folder: Path, outcome: Outcome) -> None:
-    """Write it down, whole or not at all."""
+    """Write the outcome to its file, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     path = _path(folder, outcome.cell, outcome.seed)
     new = path.with_suffix(".new")
@@ -49,29 +96,29 @@ def keep(folder: Path, outcome: Outcome) -> None:
 
 
 def known(folder: Path, cell: Cell, seed: int) -> Outcome | None:
-    """What was written down of a cell, if anything."""
+    """Return the kept outcome of a cell, or None if it has not been played."""
     path = _path(folder, cell.name, seed)
     return msgspec.json.decode(path.read_bytes(), type=Outcome) if path.exists() else None
 
 
 def audits(folder: Path) -> list[Outcome]:
-    """What the audits came to, one after the cells of each stage."""
+    """Return the outcomes of the audits that followed the cells of each stage."""
     paths = sorted(folder.glob(f"{AUDIT.replace('/', '.')}*.json"))
     found = [msgspec.json.decode(path.read_bytes(), type=Outcome) for path in paths]
     return sorted(found, key=lambda one: (one.seed, one.date))
 
 
 def audits_markdown(found: Iterable[Outcome]) -> str:
-    """The table of the audits for a page."""
-    rows = [("seed", "time", "verdict", "the cells whose log it was, and what was compared"), ("---",) * 4]
+    """Return the outcomes of audits as a Markdown table."""
+    rows = [("seed", "time", "verdict", "the cells whose log was audited, and what was compared"), ("---",) * 4]
     for one in found:
-        verdict = "the tables are what the log says" if not one.problems else "FAILED: " + "; ".join(one.problems)
+        verdict = "the tables agree with the log" if not one.problems else "FAILED: " + "; ".join(one.problems)
         rows.append((str(one.seed), f"{one.seconds:.0f} s", verdict, one.what))
     return _lines(rows)
 
 
 def forget(folder: Path, cell: Cell, seed: int) -> None:
-    """Let the cell be run again."""
+    """Delete the kept outcome of a cell, so that it is played again."""
     _path(folder, cell.name, seed).unlink(missing_ok=True)
 
 
@@ -79,7 +126,7 @@ COLUMNS = ("cell", "seed", "time", "settled", "duplicates", "double batches", "d
 
 
 def line(outcome: Outcome) -> tuple[str, ...]:
-    """A line of the table."""
+    """Return the outcome as a row of the table."""
     settled = f"{outcome.settled:,} of {outcome.expected:,}"
     numbers = (str(outcome.duplicates), str(outcome.double_batches), str(outcome.deaths))
     return (
@@ -93,7 +140,7 @@ def line(outcome: Outcome) -> tuple[str, ...]:
 
 
 def markdown(outcomes: Iterable[Outcome]) -> str:
-    """The table for a page."""
+    """Return outcomes as a Markdown table."""
     rows = [(*COLUMNS, "what was done")]
     rows += [("---",) * len(rows[0]), *((*line(outcome), outcome.what) for outcome in outcomes)]
     return _lines(rows)
@@ -107,7 +154,7 @@ BEGIN, END = "<!-- {}: begin -->\n", "<!-- {}: end -->\n"
 
 
 def into_page(page: str, name: str, text: str) -> str:
-    """The page with the part of that name replaced. Raises ValueError where it has none."""
+    """Return the page with its part of that name replaced. Raises ValueError if it has no such part."""
     begin, end = BEGIN.format(name), END.format(name)
     head, found, rest = page.partition(begin)
     _, ended, tail = rest.partition(end)

@@ -1,4 +1,4 @@
-"""A stack to be broken: short time-outs, every failpoint built in and disarmed, Extend's faults changed as it runs."""
+"""Run a stack that cells can break: short timeouts, every failpoint present, faults that change while it runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from everyrun import failpoints
 from everyrun.cli.demo import SHORT
 from everyrun.embedded.stack import Options, Stack
 
-#: As short as lets every cell end in time, with a window in which all evidence can come.
+#: Timeouts short enough for every cell to end in time, with a doubt window long enough for all evidence to arrive.
 ENV = {
     **SHORT,
     "EVERYRUN_CALL_TIMEOUT": "4",
@@ -23,12 +23,12 @@ ENV = {
     "EVERYRUN_CHUNK_MAX_INPUTS": "250",
     failpoints.VARIABLE: ",".join(failpoints.POINTS),
 }
-#: About a third of the payloads are larger than this, and come as signed links.
+#: Size in bytes above which a payload is sent as a signed link: about a third of them are.
 _LINK_OVER = 5000
 
 
-def hush() -> None:
-    """Let the Kafka client not tell of every refused connection to a broker that was killed."""
+def silence_kafka_client() -> None:
+    """Keep the Kafka client from logging every refused connection to a broker that was killed."""
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
 
@@ -39,60 +39,57 @@ class Stage:
         self.stack = stack
         self.http = http
         self.endpoints = stack.endpoints
-        #: What commands wrote that did not end with 0.
+        #: The output of commands that did not end with 0.
         self.notes: list[str] = []
 
     async def faults(self, faults: str) -> None:
-        """Let Extend have these faults from now on."""
+        """Replace the emulator's faults."""
         url = f"{self.endpoints['emulator_url']}/_emulator/faults"
         (await self.http.put(url, json={"faults": faults})).raise_for_status()
 
     async def runs(self) -> int:
-        """How many runs Extend has made so far."""
+        """Return the number of runs that the emulator has made so far."""
         stats = (await self.http.get(f"{self.endpoints['emulator_url']}/_emulator/stats")).json()
         return int(stats["runs"])
 
-    def deaths(self) -> int:
-        """How often parts were started again so far."""
+    def restarts(self) -> int:
+        """Return how often parts have been restarted so far."""
         return sum(self.stack.part(name).restarts for name in self.stack.names)
 
-    def up(self) -> bool:
+    def is_ready(self) -> bool:
         """Return True if every part is running and ready."""
         parts = [self.stack.part(name) for name in self.stack.names]
         return all(part.state == "ready" and part.pid is not None for part in parts)
 
     def arm(self, *points: str) -> None:
-        """Let these points kill their process, once."""
+        """Make each of these failpoints kill its process, once."""
         for point in points:
             failpoints.done(self.stack.data_dir, point).unlink()
 
     def has_struck(self, point: str) -> bool:
-        """Whether the point has killed its process."""
+        """Return True if the failpoint has killed its process since it was armed."""
         return failpoints.done(self.stack.data_dir, point).exists()
 
     def disarm(self) -> None:
-        """Let no point kill any more."""
-        for point in failpoints.POINTS:
-            mark = failpoints.done(self.stack.data_dir, point)
-            mark.parent.mkdir(parents=True, exist_ok=True)
-            mark.touch()
+        """Disarm every failpoint."""
+        _disarm(self.stack.data_dir)
 
-    def processes(self) -> dict[str, int | None]:
-        """The process of each part that is a service of ours."""
+    def service_pids(self) -> dict[str, int | None]:
+        """Return the process id of each service: every part except Kafka, Postgres and the emulator."""
         others = ("kafka", "postgres", "emulator")
         return {name: self.stack.part(name).pid for name in self.stack.names if name not in others}
 
     def tail(self) -> str:
-        """The last words of the services, and of commands, for a cell that failed."""
+        """Return the last log lines of every part and the output of failed commands, for a cell that failed."""
         parts = [f"--- {name}\n{self.stack.part(name).tail(40)}" for name in self.stack.names]
         return "\n".join([*parts, *(f"--- {note}" for note in self.notes)])
 
 
 @contextlib.asynccontextmanager
-async def staged(
+async def running_stage(
     folder: Path, seed: int, *, processors: int = 1, run_seconds: str = "0.5:15", **env: str
 ) -> AsyncIterator[Stage]:
-    """A stage while the block runs; no failpoint is armed."""
+    """Run a stage during the block, with every failpoint disarmed."""
     options = Options(
         folder,
         processors=processors,
@@ -103,11 +100,16 @@ async def staged(
         most_backoff=1.0,
     )
     stack = Stack(options)
-    for point in failpoints.POINTS:
-        mark = failpoints.done(stack.data_dir, point)
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        mark.touch()
+    _disarm(stack.data_dir)
     async with stack:
         headers = {"authorization": f"Bearer {stack.endpoints['api_token']}"}
         async with httpx.AsyncClient(headers=headers, timeout=60) as http:
             yield Stage(stack, http)
+
+
+def _disarm(data_dir: Path) -> None:
+    """Mark every failpoint as done, so that none kills its process."""
+    for point in failpoints.POINTS:
+        mark = failpoints.done(data_dir, point)
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()

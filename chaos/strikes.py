@@ -1,4 +1,4 @@
-"""Doing harm to the parts of a running stack."""
+"""Kill, terminate or stop the parts of a running stack."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import signal
 import time
 from collections.abc import Iterable
 
-from chaos.cells import STOPPED, Strike, Volley
+from chaos.cells import STOPPED, PairStrike, Strike
 from everyrun.embedded.stack import Stack
 
-_BACK_WITHIN = 60.0
+_READY_WITHIN = 60.0
 
 
 def _send(pid: int, number: signal.Signals) -> None:
@@ -20,21 +20,21 @@ def _send(pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
 
 
-async def running(stack: Stack, name: str) -> int:
-    """The process of a part, waited for where it is just being started."""
-    deadline = time.monotonic() + _BACK_WITHIN
+async def ready_pid(stack: Stack, name: str) -> int:
+    """Wait until a part is ready, and return its process id. Raises TimeoutError after a minute."""
+    deadline = time.monotonic() + _READY_WITHIN
     while True:
         pid = stack.part(name).pid
         if pid is not None and stack.part(name).state == "ready":
             return pid
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{name} is not back after {_BACK_WITHIN:.0f} s")
+            raise TimeoutError(f"{name} is not ready after {_READY_WITHIN:.0f} s")
         await asyncio.sleep(0.02)
 
 
 async def strike(stack: Stack, name: str, how: str) -> None:
-    """``kill``, ``term`` (to Postgres: its fast shutdown), or ``stop`` for a while; the stack starts it again."""
-    pid = await running(stack, name)
+    """Strike a part: ``kill``, ``term`` (Postgres: fast shutdown), or ``stop`` for a while. The stack restarts it."""
+    pid = await ready_pid(stack, name)
     if how == "stop":
         _send(pid, signal.SIGSTOP)
         try:
@@ -50,14 +50,14 @@ async def strike(stack: Stack, name: str, how: str) -> None:
             await asyncio.sleep(0.02)
 
 
-async def strike_pair(stack: Stack, volley: Volley) -> float:
+async def strike_pair(stack: Stack, pair: PairStrike) -> float:
     """Kill both parts; return the seconds between the two kills.
 
-    The second is killed in whatever state it is: the death of the first may have ended it already.
+    The second part is killed in any state: the death of the first may have ended it already.
     """
     pids: dict[str, int] = {}
     killed = []
-    for name, wait in ((volley.first, volley.gap), (volley.second, 0.0)):
+    for name, wait in ((pair.first, pair.gap), (pair.second, 0.0)):
         while (pid := stack.part(name).pid) is None:
             await asyncio.sleep(0.02)
         _send(pid, signal.SIGKILL)
@@ -69,17 +69,14 @@ async def strike_pair(stack: Stack, volley: Volley) -> float:
     return killed[1] - killed[0]
 
 
-async def strike_all(stack: Stack, strikes: Iterable[Strike]) -> int:
-    """One after another, each at its time; how many there were."""
-    done = 0
+async def strike_all(stack: Stack, strikes: Iterable[Strike]) -> None:
+    """Make the strikes one after another, each at its time."""
     for given in strikes:
         await asyncio.sleep(given.after)
         await strike(stack, given.part, given.how)
-        done += 1
-    return done
 
 
 async def all_ready(stack: Stack) -> None:
-    """Return when every part is ready."""
+    """Wait until every part is ready. Raises TimeoutError."""
     for name in stack.names:
-        await running(stack, name)
+        await ready_pid(stack, name)

@@ -1,26 +1,28 @@
-"""The parts of the chaos and soak runs that decide: which cells, what is kept, what is wrong, what grows."""
+"""The pure parts of the chaos and soak runs: cells, outcomes, comparisons and memory growth."""
 
 from __future__ import annotations
 
 import random
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from chaos.archived import Place, missing
-from chaos.cells import ALL, MATRIX, MOST_GAP, STRUCK, NoSuchCellError, select
-from chaos.commands import Ended, unclear
+from chaos.archive_check import RecordPosition, missing
+from chaos.cells import ALL, MATRIX, MAX_GAP, TOOL_TARGETS, NoSuchCellError, select
+from chaos.commands import Ended, problems_of_end
+from chaos.log_witness import missing_webhooks, unpublished_inputs
 from chaos.memory import WARM, Sample, slope, sparkline
 from chaos.outcomes import Outcome
-from chaos.standstill import STILL, Standstill, reason_in
-from chaos.tools import TOOLS, differences
-from chaos.witness import unheard, unpublished
+from chaos.tools_under_test import TOOLS, differences
+from chaos.unexplained_stalls import STALL_AFTER, StallRecord, reason_in
 
-from chaos import outcomes
+from chaos import jobs, outcomes, play_job, trial
 from everyrun.emulator.faults import parse_faults
 from everyrun.failpoints import POINTS
 
 
-def test_the_matrix_has_every_service_in_every_way_and_every_fault() -> None:
+def test_the_matrix_covers_every_service_every_strike_and_every_fault() -> None:
     names = [cell.name for cell in MATRIX]
     for service in ("submission", "bridge", "processor", "reconciler"):
         assert {f"{service}/{how}" for how in ("kill", "stop", "term")} <= set(names)
@@ -32,7 +34,7 @@ def test_the_matrix_has_every_service_in_every_way_and_every_fault() -> None:
         parse_faults(cell.faults)
 
 
-def test_cells_are_chosen_by_patterns() -> None:
+def test_cells_are_selected_by_patterns() -> None:
     assert select("") == list(ALL)
     assert [cell.name for cell in select("bridge/*, extend/429")] == [
         "bridge/kill",
@@ -44,7 +46,7 @@ def test_cells_are_chosen_by_patterns() -> None:
         select("brigde/kill")
 
 
-def test_the_same_seed_strikes_the_same() -> None:
+def test_the_same_seed_gives_the_same_strikes() -> None:
     (cell,) = select("bridge/kill")
     assert cell.strikes(1) == cell.strikes(1) != cell.strikes(2)
     assert [(strike.part, strike.how) for strike in cell.strikes(1)] == [("bridge", "kill")] * 3
@@ -61,19 +63,19 @@ def test_every_pair_of_parts_is_killed_twice_within_two_seconds() -> None:
         "pair/postgres+processor",
     ]
     for cell in cells:
-        assert cell.volleys(1) == cell.volleys(1) != cell.volleys(2)
-        volleys = [volley for seed in range(50) for volley in cell.volleys(seed)]
-        assert len(volleys) == 100
-        assert all({volley.first, volley.second} == set(cell.pair) for volley in volleys)
-        assert {volley.first for volley in volleys} == set(cell.pair)
-        assert all(0 <= volley.gap <= MOST_GAP < 2 for volley in volleys)
+        assert cell.pair_strikes(1) == cell.pair_strikes(1) != cell.pair_strikes(2)
+        strikes = [strike for seed in range(50) for strike in cell.pair_strikes(seed)]
+        assert len(strikes) == 100
+        assert all({strike.first, strike.second} == set(cell.pair) for strike in strikes)
+        assert {strike.first for strike in strikes} == set(cell.pair)
+        assert all(0 <= strike.gap <= MAX_GAP < 2 for strike in strikes)
 
 
-def test_every_tool_is_struck_itself_and_in_what_it_stands_on() -> None:
+def test_every_tool_is_struck_itself_and_through_kafka_and_postgres() -> None:
     cells = select("audit/*")
     assert [cell.tool for cell in cells] == ["rebuild", "audit", "as-of", "archive"] == list(TOOLS)
     for cell in cells:
-        assert {strike.part for strike in cell.tool_strikes(1)} == set(STRUCK) == {"tool", "kafka", "postgres"}
+        assert {strike.part for strike in cell.tool_strikes(1)} == set(TOOL_TARGETS) == {"tool", "kafka", "postgres"}
         assert cell.tool_strikes(1) == cell.tool_strikes(1) != cell.tool_strikes(2)
 
 
@@ -81,10 +83,10 @@ def ended(code: int | None, err: str = "", out: str = "") -> Ended:
     return Ended(code, out, err, 2.0)
 
 
-def test_a_command_ends_with_0_or_with_a_message_of_ours() -> None:
-    assert unclear("rebuild", ended(0, "Schema everyrun_rebuild: 3 records"), (1,)) == []
-    assert unclear("rebuild", ended(1, "everyrun: KafkaConnectionError: no broker"), (1,)) == []
-    assert unclear("rebuild", ended(1, "rebuild ━━━ 3/9 records\neveryrun: gone"), (1,)) == []
+def test_a_command_ends_with_0_or_with_an_error_message() -> None:
+    assert problems_of_end("rebuild", ended(0, "Schema everyrun_rebuild: 3 records"), (1,)) == []
+    assert problems_of_end("rebuild", ended(1, "everyrun: KafkaConnectionError: no broker"), (1,)) == []
+    assert problems_of_end("rebuild", ended(1, "rebuild ━━━ 3/9 records\neveryrun: gone"), (1,)) == []
     wrong = {
         "did not end": ended(None, "rebuild ━━━"),
         "a traceback": ended(1, "Traceback (most recent call last)\nValueError: x"),
@@ -93,37 +95,37 @@ def test_a_command_ends_with_0_or_with_a_message_of_ours() -> None:
         "without a message": ended(1, "everyrun: \nsomething"),
     }
     for text, end in wrong.items():
-        (problem,) = unclear("rebuild", end, (1,))
+        (problem,) = problems_of_end("rebuild", end, (1,))
         assert text in problem
 
 
-def test_the_last_words_of_a_command_are_no_progress_bar() -> None:
+def test_the_last_line_of_a_command_is_not_a_progress_bar() -> None:
     assert ended(0, "done: 3\nrebuild ━━━━ 3/3 records\n\n").last == "done: 3"
 
 
-def test_unsent_inputs_that_stand_still_need_a_reason() -> None:
-    still = Standstill()
+def test_unsent_inputs_that_stall_need_a_reason() -> None:
+    stalls = StallRecord()
     stuck = {"WAITING": 400, "PROCESSED": 100}
-    assert not still.look(stuck, True, 0.0)
-    # What is settled meanwhile moves nothing of what waits.
-    assert not still.look({**stuck, "PROCESSED": 120}, True, STILL - 1)
-    assert still.look(stuck, True, STILL + 1)
-    still.answer("")
-    assert not still.look(stuck, True, STILL + 2)
-    assert still.look(stuck, True, STILL + 15)
-    still.answer("in doubt until 12:00")
-    assert still.unexplained == f"stood still for {STILL + 1:.0f} s without a reason: 400 WAITING"
+    assert not stalls.observe(stuck, True, 0.0)
+    # Settled inputs do not move those that wait.
+    assert not stalls.observe({**stuck, "PROCESSED": 120}, True, STALL_AFTER - 1)
+    assert stalls.observe(stuck, True, STALL_AFTER + 1)
+    stalls.record_reason("")
+    assert not stalls.observe(stuck, True, STALL_AFTER + 2)
+    assert stalls.observe(stuck, True, STALL_AFTER + 15)
+    stalls.record_reason("in doubt until 12:00")
+    assert stalls.unexplained == f"stalled for {STALL_AFTER + 1:.0f} s without a reason: 400 WAITING"
 
 
-def test_a_part_that_is_away_is_a_reason_and_so_is_a_run_at_extend() -> None:
-    still = Standstill()
+def test_a_part_that_is_down_is_a_reason_and_submitted_inputs_need_none() -> None:
+    stalls = StallRecord()
     for second in range(60):
-        assert not still.look({"WAITING": 400}, second % 4 != 0, float(second))
+        assert not stalls.observe({"WAITING": 400}, second % 4 != 0, float(second))
     for second in range(60, 120):
-        assert not still.look({"SUBMITTED": 400}, True, float(second))
+        assert not stalls.observe({"SUBMITTED": 400}, True, float(second))
     for second in range(120, 180):
-        assert not still.look({"WAITING": 400 - second}, True, float(second))
-    assert still.unexplained == ""
+        assert not stalls.observe({"WAITING": 400 - second}, True, float(second))
+    assert stalls.unexplained == ""
 
 
 def test_the_reason_is_the_last_column_of_the_submissions_row() -> None:
@@ -136,7 +138,7 @@ def test_the_reason_is_the_last_column_of_the_submissions_row() -> None:
     assert reason_in(listed, "sub_1") == reason_in(listed, "sub_3") == reason_in("", "sub_1") == ""
 
 
-def test_rows_are_compared_as_they_are() -> None:
+def test_rows_are_compared_as_text() -> None:
     live = {"results": ["(1,a)", "(2,b)"], "batches": ["(x)"]}
     assert differences(live, {table: list(rows) for table, rows in live.items()}) == []
     (changed,) = differences(live, {**live, "results": ["(1,a)", "(2,c)"]})
@@ -146,10 +148,13 @@ def test_rows_are_compared_as_they_are() -> None:
     assert "nothing was compared" in differences({}, {})[0]
 
 
-def test_an_archive_that_lacks_or_changes_a_record_is_named() -> None:
-    log = {Place("runs", 0, offset): bytes([offset]) for offset in range(3)}
-    assert missing(log, {**log, Place("results", 0, 7): b"compacted since"}) == []
-    assert "lacks 1 of 3 records of the log, as runs/0@1" in missing(log, {**log, Place("runs", 0, 1): b"x"})[0]
+def test_a_record_that_the_archive_lacks_or_changed_is_named() -> None:
+    log = {RecordPosition("runs", 0, offset): bytes([offset]) for offset in range(3)}
+    assert missing(log, {**log, RecordPosition("results", 0, 7): b"compacted since"}) == []
+    assert (
+        "lacks 1 of 3 records of the log, for example runs/0@1"
+        in missing(log, {**log, RecordPosition("runs", 0, 1): b"x"})[0]
+    )
     assert "runs/0@0" in missing(log, {})[0]
     assert "nothing was compared" in missing({}, {})[0]
 
@@ -172,7 +177,7 @@ def an_outcome(**more: object) -> Outcome:
     return Outcome(**{**given, **more})  # type: ignore[arg-type]
 
 
-def test_an_outcome_is_kept_and_can_be_forgotten(tmp_path: Path) -> None:
+def test_an_outcome_is_kept_until_it_is_deleted(tmp_path: Path) -> None:
     (cell,) = select("bridge/kill")
     assert outcomes.known(tmp_path, cell, 1) is None
     outcomes.keep(tmp_path, an_outcome())
@@ -182,7 +187,7 @@ def test_an_outcome_is_kept_and_can_be_forgotten(tmp_path: Path) -> None:
     assert outcomes.known(tmp_path, cell, 1) is None
 
 
-def test_audits_are_kept_beside_the_cells(tmp_path: Path) -> None:
+def test_audits_are_kept_with_the_cells(tmp_path: Path) -> None:
     good, bad = (
         an_outcome(cell="log-of/bridge/kill"),
         an_outcome(cell="log-of/kafka/kill", seed=2, problems=["differs"]),
@@ -191,11 +196,11 @@ def test_audits_are_kept_beside_the_cells(tmp_path: Path) -> None:
         outcomes.keep(tmp_path, one)
     assert outcomes.audits(tmp_path) == [good, bad]
     table = outcomes.audits_markdown([good, bad])
-    assert "| 1 | 21 s | the tables are what the log says | bridge: kill -9 |" in table
+    assert "| 1 | 21 s | the tables agree with the log | bridge: kill -9 |" in table
     assert "FAILED: differs" in table
 
 
-def test_the_tables_go_into_their_parts_of_the_page() -> None:
+def test_each_table_replaces_its_part_of_the_page() -> None:
     page = "head\n<!-- matrix: begin -->\nold\n<!-- matrix: end -->\ntail\n"
     text = outcomes.markdown([an_outcome(), an_outcome(problems=["1 input | is open"])])
     written = outcomes.into_page(page, "matrix", text)
@@ -211,14 +216,14 @@ def test_the_tables_go_into_their_parts_of_the_page() -> None:
         outcomes.into_page(page, "others", text)
 
 
-def test_what_was_answered_and_is_not_in_the_log_is_found() -> None:
+def test_acknowledged_webhooks_missing_from_the_log_are_found() -> None:
     truth = [{"run_id": f"run_{n}", "webhooks": {"delivered": n % 2}} for n in range(4)]
-    assert unheard(truth, {"run_1", "run_2"}) == ["run_3"]
-    assert unpublished({"a": "2", "b": "1", "c": "1"}, {"a": "1", "b": "1"}) == ["a", "c"]
+    assert missing_webhooks(truth, {"run_1", "run_2"}) == ["run_3"]
+    assert unpublished_inputs({"a": "2", "b": "1", "c": "1"}, {"a": "1", "b": "1"}) == ["a", "c"]
 
 
 def a_life(pid: int, start: float, until: float, level: float, growth: float) -> list[Sample]:
-    """A process that grows by ``growth`` MB a minute once it is warm, and by 50 MB before."""
+    """Return samples of a process that grows by 50 MB until it is warm, and then by ``growth`` MB a minute."""
     chance = random.Random(pid)
     times = [start + 2 * k for k in range(int((until - start) / 2))]
     warming = [50 * min(at - start, WARM) / WARM for at in times]
@@ -227,7 +232,7 @@ def a_life(pid: int, start: float, until: float, level: float, growth: float) ->
     return [Sample(at, "bridge", pid, at - start, mb) for at, mb in zip(times, resident, strict=True)]
 
 
-def test_the_slope_is_that_of_warm_processes_whatever_their_levels() -> None:
+def test_the_slope_is_the_growth_of_warm_processes_whatever_their_size() -> None:
     lives = a_life(1, 0, 300, 80, 2.0) + a_life(2, 303, 600, 20, 2.0)
     found = slope(lives)
     assert found is not None
@@ -237,13 +242,80 @@ def test_the_slope_is_that_of_warm_processes_whatever_their_levels() -> None:
     assert abs(flat) < 0.1
 
 
-def test_too_few_warm_samples_say_nothing() -> None:
+def test_too_few_warm_samples_give_no_slope() -> None:
     assert slope([]) is None
     assert slope(a_life(1, 0, WARM + 30, 80, 2.0)) is None
 
 
-def test_a_sparkline_goes_from_least_to_greatest() -> None:
+def test_a_sparkline_spans_the_lowest_and_highest_value() -> None:
     assert sparkline([]) == ""
     assert sparkline([1, 1]) == "▁▁"
     assert sparkline([0, 7, 14]) == "▁▄█" or sparkline([0, 7, 14]) == "▁▅█"
     assert sparkline(list(range(600)), width=8) == "▁▂▃▄▅▆▇█"
+
+
+class FakeStage:
+    """A stage without a stack: its failpoints never strike."""
+
+    stack = http = None
+    endpoints = {"kafka_bootstrap": "nowhere"}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        self.armed: list[str] = []
+        self.set_faults = ""
+
+    async def faults(self, faults: str) -> None:
+        self.set_faults = faults
+
+    async def runs(self) -> int:
+        return 7
+
+    def restarts(self) -> int:
+        return 3
+
+    def arm(self, point: str) -> None:
+        self.armed.append(point)
+
+    def has_struck(self, _point: str) -> bool:
+        return False
+
+    def disarm(self) -> None:
+        self.armed.clear()
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch) -> FakeStage:
+    """A fake stage, on which each job settles at once and agrees with the truth."""
+
+    async def nothing(*_: Any) -> None:
+        pass
+
+    async def submit(*_: Any) -> str:
+        return "sub_1"
+
+    async def judge(_http: Any, _endpoints: Any, submission_id: str, _witness: Any, _until: float, before: int) -> Any:
+        assert (submission_id, before) == ("sub_1", 7)
+        comparison = SimpleNamespace(duplicates=2, double_batches=1)
+        return SimpleNamespace(report={"settled": 598}, comparison=comparison, problems=["2 inputs are open"])
+
+    monkeypatch.setattr(trial, "all_ready", nothing)
+    monkeypatch.setattr(play_job, "strike_all", nothing)
+    monkeypatch.setattr(trial.LogWitness, "from_now", nothing)
+    for name, fake in {"submit": submit, "settle": nothing, "judge": judge}.items():
+        monkeypatch.setattr(jobs, name, fake)
+    return FakeStage()
+
+
+async def test_a_cell_sets_its_faults_and_sums_up_its_job(stage: Any) -> None:
+    (cell,) = select("bridge/kill")
+    outcome = await play_job.play(stage, cell, 1, print, inputs=5000)
+    assert stage.set_faults == cell.faults
+    assert (outcome.expected, outcome.settled, outcome.duplicates, outcome.double_batches) == (5000, 598, 2, 1)
+    assert (outcome.deaths, outcome.problems) == (0, ["sub_1: 2 inputs are open"])
+
+
+async def test_a_failpoint_that_is_never_reached_is_a_problem(stage: Any) -> None:
+    (cell,) = select("point/dispatcher.after_post")
+    outcome = await play_job.play(stage, cell, 1, print)
+    assert (outcome.expected, stage.armed) == (play_job.POINT_INPUTS, [])
+    assert "the job never reached this failpoint" in outcome.problems

@@ -1,4 +1,4 @@
-"""Does an archive hold every record of the log? Read without the code that wrote it."""
+"""Check that an archive holds every record of the log, without the code that wrote the archive."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from everyrun.log.reader import partitions
 from everyrun.settings import Settings
 
 
-class Place(NamedTuple):
-    """Where a record lies; ``topic`` is the short name."""
+class RecordPosition(NamedTuple):
+    """The position of a record in the log; ``topic`` is the short name."""
 
     topic: str
     partition: int
     offset: int
 
 
-Digests = dict[Place, bytes]
+#: A digest of each record.
+Digests = dict[RecordPosition, bytes]
 
 
 def _digest(key: bytes | None, value: bytes | None, headers: Iterable[tuple[str, bytes]], timestamp: int) -> bytes:
@@ -32,7 +33,7 @@ def _digest(key: bytes | None, value: bytes | None, headers: Iterable[tuple[str,
 
 
 async def of_log(settings: Settings) -> Digests:
-    """Read every record of the topics that are kept for ever. Raises KafkaError."""
+    """Read every record of the topics without a retention limit. Raises KafkaError."""
     names = [topic.name for topic in topics.declared() if topic.config["retention.ms"] == "-1"]
     parts = await partitions(settings, names)
     consumer = AIOKafkaConsumer(bootstrap_servers=settings.kafka_bootstrap, enable_auto_commit=False)
@@ -45,8 +46,8 @@ async def of_log(settings: Settings) -> Digests:
         while any([await consumer.position(part) < end for part, end in ends.items()]):
             for part, records in (await consumer.getmany(timeout_ms=500)).items():
                 for record in records:
-                    place = Place(*parts[part], record.offset)
-                    found[place] = _digest(record.key, record.value, record.headers, record.timestamp)
+                    position = RecordPosition(*parts[part], record.offset)
+                    found[position] = _digest(record.key, record.value, record.headers, record.timestamp)
         return found
     finally:
         await consumer.stop()
@@ -60,20 +61,22 @@ def of_archive(folder: Path) -> Digests:
         for row in pq.ParquetFile(folder / named["file"]).read().to_pylist():
             headers = [(header["name"], header["value"]) for header in row["headers"]]
             milliseconds = round(row["timestamp"].timestamp() * 1000)
-            place = Place(named["topic"], row["partition"], row["offset"])
-            found[place] = _digest(row["key"], row["value"], headers, milliseconds)
+            position = RecordPosition(named["topic"], row["partition"], row["offset"])
+            found[position] = _digest(row["key"], row["value"], headers, milliseconds)
     return found
 
 
 def missing(log: Digests, archive: Digests) -> list[str]:
-    """Return what of the log the archive does not hold, or holds otherwise. Pure.
+    """Return which records of the log the archive lacks or holds with other content. Pure.
 
-    It may hold more: records of a compacted topic that Kafka has dropped since.
+    The archive may hold more: records that compaction has removed from their topic since.
     """
     if not log:
         return ["the log has no records: nothing was compared"]
-    wrong = sorted(place for place, digest in log.items() if archive.get(place) != digest)
+    wrong = sorted(position for position, digest in log.items() if archive.get(position) != digest)
     if not wrong:
         return []
     topic, partition, offset = wrong[0]
-    return [f"the archive lacks {len(wrong)} of {len(log)} records of the log, as {topic}/{partition}@{offset}"]
+    return [
+        f"the archive lacks {len(wrong)} of {len(log)} records of the log, for example {topic}/{partition}@{offset}"
+    ]
