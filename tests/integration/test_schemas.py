@@ -7,7 +7,7 @@ from pathlib import Path
 
 import asyncpg
 
-from everyrun import schemas
+from everyrun import reference_pages
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "tables.md"
 
@@ -15,7 +15,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "reference" / "tables.md"
 async def test_the_page_of_tables_is_what_the_database_says(database: str) -> None:
     connection = await asyncpg.connect(database)
     try:
-        page = await schemas.tables_page(connection)
+        page = await reference_pages.tables_page(connection)
     finally:
         await connection.close()
     if os.environ.get("EVERYRUN_WRITE"):
@@ -53,7 +53,7 @@ async def test_every_table_and_every_column_is_described(database: str) -> None:
 async def test_the_page_shows_keys_indexes_and_collations(database: str) -> None:
     connection = await asyncpg.connect(database)
     try:
-        page = await schemas.tables_page(connection)
+        page = await reference_pages.tables_page(connection)
         indexes = await connection.fetch(
             "select indexname from pg_indexes where schemaname = 'everyrun' and tablename <> 'schema_migrations'"
         )

@@ -1,0 +1,86 @@
+"""Declare which part of the code writes each table, and which parts read it.
+
+Services share a database beside the events in Kafka. Each table has one owner, and nobody else changes its rows; the
+exceptions have a note. Other parts may read a table that lists them as readers. A reader must cope with rows that are
+a moment old: the result tables follow the log, and the queue is ahead of them.
+
+A test compares this with every statement in the code. docs/reference/ownership.md is generated from it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+#: The parts of the code, and the processes that run each.
+PARTS = {
+    "submission": "the submission service",
+    "projection": "the processor; replay, for tables in schemas of its own",
+    "processor": "the processor",
+    "reconciler": "the reconciler",
+    "query": "the query service",
+    "replay": "the replay service, and the commands that read the log",
+    "extend": "submission and reconciler, which share Extend's rate limit",
+    "store": "every HTTP service, to check tokens; `everyrun token`",
+    "doctor": "`everyrun doctor`",
+    "cli": "`everyrun demo`",
+}
+
+
+class Table(NamedTuple):
+    """Who uses a table, view or function: parts of the code."""
+
+    #: The part whose statements change it. Of a view or a function: the part whose migration defines it.
+    owner: str
+    #: Other parts that read it.
+    readers: tuple[str, ...] = ()
+    #: Other parts that write it, each with the reason.
+    other_writers: tuple[tuple[str, str], ...] = ()
+
+
+_DOCTOR = (("doctor", "tries a write and rolls it back"),)
+
+#: Every table, view and function that statements outside the migrations name.
+TABLES = {
+    # The result tables: a projection of the log.
+    "everyrun.applied_offsets": Table("projection", ("processor", "submission", "replay", "doctor"), _DOCTOR),
+    "everyrun.submissions": Table("projection", ("reconciler", "query", "replay")),
+    "everyrun.batches": Table("projection", ("submission", "reconciler", "query", "replay", "doctor")),
+    "everyrun.results": Table("projection", ("submission", "reconciler", "query", "replay", "cli")),
+    "everyrun.duplicate_runs": Table("projection", ("submission", "reconciler", "query", "cli")),
+    "everyrun.unmatched_runs": Table("projection", ("submission", "reconciler", "query", "replay")),
+    "everyrun.deliveries": Table("projection", ("submission", "query")),
+    "everyrun.quarantine": Table("projection", ("submission", "query", "cli")),
+    "everyrun.decisions": Table("projection", ("submission", "query")),
+    "everyrun.submission_counts": Table("projection", ("replay",)),
+    "everyrun.report": Table("projection", ("query", "replay")),
+    # The queue: what is still to be sent.
+    "everyrun_queue.installation": Table(
+        "submission",
+        ("reconciler", "extend"),
+        (("extend", "binds the queue to the first Extend that it is started with"), *_DOCTOR),
+    ),
+    "everyrun_queue.submissions": Table("submission", ("reconciler", "query", "replay", "doctor")),
+    "everyrun_queue.inputs": Table("submission", ("query", "replay")),
+    "everyrun_queue.chunks": Table("submission", ("reconciler", "doctor")),
+    "everyrun_queue.adopted": Table("submission"),
+    "everyrun_queue.paused": Table("submission"),
+    "everyrun_queue.log_position": Table("submission"),
+    "everyrun_queue.tokens_level": Table("submission", ("store",)),
+    "everyrun_queue.incarnation": Table("submission", ("store",)),
+    "everyrun_queue.claim": Table("submission"),
+    "everyrun_queue.unsent": Table("submission", ("query", "replay", "doctor")),
+    # Working state of other parts, in the queue's schema because it is not made from the log either.
+    "everyrun_queue.tokens": Table(
+        "store", ("submission",), (("submission", "marks what it has announced in the log, and restores from it"),)
+    ),
+    "everyrun_queue.budgets": Table("extend"),
+    "everyrun_queue.sweeps": Table("reconciler", ("submission", "doctor")),
+    "everyrun_queue.polls": Table("reconciler", ("query",)),
+    "everyrun_queue.gone_runs": Table("reconciler", ("query",)),
+    "everyrun_queue.published_offsets": Table("processor"),
+    "everyrun_queue.replay_jobs": Table("replay"),
+    # The index of the log: made from it, for the history of an input.
+    "everyrun_index.positions": Table("replay"),
+    "everyrun_index.places": Table("replay"),
+    "everyrun_index.batch_places": Table("replay"),
+}
