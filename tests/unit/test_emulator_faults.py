@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from everyrun.emulator.faults import DEFAULTS, FAULTS, Dice, FaultsError, parse_faults
+from everyrun.emulator.faults import DEFAULTS, FAULTS, Dice, InvalidFaultsError, parse_faults
 
 
 def test_none_and_default():
@@ -27,25 +27,25 @@ def test_a_list_replaces_the_defaults():
 @pytest.mark.parametrize("value", ["", "=", "=x", "=1.1", "=-0.1", "=nan", "=inf"])
 @pytest.mark.parametrize("name", ["drop", "fail"])
 def test_a_rate_is_from_0_to_1(name: str, value: str):
-    with pytest.raises(FaultsError, match=f"^{name}"):
+    with pytest.raises(InvalidFaultsError, match=f"^{name}"):
         parse_faults(f"duplicate=1,{name}{value}")
 
 
 @pytest.mark.parametrize("text", ["slow=-1", "slow=nan", "delay=inf", "skew=nan", "list_lag=x"])
 def test_a_time_is_a_finite_number_of_seconds(text: str):
-    with pytest.raises(FaultsError, match=f"^{text.partition('=')[0]}"):
+    with pytest.raises(InvalidFaultsError, match=f"^{text.partition('=')[0]}"):
         parse_faults(text)
 
 
 @pytest.mark.parametrize("text", ["copies=0.5", "copies=-1", "copies=101", "copies=nan", "copies=many"])
 def test_a_count_is_a_whole_number_that_is_not_too_large(text: str):
-    with pytest.raises(FaultsError, match=r"^copies"):
+    with pytest.raises(InvalidFaultsError, match=r"^copies"):
         parse_faults(text)
     assert parse_faults("copies=9") == {"copies": 9.0}
 
 
 def test_an_unknown_fault_is_told_which_there_are():
-    with pytest.raises(FaultsError, match=r"unknown fault 'dorp'.*duplicate, copies, .*review"):
+    with pytest.raises(InvalidFaultsError, match=r"unknown fault 'dorp'.*duplicate, copies, .*review"):
         parse_faults("drop=1,dorp=1")
 
 

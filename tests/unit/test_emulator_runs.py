@@ -11,20 +11,22 @@ import pytest
 from extend_ai.types import WorkflowRun, WorkflowRunSummary
 
 from everyrun.emulator import render
-from everyrun.emulator.events import LINK_LASTS, Event, Links, altered, body, payload, sign
 from everyrun.emulator.faults import Dice
-from everyrun.emulator.limits import Limits
+from everyrun.emulator.rate_limits import RateLimits
 from everyrun.emulator.runs import STATUSES, STEPS, Plan, Run
 from everyrun.emulator.store import Store, run_write
 from everyrun.emulator.validate import ApiProblem
+from everyrun.emulator.webhook_content import LINK_SECONDS, Event, Links, body, corrupted, payload, sign
 
-BORN = 1_767_225_600.0
+FIRST_START = 1_767_225_600.0
 
 
 def a_run(number: int = 0, **more) -> Run:
     file = b'{"url":"https://files.example.com/dir/1.pdf?sig=abc"}'
-    times = {"starts_at": BORN + 1, "ends_at": BORN + 2, "updated_at": BORN + 2}
-    return Run(number, f"workflow_run_{number}", "batch_1", "workflow_1", "2", file, b'{"row":1}', BORN, **times | more)
+    times = {"starts_at": FIRST_START + 1, "ends_at": FIRST_START + 2, "updated_at": FIRST_START + 2}
+    return Run(
+        number, f"workflow_run_{number}", "batch_1", "workflow_1", "2", file, b'{"row":1}', FIRST_START, **times | more
+    )
 
 
 def test_a_plan_is_a_function_of_the_seed():
@@ -32,20 +34,20 @@ def test_a_plan_is_a_function_of_the_seed():
         plan = Plan(Dice(seed, {"fail": 0.3, "review": 0.3}), seed, 0.5, 2.0)
         runs = [a_run(number) for number in range(200)]
         for run in reversed(runs):
-            plan.arrange(run, BORN)
+            plan.schedule(run, FIRST_START)
         return [(plan.run_id(run.number), run.outcome, run.starts_at, run.ends_at) for run in runs]
 
     assert lives(1) == lives(1)
     assert lives(1) != lives(2)
     assert {outcome for _, outcome, _, _ in lives(1)} == {"PROCESSED", "FAILED", "NEEDS_REVIEW"}
-    assert all(BORN <= start <= end and 0.5 <= end - BORN <= 2.0 for _, _, start, end in lives(1))
+    assert all(FIRST_START <= start <= end and 0.5 <= end - FIRST_START <= 2.0 for _, _, start, end in lives(1))
 
 
 @pytest.mark.parametrize("status", STATUSES)
 def test_a_run_in_any_status_passes_the_sdk_types_strictly(status: str):
     run = a_run(status=status, outcome=status)
-    whole = json.loads(msgspec.json.encode(render.run(run, BORN)))
-    summary = json.loads(msgspec.json.encode(render.summary(run, BORN)))
+    whole = json.loads(msgspec.json.encode(render.run(run, FIRST_START)))
+    summary = json.loads(msgspec.json.encode(render.summary(run, FIRST_START)))
     assert WorkflowRun.model_validate(whole).status == status
     assert WorkflowRunSummary.model_validate(summary).status == status
     # By their aliases: every field of the types is there, null where there is nothing to say.
@@ -61,14 +63,14 @@ def test_a_run_in_any_status_passes_the_sdk_types_strictly(status: str):
 
 
 def test_sizes_of_results():
-    sizes = [len(msgspec.json.encode(render.run(a_run(n, status="PROCESSED"), BORN))) for n in range(400)]
+    sizes = [len(msgspec.json.encode(render.run(a_run(n, status="PROCESSED"), FIRST_START))) for n in range(400)]
     large = [size for size in sizes if size > 200_000]
     assert len(large) == 4
     assert all(2_048 <= size <= 6_144 for size in sizes if size not in large)
 
 
 def test_a_run_that_was_cancelled_before_it_began_has_no_start():
-    shown = render.run(a_run(status="CANCELLED", starts_at=0.0), BORN)
+    shown = render.run(a_run(status="CANCELLED", starts_at=0.0), FIRST_START)
     assert shown["startTime"] is None
     assert shown["endTime"] is not None
 
@@ -102,13 +104,13 @@ def test_an_event_shows_the_run_as_it_was_then():
     run = a_run(status="FAILED")
     failed = Event.of(run)
     run.next_generation()
-    run.status, run.ends_at = "PROCESSED", BORN + 9
+    run.status, run.ends_at = "PROCESSED", FIRST_START + 9
     processed = Event.of(run)
     assert (failed.type, processed.type) == ("workflow_run.failed", "workflow_run.completed")
     assert failed.id != processed.id
-    before, after = (json.loads(payload(event, BORN, 0.0)) for event in (failed, processed))
-    assert (before["status"], before["endTime"]) == ("FAILED", render.time(BORN + 2))
-    assert (after["status"], after["endTime"]) == ("PROCESSED", render.time(BORN + 9))
+    before, after = (json.loads(payload(event, FIRST_START, 0.0)) for event in (failed, processed))
+    assert (before["status"], before["endTime"]) == ("FAILED", render.time(FIRST_START + 2))
+    assert (after["status"], after["endTime"]) == ("PROCESSED", render.time(FIRST_START + 9))
     assert Event.of(run).id == processed.id
 
 
@@ -119,37 +121,37 @@ def test_the_signature_is_the_one_of_the_sdk():
     )
     expected = "2ab82504b8c1b709603a196e5979980158ebbfe8abd3516ff5c56b39f1b7d164"
     assert sign("wss_example_secret_0123456789", "1767225600", content) == expected
-    assert altered(content) != content
-    assert len(altered(content)) == len(content)
+    assert corrupted(content) != content
+    assert len(corrupted(content)) == len(content)
 
 
 def test_a_body_is_a_link_above_the_threshold():
     event, links = Event.of(a_run(status="PROCESSED")), Links("http://here", b"key")
-    size = len(payload(event, BORN, 0.0))
+    size = len(payload(event, FIRST_START, 0.0))
 
     def kind(**options: object) -> str:
-        return json.loads(body(event, BORN, 0.0, options, links))["payload"]["object"]
+        return json.loads(body(event, FIRST_START, 0.0, options, links))["payload"]["object"]
 
     assert kind() == kind(format="json") == kind(format="url", urlThresholdBytes=size) == "workflow_run"
     assert kind(format="url", urlThresholdBytes=size - 1) == kind(format="url") == "signed_data_url"
-    step = json.loads(body(Event.of(event.run, len(STEPS) - 1), BORN, 0.0, {"format": "url"}, links))
+    step = json.loads(body(Event.of(event.run, len(STEPS) - 1), FIRST_START, 0.0, {"format": "url"}, links))
     assert set(step["payload"]) == {"object", "data"}
 
 
 def test_a_link_lasts_an_hour_and_cannot_be_made_up():
     event, links = Event.of(a_run(3, status="PROCESSED")), Links("http://here", b"key")
-    token = links.make(event, BORN).removeprefix("http://here/_signed/")
-    assert links.read(token, BORN + LINK_LASTS) == (3, 0, -1, event.id)
-    assert links.read(token, BORN + LINK_LASTS + 1) is None
-    assert Links("http://here", b"other").read(token, BORN) is None
+    token = links.make(event, FIRST_START).removeprefix("http://here/_signed/")
+    assert links.read(token, FIRST_START + LINK_SECONDS) == (3, 0, -1, event.id)
+    assert links.read(token, FIRST_START + LINK_SECONDS + 1) is None
+    assert Links("http://here", b"other").read(token, FIRST_START) is None
     for wrong in ("", ".", "é", "4" + token[1:], token[:-1], token + "0"):
-        assert links.read(wrong, BORN) is None
+        assert links.read(wrong, FIRST_START) is None
 
 
 def test_a_second_holds_as_many_requests_as_the_plan_says(monkeypatch: pytest.MonkeyPatch):
     clock = [100.0]
-    monkeypatch.setattr("everyrun.emulator.limits.time.monotonic", lambda: clock[0])
-    limits = Limits(10)
+    monkeypatch.setattr("everyrun.emulator.rate_limits.time.monotonic", lambda: clock[0])
+    limits = RateLimits(10)
 
     def passes(category: str) -> bool:
         try:
@@ -172,15 +174,15 @@ async def test_what_is_kept_together_is_read_again(tmp_path):
     store = Store(tmp_path)
     run = a_run(status="FAILED")
     run.next_generation()
-    await store.now(run_write(run))
+    await store.commit(run_write(run))
     run.status, run.delivered = "PROCESSED", 2
     store.changed(run)
-    store.later(store.put("file", "file_2", {"name": "b"}), store.put("file", "file_1", {"name": "a"}))
-    store.later(store.put("file", "file_2", {"name": "c"}))
-    await store.now()
+    store.enqueue(store.put("file", "file_2", {"name": "b"}), store.put("file", "file_1", {"name": "a"}))
+    store.enqueue(store.put("file", "file_2", {"name": "c"}))
+    await store.commit()
     again = Store(tmp_path)
     assert again.runs() == [run]
-    assert list(again.things("file").items()) == [("file_2", {"name": "c"}), ("file_1", {"name": "a"})]
+    assert list(again.documents("file").items()) == [("file_2", {"name": "c"}), ("file_1", {"name": "a"})]
     await store.close()
     await again.close()
 
@@ -191,7 +193,7 @@ async def test_whoever_waits_for_a_commit_gets_it(tmp_path):
 
     async def keep(number: int) -> int:
         await asyncio.sleep(number % 7 / 1000)
-        await store.now(run_write(a_run(number)))
+        await store.commit(run_write(a_run(number)))
         found = reader.execute("select count(*) from runs where number = ?", (number,))
         return int(found.fetchone()[0])
 

@@ -20,7 +20,7 @@ from everyrun.cli import exits
 from everyrun.cli.console import err, fail, folding, part_event, print_table
 from everyrun.cli.signals import StoppedError, until_stopped
 from everyrun.emulator.app import parse_seconds
-from everyrun.emulator.faults import FAULTS, FaultsError, parse_faults
+from everyrun.emulator.faults import FAULTS, InvalidFaultsError, parse_faults
 from everyrun.settings import PLAN_REQUESTS_PER_SECOND
 
 DataDir = Annotated[
@@ -41,7 +41,7 @@ def check_emulator_options(faults: str, run_seconds: str, plan: str) -> None:
     try:
         parse_faults(faults)
         parse_seconds(run_seconds)
-    except (FaultsError, ValueError) as error:
+    except (InvalidFaultsError, ValueError) as error:
         raise typer.BadParameter(str(error)) from None
     if plan not in PLAN_REQUESTS_PER_SECOND:
         raise typer.BadParameter(f"--plan is one of {', '.join(PLAN_REQUESTS_PER_SECOND)}, not {plan!r}")

@@ -1,4 +1,4 @@
-"""``python -m everyrun.emulator``."""
+"""Run the emulator: ``python -m everyrun.emulator``."""
 
 from everyrun.emulator.app import main
 

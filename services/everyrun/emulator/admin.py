@@ -1,4 +1,4 @@
-"""What is the emulator's own, without a token: signed links, a person's acts in the dashboard, what really happened."""
+"""Serve the emulator's own routes, without a token: signed links, dashboard actions, faults and the truth."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from everyrun.emulator import render
-from everyrun.emulator.answers import answer, json_body
 from everyrun.emulator.engine import Engine
-from everyrun.emulator.faults import FaultsError, parse_faults
+from everyrun.emulator.faults import InvalidFaultsError, parse_faults
+from everyrun.emulator.responses import json_body, json_response
 from everyrun.emulator.runs import FAILURES, FINAL, Run
 from everyrun.emulator.validate import ApiProblem, invalid
 
@@ -22,7 +22,7 @@ _encode = msgspec.json.encode
 
 
 def admin_routes(engine: Engine) -> list[Route]:
-    """The routes below ``/_emulator``, ``/_files`` and ``/_signed``."""
+    """Return the routes below ``/_emulator``, ``/_files`` and ``/_signed``."""
     admin = _Admin(engine)
     return [
         Route("/_signed/{token}", admin.signed),
@@ -40,49 +40,49 @@ class _Admin:
         self._engine = engine
 
     async def signed(self, request: Request) -> Response:
-        """A payload behind a signed link, without auth; 403 where the link is not good, as storage services answer."""
+        """Answer GET /_signed/{token} with a payload, or with 403 if the link is not valid, as storage services do."""
         payload = self._engine.webhooks.open_link(request.path_params["token"], self._engine.runs)
         if payload is None:
             return _denied()
         return Response(payload, 200, media_type="application/json")
 
     async def file(self, request: Request) -> Response:
-        """The content of a file behind its presigned URL, without auth; 403 if the link is not good."""
+        """Answer GET /_files/{token} with the content of a file, or with 403 if the link is not valid."""
         content = self._engine.files.open_link(request.path_params["token"])
         return _denied() if content is None else Response(content, 200, media_type="application/octet-stream")
 
     async def act(self, request: Request) -> Response:
-        """POST /_emulator/runs/{id} with {"action": ...}."""
+        """Answer POST /_emulator/runs/{id} with {"action": ...}: do what a person does in the dashboard."""
         try:
             body = await json_body(request)
             if not isinstance(body, dict):
                 raise invalid("the body must be an object")
             run = await self._engine.act(request.path_params["id"], body.get("action"))
         except ApiProblem as problem:
-            return answer(problem.status, problem)
-        return answer(200, render.run(run.by_clock(self._engine.dice.ahead), self._engine.born))
+            return json_response(problem.status, problem)
+        return json_response(200, render.run(run.by_clock(self._engine.dice.clock_offset), self._engine.first_start))
 
     async def change_faults(self, request: Request) -> Response:
-        """PUT /_emulator/faults with {"faults": "NAME=VALUE,..."}: from now on these, until the process ends."""
+        """Answer PUT /_emulator/faults with {"faults": "NAME=VALUE,..."}: replace the faults until the process ends."""
         try:
             body = await json_body(request)
             if not isinstance(body, dict) or not isinstance(body.get("faults"), str):
-                raise invalid("faults: must be text, as after --faults")
+                raise invalid("faults: must be a string, as for --faults")
             try:
                 faults = parse_faults(body["faults"])
-            except FaultsError as error:
+            except InvalidFaultsError as error:
                 raise invalid(f"faults: {error}") from None
         except ApiProblem as problem:
-            return answer(problem.status, problem)
+            return json_response(problem.status, problem)
         self._engine.dice.change(faults)
-        return answer(200, {"faults": faults})
+        return json_response(200, {"faults": faults})
 
     async def truth(self, request: Request) -> Response:
-        """GET /_emulator/truth: NDJSON, a line a run, in the order they were made; the first ``skip`` are left out."""
+        """Answer GET /_emulator/truth with NDJSON: a line per run in order of creation, without the first ``skip``."""
         skip = request.query_params.get("skip", "0")
         if not skip.isdecimal():
             problem = invalid("skip: must be a number of runs")
-            return answer(problem.status, problem)
+            return json_response(problem.status, problem)
 
         async def lines() -> AsyncIterator[bytes]:
             for start in range(int(skip), len(self._engine.runs), 500):
@@ -92,10 +92,10 @@ class _Admin:
         return StreamingResponse(lines(), media_type="application/x-ndjson")
 
     async def stats(self, _request: Request) -> Response:
-        """GET /_emulator/stats: counts of everything."""
+        """Answer GET /_emulator/stats with counts of requests, batches, runs and webhooks."""
         engine = self._engine
         open_runs = sum(run.status not in FINAL and not run.deleted for run in engine.runs)
-        return answer(
+        return json_response(
             200,
             {
                 "requests": engine.requests,
@@ -108,10 +108,10 @@ class _Admin:
         )
 
     async def batches(self, _request: Request) -> Response:
-        """GET /_emulator/batches: NDJSON, a line a batch."""
+        """Answer GET /_emulator/batches with NDJSON: one line per batch."""
         rows = [
-            {"batch_id": i, "runs": n, "accepted_at": at, "answered": bool(told)}
-            for i, n, at, told in await self._engine.store.batches()
+            {"batch_id": batch_id, "runs": runs, "accepted_at": at, "answered": bool(answered)}
+            for batch_id, runs, at, answered in await self._engine.store.batches()
         ]
         return Response(b"".join(_encode(row) + b"\n" for row in rows), media_type="application/x-ndjson")
 
@@ -121,7 +121,7 @@ def _denied() -> Response:
 
 
 def truth_line(run: Run) -> dict[str, Any]:
-    """What really happened to a run."""
+    """Return what really happened to a run."""
     reason = FAILURES[run.number % len(FAILURES)][0] if run.status == "FAILED" else None
     return {
         "run_id": run.id,

@@ -1,4 +1,4 @@
-"""Extend's endpoints for runs and batches; who may call, how often, and the faults of the API."""
+"""Serve Extend's endpoints for runs and batches, with authorization, rate limits and faults for every endpoint."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from starlette.routing import Route
 
 from everyrun.emulator import render
 from everyrun.emulator.admin import admin_routes
-from everyrun.emulator.answers import answer, json_body
 from everyrun.emulator.engine import Engine
-from everyrun.emulator.limits import Limits
 from everyrun.emulator.listing import in_all, in_batch, list_runs
+from everyrun.emulator.rate_limits import RateLimits
 from everyrun.emulator.resources import resource_routes
+from everyrun.emulator.responses import json_body, json_response
 from everyrun.emulator.runs import Run
 from everyrun.emulator.validate import (
     ApiProblem,
@@ -41,27 +41,27 @@ Handler = Callable[[Request], Awaitable[Any]]
 
 
 class NoAnswer(Exception):  # noqa: N818
-    """The caller is to hear nothing: the connection is held until it gives up."""
+    """Raised to leave a call unanswered: the connection stays open until the caller gives up."""
 
 
-async def _no_such_path(request: Request, _error: Exception) -> Response:
-    return answer(404, ApiProblem(404, "NOT_FOUND", f"there is no {request.method} {request.url.path}"))
+async def _not_found(request: Request, _error: Exception) -> Response:
+    return json_response(404, ApiProblem(404, "NOT_FOUND", f"there is no {request.method} {request.url.path}"))
 
 
-async def _broken(_request: Request, _error: Exception) -> Response:
-    return answer(500, ApiProblem(500, "INTERNAL_ERROR", "something went wrong"))
+async def _server_error(_request: Request, _error: Exception) -> Response:
+    return json_response(500, ApiProblem(500, "INTERNAL_ERROR", "something went wrong"))
 
 
 class Api:
-    """Extend's API over an engine."""
+    """Extend's API, backed by an engine."""
 
     def __init__(self, engine: Engine, api_key: str, rate: float) -> None:
         self._engine = engine
         self._key = f"Bearer {api_key}".encode()
-        self._limits = Limits(rate)
+        self._limits = RateLimits(rate)
 
     def asgi(self) -> Starlette:
-        """The application."""
+        """Return the ASGI application."""
         extend = [
             ("POST", "/workflow_runs/batch", self.create_batch),
             ("POST", "/workflow_runs", self.create_run),
@@ -75,18 +75,18 @@ class Api:
         ]
         routes = [Route(path, self._guarded(handler), methods=[method]) for method, path, handler in extend]
         routes += admin_routes(self._engine)
-        problems = {404: _no_such_path, 405: _no_such_path, 500: _broken}
+        problems = {404: _not_found, 405: _not_found, 500: _server_error}
         return Starlette(routes=routes, exception_handlers=problems)
 
     def _guarded(self, handler: Handler) -> Handler:
         async def guarded(request: Request) -> Response:
-            response = await answered(request)
-            # Extend's clock is one: what signs webhooks also dates answers and the runs in them.
-            moment = time.time() + self._engine.dice.ahead
+            response = await respond(request)
+            # Extend has one clock: it signs webhooks and dates answers and the runs in them.
+            moment = time.time() + self._engine.dice.clock_offset
             response.headers["date"] = formatdate(moment, usegmt=True)
             return response
 
-        async def answered(request: Request) -> Response:
+        async def respond(request: Request) -> Response:
             category = "get" if request.method == "GET" else "write"
             if handler in (self.create_batch, self.create_run):
                 category = "run"
@@ -99,11 +99,11 @@ class Api:
                 if fault := self._fault(category, number):
                     return fault
                 self._limits.take(category)
-                return answer(200, await handler(request))
+                return json_response(200, await handler(request))
             except ApiProblem as problem:
                 if problem.status >= 429:
                     self._engine.refused[str(problem.status)] = self._engine.refused.get(str(problem.status), 0) + 1
-                return answer(problem.status, problem, problem.headers)
+                return json_response(problem.status, problem, problem.headers)
             except NoAnswer:
                 while (await request.receive())["type"] != "http.disconnect":
                     pass
@@ -115,7 +115,7 @@ class Api:
         given = request.headers.get("authorization", "").encode()
         if not hmac.compare_digest(given, self._key):
             raise ApiProblem(401, "UNAUTHORIZED", "missing or invalid API key")
-        # Keys made after 2025-04-21 need the header (docs.extend.ai, api-reference/api-versioning).
+        # Keys created after 2025-04-21 need the header (docs.extend.ai, api-reference/api-versioning).
         if request.headers.get("x-extend-api-version") != "2026-02-09":
             raise invalid("x-extend-api-version: must be 2026-02-09")
 
@@ -133,7 +133,7 @@ class Api:
         return None
 
     async def create_batch(self, request: Request) -> Any:
-        """POST /workflow_runs/batch."""
+        """Answer POST /workflow_runs/batch."""
         body = await json_body(request)
         workflow_id, version = check_reference(body)
         inputs = check_inputs(body, self._engine.files.name_of)
@@ -143,11 +143,11 @@ class Api:
         batch_id = await self._engine.create_batch(workflow_id, version, priority, inputs)
         if self._engine.dice.strikes("accept_then_timeout", ordinal):
             raise NoAnswer
-        self._engine.answered(batch_id)
+        self._engine.mark_answered(batch_id)
         return {"batchId": batch_id}
 
     async def create_run(self, request: Request) -> Any:
-        """POST /workflow_runs, with a file or a package of files."""
+        """Answer POST /workflow_runs, with a file or a package of files."""
         body = await json_body(request)
         workflow_id, version = check_reference(body)
         check_priority(body.get("priority"), 50)
@@ -161,45 +161,45 @@ class Api:
         metadata = clean_metadata("metadata", body.get("metadata"))
         version = self._engine.resolve_version(workflow_id, version)
         run = await self._engine.create_run(workflow_id, version, _encode(file), _encode(metadata))
-        return self._shown(run)
+        return self._rendered(run)
 
-    def _shown(self, run: Run) -> dict[str, Any]:
-        return render.run(run.by_clock(self._engine.dice.ahead), self._engine.born)
+    def _rendered(self, run: Run) -> dict[str, Any]:
+        return render.run(run.by_clock(self._engine.dice.clock_offset), self._engine.first_start)
 
     async def list(self, request: Request) -> Any:
-        """GET /workflow_runs. An unknown batchId gives an empty list (not documented)."""
+        """Answer GET /workflow_runs. An unknown batchId gives an empty list (not documented)."""
         query = request.query_params
         if "batchId" in query:
             source = in_batch(self._engine.by_batch.get(query["batchId"], []))
         else:
             source = in_all(self._engine.runs, self._engine.timeline)
-        return list_runs(source, query, self._engine.born, time.time(), self._engine.dice.ahead)
+        return list_runs(source, query, self._engine.first_start, time.time(), self._engine.dice.clock_offset)
 
     async def retrieve(self, request: Request) -> Any:
-        """GET /workflow_runs/{id}."""
-        return self._shown(self._engine.find(request.path_params["id"]))
+        """Answer GET /workflow_runs/{id}."""
+        return self._rendered(self._engine.find(request.path_params["id"]))
 
     async def update(self, request: Request) -> Any:
-        """POST /workflow_runs/{id}: name and metadata."""
+        """Answer POST /workflow_runs/{id}: name and metadata."""
         run = self._engine.find(request.path_params["id"])
         body = await json_body(request)
         if not isinstance(body, dict):
             raise invalid("the body must be an object")
         if not isinstance(body.get("name", ""), str):
             raise invalid("name: must be a string")
-        # Key by key; the incoming wins (SDK 1.20.0, workflow_runs/client.py update).
+        # Metadata are merged key by key; the new value wins (SDK 1.20.0, workflow_runs/client.py update).
         merged = {**msgspec.json.decode(run.metadata), **clean_metadata("metadata", body.get("metadata"))}
         await self._engine.update(run, clean_metadata("metadata", merged))
-        return self._shown(run)
+        return self._rendered(run)
 
     async def cancel(self, request: Request) -> Any:
-        """POST /workflow_runs/{id}/cancel."""
+        """Answer POST /workflow_runs/{id}/cancel."""
         run = self._engine.find(request.path_params["id"])
         await self._engine.cancel(run)
-        return self._shown(run)
+        return self._rendered(run)
 
     async def delete(self, request: Request) -> Any:
-        """DELETE /workflow_runs/{id}."""
+        """Answer DELETE /workflow_runs/{id}."""
         run = self._engine.find(request.path_params["id"])
         await self._engine.delete(run)
         return {"id": run.id}

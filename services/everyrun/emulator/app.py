@@ -1,4 +1,4 @@
-"""The emulator's process."""
+"""Run the emulator as a process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from everyrun.settings import PLAN_REQUESTS_PER_SECOND
 
 
 def parse_seconds(text: str) -> tuple[float, float]:
-    """``0.2:2`` or ``0``: the shortest and the longest time a run takes. Raises ValueError."""
+    """Parse ``0.2:2`` or ``0`` into the shortest and the longest duration of a run. Raises ValueError."""
     shortest, _, longest = text.partition(":")
     times = float(shortest), float(longest or shortest)
     if not 0 <= times[0] <= times[1]:
@@ -26,37 +26,44 @@ def parse_seconds(text: str) -> tuple[float, float]:
 
 
 async def serve(listen: str, state_dir: Path, options: Options) -> None:
-    """Run until SIGTERM or SIGINT; raises what ended the work before."""
+    """Serve until SIGTERM or SIGINT. Raises the error that ended the emulator's work before."""
     stopped = asyncio.create_task(stop_on_signals().wait())
     async with emulating(listen, state_dir, options) as work:
         await asyncio.wait([*work, stopped], return_when=asyncio.FIRST_COMPLETED)
 
 
 def run(
-    listen: Annotated[str, typer.Option(help="host:port")] = "127.0.0.1:8899",
-    state_dir: Annotated[Path, typer.Option(help="Where everything is kept over a restart.")] = Path(".emulator"),
-    api_key: Annotated[str, typer.Option(help="The key that callers carry.")] = "sk_emulator",
-    workflow_id: Annotated[str, typer.Option(help="The one workflow there is.")] = "workflow_invoices",
-    seed: Annotated[int, typer.Option(help="The same seed makes the same choices.")] = 1,
-    run_seconds: Annotated[str, typer.Option(help="How long runs take: SECONDS, or SHORTEST:LONGEST.")] = "0.2:2",
-    plan: Annotated[str, typer.Option(help="Rate limits: payg, scale or enterprise.")] = "enterprise",
-    faults: Annotated[str, typer.Option(help=f"none, default, or NAME=VALUE,... of: {', '.join(FAULTS)}")] = "none",
+    listen: Annotated[str, typer.Option(help="Address to listen on, as host:port.")] = "127.0.0.1:8899",
+    state_dir: Annotated[Path, typer.Option(help="Folder of the state that survives a restart.")] = Path(".emulator"),
+    api_key: Annotated[str, typer.Option(help="API key that callers must send.")] = "sk_emulator",
+    workflow_id: Annotated[str, typer.Option(help="Id of the only workflow.")] = "workflow_invoices",
+    seed: Annotated[int, typer.Option(help="Seed of all random choices.")] = 1,
+    run_seconds: Annotated[str, typer.Option(help="Duration of runs: SECONDS, or SHORTEST:LONGEST.")] = "0.2:2",
+    plan: Annotated[
+        str, typer.Option(help="Plan that sets the rate limits: payg, scale or enterprise.")
+    ] = "enterprise",
+    faults: Annotated[
+        str, typer.Option(help=f"Faults: none, default, or NAME=VALUE,... with the names {', '.join(FAULTS)}")
+    ] = "none",
     webhook_retry_seconds: Annotated[float, typer.Option(help="Delay before the first retry of a webhook.")] = 1.0,
 ) -> None:
-    """Stand in for Extend, for development and tests."""
+    """Stand in for Extend in development and tests.
+
+    Example: python -m everyrun.emulator --faults drop=0.1,duplicate=0.1
+    """
     telemetry.configure("emulator")
     rates = {str(name): rate for name, rate in PLAN_REQUESTS_PER_SECOND.items()}
     if plan not in rates:
-        raise typer.BadParameter(f"plan: one of {', '.join(rates)}")
+        raise typer.BadParameter(f"--plan: one of {', '.join(rates)}")
     try:
-        times, asked = parse_seconds(run_seconds), parse_faults(faults)
+        times, chosen = parse_seconds(run_seconds), parse_faults(faults)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    options = Options(api_key, workflow_id, seed, times, rates[plan], asked, webhook_retry_seconds)
+    options = Options(api_key, workflow_id, seed, times, rates[plan], chosen, webhook_retry_seconds)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(listen, state_dir, options))
 
 
 def main() -> None:
-    """``python -m everyrun.emulator``."""
+    """Run the command line of the emulator."""
     typer.run(run)

@@ -1,4 +1,4 @@
-"""The emulator put together from its parts."""
+"""Assemble the emulator from its parts."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pathlib import Path
 
 from everyrun.emulator.api import Api
 from everyrun.emulator.engine import Engine
-from everyrun.emulator.events import Links
 from everyrun.emulator.faults import Dice
 from everyrun.emulator.runs import Plan
 from everyrun.emulator.store import Store
+from everyrun.emulator.webhook_content import Links
 from everyrun.emulator.webhooks import Webhooks
 from everyrun.health import Health
 from everyrun.serve import http_server, with_health
@@ -23,10 +23,10 @@ from everyrun.serve import http_server, with_health
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What an emulator is like.
+    """The options of an emulator.
 
-    ``run_seconds`` are the shortest and longest time a run takes; ``requests_per_second`` is the rate limit of each
-    category; ``first_retry`` is the delay before a webhook's first retry, in seconds.
+    ``run_seconds`` are the shortest and longest duration of a run; ``requests_per_second`` is the rate limit of each
+    category; ``first_retry`` is the delay in seconds before the first retry of a webhook.
     """
 
     api_key: str = "sk_emulator"
@@ -40,19 +40,19 @@ class Options:
 
 @contextlib.asynccontextmanager
 async def emulating(listen: str, state_dir: Path, options: Options) -> AsyncIterator[list[asyncio.Task[None]]]:
-    """An emulator that serves on ``host:port`` while the block runs, and goes on with what ``state_dir`` holds.
+    """Run an emulator on ``host:port`` during the block, resuming from the state in ``state_dir``.
 
-    Gives the tasks that do its work: they never end by themselves, and an error that ends one is raised at the end.
+    Yields the tasks that do its work. They never end by themselves; an error that ends one is raised at the end.
     """
     health = Health("state")
     store = Store(state_dir)
-    born, key = await _remembered(store)
+    first_start, key = await _load_identity(store)
     dice = Dice(options.seed, options.faults)
     plan = Plan(dice, options.seed, *options.run_seconds)
-    webhooks = Webhooks(store, dice, Links(f"http://{listen}", key), born, options.first_retry)
-    engine = Engine(store, plan, dice, webhooks, options.workflow_id, born, state_dir / "files")
+    webhooks = Webhooks(store, dice, Links(f"http://{listen}", key), first_start, options.first_retry)
+    engine = Engine(store, plan, dice, webhooks, options.workflow_id, first_start, state_dir / "files")
     api = Api(engine, options.api_key, options.requests_per_second)
-    work = [asyncio.create_task(part) for part in (engine.live(), webhooks.work(), store.keep_on())]
+    work = [asyncio.create_task(part) for part in (engine.advance_runs(), webhooks.deliver(), store.commit_regularly())]
     health.ready("state")
     try:
         async with http_server(listen, with_health(health, api.asgi()), drain=1.0, dated=False):
@@ -67,11 +67,11 @@ async def emulating(listen: str, state_dir: Path, options: Options) -> AsyncIter
         task.result()
 
 
-async def _remembered(store: Store) -> tuple[float, bytes]:
-    """When this emulator was first started (Unix seconds), and the key of its signed links."""
-    known = store.things("start")
-    born = known.get("born", time.time())
+async def _load_identity(store: Store) -> tuple[float, bytes]:
+    """Return when this emulator was first started (Unix seconds), and the key of its signed links."""
+    known = store.documents("start")
+    first_start = known.get("born", time.time())
     key = known.get("link_key", secrets.token_hex(32))
     if not known:
-        await store.now(store.put("start", "born", born), store.put("start", "link_key", key))
-    return born, bytes.fromhex(key)
+        await store.commit(store.put("start", "born", first_start), store.put("start", "link_key", key))
+    return first_start, bytes.fromhex(key)

@@ -1,4 +1,4 @@
-"""The files that Extend holds: those that were uploaded, and those that runs were given as a URL or as text."""
+"""Find, list and delete files: uploads, and those that runs were given as a URL or as text."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from typing import Any, BinaryIO
 import msgspec
 
 from everyrun.emulator import render
-from everyrun.emulator.events import Links
 from everyrun.emulator.listing import Key, make_cursor, page_size, read_cursor
 from everyrun.emulator.runs import WITH_STEPS, Run
 from everyrun.emulator.store import Store
-from everyrun.emulator.validate import invalid, missing
+from everyrun.emulator.validate import invalid, not_found
+from everyrun.emulator.webhook_content import Links
 
 _FILTERS = ("nameContains", "sortDir")
-#: A run has fewer files than this (docs of workflow_runs.create: a package of up to 50).
-_MOST_OF_A_RUN = 64
-#: Tie-breaks of uploads sort below those of runs' files.
+#: More than the files of any run (docs of workflow_runs.create: a package of up to 50).
+_MAX_FILES_PER_RUN = 64
+#: Tie-breaks of runs' files start here; those of uploads are lower.
 _RUNS_FROM = 1 << 32
-#: File types whose content is text; only these show their own text as parsed contents.
+#: File types whose content is text; their parsed contents are that text.
 _TEXT = frozenset({"TXT", "CSV", "XML", "HTML"})
 
 
 class Files:
-    """Finds, lists and deletes files. A file of a run follows from the run, so only its deletion is kept."""
+    """All files. A file of a run follows from the run, so the store keeps only its deletion."""
 
     def __init__(self, store: Store, folder: Path, links: Links, runs: list[Run], by_id: Mapping[str, Run]) -> None:
         self._store = store
@@ -37,59 +37,59 @@ class Files:
         self._links = links
         self._runs = runs
         self._by_id = by_id
-        self._uploads: dict[str, dict[str, Any]] = store.things("file")
-        self._deleted: dict[str, Any] = store.things("deleted_file")
+        self._uploads: dict[str, dict[str, Any]] = store.documents("file")
+        self._deleted: dict[str, Any] = store.documents("deleted_file")
         self._next = 1 + max((kept["number"] for kept in self._uploads.values()), default=-1)
         folder.mkdir(parents=True, exist_ok=True)
 
     def name_of(self, file_id: str) -> str | None:
-        """Return the name of a file that a run may be given by its id, or None if there is no such file."""
+        """Return the name of a file by its id, or None if there is no such file."""
         found = self._summary(file_id, 0.0)
         return None if found is None else str(found["name"])
 
-    async def upload(self, file_id: str, name: str, kind: str | None, content: BinaryIO, ahead: float) -> Any:
-        """Keep an upload and its content. Return it as POST /files/upload answers."""
+    async def upload(self, file_id: str, name: str, kind: str | None, content: BinaryIO, clock_offset: float) -> Any:
+        """Keep an upload and its content. Return the answer of POST /files/upload."""
         with (self._folder / file_id).open("wb") as out:
             shutil.copyfileobj(content, out)
         kept = {"name": name, "at": time.time(), "type": kind, "number": self._next}
         self._next += 1
         self._uploads[file_id] = kept
-        await self._store.now(self._store.put("file", file_id, kept))
-        return render.file(self._uploaded(file_id, ahead), None)
+        await self._store.commit(self._store.put("file", file_id, kept))
+        return render.file(self._uploaded(file_id, clock_offset), None)
 
-    def get(self, file_id: str, shown: frozenset[str], ahead: float) -> dict[str, Any]:
-        """Return a file as GET /files/{id} answers, with the parsed contents that ``shown`` names.
+    def get(self, file_id: str, shown: frozenset[str], clock_offset: float) -> dict[str, Any]:
+        """Return the answer of GET /files/{id}, with the parsed contents that ``shown`` names.
 
         Raises ApiProblem 404.
         """
-        summary = self._summary(file_id, ahead)
+        summary = self._summary(file_id, clock_offset)
         if summary is None:
-            raise missing(f"file {file_id}")
+            raise not_found(f"file {file_id}")
         contents = self._contents(summary, shown) if shown and self._parsed(file_id) else None
         return render.file(summary, contents) | {"presignedUrl": self._links.make_for_file(file_id, time.time())}
 
     async def delete(self, file_id: str) -> None:
-        """Delete a file for good: its id is unknown from then on. Raises ApiProblem 404."""
+        """Delete a file for good: its id is unknown from then on. Raises ApiProblem 404 if it is unknown now."""
         if self._summary(file_id, 0.0) is None:
-            raise missing(f"file {file_id}")
+            raise not_found(f"file {file_id}")
         if self._uploads.pop(file_id, None) is not None:
-            await self._store.now(self._store.drop("file", file_id))
+            await self._store.commit(self._store.drop("file", file_id))
             (self._folder / file_id).unlink(missing_ok=True)
         else:
             self._deleted[file_id] = {}
-            await self._store.now(self._store.put("deleted_file", file_id, {}))
+            await self._store.commit(self._store.put("deleted_file", file_id, {}))
 
     def open_link(self, token: str) -> bytes | None:
-        """Return the content behind a presigned URL, or None if the link is wrong or expired, or the file is deleted.
+        """Return the content of a presigned URL, or None if the link is wrong or expired, or the file is deleted.
 
-        The content of a run's URL was never fetched: its link gives a line that says so.
+        The emulator never fetches a URL that a run was given: the link of such a file gives a line that says so.
         """
         file_id = self._links.read_for_file(token, time.time())
         if file_id is None or self.name_of(file_id) is None:
             return None
         return self._content(file_id)
 
-    def page(self, query: Mapping[str, str], ahead: float) -> dict[str, Any]:
+    def page(self, query: Mapping[str, str], clock_offset: float) -> dict[str, Any]:
         """Return a page of GET /files, by default the newest file first. Raises ApiProblem."""
         size = page_size(query.get("maxPageSize"))
         direction, part = query.get("sortDir", "desc"), query.get("nameContains", "")
@@ -97,7 +97,7 @@ class Files:
             raise invalid("sortDir: asc or desc")
         rows: list[tuple[Key, dict[str, Any]]] = []
         for key, file_id in self._ordered(direction == "desc", read_cursor(query, _FILTERS)):
-            summary = self._summary(file_id, ahead)
+            summary = self._summary(file_id, clock_offset)
             if summary is not None and part in summary["name"]:
                 rows.append((key, summary))
             if len(rows) > size:
@@ -114,31 +114,31 @@ class Files:
                 yield entry
 
     def _of_runs(self, down: bool, after: Key | None) -> Iterator[tuple[Key, str]]:
-        places: Iterator[int]
+        indexes: Iterator[int]
         if down:
             end = len(self._runs) if after is None else bisect_right(self._runs, after[0], key=_created)
-            places = iter(range(end - 1, -1, -1))
+            indexes = iter(range(end - 1, -1, -1))
         else:
             start = 0 if after is None else bisect_left(self._runs, after[0], key=_created)
-            places = iter(range(start, len(self._runs)))
-        for place in places:
-            run = self._runs[place]
+            indexes = iter(range(start, len(self._runs)))
+        for index in indexes:
+            run = self._runs[index]
             own = render.own_files(run)
             for number, file_id in sorted(own.items(), reverse=down):
-                yield (run.created_at, _RUNS_FROM + run.number * _MOST_OF_A_RUN + number), file_id
+                yield (run.created_at, _RUNS_FROM + run.number * _MAX_FILES_PER_RUN + number), file_id
 
-    def _uploaded(self, file_id: str, ahead: float) -> dict[str, Any]:
+    def _uploaded(self, file_id: str, clock_offset: float) -> dict[str, Any]:
         kept = self._uploads[file_id]
-        shown = render.file_summary(file_id, kept["name"], kept["at"] + ahead)
+        shown = render.file_summary(file_id, kept["name"], kept["at"] + clock_offset)
         return {**shown, "type": kept["type"]} if kept["type"] else shown
 
-    def _summary(self, file_id: str, ahead: float) -> dict[str, Any] | None:
+    def _summary(self, file_id: str, clock_offset: float) -> dict[str, Any] | None:
         if file_id in self._uploads:
-            return self._uploaded(file_id, ahead)
+            return self._uploaded(file_id, clock_offset)
         run = self._run_of(file_id)
         if run is None or file_id in self._deleted:
             return None
-        shown = render.files(run.by_clock(ahead))
+        shown = render.files(run.by_clock(clock_offset))
         return next((shown[number] for number, own in render.own_files(run).items() if own == file_id), None)
 
     def _run_of(self, file_id: str) -> Run | None:
@@ -155,11 +155,11 @@ class Files:
         if file_id in self._uploads:
             return (self._folder / file_id).read_bytes()
         run = self._run_of(file_id)
-        given = msgspec.json.decode(run.file) if run is not None else {}
-        return str(given.get("text", "The emulator never fetches a URL.")).encode()
+        file = msgspec.json.decode(run.file) if run is not None else {}
+        return str(file.get("text", "The emulator never fetches a URL.")).encode()
 
     def _contents(self, summary: dict[str, Any], shown: frozenset[str]) -> dict[str, Any]:
-        """Return FileContents (SDK 1.20.0, types/file_contents.py); of what is not text, a stand-in."""
+        """Return FileContents (SDK 1.20.0, types/file_contents.py); for files that are not text, made-up contents."""
         kind = summary["type"]
         text = f"Contents of {summary['name']}."
         if kind in _TEXT:

@@ -1,4 +1,4 @@
-"""Listing runs: filters, order, pages whose cursor is bound to the query. Pure."""
+"""List runs with filters and an order, in pages whose cursor is bound to the query. Pure."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from everyrun.emulator.timeline import Timeline
 from everyrun.emulator.validate import invalid
 
 _FILTERS = ("status", "workflowId", "batchId", "fileNameContains", "sortBy", "sortDir")
-#: Neither the range nor the default of maxPageSize is documented for this version; these are the older docs'.
+#: Default and maximum of maxPageSize in older docs; this version documents neither.
 DEFAULT_PAGE, MAX_PAGE = 10, 1000
 
-#: (time of creation or last change, number) of the run a page ended with.
+#: (time of creation or last change, number) of the last run of a page.
 Key = tuple[float, int]
-#: Given sortBy, whether descending, and where to go on: the runs in that order.
+#: Takes sortBy, True for descending, and the key to continue after; gives the runs in that order.
 Source = Callable[[str, bool, Key | None], Iterable[Run]]
 
 
 def page_size(text: str | None) -> int:
-    """maxPageSize. Raises ApiProblem."""
+    """Return the maxPageSize of a query. Raises ApiProblem if it is wrong."""
     if text is None:
         return DEFAULT_PAGE
     if not (text.isascii() and text.isdigit() and 1 <= int(text[:5]) <= MAX_PAGE):
@@ -40,12 +40,12 @@ def _bound_to(query: Mapping[str, str], filters: Sequence[str]) -> str:
 
 
 def make_cursor(query: Mapping[str, str], filters: Sequence[str], key: Key) -> str:
-    """A nextPageToken that goes on after ``key``, for the same values of the filters only."""
+    """Return a nextPageToken that continues after ``key``, and only with the same values of the filters."""
     return base64.b64encode(msgspec.json.encode([_bound_to(query, filters), *key])).decode()
 
 
 def read_cursor(query: Mapping[str, str], filters: Sequence[str]) -> Key | None:
-    """The key in the query's nextPageToken, None where it has none. Raises ApiProblem."""
+    """Return the key in the query's nextPageToken, or None if it has none. Raises ApiProblem if it is wrong."""
     token = query.get("nextPageToken")
     if token is None:
         return None
@@ -53,14 +53,14 @@ def read_cursor(query: Mapping[str, str], filters: Sequence[str]) -> Key | None:
         bound, moment, number = msgspec.json.decode(base64.b64decode(token, validate=True))
         key = float(moment), int(number)
     except (ValueError, TypeError, msgspec.DecodeError):
-        raise invalid("nextPageToken: not one of ours") from None
+        raise invalid("nextPageToken: is not valid") from None
     if bound != _bound_to(query, filters):
         raise invalid("nextPageToken: belongs to a query with other filters")
     return key
 
 
 def in_batch(runs: Sequence[Run]) -> Source:
-    """A batch's runs."""
+    """Return a source of the runs of a batch."""
 
     def source(by: str, down: bool, after: Key | None) -> Iterable[Run]:
         def key(run: Run) -> Key:
@@ -73,7 +73,7 @@ def in_batch(runs: Sequence[Run]) -> Source:
 
 
 def in_all(runs: Sequence[Run], timeline: Timeline) -> Source:
-    """All runs; ``runs`` are in the order of their creation, and a run's number is its place."""
+    """Return a source of all runs. ``runs`` are in the order of creation; the number of a run is its index."""
 
     def source(by: str, down: bool, after: Key | None) -> Iterable[Run]:
         if by == "updatedAt":
@@ -87,12 +87,12 @@ def in_all(runs: Sequence[Run], timeline: Timeline) -> Source:
     return source
 
 
-def list_runs(source: Source, query: Mapping[str, str], born: float, now: float, ahead: float = 0.0) -> dict[str, Any]:
-    """A page of summaries, by default the newest updatedAt first (docs.extend.ai, list-workflow-runs).
+def list_runs(
+    source: Source, query: Mapping[str, str], first_start: float, now: float, clock_offset: float = 0.0
+) -> dict[str, Any]:
+    """Return a page of summaries, by default the newest updatedAt first (docs.extend.ai, list-workflow-runs).
 
-    Times are shown by a clock that is ``ahead`` by so many seconds.
-
-    Raises ApiProblem.
+    Times are shifted by ``clock_offset`` seconds. Raises ApiProblem if the query is wrong.
     """
     size = page_size(query.get("maxPageSize"))
     by, direction = query.get("sortBy", "updatedAt"), query.get("sortDir", "desc")
@@ -113,7 +113,7 @@ def list_runs(source: Source, query: Mapping[str, str], born: float, now: float,
     found = list(islice(filter(wanted, source(by, direction == "desc", after)), size + 1))
     page: dict[str, Any] = {
         "object": "list",
-        "data": [render.summary(run.by_clock(ahead), born) for run in found[:size]],
+        "data": [render.summary(run.by_clock(clock_offset), first_start) for run in found[:size]],
     }
     if len(found) > size:
         last = found[size - 1]

@@ -1,4 +1,4 @@
-"""The vendor's objects, as its SDK's types want them; nullable fields are null, not left out."""
+"""Render Extend's objects as the types of its SDK require them. Nullable fields are null, not left out."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ _TYPES = {
     "html": "HTML",
 }
 #: Characters of a run's id after its prefix.
-_RUN_KEY = 24
+_RUN_KEY_LENGTH = 24
 #: One run in this many has a large result.
 _LARGE_EVERY = 100
 
 
 def time(moment: float | None) -> str | None:
-    """Unix seconds as Extend writes times; None stays None."""
+    """Return Unix seconds in Extend's format of times; None stays None."""
     if moment is None:
         return None
     return datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
 
 
 def workflow(workflow_id: str, created_at: float) -> dict[str, Any]:
-    """A WorkflowSummary."""
+    """Return a WorkflowSummary."""
     at = time(created_at)
     return {
         "object": "workflow",
@@ -59,7 +59,7 @@ def workflow(workflow_id: str, created_at: float) -> dict[str, Any]:
 
 
 def version(workflow_id: str, name: str, created_at: float) -> dict[str, Any]:
-    """A WorkflowVersionSummary."""
+    """Return a WorkflowVersionSummary."""
     return {
         "object": "workflow_version",
         "id": version_id(workflow_id, name),
@@ -76,7 +76,7 @@ def version_id(workflow_id: str, name: str) -> str:
 
 
 def version_with_steps(workflow_id: str, name: str, created_at: float) -> dict[str, Any]:
-    """Return a WorkflowVersion: its steps are those that runs show, after a trigger and before the webhook."""
+    """Return a WorkflowVersion, whose steps are a trigger, the steps of the runs, and the webhook response."""
     schema = {"type": "object", "properties": {"invoice_number": {"type": "string"}, "total": {"type": "number"}}}
     steps = [
         {"type": "TRIGGER", "name": "trigger", "next": [{"step": "parse"}]},
@@ -90,7 +90,7 @@ def version_with_steps(workflow_id: str, name: str, created_at: float) -> dict[s
 
 
 def file_summary(identifier: str, name: str, created_at: float) -> dict[str, Any]:
-    """Return a FileSummary; a page count is of PDF and DOCX files only (SDK 1.20.0, types/file_metadata.py)."""
+    """Return a FileSummary; only PDF and DOCX files have a page count (SDK 1.20.0, types/file_metadata.py)."""
     at = time(created_at)
     kind = _TYPES.get(name.rpartition(".")[2].lower())
     return {
@@ -112,27 +112,27 @@ def file(summary: dict[str, Any], contents: dict[str, Any] | None) -> dict[str, 
 
 
 def own_files(run: Run) -> dict[int, str]:
-    """Return the ids of the files that came with the run itself, by their place: those given as a URL or as text."""
+    """Return the ids of the files that the run was given as a URL or as text, by their index in the run."""
     given = _decode(run.file)
     key = run.id.removeprefix("workflow_run_")
     each = enumerate(given.get("package", [given]))
-    return {place: f"file_{key}{place or ''}" for place, one in each if "id" not in one}
+    return {index: f"file_{key}{index or ''}" for index, one in each if "id" not in one}
 
 
 def run_of_file(file_id: str) -> str:
-    """Return the id of the run that a file came with, if it is a file of a run."""
-    return f"workflow_run_{file_id.removeprefix('file_')[:_RUN_KEY]}"
+    """Return the id of the run that a file came with, provided that it came with a run."""
+    return f"workflow_run_{file_id.removeprefix('file_')[:_RUN_KEY_LENGTH]}"
 
 
 def files(run: Run) -> list[dict[str, Any]]:
-    """The FileSummary of each of a run's files; their urls are never fetched."""
+    """Return the FileSummary of each file of a run. URLs are never fetched."""
     found = []
     given = _decode(run.file)
     own = own_files(run)
-    for place, one in enumerate(given.get("package", [given])):
-        made_up = f"{run.number}-{place}.txt"
+    for index, one in enumerate(given.get("package", [given])):
+        made_up = f"{run.number}-{index}.txt"
         name = one.get("name") or one.get("url", "").partition("?")[0].rpartition("/")[2] or made_up
-        identifier = one.get("id") or own[place]
+        identifier = one.get("id") or own[index]
         found.append(file_summary(identifier, name, run.created_at))
     return found
 
@@ -146,14 +146,14 @@ def _usage(run: Run, breakdown: bool) -> dict[str, Any] | None:
     return usage
 
 
-def _common(run: Run, born: float) -> dict[str, Any]:
+def _common(run: Run, first_start: float) -> dict[str, Any]:
     dashboard = f"https://dashboard.extend.ai/runs/{run.id}"
     ended = run.status in ("PROCESSED", "FAILED", "CANCELLED", "REJECTED", "NEEDS_REVIEW")
     return {
         "object": "workflow_run",
         "id": run.id,
-        "workflow": workflow(run.workflow_id, born),
-        "workflowVersion": version(run.workflow_id, run.version, born),
+        "workflow": workflow(run.workflow_id, first_start),
+        "workflowVersion": version(run.workflow_id, run.version, first_start),
         "dashboardUrl": dashboard,
         "status": run.status,
         "batchId": run.batch_id,
@@ -167,28 +167,28 @@ def _common(run: Run, born: float) -> dict[str, Any]:
     }
 
 
-def summary(run: Run, born: float) -> dict[str, Any]:
-    """A WorkflowRunSummary, as a list holds it: without metadata."""
+def summary(run: Run, first_start: float) -> dict[str, Any]:
+    """Return a WorkflowRunSummary, which has no metadata."""
     times = {"createdAt": time(run.created_at), "updatedAt": time(run.updated_at)}
-    return {**_common(run, born), **times, "usage": _usage(run, False)}
+    return {**_common(run, first_start), **times, "usage": _usage(run, False)}
 
 
-def run(run: Run, born: float) -> dict[str, Any]:
-    """A WorkflowRun, whole."""
+def run(run: Run, first_start: float) -> dict[str, Any]:
+    """Return a whole WorkflowRun."""
     reason, message = FAILURES[run.number % len(FAILURES)] if run.status == "FAILED" else (None, None)
     return {
-        **_common(run, born),
+        **_common(run, first_start),
         "metadata": msgspec.Raw(run.metadata),
         "failureReason": reason,
         "failureMessage": message,
         "reviewed": run.reviewed_at is not None,
         "usage": _usage(run, True),
-        "stepRuns": step_runs(run, born) if run.status in WITH_STEPS else [],
+        "stepRuns": step_runs(run, first_start) if run.status in WITH_STEPS else [],
     }
 
 
-def step_runs(run: Run, born: float) -> list[dict[str, Any]]:
-    """The PARSE and EXTRACT steps: 2 to 6 KB of an invoice, in one run of a hundred over 200 KB."""
+def step_runs(run: Run, first_start: float) -> list[dict[str, Any]]:
+    """Return the PARSE and EXTRACT steps with an invoice of 2 to 6 KB, or over 200 KB in one run of a hundred."""
     chance = random.Random(run.number)  # noqa: S311
     lines = 2400 if run.number % _LARGE_EVERY == _LARGE_EVERY - 1 else chance.randint(1, 22)
     key = run.id.removeprefix("workflow_run_")

@@ -1,4 +1,4 @@
-"""Workflows, their versions, and files (SDK 1.20.0, workflows, workflow_versions and files)."""
+"""Serve workflows, their versions, and files (SDK 1.20.0, workflows, workflow_versions and files)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from starlette.requests import Request
 from everyrun.emulator import render
 from everyrun.emulator.engine import DRAFT, VERSIONS, Engine
 from everyrun.emulator.listing import make_cursor, page_size, read_cursor
-from everyrun.emulator.validate import invalid, missing
+from everyrun.emulator.validate import invalid, not_found
 
 RouteOf = tuple[str, str, Callable[[Request], Awaitable[Any]]]
-#: Word and PowerPoint become PDF by themselves (SDK 1.20.0, files/client.py upload).
+#: Word and PowerPoint files are converted to PDF without a request (SDK 1.20.0, files/client.py upload).
 _TO_PDF = (".doc", ".docx", ".ppt", ".pptx")
 
 
@@ -65,42 +65,42 @@ class _Resources:
         self._engine = engine
 
     @property
-    def _born(self) -> float:
-        return self._engine.born + self._engine.dice.ahead
+    def _first_start(self) -> float:
+        return self._engine.first_start + self._engine.dice.clock_offset
 
     async def list_workflows(self, request: Request) -> Any:
-        """GET /workflows: the one workflow there is."""
+        """Answer GET /workflows: the only workflow."""
         _direction(request)
         if request.query_params.get("sortBy", "updatedAt") not in ("updatedAt", "createdAt"):
             raise invalid("sortBy: updatedAt or createdAt")
-        return paged([render.workflow(self._engine.workflow_id, self._born)], request, ("sortBy", "sortDir"))
+        return paged([render.workflow(self._engine.workflow_id, self._first_start)], request, ("sortBy", "sortDir"))
 
     async def get_workflow(self, request: Request) -> Any:
-        """GET /workflows/{id}: with its draft and the draft's steps."""
+        """Answer GET /workflows/{id}: the workflow with its draft and the steps of the draft."""
         workflow_id = request.path_params["id"]
         self._engine.resolve_version(workflow_id, None)
-        draft = render.version_with_steps(workflow_id, DRAFT, self._born)
-        return {**render.workflow(workflow_id, self._born), "draftVersion": draft}
+        draft = render.version_with_steps(workflow_id, DRAFT, self._first_start)
+        return {**render.workflow(workflow_id, self._first_start), "draftVersion": draft}
 
     async def list_versions(self, request: Request) -> Any:
-        """GET /workflows/{id}/versions: the draft included, by default the newest first."""
+        """Answer GET /workflows/{id}/versions: all versions and the draft, by default the newest first."""
         workflow_id = request.path_params["id"]
         self._engine.resolve_version(workflow_id, None)
-        found = [render.version(workflow_id, name, self._born) for name in (*VERSIONS, DRAFT)]
+        found = [render.version(workflow_id, name, self._first_start) for name in (*VERSIONS, DRAFT)]
         return paged(found if _direction(request) == "asc" else found[::-1], request, ("sortDir",))
 
     async def get_version(self, request: Request) -> Any:
-        """GET /workflows/{id}/versions/{version}: draft, latest, a number, or a version's id."""
-        workflow_id, asked = request.path_params["id"], request.path_params["version"]
+        """Answer GET /workflows/{id}/versions/{version}: draft, latest, a number, or a version's id."""
+        workflow_id, name_or_id = request.path_params["id"], request.path_params["version"]
         self._engine.resolve_version(workflow_id, None)
         known = {render.version_id(workflow_id, name): name for name in (*VERSIONS, DRAFT)}
-        name = VERSIONS[-1] if asked == "latest" else known.get(asked, asked)
+        name = VERSIONS[-1] if name_or_id == "latest" else known.get(name_or_id, name_or_id)
         if name not in known.values():
-            raise missing(f"version {asked} of workflow {workflow_id}")
-        return render.version_with_steps(workflow_id, name, self._born)
+            raise not_found(f"version {name_or_id} of workflow {workflow_id}")
+        return render.version_with_steps(workflow_id, name, self._first_start)
 
     async def upload(self, request: Request) -> Any:
-        """POST /files/upload."""
+        """Answer POST /files/upload."""
         converted = _flag(request, "convertToPdf")
         async with request.form() as form:
             file = form.get("file")
@@ -111,19 +111,19 @@ class _Resources:
             name = file.filename or "file"
             kind = "PDF" if converted or name.lower().endswith(_TO_PDF) else None
             file_id = f"file_{secrets.token_hex(10)}"
-            return await self._engine.files.upload(file_id, name, kind, file.file, self._engine.dice.ahead)
+            return await self._engine.files.upload(file_id, name, kind, file.file, self._engine.dice.clock_offset)
 
     async def list_files(self, request: Request) -> Any:
-        """GET /files."""
-        return self._engine.files.page(request.query_params, self._engine.dice.ahead)
+        """Answer GET /files."""
+        return self._engine.files.page(request.query_params, self._engine.dice.clock_offset)
 
     async def get_file(self, request: Request) -> Any:
-        """GET /files/{id}: with a link to its content, and what was parsed of it if asked."""
+        """Answer GET /files/{id}: the file with a link to its content, and its parsed contents if requested."""
         shown = frozenset(name for name in ("rawText", "markdown", "html") if _flag(request, name))
-        return self._engine.files.get(request.path_params["id"], shown, self._engine.dice.ahead)
+        return self._engine.files.get(request.path_params["id"], shown, self._engine.dice.clock_offset)
 
     async def delete_file(self, request: Request) -> Any:
-        """DELETE /files/{id}: later calls that name it are refused."""
+        """Answer DELETE /files/{id}: delete the file; later calls that name it are refused."""
         file_id = request.path_params["id"]
         await self._engine.files.delete(file_id)
         return {"id": file_id}

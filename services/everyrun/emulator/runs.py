@@ -1,4 +1,4 @@
-"""A run and its life: PENDING, PROCESSING, an end. What becomes of it is a function of the seed and its number."""
+"""Define runs and their life from PENDING to an end, which follows from the seed and the number of the run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STATUSES = (
 )
 FINAL = frozenset({"PROCESSED", "FAILED", "CANCELLED", "REJECTED"})
 
-#: Event of each status that has one (docs.extend.ai, webhooks/events).
+#: The event of each status that has one (docs.extend.ai, webhooks/events).
 EVENTS = {
     "PROCESSED": "workflow_run.completed",
     "FAILED": "workflow_run.failed",
@@ -25,13 +25,13 @@ EVENTS = {
     "CANCELLED": "workflow_run.cancelled",
 }
 STEP_EVENT = "workflow_run.step_run.processed"
-#: The steps of the workflow.
+#: The steps of the workflow that runs show.
 STEPS = ("PARSE", "EXTRACT")
-#: Statuses in which a run has results of its steps.
+#: Statuses in which a run shows results of its steps.
 WITH_STEPS = frozenset({"PROCESSED", "REJECTED", "NEEDS_REVIEW"})
 WORKFLOW_EVENTS = (*EVENTS.values(), STEP_EVENT)
 
-#: (failureReason, failureMessage): reasons known from docs.extend.ai.
+#: (failureReason, failureMessage), with reasons from docs.extend.ai.
 FAILURES = (
     ("DOCUMENT_PROCESSOR_ERROR", "The document processor could not complete this document."),
     ("FAILED_TO_PROCESS_FILE", "The file could not be processed: it is damaged or of an unsupported type."),
@@ -39,13 +39,13 @@ FAILURES = (
 )
 
 
-#: What is remembered of a run, since it follows from nothing else.
+#: The attributes of a run that the store keeps as one document.
 _KEPT = (
     *("status", "starts_at", "ends_at", "updated_at", "outcome", "generation", "deleted", "reviewed_at", "note"),
     *("events", "delivered", "dropped", "past"),
 )
-#: What a run looked like before a person had it run again, or reviewed it.
-_MOMENT = ("status", "starts_at", "ends_at", "reviewed_at", "note")
+#: The attributes that a rerun or a review replaces.
+_PER_GENERATION = ("status", "starts_at", "ends_at", "reviewed_at", "note")
 
 
 @dataclass(slots=True)
@@ -70,53 +70,53 @@ class Run:
     deleted: bool = False
     reviewed_at: float | None = None
     note: str | None = None
-    #: How many webhook events there were (one for each endpoint), were delivered, will never be.
+    #: Numbers of webhook events (one for each endpoint): all, delivered, and never to be delivered.
     events: int = 0
     delivered: int = 0
     dropped: int = 0
-    #: The values of ``_MOMENT`` at the end of each generation before this one.
+    #: The values of ``_PER_GENERATION`` at the end of each earlier generation.
     past: list[list[Any]] = field(default_factory=list)
 
     @property
     def started(self) -> bool:
-        """Whether it was ever PROCESSING; a run that was cancelled before has a ``starts_at`` of 0."""
+        """True if the run was ever PROCESSING; a run that was cancelled before that has a ``starts_at`` of 0."""
         return self.status != "PENDING" and self.starts_at > 0
 
-    def by_clock(self, ahead: float) -> Run:
-        """The run as a clock that is ``ahead`` by so many seconds would have dated it."""
-        if not ahead:
+    def by_clock(self, clock_offset: float) -> Run:
+        """Return the run with its times shifted by ``clock_offset`` seconds."""
+        if not clock_offset:
             return self
         shown = copy.copy(self)
-        shown.created_at += ahead
-        shown.updated_at += ahead
-        shown.ends_at += ahead
-        # 0 says that it was never started.
-        shown.starts_at += ahead if self.starts_at else 0.0
-        shown.reviewed_at = None if self.reviewed_at is None else self.reviewed_at + ahead
+        shown.created_at += clock_offset
+        shown.updated_at += clock_offset
+        shown.ends_at += clock_offset
+        # 0 means that it never started.
+        shown.starts_at += clock_offset if self.starts_at else 0.0
+        shown.reviewed_at = None if self.reviewed_at is None else self.reviewed_at + clock_offset
         return shown
 
     def next_generation(self) -> None:
-        """From here on the run goes its way anew; what it was until now stays known."""
-        self.past.append([getattr(self, name) for name in _MOMENT])
+        """Begin another generation, for a rerun or a review. The values of this one are kept."""
+        self.past.append([getattr(self, name) for name in _PER_GENERATION])
         self.generation += 1
 
     def at(self, generation: int) -> Run:
-        """The run as it was at the end of a generation, or as it is in the present one. Not to be changed."""
+        """Return the run as it was at the end of a generation, or as it is now. Do not change the result."""
         if generation >= self.generation:
             return self
         then = copy.copy(self)
-        for name, value in zip(_MOMENT, self.past[generation], strict=True):
+        for name, value in zip(_PER_GENERATION, self.past[generation], strict=True):
             setattr(then, name, value)
         return then
 
     def kept(self) -> dict[str, Any]:
-        """What must be remembered, since it follows from nothing else."""
+        """Return the attributes that the store must keep."""
         return {name: getattr(self, name) for name in _KEPT}
 
 
 @dataclass(slots=True)
 class Plan:
-    """How runs go: how long they take, and how many fail or are reviewed."""
+    """Decides how long runs take, and which of them fail or need a review."""
 
     dice: Dice
     seed: int
@@ -124,15 +124,15 @@ class Plan:
     longest: float
 
     def run_id(self, number: int) -> str:
-        """The id of the run of this number."""
-        return f"workflow_run_{_digest(self.seed, 'run', number)}"
+        """Return the id of the run with this number."""
+        return f"workflow_run_{digest(self.seed, 'run', number)}"
 
-    def arrange(self, run: Run, at: float) -> None:
-        """Plan a run that is created, or begun again, now."""
+    def schedule(self, run: Run, at: float) -> None:
+        """Set the times and the outcome of a run that is created or rerun now."""
         subject = f"{run.number}/{run.generation}"
-        takes = self.shortest + (self.longest - self.shortest) * self.dice.number("takes", subject)
-        run.starts_at = at + takes * 0.3 * self.dice.number("waits", subject) if run.generation == 0 else at
-        run.ends_at = at + takes
+        duration = self.shortest + (self.longest - self.shortest) * self.dice.number("takes", subject)
+        run.starts_at = at + duration * 0.3 * self.dice.number("waits", subject) if run.generation == 0 else at
+        run.ends_at = at + duration
         run.outcome = "PROCESSED"
         if run.generation == 0:
             if self.dice.strikes("fail", subject):
@@ -142,5 +142,6 @@ class Plan:
             run.listed_at = at + self.dice.seconds("list_lag", subject)
 
 
-def _digest(seed: int, kind: str, number: int) -> str:
+def digest(seed: int, kind: str, number: int) -> str:
+    """Return the part of an id after its prefix."""
     return hashlib.blake2b(f"{seed}/{kind}/{number}".encode(), digest_size=12).hexdigest()

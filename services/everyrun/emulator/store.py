@@ -1,4 +1,4 @@
-"""What the emulator must not forget, in SQLite: commits are made together, in a thread of their own."""
+"""Keep the emulator's state in SQLite; writes are grouped into commits, which a separate thread makes."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ Write = tuple[str, tuple[Any, ...]]
 
 
 def run_write(run: Run) -> Write:
-    """Keeps a run whole."""
+    """Return the write that keeps a whole run."""
     head = (run.number, run.id, run.batch_id, run.workflow_id, run.version, run.file, run.metadata)
     return _RUN, (*head, run.created_at, run.listed_at, msgspec.json.encode(run.kept()).decode())
 
 
 class Store:
-    """Keeps things over a restart, kill -9 included.
+    """Keeps state over a restart, including kill -9.
 
-    Everything handed over without a break in between (no ``await``) is kept together or not at all. Writes that are
-    not waited for (``later``, ``changed``) are kept within a quarter of a second, and no later than the next ``now``.
+    Writes handed over without an ``await`` in between are committed together or not at all. Writes that nobody waits
+    for (``enqueue``, ``changed``) are committed within a quarter of a second, and no later than the next ``commit``.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -49,30 +49,30 @@ class Store:
         self._thread = ThreadPoolExecutor(1)
         self._writes: list[Write] = []
         self._changed: dict[int, Run] = {}
-        self._group: asyncio.Future[None] | None = None
-        self._one_at_a_time = asyncio.Lock()
-        #: Asked at every commit for what else to keep.
+        self._next_commit: asyncio.Future[None] | None = None
+        self._committing = asyncio.Lock()
+        #: Called at every commit; returns further writes.
         self.counters: Callable[[], list[Write]] = list
 
-    def later(self, *writes: Write) -> None:
-        """Keep these soon."""
+    def enqueue(self, *writes: Write) -> None:
+        """Commit these writes soon."""
         self._writes.extend(writes)
 
     def changed(self, run: Run) -> None:
-        """Keep soon what changed of a run; its metadata is not among it."""
+        """Commit the changes of a run soon, except its metadata."""
         self._changed[run.number] = run
 
-    async def now(self, *writes: Write) -> None:
-        """Keep these, and all before; return when they are committed. Raises sqlite3.Error."""
+    async def commit(self, *writes: Write) -> None:
+        """Commit these writes and all before them, and return once that is done. Raises sqlite3.Error."""
         self._writes.extend(writes)
-        if self._group is None:
-            self._group = asyncio.ensure_future(self._flush())
-        await asyncio.shield(self._group)
+        if self._next_commit is None:
+            self._next_commit = asyncio.ensure_future(self._flush())
+        await asyncio.shield(self._next_commit)
 
     async def _flush(self) -> None:
-        async with self._one_at_a_time:
-            # Whoever comes from here on needs the next commit.
-            self._group = None
+        async with self._committing:
+            # A write that comes from here on needs another commit.
+            self._next_commit = None
             writes, self._writes = self._writes, []
             changed, self._changed = self._changed, {}
             for run in changed.values():
@@ -83,17 +83,17 @@ class Store:
 
     def _write(self, writes: list[Write]) -> None:
         with self._db:
-            for sql, together in groupby(writes, key=lambda write: write[0]):
-                self._db.executemany(sql, [parameters for _, parameters in together])
+            for sql, same_sql in groupby(writes, key=lambda write: write[0]):
+                self._db.executemany(sql, [parameters for _, parameters in same_sql])
 
-    async def keep_on(self) -> None:
-        """Write what waits, every now and then, for ever."""
+    async def commit_regularly(self) -> None:
+        """Commit waiting writes every 0.2 s, for ever."""
         while True:
             await asyncio.sleep(0.2)
-            await self.now()
+            await self.commit()
 
     def put(self, kind: str, identifier: str, body: Any) -> Write:
-        """Keeps a small thing (an endpoint, a file, a counter) as JSON."""
+        """Return the write that keeps a small document (an endpoint, a file, a counter) as JSON."""
         text = msgspec.json.encode(body).decode()
         return "insert into things values (?, ?, ?) on conflict do update set body = excluded.body", (
             kind,
@@ -102,16 +102,16 @@ class Store:
         )
 
     def drop(self, kind: str, identifier: str) -> Write:
-        """Forgets a small thing."""
+        """Return the write that deletes a small document."""
         return "delete from things where kind = ? and id = ?", (kind, identifier)
 
-    def things(self, kind: str) -> dict[str, Any]:
-        """All small things of a kind, in the order they were first kept. Only before anything is written."""
+    def documents(self, kind: str) -> dict[str, Any]:
+        """Return the documents of a kind in the order they were first kept. Call it only before the first write."""
         rows = self._db.execute("select id, body from things where kind = ? order by rowid", (kind,))
         return {identifier: msgspec.json.decode(body) for identifier, body in rows}
 
     def runs(self) -> list[Run]:
-        """Every run, by number. Only before anything is written."""
+        """Return every run in the order of its number. Call it only before the first write."""
         found = []
         for row in self._db.execute("select * from runs order by number"):
             number, identifier, batch_id, workflow_id, version, file, metadata, created_at, listed_at, kept = row
@@ -120,18 +120,18 @@ class Store:
         return found
 
     def deliveries(self) -> list[tuple[Any, ...]]:
-        """The rows of ``deliveries``. Only before anything is written."""
+        """Return the rows of ``deliveries``. Call it only before the first write."""
         return list(self._db.execute("select * from deliveries order by due"))
 
     async def batches(self) -> list[tuple[Any, ...]]:
-        """(id, runs, accepted_at, answered) of every batch, in order, those not waited for included."""
-        await self.now()
+        """Return (id, runs, accepted_at, answered) of every batch in order, including those not committed yet."""
+        await self.commit()
         sql = "select id, runs, accepted_at, answered from batches order by accepted_at, rowid"
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, lambda: list(self._db.execute(sql)))
 
     async def close(self) -> None:
-        """Write what waits."""
-        await self.now()
+        """Commit waiting writes and close the database."""
+        await self.commit()
         self._thread.shutdown()
         self._db.close()

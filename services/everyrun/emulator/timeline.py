@@ -1,4 +1,4 @@
-"""Runs in the order of their last change, so that a page of a list costs the page and not all runs."""
+"""Keep runs in the order of their last change, so that the cost of a page does not grow with the number of runs."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from everyrun.emulator.runs import Run
 
 
 class Timeline:
-    """Every run by ``updated_at``, which this gives out: it strictly grows, so it alone is an order.
+    """Every run in the order of ``updated_at``, which this class assigns and which is unique and always grows.
 
-    A run that changes gets a new entry; its old one is passed over from then on, and cleared away in time.
+    A run that changes gets a new entry. Its old entry is skipped from then on, and removed later.
     """
 
     def __init__(self, runs: list[Run]) -> None:
@@ -28,7 +28,7 @@ class Timeline:
         self._numbers = array("L", (run.number for run in ordered))
 
     def touch(self, run: Run) -> None:
-        """The run changed now."""
+        """Record that the run changed now."""
         last = self._times[-1] if self._times else 0.0
         run.updated_at = max(time.time(), last + 1e-6)
         self._times.append(run.updated_at)
@@ -37,17 +37,17 @@ class Timeline:
             self._fill(self._runs)
 
     def newest_first(self, before: float | None) -> Iterator[Run]:
-        """Runs changed before that time (Unix seconds; None: all), the last changed first."""
+        """Yield the runs changed before a time (Unix seconds; None: all), the last changed first."""
         end = len(self._times) if before is None else bisect_left(self._times, before)
-        return self._present(range(end - 1, -1, -1))
+        return self._current(range(end - 1, -1, -1))
 
     def oldest_first(self, after: float | None) -> Iterator[Run]:
-        """Runs changed after that time (Unix seconds; None: all), the first changed first."""
+        """Yield the runs changed after a time (Unix seconds; None: all), the first changed first."""
         start = 0 if after is None else bisect_right(self._times, after)
-        return self._present(range(start, len(self._times)))
+        return self._current(range(start, len(self._times)))
 
-    def _present(self, places: Iterable[int]) -> Iterator[Run]:
-        for place in places:
-            run = self._runs[self._numbers[place]]
-            if run.updated_at == self._times[place]:
+    def _current(self, indexes: Iterable[int]) -> Iterator[Run]:
+        for index in indexes:
+            run = self._runs[self._numbers[index]]
+            if run.updated_at == self._times[index]:
                 yield run

@@ -1,4 +1,4 @@
-"""Checking requests as Extend does. Pure; what is wrong is an ApiProblem with Extend's status and code."""
+"""Check requests as Extend does. Pure; a wrong request raises an ApiProblem with Extend's status and code."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import msgspec
 from everyrun.emulator.runs import WORKFLOW_EVENTS
 
 _encode = msgspec.json.encode
-#: The name of the file of this id; None if there is no such file.
+#: Returns the name of the file with an id, or None if there is no such file.
 NameOf = Callable[[str], str | None]
 
 #: SDK 1.20.0, workflow_runs/client.py create_batch: 1 to 1,000 inputs; priority 1 to 100, 90 by default.
 MAX_INPUTS = 1000
-#: SDK 1.20.0, RunMetadata: at most 10 KB. How bytes are counted is not documented: here, compact UTF-8 JSON.
+#: SDK 1.20.0, RunMetadata: at most 10 KB. How bytes are counted is not documented; here it is compact UTF-8 JSON.
 MAX_METADATA = 10_240
 _FILE_FIELDS = {"url": {"url", "name", "settings"}, "id": {"id"}, "text": {"text", "name"}}
 _TAGS = "extend:usage_tags"
@@ -24,7 +24,7 @@ _URL = r"https?://[^/\s]+\S*\Z"
 _RUNS = ("parse_run", "edit_run", "form_detection_run", "extract_run", "classify_run", "split_run")
 _BATCHES = ("batch_processor_run", "batch_parse_run")
 _CHANGES = ("created", "updated", "deleted", "draft.updated", "version.published")
-#: Events an endpoint itself can have (SDK 1.20.0, types/webhook_endpoint_event_type.py).
+#: Events that an endpoint itself can subscribe to (SDK 1.20.0, types/webhook_endpoint_event_type.py).
 GLOBAL_EVENTS = frozenset(
     [f"{name}.{end}" for name in _RUNS + _BATCHES for end in ("processed", "failed")]
     + [f"{name}.{change}" for name in ("extractor", "classifier", "splitter") for change in _CHANGES]
@@ -44,87 +44,90 @@ class ApiProblem(Exception):  # noqa: N818
 
 
 def invalid(message: str) -> ApiProblem:
-    """400 INVALID_REQUEST."""
+    """Return a 400 INVALID_REQUEST."""
     return ApiProblem(400, "INVALID_REQUEST", message)
 
 
-def missing(what: str) -> ApiProblem:
-    """404 NOT_FOUND."""
+def not_found(what: str) -> ApiProblem:
+    """Return a 404 NOT_FOUND."""
     return ApiProblem(404, "NOT_FOUND", f"{what} not found")
 
 
-def clean_metadata(place: str, given: Any) -> dict[str, Any]:
-    """Metadata as Extend keeps it: usage tags lose what is not a letter, digit, ``-`` or ``_``. Raises ApiProblem."""
-    if given is None:
+def clean_metadata(field: str, value: Any) -> dict[str, Any]:
+    """Return metadata as Extend keeps it: usage tags keep only letters, digits, ``-`` and ``_``. Raises ApiProblem."""
+    if value is None:
         return {}
-    if not isinstance(given, dict):
-        raise invalid(f"{place}: must be an object")
-    if len(_encode(given)) > MAX_METADATA:
-        raise invalid(f"{place}: must be at most 10 KB")
-    if _TAGS in given:
-        tags = given[_TAGS]
+    if not isinstance(value, dict):
+        raise invalid(f"{field}: must be an object")
+    if len(_encode(value)) > MAX_METADATA:
+        raise invalid(f"{field}: must be at most 10 KB")
+    if _TAGS in value:
+        tags = value[_TAGS]
         if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
-            raise invalid(f"{place}.{_TAGS}: must be a list of strings")
-        return {**given, _TAGS: [re.sub(r"[^A-Za-z0-9_-]", "", tag) for tag in tags]}
-    return given
+            raise invalid(f"{field}.{_TAGS}: must be a list of strings")
+        return {**value, _TAGS: [re.sub(r"[^A-Za-z0-9_-]", "", tag) for tag in tags]}
+    return value
 
 
-def check_file(place: str, given: Any, name_of: NameOf) -> dict[str, Any]:
-    """Check one of the three kinds of file (SDK 1.20.0, workflow_runs/types); one named by id gets its name.
+def check_file(field: str, value: Any, name_of: NameOf) -> dict[str, Any]:
+    """Return a file of one of the three kinds (SDK 1.20.0, workflow_runs/types); one given by id gets its name.
 
-    The id of no file, or of a deleted one, is refused at once, as in docs.extend.ai of 2025-04-21. Raises ApiProblem.
+    Raises ApiProblem, also if the id belongs to no file or to a deleted one (docs.extend.ai of 2025-04-21).
     """
-    if not isinstance(given, dict):
-        raise invalid(f"{place}: is required")
-    kinds = [kind for kind in _FILE_FIELDS if kind in given]
+    if not isinstance(value, dict):
+        raise invalid(f"{field}: is required")
+    kinds = [kind for kind in _FILE_FIELDS if kind in value]
     if len(kinds) != 1:
-        raise invalid(f"{place}: exactly one of url, id, text")
+        raise invalid(f"{field}: exactly one of url, id, text")
     (kind,) = kinds
-    if not isinstance(given[kind], str) or not given[kind]:
-        raise invalid(f"{place}.{kind}: must be a string")
-    if not isinstance(given.get("name", ""), str):
-        raise invalid(f"{place}.name: must be a string")
-    if not isinstance(given.get("settings", {}), dict):
-        raise invalid(f"{place}.settings: must be an object")
-    if kind == "url" and not re.match(_URL, given["url"]):
-        raise invalid(f"{place}.url: must be a URL")
+    if not isinstance(value[kind], str) or not value[kind]:
+        raise invalid(f"{field}.{kind}: must be a string")
+    if not isinstance(value.get("name", ""), str):
+        raise invalid(f"{field}.name: must be a string")
+    if not isinstance(value.get("settings", {}), dict):
+        raise invalid(f"{field}.settings: must be an object")
+    if kind == "url" and not re.match(_URL, value["url"]):
+        raise invalid(f"{field}.url: must be a URL")
     if kind == "id":
-        name = name_of(given["id"])
+        name = name_of(value["id"])
         if name is None:
-            raise invalid(f"{place}.id: there is no file {given['id']}")
-        return {"id": given["id"], "name": name}
-    return {key: value for key, value in given.items() if key in _FILE_FIELDS[kind]}
+            raise invalid(f"{field}.id: there is no file {value['id']}")
+        return {"id": value["id"], "name": name}
+    return {key: value[key] for key in value if key in _FILE_FIELDS[kind]}
 
 
-def check_package(given: Any, name_of: NameOf) -> dict[str, Any]:
-    """2 to 50 files, no text, none twice (SDK 1.20.0, requests/workflow_run_package.py). Raises ApiProblem."""
-    files = given.get("files") if isinstance(given, dict) else None
+def check_package(value: Any, name_of: NameOf) -> dict[str, Any]:
+    """Return a package: 2 to 50 files, no text, none twice (SDK 1.20.0, requests/workflow_run_package.py).
+
+    Raises ApiProblem.
+    """
+    files = value.get("files") if isinstance(value, dict) else None
     if not isinstance(files, list) or not 2 <= len(files) <= 50:
         raise invalid("package.files: 2 to 50 files")
-    checked = [check_file(f"package.files[{place}]", file, name_of) for place, file in enumerate(files)]
+    checked = [check_file(f"package.files[{index}]", file, name_of) for index, file in enumerate(files)]
     kinds = [("id", file["id"]) if "id" in file else ("url", file.get("url")) for file in checked]
     if any("text" in file for file in checked) or len(set(kinds)) < len(kinds):
         raise invalid("package.files: urls and ids, each once")
     return {"package": checked}
 
 
-def check_priority(given: Any, default: int) -> int:
-    """1 to 100. Raises ApiProblem."""
-    if given is None:
+def check_priority(value: Any, default: int) -> int:
+    """Return the priority, which is 1 to 100. Raises ApiProblem."""
+    if value is None:
         return default
-    if isinstance(given, bool) or not isinstance(given, int) or not 1 <= given <= 100:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 100:
         raise invalid("priority: must be an integer from 1 to 100")
-    return given
+    return value
 
 
-def check_secrets(place: str, given: Any) -> None:
-    """Check the secrets of a run: an object, if given. Raises ApiProblem."""
-    if given is not None and not isinstance(given, dict):
-        raise invalid(f"{place}: must be an object")
+def check_secrets(field: str, value: Any) -> None:
+    """Check that the secrets of a run are an object, if value. Raises ApiProblem."""
+    if value is not None and not isinstance(value, dict):
+        raise invalid(f"{field}: must be an object")
 
 
 def check_reference(body: Any) -> tuple[str, str | None]:
-    """workflow.id and workflow.version of a run or batch request. Raises ApiProblem."""
+    """Return workflow.id and workflow.version of a run or batch request. Raises ApiProblem."""
     reference = body.get("workflow") if isinstance(body, dict) else None
     if not isinstance(reference, dict) or not isinstance(reference.get("id"), str):
         raise invalid("workflow.id: is required")
@@ -135,52 +138,52 @@ def check_reference(body: Any) -> tuple[str, str | None]:
 
 
 def check_inputs(body: dict[str, Any], name_of: NameOf) -> list[tuple[bytes, bytes]]:
-    """The inputs of a batch as (file, metadata) JSON texts. A wrong one refuses the whole batch. Raises ApiProblem."""
+    """Return the inputs of a batch as (file, metadata) in JSON. Raises ApiProblem for the first wrong input."""
     inputs = body.get("inputs")
     if not isinstance(inputs, list) or not inputs:
         raise invalid("inputs: at least 1 item")
     if len(inputs) > MAX_INPUTS:
         raise invalid(f"inputs: at most {MAX_INPUTS} items")
     checked = []
-    for index, given in enumerate(inputs):
-        if not isinstance(given, dict):
+    for index, value in enumerate(inputs):
+        if not isinstance(value, dict):
             raise invalid(f"inputs[{index}]: must be an object")
-        file = check_file(f"inputs[{index}].file", given.get("file"), name_of)
-        metadata = clean_metadata(f"inputs[{index}].metadata", given.get("metadata"))
-        check_secrets(f"inputs[{index}].secrets", given.get("secrets"))
+        file = check_file(f"inputs[{index}].file", value.get("file"), name_of)
+        metadata = clean_metadata(f"inputs[{index}].metadata", value.get("metadata"))
+        check_secrets(f"inputs[{index}].secrets", value.get("secrets"))
         checked.append((_encode(file), _encode(metadata)))
     return checked
 
 
-def check_events(place: str, given: Any, *, workflow: bool) -> list[str]:
-    """Event names: workflow_run.* only in a workflow's subscription, never global. Raises ApiProblem."""
-    if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
-        raise invalid(f"{place}: must be a list of event types")
-    for name in given:
+def check_events(field: str, value: Any, *, workflow: bool) -> list[str]:
+    """Return event names. Only subscriptions of a workflow may have workflow_run.* events. Raises ApiProblem."""
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise invalid(f"{field}: must be a list of event types")
+    for name in value:
         if name not in (WORKFLOW_EVENTS if workflow else GLOBAL_EVENTS):
-            raise invalid(f"{place}: {name} is not allowed here")
-    return given
+            raise invalid(f"{field}: {name} is not allowed here")
+    return value
 
 
-def check_options(given: Any) -> None:
-    """advancedOptions of an endpoint: custom headers, and the form of the payload. Raises ApiProblem."""
-    place = "advancedOptions"
-    if not isinstance(given, dict) or set(given) - {"headers", "payload"}:
-        raise invalid(f"{place}: an object of headers and payload")
-    headers, payload = given.get("headers") or {}, given.get("payload") or {}
+def check_options(value: Any) -> None:
+    """Check advancedOptions of an endpoint: custom headers and the form of the payload. Raises ApiProblem."""
+    field = "advancedOptions"
+    if not isinstance(value, dict) or set(value) - {"headers", "payload"}:
+        raise invalid(f"{field}: an object of headers and payload")
+    headers, payload = value.get("headers") or {}, value.get("payload") or {}
     if not isinstance(headers, dict) or not all(isinstance(value, str) for value in headers.values()):
-        raise invalid(f"{place}.headers: must be an object of strings")
+        raise invalid(f"{field}.headers: must be an object of strings")
     if not isinstance(payload, dict) or set(payload) - {"format", "urlThresholdBytes"}:
-        raise invalid(f"{place}.payload: an object of format and urlThresholdBytes")
+        raise invalid(f"{field}.payload: an object of format and urlThresholdBytes")
     if payload.get("format", "json") not in ("json", "url"):
-        raise invalid(f"{place}.payload.format: json or url")
+        raise invalid(f"{field}.payload.format: json or url")
     threshold = payload.get("urlThresholdBytes")
     if threshold is not None and (isinstance(threshold, bool) or not isinstance(threshold, int) or threshold < 0):
-        raise invalid(f"{place}.payload.urlThresholdBytes: must be a number of bytes")
+        raise invalid(f"{field}.payload.urlThresholdBytes: must be a number of bytes")
 
 
 def check_endpoint(body: Any, *, create: bool) -> dict[str, Any]:
-    """A webhook endpoint; unknown keys are refused (docs.extend.ai, create-webhook-endpoint). Raises ApiProblem."""
+    """Return a webhook endpoint without unknown keys (docs.extend.ai, create-webhook-endpoint). Raises ApiProblem."""
     if not isinstance(body, dict):
         raise invalid("the body must be an object")
     for key in body:

@@ -1,4 +1,4 @@
-"""Delivering webhooks as Extend does: signed, retried with backoff, at least once while the retries last."""
+"""Deliver webhooks as Extend does: signed, retried with backoff, at least once within the retry window."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 import aiohttp
 
-from everyrun.emulator.events import Event, Links, altered, body, payload, sign
 from everyrun.emulator.faults import Dice
 from everyrun.emulator.runs import EVENTS, STEP_EVENT, STEPS, WITH_STEPS, Run
 from everyrun.emulator.store import Store, Write
+from everyrun.emulator.webhook_content import Event, Links, body, corrupted, payload, sign
 from everyrun.telemetry import log
 
-#: The number of attempts is not documented; nor are the delays, but that they grow exponentially.
+#: The number of attempts is not documented. Of the delays it is documented that they grow exponentially.
 ATTEMPTS = 5
 #: docs.extend.ai, webhooks/best-practices: an answer within 30 s, any 2xx.
 TIMEOUT = 30.0
@@ -23,7 +23,7 @@ _log = log(__name__)
 
 
 class Delivery(NamedTuple):
-    """One event on its way to one endpoint; ``extra`` numbers the copies that faults make, from 1; else it is 0."""
+    """One event on its way to one endpoint; ``extra`` is 0, or counts from 1 the copies that faults make."""
 
     event: Event
     endpoint_id: str
@@ -34,31 +34,31 @@ class Delivery(NamedTuple):
 class Webhooks:
     """Sends events to the endpoints that have a subscription to the run's workflow.
 
-    What is to be delivered is kept in the store until it is delivered or given up. Of each run it is counted how
-    many events it had (one for each endpoint), how many were delivered, and how many never will be.
+    The store keeps each delivery until it is made or given up. Each run counts its events (one for each endpoint),
+    those that were delivered, and those that never will be.
     """
 
-    def __init__(self, store: Store, dice: Dice, links: Links, born: float, first_retry: float) -> None:
+    def __init__(self, store: Store, dice: Dice, links: Links, first_start: float, first_retry: float) -> None:
         self._store = store
         self._dice = dice
         self.links = links
-        self._born = born
+        self._first_start = first_start
         self._first_retry = first_retry
         self._queue: asyncio.Queue[Delivery] = asyncio.Queue()
-        self.endpoints: dict[str, dict[str, Any]] = store.things("endpoint")
-        self.subscriptions: dict[str, dict[str, Any]] = store.things("subscription")
+        self.endpoints: dict[str, dict[str, Any]] = store.documents("endpoint")
+        self.subscriptions: dict[str, dict[str, Any]] = store.documents("subscription")
         zero = {"delivered": 0, "failed_attempts": 0, "dropped": 0, "given_up": 0}
-        self.counts: dict[str, int] = {**zero, **store.things("counter").get("webhooks", {}), "pending": 0}
+        self.counts: dict[str, int] = {**zero, **store.documents("counter").get("webhooks", {}), "pending": 0}
 
     def resume(self, runs: list[Run]) -> None:
-        """After a restart: take up what was not delivered yet, each at its time."""
+        """Resume the deliveries that were pending before a restart, each at its time."""
         now = time.time()
         for event_id, endpoint_id, extra, number, generation, step, attempt, due in self._store.deliveries():
             event = Event(event_id, runs[number], generation, step)
             self._put(Delivery(event, endpoint_id, attempt, extra), due - now)
 
     def announce(self, run: Run) -> None:
-        """Send the events of the run's present status: of the run, and of its steps, to whoever subscribed to them."""
+        """Send the events of the run's present status, and of its steps, to the endpoints that subscribed to them."""
         for subscription in self.subscriptions.values():
             if subscription["resourceType"] != "workflow" or subscription["resourceId"] != run.workflow_id:
                 continue
@@ -84,14 +84,14 @@ class Webhooks:
             wait += self._first_retry * 2**ATTEMPTS
         self._after(wait, Delivery(event, endpoint_id, 1, 0))
         for extra in range(1, 1 + dice.count("copies") + dice.strikes("duplicate", event.id)):
-            again = wait + 1.5 * dice.number("again", f"{event.id}/{extra}")
-            self._after(again, Delivery(event, endpoint_id, 1, extra))
+            later = wait + 1.5 * dice.number("again", f"{event.id}/{extra}")
+            self._after(later, Delivery(event, endpoint_id, 1, extra))
 
     def _after(self, seconds: float, delivery: Delivery) -> None:
         event = delivery.event
         key = (event.id, delivery.endpoint_id, delivery.extra)
         row = (*key, event.run.number, event.generation, event.step, delivery.attempt, time.time() + seconds)
-        self._store.later(("insert or replace into deliveries values (?, ?, ?, ?, ?, ?, ?, ?)", row))
+        self._store.enqueue(("insert or replace into deliveries values (?, ?, ?, ?, ?, ?, ?, ?)", row))
         self._put(delivery, seconds)
 
     def _put(self, delivery: Delivery, seconds: float) -> None:
@@ -101,8 +101,8 @@ class Webhooks:
         else:
             asyncio.get_running_loop().call_later(seconds, self._queue.put_nowait, delivery)
 
-    async def work(self) -> None:
-        """Deliver, many at a time, for ever."""
+    async def deliver(self) -> None:
+        """Make deliveries concurrently, for ever."""
         timeout = aiohttp.ClientTimeout(total=TIMEOUT)
         connector = aiohttp.TCPConnector(limit=_WORKERS)
         async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
@@ -119,8 +119,8 @@ class Webhooks:
             elif delivery.attempt < ATTEMPTS:
                 self.counts["failed_attempts"] += 1
                 self.counts["pending"] -= 1
-                again = delivery._replace(attempt=delivery.attempt + 1)
-                self._after(self._first_retry * 2 ** (delivery.attempt - 1), again)
+                later = delivery._replace(attempt=delivery.attempt + 1)
+                self._after(self._first_retry * 2 ** (delivery.attempt - 1), later)
             else:
                 self.counts["failed_attempts"] += 1
                 self._done(delivery, "given_up")
@@ -135,13 +135,13 @@ class Webhooks:
             else:
                 run.dropped += 1
             self._store.changed(run)
-        self._store.later(_forget(delivery))
+        self._store.enqueue(_delete_write(delivery))
 
     async def _send(self, session: aiohttp.ClientSession, endpoint: dict[str, Any], delivery: Delivery) -> bool:
         event = delivery.event
         options = endpoint.get("advancedOptions") or {}
-        content = body(event, self._born, self._dice.ahead, options.get("payload") or {}, self.links)
-        stamp = str(int(time.time() + self._dice.ahead))
+        content = body(event, self._first_start, self._dice.clock_offset, options.get("payload") or {}, self.links)
+        stamp = str(int(time.time() + self._dice.clock_offset))
         headers = {
             **(options.get("headers") or {}),
             "content-type": "application/json",
@@ -149,7 +149,7 @@ class Webhooks:
             "x-extend-request-signature": sign(endpoint["signingSecret"], stamp, content),
         }
         if delivery.attempt == 1 and not delivery.extra and self._dice.strikes("corrupt", event.id):
-            content = altered(content)
+            content = corrupted(content)
         try:
             async with session.post(endpoint["url"], data=content, headers=headers, allow_redirects=False) as response:
                 await response.read()
@@ -157,21 +157,21 @@ class Webhooks:
         except (aiohttp.ClientError, TimeoutError, OSError):
             return False
         except Exception:
-            # A URL or header that cannot be sent at all is the endpoint's fault and must not end the worker.
-            _log.exception("webhook cannot be sent", endpoint=endpoint["id"])
+            # An endpoint with a URL or header that cannot be sent must not end the worker.
+            _log.exception("the webhook could not be sent", endpoint=endpoint["id"])
             return False
 
     def open_link(self, token: str, runs: list[Run]) -> bytes | None:
-        """The payload behind a signed link; None where the link is wrong, expired, or made to fail."""
+        """Return the payload of a signed link, or None if it is wrong or expired, or if a fault strikes it."""
         found = self.links.read(token, time.time())
         if found is None:
             return None
         number, generation, step, event_id = found
         if self._dice.strikes("url_expired", event_id) or runs[number].deleted:
             return None
-        return payload(Event(event_id, runs[number], generation, step), self._born, self._dice.ahead)
+        return payload(Event(event_id, runs[number], generation, step), self._first_start, self._dice.clock_offset)
 
 
-def _forget(delivery: Delivery) -> Write:
+def _delete_write(delivery: Delivery) -> Write:
     key = (delivery.event.id, delivery.endpoint_id, delivery.extra)
     return "delete from deliveries where event_id = ? and endpoint_id = ? and extra = ?", key

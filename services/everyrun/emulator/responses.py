@@ -1,4 +1,4 @@
-"""Reading a request's JSON, and answering in Extend's form."""
+"""Read the JSON of a request, and answer in Extend's form."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from everyrun.emulator.validate import ApiProblem, invalid
 
 
 async def json_body(request: Request) -> Any:
-    """The request's JSON. Raises ApiProblem."""
+    """Return the decoded body of a request. Raises ApiProblem."""
     try:
         return msgspec.json.decode(await request.body())
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise invalid(f"the body is not valid JSON: {error}") from None
 
 
-def answer(status: int, body: Any, headers: dict[str, str] | None = None) -> Response:
-    """A JSON answer with a request id (read by Extend's CLI from x-extend-request-id)."""
+def json_response(status: int, body: Any, headers: dict[str, str] | None = None) -> Response:
+    """Return a JSON response with a request id, which Extend's CLI reads from x-extend-request-id."""
     request_id = f"req_{secrets.token_hex(8)}"
     if isinstance(body, ApiProblem):
         problem = {"code": body.code, "message": body.message, "retryable": body.status in (429, 500, 503)}
         body = {**problem, "requestId": request_id}
-    found = {"x-extend-request-id": request_id, **(headers or {})}
-    return Response(msgspec.json.encode(body), status, found, media_type="application/json")
+    all_headers = {"x-extend-request-id": request_id, **(headers or {})}
+    return Response(msgspec.json.encode(body), status, all_headers, media_type="application/json")

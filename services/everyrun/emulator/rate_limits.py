@@ -1,4 +1,4 @@
-"""Rate limits: so many requests a second in each category (docs.extend.ai, general/rate-limits)."""
+"""Limit the requests a second in each category (docs.extend.ai, general/rate-limits)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import time
 from everyrun.emulator.validate import ApiProblem
 
 
-class Limits:
-    """A bucket a category, that holds a second's worth."""
+class RateLimits:
+    """A token bucket for each category; it holds one second's worth of requests."""
 
     def __init__(self, rate: float) -> None:
         self._rate = rate
@@ -16,7 +16,7 @@ class Limits:
         self._at = dict.fromkeys(self._left, time.monotonic())
 
     def take(self, category: str) -> None:
-        """Let a request pass. Raises ApiProblem 429 with Retry-After where there were too many."""
+        """Let a request pass. Raises ApiProblem 429 with Retry-After if there were too many."""
         now = time.monotonic()
         self._left[category] = min(self._rate, self._left[category] + (now - self._at[category]) * self._rate)
         self._at[category] = now

@@ -1,0 +1,116 @@
+"""Make the content of webhooks: events, payloads, signed links to payloads, and signatures."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import time
+from typing import Any, NamedTuple
+
+import msgspec
+
+from everyrun.emulator import render
+from everyrun.emulator.runs import EVENTS, STEP_EVENT, Run
+
+#: Seconds for which a signed link is valid (docs.extend.ai, webhooks/configuration: an hour).
+LINK_SECONDS = 3600
+#: Seconds for which the presigned URL of a file is valid (SDK 1.20.0, types/file.py: 15 minutes).
+FILE_LINK_SECONDS = 900
+#: The ``step`` of an event about the run itself.
+WHOLE_RUN = -1
+_encode = msgspec.json.encode
+
+
+class Event(NamedTuple):
+    """A change of a run in one of its generations, or of one of its steps (an index in ``STEPS``)."""
+
+    id: str
+    run: Run
+    generation: int
+    step: int
+
+    @classmethod
+    def of(cls, run: Run, step: int = WHOLE_RUN) -> Event:
+        """Return the event of the run's present status. The same status and generation always give the same id."""
+        subject = f"{run.id}/{run.status}/{run.generation}/{step}"
+        return cls("event_" + hashlib.blake2b(subject.encode(), digest_size=12).hexdigest(), run, run.generation, step)
+
+    @property
+    def then(self) -> Run:
+        """The run as it was at the event."""
+        return self.run.at(self.generation)
+
+    @property
+    def type(self) -> str:
+        """The eventType."""
+        return EVENTS[self.then.status] if self.step == WHOLE_RUN else STEP_EVENT
+
+
+class Links:
+    """Signed links to payloads and files at the emulator's origin. A link names its target, so no link is stored."""
+
+    def __init__(self, origin: str, key: bytes) -> None:
+        self._origin = origin
+        self._key = key
+
+    def make(self, event: Event, now: float) -> str:
+        """Return a link to a payload that is valid for an hour. ``now`` is Unix seconds."""
+        subject = f"{event.run.number}.{event.generation}.{event.step}.{event.id}.{int(now) + LINK_SECONDS}"
+        return f"{self._origin}/_signed/{subject}.{self._signature(subject)}"
+
+    def read(self, token: str, now: float) -> tuple[int, int, int, str] | None:
+        """Return (run number, generation, step, event id) of a link's last part, or None if it is wrong or expired."""
+        subject, _, signature = token.rpartition(".")
+        if not hmac.compare_digest(signature.encode(), self._signature(subject).encode()):
+            return None
+        number, generation, step, event_id, expires = subject.split(".")
+        return None if now > int(expires) else (int(number), int(generation), int(step), event_id)
+
+    def make_for_file(self, file_id: str, now: float) -> str:
+        """Return a link to a file's content that is valid for 15 minutes. ``now`` is Unix seconds."""
+        subject = f"{file_id}.{int(now) + FILE_LINK_SECONDS}"
+        return f"{self._origin}/_files/{subject}.{self._signature('file/' + subject)}"
+
+    def read_for_file(self, token: str, now: float) -> str | None:
+        """Return the file id of a link's last part, or None if the link is wrong or expired."""
+        subject, _, signature = token.rpartition(".")
+        if not hmac.compare_digest(signature.encode(), self._signature("file/" + subject).encode()):
+            return None
+        file_id, _, expires = subject.rpartition(".")
+        return None if now > int(expires) else file_id
+
+    def _signature(self, subject: str) -> str:
+        return hmac.new(self._key, subject.encode(), hashlib.sha256).hexdigest()
+
+
+def payload(event: Event, first_start: float, clock_offset: float) -> bytes:
+    """Return the JSON of the run or step at the event, with times shifted by ``clock_offset`` seconds."""
+    then = event.then.by_clock(clock_offset)
+    if event.step == WHOLE_RUN:
+        return _encode(render.run(then, first_start))
+    return _encode(render.step_runs(then, first_start)[event.step])
+
+
+def body(event: Event, first_start: float, clock_offset: float, options: dict[str, Any], links: Links) -> bytes:
+    """Return the body of a webhook. ``options`` are the endpoint's advancedOptions.payload.
+
+    A link to a step carries neither metadata nor the run's id (SDK 1.20.0, wrapper/webhooks.py).
+    """
+    shown = payload(event, first_start, clock_offset)
+    # Without a threshold all payloads are links: so docs.extend.ai, webhooks/configuration, reads.
+    if options.get("format") == "url" and len(shown) > (options.get("urlThresholdBytes") or -1):
+        link: dict[str, Any] = {"object": "signed_data_url", "data": links.make(event, time.time())}
+        if event.step == WHOLE_RUN:
+            link |= {"id": event.run.id, "metadata": msgspec.Raw(event.run.metadata)}
+        shown = _encode(link)
+    return _encode({"eventId": event.id, "eventType": event.type, "payload": msgspec.Raw(shown)})
+
+
+def sign(secret: str, timestamp: str, content: bytes) -> str:
+    """Return the signature header (SDK 1.20.0, wrapper/webhooks.py)."""
+    return hmac.new(secret.encode(), b"v0:" + timestamp.encode() + b":" + content, hashlib.sha256).hexdigest()
+
+
+def corrupted(content: bytes) -> bytes:
+    """Return the body with one letter changed, so that it is still JSON but no longer what was signed."""
+    return content.replace(b'"eventId"', b'"EventId"', 1)
