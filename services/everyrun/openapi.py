@@ -6,6 +6,7 @@ A route says what it answers with ``@answers(Type, {404: "..."})`` below its pat
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Annotated, Any, TypeVar
@@ -120,7 +121,20 @@ def document(app: FastAPI) -> dict[str, Any]:
         known.pop(theirs, None)
     known |= components
     found["components"]["schemas"] = dict(sorted(known.items()))
-    return found
+    cleaned: dict[str, Any] = _clean_descriptions(found)
+    return cleaned
+
+
+def _clean_descriptions(node: Any) -> Any:
+    """Remove the indentation of docstrings from descriptions: only Python 3.13 and newer does so by itself."""
+    if isinstance(node, dict):
+        return {
+            key: inspect.cleandoc(value)
+            if key == "description" and isinstance(value, str)
+            else _clean_descriptions(value)
+            for key, value in node.items()
+        }
+    return [_clean_descriptions(item) for item in node] if isinstance(node, list) else node
 
 
 def _response(text: str, schema: Any) -> dict[str, Any]:
