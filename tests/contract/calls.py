@@ -1,4 +1,4 @@
-"""What the contract tests ask of Extend, through its own SDK."""
+"""Call Extend through its own SDK, for the contract tests."""
 
 from __future__ import annotations
 

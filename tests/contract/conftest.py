@@ -1,4 +1,4 @@
-"""The emulator as a real process, and a small server that takes its webhooks."""
+"""Run the emulator as a real process, and a small server that receives its webhooks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WORKFLOW = "workflow_test"
 
 
 class EmulatorProcess:
-    """An emulator on a port and a folder of its own; it can be killed and started again."""
+    """An emulator with its own port and folder; it can be killed and started again."""
 
     def __init__(self, folder: Path, *options: str) -> None:
         self.port = free_port()
@@ -60,7 +60,7 @@ class EmulatorProcess:
 
 @pytest.fixture
 def emulator_with(tmp_path: Path) -> Iterator[Callable[..., EmulatorProcess]]:
-    """Start emulators with the options given."""
+    """Return a function that starts an emulator with the given options."""
     started: list[EmulatorProcess] = []
 
     def start(*options: str) -> EmulatorProcess:
@@ -75,7 +75,7 @@ def emulator_with(tmp_path: Path) -> Iterator[Callable[..., EmulatorProcess]]:
 
 @pytest.fixture(scope="session")
 def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmulatorProcess]:
-    """An emulator without faults whose runs take no time to speak of."""
+    """An emulator without faults whose runs take less than a second."""
     folder = tmp_path_factory.mktemp("emulator") / "state"
     running = EmulatorProcess(folder, "--run-seconds", "0.05:0.2")
     yield running
@@ -83,7 +83,7 @@ def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmulatorProce
 
 
 class Inbox:
-    """What came in: (headers, raw body) each; ``status`` is what is answered, or what ``judge`` says of each."""
+    """The deliveries received, as (headers, raw body). Each is answered with ``status``, or as ``judge`` decides."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -94,7 +94,7 @@ class Inbox:
 
 @pytest.fixture
 async def inbox() -> AsyncIterator[Inbox]:
-    """A server that takes webhooks."""
+    """A server that receives webhooks."""
     box = Inbox()
     port = free_port()
     box.url = f"http://127.0.0.1:{port}/hook"

@@ -1,4 +1,4 @@
-"""The bridge and Extend's SDK side by side, over HTTP: what one accepts the other does."""
+"""The bridge accepts exactly the webhooks that Extend's SDK accepts, over HTTP."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BODY = json.dumps({"eventId": "e", "eventType": "workflow_run.completed", "paylo
 STAMP, SIGNATURE = "x-extend-request-timestamp", "x-extend-request-signature"
 
 
-class Kept:
+class FakeLog:
     async def append(self, records: object) -> None:
         pass
 
@@ -29,7 +29,7 @@ class Kept:
 @pytest.fixture(scope="module")
 async def bridge():
     port = free_port()
-    app = Handler(Kept(), [SECRET.encode()], clock=lambda: NOW)
+    app = Handler(FakeLog(), [SECRET.encode()], clock=lambda: NOW)
     async with http_server(f"127.0.0.1:{port}", app), httpx.AsyncClient() as http:
         yield http, f"http://127.0.0.1:{port}/webhooks/extend"
 
@@ -64,7 +64,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-async def test_the_bridge_takes_what_the_sdk_takes(bridge, name) -> None:
+async def test_the_bridge_accepts_what_the_sdk_accepts(bridge, name) -> None:
     http, url = bridge
     headers, body = CASES[name]
     with mock.patch("extend_ai.wrapper.webhooks.time.time", return_value=NOW):
@@ -73,12 +73,12 @@ async def test_the_bridge_takes_what_the_sdk_takes(bridge, name) -> None:
 
 
 @pytest.mark.parametrize("headers", [{**good(), SIGNATURE: b"\xe9" * 64}, {**good(), STAMP: b"\xd9\xa1"}])
-async def test_where_the_sdk_crashes_on_a_header_the_bridge_refuses(bridge, headers) -> None:
+async def test_the_bridge_refuses_headers_that_crash_the_sdk(bridge, headers) -> None:
     http, url = bridge
     assert (await http.post(url, content=BODY, headers=headers)).status_code == 401
 
 
-async def test_where_the_sdk_crashes_on_a_body_the_bridge_looks_at_its_bytes(bridge) -> None:
+async def test_the_bridge_verifies_the_bytes_of_a_body_that_crashes_the_sdk(bridge) -> None:
     http, url = bridge
     body = b"\xff\xfe"
     assert (await http.post(url, content=body, headers=good(body=body))).status_code == 200

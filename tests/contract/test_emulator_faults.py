@@ -1,4 +1,4 @@
-"""Each fault of the emulator does what it is said to do, seen from outside, and the same seed does the same again."""
+"""Each fault of the emulator has its documented effect, seen from outside, and follows from the seed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.contract.conftest import KEY, WORKFLOW, Inbox
 
 
 class Emulated:
-    """An emulator in this process, and what its callers do."""
+    """An emulator in this process, with clients that call it."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -74,7 +74,7 @@ class Emulated:
         await eventually(ended, "every run ended")
 
     async def quiet(self) -> None:
-        """Every run ended and every webhook is done with."""
+        """Wait until every run has ended and no webhook is pending."""
         await self.all_ended()
 
         async def none_pending() -> bool:
@@ -88,7 +88,7 @@ Start = Callable[..., Awaitable[Emulated]]
 
 @pytest.fixture
 async def emulated(tmp_path: Path) -> AsyncIterator[Start]:
-    """Start emulators with the faults given: ``await emulated(drop=1.0)``."""
+    """Return a function that starts an emulator with faults: ``await emulated(drop=1.0)``."""
     async with AsyncExitStack() as stack:
 
         async def start(seed: int = 1, folder: str = "state", first_retry: float = 0.02, **faults: float) -> Emulated:
@@ -107,7 +107,7 @@ def events(inbox: Inbox) -> list[dict]:
 
 
 async def outcome(call: Awaitable[object]) -> str:
-    """What the SDK makes of an answer, in a word."""
+    """Describe how the SDK understands an answer."""
     try:
         await call
     except TooManyRequestsError as error:
@@ -117,7 +117,7 @@ async def outcome(call: Awaitable[object]) -> str:
     return "answered"
 
 
-async def test_a_dropped_webhook_never_comes(emulated: Start, inbox: Inbox):
+async def test_a_dropped_webhook_never_arrives(emulated: Start, inbox: Inbox):
     one = await emulated(drop=1.0)
     await one.subscribe(inbox, *WORKFLOW_EVENTS)
     await one.submit(20)
@@ -129,7 +129,7 @@ async def test_a_dropped_webhook_never_comes(emulated: Start, inbox: Inbox):
     assert (await one.stats())["webhooks"]["dropped"] == 60
 
 
-async def test_copies_come_so_many_times_more(emulated: Start, inbox: Inbox):
+async def test_each_webhook_arrives_once_more_for_each_copy(emulated: Start, inbox: Inbox):
     one = await emulated(copies=3)
     await one.subscribe(inbox)
     await one.submit(5)
@@ -138,7 +138,7 @@ async def test_copies_come_so_many_times_more(emulated: Start, inbox: Inbox):
     assert list(seen.values()) == [4] * 5
 
 
-async def test_faults_change_while_it_runs(emulated: Start, inbox: Inbox):
+async def test_faults_can_be_changed_while_the_emulator_runs(emulated: Start, inbox: Inbox):
     one = await emulated(drop=1.0)
     await one.subscribe(inbox)
     await one.submit(3)
@@ -164,7 +164,7 @@ async def test_a_duplicate_has_the_same_event_id(emulated: Start, inbox: Inbox):
     assert sum(line["webhooks"]["delivered"] for line in await one.truth()) == 10
 
 
-async def test_a_corrupt_webhook_is_refused_and_comes_right_at_the_second_attempt(emulated: Start, inbox: Inbox):
+async def test_a_corrupt_webhook_is_right_at_the_second_attempt(emulated: Start, inbox: Inbox):
     one = await emulated(corrupt=1.0)
     secret = await one.subscribe(inbox)
     seen: list[bool] = []
@@ -185,7 +185,7 @@ async def test_a_corrupt_webhook_is_refused_and_comes_right_at_the_second_attemp
     assert sum(line["webhooks"]["delivered"] for line in await one.truth()) == 5
 
 
-async def test_a_late_webhook_comes_after_the_retry_window(emulated: Start, inbox: Inbox):
+async def test_a_late_webhook_arrives_after_the_retry_window(emulated: Start, inbox: Inbox):
     first_retry = 0.03
     one = await emulated(late=1.0, first_retry=first_retry)
     secret = await one.subscribe(inbox)
@@ -206,7 +206,7 @@ async def test_reordered_webhooks_are_overtaken(emulated: Start, inbox: Inbox):
     assert sum(later < earlier for earlier, later in pairwise(ends)) >= 5
 
 
-async def test_a_link_that_expired_answers_403(emulated: Start, inbox: Inbox):
+async def test_an_expired_link_answers_403(emulated: Start, inbox: Inbox):
     one = await emulated(url_expired=1.0)
     secret = await one.subscribe(inbox, format="url")
     await one.submit(1)
@@ -228,7 +228,7 @@ async def test_a_skewed_clock_makes_webhooks_stale(emulated: Start, inbox: Inbox
         Webhooks().verify_and_parse(body.decode(), head, secret)
 
 
-async def test_a_skewed_clock_dates_runs_and_answers_alike(emulated: Start, inbox: Inbox):
+async def test_a_skewed_clock_dates_runs_and_answers(emulated: Start, inbox: Inbox):
     one = await emulated(skew=-600)
     await one.subscribe(inbox)
     batch_id = await one.submit(1)
@@ -255,7 +255,7 @@ async def test_a_refused_batch_leaves_nothing_behind(emulated: Start):
     }
 
 
-async def test_a_batch_that_is_taken_but_never_answered_exists(emulated: Start, inbox: Inbox):
+async def test_a_batch_that_is_accepted_but_never_answered_exists(emulated: Start, inbox: Inbox):
     one = await emulated(accept_then_timeout=1.0)
     await one.subscribe(inbox)
     body = {"workflow": {"id": WORKFLOW}, "inputs": inputs(3)}
@@ -267,7 +267,7 @@ async def test_a_batch_that_is_taken_but_never_answered_exists(emulated: Start, 
     assert {event["payload"]["batchId"] for event in events(inbox)} == {batch["batch_id"]}
 
 
-async def test_gets_fail_as_asked(emulated: Start):
+async def test_gets_fail_at_the_given_rates(emulated: Start):
     one = await emulated(get_429=0.3, get_5xx=0.3, garbage=0.2, slow=0.02)
     lists = one.sdk.workflow_runs.list
     outcomes = {await outcome(lists(request_options={"max_retries": 0})) for _ in range(60)}
@@ -326,7 +326,7 @@ async def test_a_review_ends_in_approval_or_rejection(emulated: Start, inbox: In
     }
 
 
-async def test_a_failed_run_is_run_again(emulated: Start, inbox: Inbox):
+async def test_a_failed_run_can_be_rerun(emulated: Start, inbox: Inbox):
     one = await emulated(fail=1.0)
     await one.subscribe(inbox, format="url")
     await one.submit(1)
@@ -346,7 +346,7 @@ async def test_a_failed_run_is_run_again(emulated: Start, inbox: Inbox):
     assert isinstance(WorkflowRun.model_validate(before), WorkflowRun)
 
 
-async def test_a_deleted_run_is_gone_but_told_in_the_truth(emulated: Start, inbox: Inbox):
+async def test_a_deleted_run_is_not_found_but_is_in_the_truth(emulated: Start, inbox: Inbox):
     one = await emulated()
     await one.subscribe(inbox)
     await one.submit(1)
@@ -359,7 +359,7 @@ async def test_a_deleted_run_is_gone_but_told_in_the_truth(emulated: Start, inbo
     assert len(inbox.deliveries) == 1
 
 
-async def test_steps_are_announced_to_who_subscribed_to_them(emulated: Start, inbox: Inbox):
+async def test_steps_are_announced_to_their_subscribers(emulated: Start, inbox: Inbox):
     one = await emulated()
     secret = await one.subscribe(inbox, "workflow_run.step_run.processed")
     await one.submit(1)
@@ -372,8 +372,8 @@ async def test_steps_are_announced_to_who_subscribed_to_them(emulated: Start, in
         assert "batchId" not in json.loads(body)["payload"]
 
 
-async def test_the_same_seed_drops_doubles_and_fails_the_same(emulated: Start, inbox: Inbox):
-    told = []
+async def test_the_same_seed_gives_the_same_faults(emulated: Start, inbox: Inbox):
+    outcomes = []
     for attempt, seed in enumerate((5, 5, 6)):
         one = await emulated(seed=seed, folder=f"state{attempt}", drop=0.3, duplicate=0.3, fail=0.3)
         await one.subscribe(inbox)
@@ -381,7 +381,7 @@ async def test_the_same_seed_drops_doubles_and_fails_the_same(emulated: Start, i
         await one.submit(60)
         await one.quiet()
         truth = [(line["run_id"], line["status"], line["webhooks"]["dropped"]) for line in await one.truth()]
-        told.append((truth, sorted(event["eventId"] for event in events(inbox))))
-    assert told[0] == told[1]
-    assert told[0] != told[2]
-    assert 0 < sum(dropped for _, _, dropped in told[0][0]) < 60
+        outcomes.append((truth, sorted(event["eventId"] for event in events(inbox))))
+    assert outcomes[0] == outcomes[1]
+    assert outcomes[0] != outcomes[2]
+    assert 0 < sum(dropped for _, _, dropped in outcomes[0][0]) < 60

@@ -1,4 +1,4 @@
-"""Workflows, files and single runs, as Extend's SDK and its command line ask for them."""
+"""Workflows, files and single runs, as Extend's SDK and command line use them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def ended(client: Extend, run_id: str):
     return await eventually(done, "the run ended")
 
 
-def test_workflows_are_listed_and_read_with_their_steps(emulator):
+def test_workflows_are_listed_and_retrieved_with_their_steps(emulator):
     client = sdk(emulator.url)
     (summary,) = client.workflows.list(max_page_size=20).data
     assert isinstance(summary, WorkflowSummary)
@@ -73,39 +73,39 @@ def test_workflows_are_listed_and_read_with_their_steps(emulator):
     assert leads_to == [[name] for name in names[1:]] + [[]]
 
 
-def test_versions_of_a_workflow(emulator):
+def test_versions_of_a_workflow_are_listed_and_retrieved(emulator):
     client = sdk(emulator.url)
     versions = client.workflow_versions.list(WORKFLOW, max_page_size=2)
     assert [version.version for version in versions.data] == ["draft", "2"]
     rest = client.workflow_versions.list(WORKFLOW, max_page_size=2, next_page_token=versions.next_page_token)
     assert [version.version for version in rest.data] == ["1"]
     assert isinstance(rest.data[0], WorkflowVersionSummary)
-    for asked, version in (("draft", "draft"), ("latest", "2"), ("1", "1"), (rest.data[0].id, "1")):
-        found = client.workflow_versions.retrieve(WORKFLOW, asked)
+    for name, version in (("draft", "draft"), ("latest", "2"), ("1", "1"), (rest.data[0].id, "1")):
+        found = client.workflow_versions.retrieve(WORKFLOW, name)
         assert found.version == version
         assert [type(step) for step in found.steps] == STEPS
     with pytest.raises(NotFoundError):
         client.workflow_versions.retrieve(WORKFLOW, "9")
 
 
-def test_an_unknown_workflow_is_not_found_in_extends_shape(emulator):
+def test_an_unknown_workflow_answers_404_in_extends_form(emulator):
     client = sdk(emulator.url)
-    asked = [
+    calls = [
         lambda: client.workflows.retrieve("workflow_typo"),
         lambda: client.workflow_versions.list("workflow_typo"),
         lambda: client.workflow_runs.create_batch(workflow={"id": "workflow_typo"}, inputs=inputs(2)),
         lambda: client.workflow_runs.create(workflow={"id": "workflow_typo"}, file={"text": "x"}),
     ]
-    for ask in asked:
+    for call in calls:
         with pytest.raises(NotFoundError) as raised:
-            ask()
+            call()
         assert raised.value.body["code"] == "NOT_FOUND"
         assert "workflow_typo" in raised.value.body["message"]
         assert raised.value.body["retryable"] is False
         assert raised.value.body["requestId"] == raised.value.headers["x-extend-request-id"]
 
 
-def test_an_upload_has_a_type_if_it_is_known_and_no_link(emulator):
+def test_an_upload_has_a_type_if_known_and_no_link(emulator):
     client = sdk(emulator.url)
     types = {
         "a.pdf": "PDF",
@@ -128,20 +128,20 @@ def test_an_upload_has_a_type_if_it_is_known_and_no_link(emulator):
     assert raw["contents"] is None
 
 
-def test_a_file_is_read_with_a_link_to_its_content(emulator):
+def test_a_file_is_retrieved_with_a_link_to_its_content(emulator):
     client = sdk(emulator.url)
     file = uploaded(client, "note.txt", b"what was written")
     found = client.files.retrieve(file.id)
     assert (found.id, found.name, found.type, found.contents) == (file.id, "note.txt", "TXT", None)
     assert httpx.get(found.presigned_url).content == b"what was written"
     assert httpx.get(found.presigned_url[:-1] + ("0" if found.presigned_url[-1] != "0" else "1")).status_code == 403
-    # A link of one kind opens nothing of the other.
+    # A link to a file is not valid as a link to a payload.
     assert httpx.get(found.presigned_url.replace("/_files/", "/_signed/")).status_code == 403
     with pytest.raises(NotFoundError):
         client.files.retrieve("file_unknown")
 
 
-async def test_contents_come_after_a_parse_and_only_if_asked_for(emulator):
+async def test_contents_are_shown_after_a_parse_and_only_on_request(emulator):
     client = sdk(emulator.url)
     file = uploaded(client, "note.txt", b"what was written")
     assert client.files.retrieve(file.id, raw_text=True).contents is None
@@ -182,7 +182,7 @@ async def test_a_deleted_file_is_refused(emulator_with):
     gone, kept = uploaded(client, "gone.pdf"), uploaded(client, "kept.pdf")
     link = client.files.retrieve(gone.id).presigned_url
     assert client.files.delete(gone.id).id == gone.id
-    # A file that came with a run can be given to another run, until it is deleted.
+    # The file of a run can be given to another run until it is deleted.
     run = await ended(client, client.workflow_runs.create(workflow={"id": WORKFLOW}, file={"text": "x"}).id)
     (own,) = run.files
     again = client.workflow_runs.create(workflow={"id": WORKFLOW}, file={"id": own.id})
@@ -193,9 +193,9 @@ async def test_a_deleted_file_is_refused(emulator_with):
     assert [file.id for file in client.files.list().data] == [kept.id]
     assert httpx.get(link).status_code == 403
     for deleted in (gone.id, own.id):
-        for ask in (client.files.retrieve, client.files.delete):
+        for call in (client.files.retrieve, client.files.delete):
             with pytest.raises(NotFoundError):
-                ask(deleted)
+                call(deleted)
         with pytest.raises(BadRequestError) as raised:
             client.workflow_runs.create_batch(
                 workflow={"id": WORKFLOW}, inputs=[{"file": {"id": kept.id}}, {"file": {"id": deleted}}]
@@ -206,7 +206,7 @@ async def test_a_deleted_file_is_refused(emulator_with):
             client.workflow_runs.create(workflow={"id": WORKFLOW}, file={"id": deleted})
 
 
-async def test_a_single_run_goes_its_way_to_the_end(emulator):
+async def test_a_single_run_is_processed(emulator):
     client = sdk(emulator.url)
     run = client.workflow_runs.create(workflow={"id": WORKFLOW}, file={"text": "one, two"}, metadata={"row": 1})
     assert run.status.value in ("PENDING", "PROCESSING")

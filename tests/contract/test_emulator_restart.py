@@ -1,4 +1,4 @@
-"""Killed at any moment and started again, the emulator goes on as if nothing had been."""
+"""The emulator resumes without loss after it was killed at any moment."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tests.contract.calls import EVENTS, listed, sdk, settled, submit, subscribe
 from tests.contract.conftest import WORKFLOW, Inbox
 
 
-def told(inbox: Inbox) -> set[str]:
+def received_runs(inbox: Inbox) -> set[str]:
     return {json.loads(body)["payload"]["id"] for _, body in inbox.deliveries}
 
 
-async def test_nothing_is_forgotten_when_it_is_killed(emulator_with, inbox: Inbox):
+async def test_no_run_and_no_webhook_is_lost_in_a_kill(emulator_with, inbox: Inbox):
     emulator = emulator_with("--run-seconds", "0.5:1.5", "--faults", "reorder=0.3,duplicate=0.2")
     client = sdk(emulator.url)
     subscribe(client, inbox.url)
@@ -26,12 +26,12 @@ async def test_nothing_is_forgotten_when_it_is_killed(emulator_with, inbox: Inbo
         emulator.kill()
         emulator.start()
     ids = {run.id for run in await settled(client, batch_id, 200)}
-    await eventually(lambda: told(inbox) == ids, "every webhook came")
+    await eventually(lambda: received_runs(inbox) == ids, "every webhook came")
     await eventually(lambda: all(line["webhooks"]["delivered"] == 1 for line in emulator.truth()), "all is counted")
     assert {line["run_id"] for line in emulator.truth()} == ids
 
 
-async def test_a_webhook_in_its_retries_is_taken_up_again(emulator_with, inbox: Inbox):
+async def test_the_retries_of_a_webhook_resume(emulator_with, inbox: Inbox):
     emulator = emulator_with("--run-seconds", "0", "--faults", "drop=0.5", "--webhook-retry-seconds", "0.3")
     client = sdk(emulator.url)
     subscribe(client, inbox.url)
@@ -45,15 +45,15 @@ async def test_a_webhook_in_its_retries_is_taken_up_again(emulator_with, inbox: 
     emulator.start()
     expected = {line["run_id"] for line in before if not line["webhooks"]["dropped"]}
     assert 0 < len(expected) < 20
-    await eventually(lambda: told(inbox) == expected, "what was not dropped came")
+    await eventually(lambda: received_runs(inbox) == expected, "what was not dropped came")
     await eventually(
         lambda: all(line["webhooks"]["delivered"] + line["webhooks"]["dropped"] == 1 for line in emulator.truth()),
         "all is counted",
     )
-    assert told(inbox) == expected
+    assert received_runs(inbox) == expected
 
 
-async def test_what_was_answered_is_still_so(emulator_with):
+async def test_answered_changes_survive_a_kill(emulator_with):
     emulator = emulator_with("--run-seconds", "60")
     client = sdk(emulator.url)
     file = client.files.upload(file=("a.pdf", io.BytesIO(b"%PDF-1.4"), "application/pdf"))

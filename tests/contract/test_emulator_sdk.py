@@ -22,7 +22,7 @@ from tests.contract.calls import EVENTS, headers, inputs, listed, sdk, settled, 
 from tests.contract.conftest import KEY, WORKFLOW, Inbox
 
 
-async def test_a_batch_is_made_listed_page_by_page_and_read(emulator):
+async def test_a_batch_is_created_listed_in_pages_and_retrieved(emulator):
     client = sdk(emulator.url)
     batch_id = submit(client, 25)
     await settled(client, batch_id, 25)
@@ -41,7 +41,7 @@ async def test_a_batch_is_made_listed_page_by_page_and_read(emulator):
     assert {*nullable.split(), "rejectionNote"} <= set(raw)
 
 
-def test_what_a_batch_call_refuses(emulator):
+def test_a_wrong_batch_call_is_refused(emulator):
     client = sdk(emulator.url)
     with pytest.raises(BadRequestError):
         submit(client, 1001)
@@ -74,7 +74,7 @@ def test_what_a_batch_call_refuses(emulator):
     assert answer.headers["x-extend-request-id"] == answer.json()["requestId"]
 
 
-def test_a_cursor_is_bound_to_its_filters(emulator):
+def test_a_cursor_is_valid_only_with_its_filters(emulator):
     client = sdk(emulator.url)
     batch_id = submit(client, 3)
     page = client.workflow_runs.list(batch_id=batch_id, max_page_size=1)
@@ -85,7 +85,7 @@ def test_a_cursor_is_bound_to_its_filters(emulator):
     assert client.workflow_runs.list(batch_id="batch_unknown").data == []
 
 
-async def test_update_cancel_delete_upload(emulator_with):
+async def test_runs_are_updated_cancelled_and_deleted_and_files_uploaded(emulator_with):
     client = sdk(emulator_with("--run-seconds", "30").url)
     batch_id = submit(client, 2)
     first, second = (run.id for run in listed(client, batch_id=batch_id))
@@ -103,7 +103,7 @@ async def test_update_cancel_delete_upload(emulator_with):
     assert run.files[0].id == file.id
 
 
-def test_too_many_requests(emulator_with):
+def test_too_many_requests_answer_429(emulator_with):
     client = sdk(emulator_with("--plan", "payg").url)
 
     def ask() -> None:
@@ -115,7 +115,7 @@ def test_too_many_requests(emulator_with):
     assert raised.value.headers["retry-after"] == "1"
 
 
-def test_endpoints_and_subscriptions(emulator):
+def test_endpoints_and_subscriptions_are_managed(emulator):
     client = sdk(emulator.url)
     with pytest.raises(BadRequestError):
         client.webhook_endpoints.create(
@@ -138,7 +138,7 @@ def test_endpoints_and_subscriptions(emulator):
         client.webhook_subscriptions.retrieve(one.id)
 
 
-async def test_webhooks_pass_the_sdk(emulator_with, inbox: Inbox):
+async def test_the_sdk_verifies_webhooks(emulator_with, inbox: Inbox):
     emulator = emulator_with("--run-seconds", "0.05:0.2", "--faults", "fail=0.3")
     client = sdk(emulator.url)
     secret = subscribe(client, inbox.url)
@@ -155,7 +155,7 @@ async def test_webhooks_pass_the_sdk(emulator_with, inbox: Inbox):
     assert kinds == {WebhookEvent_WorkflowRunCompleted, WebhookEvent_WorkflowRunFailed}
 
 
-async def test_signed_links(emulator_with, inbox: Inbox):
+async def test_the_sdk_fetches_signed_links(emulator_with, inbox: Inbox):
     emulator = emulator_with("--run-seconds", "0.05")
     client = sdk(emulator.url)
     secret = subscribe(client, inbox.url, format="url", url_threshold_bytes=100)
@@ -171,7 +171,7 @@ async def test_signed_links(emulator_with, inbox: Inbox):
     assert httpx.get(link[:-1] + ("0" if link[-1] != "0" else "1")).status_code == 403
 
 
-async def test_delivery_is_retried_with_one_event_id(emulator_with, inbox: Inbox):
+async def test_a_delivery_is_retried_with_the_same_event_id(emulator_with, inbox: Inbox):
     emulator = emulator_with("--run-seconds", "0", "--webhook-retry-seconds", "0.05")
     client = sdk(emulator.url)
     subscribe(client, inbox.url)

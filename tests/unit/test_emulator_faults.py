@@ -9,7 +9,7 @@ import pytest
 from everyrun.emulator.faults import DEFAULTS, FAULTS, Dice, InvalidFaultsError, parse_faults
 
 
-def test_none_and_default():
+def test_none_and_default_are_parsed():
     assert parse_faults("none") == parse_faults("") == {}
     assert parse_faults("default") == DEFAULTS
     assert set(DEFAULTS) <= set(FAULTS)
@@ -44,12 +44,12 @@ def test_a_count_is_a_whole_number_that_is_not_too_large(text: str):
     assert parse_faults("copies=9") == {"copies": 9.0}
 
 
-def test_an_unknown_fault_is_told_which_there_are():
+def test_the_error_for_an_unknown_fault_lists_all_faults():
     with pytest.raises(InvalidFaultsError, match=r"unknown fault 'dorp'.*duplicate, copies, .*review"):
         parse_faults("drop=1,dorp=1")
 
 
-def test_dice_do_not_depend_on_the_order_of_asking():
+def test_choices_do_not_depend_on_the_order_of_calls():
     subjects = [f"event_{n}" for n in range(500)]
     first = {s: Dice(7, {"drop": 0.3}).strikes("drop", s) for s in subjects}
     random.Random(1).shuffle(subjects)
@@ -59,7 +59,7 @@ def test_dice_do_not_depend_on_the_order_of_asking():
     assert 100 < sum(first.values()) < 200
 
 
-def test_rates_of_nought_and_one_are_never_and_always():
+def test_rates_of_0_and_1_strike_never_and_always():
     dice = Dice(1, {"drop": 0.0, "fail": 1.0, "slow": 2.0})
     subjects = [str(n) for n in range(300)]
     assert not any(dice.strikes("drop", s) or dice.strikes("late", s) for s in subjects)

@@ -45,7 +45,7 @@ def pages(source, **query: str) -> list[str]:
     size=st.integers(1, 40),
     status=st.sampled_from([None, "FAILED"]),
 )
-def test_pages_together_are_the_sorted_whole(touched, failed, gone, by, direction, size, status):
+def test_all_pages_together_are_the_sorted_list(touched, failed, gone, by, direction, size, status):
     runs = made(30)
     timeline = Timeline(runs)
     for number in touched:
@@ -70,7 +70,7 @@ def test_pages_together_are_the_sorted_whole(touched, failed, gone, by, directio
     assert pages(in_batch([run for run in runs if run.batch_id == "batch_0"]), **query) == [run.id for run in one]
 
 
-def test_a_list_begins_with_what_changed_last():
+def test_a_list_starts_with_the_run_that_changed_last():
     runs = made(5)
     timeline = Timeline(runs)
     for number in (0, 1, 2, 3, 4, 1):
@@ -78,7 +78,7 @@ def test_a_list_begins_with_what_changed_last():
     assert pages(in_all(runs, timeline))[0] == "workflow_run_1"
 
 
-def test_the_timeline_forgets_old_entries():
+def test_the_timeline_removes_old_entries():
     runs = made(2)
     timeline = Timeline(runs)
     for turn in range(40_000):
@@ -87,7 +87,7 @@ def test_the_timeline_forgets_old_entries():
     assert [run.number for run in timeline.newest_first(None)] == [1, 0]
 
 
-def test_filters():
+def test_a_list_is_filtered():
     runs = made(12)
     source = in_all(runs, Timeline(runs))
     assert pages(source, fileNameContains="11.p", sortBy="createdAt") == ["workflow_run_11"]
@@ -114,14 +114,14 @@ def test_filters():
         {"nextPageToken": "W251bGwsIDEsIDJd"},
     ],
 )
-def test_what_a_list_refuses(query: dict[str, str]):
+def test_a_wrong_query_is_refused(query: dict[str, str]):
     with pytest.raises(ApiProblem) as raised:
         list_runs(in_batch(made(2)), query, 0.0, NOW)
     assert raised.value.status == 400
     assert next(iter(query)) in raised.value.message
 
 
-def test_a_cursor_belongs_to_its_filters():
+def test_a_cursor_is_valid_only_with_its_filters():
     source = in_batch(made(3))
     first = list_runs(source, {"maxPageSize": "1", "sortBy": "createdAt"}, 0.0, NOW)
     token = first["nextPageToken"]

@@ -1,4 +1,4 @@
-"""Runs, what is shown of them, and what their webhooks say."""
+"""Runs, how they are rendered, and the content of their webhooks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def a_run(number: int = 0, **more) -> Run:
     )
 
 
-def test_a_plan_is_a_function_of_the_seed():
+def test_a_plan_follows_from_the_seed():
     def lives(seed: int) -> list[tuple]:
         plan = Plan(Dice(seed, {"fail": 0.3, "review": 0.3}), seed, 0.5, 2.0)
         runs = [a_run(number) for number in range(200)]
@@ -62,14 +62,14 @@ def test_a_run_in_any_status_passes_the_sdk_types_strictly(status: str):
         assert absent not in summary
 
 
-def test_sizes_of_results():
+def test_results_have_the_documented_sizes():
     sizes = [len(msgspec.json.encode(render.run(a_run(n, status="PROCESSED"), FIRST_START))) for n in range(400)]
     large = [size for size in sizes if size > 200_000]
     assert len(large) == 4
     assert all(2_048 <= size <= 6_144 for size in sizes if size not in large)
 
 
-def test_a_run_that_was_cancelled_before_it_began_has_no_start():
+def test_a_run_cancelled_before_its_start_has_no_start_time():
     shown = render.run(a_run(status="CANCELLED", starts_at=0.0), FIRST_START)
     assert shown["startTime"] is None
     assert shown["endTime"] is not None
@@ -92,7 +92,7 @@ def test_times_are_written_in_milliseconds():
         (b'{"package":[{"url":"https://a.example/1.pdf"},{"id":"file_1","name":"up.pdf"}]}', ["1.pdf", "up.pdf"]),
     ],
 )
-def test_names_of_files(file: bytes, names: list[str]):
+def test_files_have_names_and_distinct_ids(file: bytes, names: list[str]):
     run = a_run(7)
     run.file = file
     shown = render.files(run)
@@ -100,7 +100,7 @@ def test_names_of_files(file: bytes, names: list[str]):
     assert len({one["id"] for one in shown}) == len(names)
 
 
-def test_an_event_shows_the_run_as_it_was_then():
+def test_an_event_shows_the_run_as_it_was_at_the_event():
     run = a_run(status="FAILED")
     failed = Event.of(run)
     run.next_generation()
@@ -114,7 +114,7 @@ def test_an_event_shows_the_run_as_it_was_then():
     assert Event.of(run).id == processed.id
 
 
-def test_the_signature_is_the_one_of_the_sdk():
+def test_the_signature_equals_that_of_the_sdk():
     content = (
         b'{"eventId":"event_1234","eventType":"workflow_run.completed",'
         b'"payload":{"object":"workflow_run","id":"workflow_run_1234"}}'
@@ -125,7 +125,7 @@ def test_the_signature_is_the_one_of_the_sdk():
     assert len(corrupted(content)) == len(content)
 
 
-def test_a_body_is_a_link_above_the_threshold():
+def test_a_body_above_the_threshold_is_a_link():
     event, links = Event.of(a_run(status="PROCESSED")), Links("http://here", b"key")
     size = len(payload(event, FIRST_START, 0.0))
 
@@ -138,7 +138,7 @@ def test_a_body_is_a_link_above_the_threshold():
     assert set(step["payload"]) == {"object", "data"}
 
 
-def test_a_link_lasts_an_hour_and_cannot_be_made_up():
+def test_a_link_is_valid_for_an_hour_and_cannot_be_forged():
     event, links = Event.of(a_run(3, status="PROCESSED")), Links("http://here", b"key")
     token = links.make(event, FIRST_START).removeprefix("http://here/_signed/")
     assert links.read(token, FIRST_START + LINK_SECONDS) == (3, 0, -1, event.id)
@@ -148,7 +148,7 @@ def test_a_link_lasts_an_hour_and_cannot_be_made_up():
         assert links.read(wrong, FIRST_START) is None
 
 
-def test_a_second_holds_as_many_requests_as_the_plan_says(monkeypatch: pytest.MonkeyPatch):
+def test_the_rate_limit_of_the_plan_is_kept(monkeypatch: pytest.MonkeyPatch):
     clock = [100.0]
     monkeypatch.setattr("everyrun.emulator.rate_limits.time.monotonic", lambda: clock[0])
     limits = RateLimits(10)
@@ -170,7 +170,7 @@ def test_a_second_holds_as_many_requests_as_the_plan_says(monkeypatch: pytest.Mo
     assert taken("get") == 10
 
 
-async def test_what_is_kept_together_is_read_again(tmp_path):
+async def test_writes_of_one_commit_are_read_after_a_restart(tmp_path):
     store = Store(tmp_path)
     run = a_run(status="FAILED")
     run.next_generation()
@@ -187,7 +187,7 @@ async def test_what_is_kept_together_is_read_again(tmp_path):
     await again.close()
 
 
-async def test_whoever_waits_for_a_commit_gets_it(tmp_path):
+async def test_every_waiter_of_a_commit_sees_its_writes(tmp_path):
     store = Store(tmp_path)
     reader = sqlite3.connect(tmp_path / "emulator.sqlite")
 

@@ -25,7 +25,7 @@ def batch(*inputs: object) -> dict:
     return {"inputs": list(inputs)}
 
 
-def test_the_three_kinds_of_file_are_taken():
+def test_the_three_kinds_of_file_are_accepted():
     taken = check_inputs(
         batch(
             {**URL, "metadata": {"row": 1}, "secrets": {"k": "v"}, "unknown": 1},
@@ -62,21 +62,21 @@ def test_the_three_kinds_of_file_are_taken():
         "https://a.example/1.pdf",
     ],
 )
-def test_one_bad_input_refuses_the_batch_by_its_place(given: object):
+def test_one_wrong_input_refuses_the_batch_and_is_named(given: object):
     with pytest.raises(ApiProblem, match=r"inputs\[1\]") as raised:
         check_inputs(batch(URL, given), UPLOADED)
     assert raised.value.status == 400
 
 
 @pytest.mark.parametrize("body", [{}, {"inputs": []}, {"inputs": {}}, batch(*[URL] * 1001)])
-def test_from_1_to_1000_inputs(body: dict):
+def test_a_batch_has_1_to_1000_inputs(body: dict):
     with pytest.raises(ApiProblem, match="inputs: ") as raised:
         check_inputs(body, {}.get)
     assert (raised.value.status, raised.value.code) == (400, "INVALID_REQUEST")
     assert len(check_inputs(batch(*[URL] * 1000), {}.get)) == 1000
 
 
-def test_metadata_is_counted_in_bytes_of_compact_json():
+def test_metadata_size_is_counted_in_bytes_of_compact_json():
     room = MAX_METADATA - len('{"k":""}')
     assert clean_metadata("m", {"k": "x" * room})
     assert clean_metadata("m", {"k": "é" * (room // 2)})
@@ -85,20 +85,20 @@ def test_metadata_is_counted_in_bytes_of_compact_json():
             clean_metadata("m", {"k": value})
 
 
-def test_usage_tags_lose_what_extend_does_not_keep():
+def test_usage_tags_keep_only_allowed_characters():
     given = {"a": 1, "extend:usage_tags": ["prod", "team a!", "é-_9", ""]}
     assert clean_metadata("m", given) == {"a": 1, "extend:usage_tags": ["prod", "teama", "-_9", ""]}
     assert given["extend:usage_tags"][1] == "team a!"
 
 
-def test_priority():
+def test_a_priority_is_1_to_100():
     assert [check_priority(given, 90) for given in (None, 1, 100)] == [90, 1, 100]
     for wrong in (0, 101, 1.0, True, "5", []):
         with pytest.raises(ApiProblem, match="priority"):
             check_priority(wrong, 90)
 
 
-def test_the_workflow_reference():
+def test_the_workflow_reference_is_checked():
     assert check_reference({"workflow": {"id": "w"}}) == ("w", None)
     assert check_reference({"workflow": {"id": "w", "version": "draft"}}) == ("w", "draft")
     for wrong in ({}, [], None, {"workflow": "w"}, {"workflow": {"id": 1}}, {"workflow": {"id": "w", "version": 3}}):
@@ -115,7 +115,7 @@ def test_a_package_has_2_to_50_files_each_once():
             check_package(wrong, UPLOADED)
 
 
-def test_run_events_belong_to_subscriptions_only():
+def test_run_events_are_only_for_subscriptions():
     assert check_events("e", ["workflow_run.completed"], workflow=True)
     assert check_events("e", ["workflow.deployed", "extract_run.failed"], workflow=False)
     for names, workflow in ((["workflow_run.completed"], False), (["workflow.deployed"], True), (["x"], False),
@@ -142,14 +142,14 @@ def test_run_events_belong_to_subscriptions_only():
         {"advancedOptions": {"payload": {"format": "url", "urlThresholdBytes": "1"}}},
     ],
 )
-def test_what_an_endpoint_may_not_be(change: dict):
+def test_a_wrong_endpoint_is_refused(change: dict):
     with pytest.raises(ApiProblem) as raised:
         check_endpoint({**ENDPOINT, **change}, create=True)
     assert raised.value.status == 400
     assert next(iter(change)) in raised.value.message
 
 
-def test_an_endpoint_needs_four_things_and_an_update_none():
+def test_creating_an_endpoint_needs_four_fields_and_updating_none():
     options = {"headers": {"a": "b"}, "payload": {"format": "url", "urlThresholdBytes": 0}}
     assert check_endpoint({**ENDPOINT, "advancedOptions": options}, create=True)
     assert check_endpoint({}, create=False) == {}
