@@ -1,4 +1,4 @@
-"""A list whose pages never end is given up after a bounded number of pages; everything else goes on."""
+"""A list that never ends is given up after a bounded number of pages, and everything else continues."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from everyrun.reconciler.lists import NO_PROGRESS, Endless
+from everyrun.reconciler.run_lists import NO_PROGRESS, EndlessListDetector
 from tests.integration.test_sweeps import Bench, bench
 from tests.integration.vendor import Vendor
 
@@ -69,7 +69,7 @@ async def test_other_batches_are_polled_and_swept_while_one_list_never_ends(benc
 
 
 @pytest.mark.parametrize("case", PAGES)
-async def test_a_sweep_that_never_ends_is_not_complete_and_polls_go_on(bench: Bench, case: str) -> None:
+async def test_endless_sweep_is_incomplete_and_polls_continue(bench: Bench, case: str) -> None:
     page, most = PAGES[case]
     vendor = Endlessly("workflow_test", None, page)
     bench.restart(vendor)
@@ -81,8 +81,8 @@ async def test_a_sweep_that_never_ends_is_not_complete_and_polls_go_on(bench: Be
     assert "r-other" in bench.log.runs()
 
 
-def test_a_long_list_is_read_to_its_end_though_runs_move_and_pages_are_empty() -> None:
-    endless = Endless()
+def test_long_list_with_moving_runs_and_empty_pages_is_not_endless() -> None:
+    endless = EndlessListDetector()
     for page in range(3000):
         # Each page repeats half of the one before; now and then one has nothing.
         runs = [f"r-{number}" for number in range(page * 50, page * 50 + 100)] if page % 7 else []

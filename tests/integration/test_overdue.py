@@ -1,4 +1,4 @@
-"""Why an input is still open: what the reconciler found, read by the query service."""
+"""Why an input is still open: the reconciler records it, and the query service reads it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ async def reasons(bench: Bench) -> dict[str, str]:
     return {row["input_id"]: row["reason"] for row in rows}
 
 
-async def test_each_overdue_input_has_its_reason(bench: Bench) -> None:
+async def test_overdue_input_has_its_reason(bench: Bench) -> None:
     bench.restart(overdue_after=3600)
     await bench.batch("b", ago=4000, inputs=5)
     await bench.batch("young", ago=3000)

@@ -83,7 +83,7 @@ async def until_runs(settings: Settings, run_ids: set[str]) -> list:
     "faults",
     ["none", pytest.param("get_429=0.1,get_5xx=0.1,garbage=0.1,list_lag=3", marks=pytest.mark.chaos)],
 )
-async def test_a_batch_is_accounted_for_though_no_webhook_comes(service, emulator_with, settings, faults) -> None:
+async def test_batch_is_accounted_for_without_any_webhook(service, emulator_with, settings, faults) -> None:
     emulator = emulator_with("--run-seconds", "0.2:1", "--faults", faults)
     batch = make_batch(emulator.url, 120)
     await note(settings, "SUBMITTED", batch_id=batch, size=120)
@@ -100,7 +100,7 @@ async def test_a_batch_is_accounted_for_though_no_webhook_comes(service, emulato
     assert reconciler.terminate() < 8
 
 
-async def test_the_batch_of_an_unanswered_call_is_found(service, emulator_with, settings) -> None:
+async def test_batch_of_an_unanswered_call_is_found(service, emulator_with, settings) -> None:
     emulator = emulator_with("--run-seconds", "0.2:1")
     ours, other = make_batch(emulator.url, 3), make_batch(emulator.url, 3)
     await note(settings, "SUBMITTED", batch_id=other)
@@ -115,7 +115,7 @@ async def test_the_batch_of_an_unanswered_call_is_found(service, emulator_with, 
     assert records[0][0]["run"]["metadata"]["n"] in (0, 1, 2)
 
 
-async def test_runs_of_which_no_webhook_comes_cost_a_get_each_and_little_more(service, emulator_with, settings) -> None:
+async def test_runs_without_a_webhook_cost_one_request_each_and_little_more(service, emulator_with, settings) -> None:
     emulator = emulator_with("--run-seconds", "0.2:1")
     batches = [make_batch(emulator.url, 200) for _ in range(2)]
     for batch in batches:
@@ -135,7 +135,7 @@ async def test_runs_of_which_no_webhook_comes_cost_a_get_each_and_little_more(se
     assert len(found) == 400
 
 
-async def test_another_reconciler_leads_when_the_leader_is_killed(service, emulator_with, settings) -> None:
+async def test_another_reconciler_leads_if_the_leader_is_killed(service, emulator_with, settings) -> None:
     emulator = emulator_with("--run-seconds", "0.1:0.3")
     first = await service("reconciler", **variables(emulator.url)).ready()
     one = make_batch(emulator.url, 3)
@@ -150,7 +150,7 @@ async def test_another_reconciler_leads_when_the_leader_is_killed(service, emula
 
 
 @pytest.mark.parametrize("expired", [0, 1])
-async def test_a_deferred_delivery_is_fetched_or_asked_for(service, emulator_with, settings, expired) -> None:
+async def test_deferred_delivery_is_fetched_by_link_or_by_run_id(service, emulator_with, settings, expired) -> None:
     emulator = emulator_with("--run-seconds", "0.5:1", "--faults", f"url_expired={expired}")
     await bridge_fed_by(service, emulator.url).ready()
     more = {"EVERYRUN_SIGNED_URL_ORIGINS": emulator.url, "EVERYRUN_POLL_FIRST_AFTER": 600}

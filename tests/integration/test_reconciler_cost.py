@@ -1,17 +1,15 @@
-"""What polls and sweeps cost: nothing that grows with what was sent, or waits for a person."""
+"""Cost of polls and sweeps: it does not grow with the batches sent, or with those that wait for a person."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
 
 import asyncpg
 import pytest
 
 from everyrun.extend.client import ExtendError
 from everyrun.reconciler import polling, sweeps
-from everyrun.reconciler.schedule import look_back_wait
 from everyrun.store.pool import SlowStatementError
 from tests.integration.costs import pages, settled
 from tests.integration.test_sweeps import WORKFLOW, Bench, bench
@@ -56,7 +54,7 @@ async def many(connection: asyncpg.Connection, size: int, state: str) -> None:
     await settled(connection, *tables)
 
 
-async def test_looking_for_workflows_to_sweep_costs_the_same_however_much_was_sent(database: str) -> None:
+async def test_finding_workflows_to_sweep_costs_the_same_for_any_number_of_batches(database: str) -> None:
     connection = await asyncpg.connect(database)
     costs = []
     for size in (1000, 20_000):
@@ -70,7 +68,7 @@ async def test_looking_for_workflows_to_sweep_costs_the_same_however_much_was_se
     assert 0 < costs[1] <= 2 * costs[0], costs
 
 
-async def test_batches_that_wait_for_a_person_cost_nothing_a_second(database: str) -> None:
+async def test_batches_that_wait_for_a_person_are_not_read_every_second(database: str) -> None:
     connection = await asyncpg.connect(database)
     costs = []
     for size in (1000, 20_000):
@@ -82,7 +80,7 @@ async def test_batches_that_wait_for_a_person_cost_nothing_a_second(database: st
 
 
 @pytest.mark.parametrize("why", ["review", "gone"])
-async def test_a_batch_that_only_waits_for_a_person_is_polled_ever_more_rarely(bench: Bench, why: str) -> None:
+async def test_batch_that_only_waits_for_a_person_is_polled_at_growing_intervals(bench: Bench, why: str) -> None:
     bench.restart(poll_every=1e-9)
     await bench.batch("b", ago=10 * 3600, inputs=2)
     await bench.row("done", "PROCESSED", "b", 0, ago=9 * 3600 - 1)
@@ -108,7 +106,7 @@ async def test_a_batch_that_only_waits_for_a_person_is_polled_ever_more_rarely(b
     assert len(bench.vendor.lists) == lists + 1
 
 
-async def test_when_a_batch_is_polled_next_is_kept_also_after_a_poll_that_failed(bench: Bench) -> None:
+async def test_next_poll_of_a_batch_is_saved_even_after_a_failed_poll(bench: Bench) -> None:
     """For people who wait for what no webhook brings."""
     seconds = "select extract(epoch from next_at - now())::float8 from everyrun_queue.polls"
     bench.restart(poll_every=1000.0)
@@ -129,7 +127,7 @@ async def test_when_a_batch_is_polled_next_is_kept_also_after_a_poll_that_failed
     assert 990 < await bench.pool.fetchval(seconds) <= 1000 * 1.2
 
 
-async def test_a_batch_that_is_told_of_late_is_polled_and_one_that_is_settled_is_not(bench: Bench) -> None:
+async def test_batch_applied_late_is_polled_and_settled_batch_is_not(bench: Bench) -> None:
     bench.restart(poll_every=1e-9)
     await bench.batch("first")
     await bench.polling.poll_due()
@@ -152,9 +150,7 @@ def back_to(bench: Bench) -> int:
 
 
 @pytest.mark.parametrize("queued", ["held", None])
-async def test_a_call_that_waits_for_a_person_is_looked_back_for_ever_more_rarely(
-    bench: Bench, queued: str | None
-) -> None:
+async def test_sweeps_look_back_for_a_held_call_at_growing_intervals(bench: Bench, queued: str | None) -> None:
     bench.restart(Vendor(WORKFLOW, most=100))
     await bench.batch("ours", "SETTLED", ago=9000)
     await bench.sweep()
@@ -187,17 +183,7 @@ async def test_a_call_that_waits_for_a_person_is_looked_back_for_ever_more_rarel
     assert [await sweep() for _ in range(3)] == [5, 5, 5]
 
 
-def test_the_waits_between_looking_back_double_up_to_a_day() -> None:
-    held_for, looks = 0.0, []
-    while held_for < 30 * DAY:
-        looks.append(held_for)
-        held_for += look_back_wait(held_for, 300.0)
-    assert looks[:5] == [0.0, 300.0, 600.0, 1200.0, 2400.0]
-    assert max(later - one for one, later in pairwise(looks)) == DAY
-    assert len(looks) < 45
-
-
-async def test_a_slow_statement_costs_one_batch_and_one_workflow_their_turn(
+async def test_slow_statement_fails_only_one_batch_and_one_workflow(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench.restart(poll_every=1e-9)
@@ -205,14 +191,14 @@ async def test_a_slow_statement_costs_one_batch_and_one_workflow_their_turn(
     await bench.batch("other")
     for batch_id in ("slow", "other"):
         bench.vendor.run(f"r-{batch_id}", "PROCESSED", batch_id)
-    known = bench.polling._gets.known
+    known = bench.polling._fetcher.known
 
     async def slowly(run_ids):
         if "r-slow" in run_ids:
             raise SlowStatementError("known_runs")
         return await known(run_ids)
 
-    monkeypatch.setattr(bench.polling._gets, "known", slowly)
+    monkeypatch.setattr(bench.polling._fetcher, "known", slowly)
     await bench.polling.poll_due()
     assert bench.log.runs() == ["r-other"]
     await bench.sweep()

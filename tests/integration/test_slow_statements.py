@@ -1,4 +1,4 @@
-"""A statement that takes too long is told apart from a Postgres that is away."""
+"""A statement that takes too long is not reported as an outage of Postgres."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def pool(database: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     pool.terminate()
 
 
-async def test_a_slow_statement_is_named_and_is_no_outage(pool: asyncpg.Pool, tmp_path: Any) -> None:
+async def test_slow_statement_is_named_and_is_not_an_outage(pool: asyncpg.Pool, tmp_path: Any) -> None:
     (tmp_path / "some.sql").write_text("-- name: sleepy\nselect pg_sleep(5)\n")
     sleepy = Statements(tmp_path / "some.sql")["sleepy"]
     for method in (pool.fetch, pool.fetchrow, pool.fetchval, pool.execute):
@@ -48,7 +48,7 @@ async def test_a_slow_statement_is_named_and_is_no_outage(pool: asyncpg.Pool, tm
     assert await pool.fetchval("select 1") == 1
 
 
-async def test_a_postgres_that_does_not_answer_is_away(
+async def test_postgres_that_does_not_answer_is_an_outage(
     pool: asyncpg.Pool, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def no_answer(*_: object, **__: object) -> None:
@@ -60,7 +60,7 @@ async def test_a_postgres_that_does_not_answer_is_away(
     assert not is_slow(TimeoutError())
 
 
-async def test_readyz_does_not_say_that_the_database_is_away(database: str) -> None:
+async def test_readyz_reports_no_outage_for_a_slow_statement(database: str) -> None:
     slow = SlowStatementError("the statement x took too long")
     health = Health()
     feed = Feed(Settings(postgres_dsn=database), None, "", None, health)  # type: ignore[arg-type]
@@ -77,10 +77,10 @@ async def test_readyz_does_not_say_that_the_database_is_away(database: str) -> N
     assert "database" in health.waiting
 
 
-async def test_polls_go_on_and_the_lead_is_kept_while_the_workflows_cannot_be_looked_up(
+async def test_polls_continue_and_the_leader_stays_while_workflows_cannot_be_read(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The two run beside each other: one that has no turn costs the other none."""
+    """Polls and sweeps run concurrently: a failing one does not stop the other."""
     polls, leads = 0, 0
 
     async def poll(_self: Polling) -> None:
@@ -90,7 +90,7 @@ async def test_polls_go_on_and_the_lead_is_kept_while_the_workflows_cannot_be_lo
     async def sweep(_self: Sweeps) -> None:
         raise SlowStatementError("the statement workflows took too long")
 
-    made = reconciler.Lists
+    made = reconciler.RunLists
 
     def leading(extend: Any) -> Any:
         nonlocal leads
@@ -99,10 +99,10 @@ async def test_polls_go_on_and_the_lead_is_kept_while_the_workflows_cannot_be_lo
 
     monkeypatch.setattr(Polling, "poll_due", poll)
     monkeypatch.setattr(Sweeps, "sweep_due", sweep)
-    monkeypatch.setattr(reconciler, "Lists", leading)
+    monkeypatch.setattr(reconciler, "RunLists", leading)
     health = Health()
     given = settings.model_copy(update={"poll_every": 0.02, "extend_base_url": "http://127.0.0.1:1"})
-    work = reconciler._for_ever(health, "polling", lambda: reconciler._poll(given, None, health))  # type: ignore[arg-type]
+    work = reconciler._keep_running(health, "polling", lambda: reconciler._poll(given, None, health))  # type: ignore[arg-type]
     task = asyncio.create_task(work)
     try:
         await eventually(lambda: polls > 20, "polls go on")

@@ -1,4 +1,4 @@
-"""What polls and sweeps find, ask for and keep, against a real Postgres and a vendor of the test's own."""
+"""What polls and sweeps fetch and record, with a real Postgres and a fake Extend in the test's process."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import httpx
 import pytest
 
 from everyrun.extend.client import Extend
-from everyrun.reconciler.gets import Gets
-from everyrun.reconciler.lists import Lists
 from everyrun.reconciler.polling import Polling
+from everyrun.reconciler.run_fetcher import RunFetcher
+from everyrun.reconciler.run_lists import RunLists
 from everyrun.reconciler.sweeps import Sweeps
 from everyrun.settings import Settings
 from everyrun.store.pool import open_pool
@@ -36,7 +36,7 @@ class Bench:
         self.vendor = vendor or self.vendor
         self.settings = self.settings.model_copy(update=settings)
         extend = Extend(self.settings, httpx.MockTransport(lambda request: self.vendor.answer(request)))
-        lists, gets = Lists(extend), Gets(self.pool, extend, self.log, patience=self.patience)
+        lists, gets = RunLists(extend), RunFetcher(self.pool, extend, self.log, first_wait=self.patience)
         self.polling = Polling(self.settings, self.pool, lists, gets)
         self.sweeps = Sweeps(self.settings, self.pool, lists, gets, self.hurried.append)
 
@@ -99,7 +99,7 @@ async def bench(database) -> AsyncIterator[Bench]:
     pool.terminate()
 
 
-async def test_a_sweep_finds_one_run_of_each_unknown_batch_and_is_kept_as_complete(bench: Bench) -> None:
+async def test_sweep_finds_one_run_of_each_unknown_batch_and_is_recorded_as_complete(bench: Bench) -> None:
     await bench.batch("ours")
     await bench.batch("asked", "IN_DOUBT")
     for number in range(3):
@@ -115,7 +115,7 @@ async def test_a_sweep_finds_one_run_of_each_unknown_batch_and_is_kept_as_comple
     assert (len(bench.log.records), await bench.swept()) == (1, 2)
 
 
-async def test_after_a_restart_a_sweep_goes_on_from_where_the_last_began(bench: Bench) -> None:
+async def test_sweep_after_a_restart_starts_where_the_last_one_began(bench: Bench) -> None:
     bench.restart(Vendor(WORKFLOW, most=100))
     await bench.batch("ours", ago=9000)
     for number in range(350):
@@ -130,7 +130,7 @@ async def test_after_a_restart_a_sweep_goes_on_from_where_the_last_began(bench: 
 
 
 @pytest.mark.parametrize("ahead", [-3600, 0, 3600])
-async def test_a_clock_that_differs_hides_nothing_and_costs_nothing(bench: Bench, ahead) -> None:
+async def test_clock_difference_hides_no_run_and_costs_no_request(bench: Bench, ahead) -> None:
     bench.restart(Vendor(WORKFLOW, ahead=ahead, most=100))
     await bench.batch("ours", ago=9000)
     await bench.sweep()
@@ -144,7 +144,7 @@ async def test_a_clock_that_differs_hides_nothing_and_costs_nothing(bench: Bench
     assert len([query for query in bench.vendor.lists if query["maxPageSize"] == "100"]) == 4
 
 
-async def test_a_call_in_doubt_is_swept_for_back_to_before_it_was_made(bench: Bench) -> None:
+async def test_sweep_looks_back_to_before_a_call_in_doubt(bench: Bench) -> None:
     bench.restart(Vendor(WORKFLOW, most=100), sweep_every=3600)
     await bench.batch("ours", "SETTLED", ago=9000)
     await bench.sweep()
@@ -159,7 +159,7 @@ async def test_a_call_in_doubt_is_swept_for_back_to_before_it_was_made(bench: Be
     assert bench.log.runs() == ["late"]
 
 
-async def test_an_attempt_of_which_only_the_doubt_is_known_is_swept_for_too(bench: Bench) -> None:
+async def test_sweep_looks_for_an_attempt_known_only_as_in_doubt(bench: Bench) -> None:
     # Its worker was killed before the log had batch-requested: no workflow, and no time of asking.
     bench.restart(sweep_every=3600)
     await bench.pool.execute(
@@ -177,7 +177,7 @@ async def test_an_attempt_of_which_only_the_doubt_is_known_is_swept_for_too(benc
         assert await bench.swept() == complete
 
 
-async def test_what_became_of_settled_runs_is_found(bench: Bench) -> None:
+async def test_sweep_finds_changes_of_settled_runs(bench: Bench) -> None:
     await bench.batch("done", "SETTLED", inputs=4)
     for number, status in enumerate(("FAILED", "FAILED", "FAILED", "PROCESSED")):
         await bench.row(f"r-{number}", status, "done", number)
@@ -191,7 +191,7 @@ async def test_what_became_of_settled_runs_is_found(bench: Bench) -> None:
     assert sorted(bench.vendor.gets) == ["r-0", "r-1"]
 
 
-async def test_a_review_that_ended_hurries_the_poll_of_its_batch(bench: Bench) -> None:
+async def test_ended_review_makes_the_poll_of_its_batch_due(bench: Bench) -> None:
     await bench.batch("open", ago=5 * 86_400)
     await bench.row("r", "NEEDS_REVIEW", "open", ago=4 * 86_400 - 1)
     bench.vendor.run("r", "NEEDS_REVIEW", "open", ago=4 * 86_400)
@@ -211,9 +211,7 @@ async def test_a_review_that_ended_hurries_the_poll_of_its_batch(bench: Bench) -
 
 
 @pytest.mark.parametrize("status", [403, 418])
-async def test_a_batch_that_cannot_be_had_and_may_be_of_a_call_in_doubt_keeps_a_sweep_from_being_complete(
-    bench: Bench, status: int
-) -> None:
+async def test_sweep_is_incomplete_while_a_batch_of_a_call_in_doubt_may_be_unfetched(bench: Bench, status: int) -> None:
     await bench.batch("asked", "IN_DOUBT", ago=500)
     for number in range(2):
         bench.vendor.run(f"new-{number}", "PENDING", "new", ago=400)
@@ -226,7 +224,7 @@ async def test_a_batch_that_cannot_be_had_and_may_be_of_a_call_in_doubt_keeps_a_
     assert (len(bench.log.runs()), await bench.swept()) == (1, 1)
 
 
-async def test_a_batch_that_can_never_be_had_does_not_matter_to_calls_made_after_it(bench: Bench) -> None:
+async def test_batch_that_can_never_be_fetched_does_not_block_later_calls(bench: Bench) -> None:
     bench.restart(sweep_margin=10)
     bench.vendor.run("foreign", "PENDING", "foreign", ago=600)
     bench.vendor.refused["foreign"] = 403
@@ -248,7 +246,7 @@ async def test_a_batch_that_can_never_be_had_does_not_matter_to_calls_made_after
     assert await bench.swept() == 3
 
 
-async def test_a_call_in_doubt_of_which_only_the_queue_knows_yet_is_not_swept_past(bench: Bench) -> None:
+async def test_sweep_is_incomplete_while_only_the_queue_has_a_call_in_doubt(bench: Bench) -> None:
     bench.restart(sweep_margin=10)
     await bench.batch("ours", ago=1000)
     bench.vendor.run("foreign", "PENDING", "foreign", ago=600)
@@ -261,7 +259,7 @@ async def test_a_call_in_doubt_of_which_only_the_queue_knows_yet_is_not_swept_pa
     assert await bench.swept() == 1
 
 
-async def test_of_an_unknown_batch_another_run_is_taken_where_one_cannot_be_had(bench: Bench) -> None:
+async def test_sweep_fetches_another_run_of_an_unknown_batch_if_one_is_unavailable(bench: Bench) -> None:
     await bench.batch("asked", "IN_DOUBT")
     for number in range(10):
         bench.vendor.run(f"new-{number}", "PENDING", "new", ago=number)
@@ -273,7 +271,7 @@ async def test_of_an_unknown_batch_another_run_is_taken_where_one_cannot_be_had(
     assert (bench.log.runs(), await bench.swept()) == (["new-4"], 1)
 
 
-async def test_a_run_of_a_known_batch_that_cannot_be_had_keeps_no_sweep_from_being_complete(bench: Bench) -> None:
+async def test_unavailable_run_of_a_known_batch_leaves_the_sweep_complete(bench: Bench) -> None:
     bench.restart(Vendor(WORKFLOW, most=100))
     await bench.batch("done", "SETTLED", ago=9000)
     await bench.batch("asked", "IN_DOUBT", ago=500)
@@ -293,7 +291,7 @@ async def test_a_run_of_a_known_batch_that_cannot_be_had_keeps_no_sweep_from_bei
     assert (bench.log.runs(), await bench.gone()) == (["r"], [])
 
 
-async def test_a_run_that_can_never_be_had_is_asked_for_ever_more_rarely(bench: Bench) -> None:
+async def test_run_that_can_never_be_fetched_is_requested_at_growing_intervals(bench: Bench) -> None:
     bench.patience = 3600.0
     bench.restart()
     await bench.batch("open")
@@ -307,7 +305,7 @@ async def test_a_run_that_can_never_be_had_is_asked_for_ever_more_rarely(bench: 
     assert sorted(bench.vendor.gets) == ["done", "open", "unknown"]
 
 
-async def test_a_run_of_which_extend_says_410_is_gone(bench: Bench) -> None:
+async def test_run_is_gone_if_extend_answers_410(bench: Bench) -> None:
     await bench.batch("asked", "IN_DOUBT")
     bench.vendor.run("new", "PENDING", "new")
     bench.vendor.refused["new"] = 410
@@ -315,7 +313,7 @@ async def test_a_run_of_which_extend_says_410_is_gone(bench: Bench) -> None:
     assert (await bench.gone(), await bench.swept()) == (["new"], 1)
 
 
-async def test_workflows_are_not_looked_up_with_every_turn(bench: Bench) -> None:
+async def test_workflows_are_not_read_at_every_turn(bench: Bench) -> None:
     bench.restart(sweep_every=300.0, sweep_in_doubt_every=15.0)
     await bench.sweep()
     await bench.batch("ours")
@@ -326,7 +324,7 @@ async def test_workflows_are_not_looked_up_with_every_turn(bench: Bench) -> None
     assert await bench.swept() == 1
 
 
-async def test_what_makes_a_batch_urgent_during_its_poll_is_not_forgotten_after_it(bench: Bench) -> None:
+async def test_batch_hurried_during_its_poll_is_polled_again(bench: Bench) -> None:
     bench.restart(poll_every=3600.0)
     await bench.batch("open")
     answer = bench.vendor.answer
@@ -342,7 +340,7 @@ async def test_what_makes_a_batch_urgent_during_its_poll_is_not_forgotten_after_
         assert len(bench.vendor.lists) == lists
 
 
-async def test_a_sweep_goes_on_from_where_it_was_once_a_run_can_be_had(bench: Bench) -> None:
+async def test_sweep_completes_once_a_run_can_be_fetched(bench: Bench) -> None:
     await bench.batch("ours")
     bench.vendor.run("new", "PENDING", "new")
     bench.vendor.refused["new"] = 403
@@ -353,7 +351,7 @@ async def test_a_sweep_goes_on_from_where_it_was_once_a_run_can_be_had(bench: Be
     assert (bench.log.runs(), await bench.swept()) == (["new"], 1)
 
 
-async def test_of_an_unknown_batch_the_next_run_is_taken_where_one_is_gone(bench: Bench) -> None:
+async def test_sweep_fetches_the_next_run_of_an_unknown_batch_if_one_is_gone(bench: Bench) -> None:
     await bench.batch("ours")
     for number in range(3):
         bench.vendor.run(f"new-{number}", "PENDING", "new", ago=number)
@@ -362,7 +360,7 @@ async def test_of_an_unknown_batch_the_next_run_is_taken_where_one_is_gone(bench
     assert (bench.log.runs(), await bench.gone(), await bench.swept()) == (["new-2"], ["new-0", "new-1"], 1)
 
 
-async def test_runs_that_are_gone_are_kept_in_mind_and_forgotten_when_they_are_back(bench: Bench) -> None:
+async def test_deleted_runs_are_recorded_and_forgotten_if_they_return(bench: Bench) -> None:
     await bench.batch("b", inputs=3)
     await bench.row("told", "NEEDS_REVIEW", "b", 0)
     await bench.row(None, "SUBMITTED", "b", 1)
@@ -381,7 +379,7 @@ async def test_runs_that_are_gone_are_kept_in_mind_and_forgotten_when_they_are_b
     assert await bench.gone() == ["listed"]
 
 
-async def test_runs_under_way_are_named_when_a_batch_is_overdue_and_lists_too_few(bench: Bench) -> None:
+async def test_runs_in_progress_are_fetched_if_an_overdue_batch_lists_too_few(bench: Bench) -> None:
     await bench.batch("b", inputs=2)
     bench.vendor.run("running", "PROCESSING", "b")
     await bench.polling.poll("b", 2)
@@ -391,16 +389,16 @@ async def test_runs_under_way_are_named_when_a_batch_is_overdue_and_lists_too_fe
     assert bench.log.runs() == ["running"]
 
 
-async def test_a_run_that_just_ended_is_left_to_its_webhook(bench: Bench) -> None:
+async def test_run_that_just_ended_is_left_to_its_webhook(bench: Bench) -> None:
     bench.restart(poll_grace=60)
     await bench.batch("b")
     bench.vendor.run("r", "PROCESSED", "b", ago=5)
-    assert await bench.polling.poll("b", 1) == 0
+    assert (await bench.polling.poll("b", 1)).found == 0
     bench.vendor.run("r", "PROCESSED", "b", ago=65)
-    assert await bench.polling.poll("b", 1) == 1
+    assert (await bench.polling.poll("b", 1)).found == 1
 
 
-async def test_batches_are_polled_from_and_up_to_the_ages_set_and_not_at_once_after_a_restart(bench: Bench) -> None:
+async def test_batches_are_polled_between_the_ages_set_and_not_at_once_after_a_restart(bench: Bench) -> None:
     bench.restart(poll_first_after=60, poll_for=1000, poll_every=500)
     for name, ago in (("young", 30), ("open", 100), ("old", 2000)):
         await bench.batch(name, ago=ago)
@@ -414,10 +412,10 @@ async def test_batches_are_polled_from_and_up_to_the_ages_set_and_not_at_once_af
     assert len(bench.vendor.lists) == 2
 
 
-async def test_a_batch_of_which_nothing_is_listed_yet_is_polled_without_an_error(bench: Bench) -> None:
+async def test_batch_without_listed_runs_is_polled_without_an_error(bench: Bench) -> None:
     await bench.batch("b", inputs=2)
     await bench.row(None, "SUBMITTED", "b", 0)
     await bench.row(None, "SUBMITTED", "b", 1)
-    assert await bench.polling.poll("b", 2) == 0
+    assert (await bench.polling.poll("b", 2)).found == 0
     # Nor is anything asked for: an input without a run is no run that the list lacks.
     assert (bench.vendor.gets, bench.log.runs(), await bench.gone()) == ([], [], [])

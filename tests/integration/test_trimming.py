@@ -1,4 +1,4 @@
-"""Other people's runs lose their content after a time: by an event, so the tables stay a function of the log."""
+"""Foreign runs lose their content after a time, by an event."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from everyrun.extend.reserved import Reserved
 from everyrun.log import events
 from everyrun.log.cloudevents import Record
 from everyrun.projection.apply import apply
-from everyrun.reconciler.gets import Gets
+from everyrun.reconciler.run_fetcher import RunFetcher
 from everyrun.reconciler.trimming import Trimming
 from everyrun.settings import Settings
 from tests.integration.tables import TABLES, connect, contents
@@ -60,7 +60,7 @@ async def world(database: str):
     await connection.close()
 
 
-async def test_a_head_is_kept_of_what_is_not_ours(world: World):
+async def test_foreign_run_keeps_only_its_head(world: World):
     ours = await world.pool.fetchval("select installation from everyrun_queue.installation")
     theirs = Reserved("inst_other", "their:1", "their.c1", 1, 1)
     mine = Reserved(ours, "sub_1:1", "sub_1.c1", 1, 1)
@@ -97,7 +97,7 @@ async def test_a_head_is_kept_of_what_is_not_ours(world: World):
     assert await world.trimming.trim() == 1
 
 
-async def test_the_events_lie_where_the_observations_lie(world: World):
+async def test_trimming_events_are_in_the_partition_of_the_run(world: World):
     chance = random.Random(5)
     world.log.records += [r for r in a_registered_batch(chance, "1") if r.topic == "runs"]
     await world.project(chance)
@@ -109,7 +109,7 @@ async def test_the_events_lie_where_the_observations_lie(world: World):
     assert all(len(partitions) == 1 for partitions in where.values()), where
 
 
-async def test_a_run_that_becomes_ours_after_all_is_had_again(world: World):
+async def test_trimmed_run_is_fetched_again_if_it_turns_out_to_be_ours(world: World):
     """Its batch is registered: the row has the head, the reconciler takes it for unknown, its Get makes it whole."""
     given = [msgspec.structs.replace(an_input("sub_r", 1), metadata={"n": 1})]
     seen = {"key": None, "metadata": {"n": 1}, "end": 8.0, "size": _SIZE}
@@ -121,7 +121,7 @@ async def test_a_run_that_becomes_ours_after_all_is_had_again(world: World):
         records = list(world.log.records)
         world.log.records.insert(place, brought)
         await world.project(random.Random(place))
-        gets = Gets(world.pool, None, world.log)  # type: ignore[arg-type]
+        gets = RunFetcher(world.pool, None, world.log)  # type: ignore[arg-type]
         assert await world.connection.fetchval("select run_id from results") == "run_a"
         assert await gets.known(["run_a"]) == {}
         world.log.records.append(run_event("run_a", "batch_r", "PROCESSED", 40, source="poll", **seen))

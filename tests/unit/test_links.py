@@ -1,4 +1,4 @@
-"""Where a signed link may lead: to the address that was checked, and to a private one only where that is written."""
+"""Signed links lead only to the checked address, and to a private one only if the setting allows it."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ PUBLIC = ["8.8.8.8", "1.1.1.1", "2606:4700:4700::1111", "64:ff9b::8.8.8.8", "::f
 
 
 @pytest.mark.parametrize("address", PRIVATE)
-def test_an_address_that_is_not_public(address: str) -> None:
+def test_private_address_is_not_public(address: str) -> None:
     assert not is_public(address)
 
 
 @pytest.mark.parametrize("address", PUBLIC)
-def test_an_address_that_is_public(address: str) -> None:
+def test_internet_address_is_public(address: str) -> None:
     assert is_public(address)
 
 
@@ -51,7 +51,7 @@ def test_an_address_that_is_public(address: str) -> None:
         ("https://[::1]:9000", True),
     ],
 )
-def test_an_origin_may_be_private_where_it_is_written_so(written: str, may: bool) -> None:
+def test_origin_may_be_private_if_it_is_written_with_port_or_address(written: str, may: bool) -> None:
     assert may_be_private(written) is may
     assert load(signed_url_origins=written).signed_url_origins == [written]
 
@@ -60,7 +60,7 @@ def test_an_origin_may_be_private_where_it_is_written_so(written: str, may: bool
     "written",
     ["files.example", "http://files.example", "ftp://files.example", "https://", "https://u@h", "https://h/path", "*"],
 )
-def test_what_is_no_origin_is_refused_at_the_start(written: str) -> None:
+def test_setting_that_is_not_an_origin_is_refused_at_start(written: str) -> None:
     with pytest.raises(SettingsError, match="EVERYRUN_SIGNED_URL_ORIGINS"):
         load(signed_url_origins=written)
 
@@ -82,7 +82,7 @@ class Fetches:
         return httpx.Response(503 if len(self._answers) > 1 else 200, content=b"ok")
 
 
-async def test_the_address_that_was_checked_is_connected_to_under_the_hosts_name() -> None:
+async def test_connects_to_the_checked_address_under_the_name_of_the_host() -> None:
     fetches = Fetches(["https://files.example"], ["8.8.8.8"])
     assert await fetches.links.fetch("https://files.example/a/b?signature=x%2Fy") == b"ok"
     (request,) = fetches.requests
@@ -92,7 +92,7 @@ async def test_the_address_that_was_checked_is_connected_to_under_the_hosts_name
 
 
 @pytest.mark.parametrize("address", PRIVATE[:-3])
-async def test_a_public_origin_that_leads_to_a_private_address_is_refused(address: str) -> None:
+async def test_public_origin_with_a_private_address_is_refused(address: str) -> None:
     for answer in ([address], ["8.8.8.8", address]):
         fetches = Fetches(["https://files.example"], answer)
         with pytest.raises(LinkError, match=r"not public.*https://files\.example:443"):
@@ -100,7 +100,7 @@ async def test_a_public_origin_that_leads_to_a_private_address_is_refused(addres
         assert fetches.requests == []
 
 
-async def test_a_name_that_changes_its_address_between_two_tries_is_refused() -> None:
+async def test_name_that_changes_its_address_between_two_tries_is_refused() -> None:
     fetches = Fetches(["https://files.example"], ["8.8.8.8"], ["8.8.8.8"], ["127.0.0.1"])
     fetches._answers = [["8.8.8.8"], ["127.0.0.1"], ["127.0.0.1"]]
     with pytest.raises(LinkError, match="not public"):
@@ -109,20 +109,20 @@ async def test_a_name_that_changes_its_address_between_two_tries_is_refused() ->
 
 
 @pytest.mark.parametrize("origin", ["https://minio.internal:9000", "http://127.0.0.1:9000", "https://[::1]:9000"])
-async def test_a_private_origin_is_fetched_where_it_is_written_with_its_port_or_address(origin: str) -> None:
+async def test_private_origin_is_fetched_if_written_with_port_or_address(origin: str) -> None:
     fetches = Fetches([origin], ["127.0.0.1"])
     assert await fetches.links.fetch(origin + "/a") == b"ok"
     assert fetches.requests[0].headers["host"] == origin.partition("//")[2]
 
 
-async def test_a_link_with_another_port_or_in_another_form_is_another_origin() -> None:
+async def test_link_with_another_port_or_form_is_another_origin() -> None:
     fetches = Fetches(["http://127.0.0.1:9000"], ["127.0.0.1"])
     for url in ("http://127.0.0.1:9001/", "http://127.1:9000/", "http://2130706433:9000/", "http://localhost:9000/"):
         with pytest.raises(LinkError, match="SIGNED_URL_ORIGINS"):
             await fetches.links.fetch(url)
 
 
-async def test_a_name_without_an_address_is_an_error_of_the_link() -> None:
+async def test_name_without_an_address_raises_link_error() -> None:
     async def nowhere(_host: str, _port: int) -> list[str]:
         raise socket.gaierror("no such host")
 
@@ -131,7 +131,7 @@ async def test_a_name_without_an_address_is_an_error_of_the_link() -> None:
         await links.fetch("https://files.example/a")
 
 
-async def test_over_tls_the_certificate_is_checked_for_the_name_though_the_address_is_connected_to(
+async def test_tls_certificate_is_checked_for_the_name_not_the_address(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     authority = trustme.CA()

@@ -1,1 +1,1 @@
-"""What webhooks did not tell: deferred deliveries fetched, open batches polled, unknown batches found."""
+"""Find what webhooks did not report: complete deferred deliveries, poll open batches, sweep for unknown batches."""

@@ -1,4 +1,4 @@
-"""``python -m everyrun.reconciler``."""
+"""Run the reconciler: ``python -m everyrun.reconciler``."""
 
 from everyrun.reconciler.app import main
 

@@ -1,4 +1,4 @@
-"""The reconciler's process."""
+"""Run the reconciler: deliveries on every process; polls, sweeps and trimming only on the leader."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from everyrun.health import Health
 from everyrun.log import topics
 from everyrun.log.producer import Producer
 from everyrun.reconciler.deliveries import Deliveries, deliveries_consumer
-from everyrun.reconciler.gets import Gets
 from everyrun.reconciler.links import Links
-from everyrun.reconciler.lists import Lists
 from everyrun.reconciler.polling import Polling
+from everyrun.reconciler.run_fetcher import RunFetcher
+from everyrun.reconciler.run_lists import RunLists
 from everyrun.reconciler.sweeps import Sweeps
 from everyrun.reconciler.trimming import Trimming
 from everyrun.serve import http_server, run_service, with_health
@@ -36,16 +36,16 @@ _AWAY = (*POSTGRES_AWAY, KafkaError)
 _STOP_WITHIN = 5.0
 
 
-async def _for_ever(health: Health, part: str, work: Callable[[], Awaitable[None]]) -> None:
-    """Do the work again and again, half a second apart; what is away is waited for, and readyz says so."""
+async def _keep_running(health: Health, part: str, work: Callable[[], Awaitable[None]]) -> None:
+    """Run the work, and restart it half a second after it ends. While Kafka or Postgres is down, readyz reports it."""
     while True:
         try:
             await work()
         except* SlowStatementError as group:
-            _log.warning("starting again", part=part, error=str(group.exceptions[0]))
+            _log.warning("a statement took too long; restarting", part=part, error=str(group.exceptions[0]))
         except* _AWAY as group:
             error = group.exceptions[0]
-            _log.warning("waiting", part=part, error=f"{type(error).__name__}: {error}")
+            _log.warning("Kafka or Postgres is unavailable", part=part, error=f"{type(error).__name__}: {error}")
             health.not_ready(part, f"{type(error).__name__}: {error}")
         await asyncio.sleep(0.5)
 
@@ -64,47 +64,48 @@ async def _deliver(settings: Settings, links: Links, extend: Extend, health: Hea
 
 
 async def _poll(settings: Settings, extend: Extend, health: Health) -> None:
-    """Lead, where no other reconciler does: poll and sweep for as long as the lock is held."""
+    """Wait until no other reconciler leads; then poll, sweep and trim for as long as this process holds the lock."""
     await wait_until_same(settings, health)
     await topics.wait_until_right(settings, health)
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(await open_pool(settings, name="reconciler", max_size=6))
         producer = await stack.enter_async_context(Producer(settings, compression="zstd"))
         leading = await stack.enter_async_context(pool.acquire())
-        lists, gets = Lists(extend), Gets(pool, extend, producer, patience=settings.sweep_in_doubt_every)
-        polling = Polling(settings, pool, lists, gets)
-        sweeps = Sweeps(settings, pool, lists, gets, polling.hurry)
+        lists = RunLists(extend)
+        fetcher = RunFetcher(pool, extend, producer, first_wait=settings.sweep_in_doubt_every)
+        polling = Polling(settings, pool, lists, fetcher)
+        sweeps = Sweeps(settings, pool, lists, fetcher, polling.hurry)
         trimming = Trimming(settings, pool, producer)
         every = min(1.0, settings.poll_every / 2, settings.sweep_in_doubt_every / 2)
         while not await leading.fetchval(_sql["lead"]):
             health.ready("polling")
             await asyncio.sleep(1.0)
 
-        async def again(what: Callable[[], Awaitable[None]]) -> None:
+        async def repeat(step: Callable[[], Awaitable[None]]) -> None:
             while True:
                 try:
-                    await what()
+                    await step()
                 except* SlowStatementError as group:
-                    # Its own next turn is a second later; polls or sweeps, whichever it is not, go on.
-                    _log.warning("a statement took too long; trying again", error=str(group.exceptions[0]))
+                    # Retry only this step; the others continue.
+                    _log.warning("a statement took too long; retrying", error=str(group.exceptions[0]))
                 health.ready("polling")
                 await asyncio.sleep(every)
 
         async def still_leading() -> None:
-            # The lock goes with its connection: a lost one ends this turn at leading.
+            # The lock ends with its connection: if the connection is lost, this raises and another process may lead.
             while True:
                 await leading.fetchval("select 1")
                 await asyncio.sleep(1.0)
 
         async with asyncio.TaskGroup() as group:
-            group.create_task(again(polling.poll_due))
-            group.create_task(again(sweeps.sweep_due))
-            group.create_task(again(trimming.trim_due))
+            group.create_task(repeat(polling.poll_due))
+            group.create_task(repeat(sweeps.sweep_due))
+            group.create_task(repeat(trimming.trim_due))
             group.create_task(still_leading())
 
 
 async def _main(settings: Settings, stop: asyncio.Event) -> None:
-    # Nobody calls it. What is asked of it is to find what no webhook told of: it reads the tables, and writes the log.
+    # Nothing calls the reconciler, so it is ready only if every part works.
     health = Health(PART, "topics", "kafka", "database", "deliveries", "polling")
     registry = CollectorRegistry()
     links = Links(
@@ -118,9 +119,9 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
     ):
         count_requests(registry, extend.sent)
         tasks = [
-            asyncio.create_task(_for_ever(health, "deliveries", lambda: _deliver(settings, links, extend, health))),
-            asyncio.create_task(_for_ever(health, "polling", lambda: _poll(settings, extend, health))),
-            # Not left to the work: that may wait for minutes for what is frozen.
+            asyncio.create_task(_keep_running(health, "deliveries", lambda: _deliver(settings, links, extend, health))),
+            asyncio.create_task(_keep_running(health, "polling", lambda: _poll(settings, extend, health))),
+            # Checked beside the work, which may wait minutes for a frozen server.
             asyncio.create_task(topics.keep_looking(settings, health)),
             asyncio.create_task(keep_probing(settings, health, "database", name="reconciler")),
         ]
@@ -132,7 +133,7 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
         stopped.cancel()
         await links.aclose()
         for ended in done:
-            ended.result()  # an error without an answer: end the process, to be started anew
+            ended.result()  # an unexpected error: end the process, to be restarted
 
 
 def main() -> None:

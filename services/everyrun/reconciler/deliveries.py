@@ -1,4 +1,4 @@
-"""Deferred deliveries: the payload behind a webhook's signed link, or a Get of the run instead."""
+"""Complete deferred deliveries: fetch the payload behind a webhook's signed link, or else the run from Extend."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from everyrun.log.connection import connection
 from everyrun.log.events import DeliveryDeferred
 from everyrun.log.observation import NotARunError, observed, read_head
 from everyrun.log.producer import Log
-from everyrun.reconciler.asking import SERVICE, ask
 from everyrun.reconciler.links import LinkError, Links
+from everyrun.reconciler.run_fetcher import SERVICE, fetch_run
 from everyrun.settings import Settings
 
 _log = telemetry.log(__name__)
 _decode = msgspec.json.Decoder(DeliveryDeferred).decode
 
-#: Deliveries fetched at the same time, and the longest one may take, in seconds.
+#: Deliveries that are fetched at the same time, and the timeout of each, in seconds.
 _AT_ONCE = 16
 _EACH_WITHIN = 120.0
 
 
 def fetched_record(run: bytes, delivery: DeliveryDeferred, event_id: str, time: str) -> Record:
-    """Return the observation that a fetched payload is. Raises NotARunError, also if it is another run's.
+    """Return the record of a fetched payload. Raises NotARunError if it is not a run, or another run.
 
-    ``time`` is when the bridge received the webhook, not when the link was fetched: the payload is of the webhook's
-    moment, and a delivery that is fetched twice then gives the same record.
+    ``time`` is when the bridge received the webhook: the payload shows the run at that time, and a delivery that is
+    fetched twice gives the same record.
     """
     try:
         run.decode()
@@ -62,7 +62,10 @@ class Deliveries:
         self._log = log
 
     async def consume(self, consumer: AIOKafkaConsumer) -> None:
-        """Work off the topic for ever; a record is committed after its outcome is acknowledged. Raises KafkaError."""
+        """Complete the deliveries of the topic, for ever. Commit an offset after Kafka has acknowledged the outcome.
+
+        Raises KafkaError.
+        """
         while True:
             taken = await consumer.getmany(timeout_ms=500, max_records=_AT_ONCE)
             records = [record for part in taken.values() for record in part]
@@ -78,35 +81,35 @@ class Deliveries:
                 await consumer.commit({part: found[-1].offset + 1 for part, found in taken.items()})
                 hit("deliveries.after_offset")
             except (CommitFailedError, IllegalStateError, RebalanceInProgressError) as error:
-                # Another reconciler has the partition now and does these again, with the same ids.
-                _log.info("deliveries not committed", error=str(error))
+                # Another reconciler has the partition now, and repeats these with the same ids.
+                _log.info("cannot commit offsets of deliveries", error=str(error))
 
     async def outcome(
         self, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]]
     ) -> Record | None:
-        """The observation for one record; None where there is none to be had now, and polling will find the run."""
+        """Return the record of the run in one delivery, or None if it cannot be fetched; polling will find the run."""
         try:
             delivery = _decode(value or b"")
         except (msgspec.DecodeError, UnicodeError):
-            _log.warning("a delivery that cannot be read; the processor quarantines it", key=repr(key))
+            _log.warning("cannot read a delivery; the processor quarantines it", key=repr(key))
             return None
         try:
             async with asyncio.timeout(_EACH_WITHIN):
                 return await self._fetch(delivery, header(headers, "ce_id"), header(headers, "ce_time"))
         except (ExtendError, TimeoutError) as error:
-            _log.warning("a delivery is left to polling", run=delivery.run_id, error=str(error) or "not in time")
+            _log.warning("cannot complete a delivery; polling will", run=delivery.run_id, error=str(error) or "timeout")
             return None
 
     async def _fetch(self, delivery: DeliveryDeferred, event_id: str, time: str) -> Record:
         try:
             return fetched_record(await self._links.fetch(delivery.url), delivery, event_id, time)
         except (LinkError, NotARunError) as error:
-            _log.info("a signed link gave nothing; asking for the run", run=delivery.run_id, reason=str(error))
-            return await ask(self._extend, delivery.run_id)
+            _log.info("cannot fetch a signed link; fetching the run", run=delivery.run_id, reason=str(error))
+            return await fetch_run(self._extend, delivery.run_id)
 
 
 def deliveries_consumer(settings: Settings) -> AIOKafkaConsumer:
-    """A consumer of ``deliveries`` in the reconcilers' group; not started."""
+    """Return a consumer of ``deliveries`` in the reconcilers' group, not started."""
     return AIOKafkaConsumer(
         settings.topic("deliveries"),
         group_id=settings.topic_prefix + "reconciler",

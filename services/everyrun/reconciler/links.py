@@ -1,9 +1,9 @@
-"""Fetching the payload behind a signed link: from allowed origins only, without redirects, within limits.
+"""Fetch the payload behind a signed link: only from allowed origins, without redirects, within limits.
 
-An origin of the settings is allowed by its name, and its name may come to mean another address (DNS rebinding, a
-poisoned cache): so the address is looked up here, checked, and that very address is connected to. An address that is
-not public is refused, unless the origin is written in the settings as that address, or with its port: so are
-``http://127.0.0.1:9000`` and ``https://minio.internal:9000`` allowed, and ``https://minio.internal`` is not.
+The settings allow an origin by name, but the name may come to mean another address (DNS rebinding, a poisoned cache).
+So this module resolves the name itself, checks the address, and connects to exactly that address. It refuses an address
+that is not public, unless the setting names the address or a port: ``http://127.0.0.1:9000`` and
+``https://minio.internal:9000`` may lead to a private address, and ``https://minio.internal`` may not.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class Origin(NamedTuple):
 
 
 class LinkError(Exception):
-    """The link gave no payload; the text says why, without the link."""
+    """The payload cannot be fetched; the text says why, without the link."""
 
 
 def origin(url: str) -> Origin | None:
-    """The origin of a URL; None where it is not a plain http(s) URL (credentials are not plain)."""
+    """Return the origin of a URL, or None if it is not http(s) or holds credentials."""
     try:
         parsed = httpx.URL(url)
         port = parsed.port or {"https": 443, "http": 80}.get(parsed.scheme)
@@ -45,16 +45,16 @@ def origin(url: str) -> Origin | None:
 
 
 def may_be_private(written: str) -> bool:
-    """Whether an origin, as it is written in the settings, may lead to an address that is not public."""
+    """Return True if an origin, as written in the settings, may lead to an address that is not public."""
     found = origin(written)
     if found is None:
         return False
-    # httpx takes a scheme's own port for none, so it is looked for in the text.
+    # httpx drops the default port of a scheme, so look for it in the text.
     return written.rstrip("/").endswith(f":{found.port}") or _as_address(found.host) is not None
 
 
 def is_public(address: str) -> bool:
-    """Whether an address is one of the internet; one that holds an IPv4 address is as public as that is."""
+    """Return True if an address is on the public internet. An IPv6 address that holds an IPv4 one counts as that."""
     found = _as_address(address)
     if found is None:
         return False
@@ -68,7 +68,7 @@ def is_public(address: str) -> bool:
     return found.is_global and not (found.is_multicast or found.is_reserved or site_local)
 
 
-#: 64:ff9b::/96, behind which NAT64 has the whole of IPv4.
+#: 64:ff9b::/96, which NAT64 maps to all of IPv4.
 _NAT64 = 0x0064FF9B0000000000000000
 
 
@@ -80,13 +80,13 @@ def _as_address(host: str) -> Address | None:
 
 
 async def resolve(host: str, port: int) -> list[str]:
-    """The addresses of a host, by the system's resolver. Raises OSError where it has none."""
+    """Return the addresses of a host, by the system's resolver. Raises OSError if it has none."""
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
 class Links:
-    """Fetches signed links. ``origins`` are the only ones it goes to; http is allowed where one of them says so."""
+    """Fetches signed links from the given origins, and no others. Plain http is allowed if an origin has it."""
 
     def __init__(
         self,
@@ -107,8 +107,8 @@ class Links:
         self._timeout = timeout
         self._tries = tries
         self._resolve = resolver
-        # trust_env: a proxy of the environment would look the name up itself, and connect where it liked. No
-        # connection is kept: TLS is made for a name, and a connection is found again by the address alone.
+        # trust_env=False: a proxy would resolve the name itself and connect elsewhere. Connections are not kept alive:
+        # TLS is for a name, but httpx would find the connection by the address alone.
         self._http = httpx.AsyncClient(
             follow_redirects=False,
             timeout=timeout,
@@ -124,10 +124,11 @@ class Links:
         await self._http.aclose()
 
     async def fetch(self, url: str) -> bytes:
-        """The body behind the link. Raises LinkError: another origin or address, not 200, too large, not in time.
+        """Return the body behind a link.
 
-        A 5xx, a 429 or a broken connection is tried again; anything else is final (the link lasts an hour: SDK
-        1.20.0, wrapper/webhooks.py).
+        Raises LinkError if the origin or the address is not allowed, the status is not 200, the body is too large, or
+        the fetch times out. Retries 5xx, 429 and broken connections. The link lasts an hour (SDK 1.20.0,
+        wrapper/webhooks.py).
         """
         wanted = origin(url)
         if wanted is None or wanted not in self._private:
@@ -150,14 +151,14 @@ class Links:
         raise LinkError(why)
 
     async def _address(self, wanted: Origin, attempt: int) -> str:
-        """The address to connect to. All that the name means must be allowed, not only the one whose turn it is."""
+        """Return the address to connect to, another one for each attempt. Every address of the name must be allowed."""
         literal = _as_address(wanted.host)
         found = [wanted.host.strip("[]")] if literal is not None else await self._resolve(wanted.host, wanted.port)
         if not found:
             raise OSError("no address")
         if not self._private[wanted] and not all(map(is_public, found)):
             raise LinkError(
-                f"{wanted.host} leads to an address that is not public; if that is meant, write its origin with the "
+                f"{wanted.host} has an address that is not public; if that is intended, write the origin with its "
                 f"port in EVERYRUN_SIGNED_URL_ORIGINS: {wanted.scheme}://{wanted.host}:{wanted.port}"
             )
         return found[(attempt - 1) % len(found)]
@@ -166,7 +167,7 @@ class Links:
         given = httpx.URL(url)
         host = given.netloc.decode("ascii")
         pinned = given.copy_with(host=address)
-        # The certificate is checked for the name, not for the address.
+        # Check the certificate for the name, not for the address.
         extensions = {"sni_hostname": given.raw_host.decode("ascii")}
         async with self._http.stream("GET", pinned, headers={"host": host}, extensions=extensions) as response:
             if response.status_code != 200:

@@ -1,20 +1,22 @@
-"""Polling open batches: the whole list of a batch, and a Get of what no webhook told."""
+"""Poll open batches: list the runs of a batch, and fetch those that no webhook reported."""
 
 from __future__ import annotations
 
 import asyncio
 import random
 import time
+from collections.abc import Callable
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 import asyncpg
 import msgspec
 
 from everyrun import telemetry
 from everyrun.extend.client import ExtendError
-from everyrun.reconciler.gets import Gets, Outcome
-from everyrun.reconciler.lists import Lists
-from everyrun.reconciler.missing import Listed, is_told, missing, settled_before, unnamed
+from everyrun.reconciler.listed_runs import ListedRun, change_cutoff, is_known, runs_to_fetch, unidentified_runs
+from everyrun.reconciler.run_fetcher import Outcome, RunFetcher
+from everyrun.reconciler.run_lists import RunLists
 from everyrun.reconciler.schedule import Turns, after_failure, after_poll, first_turn
 from everyrun.settings import Settings
 from everyrun.store.pool import SlowStatementError
@@ -24,26 +26,47 @@ _log = telemetry.log(__name__)
 _sql = beside(__file__, "reconciler.sql")
 
 _BATCHES_AT_ONCE = 4
-#: All open batches are looked at this often, in seconds; between, those sent since, and this long before.
+#: Seconds between two reads of all open batches. Between them, only batches sent since the last read are read, and
+#: those sent up to a minute before it, because the processor may apply a batch late.
 _LOOK_AT_ALL_EVERY = 300.0
-_TOLD_LATE = timedelta(seconds=60)
+_APPLIED_LATE = timedelta(seconds=60)
+
+
+class Poll(NamedTuple):
+    """The result of polling a batch."""
+
+    #: Runs that were fetched.
+    found: int
+    #: True if the batch waits only for a person: no run in it is new or in progress.
+    resting: bool
 
 
 class Polling:
-    """Polls each open batch when its turn comes."""
+    """Polls each open batch when it is due."""
 
-    def __init__(self, settings: Settings, pool: asyncpg.Pool, lists: Lists, gets: Gets) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        pool: asyncpg.Pool,
+        lists: RunLists,
+        fetcher: RunFetcher,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._settings = settings
         self._pool = pool
         self._lists = lists
-        self._gets = gets
+        self._fetcher = fetcher
+        self._clock = clock
         self._turns = Turns()
         self._looked_at_all = float("-inf")
         self._known_up_to: datetime | None = None
 
     async def poll_due(self) -> None:
-        """Poll each open batch whose turn it is. Raises asyncpg's and Kafka's errors; Extend's are a batch's own."""
-        now = time.monotonic()
+        """Poll each open batch that is due. Raises asyncpg's and Kafka's errors.
+
+        An error of Extend only makes the poll of its batch fail.
+        """
+        now = self._clock()
         await self._look_for_new(now)
         gate = asyncio.Semaphore(_BATCHES_AT_ONCE)
 
@@ -56,14 +79,14 @@ class Polling:
                 group.create_task(one(batch_id))
 
     async def _look_for_new(self, now: float) -> None:
-        """Give each batch that is new here its first turn.
+        """Give each batch that this process does not know its first turn.
 
-        Only those sent lately are looked at each time. All are looked at now and then: the processor may tell late of
-        a batch, and a batch that is settled is forgotten.
+        Each time read only the batches sent lately. Every five minutes read all, to find batches that were applied
+        late and to forget settled ones.
         """
         s = self._settings
         everything = now - self._looked_at_all >= _LOOK_AT_ALL_EVERY or self._known_up_to is None
-        since = None if everything or self._known_up_to is None else self._known_up_to - _TOLD_LATE
+        since = None if everything or self._known_up_to is None else self._known_up_to - _APPLIED_LATE
         rows = await self._pool.fetch(_sql["open_batches"], s.poll_first_after, s.poll_for, since)
         if everything:
             self._looked_at_all = now
@@ -75,7 +98,7 @@ class Polling:
                 self._turns.set(row["batch_id"], turn)
 
     def hurry(self, batch_id: str) -> None:
-        """Poll the batch next, if it is open: there is something to be had."""
+        """Make an open batch due now, because it has something new."""
         if batch_id in self._turns:
             self._turns.set(batch_id, msgspec.structs.replace(self._turns[batch_id], due=0.0))
 
@@ -89,52 +112,48 @@ class Polling:
                 self._turns.forget(batch_id)
                 return
             overdue = row["age"] > self._settings.overdue_after
-            found, resting = await self._poll(batch_id, row["expected"], overdue=overdue)
-            now = time.monotonic()
+            found, resting = await self.poll(batch_id, row["expected"], overdue=overdue)
+            now = self._clock()
             age, settled = row["age"], row["settled"]
             turn = after_poll(
                 begun, now=now, age=age, every=every, settled=settled, found=found, jitter=jitter, resting=resting
             )
             await self._pool.execute(_sql["poll_again"], batch_id, turn.due - now, resting)
         except (ExtendError, msgspec.DecodeError, SlowStatementError) as error:
-            _log.warning("a poll failed; the batch is polled again later", batch=batch_id, error=str(error))
-            now = time.monotonic()
+            _log.warning("a poll failed; retrying later", batch=batch_id, error=str(error))
+            now = self._clock()
             turn = after_failure(begun, now=now, every=every, jitter=jitter)
             await self._pool.execute(_sql["poll_again"], batch_id, turn.due - now, False)
-        # What made it urgent meanwhile, this poll may have been too early to list.
+        # If the batch was hurried during this poll, the poll may have been too early to see the change.
         hurried = self._turns[batch_id] is not begun
         self._turns.set(batch_id, msgspec.structs.replace(turn, due=0.0) if hurried else turn)
 
-    async def poll(self, batch_id: str, expected: int, *, overdue: bool = False) -> int:
-        """List the batch, Get what is missing, write it; how many runs were had.
+    async def poll(self, batch_id: str, expected: int, *, overdue: bool = False) -> Poll:
+        """List the runs of a batch, and write those that the tables do not have to the log.
 
-        A run that cannot be had now is left for the next poll. Raises ExtendError where the list failed.
+        A run that cannot be fetched now is left for the next poll. If the batch is ``overdue``, also fetch runs in
+        progress that no row names, to find out which inputs have no run. Raises ExtendError if the list fails.
         """
-        found, _ = await self._poll(batch_id, expected, overdue=overdue)
-        return found
-
-    async def _poll(self, batch_id: str, expected: int, *, overdue: bool) -> tuple[int, bool]:
-        """Poll, as above; also whether the batch only waits for a person: nothing in it is new or under way."""
-        listed: dict[str, Listed] = {}
-        before = None
+        listed: dict[str, ListedRun] = {}
+        cutoff = None
         async for page, at in self._lists.pages(batchId=batch_id, sortBy="createdAt", sortDir="asc"):
-            # A batch's list is its own: what a wrong answer mixes in is not looked at.
+            # Ignore runs of other batches, which a wrong response may contain.
             listed.update((run.run_id, run) for run in page if run.batch_id in (None, batch_id))
-            before = before or settled_before(at, self._settings.poll_grace)
+            cutoff = cutoff or change_cutoff(at, self._settings.poll_grace)
         runs = list(listed.values())
-        known = await self._gets.known(listed)
-        wanted = missing(runs, known, before)
+        known = await self._fetcher.known(listed)
+        wanted = runs_to_fetch(runs, known, cutoff)
         if overdue:
-            wanted += unnamed(runs, known, expected)
+            wanted += unidentified_runs(runs, known, expected)
         unlisted = await self._pool.fetch(_sql["not_listed"], batch_id, list(listed))
-        wanted += [Listed(row["run_id"], "not listed", batch_id) for row in unlisted]
-        outcomes = await self._gets.fetch(wanted)
-        here = [run_id for run_id in listed if outcomes.get(run_id, Outcome.HAD) is Outcome.HAD]
-        await self._pool.execute(_sql["not_gone"], here)
-        await self._pool.execute(_sql["keep_poll"], batch_id, len(runs), sum(not run.resting for run in runs))
-        found = sum(outcome is Outcome.HAD for outcome in outcomes.values())
-        if (wanted and found) or not all(run.resting for run in runs):
-            return found, False
-        gone = {row["run_id"] for row in await self._pool.fetch(_sql["gone_of"], batch_id)}
-        told = all(run.run_id in gone or is_told(run, known.get(run.run_id, ())) for run in runs)
-        return found, told and len(gone | listed.keys()) >= expected
+        wanted += [ListedRun(row["run_id"], "not listed", batch_id) for row in unlisted]
+        outcomes = await self._fetcher.fetch(wanted)
+        present = [run_id for run_id in listed if outcomes.get(run_id, Outcome.FETCHED) is Outcome.FETCHED]
+        await self._pool.execute(_sql["forget_gone"], present)
+        await self._pool.execute(_sql["save_poll"], batch_id, len(runs), sum(not run.at_rest for run in runs))
+        found = sum(outcome is Outcome.FETCHED for outcome in outcomes.values())
+        if (wanted and found) or not all(run.at_rest for run in runs):
+            return Poll(found, False)
+        gone = {row["run_id"] for row in await self._pool.fetch(_sql["gone_runs"], batch_id)}
+        nothing_new = all(run.run_id in gone or is_known(run, known.get(run.run_id, ())) for run in runs)
+        return Poll(found, nothing_new and len(gone | listed.keys()) >= expected)

@@ -1,5 +1,5 @@
 -- name: open_batches
--- Batches to poll that were sent after $3, or all ($3 is null).
+-- Batches to poll, sent after $3 (null: all).
 select b.batch_id, now() - make_interval(secs => $1) as up_to,
        extract(epoch from now() - p.complete_at)::float8 as polled_ago,
        extract(epoch from p.due_at - now())::float8 as due_in
@@ -11,25 +11,25 @@ where b.state = 'SUBMITTED' and b.batch_id is not null
 order by b.submitted_at
 
 -- name: open_batch
--- One of them, if it is still to be polled.
+-- One batch, if it must still be polled.
 select b.batch_id, b.expected, extract(epoch from now() - b.submitted_at)::float8 as age,
        coalesce((select sum(value::bigint) from jsonb_each_text(b.counts)
                  where key in ('PROCESSED', 'FAILED', 'CANCELLED', 'REJECTED')), 0)::bigint as settled
 from everyrun.batches b
 where b.batch_id = $1 and b.state = 'SUBMITTED' and b.submitted_at > now() - make_interval(secs => $2)
 
--- name: gone_of
+-- name: gone_runs
 select run_id from everyrun_queue.gone_runs where batch_id = $1
 
 -- name: poll_again
--- In $2 seconds; $3: it only waits for a person, so a reconciler that starts anew keeps to that time.
+-- Poll a batch again in $2 seconds. If it waits only for a person ($3), a restarted reconciler keeps that time.
 update everyrun_queue.polls
 set next_at = now() + make_interval(secs => $2),
     due_at = case when $3 then now() + make_interval(secs => $2) else due_at end
 where batch_id = $1
 
 -- name: known_runs
--- One that lost its content before it was known to be ours is to be had again.
+-- Leave out a run whose content was dropped before it was known to be ours: it must be fetched again.
 select run_id, status, settled_at from everyrun.results where run_id = any ($1::text[]) and right(version, 1) <> '~'
 union all
 select run_id, status, settled_at from everyrun.duplicate_runs
@@ -38,7 +38,7 @@ union all
 select run_id, status, settled_at from everyrun.unmatched_runs where run_id = any ($1::text[])
 
 -- name: not_listed
--- Runs that inputs of a batch wait for and that its complete list does not have.
+-- Runs that inputs of a batch wait for, and that are missing in its complete list.
 select r.run_id
 from everyrun.batches b
 join everyrun.results r on r.input_id = any (b.input_ids) and r.batch_id = b.batch_id
@@ -46,25 +46,27 @@ where b.batch_id = $1 and r.run_id is not null and r.run_id <> all ($2::text[])
   and r.status not in ('PROCESSED', 'FAILED', 'CANCELLED', 'REJECTED')
   and not exists (select from everyrun_queue.gone_runs g where g.run_id = r.run_id)
 
--- name: keep_poll
+-- name: save_poll
 insert into everyrun_queue.polls (batch_id, complete_at, listed, running) values ($1, now(), $2, $3)
 on conflict (batch_id) do update
 set complete_at = excluded.complete_at, listed = excluded.listed, running = excluded.running
 
--- name: keep_gone
+-- name: save_gone
 insert into everyrun_queue.gone_runs (run_id, batch_id, gone_at) values ($1, $2, now()) on conflict do nothing
 
--- name: not_gone
+-- name: forget_gone
 delete from everyrun_queue.gone_runs where run_id = any ($1::text[])
 
 -- name: workflows
--- Whose runs are swept ($2: only this one): since when at the most, and back to when while the outcome of a call is
--- unknown. Of an attempt whose worker ended before it could say what it sends, only the doubt is known; its submission
--- names the workflow. What is in doubt and waits for nobody but a person (held, or a chunk that the queue does not have)
--- is apart: held_calls, and for how many seconds each has been in doubt.
--- oldest_call: no call whose outcome is unknown was made before; every attempt at a chunk counts whose last is in doubt.
--- Null where the queue has a call in doubt that these tables do not tell of yet.
--- The workflows are found by jumping through the index from one to the next: however many batches each has.
+-- Workflows to sweep, or only $2.
+-- since: when the oldest batch was sent that may still change.
+-- doubt_since: when the oldest call in doubt began that evidence may settle.
+-- held_calls, held_for: calls in doubt that only a person can settle (the chunk is held, or the queue has lost it), and
+-- for how many seconds each has been in doubt.
+-- oldest_call: no call in doubt was made before this. Every attempt counts if the chunk's last one is in doubt. Null if
+-- the queue has a call in doubt that the result tables do not have yet.
+-- An attempt has no workflow if its worker ended before it recorded what it sends; then its submission names it.
+-- The recursive query jumps through the index from one workflow to the next, however many batches each has.
 with recursive named as (
     (select workflow_id from everyrun.batches where workflow_id is not null order by workflow_id limit 1)
     union all
@@ -89,7 +91,7 @@ calls as (
     left join everyrun.submissions s on s.submission_id = b.submission_id
     group by d.workflow_id
 ),
-untold as (
+unapplied as (
     select distinct s.workflow_id
     from everyrun_queue.chunks c join everyrun_queue.submissions s using (submission_id)
     where c.state in ('sending', 'in_doubt')
@@ -112,7 +114,7 @@ found as (
 select f.workflow_id, f.since, d.doubt_since, d.held_calls, d.held_for,
        (select w.begun_at from everyrun_queue.sweeps w where w.workflow_id = f.workflow_id
         order by w.begun_at desc limit 1) as last_begun_at,
-       case when not exists (select from untold u where u.workflow_id = f.workflow_id) then
+       case when not exists (select from unapplied u where u.workflow_id = f.workflow_id) then
            least(now(), (select c.oldest from calls c where c.workflow_id = f.workflow_id))
        end as oldest_call,
        extract(epoch from now())::float8 as now
@@ -129,14 +131,14 @@ cross join lateral (
 where f.since is not null
 order by f.workflow_id
 
--- name: keep_owed
--- Of a settled batch, which no poll looks at any more.
+-- name: save_failed
+-- Record a run that cannot be fetched, if its batch is settled: no poll looks at that batch any more.
 insert into everyrun_queue.gone_runs (run_id, batch_id, gone_at)
 select $1, $2, now() where exists (select from everyrun.batches b where b.batch_id = $2 and b.state = 'SETTLED')
 on conflict do nothing
 
--- name: owed
--- Runs of the workflow's settled batches that were listed with something new and could not be had.
+-- name: failed_runs
+-- Runs of the workflow's settled batches that were listed with a new state and could not be fetched.
 select g.run_id, g.batch_id
 from everyrun_queue.gone_runs g join everyrun.batches b using (batch_id)
 where b.workflow_id = $1 and b.state = 'SETTLED' and b.submitted_at > now() - make_interval(secs => $2)
@@ -146,14 +148,14 @@ order by g.gone_at, g.run_id
 select clock_timestamp()
 
 -- name: batches_listed
--- What is known of batches: ours and still polled, ours, or somebody else's of which a run was fetched already.
+-- Those of the listed batches that are known: ours (and still polled or not), or a foreign one of which a run was fetched.
 select batch_id, state = 'SUBMITTED' and submitted_at > now() - make_interval(secs => $2) as polled, true as ours
 from everyrun.batches where batch_id = any ($1::text[])
 union all
 select distinct u.batch_id, false, false from everyrun.unmatched_runs u
 where u.batch_id = any ($1::text[]) and not exists (select from everyrun.batches b where b.batch_id = u.batch_id)
 
--- name: keep_sweep
+-- name: save_sweep
 insert into everyrun_queue.sweeps (workflow_id, begun_at, complete_at) values ($1, $2, clock_timestamp())
 
 -- name: forget_sweeps

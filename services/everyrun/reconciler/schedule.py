@@ -1,4 +1,4 @@
-"""When a batch is polled next, and when a workflow is swept. Pure but for the jitter handed in."""
+"""Decide when to poll a batch next, and when to sweep a workflow. Pure: jitter and time are arguments."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections.abc import Collection, Iterator
 
 import msgspec
 
-#: Polls of a batch whose webhooks come are up to this many times rarer.
+#: While webhooks arrive, the wait between polls of a batch grows up to this many times.
 _SLOWEST = 8.0
-#: An old batch waits this part of its age, and no longer than so many seconds.
+#: An old batch waits this share of its age, up to a maximum in seconds.
 _AGE_SHARE, _AGE_MOST = 1 / 20, 3600.0
-#: A sweep that took long is followed by a wait of this many times as long; while a call is in doubt inputs wait for it.
+#: After a sweep comes a pause of this many times its duration. It is shorter in doubt, because inputs wait for sweeps.
 _REST, _REST_IN_DOUBT = 5.0, 1.0
-#: A batch that only waits for a person waits this part of its age; and no longer than so many seconds.
+#: A batch that waits only for a person waits this share of its age, up to a maximum in seconds.
 _RESTING_SHARE, _RESTING_MOST = 1 / 2, 86_400.0
-#: A call that only a person can settle is looked back for this often at least, in seconds.
+#: Longest time between sweeps that look back to a call that only a person can settle, in seconds.
 _LOOK_BACK_MOST = 86_400.0
 
 
 class Turn(msgspec.Struct, frozen=True):
-    """What is remembered of a batch between polls: when it is due (seconds), how slowed, how many were settled."""
+    """The next poll of a batch: when it is due (seconds), the factor of its wait, and how many runs were settled."""
 
     due: float
     slowed: float = 1.0
@@ -38,14 +38,14 @@ def after_poll(
     jitter: float,
     resting: bool = False,
 ) -> Turn:
-    """The next turn after a poll that fetched ``found`` runs of a batch that was sent ``age`` seconds ago.
+    """Return the next turn after a poll that fetched ``found`` runs of a batch that was sent ``age`` seconds ago.
 
-    Where webhooks bring what there is (more is settled than before, and the poll found nothing), the wait doubles, up
-    to eight times ``every``; a poll that found something, or a batch of which nothing is heard, takes it back to
-    ``every``. An old batch, whose last runs may wait days for a person, waits a twentieth of its age, at most an hour:
-    what changes in it meanwhile the sweep of its workflow sees. ``jitter`` in [0, 1) makes any wait up to a fifth
-    longer. A batch that is ``resting`` (all its runs wait for a person, or are gone) waits half of its age, at most a
-    day.
+    If webhooks arrive (more runs are settled than before, and the poll found none), the wait doubles, up to eight
+    times ``every``. If the poll found a run, or nothing changed at all, the wait is ``every`` again.
+
+    An old batch, whose last runs may wait days for a person, waits a twentieth of its age, up to an hour; until then
+    the sweep of its workflow sees its changes. A batch that is ``resting`` (every run waits for a person, or was
+    deleted) waits half its age, up to a day. ``jitter`` in [0, 1) makes every wait up to a fifth longer.
     """
     arriving = found == 0 and settled > turn.settled
     slowed = min(turn.slowed * 2, _SLOWEST) if arriving else 1.0
@@ -56,21 +56,21 @@ def after_poll(
 
 
 def after_failure(turn: Turn, *, now: float, every: float, jitter: float) -> Turn:
-    """The next turn after a poll that failed, however old the batch is."""
+    """Return the next turn after a failed poll. The age of the batch does not matter."""
     return Turn(now + every * (1 + jitter / 5), 1.0, turn.settled)
 
 
 def first_turn(*, now: float, every: float, polled_ago: float | None, due_in: float | None = None) -> Turn:
-    """The turn of a batch this process has not polled: at once, or ``every`` after another one's poll.
+    """Return the first turn of a batch in this process: at once, or ``every`` seconds after another process's poll.
 
-    One that waits for a person is due in ``due_in`` seconds.
+    A batch that waits for a person is due in ``due_in`` seconds.
     """
     wait = 0.0 if polled_ago is None else every - polled_ago
     return Turn(now + max(wait if due_in is None else due_in, 0.0))
 
 
 class Turns:
-    """The turns of all open batches; which are due costs nothing for those that are not."""
+    """The turns of all open batches, in a heap: finding those that are due does not touch the others."""
 
     def __init__(self) -> None:
         self._turns: dict[str, Turn] = {}
@@ -98,28 +98,28 @@ class Turns:
         heapq.heapify(self._heap)
 
     def due(self, now: float) -> Iterator[str]:
-        """Yield each batch whose turn it is, once; it has its next turn when it is set again."""
+        """Yield each batch that is due, once. It is not due again until its turn is set."""
         taken = set()
         while self._heap and self._heap[0][0] <= now:
             due, batch_id = heapq.heappop(self._heap)
-            # An entry may be of a turn that was replaced since.
+            # Skip an entry whose turn was replaced since.
             if batch_id in self._turns and self._turns[batch_id].due == due and batch_id not in taken:
                 taken.add(batch_id)
                 yield batch_id
 
 
 def look_back_wait(held_for: float, every: float) -> float:
-    """Seconds between sweeps back to a call that only a person can settle, in doubt for ``held_for`` seconds so far.
+    """Return the seconds between two sweeps that look back to a call that only a person can settle.
 
-    As long again as it has been, so the waits double; at least ``every``, at most a day.
+    It is as long as the call has been in doubt (``held_for``), so the wait doubles: at least ``every``, at most a day.
     """
     return max(every, min(held_for, _LOOK_BACK_MOST))
 
 
 def sweep_wait(*, in_doubt: bool, every: float, in_doubt_every: float, took: float) -> float:
-    """Seconds from the start of a sweep that ``took`` so long to the start of the next one.
+    """Return the seconds from the start of a sweep that took ``took`` seconds to the start of the next one.
 
-    Sweeps take at most a sixth of the time, and so of the budget, whatever the settings ask for; in doubt, a half.
+    Sweeps use at most a sixth of the time, and so of the rate limit, or half of it while a call is in doubt.
     """
     if in_doubt:
         return max(in_doubt_every, took * (1 + _REST_IN_DOUBT))

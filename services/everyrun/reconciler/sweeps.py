@@ -1,19 +1,26 @@
-"""Sweeping a workflow's runs, the last changed first: for batches nobody knows, and for what became of settled runs."""
+"""Sweep workflows: list the runs that changed lately, to find unknown batches and changes of settled runs."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 import asyncpg
 import msgspec
 
 from everyrun import telemetry
 from everyrun.extend.client import ExtendError
-from everyrun.reconciler.gets import Gets, Outcome
-from everyrun.reconciler.lists import Lists
-from everyrun.reconciler.missing import Listed, made_since, missing, settled_before, unknown_batches
+from everyrun.reconciler.listed_runs import (
+    ListedRun,
+    change_cutoff,
+    may_be_made_since,
+    runs_of_unknown_batches,
+    runs_to_fetch,
+)
+from everyrun.reconciler.run_fetcher import Outcome, RunFetcher
+from everyrun.reconciler.run_lists import RunLists
 from everyrun.reconciler.schedule import look_back_wait, sweep_wait
 from everyrun.settings import Settings
 from everyrun.store.pool import SlowStatementError
@@ -22,43 +29,62 @@ from everyrun.store.sql import beside
 _log = telemetry.log(__name__)
 _sql = beside(__file__, "reconciler.sql")
 
-#: The workflows are looked up this often at most, in seconds.
+#: Shortest time between two reads of the workflows, in seconds.
 _LOOK_EVERY = 10.0
-#: Runs of an unknown batch that are tried on a page before it is left for this time.
+#: Runs of an unknown batch that are tried on a page before the sweep goes on without one.
 _TRIES = 3
-#: Unknown batches remembered as found; the processor has told of the oldest long since.
+#: Maximum number of unknown batches remembered as found. The tables have those that are forgotten.
 _REMEMBERED = 10_000
 
 
+class Cutoffs(NamedTuple):
+    """Times that a sweep compares runs with, by Extend's clock."""
+
+    #: The sweep ends at runs last changed before this.
+    floor: datetime
+    #: A run that changed after this is left to its webhook. None: no run is.
+    changed: datetime | None
+    #: The oldest call in doubt may have made batches created after this. None: it is not known.
+    oldest_call: datetime | None
+
+
 class Sweeps:
-    """One standing sweep a workflow. How far they came is kept in ``everyrun_queue.sweeps``.
+    """Sweeps each workflow in turn, and records complete sweeps in ``everyrun_queue.sweeps``.
 
-    A sweep that is kept there as complete says: every batch that a call of unknown outcome may have made, and that was
-    listed, has a run of it in the log. So a chunk in doubt is sent again only after such sweeps. What does not count:
+    A complete sweep guarantees: of every listed batch that a call in doubt may have made, a run is in the log. The
+    resolver resends a chunk in doubt only after such sweeps. A batch does not make a sweep incomplete if
 
-    - a run of a batch that is known (ours, or somebody's of which a run is in the tables): it proves nothing new;
-    - a batch all of whose runs are gone: nobody can ever have them;
-    - a batch of which no run can be had, but one was created before the oldest call that may still be in doubt.
+    - it is known: it is ours, or a run of it is in the tables already;
+    - all of its runs were deleted, so nobody can ever fetch one;
+    - none of its runs can be fetched, but one was created before the oldest call that may still be in doubt.
 
-    A batch of which no run can be had and that was created later may be the one looked for. It keeps the sweep from
-    being complete for as long as such a call is in doubt, that is until a run of it can be had or a person decides.
+    A later batch whose runs cannot be fetched may be the one we are looking for. Sweeps remain incomplete until one of
+    its runs can be fetched, or no call is in doubt any more.
 
-    A chunk that is held waits for a person; only a run of it could spare the decision. Sweeps look back for it ever
-    more rarely, in the end once a day (:func:`look_back_wait`). Once it is sent again and in doubt again, it counts
-    like any other.
+    A held chunk waits for a person; only a run of it would make the decision unnecessary. Sweeps look back for it at
+    growing intervals, up to a day (:func:`look_back_wait`). If it is resent and in doubt again, it counts as before.
 
-    ``hurry`` is called with each batch that is polled and of which the sweep saw something new.
+    ``hurry`` is called for each polled batch in which a sweep finds something new.
     """
 
     def __init__(
-        self, settings: Settings, pool: asyncpg.Pool, lists: Lists, gets: Gets, hurry: Callable[[str], None]
+        self,
+        settings: Settings,
+        pool: asyncpg.Pool,
+        lists: RunLists,
+        fetcher: RunFetcher,
+        hurry: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
         self._pool = pool
         self._lists = lists
-        self._gets = gets
+        self._fetcher = fetcher
         self._hurry = hurry
+        self._clock = clock
+        #: Unknown batches of which a run was fetched, oldest first.
         self._fetched: dict[str, None] = {}
+        #: By workflow: when this process began the last sweep, and how long it took.
         self._last: dict[str, tuple[float, float]] = {}
         #: When this process last looked back to a call that only a person can settle.
         self._looked_back: dict[tuple[str, datetime], float] = {}
@@ -66,29 +92,35 @@ class Sweeps:
         self._looked_at = float("-inf")
 
     async def sweep_due(self) -> None:
-        """Sweep each workflow whose turn it is. Raises asyncpg's and Kafka's errors; Extend's are a workflow's own."""
-        if time.monotonic() - self._looked_at < self._look_every:
+        """Sweep each workflow that is due. Raises asyncpg's and Kafka's errors.
+
+        An error of Extend only makes the sweep of its workflow fail.
+        """
+        if self._clock() - self._looked_at < self._look_every:
             return
-        self._looked_at = time.monotonic()
+        self._looked_at = self._clock()
         rows = await self._pool.fetch(_sql["workflows"], self._settings.poll_for, None)
         held = {(row["workflow_id"], call) for row in rows for call in row["held_calls"]}
         self._looked_back = {call: at for call, at in self._looked_back.items() if call in held}
         for found in rows:
-            workflow, began = found["workflow_id"], time.monotonic()
+            workflow, began = found["workflow_id"], self._clock()
             if not self._is_due(found, began):
                 continue
             try:
-                # Sweeps of others may have taken long.
+                # Read the row again, because earlier sweeps may have taken long.
                 row = await self._pool.fetchrow(_sql["workflows"], self._settings.poll_for, workflow)
                 if row is not None:
                     await self.sweep(workflow, self._since(row, began), row["oldest_call"])
             except (ExtendError, msgspec.DecodeError, SlowStatementError) as error:
-                _log.warning("a sweep failed; it is made again", workflow=workflow, error=str(error))
-            self._last[workflow] = (began, time.monotonic() - began)
+                _log.warning("a sweep failed; retrying later", workflow=workflow, error=str(error))
+            self._last[workflow] = (began, self._clock() - began)
 
     def _since(self, row: asyncpg.Record, now: float) -> datetime:
-        """Back to when a sweep goes: to the last one, to every call that evidence may settle, and now and then to those
-        that only a person can."""
+        """Return the time that a sweep goes back to.
+
+        It goes back to the last sweep, to every call that evidence may settle, and sometimes to the calls that only a
+        person can settle.
+        """
         since: datetime = row["last_begun_at"] or row["since"]
         if row["doubt_since"] is not None:
             since = min(since, row["doubt_since"])
@@ -106,7 +138,7 @@ class Sweeps:
         s = self._settings
         began, took = self._last.get(row["workflow_id"], (None, 0.0))
         if began is None:
-            # Another process's, before this one led.
+            # Another process swept it, before this one became the leader.
             last = row["last_begun_at"]
             began = float("-inf") if last is None else now - (row["now"] - last.timestamp())
         in_doubt = row["doubt_since"] is not None
@@ -114,87 +146,91 @@ class Sweeps:
         return now - began >= wait
 
     async def sweep(self, workflow_id: str, since: datetime, oldest_call: datetime | None) -> bool:
-        """List the workflow's runs down to those last changed at ``since`` (by our clock) less a margin; whether the
-        sweep is complete (see above), in which case it is kept. ``oldest_call`` is when the oldest call of unknown
-        outcome began (now, where there is none; None where that is not known).
+        """List a workflow's runs back to a time, and write what is new to the log. Return True if complete (see above).
 
-        Of each batch nobody knows one run is written to the log: the projection keeps it as unmatched, where the
-        dispatcher finds it. Of batches that are settled every run whose state is new is; one that cannot be had is
-        noted, and asked for with later sweeps, ever more rarely. Raises ExtendError.
+        List down to runs last changed at ``since`` (by our clock), less a margin. ``oldest_call`` is when the oldest
+        call in doubt began: now if no call is in doubt, None if it is not known. A complete sweep is recorded.
+
+        Of each unknown batch, fetch one run. The projection keeps it as unmatched, and the resolver finds it there. Of
+        settled batches, fetch every run whose state is new. One that cannot be fetched is recorded, and later sweeps
+        try it again at growing intervals. Raises ExtendError.
         """
         begun_at: datetime = await self._pool.fetchval(_sql["now"])
         back = timedelta(seconds=self._settings.sweep_margin + self._settings.poll_grace)
-        floor: datetime | None = None
-        before: datetime | None = None
-        call: datetime | None = None
+        cutoffs: Cutoffs | None = None
         complete = True
         async for page, at in self._lists.pages(workflowId=workflow_id, sortBy="updatedAt", sortDir="desc"):
-            if floor is None:
-                # Extend's times are by Extend's clock.
-                floor = since + (at - begun_at) - back
-                before = settled_before(at, self._settings.poll_grace)
-                call = oldest_call and oldest_call + (at - begun_at) - back
-            complete = await self._look(page, before, call) and complete
+            if cutoffs is None:
+                ahead = at - begun_at
+                cutoffs = Cutoffs(
+                    floor=since + ahead - back,
+                    changed=change_cutoff(at, self._settings.poll_grace),
+                    oldest_call=oldest_call and oldest_call + ahead - back,
+                )
+            complete = await self._fetch_page(page, cutoffs) and complete
             last = next((run.updated_at for run in reversed(page) if run.updated_at is not None), None)
-            if last is not None and last < floor:
+            if last is not None and last < cutoffs.floor:
                 break
         if complete:
-            await self._pool.execute(_sql["keep_sweep"], workflow_id, begun_at)
+            await self._pool.execute(_sql["save_sweep"], workflow_id, begun_at)
             await self._pool.execute(_sql["forget_sweeps"], workflow_id, begun_at)
-        owed = await self._pool.fetch(_sql["owed"], workflow_id, self._settings.poll_for)
-        await self._have([Listed(row["run_id"], "owed", row["batch_id"]) for row in owed])
+        failed = await self._pool.fetch(_sql["failed_runs"], workflow_id, self._settings.poll_for)
+        await self._fetch_settled([ListedRun(row["run_id"], "failed before", row["batch_id"]) for row in failed])
         return complete
 
-    async def _look(self, page: Sequence[Listed], before: datetime | None, call: datetime | None) -> bool:
-        """Have what is new of a page written to the log; whether all is that a call since then may have made."""
+    async def _fetch_page(self, page: Sequence[ListedRun], cutoffs: Cutoffs) -> bool:
+        """Write what is new on a page to the log. Return False if an unknown batch on it may be from a call in doubt
+        and none of its runs could be fetched."""
         listed = sorted({run.batch_id for run in page if run.batch_id is not None})
         known = {
             row["batch_id"]: row
             for row in await self._pool.fetch(_sql["batches_listed"], listed, self._settings.poll_for)
         }
         complete = True
-        for batch_id, runs in unknown_batches(page, known.keys() | self._fetched.keys()).items():
-            if await self._one_of(batch_id, runs):
+        for batch_id, runs in runs_of_unknown_batches(page, known.keys() | self._fetched.keys()).items():
+            if await self._fetch_any(batch_id, runs):
                 continue
-            may_be_ours = made_since(runs, call)
-            _log.warning("no run of an unknown batch could be had", batch=batch_id, may_be_in_doubt=may_be_ours)
+            may_be_ours = may_be_made_since(runs, cutoffs.oldest_call)
+            _log.warning("cannot fetch any run of an unknown batch", batch=batch_id, may_be_in_doubt=may_be_ours)
             complete = complete and not may_be_ours
         ours = [run for run in page if run.batch_id in known and known[run.batch_id]["ours"]]
-        news = missing(ours, await self._gets.known(run.run_id for run in ours), before)
+        new = runs_to_fetch(ours, await self._fetcher.known(run.run_id for run in ours), cutoffs.changed)
         wanted = []
-        for run in news:
+        for run in new:
             assert run.batch_id is not None
             if known[run.batch_id]["polled"]:
                 self._hurry(run.batch_id)
             else:
                 wanted.append(run)
-        await self._have(wanted)
+        await self._fetch_settled(wanted)
         return complete
 
-    async def _have(self, wanted: Sequence[Listed]) -> None:
-        """Get runs of settled batches; note those that cannot be had among the gone ones, where the next sweep finds
-        them: the list will not show them again."""
-        outcomes = await self._gets.fetch(wanted)
-        had = [run.run_id for run in wanted if outcomes[run.run_id] is Outcome.HAD]
-        if had:
-            await self._pool.execute(_sql["not_gone"], had)
-        for run in wanted:
-            if outcomes[run.run_id] is Outcome.NOT_NOW:
-                await self._pool.execute(_sql["keep_owed"], run.run_id, run.batch_id)
+    async def _fetch_settled(self, wanted: Sequence[ListedRun]) -> None:
+        """Fetch runs of settled batches.
 
-    async def _one_of(self, batch_id: str, runs: Sequence[Listed]) -> bool:
-        """Get one run of a batch nobody knows; another where it is gone or cannot be had. Whether one was had, or
-        none is there any more."""
+        Record those that cannot be fetched in ``gone_runs``, where the next sweep finds them: the list will not show
+        them again.
+        """
+        outcomes = await self._fetcher.fetch(wanted)
+        fetched = [run.run_id for run in wanted if outcomes[run.run_id] is Outcome.FETCHED]
+        if fetched:
+            await self._pool.execute(_sql["forget_gone"], fetched)
+        for run in wanted:
+            if outcomes[run.run_id] is Outcome.UNAVAILABLE:
+                await self._pool.execute(_sql["save_failed"], run.run_id, run.batch_id)
+
+    async def _fetch_any(self, batch_id: str, runs: Sequence[ListedRun]) -> bool:
+        """Fetch one run of an unknown batch, whichever can be fetched. Return True also if all were deleted."""
         tries = 0
-        # Those first that have not failed: one of them says as much as any other.
-        for run in sorted(runs, key=lambda run: self._gets.failures(run.run_id)):
-            outcome = await self._gets.one(run.run_id, batch_id)
-            if outcome is Outcome.HAD:
+        # Any run serves, so begin with those that have not failed.
+        for run in sorted(runs, key=lambda run: self._fetcher.failures(run.run_id)):
+            outcome = await self._fetcher.fetch_one(run.run_id, batch_id)
+            if outcome is Outcome.FETCHED:
                 self._fetched[batch_id] = None
                 while len(self._fetched) > _REMEMBERED:
                     del self._fetched[next(iter(self._fetched))]
                 return True
-            tries += outcome is Outcome.NOT_NOW
+            tries += outcome is Outcome.UNAVAILABLE
             if tries == _TRIES:
                 break
         return tries == 0

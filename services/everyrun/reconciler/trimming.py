@@ -1,12 +1,13 @@
-"""Drops the content of runs that are not this installation's, after a time: other people's runs need not be kept whole.
+"""Drop the content of foreign runs from the tables after a time.
 
-What is dropped is an event, so the tables stay a function of the log; the log itself keeps the content.
+A foreign run is one of another caller in the same workspace. Its content is dropped by an event, so the tables remain a
+function of the log. The log itself keeps the content.
 """
 
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Callable
 
 import asyncpg
 import msgspec
@@ -16,43 +17,49 @@ from everyrun.log.cloudevents import Record, record, timestamp
 from everyrun.log.events import RunTrimmed
 from everyrun.log.keys import lineage
 from everyrun.log.producer import Log
-from everyrun.reconciler.asking import SERVICE
+from everyrun.reconciler.run_fetcher import SERVICE
 from everyrun.settings import Settings
 from everyrun.store.sql import beside
 
 _log = telemetry.log(__name__)
 _sql = beside(__file__, "trimming.sql")
 
-#: Seconds between two looks, and the most runs that one look takes.
+#: Seconds between two looks at the table, and the maximum number of runs trimmed at a time.
 _LOOK_EVERY = 60.0
 _AT_ONCE = 500
 
 
 class Trimming:
-    """Looks for runs to trim every minute, and at once again while there are many."""
+    """Looks for runs to trim every minute, and continues at once if there are many."""
 
-    def __init__(self, settings: Settings, pool: asyncpg.Pool, log: Log) -> None:
+    def __init__(
+        self, settings: Settings, pool: asyncpg.Pool, log: Log, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._settings = settings
         self._pool = pool
         self._log = log
+        self._clock = clock
         self._not_before = float("-inf")
 
     async def trim_due(self) -> None:
-        """Trim if it is time to. Raises asyncpg's and Kafka's errors."""
-        if time.monotonic() >= self._not_before and await self.trim() < _AT_ONCE:
-            self._not_before = time.monotonic() + _LOOK_EVERY
+        """Trim runs if a look is due. Raises asyncpg's and Kafka's errors."""
+        if self._clock() >= self._not_before and await self.trim() < _AT_ONCE:
+            self._not_before = self._clock() + _LOOK_EVERY
 
     async def trim(self) -> int:
-        """Publish run-trimmed for the oldest whole runs that are not ours; return how many. Raises as ``trim_due``."""
-        rows = await self._pool.fetch(_sql["foreign"], self._settings.foreign_runs_kept, _AT_ONCE)
+        """Publish run-trimmed for the oldest foreign runs that still have content. Return how many.
+
+        Raises asyncpg's and Kafka's errors.
+        """
+        rows = await self._pool.fetch(_sql["foreign_runs"], self._settings.foreign_runs_kept, _AT_ONCE)
         if rows:
             await self._log.append([trimmed_record(row) for row in rows])
-            _log.info("dropped the content of runs that are not ours", runs=len(rows))
+            _log.info("dropped the content of foreign runs", runs=len(rows))
         return len(rows)
 
 
-def trimmed_record(row: Any) -> Record:
-    """Return the record for a row of the statement ``foreign``. Pure."""
+def trimmed_record(row: asyncpg.Record) -> Record:
+    """Return the record for a row of the statement ``foreign_runs``. Pure."""
     event = RunTrimmed(source=row["source"], run=msgspec.Raw(row["head"].encode()), order=row["version"])
     run_id, chunk = row["run_id"], lineage(row["chunk"] or "")
     return record(

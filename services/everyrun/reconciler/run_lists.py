@@ -1,4 +1,4 @@
-"""Extend's lists, page by page."""
+"""Read Extend's lists of runs page by page, and stop if a list does not end."""
 
 from __future__ import annotations
 
@@ -6,24 +6,23 @@ from collections.abc import AsyncIterator, Iterable
 from datetime import datetime
 
 from everyrun.extend.client import Extend, ExtendError, Page
-from everyrun.reconciler.missing import Listed, read_page
+from everyrun.reconciler.listed_runs import ListedRun, read_page
 
-#: Runs a page: the most of the older docs; where it is too many for today's, a number that the CLI's users ask for.
+#: Runs per page: the maximum in Extend's older documentation, and the size to use if Extend refuses that.
 _PAGE, _SMALL_PAGE = 1000, 100
-_EACH_WITHIN = 60.0
-#: Pages in a row without a new run after which a list is given up. Runs that move while they are listed repeat a page.
+_PAGE_WITHIN = 60.0
+#: Pages in a row without a new run after which a list is given up. Runs that change while they are listed repeat.
 NO_PROGRESS = 10
-#: Bits that remember which runs a listing has shown: 2 MiB, however long the list is.
+#: Bits that remember which runs a list has shown: 2 MiB, however long the list is.
 _BITS = 1 << 24
 
 
-class Endless:
-    """Notices a list that does not end, in memory that does not grow with it.
+class EndlessListDetector:
+    """Detects a list that does not end, in constant memory.
 
-    A token that comes back is noticed after at most three times the pages of its cycle (Brent's algorithm: one token
-    is kept, and replaced by a later one ever more rarely). A list whose tokens are always new, and whose runs are not,
-    is noticed by its runs: a Bloom filter says which were shown. Its false alarms do not matter: a page is without
-    progress only if every run on it was shown.
+    It finds a page token that repeats within three cycles of the repeating pages (Brent's algorithm keeps one token,
+    and replaces it after 1, 2, 4, … pages). If tokens are always new, it finds runs that repeat, by a Bloom filter of
+    the runs that were shown. False positives do no harm: a page counts only if every run on it was shown before.
     """
 
     def __init__(self) -> None:
@@ -34,14 +33,14 @@ class Endless:
         self._without = 0
 
     def problem(self, runs: Iterable[str], token: str) -> str | None:
-        """Return what is wrong with a list that goes on at ``token`` after a page of these runs, or None."""
-        # All of them: any() would stop at the first that is new.
+        """Return the problem of a list that continues at ``token`` after a page of these runs, or None."""
+        # A list, because any() would stop at the first new run and not remember the others.
         new = sum([self._is_new(run_id) for run_id in runs])
         self._without = 0 if new else self._without + 1
         if self._without >= NO_PROGRESS:
-            return f"{NO_PROGRESS} pages in a row have no run that the list did not have before"
+            return f"{NO_PROGRESS} pages in a row have no new run"
         if token == self._kept:
-            return "a page's token is that of an earlier page"
+            return "a page token repeats"
         self._pages += 1
         if self._pages == self._keep_at:
             self._kept, self._keep_at = token, self._keep_at * 2
@@ -55,20 +54,20 @@ class Endless:
         return new
 
 
-class Lists:
-    """Lists of runs, in as few requests as Extend allows."""
+class RunLists:
+    """Lists runs in as few requests as Extend allows."""
 
     def __init__(self, extend: Extend) -> None:
         self._extend = extend
         self._size = _PAGE
 
-    async def pages(self, **query: str) -> AsyncIterator[tuple[list[Listed], datetime]]:
-        """Yield the pages of a list, each with Extend's time when it was sent.
+    async def pages(self, **query: str) -> AsyncIterator[tuple[list[ListedRun], datetime]]:
+        """Yield the runs of each page, with Extend's time when it sent the page.
 
-        Raises ExtendError, also for a list that does not end, and msgspec.DecodeError.
+        Raises ExtendError, also if the list does not end, and msgspec.DecodeError.
         """
         token: str | None = None
-        endless = Endless()
+        endless = EndlessListDetector()
         while True:
             page = await self._page({**query, "nextPageToken": token} if token else dict(query))
             runs = read_page(page.data)
@@ -81,9 +80,9 @@ class Lists:
 
     async def _page(self, query: dict[str, str]) -> Page:
         try:
-            return await self._extend.list_runs(_EACH_WITHIN, **query, maxPageSize=self._size)
+            return await self._extend.list_runs(_PAGE_WITHIN, **query, maxPageSize=self._size)
         except ExtendError as error:
             if error.status != 400 or self._size == _SMALL_PAGE or "nextPageToken" in query:
                 raise
         self._size = _SMALL_PAGE
-        return await self._extend.list_runs(_EACH_WITHIN, **query, maxPageSize=self._size)
+        return await self._extend.list_runs(_PAGE_WITHIN, **query, maxPageSize=self._size)

@@ -1,4 +1,4 @@
-"""Signed links: only where they may lead, within limits; and a Get where they give nothing."""
+"""A deferred delivery is fetched from its link within limits, or else as a run from Extend."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from everyrun.extend.client import Extend
 from everyrun.log.cloudevents import header
 from everyrun.log.events import DeliveryDeferred, RunObserved
 from everyrun.log.observation import MAX_RUN_BYTES, NotARunError, fit, observed, read_head
-from everyrun.reconciler.asking import poll_record
 from everyrun.reconciler.deliveries import Deliveries
 from everyrun.reconciler.links import LinkError, Links, origin
+from everyrun.reconciler.run_fetcher import poll_record
 from everyrun.settings import Settings
 
 ORIGIN = "https://files.example"
@@ -54,7 +54,7 @@ def gives(body: bytes, status: int = 200):
         ("", False),
     ],
 )
-async def test_only_the_origin_itself_is_fetched(url, same) -> None:
+async def test_only_the_allowed_origin_is_fetched(url, same) -> None:
     assert (origin(url) == origin(ORIGIN)) is same
     asked = []
 
@@ -70,7 +70,7 @@ async def test_only_the_origin_itself_is_fetched(url, same) -> None:
         assert asked == []
 
 
-async def test_a_redirect_is_not_followed() -> None:
+async def test_redirect_is_not_followed() -> None:
     asked = []
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -89,7 +89,7 @@ async def test_size_is_limited_while_reading() -> None:
 
 
 @pytest.mark.parametrize(("status", "times"), [(403, 1), (404, 1), (500, 3), (503, 3), (429, 3)])
-async def test_what_may_pass_is_tried_again_and_what_is_final_is_not(status, times) -> None:
+async def test_transient_failure_is_retried_and_final_one_is_not(status, times) -> None:
     asked = []
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -113,7 +113,7 @@ def refused(_request: httpx.Request) -> httpx.Response:
     raise AssertionError("not to be asked")
 
 
-async def test_a_fetched_payload_is_the_webhook_it_stands_for() -> None:
+async def test_fetched_payload_becomes_the_record_of_its_webhook() -> None:
     body = b'{ "object":"workflow_run", "id":"r","status":"FAILED","batchId":"b" }'
     record = await outcome(gives(body), refused)
     assert (record.topic, record.key) == ("runs", b"b")
@@ -135,28 +135,28 @@ async def test_a_fetched_payload_is_the_webhook_it_stands_for() -> None:
         gives(json.dumps({**RUN, "object": "file"}).encode()),
     ],
 )
-async def test_a_link_that_gives_nothing_is_replaced_by_a_get(link_answer) -> None:
+async def test_run_is_fetched_from_extend_if_the_link_fails(link_answer) -> None:
     record = await outcome(link_answer, gives(json.dumps(RUN).encode()))
     assert header(record.headers, "ce_id").startswith("poll/r/")
     assert msgspec.json.decode(record.value, type=RunObserved).source == "poll"
 
 
-async def test_another_origin_is_never_asked_but_extend_is() -> None:
+async def test_link_to_another_origin_is_not_requested_but_the_run_is() -> None:
     record = await outcome(refused, gives(json.dumps(RUN).encode()), url="https://evil/a")
     assert msgspec.json.decode(record.value, type=RunObserved).source == "poll"
 
 
-async def test_where_the_get_fails_too_the_run_is_left_to_polling() -> None:
+async def test_run_is_left_to_polling_if_extend_fails_too() -> None:
     assert await outcome(gives(b"", 403), gives(b"{}", 404)) is None
 
 
-async def test_what_is_no_delivery_is_passed_over() -> None:
+async def test_unreadable_delivery_is_skipped() -> None:
     worker = Deliveries(links(refused), extend=None, log=None)
     for value in (b"", None, b"{}", b"\xff"):
         assert await worker.outcome(None, value, []) is None
 
 
-def test_a_poll_is_named_by_the_run_when_it_was_asked_and_what_it_saw() -> None:
+def test_id_of_a_poll_record_has_run_time_and_content() -> None:
     body = json.dumps(RUN).encode()
     time = "2026-01-01T00:00:00.000Z"
     first, again = poll_record(body, "r", time), poll_record(body, "r", time)
@@ -167,7 +167,7 @@ def test_a_poll_is_named_by_the_run_when_it_was_asked_and_what_it_saw() -> None:
         poll_record(body, "another", time)
 
 
-def test_a_run_too_large_for_a_record_keeps_its_head() -> None:
+def test_run_too_large_for_a_record_keeps_its_head() -> None:
     large = {**RUN, "stepRuns": ["x" * MAX_RUN_BYTES], "files": [1], "metadata": {"a": 1}}
     run = json.dumps(large).encode()
     kept, truncated = fit(run)
