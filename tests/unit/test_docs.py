@@ -106,9 +106,9 @@ def test_every_page_is_reached_from_the_index() -> None:
     assert {page.resolve() for page in DOCS.rglob("*.md")} <= reached
 
 
-def test_the_page_of_metrics_says_what_must_not_be_added_up_and_sees_a_hung_process() -> None:
+def test_the_metrics_page_says_which_metrics_not_to_sum_and_alerts_on_a_hung_process() -> None:
     text = (DOCS / "reference" / "metrics.md").read_text()
-    alerts = text[text.index("## What to be woken for") :]
+    alerts = text[text.index("## Alerts") :]
     # A process that hangs answers no scrape: it has no everyrun_ready.
     assert "up == 0 or everyrun_ready == 0" in alerts
     of_everything = re.findall(r"^\| `(\w+)[`{].*\*\*of the whole", text, re.MULTILINE)
