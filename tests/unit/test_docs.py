@@ -111,7 +111,7 @@ def test_the_metrics_page_says_which_metrics_not_to_sum_and_alerts_on_a_hung_pro
     alerts = text[text.index("## Alerts") :]
     # A process that hangs answers no scrape: it has no everyrun_ready.
     assert "up == 0 or everyrun_ready == 0" in alerts
-    of_everything = re.findall(r"^\| `(\w+)[`{].*\*\*of the whole", text, re.MULTILINE)
+    of_everything = re.findall(r"^\| `(\w+)[`{].*\*\*in the whole", text, re.MULTILINE)
     assert {"everyrun_queue_chunks", "everyrun_queue_paused_workflows", "everyrun_quarantine_open"} <= set(
         of_everything
     )
