@@ -43,7 +43,7 @@ format: .venv ## Put every file in order
 	@$(BIN)/ruff format .
 
 .PHONY: bench
-bench: .venv ## Speeds, each beside its ceiling in the same run (ONLY=processor|bridge|intake|archive|demo)
+bench: .venv ## Speeds, each beside its ceiling in the same run (ONLY=startup|processor|bridge|intake|archive|demo)
 	@$(BIN)/python -m benchmarks $(ONLY)
 
 .PHONY: chaos

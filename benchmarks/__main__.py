@@ -14,7 +14,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import archive, bridge, demo, idle, intake, processor, replay
+from benchmarks import archive, bridge, demo, idle, intake, processor, replay, startup
 from benchmarks.servers import Servers
 
 ALL = {
@@ -28,17 +28,23 @@ ALL = {
 }
 
 
+async def _rows(name: str) -> list[tuple[str, ...]]:
+    if name == "startup":
+        return await startup.run()
+    with tempfile.TemporaryDirectory(prefix="everyrun-bench-", ignore_cleanup_errors=True) as folder:
+        async with Servers(Path(folder)) as servers:
+            return await ALL[name](servers)
+
+
 async def main(names: list[str]) -> None:
     out = Console()
     machine = f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     out.print(f"{machine}, load {os.getloadavg()[0]:.1f}")
     table = Table("benchmark", "figure", "ceiling", "ratio", "wanted", title="python -m benchmarks " + " ".join(names))
     for name in names:
-        with tempfile.TemporaryDirectory(prefix="everyrun-bench-", ignore_cleanup_errors=True) as folder:
-            async with Servers(Path(folder)) as servers:
-                for row in await ALL[name](servers):
-                    out.print(row)
-                    table.add_row(*row)
+        for row in await _rows(name):
+            out.print(row)
+            table.add_row(*row)
     out.print(table)
     left = psutil.Process().children(recursive=True)
     assert not left, left
@@ -47,4 +53,4 @@ async def main(names: list[str]) -> None:
 if __name__ == "__main__":
     # What is not up yet is waited for, without a line each time.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
-    asyncio.run(main(sys.argv[1:] or list(ALL)))
+    asyncio.run(main(sys.argv[1:] or ["startup", *ALL]))

@@ -10,6 +10,7 @@ import respx
 import typer
 
 from everyrun.cli import backends, chosen, client, doctor, exits, token
+from everyrun.embedded import state
 from everyrun.settings import load
 from tests.unit.cli import everyrun
 
@@ -34,7 +35,7 @@ NAMES = ("API_TOKEN", "SUBMISSION_URL", "QUERY_URL", "EXTEND_BASE_URL", "POSTGRE
 def stack(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A running stack in a folder, and nothing set."""
     running = dict(STACK)
-    for module in (chosen, doctor):
+    for module in (chosen, state):
         monkeypatch.setattr(module, "read_endpoints", lambda folder: running)
     for name in ("EXTEND_API_KEY", "EXTEND_WORKSPACE_ID", *(f"EVERYRUN_{name}" for name in NAMES)):
         monkeypatch.delenv(name, raising=False)

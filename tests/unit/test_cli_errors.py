@@ -37,17 +37,13 @@ def test_what_a_library_logs_is_a_line_without_a_traceback() -> None:
     """As asyncpg's pool does, which tries again to reach a Postgres that is away."""
     code = """
 import logging
-import sys
-from everyrun.cli import app
+from everyrun.cli.console import log_in_lines
 
-def command():
-    try:
-        raise ConnectionRefusedError("port 5432")
-    except OSError:
-        logging.getLogger("asyncpg.pool").warning("retrying", exc_info=True)
-
-app.app = command
-app.main()
+log_in_lines()
+try:
+    raise ConnectionRefusedError("port 5432")
+except OSError:
+    logging.getLogger("asyncpg.pool").warning("retrying", exc_info=True)
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stderr == "retrying\n"

@@ -13,7 +13,7 @@ import httpx
 import pytest
 import respx
 
-from everyrun.cli import client, exits, submit, upload
+from everyrun.cli import client, exits, sending, upload
 from tests.unit.cli import EXTEND, SUBMISSION, everyrun
 from tests.unit.permissions import held_to
 
@@ -60,7 +60,7 @@ def test_an_upload_without_an_answer_is_repeated_whole_under_one_key(manifest: s
 def test_a_submission_of_unknown_fate_names_the_key_to_repeat_it_under(
     manifest: str, monkeypatch: pytest.MonkeyPatch, away: Any
 ) -> None:
-    monkeypatch.setattr(submit, "PATIENCE", 0.01)
+    monkeypatch.setattr(sending, "PATIENCE", 0.01)
     route = respx.post(f"{SUBMISSION}/v1/submissions").mock(side_effect=lambda _: _raised(away))
     answer = everyrun("submit", manifest, "--workflow", "workflow_1")
     assert answer.exit_code in (exits.ERROR, exits.NOT_FOUND)

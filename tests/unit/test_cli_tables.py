@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import respx
 
-from everyrun.cli.submit import show_bad_rows
+from everyrun.cli.checks import show_bad_rows
 from tests.unit.cli import QUERY, SUBMISSION, everyrun, page
 
 #: The first would vanish as a style, the second end the command as a tag that closes nothing.

@@ -1,49 +1,29 @@
-"""``everyrun``: the commands, each from a module of its own."""
+"""``everyrun``: the console script. Each command has a module of its own, imported when it is called."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
-import traceback
+from typing import NoReturn
 
 import typer
-from rich.markup import escape
 
 from everyrun import __version__
-from everyrun.cli import (
-    archive,
-    as_of,
-    audit,
-    demo,
-    doctor,
-    doubt,
-    exits,
-    history,
-    overdue,
-    pause,
-    provision,
-    quarantine,
-    rebuild,
-    register,
-    replay,
-    results,
-    stack,
-    submit,
-    token,
-    unmatched,
-    watch,
-)
-from everyrun.cli.console import err, log_in_lines, write_utf8
+from everyrun.cli import exits
+from everyrun.cli.commands import LazyGroup
 from everyrun.errors import EveryrunError
-from everyrun.redact import redact
 
 app = typer.Typer(
+    cls=LazyGroup,
     no_args_is_help=True,
     help="Every run accounted for: send documents to Extend in bulk and know what became of every single one.",
     epilog=exits.HELP,
-    pretty_exceptions_show_locals=False,
-    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    # Rich's help imports its Markdown and its tracebacks, which takes longer than everything else together.
+    rich_markup_mode=None,
+    context_settings={"max_content_width": 100},
 )
 
 
@@ -54,57 +34,51 @@ def _version(wanted: bool) -> None:
 
 
 @app.callback()
-def _options(version: bool = typer.Option(False, "--version", callback=_version, is_eager=True)) -> None:
-    pass
+def _options(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
+) -> None:
+    from everyrun.cli.console import log_in_lines
 
-
-stack.register(app)
-doctor.register(app)
-demo.register(app)
-submit.register(app)
-register.register(app)
-watch.register(app)
-results.register(app)
-overdue.register(app)
-unmatched.register(app)
-doubt.register(app)
-pause.register(app)
-quarantine.register(app)
-provision.register(app)
-token.register(app)
-rebuild.register(app)
-audit.register(app)
-as_of.register(app)
-archive.register(app)
-replay.register(app)
-history.register(app)
+    log_in_lines()
 
 
 def main() -> None:
-    """The console script."""
-    write_utf8()
-    log_in_lines()
+    """Run the command line. An error ends it with a line on standard error, never with a traceback."""
+    _write_utf8()
     try:
         app()
     except OSError as error:
-        # A full disk, or a file that went meanwhile: of everything else a command speaks itself.
-        place = f"{error.filename}: " if error.filename else ""
-        _say(place + (error.strerror or str(error)))
+        # A full disk, or a file that went meanwhile: commands report everything else themselves.
+        where = f"{error.filename}: " if error.filename else ""
         _drop_output()
-        sys.exit(exits.ERROR)
+        _end(where + (error.strerror or str(error)))
     except EveryrunError as error:
-        _say(str(error))
-        sys.exit(exits.of(error))
+        _end(str(error), exits.of(error))
     except Exception as error:
-        # Nobody thought of this error. Its text may hold what a library was given.
-        _say(f"an unexpected error: {type(error).__name__}: {error}. EVERYRUN_LOG_LEVEL=debug shows where it was")
-        if os.environ.get("EVERYRUN_LOG_LEVEL") == "debug":
-            err.print(redact(traceback.format_exc()), markup=False, highlight=False, soft_wrap=True)
-        sys.exit(exits.ERROR)
+        # Nobody foresaw this error. Its text may hold what a library was given.
+        hint = "EVERYRUN_LOG_LEVEL=debug shows where it happened"
+        _end(f"an unexpected error: {type(error).__name__}: {error}. {hint}", trace=True)
 
 
-def _say(problem: str) -> None:
+def _write_utf8() -> None:
+    """Write UTF-8 to a pipe or a file, whatever the locale is; a lone surrogate is written as its escape."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors="backslashreplace")
+
+
+def _end(problem: str, code: int = exits.ERROR, *, trace: bool = False) -> NoReturn:
+    import traceback
+
+    from rich.markup import escape
+
+    from everyrun.cli.console import err
+    from everyrun.redact import redact
+
     err.print(f"[bold red]everyrun:[/] {escape(redact(problem))}", soft_wrap=True)
+    if trace and os.environ.get("EVERYRUN_LOG_LEVEL") == "debug":
+        err.print(redact(traceback.format_exc()), markup=False, highlight=False, soft_wrap=True)
+    sys.exit(code)
 
 
 def _drop_output() -> None:

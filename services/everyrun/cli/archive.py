@@ -11,24 +11,18 @@ from rich.markup import escape
 from rich.table import Table
 
 from everyrun.cli import exits
+from everyrun.cli.arguments import DataDir
 from everyrun.cli.backends import run, settings_of
-from everyrun.cli.client import DataDir
 from everyrun.cli.console import err, fail, folding, out, print_table
-from everyrun.cli.progress_bar import bulk_progress
 
 if TYPE_CHECKING:
     from everyrun.replay.archive.verify import Verified
 
 archive_app = typer.Typer(
     invoke_without_command=True,
-    help="Copy the log to Parquet in a folder or an object store, and verify the copy.",
+    help="Copy the log to Parquet, and verify the copy.",
 )
 From = Annotated[str, typer.Option("--from", metavar="DIR|URL", help="A folder, or s3://bucket/prefix.")]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.add_typer(archive_app, name="archive", rich_help_panel="The log")
 
 
 @archive_app.callback()
@@ -54,6 +48,7 @@ def archive(
         return
     if not to:
         raise typer.BadParameter("--to DIR|URL says where the archive is", param_hint="--to")
+    from everyrun.cli.progress_bar import bulk_progress
     from everyrun.replay.archive import writer as archives
     from everyrun.replay.archive.signing import KeyFileError, private_key
 
@@ -95,6 +90,7 @@ def verify(
 
     Example: everyrun archive verify --from /backup/everyrun --public-key everyrun.key.pub
     """
+    from everyrun.cli.progress_bar import bulk_progress
     from everyrun.replay.archive import verify as verifying
     from everyrun.replay.archive.signing import KeyFileError
     from everyrun.replay.archive.signing import public_key as read_key

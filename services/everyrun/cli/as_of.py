@@ -13,20 +13,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from everyrun.cli import exits
+from everyrun.cli.arguments import DataDir
 from everyrun.cli.backends import settings_of
-from everyrun.cli.client import DataDir
-from everyrun.cli.console import err, fail, folding, print_table
-from everyrun.cli.rebuild import PANEL, counted, moment_of, run
-from everyrun.cli.results import SHOWN
+from everyrun.cli.console import SHOWN, err, fail, folding, print_table
+from everyrun.cli.rebuild import counted, moment_of, run
 
 if TYPE_CHECKING:
     from everyrun.replay.audit.as_of import AsOf
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    # So that -5m is a time and no option.
-    app.command("as-of", rich_help_panel=PANEL, context_settings={"ignore_unknown_options": True})(as_of)
 
 
 def as_of(
@@ -41,7 +34,7 @@ def as_of(
     format_: Annotated[Literal["table", "jsonl"], typer.Option("--format", help="How to write results.")] = "table",
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
-    """Show a report, the results or a row as the log had them at a moment.
+    """Show a report, the results or a row as the log had them at a given time.
 
     What counts is when Everyrun was told, by the broker's clock; not when it happened at Extend.
 

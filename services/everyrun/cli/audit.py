@@ -11,10 +11,10 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from everyrun.cli.arguments import DataDir
 from everyrun.cli.backends import settings_of
-from everyrun.cli.client import DataDir
 from everyrun.cli.console import err, folding, out, print_table
-from everyrun.cli.rebuild import PANEL, counted, run
+from everyrun.cli.rebuild import counted, run
 
 if TYPE_CHECKING:
     from everyrun.replay.audit.audit import Audited
@@ -22,11 +22,6 @@ if TYPE_CHECKING:
 
 _DIFFERENCES, _COULD_NOT_RUN = 1, 2
 _WIDE = 60
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(rich_help_panel=PANEL)(audit)
 
 
 def audit(
@@ -39,7 +34,7 @@ def audit(
     format_: Annotated[Literal["table", "jsonl"], typer.Option("--format", help="How to write differences.")] = "table",
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
-    """Compare the result tables with the log, row by row, and look whether the log itself is whole.
+    """Compare the result tables with the log, row by row.
 
     Makes the tables anew from the log in a schema of their own, up to exactly the offsets of the live ones; without a
     selection everything is compared. Changes nothing. Also looks for gaps in the offsets, for event ids used twice,

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from everyrun.cli import exits
-from everyrun.cli.chosen import settings_in
 from everyrun.cli.console import fail
-from everyrun.cli.signals import StoppedError, until_stopped
 from everyrun.errors import EveryrunError
-from everyrun.redact import describe
-from everyrun.settings import Settings, SettingsError
+
+if TYPE_CHECKING:
+    from everyrun.settings import Settings
 
 T = TypeVar("T")
 
@@ -23,6 +21,9 @@ def settings_of(data_dir: Path, *needs: str) -> Settings:
 
     Ends the command if something is missing.
     """
+    from everyrun.cli.chosen import settings_in
+    from everyrun.settings import SettingsError
+
     try:
         settings, stack = settings_in(data_dir)
     except SettingsError as error:
@@ -36,9 +37,13 @@ def settings_of(data_dir: Path, *needs: str) -> Settings:
 
 def run(work: Callable[[], Coroutine[Any, Any, T]], code: int = exits.ERROR) -> T:
     """Run it to its end; what can be expected to go wrong ends the command with a message and the code."""
+    import asyncio
+
     import asyncpg
     from aiokafka.errors import KafkaError
 
+    from everyrun.cli.signals import StoppedError, until_stopped
+    from everyrun.redact import describe
     from everyrun.replay.archive.object_store import ObjectsError
 
     try:

@@ -4,33 +4,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import httpx
-import typer
-from msgspec import Struct
 from rich.markup import escape
 
 from everyrun.cli import exits
-from everyrun.cli.chosen import settings_in
 from everyrun.cli.console import err, fail
-from everyrun.embedded.state import NO_PROXY
-from everyrun.settings import Settings, SettingsError, load
 
-DataDir = Annotated[
-    Path,
-    typer.Option(
-        "--data-dir", envvar="EVERYRUN_DATA_DIR", help="Folder of a running stack; without one, the settings are used."
-    ),
-]
+if TYPE_CHECKING:
+    import httpx
+
+    from everyrun.settings import Settings
 
 #: So long a service that is away is waited for by a command that should outlast it, in seconds.
 PATIENCE = 300.0
 _MOST_PAUSE = 10.0
 
 
-class Target(Struct, frozen=True):
+@dataclass(frozen=True)
+class Target:
     """Where the services are, and what they want to see."""
 
     submission_url: str
@@ -51,6 +45,9 @@ def find(data_dir: Path) -> Target:
 
     Ends the command if there is neither.
     """
+    from everyrun.cli.chosen import settings_in
+    from everyrun.settings import SettingsError
+
     try:
         settings, stack = settings_in(data_dir)
     except SettingsError as error:
@@ -83,6 +80,8 @@ _NOT_OURS = (
 
 
 def _key_is_unused(settings: Settings) -> bool:
+    from everyrun.settings import load
+
     key = load().extend_api_key.get_secret_value()
     return bool(key) and key != settings.extend_api_key.get_secret_value()
 
@@ -91,6 +90,10 @@ class Client:
     """Our own services' APIs. A failure ends the command with a message."""
 
     def __init__(self, target: Target) -> None:
+        import httpx
+
+        from everyrun.embedded.state import NO_PROXY
+
         self.target = target
         headers = {"authorization": f"Bearer {target.api_token}"}
         self._http = httpx.Client(headers=headers, timeout=300, mounts=NO_PROXY)
@@ -127,6 +130,8 @@ class Client:
         return self._body(self._response(method, url, within, unanswered, **more))
 
     def _response(self, method: str, url: str, within: float, unanswered: str = "", **more: Any) -> httpx.Response:
+        import httpx
+
         until, pause = None, 0.5
         while True:
             response = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import sys
 from collections.abc import Iterator
@@ -18,6 +17,8 @@ from everyrun.cli import exits
 
 #: Wider than any table: nothing is folded where nobody looks at columns.
 _UNBOUNDED = 1_000_000
+#: A table shows at most so many rows.
+SHOWN = 200
 #: A column that folds keeps at least this width.
 _LEAST = 12
 
@@ -44,13 +45,6 @@ class _Console(Console):
 
 out = _Console(highlight=False)
 err = _Console(stderr=True, highlight=False)
-
-
-def write_utf8() -> None:
-    """Write UTF-8 to a pipe or a file, whatever the locale says; a lone surrogate is written as its escape."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors="backslashreplace")
 
 
 @contextmanager

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import msgspec
 import typer
 from rich.markup import escape
 
 from everyrun.cli import exits
-from everyrun.cli.chosen import chosen
-from everyrun.cli.client import DataDir
+from everyrun.cli.arguments import DataDir
 from everyrun.cli.console import err, fail, out
-from everyrun.embedded.state import read_endpoints
-from everyrun.settings import Settings, SettingsError, load
 
 if TYPE_CHECKING:
     from everyrun.doctor.findings import Finding
+    from everyrun.settings import Settings
 
 _COLOURS = {"ok": "green", "warning": "yellow", "failed": "bold red"}
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(rich_help_panel="The stack")(doctor)
 
 
 def doctor(
@@ -41,7 +31,7 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Write the findings as JSON.")] = False,
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
-    """Look at everything the set-up needs: what is wrong, and what to do about it.
+    """Check the set-up: find what is wrong and how to fix it.
 
     Extend's key, the workflow, the webhook endpoint with its subscription, its address and secret, Kafka with its
     topics, Postgres with its migrations, the clocks; every service, whether the tables follow the log and workflows
@@ -52,6 +42,11 @@ def doctor(
 
     Example: everyrun doctor --workflow workflow_abc
     """
+    import asyncio
+    import logging
+
+    import msgspec
+
     from everyrun.doctor.examine import examine
 
     # Clients log every attempt at a server that is away; the report says it once.
@@ -70,6 +65,10 @@ def doctor(
 
 def _settings(data_dir: Path) -> tuple[Settings, str | None]:
     """Return the environment's settings, completed by the stack that runs in the folder, and the stack's workflow."""
+    from everyrun.cli.chosen import chosen
+    from everyrun.embedded.state import read_endpoints
+    from everyrun.settings import SettingsError, load
+
     endpoints = read_endpoints(data_dir)
     given: dict[str, Any] = {}
     if endpoints is not None:

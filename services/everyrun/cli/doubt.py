@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,27 +10,23 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from everyrun.cli.client import Client, DataDir, find
+from everyrun.cli.arguments import DataDir, Json, Why
+from everyrun.cli.client import Client, find
 from everyrun.cli.console import err, folding, out, print_table
 
 doubt_app = typer.Typer(
     no_args_is_help=True,
-    help="Calls of which nobody knows whether Extend took the batch: look at them, and decide where rules do not.",
+    help="Show calls whose outcome is unknown, and decide about their inputs.",
 )
 
 Chunk = Annotated[str, typer.Argument(metavar="CHUNK", help="As list shows it.")]
-Why = Annotated[str, typer.Option("--reason", help="Why; kept with the decision.")]
-Json = Annotated[bool, typer.Option("--json", help="Write it as JSON.")]
 Force = Annotated[bool, typer.Option("--force", help="Also while evidence may still come.")]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.add_typer(doubt_app, name="doubt", rich_help_panel="Deciding")
 
 
 def who() -> str:
     """The name of who calls, as the machine knows it."""
+    import getpass
+
     try:
         return getpass.getuser()
     except (OSError, KeyError):

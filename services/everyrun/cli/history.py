@@ -11,19 +11,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from everyrun.cli import exits
+from everyrun.cli.arguments import DataDir
 from everyrun.cli.backends import run, settings_of
-from everyrun.cli.client import DataDir
 from everyrun.cli.console import err, folding, out, print_table
-from everyrun.cli.progress_bar import bulk_progress
 
 if TYPE_CHECKING:
     from everyrun.replay.history.history import History
     from everyrun.settings import Settings
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(rich_help_panel="The log")(history)
 
 
 def history(
@@ -31,7 +25,7 @@ def history(
     as_json: Annotated[bool, typer.Option("--json", help="All of it as JSON.")] = False,
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
-    """Show every event that touched an input, a run or a batch, in order, and what each changed.
+    """Show every event that touched an input, a run or a batch.
 
     It answers why a row says what it says. The events are read from Kafka, by an index of where they lie, which the
     replay service keeps at the end of the log; what it does not cover yet is indexed first. Ends with 1 where the row
@@ -41,6 +35,8 @@ def history(
     Example: everyrun history sub_01k...:invoice-000017
     """
     settings = settings_of(data_dir, "kafka_bootstrap", "postgres_dsn")
+    from everyrun.cli.progress_bar import bulk_progress
+
     with bulk_progress("not indexed yet", "records") as progress:
         found = run(lambda: _ask(settings, identifier, progress))
     if as_json:

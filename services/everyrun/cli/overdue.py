@@ -12,15 +12,9 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from everyrun.cli.client import Client, DataDir, find
-from everyrun.cli.console import err, folding, print_table
-
-_SHOWN = 200
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(rich_help_panel="Submissions")(overdue)
+from everyrun.cli.arguments import DataDir
+from everyrun.cli.client import Client, find
+from everyrun.cli.console import SHOWN, err, folding, print_table
 
 
 def overdue(
@@ -30,7 +24,7 @@ def overdue(
     as_json: Annotated[bool, typer.Option("--json", help="All of them, as JSON.")] = False,
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
-    """List inputs that were sent longer than EVERYRUN_OVERDUE_AFTER ago and are still open, each with the reason.
+    """List inputs that have waited too long, each with the reason.
 
     Before them come the chunks of inputs that were not sent and have waited longer than they should: why, until when,
     and what helps.
@@ -41,9 +35,7 @@ def overdue(
         url = f"{client.target.query_url}/v1/overdue"
         unsent = client.get(url, submission_id=submission_id, limit=1)["unsent"]
         rows = list(
-            islice(
-                client.every(url, "inputs", submission_id=submission_id, limit=1000), None if as_json else _SHOWN + 1
-            )
+            islice(client.every(url, "inputs", submission_id=submission_id, limit=1000), None if as_json else SHOWN + 1)
         )
     if as_json:
         typer.echo(json.dumps({"unsent": unsent, "inputs": rows}, indent=2))
@@ -58,25 +50,25 @@ def overdue(
 
 def _show_unsent(chunks: list[dict[str, Any]]) -> None:
     table = Table("not sent", Column("inputs", justify="right"), "status", "until", folding("why"))
-    for one in chunks[:_SHOWN]:
+    for one in chunks[:SHOWN]:
         until = (one["until"] or "")[:19].replace("T", " ")
         table.add_row(one["chunk"], str(one["inputs"]), one["status"], until, escape(one["reason"]))
     print_table(table)
-    if len(chunks) > _SHOWN:
-        err.print(f"The first {_SHOWN} of them are shown; --json writes more")
+    if len(chunks) > SHOWN:
+        err.print(f"The first {SHOWN} of them are shown; --json writes more")
     for helps in dict.fromkeys(one["what_to_do"] for one in chunks if one["what_to_do"]):
         err.print(f"You can: {escape(helps)}", soft_wrap=True)
 
 
 def _show_sent(rows: list[dict[str, Any]]) -> None:
     table = Table("input", "run", "status", "sent", folding("reason"))
-    for row in rows[:_SHOWN]:
+    for row in rows[:SHOWN]:
         sent = row["sent_at"][:16].replace("T", " ")
         texts = (row["input_id"], row["run_id"] or "", row["status"], sent, row["reason"].replace("_", " "))
         table.add_row(*map(escape, texts))
     print_table(table)
-    if len(rows) > _SHOWN:
-        err.print(f"The first {_SHOWN} are shown; --json writes all")
+    if len(rows) > SHOWN:
+        err.print(f"The first {SHOWN} are shown; --json writes all")
     else:
         counted = Counter(row["reason"].replace("_", " ") for row in rows)
         err.print(", ".join(f"{number} {reason}" for reason, number in sorted(counted.items())))

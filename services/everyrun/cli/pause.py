@@ -10,22 +10,14 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from everyrun.cli.client import Client, DataDir, find
+from everyrun.cli.arguments import DataDir, Json, SubmissionId, Why
+from everyrun.cli.client import Client, find
 from everyrun.cli.console import err, folding, print_table
-from everyrun.cli.doubt import Json, Why, who
-from everyrun.cli.watch import SubmissionId
+from everyrun.cli.doubt import who
 
-workflow_app = typer.Typer(
-    no_args_is_help=True, help="Workflows that nothing is sent for: Extend refused (401, 402, 403), or a person paused."
-)
-submission_app = typer.Typer(no_args_is_help=True, help="Have nothing more sent of a submission, and go on.")
+workflow_app = typer.Typer(no_args_is_help=True, help="Pause or resume a workflow, or list the paused ones.")
+submission_app = typer.Typer(no_args_is_help=True, help="Pause or resume a submission.")
 WorkflowId = Annotated[str, typer.Argument(metavar="WORKFLOW", help="Extend's id of the workflow.")]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.add_typer(workflow_app, name="workflow", rich_help_panel="Deciding")
-    app.add_typer(submission_app, name="submission", rich_help_panel="Deciding")
 
 
 @workflow_app.command("list")

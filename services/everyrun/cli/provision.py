@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
 from everyrun.cli.console import err, fail
-from everyrun.redact import describe
-from everyrun.settings import Settings, SettingsError, load
+
+if TYPE_CHECKING:
+    from everyrun.settings import Settings
 
 T = TypeVar("T")
 
-topics_app = typer.Typer(no_args_is_help=True, help="The topics on a Kafka of your own: create them, check them.")
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    panel = "A Kafka and a Postgres of your own"
-    app.add_typer(topics_app, name="topics", rich_help_panel=panel)
-    app.command(rich_help_panel=panel)(migrate)
+topics_app = typer.Typer(no_args_is_help=True, help="Create or check the topics on your own Kafka.")
 
 
 def _settings(*needs: str) -> Settings:
+    from everyrun.settings import SettingsError, load
+
     try:
         return load().need(*needs)
     except SettingsError as error:
@@ -32,7 +27,11 @@ def _settings(*needs: str) -> Settings:
 
 
 def _at_kafka(ask: Callable[[Settings], Awaitable[T]]) -> T:
+    import asyncio
+
     from aiokafka.errors import KafkaError
+
+    from everyrun.redact import describe
 
     settings = _settings("kafka_bootstrap")
 
@@ -73,7 +72,7 @@ def check() -> None:
 
 
 def migrate() -> None:
-    """Make the schemas everyrun and everyrun_queue in a Postgres, or bring them up to date.
+    """Create the tables in your own Postgres, or bring them up to date.
 
     Example: EVERYRUN_POSTGRES_DSN=postgresql://everyrun:secret@db/everyrun everyrun migrate
     """

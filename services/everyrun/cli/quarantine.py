@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -14,24 +13,18 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from everyrun.cli import exits
-from everyrun.cli.client import Client, DataDir, find
-from everyrun.cli.console import err, fail, folding, out, print_table
+from everyrun.cli.arguments import DataDir, Json
+from everyrun.cli.client import Client, find
+from everyrun.cli.console import SHOWN, err, fail, folding, out, print_table
+from everyrun.cli.doubt import who
 
-quarantine_app = typer.Typer(
-    no_args_is_help=True, help="Messages that could not be understood: look at them, try again, or let them be."
-)
+quarantine_app = typer.Typer(no_args_is_help=True, help="Show, retry or discard messages that could not be understood.")
 
-_SHOWN, _AT_ONCE = 200, 100
+_AT_ONCE = 100
 Sources = Annotated[list[str] | None, typer.Argument(metavar="[SOURCE]...", help="As list shows them.")]
 Reason = Annotated[str | None, typer.Option(help="Only those whose reason has this text.")]
 Topic = Annotated[str | None, typer.Option(help="Only those of this topic; webhook for webhooks.")]
 Why = Annotated[str, typer.Option(help="Why; kept with the decision.")]
-Json = Annotated[bool, typer.Option("--json", help="Write it as JSON.")]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.add_typer(quarantine_app, name="quarantine", rich_help_panel="Deciding")
 
 
 @quarantine_app.command("list")
@@ -49,7 +42,7 @@ def list_(
     only = None if state == "all" else state
     with Client(find(data_dir)) as client:
         reasons = client.get(f"{client.target.query_url}/v1/quarantine/reasons", state=only)["reasons"]
-        rows = list(islice(pages(client, only, reason, topic), None if as_json else _SHOWN + 1))
+        rows = list(islice(pages(client, only, reason, topic), None if as_json else SHOWN + 1))
     if as_json:
         typer.echo(json.dumps({"reasons": reasons, "messages": rows}, indent=2))
         return
@@ -62,12 +55,12 @@ def list_(
             table.add_row(str(row["messages"]), row["topic"], row["state"], escape(row["reason"]))
         print_table(table)
     table = Table("source", "state", "since", "bytes", folding("reason"))
-    for row in rows[:_SHOWN]:
+    for row in rows[:SHOWN]:
         since = row["first_seen"][:16].replace("T", " ")
         table.add_row(escape(row["source"]), row["state"], since, str(row["bytes"]), escape(row["reason"]))
     print_table(table)
-    if len(rows) > _SHOWN:
-        err.print(f"The first {_SHOWN} are shown; choose with --reason and --topic, or write all with --json")
+    if len(rows) > SHOWN:
+        err.print(f"The first {SHOWN} are shown; choose with --reason and --topic, or write all with --json")
 
 
 def pages(client: Client, state: str | None, reason: str | None, topic: str | None) -> Iterator[dict[str, Any]]:
@@ -166,17 +159,10 @@ def _decide(
         if not chosen:
             err.print("The quarantine has no such open messages.")
         for start in range(0, len(chosen), _AT_ONCE):
-            body = {"sources": chosen[start : start + _AT_ONCE], "reason": why, "by": _who()}
+            body = {"sources": chosen[start : start + _AT_ONCE], "reason": why, "by": who()}
             answer = client.answer("POST", f"{client.target.submission_url}/v1/quarantine/{what}", json=body)
             for line in answer["decided"]:
                 counted[line["outcome"]] = counted.get(line["outcome"], 0) + 1
                 out.print(f"{line['outcome']:<15} {escape(line['source'])}  {escape(line['detail'])}", soft_wrap=True)
     err.print(", ".join(f"{number} {outcome}" for outcome, number in sorted(counted.items())))
     return counted
-
-
-def _who() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):
-        return ""

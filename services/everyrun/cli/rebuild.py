@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,14 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from everyrun.cli import exits
+from everyrun.cli.arguments import DataDir
 from everyrun.cli.backends import settings_of
-from everyrun.cli.client import DataDir
 from everyrun.cli.console import err, fail
-from everyrun.cli.progress_bar import bulk_progress
-from everyrun.cli.signals import StoppedError, until_stopped
 from everyrun.errors import EveryrunError
-from everyrun.memory import collect_seldom
-from everyrun.redact import describe
 
 if TYPE_CHECKING:
     from everyrun.replay.log_position import Moment
@@ -27,11 +22,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PANEL = "The log"
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(rich_help_panel=PANEL)(rebuild)
 
 
 def rebuild(
@@ -54,7 +44,7 @@ def rebuild(
     ] = 1,
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
-    """Make every table anew from the log, in a schema beside the live one. Publishes nothing.
+    """Rebuild every result table from the log.
 
     One that was stopped or killed goes on where it was. With --swap it then takes the place of the live tables, at
     exactly their offsets, while everything runs.
@@ -117,14 +107,21 @@ def _say(text: str) -> None:
 @contextmanager
 def counted(what: str) -> Iterator[Callable[[Progress], None]]:
     """A bar of the records done, their rate and the time left."""
+    from everyrun.cli.progress_bar import bulk_progress
+
     with bulk_progress(what, "records") as show:
         yield lambda progress: show(progress.before + progress.applied, progress.before + progress.total)
 
 
 def run(work: Coroutine[Any, Any, T], code: int = exits.ERROR) -> T:
     """What the work returns. Where it cannot be done, says why and ends the command with the code."""
+    import asyncio
+
     from aiokafka.errors import KafkaError
 
+    from everyrun.cli.signals import StoppedError, until_stopped
+    from everyrun.memory import collect_seldom
+    from everyrun.redact import describe
     from everyrun.store.pool import POSTGRES_AWAY
 
     collect_seldom()

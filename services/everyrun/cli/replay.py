@@ -5,21 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
+from everyrun.cli.arguments import DataDir
 from everyrun.cli.backends import run, settings_of
-from everyrun.cli.client import DataDir
 from everyrun.cli.console import err, fail, out, print_table
-from everyrun.cli.progress_bar import bulk_progress
-from everyrun.settings import Settings, SettingsError, load
 
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(rich_help_panel="The log")(replay)
+if TYPE_CHECKING:
+    from everyrun.settings import Settings
 
 
 def replay(
@@ -51,7 +47,7 @@ def replay(
     ] = False,
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
-    """Publish chosen events again, each marked as a replay with its place in the log.
+    """Publish selected events again, marked as replays.
 
     On a topic the mark is the header `ce_everyrunreplay` (`runs/3/1234`); key, value and the other headers stay. To
     an HTTP address each event is a POST of CloudEvents JSON, signed as Standard Webhooks with EVERYRUN_REPLAY_SECRET;
@@ -59,6 +55,7 @@ def replay(
 
     Example: everyrun replay --to audit-2026 --batch batch_01k... --since 2026-03-03T12:00:00Z
     """
+    from everyrun.cli.progress_bar import bulk_progress
     from everyrun.replay.export import replay_events
     from everyrun.replay.export import selection as selecting
     from everyrun.replay.export.targets import TargetError
@@ -117,6 +114,7 @@ def _time(text: str | None, option: str) -> datetime | None:
 
 def _settings(data_dir: Path, to: str, from_archive: str | None, dry_run: bool) -> Settings:
     from everyrun.replay.export.replay_events import kind_of
+    from everyrun.settings import SettingsError, load
 
     kind = kind_of(to)
     needs = [] if from_archive and (kind != "topic" or dry_run) else ["kafka_bootstrap"]

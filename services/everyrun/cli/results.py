@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import json
 from collections.abc import Iterator, Sequence
@@ -13,26 +12,15 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from everyrun.atomic_file import whole
 from everyrun.cli import exits
-from everyrun.cli.client import PATIENCE, Client, DataDir, find
-from everyrun.cli.console import err, fail, folding, print_table, standard_output
-from everyrun.cli.extracted import write_table
-from everyrun.cli.watch import SubmissionId
-from everyrun.submission.intake.cells import line
-from everyrun.submission.intake.rows import REDACTED
+from everyrun.cli.arguments import DataDir, SubmissionId
+from everyrun.cli.client import PATIENCE, Client, find
+from everyrun.cli.console import SHOWN, err, fail, folding, print_table, standard_output
 
-#: A table has so many rows at the most.
-SHOWN = 200
 CSV_COLUMNS = (
     *("id", "url", "file_id", "text", "name", "metadata", "status", "failure_reason", "failure_message"),
     *("run_id", "batch_id", "settled_at"),
 )
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(rich_help_panel="Submissions")(results)
 
 
 def results(
@@ -50,7 +38,7 @@ def results(
     output: Annotated[Path | None, typer.Option(help="Write to this file, whole or not at all.")] = None,
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
-    """Show the results of a submission: a row an input.
+    """Show the result of every input of a submission.
 
     `--format csv --status FAILED` is a manifest that submit takes, to send the failures again. URLs come without
     their query: a presigned link is not kept. Such links end in #everyrun-redacted, and submit refuses them until they
@@ -59,6 +47,8 @@ def results(
 
     Example: everyrun results sub_01k... --status FAILED --format csv > again.csv
     """
+    from everyrun.atomic_file import whole
+
     if extracted and format_ == "table":
         raise typer.BadParameter("--extracted needs --format jsonl or csv")
     if bom and format_ != "csv":
@@ -126,6 +116,8 @@ def _table(rows: Iterator[dict[str, Any]]) -> None:
 
 def csv_row(row: dict[str, Any]) -> list[str]:
     """A result as the values of CSV_COLUMNS."""
+    from everyrun.submission.intake.rows import REDACTED
+
     file = row.get("file") or {}
     metadata = json.dumps(row["metadata"], ensure_ascii=False) if row.get("metadata") else ""
     plain = [row.get(name) or "" for name in ("failure_reason", "failure_message", "run_id", "batch_id", "settled_at")]
@@ -135,6 +127,9 @@ def csv_row(row: dict[str, Any]) -> list[str]:
 
 
 def _csv(rows: Iterator[dict[str, Any]], file: IO[str], extracted: bool, bom: bool) -> int:
+    from everyrun.cli.extracted import write_table
+    from everyrun.submission.intake.cells import line
+
     redacted = 0
 
     def counted() -> Iterator[tuple[list[str], dict[str, Any]]]:
@@ -156,6 +151,8 @@ def check_statuses(given: Sequence[str]) -> None:
     """End the command if a status looks like a known one that is written otherwise."""
     if not given:
         return
+    import difflib
+
     from everyrun.query.results import STATUSES
 
     for status in given:

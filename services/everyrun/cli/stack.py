@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import signal
@@ -11,17 +10,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
-import httpx
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from everyrun.cli import exits
 from everyrun.cli.console import err, fail, folding, part_event, print_table
-from everyrun.cli.signals import StoppedError, until_stopped
-from everyrun.emulator.app import parse_seconds
-from everyrun.emulator.faults import FAULTS, InvalidFaultsError, parse_faults
-from everyrun.settings import PLAN_REQUESTS_PER_SECOND
+from everyrun.emulator.faults import FAULTS
 
 DataDir = Annotated[
     Path,
@@ -38,6 +33,10 @@ Processors = Annotated[int, typer.Option(min=1, max=8, help="How many processors
 
 def check_emulator_options(faults: str, run_seconds: str, plan: str) -> None:
     """Raise typer.BadParameter naming what is wrong."""
+    from everyrun.emulator.app import parse_seconds
+    from everyrun.emulator.faults import InvalidFaultsError, parse_faults
+    from everyrun.settings import PLAN_REQUESTS_PER_SECOND
+
     try:
         parse_faults(faults)
         parse_seconds(run_seconds)
@@ -45,14 +44,6 @@ def check_emulator_options(faults: str, run_seconds: str, plan: str) -> None:
         raise typer.BadParameter(str(error)) from None
     if plan not in PLAN_REQUESTS_PER_SECOND:
         raise typer.BadParameter(f"--plan is one of {', '.join(PLAN_REQUESTS_PER_SECOND)}, not {plan!r}")
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command(rich_help_panel="The stack")(up)
-    app.command(rich_help_panel="The stack")(down)
-    app.command(rich_help_panel="The stack")(status)
-    app.command(rich_help_panel="The stack")(logs)
 
 
 def up(
@@ -69,12 +60,15 @@ def up(
         bool, typer.Option("--extend", help="The real Extend: EXTEND_API_KEY and EVERYRUN_WEBHOOK_SECRETS must be set.")
     ] = False,
 ) -> None:
-    """Bring everything up: Kafka, Postgres, the Extend emulator and every service, until Ctrl-C.
+    """Start Kafka, Postgres, the emulator of Extend and every service, until Ctrl-C.
 
     A Kafka or Postgres of your own is used instead where EVERYRUN_KAFKA_BOOTSTRAP or EVERYRUN_POSTGRES_DSN is set.
 
     Example: everyrun up --faults drop=0.1,duplicate=0.2
     """
+    import asyncio
+
+    from everyrun.cli.signals import StoppedError, until_stopped
     from everyrun.embedded.process import PlatformError
     from everyrun.embedded.stack import Options, Stack
     from everyrun.embedded.state import StackError
@@ -109,7 +103,7 @@ def _show_addresses(endpoints: dict[str, str], data_dir: Path) -> None:
 
 
 def down(data_dir: DataDir = Path(".everyrun")) -> None:
-    """End a running stack; its data stays.
+    """Stop a running stack; its data stays.
 
     Example: everyrun down
     """
@@ -151,6 +145,8 @@ def _state(row: dict[str, Any]) -> str:
     """What the stack says of a part, and what the part says of itself now."""
     if row["state"] != "ready" or row["url"] is None:
         return str(row["state"])
+    import httpx
+
     try:
         answer = httpx.get(row["url"] + "/readyz", timeout=2, trust_env=False)
     except httpx.TransportError:
@@ -170,7 +166,7 @@ def logs(
     lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many of the last lines.")] = 50,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as more is written, until Ctrl-C.")] = False,
 ) -> None:
-    """Show the log of a part.
+    """Show the log of a part of the stack.
 
     Example: everyrun logs bridge -f
     """

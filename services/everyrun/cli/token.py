@@ -5,10 +5,7 @@ It works on the database itself, so it needs its dsn, and no Kafka. The submissi
 
 from __future__ import annotations
 
-import asyncio
-import getpass
 import re
-import socket
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
@@ -20,25 +17,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from everyrun.cli import exits
-from everyrun.cli.chosen import settings_in
-from everyrun.cli.client import DataDir
+from everyrun.cli.arguments import DataDir
 from everyrun.cli.console import err, fail, folding, print_table
-from everyrun.redact import describe
-from everyrun.settings import SettingsError
-from everyrun.store import tokens
-from everyrun.store.pool import POSTGRES_AWAY
 
 T = TypeVar("T")
 
-token_app = typer.Typer(no_args_is_help=True, help="Tokens for the HTTP APIs: who may call, for what, until when.")
+token_app = typer.Typer(no_args_is_help=True, help="Create, list or revoke tokens for the HTTP APIs.")
 
 _LENGTH = re.compile(r"([1-9]\d{0,4})([mhd])")
 _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.add_typer(token_app, name="token", rich_help_panel="Security")
 
 
 def expiry(text: str, now: datetime) -> datetime | None:
@@ -57,6 +44,9 @@ _PUBLISHED_WITHIN = 10.0
 
 def _who() -> str:
     """Return who runs the command, as user@host."""
+    import getpass
+    import socket
+
     try:
         user = getpass.getuser()
     except (KeyError, OSError):
@@ -66,6 +56,9 @@ def _who() -> str:
 
 def _dsn(data_dir: Path) -> str:
     """Return where the database is: what EVERYRUN_POSTGRES_DSN says, or that of the running stack of the folder."""
+    from everyrun.cli.chosen import settings_in
+    from everyrun.settings import SettingsError
+
     try:
         return settings_in(data_dir)[0].need("postgres_dsn").postgres_dsn.get_secret_value()
     except SettingsError as error:
@@ -73,8 +66,13 @@ def _dsn(data_dir: Path) -> str:
 
 
 def _on_database(data_dir: Path, ask: Callable[[Any], Awaitable[T]]) -> T:
+    import asyncio
+
     import asyncpg
 
+    from everyrun.redact import describe
+    from everyrun.settings import SettingsError
+    from everyrun.store.pool import POSTGRES_AWAY
     from everyrun.store.session import connect
 
     dsn = _dsn(data_dir)
@@ -110,6 +108,8 @@ def create(
 
     Example: everyrun token create nightly-upload --scope submit --scope read --expires-in 365d
     """
+    from everyrun.store import tokens
+
     wrong = [given for given in scope if given not in tokens.SCOPES]
     if wrong:
         raise typer.BadParameter(f"--scope is one of {', '.join(tokens.SCOPES)}; not {', '.join(wrong)}")
@@ -129,6 +129,8 @@ def list_tokens(data_dir: DataDir = Path(".everyrun")) -> None:
 
     Example: everyrun token list
     """
+    from everyrun.store import tokens
+
     found = _on_database(data_dir, tokens.every)
     if not found:
         err.print("There are no tokens; make one with: everyrun token create NAME --scope read")
@@ -167,6 +169,8 @@ def revoke(
     if len(reason) > 1000 or "\x00" in reason:
         raise typer.BadParameter("--reason has at most 1000 characters, and no NUL")
 
+    from everyrun.store import tokens
+
     async def revoke_and_wait(connection: Any) -> tuple[str | None, bool]:
         name = await tokens.revoke(connection, token_id, _who(), reason)
         return name, name is not None and await _published(connection, token_id)
@@ -185,6 +189,10 @@ def revoke(
 
 
 async def _published(connection: Any, token_id: str) -> bool:
+    import asyncio
+
+    from everyrun.store import tokens
+
     deadline = time.monotonic() + _PUBLISHED_WITHIN
     while not (there := await tokens.is_durable(connection, token_id)) and time.monotonic() < deadline:
         await asyncio.sleep(0.2)

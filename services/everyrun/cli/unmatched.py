@@ -10,18 +10,14 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from everyrun.cli.client import Client, DataDir, find
+from everyrun.cli.arguments import DataDir
+from everyrun.cli.client import Client, find
 from everyrun.cli.console import err, folding, print_table
 
-unmatched = typer.Typer(no_args_is_help=True, help="Runs at Extend that no input is known for.")
+unmatched_app = typer.Typer(no_args_is_help=True, help="Show runs at Extend that belong to no known input.")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.add_typer(unmatched, name="unmatched", rich_help_panel="Submissions")
-
-
-@unmatched.command("list")
+@unmatched_app.command("list")
 def list_unmatched(
     reason: Annotated[
         str | None, typer.Option(help="Only those of this reason, for example batch_unknown or ambiguous_metadata.")

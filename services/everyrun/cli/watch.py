@@ -8,24 +8,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
 from everyrun.cli import exits
-from everyrun.cli.client import PATIENCE, Client, DataDir, find
+from everyrun.cli.arguments import DataDir, SubmissionId
+from everyrun.cli.client import PATIENCE, Client, find
 from everyrun.cli.console import err, folding, print_table
 from everyrun.cli.progress import FAILED, JobProgress, summary
-
-SubmissionId = Annotated[str, typer.Argument(metavar="ID", help="A submission id (sub_...).")]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command(rich_help_panel="Submissions")(watch)
-    app.command(name="list", rich_help_panel="Submissions")(list_submissions)
-    app.command(rich_help_panel="Submissions")(report)
-
 
 #: After so long without a change it is asked why, then at ever longer intervals up to the second, in seconds.
 _STILL, _MOST_STILL = 10.0, 120.0
@@ -73,6 +63,8 @@ def follow(client: Client, submission_id: str) -> int:
 
     Says what holds the submission up. A service that is away is waited for, for PATIENCE seconds.
     """
+    from rich.live import Live
+
     progress = JobProgress()
     known: dict[str, int] = {}
     said: list[str] = []
@@ -118,7 +110,7 @@ def follow(client: Client, submission_id: str) -> int:
 
 
 def watch(submission_id: SubmissionId, data_dir: DataDir = Path(".everyrun")) -> None:
-    """Follow a submission until every input is settled. Ends with 3 when inputs failed, or can settle no more.
+    """Follow a submission until every input is settled.
 
     Example: everyrun watch sub_01k...
     """
@@ -130,7 +122,7 @@ def list_submissions(
     limit: Annotated[int, typer.Option(min=1, max=1000, help="The newest so many.")] = 20,
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
-    """List submissions, newest first, with what their inputs wait for.
+    """List submissions, newest first.
 
     Example: everyrun list
     """
@@ -162,7 +154,7 @@ def report(
     as_json: Annotated[bool, typer.Option("--json", help="The whole report as JSON.")] = False,
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
-    """Show where a submission stands, and whether every number adds up. Ends with 1 if they do not.
+    """Show the counts of a submission and check that they add up.
 
     Inputs are in transit while the queue knows more of them than the tables do: for moments, while events are applied.
 

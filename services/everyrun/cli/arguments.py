@@ -1,0 +1,30 @@
+"""Arguments and options that several commands have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+DataDir = Annotated[
+    Path,
+    typer.Option(
+        "--data-dir", envvar="EVERYRUN_DATA_DIR", help="Folder of a running stack; without one, the settings are used."
+    ),
+]
+SubmissionId = Annotated[str, typer.Argument(metavar="ID", help="A submission id (sub_...).")]
+Json = Annotated[bool, typer.Option("--json", help="Write it as JSON.")]
+Why = Annotated[str, typer.Option("--reason", help="Why; kept with the decision.")]
+
+# --- of a manifest
+Workflow = Annotated[str | None, typer.Option(help="Extend's workflow id; the emulator's own by default.")]
+IdColumn = Annotated[str | None, typer.Option(help="CSV column that is the input's id; `id` by default.")]
+UrlColumn = Annotated[str | None, typer.Option(help="CSV column that holds the file's link; `url` by default.")]
+Delimiter = Annotated[
+    str | None, typer.Option(help="Delimiter of the CSV: a character, or tab. Comma, semicolon and tab are recognised.")
+]
+Encoding = Annotated[
+    str | None, typer.Option(help="Encoding of the manifest, for example windows-1252; UTF-8 by default.")
+]
+Wait = Annotated[bool, typer.Option("--wait", help="Stay until every input is settled; 3 when inputs failed.")]

@@ -1,0 +1,190 @@
+"""The table of commands, and the group that imports a command's module only when it is called.
+
+``everyrun --help``, ``--version`` and shell completion read the table alone. That keeps them under 0.3 s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import typer
+from typer import _completion_classes as completion_classes
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command, get_group
+
+
+class Entry(NamedTuple):
+    """Where a command is defined, and its line in the help."""
+
+    #: "module:name" in this package. The name is a function, or a Typer application for a group of commands.
+    target: str
+    help: str
+
+
+PANELS: dict[str, dict[str, Entry]] = {
+    "The stack": {
+        "up": Entry("stack:up", "Start Kafka, Postgres, the emulator of Extend and every service, until Ctrl-C."),
+        "down": Entry("stack:down", "Stop a running stack; its data stays."),
+        "status": Entry("stack:status", "Show the parts of a running stack."),
+        "logs": Entry("stack:logs", "Show the log of a part of the stack."),
+        "doctor": Entry("doctor:doctor", "Check the set-up: find what is wrong and how to fix it."),
+        "demo": Entry("demo:demo", "Run inputs through a stack and compare every result with the emulator's record."),
+    },
+    "Submissions": {
+        "submit": Entry("submit:submit", "Submit the rows of a manifest, or the documents in a folder."),
+        "register": Entry("register:register_batch", "Account for a batch that another program sent to Extend."),
+        "watch": Entry("watch:watch", "Follow a submission until every input is settled."),
+        "list": Entry("watch:list_submissions", "List submissions, newest first."),
+        "report": Entry("watch:report", "Show the counts of a submission and check that they add up."),
+        "results": Entry("results:results", "Show the result of every input of a submission."),
+        "overdue": Entry("overdue:overdue", "List inputs that have waited too long, each with the reason."),
+        "unmatched": Entry("unmatched:unmatched_app", "Show runs at Extend that belong to no known input."),
+    },
+    "Deciding": {
+        "doubt": Entry("doubt:doubt_app", "Show calls whose outcome is unknown, and decide about their inputs."),
+        "workflow": Entry("pause:workflow_app", "Pause or resume a workflow, or list the paused ones."),
+        "submission": Entry("pause:submission_app", "Pause or resume a submission."),
+        "quarantine": Entry(
+            "quarantine:quarantine_app", "Show, retry or discard messages that could not be understood."
+        ),
+    },
+    "A Kafka and a Postgres of your own": {
+        "topics": Entry("provision:topics_app", "Create or check the topics on your own Kafka."),
+        "migrate": Entry("provision:migrate", "Create the tables in your own Postgres, or bring them up to date."),
+    },
+    "Security": {
+        "token": Entry("token:token_app", "Create, list or revoke tokens for the HTTP APIs."),
+    },
+    "The log": {
+        "rebuild": Entry("rebuild:rebuild", "Rebuild every result table from the log."),
+        "audit": Entry("audit:audit", "Compare the result tables with the log, row by row."),
+        "as-of": Entry("as_of:as_of", "Show a report, the results or a row as the log had them at a given time."),
+        "archive": Entry("archive:archive_app", "Copy the log to Parquet, and verify the copy."),
+        "replay": Entry("replay:replay", "Publish selected events again, marked as replays."),
+        "history": Entry("history:history", "Show every event that touched an input, a run or a batch."),
+    },
+}
+COMMANDS = {name: entry for commands in PANELS.values() for name, entry in commands.items()}
+#: -5m is a time, not an option.
+_CONTEXT_SETTINGS = {"as-of": {"ignore_unknown_options": True}}
+
+
+def load(name: str) -> Any:
+    """Import the module of a command and return the command."""
+    module, _, attribute = COMMANDS[name].target.partition(":")
+    target = getattr(import_module(f"everyrun.cli.{module}"), attribute)
+    if isinstance(target, typer.Typer):
+        target.rich_markup_mode, target.info.cls = None, Group
+        for inner in target.registered_commands:
+            inner.cls = Command
+        command: Any = get_group(target)
+    else:
+        app = typer.Typer(rich_markup_mode=None, add_completion=False)
+        app.command(cls=Command, context_settings=_CONTEXT_SETTINGS.get(name))(target)
+        command = get_command(app)
+    command.name = name
+    _keep_examples(command)
+    return command
+
+
+def _keep_examples(command: Any) -> None:
+    """Keep the lines of examples as they are written, by the mark for it; else help is wrapped to the terminal."""
+    if command.help:
+        command.help = command.help.replace("\n\nExample:", "\n\n\b\nExample:")
+    for inner in getattr(command, "commands", {}).values():
+        _keep_examples(inner)
+
+
+class _Commands(Mapping[str, Any]):
+    """The commands by name, each loaded when it is read."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._loaded:
+            self._loaded[name] = load(name)
+        return self._loaded[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(COMMANDS)
+
+    def __len__(self) -> int:
+        return len(COMMANDS)
+
+
+def _as_given(_context: Any, value: Any) -> Any:
+    return value
+
+
+def _complete_quickly(context: Any, params: Iterable[Any]) -> None:
+    """Keep values as they are given if a shell asks what completes a word: it needs none of them.
+
+    Typer imports Pydantic to convert a value, even that of an option that is not given.
+    """
+    if context.resilient_parsing:
+        # For zsh and fish Typer imports Rich's Markdown to take tags out of help; ours has none.
+        completion_classes._sanitize_help_text = str  # type: ignore[assignment]
+        for param in params:
+            param.process_value = _as_given
+
+
+class Command(TyperCommand):
+    """A command that a shell can complete quickly."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments and options."""
+        _complete_quickly(ctx, self.get_params(ctx))
+        return super().parse_args(ctx, args)
+
+
+class Group(TyperGroup):
+    """A group that a shell can complete quickly, and whose commands show their help without Pydantic."""
+
+    def get_help_option(self, ctx: Any) -> Any:
+        """Return ``--help``, which is off if it is not given."""
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.default = False
+        return option
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the group's own options; if a command's name comes first, none is given."""
+        _complete_quickly(ctx, self.get_params(ctx))
+        own = self.params
+        self.params = [] if args and not args[0].startswith("-") else own
+        try:
+            return super().parse_args(ctx, args)
+        finally:
+            self.params = own
+
+
+class LazyGroup(Group):
+    """The commands of the table."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands: Any = _Commands()
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names, without loading a command."""
+        return list(COMMANDS)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the table, a section for each panel."""
+        width = max(map(len, COMMANDS))
+        for panel, commands in PANELS.items():
+            with formatter.section(panel):
+                formatter.write_dl([(name.ljust(width), entry.help) for name, entry in commands.items()])
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """Return what completes the beginning of a command or an option."""
+        from typer._click.shell_completion import CompletionItem
+
+        found = [
+            CompletionItem(name, help=entry.help) for name, entry in COMMANDS.items() if name.startswith(incomplete)
+        ]
+        # Not the group's own, which would import every command for its help.
+        return [*found, *super(TyperGroup, self).shell_complete(ctx, incomplete)]

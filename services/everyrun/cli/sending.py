@@ -1,0 +1,127 @@
+"""Upload the local files of what is submitted, and send the rows to the submission service."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import typer
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from everyrun.cli import exits, manifest
+from everyrun.cli.checks import show_bad_rows
+from everyrun.cli.client import PATIENCE, Client, Target
+from everyrun.cli.console import err, fail
+from everyrun.cli.upload import Account, Journal, upload_all
+from everyrun.submission.intake.parse import NDJSON
+
+
+def upload(files: list[manifest.Local], target: Target, data_dir: Path, ask_again: bool) -> list[str]:
+    """Return the ids of the files at Extend, in their order. Raises UploadFailedError."""
+    if not files:
+        return []
+    if target.upload_note:
+        err.print(f"[yellow]{escape(target.upload_note)}[/]", soft_wrap=True)
+    journal = Journal(data_dir / "uploads.sqlite")
+    known_before = 0
+    try:
+        with _progress(MofNCompleteColumn()) as progress:
+            task = progress.add_task("Uploading", total=len(files))
+
+            def done(known: bool) -> None:
+                nonlocal known_before
+                known_before += known
+                progress.advance(task)
+
+            account = Account(target.extend_base_url, target.extend_api_key, target.extend_workspace_id)
+            ids = asyncio.run(upload_all(files, account, journal, done, ask_again))
+    finally:
+        journal.close()
+    if known_before:
+        err.print(f"{known_before} of {len(files)} files had been uploaded before")
+    return ids
+
+
+class Call:
+    """The call that hands the rows in."""
+
+    def __init__(
+        self,
+        client: Client,
+        rows: IO[bytes],
+        checked: manifest.Checked,
+        workflow_id: str,
+        version: str | None,
+        priority: int,
+        key: str | None,
+    ) -> None:
+        self._client = client
+        self._rows = rows
+        self._checked = checked
+        # One of our own where none is given: an upload whose answer was lost may then be repeated.
+        self._key = key or f"cli-{secrets.token_hex(16)}"
+        query = {"workflow_id": workflow_id, "workflow_version": version, "priority": priority}
+        self._query = {name: value for name, value in query.items() if value is not None}
+
+    def send(self, again: bool) -> dict[str, Any]:
+        """Return the submission that was taken in; ends the command where none was."""
+        answer = self._answer(again)
+        if answer.get("code") == "SUBMITTED_BEFORE":
+            err.print(f"[yellow]{escape(answer['message'])}[/]", soft_wrap=True)
+            if not (sys.stdin.isatty() and err.is_terminal):
+                fail("nothing was handed in. To submit the same rows once more: --again", exits.SUBMITTED_BEFORE)
+            if not typer.confirm("Submit them once more?", err=True):
+                raise typer.Exit(exits.SUBMITTED_BEFORE)
+            answer = self._answer(again=True)
+        if "bad_rows" in answer:
+            for row in answer["rows"]:
+                row["line"] = self._checked.line_of(row["row"])
+            show_bad_rows(answer["bad_rows"], answer["rows"])
+            raise typer.Exit(exits.ERROR)
+        return answer
+
+    def _answer(self, again: bool) -> dict[str, Any]:
+        rows, client = self._rows, self._client
+        with _progress(DownloadColumn()) as progress:
+            task = progress.add_task(f"Handing in {self._checked.count} inputs", total=rows.tell())
+
+            class Body:
+                """The rows from their beginning, at every try."""
+
+                def __iter__(self) -> Iterator[bytes]:
+                    rows.seek(0)
+                    progress.reset(task)
+                    while part := rows.read(1 << 18):
+                        yield part
+                        progress.advance(task, len(part))
+
+            return client.answer(
+                "POST",
+                f"{client.target.submission_url}/v1/submissions",
+                params=self._query | {"once": "false" if again else "true"},
+                within=PATIENCE,
+                unanswered="Whether they were taken in is not known: the same command with "
+                f"--idempotency-key {self._key} hands nothing in twice",
+                content=Body(),
+                headers={"content-type": NDJSON, "idempotency-key": self._key},
+            )
+
+
+def _progress(count: ProgressColumn) -> Progress:
+    speed = TransferSpeedColumn() if isinstance(count, DownloadColumn) else TextColumn("")
+    columns = (TextColumn("{task.description}"), BarColumn(), count, speed, TimeRemainingColumn())
+    return Progress(*columns, console=err, transient=True)
