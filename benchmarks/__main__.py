@@ -1,4 +1,4 @@
-"""Run the benchmarks named, or all, on a Kafka and a Postgres of their own; print a table of figures and ratios."""
+"""Run the named benchmarks, or all, each on a new Kafka and Postgres; print a table of figures and ratios."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def main(names: list[str]) -> None:
     out = Console()
     machine = f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     out.print(f"{machine}, load {os.getloadavg()[0]:.1f}")
-    table = Table("benchmark", "figure", "ceiling", "ratio", "wanted", title="python -m benchmarks " + " ".join(names))
+    table = Table("benchmark", "figure", "ceiling", "ratio", "target", title="python -m benchmarks " + " ".join(names))
     for name in names:
         for row in await _rows(name):
             out.print(row)
@@ -51,6 +51,6 @@ async def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    # What is not up yet is waited for, without a line each time.
+    # The servers are polled until they are up; do not log each refused connection.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     asyncio.run(main(sys.argv[1:] or ["startup", *ALL]))

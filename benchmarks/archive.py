@@ -1,4 +1,4 @@
-"""Archiving, verifying, indexing the log, against getmany alone; and the history of one input of all of them."""
+"""Measure archiving, verifying and indexing the log against getmany alone, and the history of one input."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from everyrun.replay.archive.verify import verify
 from everyrun.replay.archive.writer import archive
 from everyrun.replay.history.index import Index, catch_up
 
-#: The promise about history speaks of a million; EVENTS=1000000 takes some minutes.
+#: Number of runs. The target for history is about a million; EVENTS=1000000 takes some minutes.
 _EVENTS = int(os.environ.get("EVENTS", "200000"))
 _INPUTS = 1000
-_ASKED = 40
+_QUERIES = 40
 
 
 async def _write(servers: Servers) -> None:
@@ -47,7 +47,7 @@ async def _getmany(servers: Servers) -> float:
 
 
 async def run(servers: Servers) -> list[tuple[str, ...]]:
-    """The rows of the table."""
+    """Return the rows of the table."""
     await _write(servers)
     alone = max(await _getmany(servers), await _getmany(servers))
     found = []
@@ -60,13 +60,13 @@ async def run(servers: Servers) -> list[tuple[str, ...]]:
         assert not verified.findings
         found.append(row("archive verify", verified.records / (time.monotonic() - began), alone, "records/s", "-"))
     count, seconds = await indexed(servers)
-    found.append(row("index of places", count / seconds, alone, "records/s", "-"))
+    found.append(row("index of ids", count / seconds, alone, "records/s", "-"))
     found.append(await history(servers, _EVENTS))
     return found
 
 
 async def indexed(servers: Servers) -> tuple[int, float]:
-    """How many records were indexed, in how many seconds: all that the log has."""
+    """Index the whole log; return the number of records, and the seconds that it took."""
     async with asyncpg.create_pool(servers.dsn, min_size=1, max_size=3) as pool:
         began = time.monotonic()
         count = await catch_up(servers.settings, Index(pool, await cluster_id(servers.settings)))
@@ -76,18 +76,18 @@ async def indexed(servers: Servers) -> tuple[int, float]:
 
 
 async def history(servers: Servers, inputs: int) -> tuple[str, ...]:
-    """A row of the table: how long the replay service takes to tell the history of one of so many inputs."""
+    """Measure how long the replay service takes to answer the history of one of ``inputs`` inputs."""
     replay = await servers.start("replay")
     times = []
     headers = {"authorization": f"Bearer {TOKEN}"}
     async with httpx.AsyncClient(base_url=replay, headers=headers, timeout=60) as http:
-        for n in range(_ASKED):
+        for n in range(_QUERIES):
             began = time.monotonic()
-            answer = await http.get(f"/v1/history/{world.SUBMISSION}:invoice-{n * (inputs // _ASKED):07d}")
+            answer = await http.get(f"/v1/history/{world.SUBMISSION}:invoice-{n * (inputs // _QUERIES):07d}")
             times.append(time.monotonic() - began)
             assert len(answer.json()["events"]) >= 2, answer.text
     servers.stop("replay")
-    name = f"history of one input in {inputs:,}, over HTTP, median of {_ASKED}"
-    # The first one after the service's start opens its connections.
+    name = f"history of one input in {inputs:,}, over HTTP, median of {_QUERIES}"
+    # The first call after the start of the service also opens its connections.
     slow = f"first {times[0] * 1000:.0f} ms, slowest of the others {max(times[1:]) * 1000:.0f} ms"
     return name, f"{statistics.median(times) * 1000:.1f} ms", slow, "", "under 100 ms"

@@ -1,4 +1,7 @@
-"""The bridge's ceiling: a handler that checks the HMAC and produces. ``python -m benchmarks.bare PORT``."""
+"""Serve the ceiling of the bridge: a handler that only checks the HMAC and produces.
+
+``python -m benchmarks.bare PORT``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bridge: webhooks of 2 KB at 64 connections, against a bare handler, in turns."""
+"""Measure the bridge with webhooks of 2 KB on 64 connections, in turns with a bare handler."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ async def run(servers: Servers) -> list[tuple[str, ...]]:
     servers.spawn("bare", ["-m", "benchmarks.bare", str(port)], env)
     bare = f"http://127.0.0.1:{port}"
     await until(lambda: ready(bare), 30)
-    ours, ceilings = [], []
+    bridge_results, bare_results = [], []
     for _ in range(_TURNS):
-        ceilings.append(await _load(bare + "/webhooks/extend"))
-        ours.append(await _load(bridge + "/webhooks/extend"))
-    figure, ceiling = (sorted(x["rate"] for x in runs)[_TURNS // 2] for runs in (ours, ceilings))
-    p99, bare_p99 = (sorted(x["p99"] for x in runs)[_TURNS // 2] * 1000 for runs in (ours, ceilings))
+        bare_results.append(await _load(bare + "/webhooks/extend"))
+        bridge_results.append(await _load(bridge + "/webhooks/extend"))
+    figure, ceiling = (sorted(x["rate"] for x in runs)[_TURNS // 2] for runs in (bridge_results, bare_results))
+    p99, bare_p99 = (sorted(x["p99"] for x in runs)[_TURNS // 2] * 1000 for runs in (bridge_results, bare_results))
     return [
         row("bridge, 2 KB, 64 connections", figure, ceiling, "webhooks/s", "0.8 of a bare handler"),
         ("bridge, p99", f"{p99:.0f} ms", f"{bare_p99:.0f} ms", f"{p99 / bare_p99:.2f}", ""),

@@ -1,4 +1,4 @@
-"""The whole job: ``everyrun demo --inputs 2500 --faults none --run-seconds 0``, from ready to reconciled."""
+"""Measure the whole job: ``everyrun demo --inputs 2500 --faults none --run-seconds 0``, from ready to reconciled."""
 
 from __future__ import annotations
 

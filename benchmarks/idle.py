@@ -1,4 +1,4 @@
-"""From webhook to row when idle: 100 webhooks a second, p99 of the time until the row is there."""
+"""Measure the time from webhook to row on an idle stack, at 100 webhooks a second."""
 
 from __future__ import annotations
 

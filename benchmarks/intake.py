@@ -1,4 +1,4 @@
-"""Handing in, against a bare COPY of the same rows; and what 1,000,000 inputs cost in memory."""
+"""Measure intake against a bare COPY of the same rows, and its memory with 1,000,000 inputs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _line(n: int) -> bytes:
 
 
 async def _parts(count: int) -> AsyncIterator[bytes]:
-    # Made beforehand, so that the client's own work is not measured.
+    # Prepared beforehand, so that the client's own work is not measured.
     for part in list(_blocks(count)):
         yield part
 
@@ -37,7 +37,7 @@ def _blocks(count: int) -> Iterator[bytes]:
         yield b"".join(_line(n) for n in range(start, min(start + 2000, count)))
 
 
-async def _hand_in(url: str, count: int) -> float:
+async def _submit(url: str, count: int) -> float:
     blocks = list(_blocks(count))
 
     async def body() -> AsyncIterator[bytes]:
@@ -56,9 +56,9 @@ async def _hand_in(url: str, count: int) -> float:
 async def run(servers: Servers) -> list[tuple[str, ...]]:
     url = await servers.start("submission", EVERYRUN_DISPATCH_WORKERS="1")
     connection = await servers.connect()
-    bare, ours = [], []
+    bare, intake = [], []
     for _ in range(3):
-        ours.append(_ROWS / await _hand_in(url, _ROWS))
+        intake.append(_ROWS / await _submit(url, _ROWS))
         await connection.execute("create table bare (like everyrun_queue.inputs including all)")
         rows = [json.loads(line) for block in _blocks(_ROWS) for line in block.splitlines()]
         records = [
@@ -69,10 +69,10 @@ async def run(servers: Servers) -> list[tuple[str, ...]]:
         bare.append(_ROWS / (time.monotonic() - began))
         await connection.execute("drop table bare")
     process = psutil.Process(servers.children["submission"].pid)
-    await _hand_in(url, _MANY)
+    await _submit(url, _MANY)
     resident = process.memory_info().rss / (1 << 20)
     await connection.close()
     return [
-        row("handing in, NDJSON", sorted(ours)[1], sorted(bare)[1], "rows/s", "0.5 of a bare COPY"),
+        row("intake, NDJSON", sorted(intake)[1], sorted(bare)[1], "rows/s", "0.5 of a bare COPY"),
         ("resident, 1,000,000 inputs", f"{resident:.0f} MB", "", "", "under 200 MB"),
     ]

@@ -1,4 +1,4 @@
-"""Webhooks at many connections: ``python -m benchmarks.load URL SECONDS CONNECTIONS BODY_BYTES``."""
+"""Send webhooks on many connections: ``python -m benchmarks.load URL SECONDS CONNECTIONS BODY_BYTES``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from everyrun.extend.signature import sign
 
 
 def request(url: str, number: int, size: int) -> bytes:
-    """A signed webhook as the bytes of an HTTP request."""
+    """Return a signed webhook as the bytes of an HTTP request."""
     parts = urlsplit(url)
     run = {
         "object": "workflow_run",

@@ -1,4 +1,4 @@
-"""The processor, live: the whole join, counts, published results, against COPY and upsert of the same rows alone."""
+"""Measure the running processor (matching, counting, publishing) against COPY and upsert of the same rows alone."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def _write(servers: Servers, records) -> None:
 
 
 async def _ceiling(servers: Servers, size: int) -> float:
-    """COPY into a staging table and an upsert into ``results``, a poll at a time: what the database alone takes."""
+    """Return the rate of COPY into a staging table and upsert into ``results``, one poll at a time."""
     connection = await servers.connect()
     await tables.setup_connection(connection)
     await connection.execute("create schema bare; create table bare.results (like everyrun.results including all)")
@@ -64,13 +64,13 @@ async def _ceiling(servers: Servers, size: int) -> float:
 
 
 async def _live(servers: Servers, size: int) -> tuple[float, float]:
-    """The processor's rate, from its being ready to its last published row; the ceiling, before it, in the same run."""
+    """Return the rate of the processor from ready to its last published row, and the ceiling, measured before it."""
     count = _INPUTS * _BATCHES
     await _write(servers, world.batches(_BATCHES, _INPUTS))
     await servers.start("processor")
     connection = await servers.connect()
 
-    # What is not acknowledged would be published once more, among what is measured.
+    # Records that are not acknowledged would be published again during the measurement.
     await until(lambda: _acknowledged(servers), 120)
     assert await connection.fetchval("select count(*) from everyrun.results") == count
     servers.stop("processor")
@@ -78,7 +78,7 @@ async def _live(servers: Servers, size: int) -> tuple[float, float]:
     await _write(servers, world.runs(count, _INPUTS, size))
     before = sum((await end_offsets(servers.settings, ("results",))).values())
     await servers.start("processor")
-    # Not from the first rows on: a transaction may hold a good part of all.
+    # Do not start at the first rows: one transaction may hold a large part of all rows.
     began = time.monotonic()
 
     async def published() -> bool:
@@ -99,7 +99,7 @@ async def _live(servers: Servers, size: int) -> tuple[float, float]:
 
 
 async def _acknowledged(servers: Servers) -> bool:
-    """Whether the processor's group has come to the end of the batches."""
+    """Return True if the processor's group has committed up to the end of the batches."""
     admin = AIOKafkaAdminClient(bootstrap_servers=servers.settings.kafka_bootstrap)
     await admin.start()
     try:
@@ -107,7 +107,7 @@ async def _acknowledged(servers: Servers) -> bool:
     finally:
         await admin.close()
     topic = servers.settings.topic("batches")
-    reached = sum(found.offset for place, found in committed.items() if place.topic == topic)
+    reached = sum(found.offset for partition, found in committed.items() if partition.topic == topic)
     return reached == sum((await end_offsets(servers.settings, ("batches",))).values())
 
 
@@ -117,12 +117,12 @@ async def run(servers: Servers) -> list[tuple[str, ...]]:
         figure, ceiling = await _live(servers, size)
         name = f"processor, live, runs of {size / 1000:.1f} KB"
         found.append(row(name, figure, ceiling, "runs/s", "0.5 of COPY + upsert"))
-        await _anew(servers)
+        await _reset(servers)
     return found
 
 
-async def _anew(servers: Servers) -> None:
-    """Another world: an empty database, topics of another prefix."""
+async def _reset(servers: Servers) -> None:
+    """Empty the database, and switch to topics with another prefix."""
     connection = await servers.connect()
     names = "submissions, batches, results, duplicate_runs, unmatched_runs, deliveries, quarantine, applied_offsets"
     await connection.execute("truncate " + ", ".join(f"everyrun.{name}" for name in names.split(", ")))

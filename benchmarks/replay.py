@@ -1,4 +1,7 @@
-"""Rebuild and audit, against ``getmany`` alone and COPY + upsert of the same rows alone. REPLAY_RUNS sets the size."""
+"""Measure rebuild and audit against ``getmany`` alone, and against COPY and upsert of the same rows alone.
+
+REPLAY_RUNS sets the number of runs.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ _INPUTS = 1000
 _SIZE = 600
 _sql = beside(tables.__file__, "apply.sql")
 
-#: A process of its own, so that its memory is its own: everyrun's command, as a user runs it.
+#: The command line in a separate process, so that its memory can be measured.
 _COMMAND = [sys.executable, "-c", "from everyrun.cli.app import main; main()"]
 
 
@@ -48,7 +51,7 @@ async def run(servers: Servers) -> list[tuple[str, ...]]:
         row(f"rebuild of {runs:,} runs", rebuilt, upsert, "runs/s", "0.7 of COPY + upsert"),
         row(f"rebuild of {runs:,} runs", rebuilt, fetch, "runs/s", "(getmany alone)"),
         row("the same, two processes", runs / two_seconds, rebuilt, "runs/s", "1.2 of one process"),
-        row("the rebuild and the index of places", runs / (seconds + index_seconds), upsert, "runs/s", "(counted in)"),
+        row("the rebuild and the index of ids", runs / (seconds + index_seconds), upsert, "runs/s", "(counted in)"),
         row("audit of the same", audited, seconds, "s", "at most 1.3 of the rebuild"),
         row("memory of the rebuild", memory, 400, "MB", "at most 1"),
         row("memory of the audit", audit_memory, 400, "MB", "at most 1"),
@@ -57,7 +60,7 @@ async def run(servers: Servers) -> list[tuple[str, ...]]:
 
 
 def _requested(batches: int):
-    """What an audit looks for: every attempt was requested before."""
+    """Yield the batch-requested events, which an audit expects before each batch."""
     now = timestamp(time.time())
     for number in range(batches):
         chunk = chunk_id(world.SUBMISSION, number + 1)
@@ -76,7 +79,7 @@ def _requested(batches: int):
 
 
 async def _getmany(servers: Servers) -> float:
-    """Seconds to read the log and do nothing with it."""
+    """Return the seconds that it takes to read the log without processing it."""
     ends = await offsets_of(servers.settings, None)
     began, count = time.monotonic(), 0
     async for stretch in read_ranges(servers.settings, {p: (0, end) for p, end in ends.items()}, max_records=AT_ONCE):
@@ -87,8 +90,10 @@ async def _getmany(servers: Servers) -> float:
 
 
 async def _upsert(servers: Servers, batches: int) -> float:
-    """Seconds to COPY the rows of the batches in, and then those of the runs, and update: nothing is decoded, joined
-    or counted, and making the values is not timed."""
+    """Return the seconds that it takes to COPY the rows of the batches, and then to COPY and upsert those of the runs.
+
+    Nothing is decoded, matched or counted, and preparing the values is not timed.
+    """
     async with workplace(servers.settings, "bare") as place:
         await place.make()
         async with tables_connection(servers.settings, "bare") as connection:
@@ -105,7 +110,7 @@ async def _upsert(servers: Servers, batches: int) -> float:
 
 
 async def _fill(servers: Servers) -> None:
-    """The live tables, so that there is something to audit."""
+    """Fill the live tables, so that there are rows to audit."""
     async with tables_pool(servers.settings, "everyrun") as pool:
         engine = Engine(servers.settings, pool, await topics.identity(servers.settings))
         await engine.run({}, await offsets_of(servers.settings, None))
@@ -128,7 +133,7 @@ async def _batch(connection, batch: int, now) -> float:
 
 
 async def _runs(connection, part: range, batches: int, now) -> float:
-    # As they lie in the log: the batches in turn.
+    # In the order of the log: one run of each batch in turn.
     numbers = [(k % batches) * _INPUTS + k // batches for k in part]
     rows = [
         (_id(n), f"1{'a' * 40}.", f"batch_{n // _INPUTS:05d}", f"c{n // _INPUTS}", 1, f"workflow_run_{n:020d}",
@@ -143,7 +148,7 @@ async def _runs(connection, part: range, batches: int, now) -> float:
 
 
 async def _everyrun(servers: Servers, *arguments: str) -> tuple[float, float]:
-    """Seconds that a command took, and the most memory that one has taken, in MB."""
+    """Run a command; return the seconds that it took, and its maximum memory in MB."""
     env = {
         **{name: value for name, value in os.environ.items() if not name.startswith("EVERYRUN_")},
         "EVERYRUN_KAFKA_BOOTSTRAP": servers.settings.kafka_bootstrap,

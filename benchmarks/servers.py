@@ -1,4 +1,4 @@
-"""A Kafka and a Postgres for one benchmark, and service processes on them."""
+"""Run a Kafka, a Postgres and service processes for one benchmark."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TOKEN, SECRET = "ert_of_the_benchmarks", "wss_bench"
 
 
 class Servers:
-    """Use as an async context manager. ``settings`` point at the servers; ``start`` runs a service."""
+    """A Kafka and a Postgres during the block. ``settings`` point at them; ``start`` runs a service."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -77,13 +77,13 @@ class Servers:
         return await asyncpg.connect(self.dsn)
 
     def spawn(self, name: str, command: list[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
-        """Start a process of ours."""
+        """Start a Python process, which ends with the block."""
         child = process.start([sys.executable, *command], log=self.folder / f"{name}.log", env={**os.environ, **env})
         self.children[name] = child
         return child
 
     async def start(self, name: str, **more: str) -> str:
-        """Start a service, wait until it is ready; its address."""
+        """Start a service, wait until it is ready, and return its address."""
         port = self.port()
         env = {
             "EVERYRUN_KAFKA_BOOTSTRAP": self.settings.kafka_bootstrap,
@@ -103,7 +103,7 @@ class Servers:
         return url
 
     def stop(self, name: str) -> None:
-        """End a process of ours."""
+        """End a process that was started here."""
         child = self.children.pop(name)
         child.terminate()
         child.wait()
@@ -117,13 +117,13 @@ async def ready(url: str) -> bool:
 
 
 async def until(condition, seconds: float) -> None:
-    """Wait for an asynchronous condition."""
+    """Wait until an asynchronous condition is true. Raises AssertionError after ``seconds``."""
     deadline = time.monotonic() + seconds
     while not await condition():
-        assert time.monotonic() < deadline, "it took too long"
+        assert time.monotonic() < deadline, f"the condition was not true after {seconds} s"
         await asyncio.sleep(0.02)
 
 
-def row(name: str, figure: float, ceiling: float, unit: str, wanted: str) -> tuple[str, str, str, str, str]:
-    """A line of the table."""
-    return name, f"{figure:,.0f} {unit}", f"{ceiling:,.0f} {unit}", f"{figure / ceiling:.2f}", wanted
+def row(name: str, figure: float, ceiling: float, unit: str, target: str) -> tuple[str, str, str, str, str]:
+    """Return a row of the table."""
+    return name, f"{figure:,.0f} {unit}", f"{ceiling:,.0f} {unit}", f"{figure / ceiling:.2f}", target

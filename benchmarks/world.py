@@ -1,4 +1,4 @@
-"""Batches and runs for the processor, as they lie in the log."""
+"""Make batches and runs for the processor, as they lie in the log."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ INSTALLATION = "inst_bench"
 
 
 def batches(count: int, inputs: int) -> Iterator[Record]:
-    """The submission and its batches, each of ``inputs`` inputs."""
+    """Yield the events of the submission and of its batches, each of ``inputs`` inputs."""
     now = timestamp(time.time())
     sent = {"submission_id": SUBMISSION, "workflow_id": "workflow_1", "workflow_version": None, "priority": 90}
     accepted = events.SubmissionAccepted(
@@ -54,7 +54,7 @@ def batches(count: int, inputs: int) -> Iterator[Record]:
 
 
 def run(number: int, inputs: int, size: int) -> bytes:
-    """The run of an input, of about ``size`` bytes."""
+    """Return the run of an input, with about ``size`` bytes."""
     batch, n = divmod(number, inputs)
     key = reserved.Reserved(
         INSTALLATION, f"{SUBMISSION}:invoice-{number:07d}", chunk_id(SUBMISSION, batch + 1), 1, number + 1
@@ -75,11 +75,11 @@ def run(number: int, inputs: int, size: int) -> bytes:
 
 
 def runs(count: int, inputs: int, size: int) -> Iterator[Record]:
-    """A run-observed event for each input, batches in turn."""
+    """Yield a run-observed event for each input, one of each batch in turn."""
     now = timestamp(time.time())
-    many = count // inputs
+    batch_count = count // inputs
     for k in range(count):
-        number = (k % many) * inputs + k // many
+        number = (k % batch_count) * inputs + k // batch_count
         event = events.RunObserved("webhook", msgspec.Raw(run(number, inputs, size)), "workflow_run.completed")
         yield record(
             "runs", event, key=f"batch_{number // inputs:05d}", id=f"event_{number}", source="/bench", time=now

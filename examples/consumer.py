@@ -1,12 +1,12 @@
-"""A plain Kafka consumer of the results: keeps the newest state of each input, whatever comes twice or late.
+"""Consume results from Kafka: keep the newest state of each input, and ignore repeated and late events.
 
     python examples/consumer.py HOST:PORT [SUBMISSION_ID]
 
-Ends when every input of the submission is settled and has been told of; without one it goes on until Ctrl-C.
+With a submission id, it ends once it has printed every input of the submission; without one, at Ctrl-C.
 
-What it knows is in memory, so it reads from the beginning each time: the topic is compacted, and holds the newest
-state of every input. A consumer that keeps what it knows in a database gives a group_id, sets
-enable_auto_commit=False, and commits after its own work is done.
+It keeps its state in memory, so it reads from the beginning each time. The topic is compacted and has the newest state
+of every input. A consumer that keeps its state in a database should set a group_id and enable_auto_commit=False, and
+commit after its own work is done.
 """
 
 import asyncio
@@ -17,10 +17,10 @@ from aiokafka import AIOKafkaConsumer
 
 
 async def main(bootstrap: str, submission_id: str | None) -> None:
-    """Print each input as it is settled."""
+    """Print each input when it is settled."""
     newest: dict[str, str] = {}
     settled: set[str] = set()
-    whole = None
+    submission_settled = None
     consumer = AIOKafkaConsumer(
         "everyrun.results", "everyrun.reports", bootstrap_servers=bootstrap, auto_offset_reset="earliest"
     )
@@ -30,8 +30,8 @@ async def main(bootstrap: str, submission_id: str | None) -> None:
             if submission_id and event["submission_id"] != submission_id:
                 continue
             if event["type"] == "submission-settled":
-                whole = event
-            # Of two states of an input the one with the greater version is the newer; an older one is passed over.
+                submission_settled = event
+            # The state with the greatest version is the newest; ignore older ones.
             elif "version" in event and event["version"] > newest.get(event["input_id"], ""):
                 newest[event["input_id"]] = event["version"]
                 if event["type"] == "result-settled":
@@ -39,9 +39,9 @@ async def main(bootstrap: str, submission_id: str | None) -> None:
                     print(f"{event['input_id']}: {event['status']}", flush=True)
                 else:
                     settled.discard(event["input_id"])
-            # Topics are read side by side: the end of the submission may be read before its last results.
-            if submission_id and whole and len(settled) == whole["expected"]:
-                print(f"{submission_id}: {whole['counts']}")
+            # Both topics are read concurrently: the end of the submission may be read before its last results.
+            if submission_id and submission_settled and len(settled) == submission_settled["expected"]:
+                print(f"{submission_id}: {submission_settled['counts']}")
                 return
 
 

@@ -1,4 +1,4 @@
-"""Real answers of our APIs, held against what their OpenAPI documents say."""
+"""Compare real answers of the APIs with their OpenAPI documents."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from everyrun.openapi import answers_of
 
 
 def _strict(document: dict[str, Any]) -> dict[str, Any]:
-    """The types of the document, which allow no field that they do not name."""
+    """Return the types of the document, changed to allow no field that they do not name."""
     found = copy.deepcopy(document["components"]["schemas"])
     for schema in found.values():
         if "properties" in schema and schema.get("type") == "object":
@@ -24,11 +24,11 @@ def _strict(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def operation_of(app: FastAPI, method: str, path: str) -> tuple[str, dict[str, Any]] | None:
-    """The path of the document that a request went to, and what the document says of it; None for no route of it."""
+    """Return the path of the document that a request went to and its operation, or None if it has no such path."""
     scope = {"type": "http", "method": method, "path": path, "headers": []}
     document = app.openapi()
     for route in app.routes:
-        # A route that a test made for itself declares nothing; ours do, see tests/unit/test_schemas.py.
+        # A route of a test declares nothing; those of the services do, see tests/unit/test_schemas.py.
         if not isinstance(route, APIRoute) or answers_of(route) is None:
             continue
         if route.matches(scope)[0] is Match.FULL:
@@ -37,13 +37,16 @@ def operation_of(app: FastAPI, method: str, path: str) -> tuple[str, dict[str, A
 
 
 def check(app: FastAPI, request: httpx.Request, status: int, headers: httpx.Headers, content: bytes) -> str | None:
-    """Raise AssertionError if the answer is none that the document allows; the path that it is of, if it is of one."""
+    """Check that the document allows an answer; return the path that it belongs to, or None if it belongs to none.
+
+    Raises AssertionError.
+    """
     found = operation_of(app, request.method, request.url.path)
     if found is None:
         return None
     path, operation = found
     where = f"{request.method} {path} answered {status}"
-    assert str(status) in operation["responses"], f"{where}, which its document does not name: {content[:200]!r}"
+    assert str(status) in operation["responses"], f"{where}, which its document does not declare: {content[:200]!r}"
     declared = operation["responses"][str(status)]["content"]
     kind = headers.get("content-type", "").partition(";")[0]
     assert kind in declared, f"{where} as {kind}"
@@ -51,5 +54,5 @@ def check(app: FastAPI, request: httpx.Request, status: int, headers: httpx.Head
     try:
         jsonschema.validate(httpx.Response(status, content=content).json(), schema)
     except jsonschema.ValidationError as error:
-        raise AssertionError(f"{where}, not as its document says: {error.message} at {error.json_path}") from None
+        raise AssertionError(f"{where}, but differs from its document: {error.message} at {error.json_path}") from None
     return path

@@ -1,4 +1,4 @@
-"""A real Kafka and a real Postgres for the whole session; a database and topics of its own for each test."""
+"""Fixtures: a real Kafka and a real Postgres for the session, and a separate database and topics for each test."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from everyrun.store.migrate import migrate
 
 
 async def eventually(condition: Callable[[], object], what: str, seconds: float = 30.0) -> object:
-    """Wait for a condition (a function, or a coroutine function) to be true; fail saying what was waited for."""
+    """Wait until a function or coroutine function returns something true, and return it; fail and name ``what``."""
     deadline = time.monotonic() + seconds
     while True:
         outcome = condition()
@@ -57,7 +57,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Embedded
 
 @pytest.fixture(scope="session")
 async def kafka(servers: tuple[EmbeddedKafka, EmbeddedPostgres]) -> str:
-    """host:port of a running Kafka."""
+    """Return host:port of a running Kafka."""
     bootstrap = servers[0].bootstrap
 
     async def answers() -> bool:
@@ -73,7 +73,7 @@ async def kafka(servers: tuple[EmbeddedKafka, EmbeddedPostgres]) -> str:
 
 @pytest.fixture(scope="session")
 async def postgres(servers: tuple[EmbeddedKafka, EmbeddedPostgres]) -> Callable[[str], str]:
-    """The dsn of a database by its name, with the owner's rights."""
+    """Return a function that gives the dsn of a database by its name, with the owner's rights."""
 
     async def answers() -> bool:
         try:
@@ -93,7 +93,7 @@ async def postgres(servers: tuple[EmbeddedKafka, EmbeddedPostgres]) -> Callable[
 
 @pytest.fixture
 async def database(postgres: Callable[[str], str]) -> AsyncIterator[str]:
-    """The dsn of a fresh, migrated database."""
+    """Return the dsn of a new, migrated database."""
     name = "t" + uuid.uuid4().hex[:12]
     admin = await asyncpg.connect(postgres("everyrun"))
     await admin.execute(f"create database {name} template template_everyrun")
@@ -104,7 +104,7 @@ async def database(postgres: Callable[[str], str]) -> AsyncIterator[str]:
 
 @pytest.fixture
 async def settings(kafka: str, database: str) -> Settings:
-    """Settings with a fresh database and topics of a prefix of their own."""
+    """Return settings with a new database, and with topics under a new prefix."""
     settings = Settings(kafka_bootstrap=kafka, postgres_dsn=database, topic_prefix=f"t{uuid.uuid4().hex[:8]}.")
     await log_topics.create(settings)
     return settings

@@ -1,7 +1,7 @@
-"""Random histories for the join: chunks tried more than once, runs whose metadata change, batchIds that are left out.
+"""Random histories for matching: chunks sent more than once, runs whose metadata change, observations without batchId.
 
 Unlike :func:`tests.records.a_world`, which is plausible, a history may do whatever Extend's contract does not exclude.
-What it does exclude: a run is of one batch, though an observation may leave the batchId out.
+The contract does exclude that a run belongs to two batches, although an observation may leave the batchId out.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from everyrun.log.cloudevents import Record, record
 from tests.records import INSTALLATION, a_registered_batch, an_input, at, batch_event, run_event
 
 _INPUTS = 2
-#: How often a run's key is what it was sent with, or what somebody made of it since: in some histories seldom.
+#: Kinds of reserved keys that runs carry, and their weights in histories with few and with many changed keys.
 _KEYS = ("own", "none", "neighbour", "stranger", "other chunk", "other attempt", "other installation")
 _OFTEN_OWN, _OFTEN_CHANGED = (80, 6, 4, 3, 3, 2, 2), (40, 25, 15, 5, 8, 4, 3)
 _STATUSES = ("PENDING", "PROCESSING", "NEEDS_REVIEW", "PROCESSED", "FAILED", "CANCELLED")
 
 
 def a_history(chance: random.Random) -> list[Record]:
-    """The records of a history, in the order in which they were written."""
-    # Another number, other partitions.
+    """Return the records of a history, in the order in which they were written."""
+    # The number decides which partitions the records lie in.
     submission = f"sub_{chance.randint(100, 999)}"
     chunks = [f"{submission}.c{number:05d}" for number in range(1, chance.randint(2, 3) + 1)]
     accepted = events.SubmissionAccepted(
@@ -37,56 +37,60 @@ def a_history(chance: random.Random) -> list[Record]:
         content_hash="00" * 32,
         created_at=at(0),
     )
-    said = [record("batches", accepted, key=submission, id=submission, source="/test", time=at(0))]
+    records = [record("batches", accepted, key=submission, id=submission, source="/test", time=at(0))]
     given = {
         chunk: [an_input(submission, number * _INPUTS + n + 1) for n in range(_INPUTS)]
         for number, chunk in enumerate(chunks)
     }
     for number, chunk in enumerate(chunks):
-        said += _chunk(chance, submission, chunk, number, given)
+        records += _chunk(chance, submission, chunk, number, given)
     if chance.random() < 0.4:
-        said += a_registered_batch(chance, "7", inputs=4)
+        records += a_registered_batch(chance, "7", inputs=4)
     for number in range(chance.randint(0, 2)):
         batch_id = chance.choice((None, "batch_foreign"))
-        said.append(run_event(f"run_foreign_{number}", batch_id, "PROCESSED", 9, key=None, end=8))
-    said += chance.sample(said, len(said) // 6)
-    _disturb(chance, said)
-    return said
+        records.append(run_event(f"run_foreign_{number}", batch_id, "PROCESSED", 9, key=None, end=8))
+    records += chance.sample(records, len(records) // 6)
+    _reorder(chance, records)
+    return records
 
 
 def _chunk(
     chance: random.Random, submission: str, chunk: str, number: int, given: dict[str, list[events.Input]]
 ) -> list[Record]:
-    said, inputs = [], given[chunk]
+    records, inputs = [], given[chunk]
     for attempt in range(1, chance.choice((1, 1, 2, 3)) + 1):
         when, batch_id = number + attempt / 10, f"batch_{chance.randint(100, 999)}_{number}_{attempt}"
-        said.append(batch_event(events.BatchRequested, submission, chunk, attempt, when, inputs=inputs))
-        fate = chance.choice(("taken", "taken", "taken late", "refused", "returned", "discarded", "unknown"))
+        records.append(batch_event(events.BatchRequested, submission, chunk, attempt, when, inputs=inputs))
+        fate = chance.choice(("accepted", "accepted", "accepted late", "refused", "returned", "discarded", "unknown"))
         if fate == "returned":
-            said.append(batch_event(events.BatchReturned, submission, chunk, attempt, when, reason="429"))
+            records.append(batch_event(events.BatchReturned, submission, chunk, attempt, when, reason="429"))
             continue
         if fate == "refused":
             refusal = {"status": 400, "code": "INVALID_REQUEST", "message": "no"}
-            said.append(batch_event(events.BatchRejected, submission, chunk, attempt, when, inputs=inputs, **refusal))
+            records.append(
+                batch_event(events.BatchRejected, submission, chunk, attempt, when, inputs=inputs, **refusal)
+            )
             continue
         runs = _runs(chance, chunk, attempt, batch_id, given, when)
-        if fate == "taken":
+        if fate == "accepted":
             more = {"batch_id": batch_id, "inputs": inputs}
-            said.append(batch_event(events.BatchSubmitted, submission, chunk, attempt, when, **more))
-            said += runs
+            records.append(batch_event(events.BatchSubmitted, submission, chunk, attempt, when, **more))
+            records += runs
             continue
-        said.append(batch_event(events.BatchInDoubt, submission, chunk, attempt, when, reason="reset"))
+        records.append(batch_event(events.BatchInDoubt, submission, chunk, attempt, when, reason="reset"))
         if fate == "discarded":
             more = {"inputs": inputs, "by": "ann"}
-            said.append(batch_event(events.DoubtDiscarded, submission, chunk, attempt, when, **more))
+            records.append(batch_event(events.DoubtDiscarded, submission, chunk, attempt, when, **more))
         else:
-            said.append(batch_event(events.DoubtResent, submission, chunk, attempt, when, reason="window"))
-        said += runs
-        if fate == "taken late":
+            records.append(batch_event(events.DoubtResent, submission, chunk, attempt, when, reason="window"))
+        records += runs
+        if fate == "accepted late":
             kind = chance.choice((events.BatchSubmitted, events.DoubtAdopted))
             by = {"by": "ann"} if kind is events.DoubtAdopted else {}
-            said.append(batch_event(kind, submission, chunk, attempt, when + 5, batch_id=batch_id, inputs=inputs, **by))
-    return said
+            records.append(
+                batch_event(kind, submission, chunk, attempt, when + 5, batch_id=batch_id, inputs=inputs, **by)
+            )
+    return records
 
 
 def _runs(
@@ -97,8 +101,8 @@ def _runs(
     given: dict[str, list[events.Input]],
     when: float,
 ) -> list[Record]:
-    """Observations of the runs of a batch; some inputs have two runs in it, which Extend never promised not to make."""
-    said = []
+    """Return observations of the runs of a batch. Some inputs have two runs: the contract does not exclude it."""
+    records = []
     weights, without_batch = chance.choice(((_OFTEN_OWN, 0.05), (_OFTEN_CHANGED, 0.3)))
     for i in given[chunk]:
         for twin in range(chance.choice((1, 1, 1, 2))):
@@ -109,8 +113,8 @@ def _runs(
                 more: dict[str, Any] = {"key": _key(chance, weights, chunk, attempt, i, given), "end": end}
                 more["source"] = chance.choice(("webhook", "poll"))
                 named = batch_id if chance.random() >= without_batch else None
-                said.append(run_event(run_id, named, status, end + chance.randint(0, 2), **more))
-    return said
+                records.append(run_event(run_id, named, status, end + chance.randint(0, 2), **more))
+    return records
 
 
 def _key(
@@ -121,7 +125,7 @@ def _key(
     i: events.Input,
     given: dict[str, list[events.Input]],
 ) -> Reserved | None:
-    """The key that the run was sent with, or what somebody made of it since."""
+    """Return the key that the run was sent with, or one that somebody has changed since."""
     what = chance.choices(_KEYS, weights)[0]
     if what == "none":
         return None
@@ -138,10 +142,10 @@ def _key(
     return Reserved(installation, i.input_id, chunk, attempt + (what == "other attempt"), i.position)
 
 
-def _disturb(chance: random.Random, said: list[Record]) -> None:
-    """Have some records come earlier or later, or all of them in any order."""
+def _reorder(chance: random.Random, records: list[Record]) -> None:
+    """Move some records, or shuffle all of them."""
     if chance.random() < 0.3:
-        chance.shuffle(said)
+        chance.shuffle(records)
         return
-    for _ in range(len(said) // 3):
-        said.insert(chance.randrange(len(said)), said.pop(chance.randrange(len(said))))
+    for _ in range(len(records) // 3):
+        records.insert(chance.randrange(len(records)), records.pop(chance.randrange(len(records))))

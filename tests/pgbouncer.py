@@ -1,4 +1,4 @@
-"""A real PgBouncer before the Postgres of the tests, if one is installed (Debian's package pgbouncer)."""
+"""Run a real PgBouncer in front of the Postgres of the tests, if one is installed (Debian's package pgbouncer)."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ needs_pgbouncer = pytest.mark.skipif(PGBOUNCER is None, reason="pgbouncer is not
 
 @contextmanager
 def pgbouncer(postgres: EmbeddedPostgres, mode: str) -> Iterator[int]:
-    """Run a PgBouncer in a mode (session, transaction, statement), and give its port."""
+    """Run a PgBouncer in a pool mode (session, transaction, statement), and yield its port."""
     port = free_port()
     behind = urlsplit(postgres.dsn("everyrun"))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        # It refuses to run as root, so somebody else must be able to read this.
+        # PgBouncer refuses to run as root, so another user must be able to read this folder.
         folder.chmod(0o755)
         config = folder / "pgbouncer.ini"
         config.write_text(
@@ -49,6 +49,6 @@ def pgbouncer(postgres: EmbeddedPostgres, mode: str) -> Iterator[int]:
 
 
 def through(dsn: str, port: int) -> str:
-    """Return the dsn by way of the PgBouncer at a port of this machine."""
+    """Return the dsn that goes through the PgBouncer on a local port."""
     parts = urlsplit(dsn)
     return urlunsplit(parts._replace(netloc=f"{parts.username}:{parts.password}@127.0.0.1:{port}"))

@@ -1,4 +1,4 @@
-"""Records of a log for tests: events of a small world, in any order, in any polls."""
+"""Make records of a log for tests: events of a small world, in any order and in any polls."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from everyrun.projection.decode import Poll
 
 START = 1_767_225_600.0
 INSTALLATION = "inst_test"
-#: How many partitions :func:`lay_out` makes unless it is told otherwise, and the log that they are of.
+#: The default number of partitions of :func:`lay_out`, and the log that they belong to.
 PARTITIONS = 2
 LOG = LogIdentity("cluster", PARTITIONS)
 
 
 class Logged(NamedTuple):
-    """A record as aiokafka would read it."""
+    """A record as aiokafka reads it."""
 
     topic: str
     partition: int
@@ -111,7 +111,7 @@ def lay_out(
 
 
 def in_polls(log: dict[tuple[str, int], list[Logged]], chance: random.Random) -> list[list[Poll]]:
-    """Read a log in groups of polls of random sizes; each partition in order, the partitions as it happens."""
+    """Divide a log into groups of polls of random sizes: each partition in order, the partitions in any order."""
     left = {position: list(records) for position, records in log.items() if records}
     groups = []
     while left:
@@ -127,9 +127,9 @@ def in_polls(log: dict[tuple[str, int], list[Logged]], chance: random.Random) ->
 
 
 def a_world(chance: random.Random, chunks: int = 3, inputs: int = 4, of: str = "") -> list[Record]:
-    """Events of a submission to which everything happens: doubts, double batches, refusals, reruns, duplicates."""
+    """Return the events of a submission with doubts, double batches, refusals, reruns and duplicate runs."""
     submission = f"sub_{of}{chance.randint(0, 9)}"
-    said: list[Record] = []
+    records: list[Record] = []
     accepted = events.SubmissionAccepted(
         submission_id=submission,
         workflow_id="workflow_1",
@@ -141,73 +141,75 @@ def a_world(chance: random.Random, chunks: int = 3, inputs: int = 4, of: str = "
         content_hash="00" * 32,
         created_at=at(0),
     )
-    said.append(record("batches", accepted, key=submission, id=submission, source="/test", time=at(0)))
+    records.append(record("batches", accepted, key=submission, id=submission, source="/test", time=at(0)))
     for number in range(chunks):
         chunk = f"{submission}.c{number + 1:05d}"
         given = [an_input(submission, number * inputs + n + 1) for n in range(inputs)]
         fates = ("answered", "refused", "twice", "returned", "unknown", "adopted", "named", "discarded", "too early")
         fate = chance.choice(fates)
-        taken: list[tuple[int, str]] = []
+        accepted_attempts: list[tuple[int, str]] = []
         when = float(number)
         attempts = 2 if fate in ("twice", "returned", "adopted") else 1
         for attempt in range(1, attempts + 1):
             when += 0.5
-            said.append(batch_event(events.BatchRequested, submission, chunk, attempt, when, inputs=given))
+            records.append(batch_event(events.BatchRequested, submission, chunk, attempt, when, inputs=given))
             batch_id = f"batch_{of}{number}_{attempt}"
             if fate == "returned" and attempt == 1:
-                said.append(batch_event(events.BatchReturned, submission, chunk, attempt, when, reason="429"))
+                records.append(batch_event(events.BatchReturned, submission, chunk, attempt, when, reason="429"))
             elif fate in ("twice", "adopted") and attempt == 1:
-                said.append(batch_event(events.BatchInDoubt, submission, chunk, attempt, when, reason="time-out"))
-                said.append(batch_event(events.DoubtResent, submission, chunk, attempt, when, reason="window"))
-                taken.append((attempt, batch_id))
+                records.append(batch_event(events.BatchInDoubt, submission, chunk, attempt, when, reason="time-out"))
+                records.append(batch_event(events.DoubtResent, submission, chunk, attempt, when, reason="window"))
+                accepted_attempts.append((attempt, batch_id))
             elif fate == "unknown":
-                said.append(batch_event(events.BatchInDoubt, submission, chunk, attempt, when, reason="reset"))
-                taken += [(attempt, batch_id)] if chance.random() < 0.5 else []
+                records.append(batch_event(events.BatchInDoubt, submission, chunk, attempt, when, reason="reset"))
+                accepted_attempts += [(attempt, batch_id)] if chance.random() < 0.5 else []
                 continue
             elif fate in ("discarded", "too early"):
-                said.append(batch_event(events.BatchInDoubt, submission, chunk, attempt, when, reason="time-out"))
-                said.append(
+                records.append(batch_event(events.BatchInDoubt, submission, chunk, attempt, when, reason="time-out"))
+                records.append(
                     batch_event(events.DoubtDiscarded, submission, chunk, attempt, when, inputs=given, by="ann")
                 )
                 if fate == "discarded":
                     continue
-                taken.append((attempt, batch_id))
+                accepted_attempts.append((attempt, batch_id))
             elif fate == "named":
                 named = {"batch_id": batch_id, "inputs": given, "by": "ann"}
-                said.append(batch_event(events.DoubtAdopted, submission, chunk, attempt, when, **named))
-                taken.append((attempt, batch_id))
+                records.append(batch_event(events.DoubtAdopted, submission, chunk, attempt, when, **named))
+                accepted_attempts.append((attempt, batch_id))
                 if chance.random() < 0.5:
                     continue
             elif fate == "refused":
                 refusal = {"status": 400, "code": "INVALID_REQUEST", "message": "no"}
-                said.append(
+                records.append(
                     batch_event(events.BatchRejected, submission, chunk, attempt, when, inputs=given, **refusal)
                 )
                 continue
             else:
-                taken.append((attempt, batch_id))
-            if (attempt, batch_id) in taken and not (fate == "adopted" and attempt == 2):
-                said.append(
+                accepted_attempts.append((attempt, batch_id))
+            if (attempt, batch_id) in accepted_attempts and not (fate == "adopted" and attempt == 2):
+                records.append(
                     batch_event(
                         events.BatchSubmitted, submission, chunk, attempt, when, batch_id=batch_id, inputs=given
                     )
                 )
-        for attempt, batch_id in taken:
-            said += _runs(chance, chunk, attempt, batch_id, given, when)
-    said += a_registered_batch(chance, f"{of}7")
+        for attempt, batch_id in accepted_attempts:
+            records += _runs(chance, chunk, attempt, batch_id, given, when)
+    records += a_registered_batch(chance, f"{of}7")
     for number, kind in enumerate((events.WorkflowPaused, events.WorkflowResumed)):
         paused = kind("workflow_1", "402", None)
-        said.append(record("batches", paused, key="workflow_1", id=f"pause {number}", source="/test", time=at(number)))
-    said.append(run_event("run_foreign", "batch_foreign", "PROCESSED", 9, key=None, end=8))
-    said += chance.sample(said, len(said) // 5)
-    return said
+        records.append(
+            record("batches", paused, key="workflow_1", id=f"pause {number}", source="/test", time=at(number))
+        )
+    records.append(run_event("run_foreign", "batch_foreign", "PROCESSED", 9, key=None, end=8))
+    records += chance.sample(records, len(records) // 5)
+    return records
 
 
 _OWN = re.compile(rb"\b(sub|batch|run)_(?=\d|of_|other_|foreign)")
 
 
 def apart(records: Iterable[Record], name: str) -> list[Record]:
-    """The same events with ids of their own, so that several worlds fit into one log."""
+    """Return the same events with other ids, so that several worlds fit into one log."""
 
     def own(text: bytes) -> bytes:
         return _OWN.sub(rb"\1_" + name.encode() + b"_", text)
@@ -218,41 +220,41 @@ def apart(records: Iterable[Record], name: str) -> list[Record]:
 def _runs(
     chance: random.Random, chunk: str, attempt: int, batch_id: str, given: list[events.Input], when: float
 ) -> list[Record]:
-    said = []
+    records = []
     for i in given:
         key = reserved.Reserved(INSTALLATION, i.input_id, chunk, attempt, i.position)
         run_id = f"run_{chance.randint(0, 99):02d}_{batch_id}_{i.position}"
         end = when + chance.randint(1, 4)
         final = chance.choice(("PROCESSED", "PROCESSED", "FAILED", "CANCELLED"))
         if chance.random() < 0.3:
-            said.append(run_event(run_id, batch_id, "PROCESSING", end - 0.5, key=key, source="poll"))
+            records.append(run_event(run_id, batch_id, "PROCESSING", end - 0.5, key=key, source="poll"))
         if chance.random() < 0.2:
-            said.append(run_event(run_id, batch_id, "NEEDS_REVIEW", end, key=key, end=end))
+            records.append(run_event(run_id, batch_id, "NEEDS_REVIEW", end, key=key, end=end))
         if chance.random() < 0.9:
-            said.append(run_event(run_id, batch_id, final, end + 1, key=key, end=end))
+            records.append(run_event(run_id, batch_id, final, end + 1, key=key, end=end))
         if chance.random() < 0.3:
-            said.append(run_event(run_id, batch_id, final, end + 2, key=key, end=end, source="poll"))
+            records.append(run_event(run_id, batch_id, final, end + 2, key=key, end=end, source="poll"))
         if final == "FAILED" and chance.random() < 0.5:
-            said.append(run_event(run_id, batch_id, "PROCESSED", end + 9, key=key, end=end + 8))
+            records.append(run_event(run_id, batch_id, "PROCESSED", end + 9, key=key, end=end + 8))
         if chance.random() < 0.1:
-            said.append(run_event(run_id, batch_id, final, end + 3, key=None, end=end, source="poll"))
-    return said
+            records.append(run_event(run_id, batch_id, final, end + 3, key=None, end=end, source="poll"))
+    return records
 
 
 def a_registered_batch(chance: random.Random, number: str, inputs: int = 6) -> list[Record]:
-    """A batch that somebody else submitted; the last two of its inputs have the same metadata.
+    """Return the events of a registered batch, whose last two inputs have the same metadata.
 
-    Its runs carry no key, or another installation's. Of some the metadata are changed upstream, to what no input has.
+    Its runs carry no key, or that of another installation. The metadata of some change to values that no input has.
     """
     submission, batch_id = f"sub_of_{number}", f"batch_other_{number}"
     given = [
         msgspec.structs.replace(an_input(submission, n), metadata={"row": min(n, inputs - 1), "x": [1.0, None]})
         for n in range(1, inputs + 1)
     ]
-    brought = batch_event(
+    registered = batch_event(
         events.BatchRegistered, submission, f"{submission}.c00001", 1, 6, batch_id=batch_id, inputs=given
     )
-    said = [brought]
+    records = [registered]
     for i in given:
         run_id, end = f"run_of_{number}_{i.position}", 7.0 + chance.randint(0, 3)
         theirs = reserved.Reserved("inst_other", f"their:{i.position}", "their.c1", 1, i.position)
@@ -262,13 +264,13 @@ def a_registered_batch(chance: random.Random, number: str, inputs: int = 6) -> l
         unique = i.position < inputs - 1
         more = {"key": key, "metadata": tagged}
         if chance.random() < 0.4:
-            said.append(run_event(run_id, batch_id, "PROCESSING", end - 1, **more))
+            records.append(run_event(run_id, batch_id, "PROCESSING", end - 1, **more))
         if chance.random() < 0.8:
-            said.append(run_event(run_id, batch_id, "PROCESSED", end + 1, end=end, **more))
+            records.append(run_event(run_id, batch_id, "PROCESSED", end + 1, end=end, **more))
         if unique and chance.random() < 0.5:
             more["metadata"] = changed
-            said.append(run_event(run_id, batch_id, "PROCESSED", end + 2, end=end, source="poll", **more))
+            records.append(run_event(run_id, batch_id, "PROCESSED", end + 2, end=end, source="poll", **more))
     further = run_event(
         f"run_of_{number}_further", batch_id, "FAILED", 12, key=None, end=11, metadata=given[0].metadata
     )
-    return [*said, *([further] if chance.random() < 0.5 else [])]
+    return [*records, *([further] if chance.random() < 0.5 else [])]

@@ -1,6 +1,6 @@
-"""Postgres and Kafka on a full disk: it is said, nothing is taken that cannot be kept, and all goes on by itself.
+"""Postgres and Kafka on a full disk: services report it, accept nothing that they cannot keep, and recover.
 
-The disk is a small tmpfs, so the tests run where one may be mounted.
+The disk is a small tmpfs, so the tests are skipped if none may be mounted.
 """
 
 from __future__ import annotations
@@ -40,22 +40,22 @@ TOKEN = "a-token-of-sixteen-or-more"
 
 
 class SmallDisk:
-    """A disk of its own, which can be filled up and given room again."""
+    """A small disk that can be filled up and emptied again."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._ballast = folder / "ballast"
 
     def fill(self) -> None:
-        """Leave no byte of room."""
+        """Fill the disk to the last byte."""
         with self._ballast.open("ab", buffering=0) as ballast:
             for size in (1 << 20, 4096):
                 with contextlib.suppress(OSError):
                     while ballast.write(b"x" * size):
                         pass
 
-    def make_room(self) -> None:
-        """Take away what filled it."""
+    def free_space(self) -> None:
+        """Delete the file that filled the disk."""
         self._ballast.unlink()
 
 
@@ -64,7 +64,7 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[SmallDisk]:
     folder.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", folder], capture_output=True)
     if mounted.returncode != 0:
-        pytest.skip("no tmpfs may be mounted here")
+        pytest.skip("no tmpfs can be mounted here")
     try:
         yield SmallDisk(folder)
     finally:
@@ -73,13 +73,13 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[SmallDisk]:
 
 @contextlib.asynccontextmanager
 async def database_on(disk: SmallDisk, postgres: Callable[[str], str], user: str | None) -> Any:
-    """A migrated database whose tables lie on the disk; its dsn."""
-    place, name = disk.folder / "tables", "d" + uuid.uuid4().hex[:12]
-    place.mkdir()
+    """Create a migrated database whose tables lie on the disk, and yield its dsn."""
+    location, name = disk.folder / "tables", "d" + uuid.uuid4().hex[:12]
+    location.mkdir()
     if user is not None:
-        os.chown(place, pwd.getpwnam(user).pw_uid, pwd.getpwnam(user).pw_gid)
+        os.chown(location, pwd.getpwnam(user).pw_uid, pwd.getpwnam(user).pw_gid)
     admin = await asyncpg.connect(postgres("everyrun"))
-    await admin.execute(f"create tablespace {name} location '{place}'")
+    await admin.execute(f"create tablespace {name} location '{location}'")
     await admin.execute(f"create database {name} tablespace {name} template template_everyrun")
     try:
         yield postgres(name)
@@ -90,7 +90,7 @@ async def database_on(disk: SmallDisk, postgres: Callable[[str], str], user: str
 
 
 def large_runs(first: int, count: int) -> list[Any]:
-    """Runs that take room in a table, whatever compresses it."""
+    """Return runs that take up space in a table even if it is compressed."""
     text = [os.urandom(8000).hex() for _ in range(count)]
     return [run_event(f"run_{first + n}", "batch", "PROCESSED", 1, key=None, text=text[n]) for n in range(count)]
 
@@ -103,7 +103,7 @@ async def counted(dsn: str) -> int:
         await connection.close()
 
 
-async def test_a_postgres_without_room_takes_nothing_and_goes_on_when_there_is_some(
+async def test_a_full_postgres_accepts_nothing_and_recovers_when_space_is_freed(
     service: Any, servers: Any, settings: Settings, postgres: Callable[[str], str], tmp_path: Path
 ) -> None:
     with small_disk(tmp_path / "disk", 64) as disk:
@@ -132,14 +132,14 @@ async def test_a_postgres_without_room_takes_nothing_and_goes_on_when_there_is_s
                 await says(processor, "applying", "No space left on device")
                 with pytest.raises(job.JobError, match="no room left on its disk"):
                     await job.hand_in(http, where, 20_000)
-                # Longer than it may stand still: what keeps it is not its own.
+                # Longer than EVERYRUN_STALLED_AFTER: the processor must not end itself, as the cause is not its own.
                 began = time.monotonic()
                 await eventually(lambda: time.monotonic() - began > 6, "some seconds pass", 30)
                 assert processor.process.poll() is None
                 assert await processor.status("/readyz") == 503
                 assert await counted(dsn) < 110
 
-                disk.make_room()
+                disk.free_space()
                 await until_acknowledged(settings)
                 assert await counted(dsn) == 110
                 await is_ready(processor)
@@ -153,7 +153,7 @@ async def test_a_postgres_without_room_takes_nothing_and_goes_on_when_there_is_s
 
 
 class Broker:
-    """A Kafka with its log on the disk, started anew whenever it ends, as whoever runs it would."""
+    """A Kafka with its log on the disk. It is started again whenever it ends, as a supervisor would do."""
 
     def __init__(self, folder: Path, disk: SmallDisk) -> None:
         self.kafka = EmbeddedKafka(
@@ -167,7 +167,7 @@ class Broker:
     def _start(self) -> subprocess.Popen[bytes]:
         return process.start(self.kafka.command(), log=self.log, env=os.environ)
 
-    async def keep_up(self) -> None:
+    async def supervise(self) -> None:
         while True:
             if self._process.poll() is not None:
                 self.deaths += 1
@@ -179,28 +179,28 @@ class Broker:
         self._process.wait()
 
 
-async def test_webhooks_are_answered_503_while_kafka_has_no_room_to_keep_them(service: Any, tmp_path: Path) -> None:
+async def test_webhooks_are_answered_503_while_the_disk_of_kafka_is_full(service: Any, tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 64) as disk:
         broker = Broker(tmp_path, disk)
-        keeping = asyncio.create_task(broker.keep_up())
+        supervising = asyncio.create_task(broker.supervise())
         try:
-            await _no_room_to_keep_them(service, broker, disk)
+            await _fill_and_recover(service, broker, disk)
         finally:
-            keeping.cancel()
+            supervising.cancel()
             broker.kill()
 
 
-async def _no_room_to_keep_them(service: Any, broker: Broker, disk: SmallDisk) -> None:
+async def _fill_and_recover(service: Any, broker: Broker, disk: SmallDisk) -> None:
     settings = Settings(kafka_bootstrap=broker.kafka.bootstrap, topic_prefix="full.")
 
-    async def made() -> bool:
+    async def created() -> bool:
         try:
             await topics.create(settings)
         except Exception:
             return False
         return True
 
-    await eventually(made, "Kafka answers and has the topics", 90)
+    await eventually(created, "Kafka answers and has the topics", 90)
     bridge: ServiceProcess = service(
         "bridge",
         EVERYRUN_WEBHOOK_SECRETS=SECRET,
@@ -208,14 +208,14 @@ async def _no_room_to_keep_them(service: Any, broker: Broker, disk: SmallDisk) -
         EVERYRUN_TOPIC_PREFIX=settings.topic_prefix,
     )
     await bridge.ready()
-    taken: set[str] = set()
+    acknowledged: set[str] = set()
     async with httpx.AsyncClient(timeout=60) as http:
 
         async def send(run: str) -> int:
             text = os.urandom(50_000).hex()
             status = (await post(http, bridge.url, webhook(run, text=text))).status_code
             if status == 200:
-                taken.add(f"e-{run}")
+                acknowledged.add(f"e-{run}")
             return status
 
         for number in range(20):
@@ -228,20 +228,20 @@ async def _no_room_to_keep_them(service: Any, broker: Broker, disk: SmallDisk) -
 
         await eventually(refused, "a webhook is answered 503", 120)
 
-        async def said() -> bool:
+        async def not_ready() -> bool:
             return await bridge.status("/readyz") == 503
 
-        await eventually(said, "readyz says so", 90)
+        await eventually(not_ready, "readyz answers 503", 90)
         for number in range(2):
             assert await send(f"meanwhile{number}") == 503
         assert await bridge.status("/healthz") == 200
 
-        disk.make_room()
+        disk.free_space()
         await is_ready(bridge)
 
-        async def goes_on() -> bool:
+        async def accepted() -> bool:
             return await send("after") == 200
 
-        await eventually(goes_on, "webhooks are taken again", 120)
+        await eventually(accepted, "webhooks are accepted again", 120)
     kept = {headers["ce_id"] for _, headers in await read_topic(settings, "runs")}
-    assert taken <= kept, "what was answered 200 is in the log"
+    assert acknowledged <= kept, "every webhook that was answered 200 is in the log"

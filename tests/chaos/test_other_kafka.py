@@ -1,4 +1,4 @@
-"""A Kafka replaced by another one, at the same address, under a running processor: its records are not taken."""
+"""A Kafka replaced by another one at the same address: a running processor must not apply its records."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ __all__ = ["service"]
 
 
 async def a_kafka(folder: Path, port: int, settings: Settings) -> subprocess.Popen[bytes]:
-    """A new cluster at the port, with the topics."""
+    """Start a new cluster at the port, and create the topics."""
     kafka = EmbeddedKafka(folder, port, free_port())
     kafka.prepare()
     started = process.start(kafka.command(), log=folder.with_suffix(".log"), env=os.environ)
 
-    async def made() -> bool:
+    async def created() -> bool:
         assert started.poll() is None, "Kafka ended"
         try:
             await topics.create(settings)
@@ -39,11 +39,11 @@ async def a_kafka(folder: Path, port: int, settings: Settings) -> subprocess.Pop
             return False
         return True
 
-    await eventually(made, "Kafka answers and has the topics", 90)
+    await eventually(created, "Kafka answers and has the topics", 90)
     return started
 
 
-async def test_a_kafka_replaced_under_a_running_processor_ends_it_and_is_refused(
+async def test_a_replaced_kafka_ends_the_processor_and_is_refused(
     service: Any, database: str, postgres: Any, tmp_path: Path
 ) -> None:
     port = free_port()
@@ -62,7 +62,7 @@ async def test_a_kafka_replaced_under_a_running_processor_ends_it_and_is_refused
         kafka.kill()
         kafka.wait()
         kafka = await a_kafka(tmp_path / "other", port, settings)
-        # More than the former had, so that the offsets alone would not show it.
+        # More records than the former Kafka had, so that the offsets alone would not show the difference.
         await say(settings, [record for other in worlds(51, 3) for record in other])
         assert await asyncio.to_thread(first.process.wait, 120) != 0
         second: ServiceProcess = service("processor", **where)

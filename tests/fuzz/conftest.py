@@ -1,4 +1,4 @@
-"""What the fuzzers shoot at: submission, bridge, processor and query as processes, on a real Kafka and Postgres."""
+"""Fixtures for fuzzing: submission, bridge, processor and query as processes, on a real Kafka and Postgres."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from tests.integration.services import ServiceProcess
 
 T = TypeVar("T")
 
-#: Minutes of the long form (``make fuzz MINUTES=10``); the short one has a fixed number of examples and one seed.
+#: Minutes of the long form (``make fuzz MINUTES=10``); the short form has a fixed number of examples and one seed.
 MINUTES = float(os.environ.get("EVERYRUN_FUZZ_MINUTES", "0"))
-#: The kinds of fuzzing, among which the minutes are shared.
-KINDS = 11
+#: The number of calls of :func:`fuzz`, which share the minutes.
+FUZZERS = 11
 
 TOKEN = "planted-token-of-the-fuzzers"
 SECRET = "wss_planted-secret-of-the-fuzzers"
@@ -36,9 +36,9 @@ KEY = "sk_planted-key-of-the-fuzzers"
 SECRETS = (TOKEN, SECRET, KEY)
 
 
-def fuzz(strategy: SearchStrategy[T], shoot: Callable[[T], None], examples: int) -> None:
-    """Shoot with so many examples, the same each time; in the long form with new ones until this kind's time is up."""
-    ends = time.monotonic() + MINUTES * 60 / KINDS
+def fuzz(strategy: SearchStrategy[T], try_out: Callable[[T], None], examples: int) -> None:
+    """Call ``try_out`` with fixed examples; in the long form, with new ones until the time of this fuzzer is up."""
+    ends = time.monotonic() + MINUTES * 60 / FUZZERS
     for turn in itertools.count():
         number = random.randrange(1 << 32) if MINUTES else 0
 
@@ -51,7 +51,7 @@ def fuzz(strategy: SearchStrategy[T], shoot: Callable[[T], None], examples: int)
         )
         @hypothesis.given(strategy)
         def body(given: T) -> None:
-            shoot(given)
+            try_out(given)
 
         body()
         if time.monotonic() >= ends:
@@ -61,7 +61,7 @@ def fuzz(strategy: SearchStrategy[T], shoot: Callable[[T], None], examples: int)
 
 @dataclass
 class World:
-    """The services' addresses and logs, and the database."""
+    """The services under test, the database and the settings."""
 
     services: dict[str, ServiceProcess]
     dsn: str
@@ -71,19 +71,19 @@ class World:
         return self.services[name].url
 
     def check(self, status: int, text: str) -> None:
-        """What must be so of every answer."""
+        """Check that an answer is no server error, and shows neither a traceback nor a secret."""
         assert status < 500, (status, text[:2000])
         assert "Traceback" not in text
         assert not [secret for secret in SECRETS if secret in text]
 
     def check_logs(self) -> None:
-        """Nothing that no answer was found for, and no secret."""
+        """Check that every service runs, and that no log shows an unhandled error or a secret."""
         for name, service in self.services.items():
             assert service.process.poll() is None, f"{name} has ended: {service.log.read_text()[-3000:]}"
             text = service.log.read_text()
             for sign in ("Exception in ASGI", "a webhook was not taken", *SECRETS):
-                place = text.find(sign)
-                assert place < 0, f"{name}: {text[place : place + 3000]}"
+                start = text.find(sign)
+                assert start < 0, f"{name}: {text[start : start + 3000]}"
 
 
 @pytest.fixture(scope="session")
@@ -101,7 +101,7 @@ async def world(
         "EVERYRUN_API_TOKEN": TOKEN,
         "EVERYRUN_WEBHOOK_SECRETS": SECRET,
         "EXTEND_API_KEY": KEY,
-        # Nobody is there: what is taken in waits.
+        # Nothing listens there, so accepted inputs wait.
         "EVERYRUN_EXTEND_BASE_URL": f"http://127.0.0.1:{free_port()}",
         "EVERYRUN_DATA_DIR": folder / "data",
     }
@@ -120,6 +120,6 @@ async def world(
 
 @pytest.fixture
 def http() -> Iterator[httpx.Client]:
-    """A client with the token."""
+    """Return a client that sends the token."""
     with httpx.Client(headers={"authorization": f"Bearer {TOKEN}"}, timeout=60) as client:
         yield client

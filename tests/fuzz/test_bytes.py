@@ -1,4 +1,4 @@
-"""Bytes that nobody should send: to the APIs, to the bridge, and as HTTP itself. The good beside them is not lost."""
+"""Send malformed bytes to the APIs, to the bridge and as HTTP; valid messages among them are not lost."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.integration.test_bridge import webhook
 
 pytestmark = pytest.mark.stack
 
-#: Texts of JSON that others choke on.
+#: JSON texts that parsers often get wrong.
 _ODD = st.sampled_from(
     [
         b'"\\u0000"',
@@ -66,16 +66,16 @@ _JSON = st.recursive(
 _VALUE = _ODD | _JSON.map(lambda value: json.dumps(value).encode("utf-8", "surrogatepass"))
 
 
-def _cut(text: bytes, places: list[int], junk: bytes) -> bytes:
-    for place in places:
-        at = place % (len(text) + 1)
-        text = text[:at] + junk + text[at + (place % 3) :]
+def _damage(text: bytes, positions: list[int], junk: bytes) -> bytes:
+    for position in positions:
+        at = position % (len(text) + 1)
+        text = text[:at] + junk + text[at + (position % 3) :]
     return text
 
 
 def damaged(text: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
-    """The text as it is, or with bytes put in and taken out."""
-    return st.builds(_cut, text, st.lists(st.integers(0, 1 << 20), max_size=3), st.binary(max_size=4))
+    """Return the text unchanged, or with some bytes inserted and removed."""
+    return st.builds(_damage, text, st.lists(st.integers(0, 1 << 20), max_size=3), st.binary(max_size=4))
 
 
 # --- the submission API
@@ -101,17 +101,17 @@ _UPLOAD = st.one_of(
 _GOOD = b'{"id":"good","file":{"url":"https://files.example.com/good.pdf"},"metadata":{"a":1}}'
 
 
-def test_no_upload_makes_submission_fail_and_the_next_is_taken(world: World, http: httpx.Client) -> None:
+def test_no_upload_crashes_submission_and_the_next_is_accepted(world: World, http: httpx.Client) -> None:
     url = world.url("submission") + "/v1/submissions"
 
-    def shoot(upload: tuple[str, bytes]) -> None:
+    def try_out(upload: tuple[str, bytes]) -> None:
         kind, body = upload
         headers = {"content-type": kind.encode("latin-1").strip() or b"x"}
         answer = http.post(url, params={"workflow_id": "w"}, content=body, headers=headers)
         world.check(answer.status_code, answer.text)
         assert answer.status_code in (202, 413, 415, 422), answer.text
 
-    fuzz(_UPLOAD, shoot, 60)
+    fuzz(_UPLOAD, try_out, 60)
     large = b'{"id":"large","file":{"text":"' + b"x" * (10 << 20) + b'"}}\n' + _GOOD
     answer = http.post(
         url, params={"workflow_id": "w"}, content=large, headers={"content-type": "application/x-ndjson"}
@@ -145,25 +145,20 @@ _HOOK = damaged(
 
 
 def signed(body: bytes) -> dict[str, str | bytes]:
-    """The headers of Extend's signature."""
+    """Return the headers of Extend's signature."""
     stamp = str(int(time.time())).encode()
     return {"x-extend-request-timestamp": stamp, "x-extend-request-signature": sign(stamp, body, SECRET.encode())}
 
 
-async def test_no_signed_webhook_is_lost_whatever_is_in_it(world: World, http: httpx.Client) -> None:
-    """What was signed is answered 200 and is in a topic; good runs among it are in the tables."""
+async def test_no_signed_webhook_is_lost_whatever_it_contains(world: World, http: httpx.Client) -> None:
+    """A signed webhook is answered 200 and is in a topic; valid runs among them are in the tables."""
     url = world.url("bridge") + "/webhooks/extend"
     mark, numbers = uuid.uuid4().hex[:8], itertools.count()
 
     def post(body: bytes) -> httpx.Response:
-        stamp = str(int(time.time())).encode()
-        headers = {
-            "x-extend-request-timestamp": stamp,
-            "x-extend-request-signature": sign(stamp, body, SECRET.encode()),
-        }
-        return http.post(url, content=body, headers=headers)
+        return http.post(url, content=body, headers=signed(body))
 
-    def shoot(body: bytes) -> None:
+    def try_out(body: bytes) -> None:
         answer = post(body)
         world.check(answer.status_code, answer.text)
         assert answer.status_code == 200
@@ -171,7 +166,7 @@ async def test_no_signed_webhook_is_lost_whatever_is_in_it(world: World, http: h
         unsigned = http.post(url, content=body, headers={"x-extend-request-signature": body[:20].hex()})
         assert unsigned.status_code == 401
 
-    await asyncio.to_thread(fuzz, _HOOK, shoot, 60)
+    await asyncio.to_thread(fuzz, _HOOK, try_out, 60)
     large = json.dumps({"eventId": "large", "payload": "x" * (10 << 20)}).encode()
     assert post(large).status_code == 200
     good = next(numbers)
@@ -186,8 +181,8 @@ async def test_no_signed_webhook_is_lost_whatever_is_in_it(world: World, http: h
     world.check_logs()
 
 
-async def test_what_postgres_cannot_hold_is_kept(world: World, http: httpx.Client) -> None:
-    """A run with a NUL in it: the log has it, and a table says so or holds what can be held."""
+async def test_a_run_that_postgres_cannot_store_is_kept(world: World, http: httpx.Client) -> None:
+    """A run with a NUL is in the log, and in the quarantine or in a table without the NUL."""
     mark = uuid.uuid4().hex[:8]
     body = webhook(f"nul-{mark}", output={"value": "a\x00b"})
     url = world.url("bridge") + "/webhooks/extend"
@@ -242,10 +237,10 @@ _TRAFFIC = st.lists(_REQUEST, min_size=1, max_size=3).map(b"".join) | damaged(_R
 
 
 @pytest.mark.parametrize("name", ["submission", "bridge", "query"])
-def test_no_bytes_on_a_connection_make_a_service_fail(world: World, http: httpx.Client, name: str) -> None:
+def test_no_bytes_on_a_connection_crash_a_service(world: World, http: httpx.Client, name: str) -> None:
     address = urlsplit(world.url(name))
 
-    def shoot(traffic: bytes) -> None:
+    def try_out(traffic: bytes) -> None:
         answer = b""
         where = (address.hostname, address.port)
         with socket.create_connection(where, timeout=30) as connection, contextlib.suppress(ConnectionError):
@@ -253,7 +248,7 @@ def test_no_bytes_on_a_connection_make_a_service_fail(world: World, http: httpx.
             try:
                 connection.shutdown(socket.SHUT_WR)
             except OSError as error:
-                # The service has cut a connection that asks for too much: what it answered may be there all the same.
+                # The service closed a connection that sent too much; its answer may still be readable.
                 if error.errno != errno.ENOTCONN:
                     raise
             while part := connection.recv(1 << 16):
@@ -262,6 +257,6 @@ def test_no_bytes_on_a_connection_make_a_service_fail(world: World, http: httpx.
         world.check(0, text)
         assert " 500 " not in text.partition("\r\n")[0]
 
-    fuzz(_TRAFFIC, shoot, 25)
+    fuzz(_TRAFFIC, try_out, 25)
     assert http.get(world.url(name) + "/readyz").status_code == 200
     world.check_logs()

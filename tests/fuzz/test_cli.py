@@ -1,4 +1,4 @@
-"""The command line with files, folders and arguments that nobody should have: no traceback, and nothing by halves."""
+"""Run the command line with malformed files, folders and arguments: no traceback, and no partial submission."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ _ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32", "cp1252", "
 
 @pytest.fixture
 def services() -> Iterator[list[bytes]]:
-    """An Extend and services that take everything; the bodies that were handed in."""
+    """Fake Extend and the services so that they accept everything; return the bodies of the submissions."""
     bodies: list[bytes] = []
 
-    def taken(request: httpx.Request) -> httpx.Response:
+    def accept(request: httpx.Request) -> httpx.Response:
         bodies.append(request.read())
         count = bodies[-1].count(b"\n")
         return httpx.Response(202, json={"submission_id": "sub_1", "expected": count, "batches": 1})
 
     with respx.mock(assert_all_called=False) as router:
-        router.post(f"{SUBMISSION}/v1/submissions").mock(side_effect=taken)
+        router.post(f"{SUBMISSION}/v1/submissions").mock(side_effect=accept)
         router.post(f"{EXTEND}/files/upload").respond(json={"id": "file_1"})
         router.get(url__startswith=EXTEND).respond(404)
         router.route(url__startswith=SUBMISSION).respond(404, json={"code": "NOT_FOUND", "message": "nothing"})
@@ -48,7 +48,7 @@ def services() -> Iterator[list[bytes]]:
 
 
 def run(*command: str, folder: str) -> Any:
-    """Run a command to its end: of whatever kind it is, in one of the ways that are documented."""
+    """Run a command until it ends, and check that it ends with a documented exit code and shows no secret."""
     env = {"EVERYRUN_DATA_DIR": os.path.join(folder, "data"), "EVERYRUN_API_TOKEN": TOKEN, "EXTEND_API_KEY": KEY}
     done = everyrun(*command, **env)
     if done.exception is not None and not isinstance(done.exception, SystemExit):
@@ -60,10 +60,10 @@ def run(*command: str, folder: str) -> Any:
     return done
 
 
-def in_folder(shoot: Callable[[str], None]) -> None:
+def in_folder(try_out: Callable[[str], None]) -> None:
     folder = tempfile.mkdtemp()
     try:
-        shoot(folder)
+        try_out(folder)
     finally:
         shutil.rmtree(os.fsencode(folder))
 
@@ -121,14 +121,14 @@ _WORDS = st.sampled_from(
         *("\udcff", "\u00e9", "\u202e", "a" * 5000, "../x", "~", "%s", "{}", "\x1b[31m", "sub_1:a/b?c#d", "workflow_1"),
     )
 ) | st.text(max_size=8)
-_OF_MANIFEST = ["--id-column", "--url-column", "--metadata-columns", "--delimiter", "--encoding"]
-_OPTIONS = st.lists(st.tuples(st.sampled_from(_OF_MANIFEST), _WORDS), max_size=2).map(
+_MANIFEST_OPTIONS = ["--id-column", "--url-column", "--metadata-columns", "--delimiter", "--encoding"]
+_OPTIONS = st.lists(st.tuples(st.sampled_from(_MANIFEST_OPTIONS), _WORDS), max_size=2).map(
     lambda pairs: [part for pair in pairs for part in pair]
 )
 
 
 def test_no_manifest_ends_in_a_traceback(services: list[bytes]) -> None:
-    def shoot(given: tuple[bytes, str, bytes, list[str], str]) -> None:
+    def try_out(given: tuple[bytes, str, bytes, list[str], str]) -> None:
         name, suffix, content, options, command = given
 
         def shot(folder: str) -> None:
@@ -142,7 +142,7 @@ def test_no_manifest_ends_in_a_traceback(services: list[bytes]) -> None:
             more = ["--batch", "batch_1"] if command == "register" else []
             done = run(command, os.fsdecode(path), "--workflow", "workflow_1", *more, *options, folder=folder)
             if done.exit_code == exits.OK:
-                # All of it was handed in, in a form that the service takes.
+                # All rows were submitted, in a form that the service accepts.
                 rows = [json.loads(line) for line in services[0].splitlines()]
                 assert all("path" not in row["file"] for row in rows)
                 assert f"{len(rows)} rows" in done.output
@@ -153,7 +153,7 @@ def test_no_manifest_ends_in_a_traceback(services: list[bytes]) -> None:
 
     suffixes = st.sampled_from([".csv", ".tsv", ".ndjson", ".jsonl", ".json", ".CSV", "", ".xlsx"])
     commands = st.sampled_from(["submit", "submit", "submit", "register"])
-    fuzz(st.tuples(_NAMES, suffixes, _BODIES, _OPTIONS, commands), shoot, 60)
+    fuzz(st.tuples(_NAMES, suffixes, _BODIES, _OPTIONS, commands), try_out, 60)
 
 
 # --- folders
@@ -166,7 +166,7 @@ _ENTRIES = st.lists(
     ),
     max_size=6,
 )
-_OF_FOLDER = st.lists(
+_FOLDER_OPTIONS = st.lists(
     st.sampled_from(["--skip-unreadable", "--list-skipped", "--dry-run", "--again"])
     | st.tuples(st.sampled_from(["--include", "--exclude"]), _WORDS | st.sampled_from(["*.pdf", "[", "[z-a]", "**"])),
     max_size=3,
@@ -187,11 +187,11 @@ def _put(folder: bytes, names: list[bytes], suffix: bytes, kind: str) -> None:
             with open(path, "xb") as file:
                 file.write({"file": b"%PDF-", "empty": b"", "zip": b"PK\x03\x04" + path}[kind])
     except OSError:
-        pass  # a name that is taken, or is none
+        pass  # the name exists already, or is not valid
 
 
 def test_no_folder_ends_in_a_traceback_and_every_file_is_counted(services: list[bytes]) -> None:
-    def shoot(given: tuple[list[tuple[list[bytes], bytes, str]], list[Any]]) -> None:
+    def try_out(given: tuple[list[tuple[list[bytes], bytes, str]], list[Any]]) -> None:
         entries, options = given
 
         def shot(folder: str) -> None:
@@ -205,7 +205,7 @@ def test_no_folder_ends_in_a_traceback_and_every_file_is_counted(services: list[
             files = sum(len(names) for _, _, names in os.walk(root))
             if "Found" in done.output:
                 found = int(done.output.split("Found ")[1].split()[0])
-                # A link to a folder is one that is not followed twice, or what lies in it: here nothing new.
+                # A link to a folder counts once, and its contents are not counted again.
                 links = sum(os.path.islink(os.path.join(at, name)) for at, names, _ in os.walk(root) for name in names)
                 assert found == files + links
             if services:
@@ -215,13 +215,13 @@ def test_no_folder_ends_in_a_traceback_and_every_file_is_counted(services: list[
 
         in_folder(shot)
 
-    fuzz(st.tuples(_ENTRIES, _OF_FOLDER), shoot, 60)
+    fuzz(st.tuples(_ENTRIES, _FOLDER_OPTIONS), try_out, 60)
 
 
 # --- arguments
 
-#: Not run: they start or end something, or ask for as long as it takes.
-_LEFT_OUT = {"up", "down", "demo", "logs"}
+#: Commands that are not run: they start or end something, or run until they are stopped.
+_NOT_RUN = {"up", "down", "demo", "logs"}
 
 
 def _commands() -> list[tuple[list[str], click.Command]]:
@@ -231,7 +231,7 @@ def _commands() -> list[tuple[list[str], click.Command]]:
         if isinstance(command, click.Group):
             for name, inner in command.commands.items():
                 walk([*path, name], inner)
-        elif not _LEFT_OUT & set(path):
+        elif not _NOT_RUN & set(path):
             found.append((path, command))
 
     walk([], typer.main.get_command(app))
@@ -253,7 +253,7 @@ def _calls(draw: st.DrawFn) -> list[str]:
 
 
 def test_no_argument_ends_in_a_traceback(services: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-    def shoot(words: list[str]) -> None:
+    def try_out(words: list[str]) -> None:
         def shot(folder: str) -> None:
             monkeypatch.chdir(folder)
             monkeypatch.setattr("sys.stdin", io.StringIO())
@@ -264,4 +264,4 @@ def test_no_argument_ends_in_a_traceback(services: list[bytes], monkeypatch: pyt
 
         in_folder(shot)
 
-    fuzz(_calls(), shoot, 150)
+    fuzz(_calls(), try_out, 150)

@@ -1,6 +1,6 @@
-"""Calls whose outcome is unknown, on a whole stack: no input is lost, and no double batch goes unseen.
+"""Calls of unknown outcome on a whole stack: no input is lost, and no double batch goes unseen.
 
-The long form, with 100 batches and doubles made on purpose: EVERYRUN_CHAOS=1 pytest tests/stack/test_doubt.py
+The long form has 100 batches, and double batches made on purpose: EVERYRUN_CHAOS=1 pytest tests/stack/test_doubt.py
 """
 
 from __future__ import annotations
@@ -47,34 +47,34 @@ async def run(stack: Stack, faults: str) -> tuple[dict, Comparison]:
         url = f"{stack.endpoints['emulator_url']}/_emulator/faults"
         (await http.put(url, json={"faults": f"{NEVER_ANSWERED},{faults}"})).raise_for_status()
         submission = await job.hand_in(http, stack.endpoints, BATCHES * PER_BATCH)
-        said, comparison = await job.agree(http, stack.endpoints, submission["submission_id"], within=180)
-    assert said["open"] == 0, said
-    assert said["balanced"], said
+        report, comparison = await job.agree(http, stack.endpoints, submission["submission_id"], within=180)
+    assert report["open"] == 0, report
+    assert report["balanced"], report
     assert comparison.agrees, comparison.differences
-    return said, comparison
+    return report, comparison
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     "faults",
     [
-        pytest.param("duplicate=0.1", id="webhooks come"),
+        pytest.param("duplicate=0.1", id="webhooks arrive"),
         pytest.param(f"drop=1,list_lag={WINDOW / 2}", id="webhooks are lost, the list lags less than the window"),
     ],
 )
-async def test_nothing_is_lost_and_nothing_doubled(stack: Stack, faults: str) -> None:
-    said, comparison = await run(stack, faults)
+async def test_no_input_is_lost_and_none_is_doubled(stack: Stack, faults: str) -> None:
+    report, comparison = await run(stack, faults)
     assert comparison.double_batches == 0
-    assert said["duplicates"] == 0
+    assert report["duplicates"] == 0
 
 
-@pytest.mark.skipif(not LONG, reason="EVERYRUN_CHAOS=1 waits for a list that lags")
+@pytest.mark.skipif(not LONG, reason="runs only with EVERYRUN_CHAOS=1, as it waits for a list that lags")
 @pytest.mark.timeout(300)
 async def test_a_double_batch_is_seen(stack: Stack) -> None:
-    """The list lags for longer than the window, and no webhook comes: batches are made twice, and the report says so.
+    """If the list lags for longer than the window and no webhook arrives, the report shows the double batches.
 
-    So many calls are left unanswered that some are surely among those no run of which is listed in time.
+    Many calls stay unanswered, so that surely no run of some of them is listed in time.
     """
-    said, comparison = await run(stack, f"accept_then_timeout=0.6,drop=1,list_lag={WINDOW * 15}")
+    report, comparison = await run(stack, f"accept_then_timeout=0.6,drop=1,list_lag={WINDOW * 15}")
     assert comparison.double_batches > 0
-    assert said["duplicates"] == comparison.duplicates > 0
+    assert report["duplicates"] == comparison.duplicates > 0

@@ -32,7 +32,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 @pytest.fixture(scope="module")
 async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
     options = Options(tmp_path_factory.mktemp("job"), run_seconds="0.1:0.5", faults="fail=0.3", seed=3, env=SHORT)
-    # The shell of the tests may have production's settings: the stack has servers of its own whatever they say.
+    # The shell may have production's settings: the stack must use its own servers all the same.
     async with AsyncExitStack() as ending:
         with pytest.MonkeyPatch.context() as shell:
             shell.setenv("EVERYRUN_KAFKA_BOOTSTRAP", "kafka.invalid:9092")
@@ -50,7 +50,7 @@ async def http(stack: Stack) -> AsyncIterator[httpx.AsyncClient]:
 
 
 async def everyrun(stack: Stack, *arguments: str | Path) -> tuple[int, str, str]:
-    """The command line, as a process: exit code, standard output, standard error."""
+    """Run the command line as a process; return its exit code, standard output and standard error."""
     env = environment(EVERYRUN_DATA_DIR=str(stack.data_dir), COLUMNS="80")
     command = [sys.executable, "-c", "from everyrun.cli.app import main; main()", *map(str, arguments)]
     done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, env=env, check=False)
@@ -58,22 +58,22 @@ async def everyrun(stack: Stack, *arguments: str | Path) -> tuple[int, str, str]
 
 
 async def settled(http: httpx.AsyncClient, stack: Stack, submission_id: str) -> dict:
-    said, comparison = await job.agree(http, stack.endpoints, submission_id, within=60)
-    assert said["open"] == 0, said
-    assert said["balanced"], said
+    report, comparison = await job.agree(http, stack.endpoints, submission_id, within=60)
+    assert report["open"] == 0, report
+    assert report["balanced"], report
     assert comparison.agrees, comparison.differences
-    return said
+    return report
 
 
-async def test_failures_are_submitted_again(stack: Stack, http: httpx.AsyncClient, tmp_path: Path) -> None:
+async def test_failed_inputs_can_be_submitted_again(stack: Stack, http: httpx.AsyncClient, tmp_path: Path) -> None:
     manifest = tmp_path / "manifest.csv"
     lines = [f"doc-{n},https://files.example.com/{n}.pdf,c{n}" for n in range(60)]
     manifest.write_text("id,url,customer\n" + "\n".join(lines) + "\n")
     code, out, err = await everyrun(stack, "submit", manifest, "--metadata-columns", "customer", "--wait")
     assert code == 3, err
     submission_id = out.split()[0]
-    said = await settled(http, stack, submission_id)
-    failed = said["by_status"]["FAILED"]
+    report = await settled(http, stack, submission_id)
+    failed = report["by_status"]["FAILED"]
     code, out, err = await everyrun(stack, "results", submission_id, "--format", "csv", "--status", "FAILED")
     rows = list(csv.DictReader(io.StringIO(out)))
     assert (code, len(rows)) == (0, failed)
@@ -83,8 +83,8 @@ async def test_failures_are_submitted_again(stack: Stack, http: httpx.AsyncClien
     code, out, err = await everyrun(stack, "submit", again)
     assert code == 0, err
     second = out.split()[0]
-    said = await settled(http, stack, second)
-    assert said["expected"] == failed
+    report = await settled(http, stack, second)
+    assert report["expected"] == failed
     rows = await every_result(http, stack, submission_id=second)
     assert {row["metadata"]["customer"] for row in rows} <= {f"c{n}" for n in range(60)}
 
@@ -103,7 +103,7 @@ async def every_result(http: httpx.AsyncClient, stack: Stack, **query: str) -> l
             return found
 
 
-async def test_the_same_ids_twice_stay_apart(stack: Stack, http: httpx.AsyncClient) -> None:
+async def test_submissions_with_the_same_ids_stay_apart(stack: Stack, http: httpx.AsyncClient) -> None:
     both = [(await job.hand_in(http, stack.endpoints, 30))["submission_id"] for _ in range(2)]
     ids = []
     for submission_id in both:
@@ -120,13 +120,13 @@ async def test_the_same_ids_twice_stay_apart(stack: Stack, http: httpx.AsyncClie
 async def test_a_folder_is_uploaded_once(stack: Stack, http: httpx.AsyncClient) -> None:
     code, out, err = await everyrun(stack, "submit", EXAMPLES / "documents")
     assert code == 0, err
-    said = await settled(http, stack, out.split()[0])
-    assert said["expected"] == 3
+    report = await settled(http, stack, out.split()[0])
+    assert report["expected"] == 3
     before = (await http.get(f"{stack.endpoints['emulator_url']}/_emulator/stats")).json()["requests"]["write"]
     code, out, err = await everyrun(stack, "submit", EXAMPLES / "documents")
-    # The same documents are not run again unless that is wanted.
+    # The same documents are submitted again only with --again.
     assert (code, out) == (5, "")
-    assert f"These very 3 rows were submitted before: {said['submission_id']}" in " ".join(err.split())
+    assert f"These very 3 rows were submitted before: {report['submission_id']}" in " ".join(err.split())
     assert "3 of 3 files had been uploaded before" in err
     after = (await http.get(f"{stack.endpoints['emulator_url']}/_emulator/stats")).json()["requests"]["write"]
     assert after == before
@@ -136,12 +136,12 @@ async def test_a_folder_is_uploaded_once(stack: Stack, http: httpx.AsyncClient) 
 
 
 @pytest.mark.parametrize("name", ["invoices.csv", "invoices.ndjson"])
-async def test_the_examples_are_right(stack: Stack, name: str) -> None:
+async def test_the_examples_are_valid(stack: Stack, name: str) -> None:
     code, _, err = await everyrun(stack, "submit", EXAMPLES / name, "--dry-run")
     assert code == 0, err
 
 
-async def test_the_command_line_says_what_is_wrong(stack: Stack, tmp_path: Path) -> None:
+async def test_errors_name_what_is_wrong(stack: Stack, tmp_path: Path) -> None:
     bad = tmp_path / "bad.csv"
     bad.write_text("id,url\na,ftp://x\nb,https://files.example.com/b.pdf\n")
     for more in ((), ("--dry-run",)):
@@ -165,11 +165,11 @@ async def test_reports_and_results_over_http(stack: Stack, http: httpx.AsyncClie
     submission_id = (await job.hand_in(http, stack.endpoints, 40))["submission_id"]
     first = (await http.get(f"{url}/v1/submissions/{submission_id}/report")).json()
     assert (first["expected"], sum(first["by_status"].values())) == (40, 40)
-    said = await settled(http, stack, submission_id)
+    report = await settled(http, stack, submission_id)
     rows = await every_result(http, stack, submission_id=submission_id)
     assert len({row["input_id"] for row in rows}) == 40
     failed = await every_result(http, stack, submission_id=submission_id, status="FAILED")
-    assert len(failed) == said["by_status"].get("FAILED", 0)
+    assert len(failed) == report["by_status"].get("FAILED", 0)
     batch_id = rows[0]["batch_id"]
     assert len(await every_result(http, stack, batch_id=batch_id)) == 40
     batch = (await http.get(f"{url}/v1/batches/{batch_id}")).json()
@@ -195,7 +195,7 @@ async def test_reports_and_results_over_http(stack: Stack, http: httpx.AsyncClie
         assert answer.status_code == 401
 
 
-async def test_whoever_reads_a_result_on_the_topic_finds_it_in_the_table(stack: Stack, http: httpx.AsyncClient) -> None:
+async def test_a_result_on_the_topic_is_already_in_the_table(stack: Stack, http: httpx.AsyncClient) -> None:
     consumer = AIOKafkaConsumer(
         "everyrun.results", bootstrap_servers=stack.endpoints["kafka_bootstrap"], auto_offset_reset="latest"
     )
@@ -231,19 +231,19 @@ async def test_whoever_reads_a_result_on_the_topic_finds_it_in_the_table(stack: 
         await consumer.stop()
 
 
-async def test_the_example_consumer_tells_of_every_result(stack: Stack, http: httpx.AsyncClient) -> None:
+async def test_the_example_consumer_prints_every_result(stack: Stack, http: httpx.AsyncClient) -> None:
     submission_id = (await job.hand_in(http, stack.endpoints, 20))["submission_id"]
     command = [sys.executable, str(EXAMPLES / "consumer.py"), stack.endpoints["kafka_bootstrap"], submission_id]
-    # While the job runs, and again when all is over: the report is then read before the results.
+    # Once while the job runs, and once after it: the report is then read before the results.
     for _ in range(2):
         done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stderr
-        told = [line.split(": ")[0] for line in done.stdout.splitlines()]
-        assert set(told[:-1]) == {f"{submission_id}:invoice-{n:06d}" for n in range(1, 21)}
-        assert told[-1] == submission_id
+        printed = [line.split(": ")[0] for line in done.stdout.splitlines()]
+        assert set(printed[:-1]) == {f"{submission_id}:invoice-{n:06d}" for n in range(1, 21)}
+        assert printed[-1] == submission_id
 
 
-async def test_a_message_that_nobody_understands_is_worked(stack: Stack) -> None:
+async def test_a_message_in_quarantine_is_shown_retried_and_discarded(stack: Stack) -> None:
     stamp, body = str(int(time.time())), b'{"hello": "' + os.urandom(4).hex().encode() + b'"}'
     secret = stack.endpoints["webhook_secret"].encode()
     headers = {"x-extend-request-timestamp": stamp, "x-extend-request-signature": sign(stamp.encode(), body, secret)}
@@ -270,7 +270,7 @@ async def test_a_message_that_nobody_understands_is_worked(stack: Stack) -> None
         assert (await everyrun(stack, "quarantine", *wrong))[0] == code
 
 
-async def test_a_batch_that_somebody_else_sent_is_registered(stack: Stack, tmp_path: Path) -> None:
+async def test_a_foreign_batch_is_registered(stack: Stack, tmp_path: Path) -> None:
     rows = [
         {"file": {"url": f"https://files.example.com/{n}.pdf"}, "metadata": {"row": n, "by": "another"}}
         for n in range(4)
@@ -310,7 +310,7 @@ async def _none(found: Callable[[], Awaitable[list]]) -> bool:
     return not await found()
 
 
-async def test_what_is_paused_is_not_sent_until_it_is_resumed(stack: Stack, http: httpx.AsyncClient) -> None:
+async def test_paused_inputs_are_not_sent_until_resumed(stack: Stack, http: httpx.AsyncClient) -> None:
     workflow = stack.endpoints["workflow_id"]
     code, _, err = await everyrun(stack, "workflow", "pause", workflow, "--reason", "a new version")
     assert (code, err.startswith("Paused: 0 waiting inputs will not be sent.")) == (0, True)
@@ -331,7 +331,7 @@ async def test_what_is_paused_is_not_sent_until_it_is_resumed(stack: Stack, http
     assert (await everyrun(stack, "submission", "pause", "sub_nope", "--reason", "x"))[0] == 4
 
 
-async def test_a_call_of_unknown_outcome_is_decided(stack: Stack, http: httpx.AsyncClient) -> None:
+async def test_a_person_decides_a_call_of_unknown_outcome(stack: Stack, http: httpx.AsyncClient) -> None:
     faults = stack.endpoints["emulator_url"] + "/_emulator/faults"
     (await http.put(faults, json={"faults": "accept_then_timeout=1,drop=1,list_lag=3600"})).raise_for_status()
     try:
@@ -361,7 +361,7 @@ async def test_a_call_of_unknown_outcome_is_decided(stack: Stack, http: httpx.As
         (await http.put(faults, json={"faults": "fail=0.3"})).raise_for_status()
 
 
-async def test_a_dropped_schema_is_made_again_row_for_row(tmp_path: Path) -> None:
+async def test_a_dropped_schema_is_rebuilt_row_by_row(tmp_path: Path) -> None:
     options = Options(tmp_path / "stack", run_seconds="0:0.3", faults="duplicate=0.2,fail=0.1", env=SHORT)
 
     async def rows(endpoints: dict[str, str]) -> dict[str, list[str]]:

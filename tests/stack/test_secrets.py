@@ -1,4 +1,4 @@
-"""Secrets planted everywhere, errors provoked everywhere: they are found nowhere but where they must be kept."""
+"""Plant secrets and provoke errors everywhere: no secret appears outside the texts that must keep it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from everyrun.settings import Settings
 from everyrun.store import tokens
 from tests.conftest import eventually
 
-#: Handed in with the inputs, or tried as keys to our doors.
+#: Secrets that are submitted with inputs or sent as tokens.
 SIGNATURE, USER, PASSWORD, GUESS = (
     "planted-signature",
     "planted-user",
@@ -58,7 +58,7 @@ def _rows(count: int) -> str:
 
 
 async def _provoke(stack: Stack, http: httpx.AsyncClient, token: str) -> list[str]:
-    """Calls that are refused, with secrets in them; what was answered."""
+    """Make calls with secrets that are refused; return the answers."""
     at = stack.endpoints
     submissions, hook = f"{at['submission_url']}/v1/submissions", f"{at['bridge_url']}/webhooks/extend"
     ndjson = {"content-type": "application/x-ndjson"}
@@ -96,14 +96,14 @@ async def _provoke(stack: Stack, http: httpx.AsyncClient, token: str) -> list[st
         answer = await http.request(method, url, **more)
         assert answer.status_code != 500, (url, answer.text)
         answers.append(f"{answer.headers} {answer.text}")
-    # Extend has no workflow of that id.
+    # Extend has no workflow with this id.
     refused = await http.post(submissions, params=wrong, content=_rows(3), headers=ndjson)
     assert refused.status_code == 422, refused.text
     return [*answers, refused.text]
 
 
 async def _break(stack: Stack) -> None:
-    """Kill what the services depend on, so that they say what they say then."""
+    """Kill Postgres, so that the services log and answer errors."""
     pid = stack.part("postgres").pid
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
@@ -111,7 +111,7 @@ async def _break(stack: Stack) -> None:
 
 
 async def _topics(bootstrap: str) -> str:
-    """Every record of every topic, as it is: key, value, headers."""
+    """Return every record of every topic as text: key, value and headers."""
     settings = Settings(kafka_bootstrap=bootstrap)
     ends = await end_offsets(settings, [topic.name for topic in topics.declared()])
     left = {TopicPartition(settings.topic(name), number): end for (name, number), end in ends.items() if end}
@@ -133,7 +133,7 @@ async def _topics(bootstrap: str) -> str:
 
 
 async def _tables(dsn: str) -> str:
-    """Every row of every table and view of the projection, as text."""
+    """Return every row of every table and view of the result tables as text."""
     connection = await asyncpg.connect(dsn)
     try:
         names = await connection.fetch(
@@ -148,7 +148,7 @@ async def _tables(dsn: str) -> str:
         await connection.close()
 
 
-async def test_secrets_are_nowhere_but_where_they_are_kept(stack: Stack) -> None:
+async def test_secrets_appear_only_where_they_are_kept(stack: Stack) -> None:
     at = stack.endpoints
     connection = await asyncpg.connect(at["postgres_dsn"])
     token = await tokens.create(connection, "reader", ["read"], None, "a test")
@@ -156,18 +156,18 @@ async def test_secrets_are_nowhere_but_where_they_are_kept(stack: Stack) -> None
     async with httpx.AsyncClient(headers={"authorization": f"Bearer {at['api_token']}"}, timeout=60) as http:
         answers = await _provoke(stack, http, token)
         ndjson = {"content-type": "application/x-ndjson"}
-        taken = await http.post(
+        accepted = await http.post(
             f"{at['submission_url']}/v1/submissions",
             params={"workflow_id": at["workflow_id"]},
             content=_rows(30),
             headers=ndjson,
         )
-        submission_id = taken.json()["submission_id"]
+        submission_id = accepted.json()["submission_id"]
         await _break(stack)
 
         async def some_settled() -> bool:
-            said = await job.report(http, at, submission_id)
-            return bool(said["open"] < said["expected"])
+            report = await job.report(http, at, submission_id)
+            return bool(report["open"] < report["expected"])
 
         await eventually(some_settled, "runs are in the tables", 120)
         for service, path in (
@@ -180,7 +180,7 @@ async def test_secrets_are_nowhere_but_where_they_are_kept(stack: Stack) -> None
             answer = await http.get(f"{at[f'{service}_url']}{path}")
             assert answer.status_code == 200, answer.text
             answers.append(answer.text)
-    places = {
+    texts = {
         **{path.name: path.read_text(errors="replace") for path in (stack.data_dir / "logs").iterdir()},
         "topics": await _topics(at["kafka_bootstrap"]),
         "tables": await _tables(at["postgres_dsn"]),
@@ -190,18 +190,18 @@ async def test_secrets_are_nowhere_but_where_they_are_kept(stack: Stack) -> None
     password = at["postgres_dsn"].partition("@")[0].rpartition(":")[2]
     keys = [at[name] for name in ("api_token", "webhook_secret", "extend_api_key")]
     secrets = [*keys, password, token, SIGNATURE, USER, PASSWORD, GUESS]
-    found = {(place, secret) for place, text in places.items() for secret in secrets if secret in text}
-    assert found == set(), {place: _around(places[place], secret) for place, secret in found}
-    # The search would have found them: what was not secret is there.
-    assert "files.example.com/" in places["topics"]
-    assert "files.example.com/" in places["tables"]
-    assert "doc-" in places["answers"]
-    assert "level" in places["submission.log"]
-    assert "Traceback" not in places["answers"]
+    found = {(source, secret) for source, text in texts.items() for secret in secrets if secret in text}
+    assert found == set(), {source: _around(texts[source], secret) for source, secret in found}
+    # The search covers real contents: texts that are not secret are found.
+    assert "files.example.com/" in texts["topics"]
+    assert "files.example.com/" in texts["tables"]
+    assert "doc-" in texts["answers"]
+    assert "level" in texts["submission.log"]
+    assert "Traceback" not in texts["answers"]
     for name in ("endpoints.json", "stack.json"):
         assert (stack.data_dir / name).stat().st_mode & 0o777 == 0o600
 
 
 def _around(text: str, secret: str) -> str:
-    place = text.index(secret)
-    return text[max(place - 200, 0) : place + 100]
+    start = text.index(secret)
+    return text[max(start - 200, 0) : start + 100]

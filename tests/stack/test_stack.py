@@ -1,4 +1,4 @@
-"""``everyrun up``: what it promises of its parts, its folder and its end. One stack lives two lives here, in order."""
+"""``everyrun up``: its parts, its folder and its end. One stack is started twice here; the tests run in order."""
 
 from __future__ import annotations
 
@@ -46,19 +46,19 @@ KEYS = {
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    """The first life."""
+    """The stack, started for the first time."""
     up = Up(tmp_path_factory.mktemp("stack") / "data", "--processors", "2")
     try:
         up.until_ready()
         yield up
     finally:
-        # Also where it did not get ready: what it started ends with it.
+        # Also if the stack did not get ready: the processes that it started end with it.
         up.kill()
 
 
 @pytest.fixture
 def emulator(tmp_path: Path) -> Iterator[EmulatorProcess]:
-    """An Extend that the stack did not start."""
+    """An emulator that the stack did not start."""
     running = EmulatorProcess(tmp_path / "emulator")
     yield running
     running.kill()
@@ -70,17 +70,17 @@ def endpoints(up: Up) -> dict[str, str]:
     return found
 
 
-def test_every_part_says_it_is_ready_and_none_of_the_secrets_is_shown(running: Up) -> None:
-    said = running.said()
+def test_every_part_reports_ready_and_no_secret_is_shown(running: Up) -> None:
+    output = running.output()
     for part in PARTS:
-        assert f"{part} " in said
+        assert f"{part} " in output
     found = endpoints(running)
     for secret in ("api_token", "webhook_secret", "extend_api_key", "postgres_dsn"):
-        assert found[secret] not in said
-    assert found["submission_url"] in said
+        assert found[secret] not in output
+    assert found["submission_url"] in output
 
 
-def test_endpoints_hold_every_key_and_only_the_owner_reads_them(running: Up) -> None:
+def test_endpoints_have_every_key_and_only_the_owner_can_read_them(running: Up) -> None:
     found = endpoints(running)
     assert set(found) >= KEYS
     assert all(found.values())
@@ -105,10 +105,10 @@ async def test_the_webhook_endpoint_subscribes_to_the_workflow(running: Up) -> N
     found = endpoints(running)
     headers = {"authorization": f"Bearer {found['extend_api_key']}", "x-extend-api-version": "2026-02-09"}
     async with httpx.AsyncClient(base_url=found["emulator_url"], headers=headers) as http:
-        (made,) = (await http.get("/webhook_endpoints")).json()["data"]
+        (endpoint,) = (await http.get("/webhook_endpoints")).json()["data"]
         (subscription,) = (await http.get("/webhook_subscriptions")).json()["data"]
-    assert made["url"] == found["bridge_url"] + "/webhooks/extend"
-    assert made["advancedOptions"] == {"payload": {"format": "url", "urlThresholdBytes": 131072}}
+    assert endpoint["url"] == found["bridge_url"] + "/webhooks/extend"
+    assert endpoint["advancedOptions"] == {"payload": {"format": "url", "urlThresholdBytes": 131072}}
     assert subscription["resourceId"] == found["workflow_id"]
     assert {event.partition(".")[2] for event in subscription["enabledEvents"]} == {
         *("completed", "failed", "needs_review", "rejected", "cancelled")
@@ -130,7 +130,7 @@ def test_status_shows_each_part_and_logs_shows_its_log(running: Up) -> None:
     assert "bridge" in missing.stderr
 
 
-def test_a_locked_folder_is_refused_naming_the_process(running: Up) -> None:
+def test_a_folder_in_use_is_refused_and_the_process_named(running: Up) -> None:
     refused = everyrun("up", "--data-dir", running.folder)
     assert refused.returncode == 1
     assert f"process {running.process.pid}" in refused.stderr
@@ -139,7 +139,7 @@ def test_a_locked_folder_is_refused_naming_the_process(running: Up) -> None:
 
 
 @pytest.mark.parametrize("part", ["bridge", "postgres"])
-def test_a_part_that_dies_is_said_so_and_started_again(running: Up, part: str) -> None:
+def test_a_part_that_dies_is_reported_and_restarted(running: Up, part: str) -> None:
     before = running.pids()[part]
     os.kill(before, signal.SIGKILL)
 
@@ -148,14 +148,14 @@ def test_a_part_that_dies_is_said_so_and_started_again(running: Up, part: str) -
         return row["pid"] != before and row["state"] == "ready" and row["restarts"] == 1
 
     wait_for(again, f"{part} runs again", 30)
-    lines = [line for line in running.said().splitlines() if line.lstrip().startswith(f"{part} ")]
+    lines = [line for line in running.output().splitlines() if line.lstrip().startswith(f"{part} ")]
     assert "died (status -9)" in lines[-2]
     assert "ready again" in lines[-1]
 
 
 @dataclass
 class Ended:
-    """What the first life left."""
+    """The state after the first stack has ended."""
 
     endpoints: dict[str, str]
     cluster_id: str
@@ -166,7 +166,7 @@ class Ended:
 
 @pytest.fixture(scope="module")
 async def ended(running: Up) -> Ended:
-    """The first life, ended by SIGINT while a client of the database stays connected."""
+    """End the first stack by SIGINT while a client of the database stays connected."""
     found = endpoints(running)
     cluster = await topics.cluster_id(Settings(kafka_bootstrap=found["kafka_bootstrap"]))
     connection = await asyncpg.connect(found["postgres_dsn"])
@@ -181,7 +181,7 @@ async def ended(running: Up) -> Ended:
     return Ended(found, cluster, processes, seconds, status)
 
 
-def test_it_stops_on_a_sigint_inherited_as_ignored_and_leaves_nothing_running(running: Up, ended: Ended) -> None:
+def test_sigint_inherited_as_ignored_stops_the_stack_and_all_processes(running: Up, ended: Ended) -> None:
     assert ended.status == 0
     assert ended.seconds < 15
     assert len(ended.processes) > len(PARTS)
@@ -191,7 +191,7 @@ def test_it_stops_on_a_sigint_inherited_as_ignored_and_leaves_nothing_running(ru
     assert "database system is shut down" in (running.folder / "logs" / "postgres.log").read_text()
 
 
-def test_status_and_down_say_that_none_runs(running: Up, ended: Ended) -> None:
+def test_status_and_down_report_that_no_stack_runs(running: Up, ended: Ended) -> None:
     for command in ("status", "down"):
         refused = everyrun(command, "--data-dir", running.folder)
         assert refused.returncode == 4
@@ -210,29 +210,29 @@ def test_a_busy_port_is_refused_before_anything_starts(running: Up, ended: Ended
 
 @pytest.fixture(scope="module")
 def again(running: Up, ended: Ended) -> Iterator[Up]:
-    """The second life, in the folder of the first, with a signing secret to rehearse a rotation with."""
+    """The stack, started again in the same folder, with a second signing secret as in a rotation."""
     up = Up(running.folder, "--processors", "2", EVERYRUN_WEBHOOK_SECRETS="wss_rehearsed")
     try:
         up.until_ready()
         yield up
     finally:
-        # Also where it did not get ready: what it started ends with it.
+        # Also if the stack did not get ready: the processes that it started end with it.
         up.kill()
 
 
-async def test_the_second_life_has_the_ports_keys_and_data_of_the_first(again: Up, ended: Ended) -> None:
+async def test_a_restarted_stack_has_the_same_ports_keys_and_data(again: Up, ended: Ended) -> None:
     secrets = ended.endpoints["webhook_secret"] + ",wss_rehearsed"
     assert endpoints(again) == {**ended.endpoints, "webhook_secret": secrets}
     settings = Settings(kafka_bootstrap=ended.endpoints["kafka_bootstrap"])
     assert await topics.cluster_id(settings) == ended.cluster_id
     connection = await asyncpg.connect(ended.endpoints["postgres_dsn"])
     assert await connection.fetchval("select answer from public.kept") == 42
-    # A schema that was dropped is there again.
+    # The dropped schema exists again.
     assert await connection.fetchval("select count(*) from everyrun.results") == 0
     await connection.close()
 
 
-async def test_the_bridge_takes_the_secrets_of_the_environment_beside_its_own(again: Up) -> None:
+async def test_the_bridge_accepts_its_own_secret_and_those_of_the_environment(again: Up) -> None:
     own, rehearsed = endpoints(again)["webhook_secret"].split(",")
     url = endpoints(again)["bridge_url"] + "/webhooks/extend"
     for secret, expected in ((own, 200), (rehearsed, 200), ("wss_other", 401)):
@@ -249,7 +249,7 @@ async def test_kill_9_of_the_stack_leaves_no_process(again: Up) -> None:
     assert read_endpoints(again.folder) is None
 
 
-def test_sigterm_while_it_starts_leaves_no_process(again: Up) -> None:
+def test_sigterm_during_the_start_leaves_no_process(again: Up) -> None:
     again.kill()
     third = Up(again.folder)
     own = psutil.Process(third.process.pid)
@@ -268,13 +268,13 @@ def test_the_real_extend_needs_its_key_and_secrets(tmp_path: Path) -> None:
     assert not (tmp_path / "data" / "logs").exists()
 
 
-def test_a_kafka_protocol_without_a_kafka_of_ones_own_is_refused(tmp_path: Path) -> None:
+def test_a_kafka_protocol_without_an_external_kafka_is_refused(tmp_path: Path) -> None:
     done = everyrun("up", "--data-dir", tmp_path / "x", EVERYRUN_KAFKA_SECURITY_PROTOCOL="SSL")
     assert done.returncode == 1
     assert "EVERYRUN_KAFKA_BOOTSTRAP" in done.stderr
 
 
-def test_every_part_can_be_replaced_by_a_real_one(
+def test_kafka_postgres_and_extend_can_be_external(
     tmp_path: Path, kafka: str, database: str, emulator: EmulatorProcess
 ) -> None:
     env = {
@@ -300,7 +300,7 @@ def test_every_part_can_be_replaced_by_a_real_one(
         up.kill()
 
 
-async def test_a_database_of_another_extend_is_refused_at_once(
+async def test_a_database_bound_to_another_extend_is_refused(
     tmp_path: Path, kafka: str, database: str, emulator: EmulatorProcess
 ) -> None:
     connection = await asyncpg.connect(database)
@@ -319,7 +319,7 @@ async def test_a_database_of_another_extend_is_refused_at_once(
     assert "of the Extend https://api.extend.ai" in refused.stderr.replace("\n", " ")
 
 
-def test_a_kafka_of_ones_own_that_is_away_is_said_so(tmp_path: Path, database: str) -> None:
+def test_an_unavailable_external_kafka_is_reported(tmp_path: Path, database: str) -> None:
     env = {"EVERYRUN_KAFKA_BOOTSTRAP": "127.0.0.1:1", "EVERYRUN_POSTGRES_DSN": database}
     refused = everyrun("up", "--data-dir", tmp_path / "data", **env)
     assert refused.returncode == 1
@@ -327,7 +327,7 @@ def test_a_kafka_of_ones_own_that_is_away_is_said_so(tmp_path: Path, database: s
     assert "Traceback" not in refused.stderr
 
 
-def test_a_folder_that_cannot_be_is_said_so() -> None:
+def test_an_unusable_data_folder_is_reported() -> None:
     refused = everyrun("up", "--data-dir", "/proc/nothing")
     assert refused.returncode == 1
     assert "the data folder /proc/nothing cannot be used" in refused.stderr

@@ -1,4 +1,4 @@
-"""``everyrun up`` as a process of a test."""
+"""Run ``everyrun up`` as a process of a test."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ EVERYRUN = [sys.executable, "-c", "from everyrun.cli.app import main; main()"]
 
 
 def environment(**more: str) -> dict[str, str]:
-    """The environment without settings of ours."""
+    """Return the environment without settings of Everyrun, plus ``more``."""
     plain = {key: value for key, value in os.environ.items() if not key.startswith(("EVERYRUN_", "EXTEND_"))}
     return {**plain, "COLUMNS": "200", **more}
 
 
 def everyrun(*arguments: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
+    """Run a command until it ends."""
     command = [*EVERYRUN, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment(**env), check=False)
 
@@ -37,7 +37,7 @@ def wait_for(condition: Callable[[], object], what: str, seconds: float) -> None
 
 
 def is_gone(process: psutil.Process) -> bool:
-    """Whether it has ended; one that nobody has buried counts as ended."""
+    """Return True if the process has ended; a zombie counts as ended."""
     try:
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -45,7 +45,7 @@ def is_gone(process: psutil.Process) -> bool:
 
 
 class Up:
-    """A running ``everyrun up``, with SIGINT ignored by inheritance, as a shell starts its background jobs."""
+    """A running ``everyrun up`` that inherits SIGINT as ignored, like the background jobs of a shell."""
 
     def __init__(self, folder: Path, *flags: str, **env: str) -> None:
         self.folder = folder
@@ -60,24 +60,24 @@ class Up:
             )
 
     def until_ready(self, seconds: float = 180) -> float:
-        """How long it took, in seconds."""
+        """Wait until the stack is ready; return how many seconds it took."""
         began = time.monotonic()
 
         def ready() -> bool:
-            assert self.process.poll() is None, self.said()
+            assert self.process.poll() is None, self.output()
             return read_endpoints(self.folder) is not None
 
-        wait_for(ready, f"the stack is ready: {self.said()}", seconds)
+        wait_for(ready, f"the stack is ready: {self.output()}", seconds)
         return time.monotonic() - began
 
-    def said(self) -> str:
+    def output(self) -> str:
         return self.console.read_text()
 
     def pids(self) -> dict[str, int]:
         return {row["part"]: row["pid"] for row in read_status(self.folder)}
 
     def everything(self) -> list[psutil.Process]:
-        """The stack's process and all below it."""
+        """Return the process of the stack and all its descendants."""
         own = psutil.Process(self.process.pid)
         return [own, *own.children(recursive=True)]
 
