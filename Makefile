@@ -5,55 +5,62 @@ BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
 
 .PHONY: help
-help: ## Say what there is
-	@grep -hE '^[a-zA-Z_.-]+:.*## ' $(MAKEFILE_LIST) | sort | awk 'BEGIN {FS = ":.*## "} {printf "  make %-14s %s\n", $$1, $$2}'
+help: ## List the targets
+	@grep -hE '^[a-zA-Z_.-]+:.*## ' $(MAKEFILE_LIST) | sort | awk 'BEGIN {FS = ":.*## "} {printf "  make %-15s %s\n", $$1, $$2}'
 
-# The stamp is written last, so that an interrupted install is done again.
+# The stamp is written last, so that an interrupted install is repeated.
 .PHONY: .venv
-.venv: $(VENV)/.installed ## Create .venv from the lock file
+.venv: $(VENV)/.installed ## Create .venv from the lock file (PYTHON=python3)
 $(VENV)/.installed: requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit("Everyrun needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12 " if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -c 'import sys; sys.exit("Everyrun needs Python 3.11 or newer; $(PYTHON) is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12 .venv" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
 .PHONY: demo
-demo: .venv ## The main job, end to end, beside the truth (INPUTS=2500 FAULTS=default SEED=1)
+demo: .venv ## Run the main job end to end and compare it with the truth (INPUTS=2500 FAULTS=default SEED=1)
 	@$(BIN)/everyrun demo --inputs $(or $(INPUTS),2500) --faults $(or $(FAULTS),default) --seed $(or $(SEED),1)
 
 .PHONY: up
-up: .venv ## Bring the stack up, until Ctrl-C (its data stay in .everyrun)
+up: .venv ## Run the whole stack until Ctrl-C; its data stay in .everyrun
 	@$(BIN)/everyrun up
 
 .PHONY: test
-test: .venv ## Every test, on a real Kafka and a real Postgres; two processes (ARGS= for pytest: -n 0 for one)
+test: .venv ## Run every test on a real Kafka and Postgres, in two processes (ARGS='-n 0 tests/unit')
 	@$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
+# Another Python gets a virtual environment of its own, such as .venv-python3.13.
+OTHER_VENV = .venv-$(notdir $(PYTHON))
+.PHONY: test-python
+test-python: ## Run the unit tests on another Python (PYTHON=python3.13)
+	@$(MAKE) --no-print-directory VENV=$(OTHER_VENV) $(OTHER_VENV)/.installed
+	@$(OTHER_VENV)/bin/pytest -q tests/unit $(ARGS)
+
 .PHONY: lint
-lint: .venv ## ruff, mypy --strict, import-linter
+lint: .venv ## Check with ruff, mypy --strict and import-linter
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
 .PHONY: format
-format: .venv ## Put every file in order
+format: .venv ## Format every file and fix what ruff can fix
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
 .PHONY: bench
-bench: .venv ## Speeds, each beside its ceiling in the same run (ONLY=startup|processor|bridge|intake|archive|demo)
+bench: .venv ## Measure speeds, each next to its ceiling in the same run (ONLY=startup|processor|bridge|intake|archive|demo)
 	@$(BIN)/python -m benchmarks $(ONLY)
 
 .PHONY: chaos
-chaos: .venv ## Break everything while jobs run, beside the truth; goes on where it was (CELLS='bridge/*,extend/*' SEEDS=1,2,3)
+chaos: .venv ## Break everything while jobs run, and compare with the truth; resumes (CELLS='bridge/*,extend/*' SEEDS=1,2,3)
 	@$(BIN)/python -m chaos --cells '$(CELLS)' --seeds '$(or $(SEEDS),1)'
 	@[ -n '$(CELLS)' ] || $(BIN)/pytest -m chaos
 	@EVERYRUN_CHAOS=1 $(BIN)/pytest -q tests/integration/test_promises.py
 
 .PHONY: soak
-soak: .venv ## Jobs, random faults and kills for long: lost, doubled, stalls, memory (MINUTES=10 SEED=1)
+soak: .venv ## Run jobs under random faults and kills; check for loss, stalls, memory growth (MINUTES=10 SEED=1)
 	@$(BIN)/python -m chaos.soak --minutes $(or $(MINUTES),10) --seed $(or $(SEED),1)
 
 .PHONY: fuzz
@@ -61,7 +68,7 @@ fuzz: .venv ## Fuzz the APIs, the bridge, HTTP itself and the command line (MINU
 	@EVERYRUN_FUZZ_MINUTES=$(or $(MINUTES),10) $(BIN)/pytest tests/fuzz -s -o timeout=0 $(ARGS)
 
 .PHONY: audit
-audit: .venv-audit/.installed ## The locked dependencies against known vulnerabilities (needs the network)
+audit: .venv-audit/.installed ## Check the locked dependencies for known vulnerabilities (needs the network)
 	@.venv-audit/bin/pip-audit --strict --disable-pip --require-hashes --progress-spinner off -r requirements.lock
 .venv-audit/.installed:
 	$(PYTHON) -m venv .venv-audit
@@ -69,24 +76,24 @@ audit: .venv-audit/.installed ## The locked dependencies against known vulnerabi
 	@touch $@
 
 .PHONY: bench-replay
-bench-replay: .venv ## Rebuild and audit beside their ceilings (RUNS=100000)
+bench-replay: .venv ## Measure rebuild and audit next to their ceilings (RUNS=100000)
 	@REPLAY_RUNS=$(or $(RUNS),100000) $(BIN)/python -m benchmarks replay
 
 .PHONY: schemas
-schemas: .venv ## Write schemas/ and docs/reference/ anew from the code's own types
+schemas: .venv ## Generate schemas/ and pages of docs/reference/ from the code's types
 	@$(BIN)/python -m everyrun.schemas
 	@EVERYRUN_WRITE=1 $(BIN)/pytest -q tests/integration/test_schemas.py
 
 .PHONY: release-schemas
-release-schemas: .venv ## Keep copies of schemas, and golden events, of versions that have none yet
+release-schemas: .venv ## Store schemas and golden events of event versions that have none yet
 	@$(BIN)/python -m everyrun.schema_compatibility
 	@EVERYRUN_WRITE=1 $(BIN)/pytest -q tests/unit/test_golden_events.py tests/unit/test_compatibility.py
 
 .PHONY: lock
-lock: .venv ## Write requirements.lock anew (needs uv)
+lock: .venv ## Update requirements.lock (needs uv)
 	uv pip compile pyproject.toml --extra embedded --group dev --universal --python-version 3.11 \
 	    --generate-hashes --no-emit-index-url --no-header --quiet --output-file requirements.lock
 
 .PHONY: clean
-clean: ## Take away .venv and caches; .everyrun stays
-	rm -rf $(VENV) .venv-audit .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+clean: ## Delete virtual environments and caches; .everyrun stays
+	rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

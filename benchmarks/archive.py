@@ -60,7 +60,7 @@ async def run(servers: Servers) -> list[tuple[str, ...]]:
         assert not verified.findings
         found.append(row("archive verify", verified.records / (time.monotonic() - began), alone, "records/s", "-"))
     count, seconds = await indexed(servers)
-    found.append(row("index of ids", count / seconds, alone, "records/s", "-"))
+    found.append(row("history index", count / seconds, alone, "records/s", "-"))
     found.append(await history(servers, _EVENTS))
     return found
 
