@@ -69,22 +69,37 @@ async def test_of_a_thousand_inputs_the_bad_one_is_refused_and_a_wrong_version_r
     assert requests(emulator) - 1 <= 2 * math.log2(1000)
 
     before = requests(emulator)
-    # Of a workflow that is not there intake has asked Extend already; of a version nobody has.
-    waits = await hand_in(services["submission"], WORKFLOW, rows[:3], "99")
+    # Intake refuses a version that is not there; one that goes between that and the call pauses its submission alone.
+    async with httpx.AsyncClient(base_url=services["submission"].url, headers=BEARER, timeout=60) as http:
+        params = {"workflow_id": WORKFLOW, "workflow_version": "99"}
+        refused = await http.post("/v1/submissions", params=params, json={"inputs": rows[:1]})
+        assert (refused.status_code, refused.json()["code"]) == (422, "UNKNOWN_VERSION")
+        assert refused.json()["did_you_mean"] == ["draft", "2", "1"]
+        await http.post(f"/v1/workflows/{WORKFLOW}/pause", json={"reason": "a test", "by": "ann"})
+        waits = await hand_in(services["submission"], WORKFLOW, rows[:3], "2")
+        query = "update everyrun_queue.submissions set workflow_version = '99' where submission_id = $1"
+        await connection.execute(query, waits)
+        await http.post(f"/v1/workflows/{WORKFLOW}/resume", json={"reason": "a test", "by": "ann"})
 
     async def paused() -> str:
-        query = "select reason from everyrun_queue.paused where id = $1"
-        return str(await connection.fetchval(query, WORKFLOW) or "")
+        query = "select reason from everyrun_queue.paused where kind = 'submission' and id = $1"
+        return str(await connection.fetchval(query, waits) or "")
 
-    await eventually(paused, "the workflow is paused", 60)
+    await eventually(paused, "the submission is paused", 60)
     assert f"404 NOT_FOUND: version 99 of workflow {WORKFLOW} not found" in await paused()
-    assert f"everyrun workflow resume {WORKFLOW}" in await paused()
+    assert f"everyrun submission resume {waits}" in await paused()
     assert requests(emulator) == before + 1
 
     async def is_told() -> bool:
         return (await report(settings, waits)).get("by_status") == {"WAITING": 3}
 
     await eventually(is_told, "its inputs wait", 60)
+    await hand_in(services["submission"], WORKFLOW, rows[:3])
+
+    async def sent() -> bool:
+        return requests(emulator) == before + 2
+
+    await eventually(sent, "another submission to the same workflow is sent", 60)
     await connection.close()
 
 

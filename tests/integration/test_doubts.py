@@ -117,7 +117,7 @@ class World:
             transport=httpx.ASGITransport(submission_api(settings, pool, self.announcer, producer, doubts, self.level)),
         )
 
-    async def hand_in(self, inputs: int = 2) -> str:
+    async def hand_in(self, inputs: int = 2, version: str | None = None) -> str:
         rows = b"".join(b'{"file": {"url": "https://files.example/%d.pdf?signed"}}\n' % n for n in range(inputs))
 
         async def parts() -> AsyncIterator[bytes]:
@@ -128,7 +128,7 @@ class World:
             self.settings,
             parse.rows(parse.NDJSON, parts()),
             workflow_id="workflow_1",
-            workflow_version=None,
+            workflow_version=version,
             priority=90,
             idempotency_key=None,
         )
@@ -487,6 +487,22 @@ async def test_a_workflow_that_extend_refuses_is_paused_until_a_person_resumes_i
     assert (await world.chunk())["state"] == "sent"
     said = await world.said()
     assert (said.count("workflow-paused"), said.count("workflow-resumed")) == (1, 1)
+
+
+async def test_a_version_that_extend_does_not_have_pauses_only_its_submission(world: World) -> None:
+    wrong = await world.hand_in(version="99")
+    message = "version 99 of workflow workflow_1 not found"
+    await world.send(httpx.Response(404, json={"code": "NOT_FOUND", "message": message, "retryable": False}))
+    assert (await world.api.get("/v1/workflows/paused")).json()["workflows"] == []
+    shown = (await world.api.get(f"/v1/submissions/{wrong}")).json()
+    assert f"404 NOT_FOUND: {message}" in shown["paused"]
+    assert f"everyrun submission resume {wrong}" in shown["paused"]
+    await world.pool.execute("update everyrun_queue.chunks set not_before = '-infinity'")
+    right = await world.hand_in()
+    await world.send()
+    assert (await world.api.get(f"/v1/submissions/{right}")).json()["chunks"] == {"sent": 1}
+    assert (await world.api.get(f"/v1/submissions/{wrong}")).json()["chunks"] == {"waiting": 1}
+    assert "submission-paused" in await world.said()
 
 
 async def test_a_paused_submission_waits(world: World) -> None:

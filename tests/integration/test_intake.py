@@ -242,6 +242,16 @@ class Account:
     async def list_workflows(self, within: float) -> Page:
         return Page([{"id": "workflow_invoices", "name": "Invoices"}], None, datetime.now(UTC))
 
+    async def get_workflow_version(self, workflow_id: str, version: str, within: float) -> bytes:
+        if self.away:
+            raise ExtendError(503, "UNREADABLE", "bad gateway")
+        if version not in ("1", "2", "draft"):
+            raise ExtendError(404, "NOT_FOUND", "no such version", said=True)
+        return b"{}"
+
+    async def list_workflow_versions(self, workflow_id: str, within: float) -> Page:
+        return Page([{"version": "draft"}, {"version": "2"}, {"version": "1"}], None, datetime.now(UTC))
+
 
 async def test_a_workflow_that_extend_does_not_have_is_refused_at_intake(
     pool: asyncpg.Pool, settings: Settings
@@ -277,6 +287,17 @@ async def test_a_workflow_that_extend_does_not_have_is_refused_at_intake(
         taken = [await upload("workflow_invoices") for _ in range(3)]
         assert [(answer.status_code, "workflow_unchecked" in answer.json()) for answer in taken] == [(202, False)] * 3
         assert extend.asked == 2
+        version = {"workflow_id": "workflow_invoices", "workflow_version": "99"}
+        refused = await http.post("/v1/submissions", content=line("a"), params=version)
+        assert (refused.status_code, refused.json()["code"]) == (422, "UNKNOWN_VERSION")
+        assert (refused.json()["field"], refused.json()["did_you_mean"]) == ("workflow_version", ["draft", "2", "1"])
+        # The same is asked before files are uploaded.
+        checked = await http.get("/v1/workflows/workflow_invoices/check", params={"workflow_version": "99"})
+        assert (checked.status_code, checked.json()["code"]) == (422, "UNKNOWN_VERSION")
+        checked = await http.get("/v1/workflows/workflow_invocies/check")
+        assert (checked.status_code, checked.json()["code"]) == (422, "UNKNOWN_WORKFLOW")
+        checked = await http.get("/v1/workflows/workflow_invoices/check", params={"workflow_version": "2"})
+        assert checked.json() == {"workflow_id": "workflow_invoices", "workflow_version": "2"}
         # An Extend that cannot be asked refuses nobody, and that is said.
         extend.away = True
         now[0] += 1000

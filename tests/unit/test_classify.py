@@ -52,9 +52,9 @@ def error(message: str = "some words", code: str = "SOME_CODE", *, retryable: bo
     return json.dumps({"code": code, "message": message, "retryable": retryable, "requestId": "req_1"}).encode()
 
 
-def answered(status: int, body: bytes | None = None, **headers: str) -> Verdict:
+def answered(status: int, body: bytes | None = None, version: str | None = None, **headers: str) -> Verdict:
     content = error() if body is None else body
-    return classify_response(httpx.Response(status, content=content, headers=headers), FILES)
+    return classify_response(httpx.Response(status, content=content, headers=headers), FILES, version)
 
 
 def test_taken_only_with_a_batch_id() -> None:
@@ -121,6 +121,27 @@ def test_what_is_retryable_is_tried_again(status: int) -> None:
 )
 def test_a_person_must_see_to_the_workflow_or_the_account(status: int, message: str, code: str) -> None:
     assert answered(status, error(message, code)) == Blocked(f"{status} {code}: {message}")
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "code", "version", "scope"),
+    [
+        (404, "version 99 of workflow workflow_1 not found", "NOT_FOUND", "99", "submission"),
+        (404, "No such workflow version", "NOT_FOUND", "99", "submission"),
+        (400, "workflow.version: must be a string", "INVALID_REQUEST", "99", "submission"),
+        (400, "The workflow has no draft", "INVALID_REQUEST", "draft", "submission"),
+        # A submission that names no version is not at fault, and other errors are the workflow's.
+        (404, "version 99 of workflow workflow_1 not found", "NOT_FOUND", None, "workflow"),
+        (400, "The workflow has no deployed version", "INVALID_REQUEST", None, "workflow"),
+        (404, "workflow workflow_1 not found", "NOT_FOUND", "99", "workflow"),
+        (400, "x-extend-api-version: must be 2026-02-09", "INVALID_REQUEST", "99", "workflow"),
+        (403, "no permission for this version", "FORBIDDEN", "99", "workflow"),
+    ],
+)
+def test_an_error_of_the_version_concerns_only_the_submission_that_names_it(
+    status: int, message: str, code: str, version: str | None, scope: str
+) -> None:
+    assert answered(status, error(message, code), version) == Blocked(f"{status} {code}: {message}", scope)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from everyrun.extend.client import Extend
 from everyrun.settings import Settings
 from everyrun.submission.intake import workflows
-from everyrun.submission.intake.workflows import UnknownWorkflowError, Workflows, not_there
+from everyrun.submission.intake.workflows import UnknownVersionError, UnknownWorkflowError, Workflows, not_there
 
 NONE = {"code": "NOT_FOUND", "message": "no such workflow", "retryable": False}
 LIST = {"object": "list", "data": [{"object": "workflow", "id": "workflow_invoices", "name": "Invoices"}]}
@@ -28,10 +28,10 @@ def by(one: httpx.Response, listed: httpx.Response) -> Answers:
     return lambda request: listed if request.url.path == "/workflows" else one
 
 
-async def check(answer: Answers, workflow_id: str = "workflow_invocies") -> str | None:
+async def check(answer: Answers, workflow_id: str = "workflow_invocies", version: str | None = None) -> str | None:
     settings = Settings(extend_api_key="sk_1", plan="enterprise")
     async with Extend(settings, httpx.MockTransport(answer)) as extend:
-        return await Workflows(extend).check(workflow_id)
+        return await Workflows(extend).check(workflow_id, version)
 
 
 async def test_one_that_is_there_is_fine() -> None:
@@ -59,6 +59,42 @@ async def test_one_that_is_not_there_is_named_with_what_is_near() -> None:
 )
 async def test_what_is_not_extends_word_refuses_nothing(one: httpx.Response, listed: httpx.Response) -> None:
     assert await check(by(one, listed))
+
+
+VERSIONS = {"object": "list", "data": [{"version": "draft"}, {"version": "2"}, {"version": "1"}]}
+
+
+def versions(one: httpx.Response, listed: httpx.Response) -> Answers:
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/versions"):
+            return listed
+        return one if "/versions/" in request.url.path else httpx.Response(200, json={"id": "w"})
+
+    return answer
+
+
+async def test_a_version_that_is_not_there_is_refused_and_those_that_are_there_named() -> None:
+    answer = versions(httpx.Response(404, json=NONE), httpx.Response(200, json=VERSIONS))
+    with pytest.raises(UnknownVersionError, match="no version '99' at Extend; there are: draft, 2, 1") as unknown:
+        await check(answer, "w", "99")
+    assert unknown.value.near == ["draft", "2", "1"]
+    assert await check(answer, "w") is None
+
+
+@pytest.mark.parametrize(
+    ("one", "listed", "is_unsure"),
+    [
+        (httpx.Response(200, json={"version": "2"}), httpx.Response(500), False),
+        (httpx.Response(404, json=NONE), httpx.Response(200, json={"data": [{"version": "99"}]}), False),
+        (httpx.Response(404, json=NONE), httpx.Response(404, json=NONE), True),
+        (httpx.Response(404, text="<html>"), httpx.Response(200, json=VERSIONS), True),
+        (httpx.Response(401, json=NONE), httpx.Response(200, json=VERSIONS), True),
+    ],
+)
+async def test_a_version_that_extend_does_not_deny_is_not_refused(
+    one: httpx.Response, listed: httpx.Response, is_unsure: bool
+) -> None:
+    assert bool(await check(versions(one, listed), "w", "99")) == is_unsure
 
 
 async def test_no_answer_refuses_nothing() -> None:

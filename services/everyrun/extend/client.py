@@ -151,6 +151,16 @@ class Extend:
         """Return the Workflow as received. Raises ExtendError: 404, ``said``, if Extend has none of that id."""
         return (await self._get(f"/workflows/{quote(workflow_id, safe='')}", {}, within)).content
 
+    async def get_workflow_version(self, workflow_id: str, version: str, within: float = 60.0) -> bytes:
+        """Return a WorkflowVersion as received. Raises ExtendError: 404, ``said``, if the workflow has none of it."""
+        path = f"/workflows/{quote(workflow_id, safe='')}/versions/{quote(version, safe='')}"
+        return (await self._get(path, {}, within)).content
+
+    async def list_workflow_versions(self, workflow_id: str, within: float = 60.0) -> Page:
+        """Return the first page of a workflow's version summaries. Raises ExtendError."""
+        path = f"/workflows/{quote(workflow_id, safe='')}/versions"
+        return _page(await self._get(path, {"maxPageSize": 100}, within))
+
     async def list_workflows(self, within: float = 60.0) -> Page:
         """Return the first page of workflow summaries. Raises ExtendError."""
         return _page(await self._get("/workflows", {"maxPageSize": 100}, within))

@@ -68,17 +68,23 @@ def standing(waits_for: Mapping[str, int]) -> dict[str, int]:
     }
 
 
-def blocked(workflow_id: str, reason: str) -> str:
+def blocked(what: Pause, reason: str) -> str:
     """Return the reason of a pause for what Extend answered: what happened, and what a person can do. Pure."""
+    if what.kind == "submission":
+        return (
+            f"Extend answered {reason}. Only this submission is paused; nothing was refused: its inputs wait. Submit "
+            "the rows again with a version that exists (--workflow-version), or, once Extend has this version, run: "
+            f"everyrun submission resume {what.id} --reason WHY"
+        )
     return (
         f"Extend answered {reason}. Nothing was refused: the inputs wait. Once the workflow, the key, the credits or "
-        f"the permission is put right, run: everyrun workflow resume {workflow_id} --reason WHY"
+        f"the permission is put right, run: everyrun workflow resume {what.id} --reason WHY"
     )
 
 
-async def pause_blocked(connection: Any, log: Log, workflow_id: str, reason: str) -> bool:
-    """Pause a workflow for what Extend answered; False if it was paused already. To be called in a transaction."""
-    return await pause(connection, log, Pause("workflow", workflow_id), blocked(workflow_id, reason), None)
+async def pause_blocked(connection: Any, log: Log, what: Pause, reason: str) -> bool:
+    """Pause it for what Extend answered; False if it was paused already. To be called in a transaction."""
+    return await pause(connection, log, what, blocked(what, reason), None)
 
 
 async def resume(connection: Any, log: Log, what: Pause, reason: str, by: str | None) -> bool:

@@ -33,6 +33,16 @@ class RegisteredBatch(Registered, frozen=True, kw_only=True):
     ] = UNSET
 
 
+class CheckedWorkflow(Struct, frozen=True, kw_only=True):
+    """A workflow that Extend has, or could not be asked about."""
+
+    workflow_id: str
+    workflow_version: str | None
+    workflow_unchecked: Annotated[
+        str | UnsetType, Meta(description="Why Extend could not be asked whether it has the workflow.")
+    ] = UNSET
+
+
 class SubmittedBefore(Problem, frozen=True, kw_only=True):
     """The Idempotency-Key, or the very same rows, were submitted before."""
 
@@ -46,7 +56,7 @@ class BadUpload(Problem, frozen=True, kw_only=True):
     bad_rows: Annotated[int | UnsetType, Meta(description="How many rows are bad.")] = UNSET
     rows: Annotated[list[BadRow] | UnsetType, Meta(description="The first of them.")] = UNSET
     did_you_mean: Annotated[
-        list[str] | UnsetType, Meta(description="Workflows with a similar id, if Extend does not have this one.")
+        list[str] | UnsetType, Meta(description="Workflows with a similar id, or the versions that the workflow has.")
     ] = UNSET
 
 

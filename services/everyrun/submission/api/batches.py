@@ -63,7 +63,7 @@ def batch_routes(
         try:
             async with rows_of(request, uploads, BODY_BYTES) as given:
                 await restored(level)
-                unchecked = await check_workflow(workflows, workflow_id)
+                unchecked = await check_workflow(workflows, workflow_id, None)
                 registered = await register(
                     pool,
                     settings,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from email.message import Message
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 from fastapi import Request
@@ -17,7 +17,7 @@ from everyrun.submission.intake import parse
 from everyrun.submission.intake.accept import BadRowsError
 from everyrun.submission.intake.columns import Columns
 from everyrun.submission.intake.text import EncodingError
-from everyrun.submission.intake.workflows import UnknownWorkflowError, Workflows
+from everyrun.submission.intake.workflows import UnknownVersionError, UnknownWorkflowError, Workflows
 
 _ROW = {
     "type": "object",
@@ -59,7 +59,8 @@ BODY = {
 UPLOAD_REFUSED = (
     "BAD_ROWS: rows are wrong, `rows` lists the first. NO_ROWS: there are none. UNREADABLE: the body is not what its "
     "content-type says. INVALID_REQUEST: a parameter is wrong; `field` names it. UNKNOWN_WORKFLOW: Extend does not "
-    "have the workflow; `did_you_mean` lists similar ids. Nothing was taken in."
+    "have the workflow; `did_you_mean` lists similar ids. UNKNOWN_VERSION: the workflow has no such "
+    "version; `did_you_mean` lists those that it has. Nothing was taken in."
 )
 
 #: Of the pool's connections (submission/app.py) the others are left to the API, the dispatcher and the resolver.
@@ -174,11 +175,17 @@ def no_nul(field: str, value: str) -> None:
         raise ApiError(422, "INVALID_REQUEST", f"{field}: has a NUL character", field=field)
 
 
-async def check_workflow(workflows: Workflows | None, workflow_id: str) -> str | None:
-    """Return why Extend could not be asked about a workflow; None if it has it. Raises ApiError if it has not."""
+async def check_workflow(workflows: Workflows | None, workflow_id: str, version: str | None) -> str | None:
+    """Return why Extend could not be asked about a workflow and its version; None if it has them.
+
+    Raises ApiError if it has not.
+    """
     if workflows is None:
         return None
     try:
-        return await workflows.check(workflow_id)
+        return await workflows.check(workflow_id, version)
     except UnknownWorkflowError as error:
         raise ApiError(422, "UNKNOWN_WORKFLOW", str(error), field="workflow_id", did_you_mean=error.near) from None
+    except UnknownVersionError as error:
+        more: dict[str, Any] = {"field": "workflow_version", "did_you_mean": error.near}
+        raise ApiError(422, "UNKNOWN_VERSION", str(error), **more) from None

@@ -15,7 +15,14 @@ from everyrun.log.producer import Log
 from everyrun.openapi import answers
 from everyrun.settings import Settings
 from everyrun.store.sql import beside
-from everyrun.submission.api.answers import BadUpload, Submission, Submissions, Submitted, SubmittedBefore
+from everyrun.submission.api.answers import (
+    BadUpload,
+    CheckedWorkflow,
+    Submission,
+    Submissions,
+    Submitted,
+    SubmittedBefore,
+)
 from everyrun.submission.api.batches import batch_routes
 from everyrun.submission.api.doubts import doubt_routes, pause_routes
 from everyrun.submission.api.quarantine import quarantine_routes
@@ -95,7 +102,8 @@ def submission_api(
         its key.
 
         Extend is asked whether it has the workflow: 422 UNKNOWN_WORKFLOW with `did_you_mean` if it says that it has
-        not. If it cannot be asked, the inputs are taken in, and `workflow_unchecked` says why.
+        not, and 422 UNKNOWN_VERSION if the workflow has no such version. If Extend cannot be asked, the inputs are
+        taken in, and `workflow_unchecked` says why.
         """
         no_nul("workflow_id", workflow_id)
         no_nul("workflow_version", workflow_version or "")
@@ -105,7 +113,7 @@ def submission_api(
                 incarnation = None if idempotency_key is None else await restored(level)
                 # What was taken in before is answered as then, whatever became of the workflow.
                 again = idempotency_key and await pool.fetchval(_sql["by_idempotency_key"], idempotency_key)
-                unchecked = None if again else await check_workflow(workflows, workflow_id)
+                unchecked = None if again else await check_workflow(workflows, workflow_id, workflow_version)
                 accepted = await take_in(
                     pool,
                     settings,
@@ -150,6 +158,24 @@ def submission_api(
         if row is None:
             raise ApiError(404, "NOT_FOUND", f"there is no submission {submission_id}")
         return _shown(row)
+
+    @app.get("/v1/workflows/{workflow_id}/check", dependencies=[scope("submit")])
+    @answers(
+        CheckedWorkflow,
+        {422: ("UNKNOWN_WORKFLOW or UNKNOWN_VERSION: Extend does not have it; `did_you_mean` lists.", BadUpload)},
+    )
+    async def check(
+        workflow_id: str, workflow_version: Annotated[str | None, Query(min_length=1, max_length=255)] = None
+    ) -> dict[str, Any]:
+        """Check that Extend has a workflow, and a version of it, before anything is uploaded for it.
+
+        If Extend cannot be asked, `workflow_unchecked` says why.
+        """
+        no_nul("workflow_id", workflow_id)
+        no_nul("workflow_version", workflow_version or "")
+        unchecked = await check_workflow(workflows, workflow_id, workflow_version)
+        more = {} if unchecked is None else {"workflow_unchecked": unchecked}
+        return {"workflow_id": workflow_id, "workflow_version": workflow_version, **more}
 
     batch_routes(app, settings, pool, announcer, uploads, level, workflows)
     quarantine_routes(app, Quarantine(pool, log))

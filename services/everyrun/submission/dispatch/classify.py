@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import msgspec
@@ -47,9 +47,14 @@ class Returned(msgspec.Struct, frozen=True):
 
 
 class Blocked(msgspec.Struct, frozen=True):
-    """Not taken, and it will not be before a person acts: on the workflow, the key, the credits, the permission."""
+    """Not accepted, and it will not be before a person acts.
+
+    ``scope`` is what to pause: the workflow, for an error of the workflow, the key, the credits or the permission; the
+    submission, for an error of the workflow version that it names, which concerns no other submission.
+    """
 
     reason: str
+    scope: Literal["workflow", "submission"] = "workflow"
 
 
 class Unclear(msgspec.Struct, frozen=True):
@@ -89,6 +94,8 @@ _WORKFLOW = re.compile(
     r"|account|credit|billing|quota|permission|authori[sz]|endpoint|priority",
     re.IGNORECASE,
 )
+#: Words of an error of the workflow version that the call names. The API's own version is another thing.
+_VERSION = re.compile(r"(?<!api.)\bversions?\b|\bdraft", re.IGNORECASE)
 _FILE = re.compile(r"\bfiles?\b", re.IGNORECASE)
 
 #: A chunk that was not taken waits for 1 s at first, twice as long each time, at most this long, in seconds.
@@ -103,8 +110,13 @@ def classify_failure(error: httpx.HTTPError) -> Verdict:
     return Returned(reason) if isinstance(error, _NOT_SENT) else InDoubt(reason)
 
 
-def classify_response(response: httpx.Response, files: Sequence[Mapping[str, Any]] = ()) -> Verdict:
-    """Return the verdict on an answer; ``files`` are those of the call's inputs, in order."""
+def classify_response(
+    response: httpx.Response, files: Sequence[Mapping[str, Any]] = (), version: str | None = None
+) -> Verdict:
+    """Return the verdict on an answer.
+
+    ``files`` are those of the call's inputs, in order; ``version`` is the workflow version that the call names.
+    """
     status = response.status_code
     if 200 <= status < 300:
         return _success(response.content)
@@ -123,7 +135,7 @@ def classify_response(response: httpx.Response, files: Sequence[Mapping[str, Any
     places = named(problem.message, files)
     if _is_of_inputs(status, problem, places):
         return Rejected(status, problem.code, problem.message, places)
-    return Blocked(reason)
+    return Blocked(reason, "submission" if _is_of_version(status, problem, version) else "workflow")
 
 
 def _of_a_stranger(response: httpx.Response) -> Verdict:
@@ -145,6 +157,12 @@ def _is_of_inputs(status: int, problem: Problem, places: tuple[int, ...]) -> boo
     if _WORKFLOW.search(f"{problem.code} {problem.message}"):
         return False
     return status in _OF_INPUTS or _FILE.search(problem.message) is not None
+
+
+def _is_of_version(status: int, problem: Problem, version: str | None) -> bool:
+    """Return if an error is of the workflow version that the call names, and not of the whole workflow."""
+    of_account = problem.code in _CODES_OF_ACCOUNT or status not in (400, 404, 422)
+    return version is not None and not of_account and _VERSION.search(problem.message) is not None
 
 
 def _success(content: bytes) -> Verdict:

@@ -117,15 +117,15 @@ class Dispatcher:
         may_call = still is not None and still["batch_id"] is None
         body = self._body(row, inputs) if may_call else b""
         may_call = may_call and datetime.now(UTC) <= begin_by
-        outcome = await self._call(body, inputs) if may_call else Expired()
+        outcome = await self._call(body, inputs, row["workflow_version"]) if may_call else Expired()
         await self._settle(row, inputs, Answered(row["attempt"], outcome), incarnation)
         return True
 
-    async def _call(self, body: bytes, inputs: list[events.Input]) -> Verdict:
+    async def _call(self, body: bytes, inputs: list[events.Input], version: str | None) -> Verdict:
         hit("dispatcher.before_post")
         try:
             response = await self._extend.create_batch(body)
-            verdict = classify_response(response, [given.file for given in inputs])
+            verdict = classify_response(response, [given.file for given in inputs], version)
         except httpx.HTTPError as error:
             verdict = classify_failure(error)
         hit("dispatcher.after_post")

@@ -157,14 +157,14 @@ class Say(msgspec.Struct, frozen=True):
 
 
 class Step(msgspec.Struct, frozen=True):
-    """The state after, what to say before it is kept, and whether the workflow is to be paused.
+    """The state after, what to say before it is kept, and what is to be paused: the workflow, or the submission.
 
     ``parts`` are the chunks that a chunk was cut into, as the first and last place of each, from 0.
     """
 
     after: ChunkState
     say: tuple[Say, ...] = ()
-    block: bool = False
+    block: Literal["workflow", "submission"] | None = None
     parts: tuple[tuple[int, int], ...] = ()
 
 
@@ -261,7 +261,7 @@ def _ended(chunk: ChunkState, outcome: Verdict | Expired | Unannounced) -> Step:
         case Returned():
             return _returned(chunk, outcome.reason)
         case Blocked():
-            return replace(_returned(chunk, outcome.reason), block=True)
+            return replace(_returned(chunk, outcome.reason), block=outcome.scope)
         case Expired():
             return _returned(chunk, "the deadline passed before the call was begun")
         case Unannounced():

@@ -132,7 +132,8 @@ class Transitions:
             if done.parts:
                 await insert_parts(connection, [(row["submission_id"], event_records.parts_of(row, done))])
             if done.block:
-                await pauses.pause_blocked(connection, self._log, row["workflow_id"], done.after.reason or "")
+                blocked = pauses.Pause(done.block, row[f"{done.block}_id"])
+                await pauses.pause_blocked(connection, self._log, blocked, done.after.reason or "")
         if done.after.state not in ("sent", "waiting") or done.after.reason:
             after = done.after
             _log.info("chunk", chunk=chunk, attempt=after.attempt, state=after.state, reason=after.reason)

@@ -1,4 +1,7 @@
-"""Whether Extend has a workflow: asked once at intake, so that a typing error does not end in thousands of refusals."""
+"""Check at intake that Extend has a workflow and its version.
+
+So a typing error is refused at once, and does not end in inputs that can never be sent.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +33,12 @@ class Asks(Protocol):
     async def list_workflows(self, within: float) -> Page:
         """Return a page of summaries."""
 
+    async def get_workflow_version(self, workflow_id: str, version: str, within: float) -> bytes:
+        """Raise ExtendError if there is none."""
+
+    async def list_workflow_versions(self, workflow_id: str, within: float) -> Page:
+        """Return a page of summaries."""
+
 
 class UnknownWorkflowError(Invalid):
     """Extend has no workflow of that id; the text says so, and what is near. ``near`` has those ids."""
@@ -39,55 +48,82 @@ class UnknownWorkflowError(Invalid):
         self.near = near
 
 
+class UnknownVersionError(Invalid):
+    """The workflow has no such version; the text says so, and which there are. ``near`` has those."""
+
+    def __init__(self, message: str, near: list[str]) -> None:
+        super().__init__(message)
+        self.near = near
+
+
+_Unknown = UnknownWorkflowError | UnknownVersionError
+
+
+class _Key(NamedTuple):
+    workflow_id: str
+    version: str | None = None
+
+
 class _Answer(NamedTuple):
     until: float
     #: Why it could not be found out; None if it is there, or is not.
     unchecked: str | None = None
-    unknown: UnknownWorkflowError | None = None
+    unknown: _Unknown | None = None
 
 
 class Workflows:
-    """Asks Extend about workflows, within the budget of GETs, and remembers the answers for some minutes."""
+    """Ask Extend about workflows and their versions, and remember the answers for some minutes.
+
+    The requests count against the budget of GETs.
+    """
 
     def __init__(self, extend: Asks, clock: Callable[[], float] = time.monotonic) -> None:
         self._extend = extend
         self._clock = clock
-        self._answers: dict[str, _Answer] = {}
+        self._answers: dict[_Key, _Answer] = {}
         #: While Extend cannot be asked, no upload waits to find that out again.
         self._away = _Answer(0.0)
         self._one = asyncio.Lock()
 
-    async def check(self, workflow_id: str) -> str | None:
-        """Return None if Extend has the workflow, else why that could not be found out.
+    async def check(self, workflow_id: str, version: str | None = None) -> str | None:
+        """Return None if Extend has the workflow, and the version if one is named; else why that is not known.
 
-        Raises UnknownWorkflowError if Extend says that it has none of that id.
+        Raises UnknownWorkflowError and UnknownVersionError if Extend says that it has no such.
         """
-        answer = self._remembered(workflow_id)
+        unchecked = await self._check(_Key(workflow_id))
+        return unchecked if unchecked or version is None else await self._check(_Key(workflow_id, version))
+
+    async def _check(self, key: _Key) -> str | None:
+        answer = self._remembered(key)
         if answer is None:
             async with self._one:
-                answer = self._remembered(workflow_id) or await self._ask(workflow_id)
+                answer = self._remembered(key) or await self._ask(key)
                 if len(self._answers) >= _REMEMBERED:
                     self._answers.clear()
-                self._answers[workflow_id] = answer
+                self._answers[key] = answer
         if answer.unknown is not None:
-            raise UnknownWorkflowError(str(answer.unknown), answer.unknown.near)
+            raise type(answer.unknown)(str(answer.unknown), answer.unknown.near)
         return answer.unchecked
 
-    def _remembered(self, workflow_id: str) -> _Answer | None:
+    def _remembered(self, key: _Key) -> _Answer | None:
         now = self._clock()
-        answer = self._answers.get(workflow_id)
+        answer = self._answers.get(key)
         if answer is not None and now < answer.until:
             return answer
         return self._away if self._away.unchecked is not None and now < self._away.until else None
 
-    async def _ask(self, workflow_id: str) -> _Answer:
+    async def _ask(self, key: _Key) -> _Answer:
+        unknown: _Unknown | None
         try:
             async with asyncio.timeout(_WITHIN):
-                unknown = await self._unknown(workflow_id)
+                if key.version is None:
+                    unknown = await self._unknown(key.workflow_id)
+                else:
+                    unknown = await self._unknown_version(key.workflow_id, key.version)
         except ExtendError as error:
-            return self._not_asked(workflow_id, str(error))
+            return self._not_asked(key.workflow_id, str(error))
         except TimeoutError:
-            return self._not_asked(workflow_id, f"no answer within {_WITHIN:.0f} s")
+            return self._not_asked(key.workflow_id, f"no answer within {_WITHIN:.0f} s")
         now = self._clock()
         return _Answer(now + _KNOWN_FOR) if unknown is None else _Answer(now + _UNSURE_FOR, unknown=unknown)
 
@@ -109,6 +145,23 @@ class Workflows:
         if any(isinstance(one, dict) and one.get("id") == workflow_id for one in listed.data):
             return None
         return not_there(workflow_id, listed.data, complete=listed.token is None)
+
+    async def _unknown_version(self, workflow_id: str, version: str) -> UnknownVersionError | None:
+        try:
+            await self._extend.get_workflow_version(workflow_id, version, within=_WITHIN)
+        except ExtendError as error:
+            if error.status != 404 or not error.said:
+                raise
+        else:
+            return None
+        # As above: an Extend without these routes must refuse nothing.
+        listed = await self._extend.list_workflow_versions(workflow_id, within=_WITHIN)
+        versions = [str(one["version"]) for one in listed.data if isinstance(one, dict) and one.get("version")]
+        if version in versions:
+            return None
+        more = "" if listed.token is None else ", ..."
+        there = f"; there are: {', '.join(versions)}{more}" if versions else ""
+        return UnknownVersionError(f"workflow {workflow_id} has no version {version!r} at Extend{there}", versions)
 
 
 def not_there(workflow_id: str, listed: Iterable[Any], *, complete: bool) -> UnknownWorkflowError:
