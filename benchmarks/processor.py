@@ -10,7 +10,7 @@ from benchmarks import world
 from benchmarks.servers import Servers, row, until
 from everyrun.log import topics
 from everyrun.log.producer import Producer
-from everyrun.log.reader import end_offsets
+from everyrun.log.reading import end_offsets
 from everyrun.projection import tables
 from everyrun.store.sql import beside
 

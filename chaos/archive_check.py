@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from aiokafka import AIOKafkaConsumer
 
 from everyrun.log import topics
-from everyrun.log.reader import partitions
+from everyrun.log.reading import partitions
 from everyrun.settings import Settings
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from everyrun.log.reader import end_offsets
+from everyrun.log.reading import end_offsets
 from everyrun.settings import Settings
 
 TOPICS = ("runs", "deliveries", "results")

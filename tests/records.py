@@ -14,8 +14,8 @@ from everyrun.extend import reserved
 from everyrun.log import events
 from everyrun.log.cloudevents import Record, record, timestamp
 from everyrun.log.keys import lineage, partition_of, run_key
+from everyrun.log.reading import Poll
 from everyrun.log.topics import LogIdentity
-from everyrun.projection.decode import Poll
 
 START = 1_767_225_600.0
 INSTALLATION = "inst_test"
@@ -35,6 +35,11 @@ class Logged(NamedTuple):
     headers: list[tuple[str, bytes]]
     timestamp: int
     timestamp_type: int = 1
+
+
+def logged(topic: str, partition: int, offset: int) -> Logged:
+    """A record without content."""
+    return Logged(f"everyrun.{topic}", partition, offset, None, b"", [], 1)
 
 
 def at(seconds: float) -> str:

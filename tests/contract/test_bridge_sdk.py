@@ -13,6 +13,7 @@ from everyrun.bridge.handler import Handler
 from everyrun.extend.signature import sign
 from everyrun.serve import http_server
 from tests.conftest import free_port
+from tests.memory_log import MemoryLog
 
 NOW = 1767225600
 SECRET = "wss_example_secret_0123456789"
@@ -21,15 +22,10 @@ BODY = json.dumps({"eventId": "e", "eventType": "workflow_run.completed", "paylo
 STAMP, SIGNATURE = "x-extend-request-timestamp", "x-extend-request-signature"
 
 
-class FakeLog:
-    async def append(self, records: object) -> None:
-        pass
-
-
 @pytest.fixture(scope="module")
 async def bridge():
     port = free_port()
-    app = Handler(FakeLog(), [SECRET.encode()], clock=lambda: NOW)
+    app = Handler(MemoryLog(), [SECRET.encode()], clock=lambda: NOW)
     async with http_server(f"127.0.0.1:{port}", app), httpx.AsyncClient() as http:
         yield http, f"http://127.0.0.1:{port}/webhooks/extend"
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncpg
 
 from everyrun.log import topics
-from everyrun.log.reader import end_offsets
+from everyrun.log.reading import end_offsets, read_polls
 from everyrun.projection import tables
 from everyrun.projection.apply import apply
-from everyrun.projection.reader import read_range
 from everyrun.settings import Settings
 
 # fmt: off
@@ -55,6 +54,6 @@ async def project(settings: Settings, dsn: str) -> None:
     connection = await connect(dsn)
     cluster = await topics.identity(settings)
     for (topic, partition), end in sorted((await ends(settings)).items()):
-        async for poll in read_range(settings, topic, partition, 0, end):
+        async for poll in read_polls(settings, (topic, partition), 0, end):
             await apply(connection, [poll], cluster, set_aside)
     await connection.close()

@@ -12,11 +12,12 @@ import pytest
 from everyrun.extend.reserved import Reserved
 from everyrun.log import events
 from everyrun.log.cloudevents import Record
+from everyrun.log.reading import Poll
 from everyrun.projection.apply import apply
-from everyrun.projection.decode import Poll, run_of
+from everyrun.projection.decode import run_of
 from everyrun.projection.offsets import ForeignLogError, GapError
 from everyrun.projection.rules.merge import merge
-from everyrun.projection.rules.row_version import version_of_run
+from everyrun.projection.rules.run_selection import version_of_run
 from tests.integration.tables import TABLES, connect, contents
 from tests.records import INSTALLATION, LOG, a_world, an_input, batch_event, in_polls, lay_out, run_event
 

@@ -15,8 +15,7 @@ import pytest
 from everyrun.log import topics
 from everyrun.log.cloudevents import Record
 from everyrun.log.producer import Producer
-from everyrun.log.reading import bounds, read_ranges
-from everyrun.projection.decode import Poll
+from everyrun.log.reading import Poll, bounds, read_ranges
 from everyrun.projection.feed import Feed
 from everyrun.replay.audit.as_of import SCHEMA, as_of
 from everyrun.replay.log_position import MomentError, offsets_of
@@ -113,7 +112,7 @@ async def test_a_time_is_when_everyrun_was_told(settings: Settings) -> None:
 
 KILLED = """
 import asyncio, os, sys
-from everyrun.log.reading import Stretch
+from everyrun.log.reading import RecordRange
 from everyrun.replay import engine
 from everyrun.replay.log_position import offsets_of
 from everyrun.replay.rebuild.rebuild import rebuild

@@ -8,7 +8,7 @@ import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 
 from everyrun.log.producer import Producer
-from everyrun.log.reader import end_offsets
+from everyrun.log.reading import end_offsets
 from everyrun.settings import Settings
 from tests.conftest import eventually
 from tests.integration.test_graceful import runs_in

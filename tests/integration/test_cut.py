@@ -465,7 +465,7 @@ async def test_the_tables_are_the_same_in_any_order(world: World, settings: Any)
 
 
 async def _fill(world: World, partition: int) -> None:
-    from everyrun.log.reader import end_offsets
+    from everyrun.log.reading import end_offsets
     from everyrun.projection.feed import Feed
 
     ends = await end_offsets(world.settings, ("batches",))

@@ -23,11 +23,9 @@ from everyrun.log import topics
 from everyrun.log.cloudevents import Record, record, timestamp
 from everyrun.log.events import BatchSubmitted, DeliveryDeferred, RunObserved
 from everyrun.log.producer import Producer
-from everyrun.log.reader import end_offsets
+from everyrun.log.reading import Poll, end_offsets, read_polls
 from everyrun.projection import tables
-from everyrun.projection.decode import Poll
 from everyrun.projection.feed import Feed
-from everyrun.projection.reader import read_range
 from everyrun.settings import Settings
 from everyrun.store.pool import open_pool
 from everyrun.submission import keeper
@@ -557,12 +555,12 @@ async def test_a_lost_queue_takes_over_what_the_log_knows_and_holds_no_inputs_me
     alive: list[int] = []
 
     async def one_by_one(*where: Any) -> AsyncIterator[Poll]:
-        async for poll in read_range(*where):
+        async for poll in read_polls(*where):
             for one in poll.records:
                 yield Poll(poll.topic, poll.partition, [one])
                 alive.append(sum(isinstance(thing, BatchSubmitted) for thing in gc.get_objects()))
 
-    monkeypatch.setattr(queue_recovery, "read_range", one_by_one)
+    monkeypatch.setattr(queue_recovery, "read_polls", one_by_one)
     before = sum(isinstance(thing, BatchSubmitted) for thing in gc.get_objects())
     assert await catch_up(world.settings, world.pool, await topics.cluster_id(world.settings)) == 5
     assert max(alive) <= before + 1

@@ -18,8 +18,8 @@ import pytest
 from everyrun.extend.reserved import Reserved
 from everyrun.log import events
 from everyrun.log.cloudevents import Record
+from everyrun.log.reading import Poll
 from everyrun.projection.apply import apply
-from everyrun.projection.decode import Poll
 from everyrun.projection.feed import _AGAIN
 from tests.histories import a_history
 from tests.integration.tables import TABLES, connect, contents

@@ -9,23 +9,15 @@ import pytest
 from aiokafka import AIOKafkaProducer
 
 from everyrun.log.connection import connection
-from everyrun.log.reader import end_offsets
+from everyrun.log.reading import Poll, end_offsets, read_polls
 from everyrun.projection import tables
-from everyrun.projection.decode import Poll
 from everyrun.projection.feed import Feed
-from everyrun.projection.reader import read_range
 from everyrun.settings import Settings
 from tests.integration.tables import applied
+from tests.memory_log import MemoryLog
 from tests.records import LOG, run_event
 
 pytestmark = pytest.mark.stack
-
-
-class Nowhere:
-    """A log that is written to by nobody here."""
-
-    async def append(self, records: object) -> None:
-        raise AssertionError(records)
 
 
 async def in_transactions(settings: Settings, *counts: int) -> None:
@@ -52,7 +44,7 @@ async def test_what_has_no_record_is_passed(settings: Settings, database: str) -
 
     async def read(first: int, last: int) -> list[Poll]:
         async with asyncio.timeout(30):
-            return [poll async for poll in read_range(settings, "runs", 0, first, last)]
+            return [poll async for poll in read_polls(settings, ("runs", 0), first, last)]
 
     everything = [record for poll in await read(0, end) for record in poll.records]
     assert [record.offset for record in everything] == [0, 1, 3]
@@ -68,7 +60,7 @@ async def test_what_has_no_record_is_passed(settings: Settings, database: str) -
         ) as pool,
         asyncio.timeout(30),
     ):
-        feed = Feed(settings, pool, LOG, Nowhere())
+        feed = Feed(settings, pool, LOG, MemoryLog(AssertionError("the feed must write nothing")))
         # What comes after an offset without a record is no gap for ever; nor is what was acknowledged beyond it.
         await feed.apply([Poll("runs", 0, everything[:2])])
         await feed.apply([Poll("runs", 0, everything[2:])], lambda: {place: 3})

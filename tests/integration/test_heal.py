@@ -23,7 +23,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from everyrun.log.cloudevents import Record
 from everyrun.log.connection import connection as kafka_options
 from everyrun.log.producer import Producer
-from everyrun.log.reader import end_offsets
+from everyrun.log.reading import end_offsets
 from everyrun.settings import Settings
 from tests.conftest import eventually
 from tests.integration.conftest import read_topic

@@ -17,11 +17,10 @@ from everyrun.extend.reserved import Reserved
 from everyrun.log import events
 from everyrun.log.cloudevents import record
 from everyrun.log.producer import Producer
-from everyrun.log.reading import bounds, read_ranges
+from everyrun.log.reading import Poll, bounds, read_ranges
 from everyrun.log.topics import cluster_id, identity
 from everyrun.projection import tables
 from everyrun.projection.apply import apply
-from everyrun.projection.decode import Poll
 from everyrun.replay.api import replay_api
 from everyrun.replay.history import history as history_module
 from everyrun.replay.history import index as indexing

@@ -8,7 +8,7 @@ from aiokafka.errors import KafkaError
 from everyrun.log import topics
 from everyrun.log.cloudevents import Record
 from everyrun.log.producer import Producer
-from everyrun.log.reader import end_offsets
+from everyrun.log.reading import end_offsets
 from everyrun.settings import Settings
 
 pytestmark = pytest.mark.stack

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import ssl
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -18,25 +18,15 @@ from everyrun.log import events
 from everyrun.log.cloudevents import Record
 from everyrun.log.producer import Producer
 from everyrun.log.quarantine import quarantined
-from everyrun.log.reader import end_offsets
-from everyrun.projection import decoded_polls as content_module
+from everyrun.log.reading import Poll, end_offsets
+from everyrun.projection import decode as decode_module
 from everyrun.projection import tables
-from everyrun.projection.decode import Poll
-from everyrun.projection.feed import Feed, unstorable
+from everyrun.projection.feed import Feed, is_unstorable
 from everyrun.settings import Settings
+from tests.memory_log import MemoryLog
 from tests.records import INSTALLATION, LOG, an_input, at, batch_event, lay_out, run_event
 
 pytestmark = pytest.mark.stack
-
-
-class Quarantine:
-    """The topic's twin."""
-
-    def __init__(self) -> None:
-        self.records: list[Record] = []
-
-    async def append(self, records: Iterable[Record]) -> None:
-        self.records += records
 
 
 @asynccontextmanager
@@ -47,7 +37,7 @@ async def a_pool(database: str) -> AsyncIterator[asyncpg.Pool]:
         yield pool
 
 
-async def feed_with(records: list[Record], pool: asyncpg.Pool, database: str, quarantine: Quarantine) -> None:
+async def feed_with(records: list[Record], pool: asyncpg.Pool, database: str, quarantine: MemoryLog) -> None:
     feed = Feed(Settings(postgres_dsn=database), pool, LOG, quarantine)
     log = lay_out(records, partitions=1)
     await asyncio.wait_for(feed.apply([Poll(*place, there) for place, there in log.items()]), 30)
@@ -67,7 +57,7 @@ async def test_a_batch_registered_again_with_other_inputs_holds_up_nothing(datab
         registered("sub_o", 2, 2),
         run_event("run_a", "batch_r", "PROCESSED", 5, key=None, metadata={"n": 1}, end=4),
     ]
-    quarantine = Quarantine()
+    quarantine = MemoryLog()
     async with a_pool(database) as pool:
         await feed_with(records, pool, database, quarantine)
         applied = await pool.fetch("select topic, next_offset from applied_offsets where next_offset > 0 order by 1")
@@ -103,7 +93,7 @@ HUGE = msgspec.Raw(b'{"credits":' + b"9" * 400 + b"}")
 )
 async def test_a_reserved_key_that_is_not_everyruns_binds_nothing(database: str, more: dict[str, Any]) -> None:
     records = of_a_batch(run_event("run_bad", "batch_p", "PROCESSED", 3, key=None, metadata=key_of(**more)))
-    quarantine = Quarantine()
+    quarantine = MemoryLog()
     async with a_pool(database) as pool:
         await feed_with(records, pool, database, quarantine)
         assert await pool.fetchval("select run_id from results") == "run_good"
@@ -128,7 +118,7 @@ async def test_a_reserved_key_that_is_not_everyruns_binds_nothing(database: str,
     ],
 )
 async def test_a_record_that_cannot_be_stored_is_quarantined_alone(database: str, bad: Record, reason: str) -> None:
-    quarantine = Quarantine()
+    quarantine = MemoryLog()
     async with a_pool(database) as pool:
         await feed_with(of_a_batch(bad), pool, database, quarantine)
         assert await pool.fetchval("select run_id from results") == "run_good"
@@ -142,14 +132,14 @@ async def test_a_record_that_cannot_be_stored_is_quarantined_alone(database: str
 
 async def test_what_copy_cannot_encode_is_quarantined_alone(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """COPY raises Python's own errors: a value that got past decoding must not end the process."""
-    taken = content_module.run_of
+    taken = decode_module.run_of
 
     def with_a_surrogate(record: Any) -> Any:
         run = taken(record)
         return msgspec.structs.replace(run, failure_message="\ud800") if run.run_id == "run_bad" else run
 
-    monkeypatch.setattr(content_module, "run_of", with_a_surrogate)
-    quarantine = Quarantine()
+    monkeypatch.setattr(decode_module, "run_of", with_a_surrogate)
+    quarantine = MemoryLog()
     async with a_pool(database) as pool:
         await feed_with(of_a_batch(run_event("run_bad", "batch_p", "FAILED", 3, key=None)), pool, database, quarantine)
         assert await pool.fetchval("select run_id from results") == "run_good"
@@ -159,9 +149,9 @@ async def test_what_copy_cannot_encode_is_quarantined_alone(database: str, monke
 
 def test_who_is_away_is_no_fault_of_a_record() -> None:
     """A certificate that is not trusted is a ValueError by its class, and every record would be set aside for it."""
-    assert not unstorable(ssl.SSLCertVerificationError("self-signed"))
-    assert not unstorable(asyncpg.OutOfMemoryError("later"))
-    assert unstorable(OverflowError("value out of int32 range"))
+    assert not is_unstorable(ssl.SSLCertVerificationError("self-signed"))
+    assert not is_unstorable(asyncpg.OutOfMemoryError("later"))
+    assert is_unstorable(OverflowError("value out of int32 range"))
 
 
 async def test_kafka_takes_the_largest_message_that_the_quarantine_keeps(settings: Settings) -> None:

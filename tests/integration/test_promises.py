@@ -30,9 +30,9 @@ from everyrun.cli.emulator_check import compare
 from everyrun.extend.reserved import Reserved
 from everyrun.log import events
 from everyrun.log.cloudevents import Record
+from everyrun.log.reading import Poll
 from everyrun.projection import tables
 from everyrun.projection.apply import apply
-from everyrun.projection.decode import Poll
 from everyrun.projection.offsets import GapError
 from everyrun.projection.rules.merge import FINAL
 from everyrun.submission.dispatch.classify import InDoubt, Rejected, Returned, Taken

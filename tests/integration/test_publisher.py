@@ -12,29 +12,16 @@ import pytest
 from everyrun.extend import reserved
 from everyrun.log import events
 from everyrun.log.cloudevents import Record
+from everyrun.log.reading import Poll
 from everyrun.processor import publisher as publisher_module
 from everyrun.processor.publisher import Publisher
 from everyrun.projection import tables
-from everyrun.projection.decode import Poll
 from everyrun.projection.feed import Feed
 from everyrun.settings import Settings
+from tests.memory_log import MemoryLog
 from tests.records import INSTALLATION, LOG, a_world, an_input, batch_event, lay_out, run_event
 
 SETTINGS = Settings(kafka_bootstrap="127.0.0.1:1")
-
-
-class Published:
-    """A log that remembers what is written to it."""
-
-    def __init__(self) -> None:
-        self.records: list[Record] = []
-
-    async def append(self, records) -> None:
-        self.records += records
-
-    def newest(self, topic: str) -> dict[bytes, dict]:
-        """The last event of each key."""
-        return {record.key: msgspec.json.decode(record.value) for record in self.records if record.topic == topic}
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -44,7 +31,7 @@ async def test_a_poll_that_was_applied_in_part_and_never_published_is_published_
     async with asyncpg.create_pool(
         database, min_size=1, init=tables.setup_connection, server_settings={"search_path": tables.SCHEMA}
     ) as pool:
-        published = Published()
+        published = MemoryLog()
         feed = Feed(SETTINGS, pool, LOG, published)
         # A worker applies the beginnings of all partitions, and dies before it publishes anything.
         begun = [Poll(*place, records[: chance.randint(0, len(records))]) for place, records in sorted(log.items())]
@@ -73,7 +60,7 @@ async def test_a_poll_that_was_applied_in_part_and_never_published_is_published_
             assert event["duplicates"] == row["duplicates"]
 
 
-class Overtaken(Published):
+class Overtaken(MemoryLog):
     """A log on which others write later states, each while ours is on its way: theirs come before ours."""
 
     def __init__(self, *others: Callable[[], Awaitable[None]]) -> None:
@@ -100,12 +87,12 @@ async def test_the_last_record_of_an_input_is_its_newest_state_whoever_else_writ
     async with asyncpg.create_pool(
         database, min_size=2, init=tables.setup_connection, server_settings={"search_path": tables.SCHEMA}
     ) as pool:
-        feed = Feed(SETTINGS, pool, LOG, Published())
+        feed = Feed(SETTINGS, pool, LOG, MemoryLog())
 
         def another(record) -> Callable[[], Awaitable[None]]:
             async def applies_and_publishes() -> None:
                 applied = await feed.apply([Poll("runs", 0, [record])])
-                others = Published()
+                others = MemoryLog()
                 await Publisher(pool, LOG, others, feed).publish(applied, {})
                 published.records += others.records
 
@@ -148,7 +135,7 @@ async def test_a_poll_applied_before_is_published_whole_in_pages_of_bounded_size
     async with asyncpg.create_pool(
         database, min_size=2, init=tables.setup_connection, server_settings={"search_path": tables.SCHEMA}
     ) as pool:
-        feed = Feed(SETTINGS, pool, LOG, Published())
+        feed = Feed(SETTINGS, pool, LOG, MemoryLog())
         await feed.apply(polls)
         published = InPages()
         await Publisher(pool, LOG, published, feed).publish(await feed.apply(polls), {})
@@ -156,7 +143,7 @@ async def test_a_poll_applied_before_is_published_whole_in_pages_of_bounded_size
     assert max(len(page) for page in published.pages) <= 2
 
 
-class InPages(Published):
+class InPages(MemoryLog):
     """A log that remembers which results were written at once."""
 
     def __init__(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import random
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import asyncpg
@@ -14,15 +14,15 @@ import pytest
 from aiokafka.errors import KafkaTimeoutError
 from pydantic import SecretStr
 
-from everyrun.log.cloudevents import Record
+from everyrun.log.observation import SERVICE, interpret
 from everyrun.log.quarantine import quarantined
-from everyrun.log.webhook import SERVICE, interpret
 from everyrun.projection import tables
 from everyrun.projection.apply import apply
 from everyrun.query.api import query_api
 from everyrun.settings import Settings
 from everyrun.store.pool import connection_setup
 from everyrun.submission.api.submissions import submission_api
+from tests.memory_log import MemoryLog
 from tests.records import LOG, at, in_polls, lay_out, run_event
 
 TOKEN = "t" * 20
@@ -30,25 +30,12 @@ RUN = {"object": "workflow_run", "id": "run_1", "status": "PROCESSED", "batchId"
 GOOD = json.dumps({"eventId": "event_1", "eventType": "workflow_run.completed", "payload": RUN}).encode()
 
 
-class Topics:
-    """Kafka's twin: what was appended."""
-
-    def __init__(self) -> None:
-        self.records: list[Record] = []
-        self.away = False
-
-    async def append(self, records: Iterable[Record]) -> None:
-        if self.away:
-            raise KafkaTimeoutError
-        self.records += records
-
-
 class World:
     """The two services' APIs over one database, and a projection that follows what is written."""
 
     def __init__(self, database: str, pool: Any, connection: Any) -> None:
         settings = Settings(postgres_dsn=SecretStr(database), api_token=SecretStr(TOKEN))
-        self.log = Topics()
+        self.log = MemoryLog()
         self.connection = connection
         nothing: Any = None
         self.apps = [query_api(settings, pool), submission_api(settings, pool, nothing, self.log, nothing, nothing)]
@@ -185,7 +172,7 @@ async def test_what_is_discarded_stays_and_says_who_and_why(world: World) -> Non
 
 
 async def test_without_kafka_nothing_is_decided(world: World) -> None:
-    world.log.away = True
+    world.log.error = KafkaTimeoutError()
     body = {"sources": ["webhook/good"], "reason": "because"}
     for what in ("retry", "discard"):
         answer = await world.ask("POST", f"/v1/quarantine/{what}", json=body)

@@ -28,7 +28,7 @@ from standardwebhooks import Webhook
 from everyrun.log import topics
 from everyrun.log.cloudevents import Record
 from everyrun.log.producer import Producer
-from everyrun.log.reading import Position, bounds, read_ranges
+from everyrun.log.reading import Partition, bounds, read_ranges
 from everyrun.replay.archive.reader import ArchiveReader
 from everyrun.replay.archive.writer import archive
 from everyrun.replay.export import publish
@@ -383,10 +383,10 @@ async def test_what_is_refused_ends_the_replay_with_its_place(settings: Settings
 async def test_the_archive_reader_gives_what_is_asked(settings: Settings, tmp_path: Path) -> None:
     await archive(settings, str(tmp_path / "archive"))
     reader = await ArchiveReader.open(str(tmp_path / "archive"))
-    has: dict[Position, tuple[int, int]] = reader.bounds(["runs"])
+    has: dict[Partition, tuple[int, int]] = reader.bounds(["runs"])
     wanted = {place: (first + 1, end - 1) for place, (first, end) in has.items() if end > 2}
-    found: dict[Position, list[int]] = {}
-    ends: dict[Position, int] = {}
+    found: dict[Partition, list[int]] = {}
+    ends: dict[Partition, int] = {}
     async for stretch in reader.read(wanted):
         found.setdefault((stretch.topic, stretch.partition), []).extend(r.offset for r in stretch.records)
         ends[stretch.topic, stretch.partition] = stretch.next_offset

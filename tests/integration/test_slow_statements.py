@@ -64,7 +64,7 @@ async def test_readyz_reports_no_outage_for_a_slow_statement(database: str) -> N
     slow = SlowStatementError("the statement x took too long")
     health = Health()
     feed = Feed(Settings(postgres_dsn=database), None, "", None, health)  # type: ignore[arg-type]
-    await feed.mend(slow)
+    await feed.report_unavailable(slow)
 
     class Slowly:
         async def advance(self) -> None:
@@ -73,7 +73,7 @@ async def test_readyz_reports_no_outage_for_a_slow_statement(database: str) -> N
     with pytest.raises(SlowStatementError):
         await submission._kept_level(Slowly(), health)  # type: ignore[arg-type]
     assert health.waiting == {}
-    await feed.mend(TimeoutError())
+    await feed.report_unavailable(TimeoutError())
     assert "database" in health.waiting
 
 

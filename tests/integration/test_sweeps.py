@@ -16,7 +16,8 @@ from everyrun.reconciler.run_lists import RunLists
 from everyrun.reconciler.sweeps import Sweeps
 from everyrun.settings import Settings
 from everyrun.store.pool import open_pool
-from tests.integration.vendor import Vendor, Written
+from tests.integration.vendor import Vendor
+from tests.memory_log import MemoryLog
 
 pytestmark = pytest.mark.stack
 WORKFLOW = "workflow_test"
@@ -27,7 +28,7 @@ class Bench:
 
     def __init__(self, settings: Settings, pool: asyncpg.Pool) -> None:
         self.settings, self.pool = settings, pool
-        self.vendor, self.log = Vendor(WORKFLOW), Written()
+        self.vendor, self.log = Vendor(WORKFLOW), MemoryLog()
         self.hurried: list[str] = []
         self.patience = 0.0
         self.restart()
@@ -106,7 +107,7 @@ async def test_sweep_finds_one_run_of_each_unknown_batch_and_is_recorded_as_comp
         bench.vendor.run(f"new-{number}", "PENDING", "new")
     bench.vendor.run("ours-0", "PROCESSING", "ours")
     await bench.sweep()
-    assert [run_id.partition("-")[0] for run_id in bench.log.runs()] == ["new"]
+    assert [run_id.partition("-")[0] for run_id in bench.log.subjects()] == ["new"]
     assert await bench.swept() == 1
     begun, complete = await bench.pool.fetchrow("select begun_at, complete_at from everyrun_queue.sweeps")
     assert begun <= complete
@@ -156,7 +157,7 @@ async def test_sweep_looks_back_to_before_a_call_in_doubt(bench: Bench) -> None:
     assert bench.log.records == []
     await bench.batch("asked", "IN_DOUBT", ago=500)
     await bench.sweep()
-    assert bench.log.runs() == ["late"]
+    assert bench.log.subjects() == ["late"]
 
 
 async def test_sweep_looks_for_an_attempt_known_only_as_in_doubt(bench: Bench) -> None:
@@ -186,7 +187,7 @@ async def test_sweep_finds_changes_of_settled_runs(bench: Bench) -> None:
     bench.vendor.run("r-2", "FAILED", "done", ago=60)
     bench.vendor.run("r-3", "PROCESSED", "done", ago=60)
     await bench.sweep()
-    assert bench.log.runs() == ["r-0", "r-1"]
+    assert bench.log.subjects() == ["r-0", "r-1"]
     await bench.sweep()
     assert sorted(bench.vendor.gets) == ["r-0", "r-1"]
 
@@ -207,7 +208,7 @@ async def test_ended_review_makes_the_poll_of_its_batch_due(bench: Bench) -> Non
     assert len(bench.vendor.lists) == lists
     bench.polling.hurry("open")
     await bench.polling.poll_due()
-    assert bench.log.runs() == ["r"]
+    assert bench.log.subjects() == ["r"]
 
 
 @pytest.mark.parametrize("status", [403, 418])
@@ -218,10 +219,10 @@ async def test_sweep_is_incomplete_while_a_batch_of_a_call_in_doubt_may_be_unfet
         bench.vendor.refused[f"new-{number}"] = status
     for _ in range(5):
         await bench.sweep()
-    assert (bench.log.runs(), await bench.swept()) == ([], 0)
+    assert (bench.log.subjects(), await bench.swept()) == ([], 0)
     bench.vendor.refused.clear()
     await bench.sweep()
-    assert (len(bench.log.runs()), await bench.swept()) == (1, 1)
+    assert (len(bench.log.subjects()), await bench.swept()) == (1, 1)
 
 
 async def test_batch_that_can_never_be_fetched_does_not_block_later_calls(bench: Bench) -> None:
@@ -268,7 +269,7 @@ async def test_sweep_fetches_another_run_of_an_unknown_batch_if_one_is_unavailab
     # A few are tried, and others the next time.
     assert (bench.vendor.gets, await bench.swept()) == (["new-0", "new-1", "new-2"], 0)
     await bench.sweep()
-    assert (bench.log.runs(), await bench.swept()) == (["new-4"], 1)
+    assert (bench.log.subjects(), await bench.swept()) == (["new-4"], 1)
 
 
 async def test_unavailable_run_of_a_known_batch_leaves_the_sweep_complete(bench: Bench) -> None:
@@ -288,7 +289,7 @@ async def test_unavailable_run_of_a_known_batch_leaves_the_sweep_complete(bench:
         bench.vendor.run(f"new-{number}", "PENDING", "done")
     bench.vendor.refused.clear()
     await bench.sweep()
-    assert (bench.log.runs(), await bench.gone()) == (["r"], [])
+    assert (bench.log.subjects(), await bench.gone()) == (["r"], [])
 
 
 async def test_run_that_can_never_be_fetched_is_requested_at_growing_intervals(bench: Bench) -> None:
@@ -348,7 +349,7 @@ async def test_sweep_completes_once_a_run_can_be_fetched(bench: Bench) -> None:
     assert await bench.swept() == 0
     bench.vendor.refused.clear()
     await bench.sweep()
-    assert (bench.log.runs(), await bench.swept()) == (["new"], 1)
+    assert (bench.log.subjects(), await bench.swept()) == (["new"], 1)
 
 
 async def test_sweep_fetches_the_next_run_of_an_unknown_batch_if_one_is_gone(bench: Bench) -> None:
@@ -357,7 +358,7 @@ async def test_sweep_fetches_the_next_run_of_an_unknown_batch_if_one_is_gone(ben
         bench.vendor.run(f"new-{number}", "PENDING", "new", ago=number)
     bench.vendor.deleted |= {"new-0", "new-1"}
     await bench.sweep()
-    assert (bench.log.runs(), await bench.gone(), await bench.swept()) == (["new-2"], ["new-0", "new-1"], 1)
+    assert (bench.log.subjects(), await bench.gone(), await bench.swept()) == (["new-2"], ["new-0", "new-1"], 1)
 
 
 async def test_deleted_runs_are_recorded_and_forgotten_if_they_return(bench: Bench) -> None:
@@ -386,7 +387,7 @@ async def test_runs_in_progress_are_fetched_if_an_overdue_batch_lists_too_few(be
     await bench.polling.poll("b", 1, overdue=True)
     assert bench.vendor.gets == []
     await bench.polling.poll("b", 2, overdue=True)
-    assert bench.log.runs() == ["running"]
+    assert bench.log.subjects() == ["running"]
 
 
 async def test_run_that_just_ended_is_left_to_its_webhook(bench: Bench) -> None:
@@ -418,4 +419,4 @@ async def test_batch_without_listed_runs_is_polled_without_an_error(bench: Bench
     await bench.row(None, "SUBMITTED", "b", 1)
     assert (await bench.polling.poll("b", 2)).found == 0
     # Nor is anything asked for: an input without a run is no run that the list lacks.
-    assert (bench.vendor.gets, bench.log.runs(), await bench.gone()) == ([], [], [])
+    assert (bench.vendor.gets, bench.log.subjects(), await bench.gone()) == ([], [], [])

@@ -12,7 +12,7 @@ import pytest
 from everyrun.http import api, scope
 from everyrun.log import topics
 from everyrun.log.producer import Producer
-from everyrun.log.reader import end_offsets
+from everyrun.log.reading import end_offsets
 from everyrun.projection import tables
 from everyrun.projection.feed import Feed
 from everyrun.settings import Settings

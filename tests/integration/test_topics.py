@@ -53,7 +53,7 @@ async def test_a_finite_retention_is_refused_naming_topic_setting_and_remedy(set
     health = Health("topics", "kafka")
     with pytest.raises(topics.TopicsError, match=r"topic t\w+\.runs: retention\.ms is 3600000, declared is -1"):
         await topics.check(settings)
-    waiting = asyncio.create_task(topics.wait_until_right(settings, health))
+    waiting = asyncio.create_task(topics.wait_until_valid(settings, health))
     await eventually(lambda: "retention.ms is 3600000" in health.waiting["topics"], "readyz says it", 20)
     # Mended while the service waits.
     (runs,) = (topic for topic in topics.declared() if topic.name == "runs")
@@ -65,7 +65,7 @@ async def test_a_finite_retention_is_refused_naming_topic_setting_and_remedy(set
 async def test_kafka_away_is_said_by_readyz() -> None:
     health = Health("topics", "kafka")
     nowhere = Settings(kafka_bootstrap="127.0.0.1:1")
-    waiting = asyncio.create_task(topics.wait_until_right(nowhere, health))
+    waiting = asyncio.create_task(topics.wait_until_valid(nowhere, health))
     await eventually(lambda: "KafkaConnectionError" in health.waiting["kafka"], "readyz says it", 20)
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)

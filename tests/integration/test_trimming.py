@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
 
 import asyncpg
 import msgspec
@@ -11,25 +10,15 @@ import pytest
 
 from everyrun.extend.reserved import Reserved
 from everyrun.log import events
-from everyrun.log.cloudevents import Record
 from everyrun.projection.apply import apply
 from everyrun.reconciler.run_fetcher import RunFetcher
 from everyrun.reconciler.trimming import Trimming
 from everyrun.settings import Settings
 from tests.integration.tables import TABLES, connect, contents
+from tests.memory_log import MemoryLog
 from tests.records import LOG, PARTITIONS, a_registered_batch, an_input, batch_event, in_polls, lay_out, run_event
 
 _SIZE = 5_000
-
-
-class Written:
-    """A log that keeps what is written to it."""
-
-    def __init__(self) -> None:
-        self.records: list[Record] = []
-
-    async def append(self, records: Iterable[Record]) -> None:
-        self.records += records
 
 
 async def _nothing_aside(poison: object) -> None:
@@ -40,7 +29,7 @@ class World:
     """Tables of a log that grows, and the reconciler's trimming over them."""
 
     def __init__(self, dsn: str, connection: asyncpg.Connection, pool: asyncpg.Pool) -> None:
-        self.dsn, self.connection, self.pool, self.log = dsn, connection, pool, Written()
+        self.dsn, self.connection, self.pool, self.log = dsn, connection, pool, MemoryLog()
         settings = Settings(postgres_dsn=dsn, foreign_runs_kept=0)
         self.trimming = Trimming(settings, pool, self.log)
 

@@ -8,8 +8,6 @@ from typing import Any
 
 import httpx
 
-from everyrun.log.cloudevents import Record, header
-
 
 def text(moment: datetime | None) -> str | None:
     return None if moment is None else moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -59,17 +57,3 @@ class Vendor:
         if start + size < len(found):
             page["nextPageToken"] = str(start + size)
         return httpx.Response(200, json=page, headers=headers)
-
-
-class Written:
-    """A log that keeps what is appended."""
-
-    def __init__(self) -> None:
-        self.records: list[Record] = []
-
-    async def append(self, records) -> None:
-        self.records += records
-
-    def runs(self) -> list[str]:
-        """The run ids told of, sorted."""
-        return sorted(header(record.headers, "ce_subject") for record in self.records)

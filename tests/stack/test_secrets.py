@@ -20,7 +20,7 @@ from everyrun.cli.demo import SHORT
 from everyrun.embedded.stack import Options, Stack
 from everyrun.extend.signature import sign
 from everyrun.log import topics
-from everyrun.log.reader import end_offsets
+from everyrun.log.reading import end_offsets
 from everyrun.settings import Settings
 from everyrun.store import tokens
 from tests.conftest import eventually

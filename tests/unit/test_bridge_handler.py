@@ -21,11 +21,12 @@ from everyrun.extend.client import API_VERSION
 from everyrun.extend.signature import sign
 from everyrun.health import Health
 from everyrun.log.cloudevents import Record
-from everyrun.log.webhook import SELF_TEST
+from everyrun.log.observation import SELF_TEST
 from everyrun.projection.decode import run_of
 from everyrun.projection.rules.merge import merge
 from everyrun.serve import http_server, with_health
 from tests.conftest import eventually, free_port
+from tests.memory_log import MemoryLog
 from tests.records import Logged
 
 NOW = 1767225600
@@ -33,22 +34,6 @@ SECRET = b"wss_a"
 RUN = {"object": "workflow_run", "id": "r", "status": "PROCESSED", "batchId": "b"}
 BODY = json.dumps({"eventId": "e", "eventType": "workflow_run.completed", "payload": RUN}).encode()
 PATH = "/webhooks/extend"
-
-
-class Kept:
-    def __init__(self) -> None:
-        self.records: list[Record] = []
-
-    async def append(self, records: Iterable[Record]) -> None:
-        self.records += records
-
-
-class Broken:
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
-
-    async def append(self, records: Iterable[Record]) -> None:
-        raise self.error
 
 
 class Silent:
@@ -73,7 +58,7 @@ def signed(body: bytes, secret: bytes = SECRET, at: int = NOW) -> dict[str, str]
 
 
 async def test_a_signed_run_is_taken_and_is_in_the_log_by_then() -> None:
-    kept = Kept()
+    kept = MemoryLog()
     async with client(handler(kept)) as http:
         for secret in (SECRET, b"wss_b"):
             answer = await http.post(PATH, content=BODY, headers=signed(BODY, secret))
@@ -87,7 +72,7 @@ async def test_when_it_was_told_is_kept_to_the_millisecond_beside_the_signed_tim
     link = {"object": "signed_data_url", "data": "https://s/x", "id": "r"}
     deferred = json.dumps({"eventId": "d", "eventType": "workflow_run.completed", "payload": link}).encode()
     for body in (BODY, deferred, b"not understood"):
-        kept, clock = Kept(), iter(moments)
+        kept, clock = MemoryLog(), iter(moments)
         async with client(Handler(kept, [SECRET], clock=lambda clock=clock: next(clock))) as http:
             for _ in moments:
                 assert (await http.post(PATH, content=body, headers=signed(body))).status_code == 200
@@ -99,7 +84,7 @@ async def test_when_it_was_told_is_kept_to_the_millisecond_beside_the_signed_tim
 
 
 async def test_a_webhook_delivered_twice_changes_nothing_and_its_arrival_orders_nothing() -> None:
-    kept, clock = Kept(), iter([NOW + 3.5, NOW + 0.25])
+    kept, clock = MemoryLog(), iter([NOW + 3.5, NOW + 0.25])
     async with client(Handler(kept, [SECRET], clock=lambda: next(clock))) as http:
         for _ in range(2):
             await http.post(PATH, content=BODY, headers=signed(BODY))
@@ -123,7 +108,7 @@ async def test_a_webhook_delivered_twice_changes_nothing_and_its_arrival_orders_
     ],
 )
 async def test_what_is_not_signed_is_told_nothing(headers) -> None:
-    kept = Kept()
+    kept = MemoryLog()
     async with client(handler(kept)) as http:
         answer = await http.post(PATH, content=BODY, headers=headers)
     assert answer.status_code == 401
@@ -135,7 +120,7 @@ async def test_what_is_not_signed_is_told_nothing(headers) -> None:
 
 
 async def test_a_signed_body_of_any_bytes_is_kept_in_quarantine() -> None:
-    kept = Kept()
+    kept = MemoryLog()
     async with client(handler(kept)) as http:
         answer = await http.post(PATH, content=b"\xff\xfe", headers=signed(b"\xff\xfe"))
     assert answer.status_code == 200
@@ -145,7 +130,7 @@ async def test_a_signed_body_of_any_bytes_is_kept_in_quarantine() -> None:
 async def test_a_body_of_the_largest_size_is_taken_and_one_byte_more_is_not() -> None:
     body = BODY + b" " * (2000 - len(BODY))
     for limit, status in ((2000, 200), (1999, 413)):
-        async with client(handler(Kept(), max_bytes=limit)) as http:
+        async with client(handler(MemoryLog(), max_bytes=limit)) as http:
             assert (await http.post(PATH, content=body, headers=signed(body))).status_code == status
 
             async def parts():
@@ -165,7 +150,7 @@ async def test_a_declared_size_over_the_limit_is_refused_before_reading() -> Non
         sent.append(message)
 
     scope = {"type": "http", "path": PATH, "method": "POST", "headers": [(b"content-length", b"9" * 30)]}
-    await handler(Kept())(scope, receive, send)
+    await handler(MemoryLog())(scope, receive, send)
     assert sent[0]["status"] == 413
 
 
@@ -181,7 +166,7 @@ async def test_a_body_cut_short_is_a_400(said) -> None:
     async def send(message) -> None:
         sent.append(message)
 
-    kept = Kept()
+    kept = MemoryLog()
     await handler(kept)({"type": "http", "path": PATH, "method": "POST", "headers": []}, receive, send)
     assert sent[0]["status"] == 400
     assert not kept.records
@@ -224,7 +209,7 @@ class Client:
 async def test_bodies_are_counted_from_their_first_byte_and_there_is_a_limit_for_all_of_them(monkeypatch) -> None:
     monkeypatch.setattr(module, "_HELD_AT_MOST", 2000)
     monkeypatch.setattr(module, "_IN_PARTS_AT_MOST", 1500)
-    app = handler(Kept())
+    app = handler(MemoryLog())
     whole = BODY + b" " * (900 - len(BODY))
 
     async def in_parts() -> int:
@@ -261,7 +246,9 @@ async def test_a_body_that_waits_for_the_log_is_counted_too(monkeypatch) -> None
     assert app._room.held == 0
 
 
-@pytest.mark.parametrize("log", [Broken(KafkaTimeoutError()), Broken(OSError()), Broken(ValueError()), Silent()])
+@pytest.mark.parametrize(
+    "log", [MemoryLog(KafkaTimeoutError()), MemoryLog(OSError()), MemoryLog(ValueError()), Silent()]
+)
 async def test_no_acknowledgement_is_a_503_and_extend_sends_again(log) -> None:
     async with client(handler(log, acknowledged_within=0.05)) as http:
         answer = await http.post(PATH, content=BODY, headers=signed(BODY))
@@ -270,7 +257,7 @@ async def test_no_acknowledgement_is_a_503_and_extend_sends_again(log) -> None:
 
 
 async def test_other_methods_and_paths() -> None:
-    async with client(handler(Kept())) as http:
+    async with client(handler(MemoryLog())) as http:
         assert (await http.get(PATH)).status_code == 405
         assert (await http.put(PATH, content=BODY, headers=signed(BODY))).status_code == 405
         assert (await http.post("/", content=BODY, headers=signed(BODY))).status_code == 404
@@ -278,7 +265,7 @@ async def test_other_methods_and_paths() -> None:
 
 async def test_outcomes_are_counted() -> None:
     step = json.dumps({"eventType": "workflow_run.step_run.processed", "payload": {}}).encode()
-    kept = Kept()
+    kept = MemoryLog()
     app = handler(kept)
     async with client(app) as http:
         for body in (BODY, step, b"x"):
@@ -292,7 +279,7 @@ async def test_outcomes_are_counted() -> None:
 
 
 async def test_a_slash_at_the_end_of_the_address_is_the_same_address() -> None:
-    kept = Kept()
+    kept = MemoryLog()
     async with client(handler(kept)) as http:
         answer = await http.post(PATH + "/", content=BODY, headers=signed(BODY))
         assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
@@ -309,7 +296,7 @@ async def test_the_doctor_finds_right_what_the_bridge_takes(slash: str) -> None:
     port = free_port()
     url = f"http://127.0.0.1:{port}{PATH}{slash}"
     endpoint = {"id": "wh_1", "url": url, "status": "enabled", "apiVersion": API_VERSION}
-    app = with_health(Health(), Handler(Kept(), [SECRET]))
+    app = with_health(Health(), Handler(MemoryLog(), [SECRET]))
     async with http_server(f"127.0.0.1:{port}", app, drain=1.0):
         for wanted in ("", url, url.rstrip("/")):
             (judged,), found = judge_endpoint(Answer(200, body=[endpoint]), wanted, [])
@@ -323,7 +310,7 @@ async def test_the_doctor_finds_right_what_the_bridge_takes(slash: str) -> None:
 
 
 async def test_it_is_counted_which_secret_signed() -> None:
-    app = handler(Kept())
+    app = handler(MemoryLog())
     async with client(app) as http:
         for secret in (SECRET, b"wss_b", b"wss_b", b"wss_unknown"):
             await http.post(PATH, content=BODY, headers=signed(BODY, secret))
@@ -332,7 +319,7 @@ async def test_it_is_counted_which_secret_signed() -> None:
     text = generate_latest(app.registry).decode()
     assert 'everyrun_bridge_signed_total{secret="1"} 1.0' in text
     assert 'everyrun_bridge_signed_total{secret="2"} 2.0' in text
-    one = Handler(Kept(), [SECRET], clock=lambda: NOW)
+    one = Handler(MemoryLog(), [SECRET], clock=lambda: NOW)
     async with client(one) as http:
         assert (await http.post(PATH, content=BODY, headers=signed(BODY))).status_code == 200
     assert 'everyrun_bridge_signed_total{secret="1"} 1.0' in generate_latest(one.registry).decode()

@@ -11,7 +11,7 @@ import pytest
 from everyrun.extend.client import Extend
 from everyrun.log.cloudevents import header
 from everyrun.log.events import DeliveryDeferred, RunObserved
-from everyrun.log.observation import MAX_RUN_BYTES, NotARunError, fit, observed, read_head
+from everyrun.log.observation import MAX_RUN_BYTES, InvalidRunError, fit, observed, read_head
 from everyrun.reconciler.deliveries import Deliveries
 from everyrun.reconciler.links import LinkError, Links, origin
 from everyrun.reconciler.run_fetcher import poll_record
@@ -163,7 +163,7 @@ def test_id_of_a_poll_record_has_run_time_and_content() -> None:
     assert first == again
     other = poll_record(json.dumps({**RUN, "status": "FAILED"}).encode(), "r", time)
     assert header(first.headers, "ce_id") != header(other.headers, "ce_id")
-    with pytest.raises(NotARunError):
+    with pytest.raises(InvalidRunError):
         poll_record(body, "another", time)
 
 
@@ -177,5 +177,5 @@ def test_run_too_large_for_a_record_keeps_its_head() -> None:
     assert msgspec.json.decode(record.value, type=RunObserved).truncated
     small = json.dumps(RUN).encode()
     assert fit(small) == (small, False)
-    with pytest.raises(NotARunError, match="bytes"):
+    with pytest.raises(InvalidRunError, match="bytes"):
         fit(json.dumps({**RUN, "output": "x" * MAX_RUN_BYTES}).encode())

@@ -24,7 +24,7 @@ from everyrun.doctor.facts import (
 from everyrun.doctor.findings import Finding, judge_clock, judge_service
 from everyrun.doctor.judge_progress import judge_following, judge_sweeps
 from everyrun.extend.client import API_VERSION
-from everyrun.log.webhook import SELF_TEST_ANSWER
+from everyrun.log.observation import SELF_TEST_ANSWER
 from everyrun.settings import Settings
 from everyrun.store.migrate import SCHEMAS, versions
 from everyrun.store.sql import beside

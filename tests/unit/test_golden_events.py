@@ -15,8 +15,8 @@ import pytest
 
 from everyrun import schemas
 from everyrun.log import events, upcast
-from everyrun.log.cloudevents import event_type, record
-from everyrun.projection.decode import Fact, NotUnderstoodError, fact_of, run_of
+from everyrun.log.cloudevents import LoggedEvent, event_type, record
+from everyrun.projection.decode import InvalidRecordError, event_of, run_of
 from tests.records import Logged
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "events"
@@ -109,7 +109,7 @@ def test_it_is_read_as_the_newest_version(path: Path) -> None:
     if topic == "runs":
         assert run_of(logged).status == "FAILED"
     elif topic in ("batches", "deliveries", "quarantine"):
-        assert isinstance(fact_of(topic, logged), Fact)
+        assert isinstance(event_of(topic, logged), LoggedEvent)
 
 
 def test_every_released_version_of_every_event_is_there() -> None:
@@ -149,7 +149,7 @@ def test_an_old_event_is_lifted_where_it_is_decoded() -> None:
     topic, logged = golden(GOLDEN / "v1" / "batch-returned.json")
     old = msgspec.json.decode(logged.value or b"")
     old["why"] = old.pop("reason")
-    fact = fact_of(topic, logged._replace(value=msgspec.json.encode(old)))
+    fact = event_of(topic, logged._replace(value=msgspec.json.encode(old)))
     assert fact.event.reason == "reason_1"  # type: ignore[attr-defined]
 
 
@@ -175,5 +175,5 @@ def test_an_event_of_a_newer_version_is_not_guessed_at() -> None:
     headers = [
         (name, value.replace(b"/1", b"/9") if name == "ce_dataschema" else value) for name, value in logged.headers
     ]
-    with pytest.raises(NotUnderstoodError, match="newer"):
-        fact_of(topic, logged._replace(headers=headers))
+    with pytest.raises(InvalidRecordError, match="newer"):
+        event_of(topic, logged._replace(headers=headers))

@@ -10,7 +10,7 @@ import trustme
 from pydantic import SecretStr
 
 from everyrun.log.connection import connection
-from everyrun.processor.app import faust_app
+from everyrun.processor.faust_adapter import faust_app
 from everyrun.settings import Settings, SettingsError, load
 
 SERVICES = Path(__file__).parents[2] / "services" / "everyrun"

@@ -56,3 +56,13 @@ async def test_each_acknowledgement_gives_a_large_append_more_time(monkeypatch: 
         assert not append.done()
         kafka.sent[2].set_result(None)
         await append
+
+
+def test_the_producer_waits_for_all_replicas_and_is_idempotent(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(
+        producer_module, "AIOKafkaProducer", lambda **options: given.update(options) or SimpleNamespace()
+    )
+    Producer(Settings(kafka_bootstrap="127.0.0.1:1"))
+    assert (given["acks"], given["enable_idempotence"]) == ("all", True)
+    assert "transactional_id" not in given

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 import pytest
 
 from everyrun.log.cloudevents import Record, header
+from everyrun.log.observation import interpret
 from everyrun.log.quarantine import RETRY_OF
-from everyrun.log.webhook import interpret
 from everyrun.submission.quarantine import Quarantined, again
 from tests.records import at, run_event
 

@@ -54,13 +54,13 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
 
 
 async def _produce(settings: Settings, health: Health, handler: Handler) -> None:
-    await topics.wait_until_right(settings, health)
+    await topics.wait_until_valid(settings, health)
     while True:
         try:
             async with Producer(settings, linger_ms=2) as producer:
                 handler.log = producer
                 health.ready("producer")
-                await topics.keep_looking(settings, health)
+                await topics.keep_checking(settings, health)
         except (KafkaError, OSError) as error:
             health.not_ready("kafka", f"{type(error).__name__}: {error}")
             health.not_ready("producer", "it is started again once Kafka answers")

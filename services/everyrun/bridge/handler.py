@@ -15,8 +15,8 @@ from everyrun import telemetry
 from everyrun.extend.signature import SIGNATURE_HEADER, TIMESTAMP_HEADER, signer, verify
 from everyrun.failpoints import hit
 from everyrun.log.cloudevents import SIGNED_TIME, timestamp
+from everyrun.log.observation import SELF_TEST, interpret
 from everyrun.log.producer import Log
-from everyrun.log.webhook import SELF_TEST, interpret
 from everyrun.serve import Receive, Scope, Send
 
 _log = telemetry.log(__name__)

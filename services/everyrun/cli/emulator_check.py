@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from everyrun.extend import reserved
 from everyrun.projection.rules.merge import FINAL
-from everyrun.projection.rules.row_version import choose, version_of_run
+from everyrun.projection.rules.run_selection import version_of_run
 
 
 class Comparison(Struct, frozen=True):
@@ -69,4 +69,4 @@ def least_requests(truth: Iterable[Mapping[str, Any]]) -> dict[str, int]:
 
 def _standing(runs: Mapping[str, str]) -> str:
     versions = {version_of_run(run_id, status in FINAL, ""): run_id for run_id, status in runs.items()}
-    return versions[choose(versions)]
+    return versions[max(versions)]

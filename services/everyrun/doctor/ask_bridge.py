@@ -10,7 +10,7 @@ import httpx
 from everyrun.doctor.ask_extend import request
 from everyrun.doctor.facts import Answer, Counted, SelfTest
 from everyrun.extend.signature import SIGNATURE_HEADER, TIMESTAMP_HEADER, sign
-from everyrun.log.webhook import SELF_TEST
+from everyrun.log.observation import SELF_TEST
 
 _WITHIN = 10.0
 #: A service that answers readyz at all does so at once.

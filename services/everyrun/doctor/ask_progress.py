@@ -9,7 +9,7 @@ import asyncpg
 from aiokafka.errors import KafkaError
 
 from everyrun.doctor.facts import Following
-from everyrun.log.reader import end_offsets
+from everyrun.log.reading import end_offsets
 from everyrun.redact import describe
 from everyrun.settings import Settings
 from everyrun.store.pool import POSTGRES_AWAY

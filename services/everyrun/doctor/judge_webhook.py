@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from everyrun.doctor.facts import SelfTest
 from everyrun.doctor.findings import CLOCK_WARNS, Finding, failed, ok, warning
-from everyrun.log.webhook import SELF_TEST_ANSWER
+from everyrun.log.observation import SELF_TEST_ANSWER
 
 BRIDGE, ADDRESS, SEEN, SECRETS = "bridge", "webhook address", "webhooks so far", "signing secrets"
 _ROTATE = "docs/how-to/rotate-webhook-secret.md"

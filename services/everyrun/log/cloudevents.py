@@ -1,4 +1,4 @@
-"""CloudEvents 1.0 in Kafka's binary mode: attributes as ``ce_`` headers, the event's JSON as the value."""
+"""Make and read CloudEvents 1.0 in Kafka's binary mode: attributes are ``ce_`` headers, the value is JSON."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from everyrun.log.upcast import dataschema
 
 Headers = Sequence[tuple[str, bytes]]
 
-#: An extension attribute of what came as a webhook: the time that Extend signed it with, in whole seconds.
+#: Extension attribute of a webhook: the time that Extend signed it with, in whole seconds.
 SIGNED_TIME = "ce_signedtime"
 
 
 class Record(NamedTuple):
-    """What is written to a topic: key, value and headers; the topic's short name ('runs', without the prefix)."""
+    """A record to be written; ``topic`` is the short name, without the prefix."""
 
     topic: str
     key: bytes
@@ -26,18 +26,27 @@ class Record(NamedTuple):
     headers: list[tuple[str, bytes]]
 
 
+class LoggedEvent(NamedTuple):
+    """An event read from the log, with the time and the id of its CloudEvents headers, and its partition."""
+
+    event: msgspec.Struct
+    time: datetime
+    id: str = ""
+    partition: int = 0
+
+
 _encoder = msgspec.json.Encoder()
 
 
 def event_type(event: msgspec.Struct) -> str:
-    """The CloudEvents type of an event: its tag, for example ``run-observed``."""
+    """Return the CloudEvents type of an event: its tag, for example ``run-observed``."""
     return str(type(event).__struct_config__.tag)
 
 
 def record(
     topic: str, event: msgspec.Struct, *, key: str, id: str, source: str, time: str, subject: str | None = None
 ) -> Record:
-    """Make the record of an event. ``id`` is deterministic, so that a consumer can drop repeats.
+    """Return the record of an event. Give a deterministic ``id``, so that a consumer can drop repeats.
 
     ``source`` names the service, as a URI reference (``/everyrun/bridge``); ``time`` is RFC 3339 UTC.
     """
@@ -66,7 +75,7 @@ def _fixed(kind: str, source: str) -> tuple[tuple[str, bytes], ...]:
 
 
 def header(headers: Headers, name: str) -> str:
-    """The value of one header as text, or '' where it is absent or not UTF-8."""
+    """Return the value of a header as text; '' if it is absent. Invalid UTF-8 becomes U+FFFD."""
     for key, value in headers:
         if key == name:
             return value.decode("utf-8", "replace") if value else ""
@@ -74,8 +83,8 @@ def header(headers: Headers, name: str) -> str:
 
 
 def timestamp(moment: datetime | float) -> str:
-    """A time (aware datetime, or Unix seconds) as RFC 3339 UTC with milliseconds."""
+    """Return a time (aware datetime, or Unix seconds) as RFC 3339 UTC with milliseconds."""
     if not isinstance(moment, datetime):
         moment = datetime.fromtimestamp(moment, UTC)
-    # strftime, which reads better, takes ten times as long; this is asked several times a record.
+    # strftime would take ten times as long, and this runs several times for each record.
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"

@@ -1,25 +1,59 @@
-"""From a WorkflowRun as Extend gave it to the ``run-observed`` record; the same for webhooks and for polls."""
+"""Turn what Extend sends, a signed webhook or a polled run, into records of the log. Pure: no I/O, no clock.
+
+Webhooks and polls make the same ``run-observed`` event of a run. A webhook that cannot be understood becomes a record
+of the quarantine, byte for byte.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+import hashlib
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
 from everyrun.log.cloudevents import Record, record
-from everyrun.log.events import RunObserved
+from everyrun.log.events import DeliveryDeferred, RunObserved
 from everyrun.log.keys import run_key
+from everyrun.log.quarantine import quarantined
 
-#: A run over this is kept without its steps and files, so that the event fits a record of 16 MiB.
+#: The CloudEvents source of webhooks. A webhook understood only later has the same source, so it is the same record.
+SERVICE = "/everyrun/bridge"
+
+#: The only event of a workflow subscription whose payload is a step, not a run (SDK 1.20.0, types/webhook_event.py).
+STEP_EVENT = "workflow_run.step_run.processed"
+
+#: Limits on what is kept of a quarantined webhook's headers: their number, and the characters of each.
+_HEADERS_KEPT, _HEADER_CHARACTERS = 40, 500
+
+#: What the doctor posts to find out if a bridge listens and knows the secret. Extend never sends this event.
+SELF_TEST_EVENT = "everyrun.self_test"
+SELF_TEST = b'{"eventId":"everyrun-self-test","eventType":"everyrun.self_test","payload":{}}'
+SELF_TEST_ANSWER = {"status": "self-test"}
+
+#: A larger run is stored without its steps and files, so that the event fits a record of 16 MiB.
 MAX_RUN_BYTES = 15 << 20
 
+Outcome = Literal["observed", "deferred", "step", "self_test", "quarantined"]
 
-class NotARunError(Exception):
+
+class Interpretation(NamedTuple):
+    """How to count a webhook, and the record to write; None if the webhook is dropped."""
+
+    outcome: Outcome
+    record: Record | None
+
+
+class InvalidWebhookError(Exception):
+    """The body is none of Extend's events about runs; the text says why."""
+
+
+class InvalidRunError(Exception):
     """The JSON is no WorkflowRun; the text says why."""
 
 
 class RunHead(msgspec.Struct, frozen=True):
-    """What is read of a run before it is written to the log; the rest is not looked at."""
+    """The fields of a run that are read before it is written to the log."""
 
     object: str
     id: str
@@ -28,28 +62,122 @@ class RunHead(msgspec.Struct, frozen=True):
     metadata: msgspec.Raw = msgspec.Raw(b"{}")
 
 
+class _Envelope(msgspec.Struct):
+    payload: msgspec.Raw
+    eventId: str | None = None  # noqa: N815
+    eventType: str | None = None  # noqa: N815
+
+
+class _Kind(msgspec.Struct):
+    object: Any = None
+
+
+class _Link(msgspec.Struct):
+    data: str
+    id: str
+    metadata: Any = None
+
+
+_envelope = msgspec.json.Decoder(_Envelope)
+_kind = msgspec.json.Decoder(_Kind)
+_link = msgspec.json.Decoder(_Link)
 _head = msgspec.json.Decoder(RunHead)
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _encode = msgspec.json.Encoder().encode
 
 
+def interpret(body: bytes, headers: Iterable[tuple[bytes, bytes]], time: str) -> Interpretation:
+    """Return what a signed body means, whatever bytes it has. Never raises.
+
+    ``time`` is when the bridge received it, RFC 3339. Event ids depend on the body alone, so a repeated delivery has
+    the same id.
+    """
+    try:
+        return understand(body, time)
+    except InvalidWebhookError as error:
+        reason = str(error)
+    kept = [
+        (name.decode("latin-1"), value.decode("latin-1")[:_HEADER_CHARACTERS])
+        for name, value in list(headers)[:_HEADERS_KEPT]
+    ]
+    source = f"webhook/{hashlib.sha256(body).hexdigest()}"
+    return Interpretation(
+        "quarantined",
+        quarantined(source=source, topic="webhook", reason=reason, raw=body, headers=kept, time=time, service=SERVICE),
+    )
+
+
+def understand(body: bytes, time: str) -> Interpretation:
+    """Return the same as ``interpret``, but raise InvalidWebhookError for a body that belongs in the quarantine."""
+    try:
+        return _understood(body, time)
+    except InvalidRunError as error:
+        raise InvalidWebhookError(str(error)) from None
+    except UnicodeError:
+        raise InvalidWebhookError("not UTF-8 text") from None
+    except msgspec.DecodeError as error:
+        raise InvalidWebhookError(f"not a webhook event: {error}") from None
+    except RecursionError:
+        raise InvalidWebhookError("not a webhook event: nested too deeply") from None
+
+
+def _understood(body: bytes, time: str) -> Interpretation:
+    body.decode()  # msgspec does not validate the UTF-8 of what it passes through as Raw.
+    event = _envelope.decode(body)
+    if event.eventType == SELF_TEST_EVENT:
+        return Interpretation("self_test", None)
+    if event.eventType is not None and not event.eventType.startswith("workflow_run."):
+        raise InvalidWebhookError(f"event type not for workflows: {event.eventType[:80]}")
+    kind = _kind.decode(event.payload).object
+    if kind == "workflow_step_run" or (event.eventType == STEP_EVENT and kind != "workflow_run"):
+        return Interpretation("step", None)
+    event_id = event.eventId or f"webhook-{hashlib.sha256(body).hexdigest()}"
+    if kind == "signed_data_url":
+        return Interpretation("deferred", _deferred(event, event_id, time))
+    head = read_head(event.payload)
+    run = observed(
+        bytes(event.payload),
+        head,
+        source="webhook",
+        id=event_id,
+        time=time,
+        service=SERVICE,
+        event_type=event.eventType,
+    )
+    return Interpretation("observed", run)
+
+
+def _deferred(event: _Envelope, event_id: str, time: str) -> Record:
+    link = _link.decode(event.payload)
+    if not link.id:
+        raise InvalidWebhookError("a signed link without a run id")
+    deferred = DeliveryDeferred(
+        # The SDK assumes the same type for an event without one.
+        event_type=event.eventType or "workflow_run.completed",
+        run_id=link.id,
+        url=link.data,
+        metadata=link.metadata if isinstance(link.metadata, dict) else None,
+    )
+    return record("deliveries", deferred, key=link.id, id=event_id, source=SERVICE, time=time)
+
+
 def read_head(run: bytes | msgspec.Raw) -> RunHead:
-    """The head of a WorkflowRun (SDK 1.20.0, types/workflow_run.py). Raises NotARunError."""
+    """Return the head of a WorkflowRun (SDK 1.20.0, types/workflow_run.py). Raises InvalidRunError."""
     try:
         head = _head.decode(run)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        raise NotARunError(f"not a workflow run: {error}") from None
+        raise InvalidRunError(f"not a workflow run: {error}") from None
     if head.object != "workflow_run":
-        raise NotARunError(f"not a workflow run but a {head.object[:40]}")
+        raise InvalidRunError(f"not a workflow run but a {head.object[:40]}")
     if not head.id:
-        raise NotARunError("the run's id is empty")
+        raise InvalidRunError("the run's id is empty")
     return head
 
 
 def fit(run: bytes) -> tuple[bytes, bool]:
-    """The run as it is, and False; one over MAX_RUN_BYTES with ``stepRuns`` and ``files`` emptied, and True.
+    """Return the run, and if it was truncated: over MAX_RUN_BYTES, ``stepRuns`` and ``files`` are emptied.
 
-    Raises NotARunError where it is too large even so.
+    Raises InvalidRunError if the run is too large even so.
     """
     if len(run) <= MAX_RUN_BYTES:
         return run, False
@@ -57,7 +185,7 @@ def fit(run: bytes) -> tuple[bytes, bool]:
     fields.update(stepRuns=msgspec.Raw(b"[]"), files=msgspec.Raw(b"[]"))
     head = _encode(fields)
     if len(head) > MAX_RUN_BYTES:
-        raise NotARunError(f"the run has {len(run)} bytes, and {len(head)} without steps and files")
+        raise InvalidRunError(f"the run has {len(run)} bytes, and {len(head)} without steps and files")
     return head, True
 
 
@@ -71,9 +199,9 @@ def observed(
     service: str,
     event_type: str | None = None,
 ) -> Record:
-    """The record for ``runs``: the run byte for byte unless it is too large. Key: :func:`run_key`.
+    """Return the ``run-observed`` record: the run byte for byte unless it is too large. Its key is :func:`run_key`.
 
-    ``time`` is the CloudEvents time: when the bridge received the webhook, or when the poll asked. Raises NotARunError.
+    ``time`` is when the bridge received the webhook, or when the poll sent its request. Raises InvalidRunError.
     """
     kept, truncated = fit(run)
     event = RunObserved(source=source, run=msgspec.Raw(kept), event_type=event_type, truncated=truncated)

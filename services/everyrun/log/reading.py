@@ -1,129 +1,290 @@
-"""Reading known stretches of many partitions at once, without a consumer group; gaps in the offsets do no harm."""
+"""Read the log without a consumer group: ranges of offsets, single offsets, and where each partition begins and ends.
+
+Topics are given by their short names, without ``EVERYRUN_TOPIC_PREFIX``. Every function raises
+aiokafka.errors.KafkaError if Kafka does not answer or a topic does not exist: a partition left out of an answer would
+look like an empty one.
+"""
 
 from __future__ import annotations
 
+import asyncio
+from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import for_code
 
 from everyrun.log.connection import connection
-from everyrun.log.reader import partitions
 from everyrun.settings import Settings
 
-Position = tuple[str, int]
+Partition = tuple[str, int]
 """A partition: (short topic name, number)."""
 
-Range = tuple[int, int]
-"""Offsets, from the first up to, without, the second."""
+OffsetRange = tuple[int, int]
+"""The first offset, and the offset after the last."""
+
+RecordKey = tuple[str, int, int]
+"""A record: (short topic name, partition, offset)."""
 
 
-class Stretch(NamedTuple):
-    """Some records of a partition in order, and the offset that reading goes on from. There may be no record."""
+class LogRecord(Protocol):
+    """A record as aiokafka reads it."""
+
+    @property
+    def topic(self) -> str:
+        """The topic, with the prefix."""
+
+    @property
+    def partition(self) -> int:
+        """The number of its partition."""
+
+    @property
+    def offset(self) -> int:
+        """Its offset there."""
+
+    @property
+    def key(self) -> bytes | None:
+        """Its key."""
+
+    @property
+    def value(self) -> bytes | None:
+        """Its value."""
+
+    @property
+    def headers(self) -> Sequence[tuple[str, bytes]]:
+        """Its headers."""
+
+    @property
+    def timestamp(self) -> int:
+        """When it was appended, in milliseconds since 1970."""
+
+
+class Poll(NamedTuple):
+    """Records of one partition, in order and without a gap; at least one."""
 
     topic: str
     partition: int
-    records: Sequence[Any]
+    records: Sequence[LogRecord]
+
+    @property
+    def first(self) -> int:
+        """Offset of the first record."""
+        return self.records[0].offset
+
+    @property
+    def end(self) -> int:
+        """Offset after the last record."""
+        return self.records[-1].offset + 1
+
+
+class RecordRange(NamedTuple):
+    """Records of a partition in order, possibly none, and the offset where reading continues."""
+
+    topic: str
+    partition: int
+    records: Sequence[LogRecord]
     next_offset: int
 
 
 async def read_ranges(
-    settings: Settings, ranges: Mapping[Position, Range], *, max_records: int = 5000
-) -> AsyncIterator[Stretch]:
-    """The records within the ranges; each partition in order, the partitions as they come.
+    settings: Settings, ranges: Mapping[Partition, OffsetRange], *, max_records: int = 5000
+) -> AsyncIterator[RecordRange]:
+    """Yield the records within the ranges: each partition in order, the partitions interleaved.
 
-    The last stretch of each partition has the range's end as ``next_offset``. Waits where the log ends before it.
-    Raises aiokafka.errors.KafkaError where Kafka does not answer, or no longer has an offset asked for.
+    The last yield of each partition has the range's end as ``next_offset``. Waits if the log ends before the range.
+    Raises KafkaError if Kafka no longer has an offset of the range.
     """
-    wanted = {
+    remaining = {
         TopicPartition(settings.topic(topic), number): (topic, first, end)
         for (topic, number), (first, end) in ranges.items()
         if first < end
     }
-    if not wanted:
+    if not remaining:
+        # Do not even start a consumer: aiokafka raises CancelledError if one is stopped right after its start.
         return
-    consumer = AIOKafkaConsumer(
-        **connection(settings),
-        enable_auto_commit=False,
-        auto_offset_reset="none",
-        max_partition_fetch_bytes=4 << 20,
-    )
-    await consumer.start()
-    try:
-        consumer.assign(list(wanted))
-        for part, (_, first, _) in wanted.items():
+    async with _consumer(settings, max_partition_fetch_bytes=4 << 20) as consumer:
+        consumer.assign(list(remaining))
+        for part, (_, first, _) in remaining.items():
             consumer.seek(part, first)
-        while wanted:
-            found = await consumer.getmany(timeout_ms=200, max_records=max_records)
-            # A compacted topic has offsets without records: then only the position says that the end is reached.
-            for part in [part for part in wanted if part in found or await _at_end(consumer, part, wanted[part][2])]:
-                topic, _, end = wanted[part]
-                records = found.get(part, [])
+        while remaining:
+            fetched = await consumer.getmany(timeout_ms=200, max_records=max_records)
+            # Compaction and transaction markers leave offsets without records: only the position shows the end.
+            for part in [p for p in remaining if p in fetched or await consumer.position(p) >= remaining[p][2]]:
+                topic, _, end = remaining[part]
+                records = fetched.get(part, [])
                 if records and records[-1].offset >= end:
                     records = [record for record in records if record.offset < end]
                 position = min(await consumer.position(part), end)
                 if position == end:
                     consumer.pause(part)
-                    del wanted[part]
-                yield Stretch(topic, part.partition, records, position)
+                    del remaining[part]
+                yield RecordRange(topic, part.partition, records, position)
+
+
+async def read_polls(settings: Settings, partition: Partition, start: int, end: int) -> AsyncIterator[Poll]:
+    """Yield the records of one partition from ``start`` up to, but not including, ``end``.
+
+    The last offsets of the range may hold no record, so the last poll may end before ``end``. Waits if the log does.
+    """
+    async for found in read_ranges(settings, {partition: (start, end)}, max_records=2000):
+        if found.records:
+            yield Poll(found.topic, found.partition, found.records)
+
+
+class RecordReader:
+    """Reads single records by offset, seeking over the records between. Use as an async context manager.
+
+    Calls share one consumer and take turns.
+    """
+
+    #: Bytes that Kafka returns at most for one partition; a single larger record is still returned.
+    _FETCH_BYTES = 64 << 10
+    #: If the next wanted offset is at most this far ahead, reading on is faster than a new fetch.
+    _READ_ON = 200
+
+    def __init__(self, settings: Settings, topics: Iterable[str]) -> None:
+        self._settings = settings
+        self._topics = tuple(topics)
+        self._turn = asyncio.Lock()
+        self._parts: dict[Partition, TopicPartition] = {}
+        self._consumer = AIOKafkaConsumer(
+            **connection(settings),
+            enable_auto_commit=False,
+            auto_offset_reset="none",
+            max_partition_fetch_bytes=self._FETCH_BYTES,
+            fetch_max_wait_ms=5,
+        )
+
+    async def __aenter__(self) -> RecordReader:
+        await self._consumer.start()
+        try:
+            known = await partitions(self._settings, self._topics)
+            self._parts = {partition: part for part, partition in known.items()}
+            # Assign all partitions once and pause them: each new assignment would fetch metadata.
+            self._consumer.assign(list(known))
+            for part in known:
+                self._consumer.seek(part, 0)
+            self._consumer.pause(*known)
+        except BaseException:
+            await self._consumer.stop()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._consumer.stop()
+
+    async def ends(self) -> dict[Partition, int]:
+        """Return the current end of each partition."""
+        ends = await self._consumer.end_offsets(list(self._parts.values()))
+        return {partition: ends[part] for partition, part in self._parts.items()}
+
+    async def read(self, keys: Iterable[RecordKey]) -> dict[RecordKey, LogRecord]:
+        """Return the records by (short topic name, partition, offset). A compacted record is left out."""
+        wanted: dict[Partition, list[int]] = defaultdict(list)
+        for topic, partition, offset in sorted(keys):
+            wanted[topic, partition].append(offset)
+        if not wanted:
+            return {}
+        async with self._turn:
+            return await self._read(wanted)
+
+    async def _read(self, wanted: dict[Partition, list[int]]) -> dict[RecordKey, LogRecord]:
+        partition_of = {self._parts[partition]: partition for partition in wanted}
+        remaining = {part: list(wanted[partition]) for part, partition in partition_of.items()}
+        for part, offsets in remaining.items():
+            self._consumer.seek(part, offsets[0])
+        self._consumer.resume(*remaining)
+        found: dict[RecordKey, LogRecord] = {}
+        while remaining:
+            for part, records in (await self._consumer.getmany(timeout_ms=1000)).items():
+                if part not in remaining:
+                    continue
+                by_offset = {record.offset: record for record in records}
+                reached, offsets = records[-1].offset + 1, remaining[part]
+                for offset in offsets:
+                    if offset in by_offset:
+                        found[(*partition_of[part], offset)] = by_offset[offset]
+                later = [offset for offset in offsets if offset >= reached]
+                if not later:
+                    self._consumer.pause(part)
+                    del remaining[part]
+                    continue
+                remaining[part] = later
+                if later[0] - reached > self._READ_ON:
+                    self._consumer.seek(part, later[0])
+        return found
+
+
+async def partitions(settings: Settings, topics: Iterable[str]) -> dict[TopicPartition, Partition]:
+    """Return every partition of the topics, by aiokafka's name for it."""
+    names = {settings.topic(topic): topic for topic in topics}
+    admin = AIOKafkaAdminClient(**connection(settings))
+    await admin.start()
+    try:
+        described = await admin.describe_topics(sorted(names))
     finally:
-        await consumer.stop()
-
-
-async def _at_end(consumer: AIOKafkaConsumer, part: TopicPartition, end: int) -> bool:
-    return int(await consumer.position(part)) >= end
+        await admin.close()
+    for topic in described:
+        if topic["error_code"]:
+            raise for_code(topic["error_code"])(f"topic {topic['topic']}")
+    return {
+        TopicPartition(topic["topic"], part["partition"]): (names[topic["topic"]], part["partition"])
+        for topic in described
+        for part in topic["partitions"]
+    }
 
 
 class Bounds(NamedTuple):
-    """Where each partition begins and ends now."""
+    """The first offset of each partition, and its end."""
 
-    first: dict[Position, int]
-    end: dict[Position, int]
+    first: dict[Partition, int]
+    end: dict[Partition, int]
 
 
 async def bounds(settings: Settings, topics: Iterable[str]) -> Bounds:
-    """The first offset and the end of each partition of the topics (short names).
+    """Return the current first offset and end of each partition."""
+    known = await partitions(settings, topics)
+    async with _consumer(settings) as consumer:
+        first = await consumer.beginning_offsets(list(known))
+        end = await consumer.end_offsets(list(known))
+    return Bounds({known[p]: o for p, o in first.items()}, {known[p]: o for p, o in end.items()})
 
-    Raises aiokafka.errors.KafkaError where Kafka does not answer, or a topic is not there.
-    """
-    wanted = await partitions(settings, topics)
-    async with _Asking(settings) as consumer:
-        first = await consumer.beginning_offsets(list(wanted))
-        end = await consumer.end_offsets(list(wanted))
-    return Bounds({wanted[p]: o for p, o in first.items()}, {wanted[p]: o for p, o in end.items()})
+
+async def end_offsets(settings: Settings, topics: Iterable[str]) -> dict[Partition, int]:
+    """Return the current end of each partition: the offset that its next record will have."""
+    known = await partitions(settings, topics)
+    async with _consumer(settings) as consumer:
+        ends = await consumer.end_offsets(list(known))
+    return {known[part]: end for part, end in ends.items()}
+
+
+async def offsets_at(settings: Settings, topics: Iterable[str], moment: datetime) -> dict[Partition, int]:
+    """Return for each partition the first offset appended at or after the moment, or the end if there is none."""
+    known = await partitions(settings, topics)
+    async with _consumer(settings) as consumer:
+        # Ask for the ends first: a record appended between the two requests is later than the moment.
+        end = await consumer.end_offsets(list(known))
+        found = await consumer.offsets_for_times(dict.fromkeys(known, milliseconds(moment)))
+    return {partition: found[part].offset if found[part] else end[part] for part, partition in known.items()}
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def milliseconds(moment: datetime) -> int:
-    """The first of Kafka's timestamps that is at or after the moment."""
+    """Return the moment as a Kafka timestamp, rounded up."""
     return -((_EPOCH - moment) // timedelta(milliseconds=1))
 
 
-async def offsets_at(settings: Settings, topics: Iterable[str], moment: datetime) -> dict[Position, int]:
-    """For each partition the first offset that was appended at or after the moment; the end where there is none.
-
-    Raises aiokafka.errors.KafkaError where Kafka does not answer, or a topic is not there.
-    """
-    wanted = await partitions(settings, topics)
-    async with _Asking(settings) as consumer:
-        # The ends first: what is appended between the two questions lies after the moment.
-        end = await consumer.end_offsets(list(wanted))
-        found = await consumer.offsets_for_times(dict.fromkeys(wanted, milliseconds(moment)))
-    return {place: found[part].offset if found[part] else end[part] for part, place in wanted.items()}
-
-
-class _Asking:
-    """A consumer that only asks for offsets."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._consumer = AIOKafkaConsumer(**connection(settings))
-
-    async def __aenter__(self) -> AIOKafkaConsumer:
-        await self._consumer.start()
-        return self._consumer
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._consumer.stop()
+@asynccontextmanager
+async def _consumer(settings: Settings, **options: int) -> AsyncIterator[AIOKafkaConsumer]:
+    consumer = AIOKafkaConsumer(**connection(settings), enable_auto_commit=False, auto_offset_reset="none", **options)
+    await consumer.start()
+    try:
+        yield consumer
+    finally:
+        await consumer.stop()

@@ -214,7 +214,7 @@ async def check(settings: Settings) -> None:
         raise TopicsError("\n".join(problems))
 
 
-async def keep_looking(settings: Settings, health: Health, every: float = _EVERY) -> None:
+async def keep_checking(settings: Settings, health: Health, every: float = _EVERY) -> None:
     """Compare again and again, for ever: readyz says so if Kafka is unavailable, or a topic is gone or changed."""
     while True:
         await _look(settings, health)
@@ -240,7 +240,7 @@ async def _look(settings: Settings, health: Health) -> bool:
     return False
 
 
-async def wait_until_right(settings: Settings, health: Health) -> None:
+async def wait_until_valid(settings: Settings, health: Health) -> None:
     """Return when Kafka answers and the topics are as declared; until then say in readyz what is in the way."""
     wait = 0.2
     while not await _look(settings, health):

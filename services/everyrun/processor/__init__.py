@@ -1,1 +1,1 @@
-"""The processor: a Faust app that feeds the projection and publishes what it makes of the log."""
+"""The processor: a Faust app that applies the log to the result tables and publishes results and reports."""

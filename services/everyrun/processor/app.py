@@ -1,4 +1,4 @@
-"""The processor's process: Faust reads the log, the projection takes it in, the state is published, Faust commits."""
+"""Run the processor: Faust reads the log, the projection applies it, the state is published, and Faust commits."""
 
 from __future__ import annotations
 
@@ -16,21 +16,19 @@ import faust
 from everyrun.failpoints import hit
 from everyrun.health import Health
 from everyrun.log import topics
-from everyrun.log.connection import tls
+from everyrun.log.batching import group_by_weight, join_polls, size_of
 from everyrun.log.producer import Producer
+from everyrun.log.reading import Partition, Poll
 from everyrun.memory import collect_seldom
-from everyrun.processor.backfill import INPUTS, Healer
-from everyrun.processor.commits import Transport
-from everyrun.processor.fetching import MAX_RECORDS
+from everyrun.processor.backfill import INPUTS, Backfill, recreate_schema
+from everyrun.processor.faust_adapter import faust_app
 from everyrun.processor.metrics import Metrics
-from everyrun.processor.polls import WholePolls, joined, transactions
 from everyrun.processor.publisher import Publisher
-from everyrun.processor.stall_watchdog import Watch
+from everyrun.processor.stall_watchdog import StallWatchdog
 from everyrun.projection import tables
 from everyrun.projection.apply import Applied
 from everyrun.projection.feed import Feed
-from everyrun.projection.offsets import ForeignLogError, Position, greatest
-from everyrun.projection.schema import remake
+from everyrun.projection.offsets import ForeignLogError, greatest
 from everyrun.redact import describe
 from everyrun.serve import http_server, run_service, with_health
 from everyrun.settings import Settings
@@ -39,95 +37,51 @@ from everyrun.telemetry import log
 
 _log = log(__name__)
 
-#: Polls taken into one transaction at most, and how long to wait for more, in seconds.
+#: Maximum polls in one transaction, and seconds to wait for more of them.
 _POLLS, _WITHIN = 8, 0.01
-#: Bytes of values in one transaction at most; a poll that is larger is one by itself.
+#: Maximum bytes of values in one transaction; a larger poll is applied alone.
 _BYTES = 16 << 20
-#: Transactions whose state is still being published.
+#: Maximum transactions whose state is still being published.
 _UNPUBLISHED = 2
 _STOP_WITHIN = 6.0
 
 
-def _credentials(settings: Settings) -> Any:
-    context = tls(settings)
-    if settings.kafka_security_protocol.startswith("SASL"):
-        return faust.SASLCredentials(
-            mechanism=settings.kafka_sasl_mechanism,
-            username=settings.kafka_username,
-            password=settings.kafka_password.get_secret_value(),
-            ssl_context=context,
-        )
-    return None if context is None else faust.SSLCredentials(context)
-
-
-def faust_app(settings: Settings) -> faust.App:
-    """Faust set up so that a killed worker's partitions move within seconds (the defaults stall for minutes)."""
-    app = faust.App(
-        settings.topic_prefix + "processor",
-        broker=["kafka://" + broker for broker in settings.kafka_bootstrap.split(",")],
-        broker_credentials=_credentials(settings),
-        store="memory://",
-        # Faust makes a folder for tables, of which there are none.
-        datadir=str(settings.data_dir / "faust"),
-        web_enabled=False,
-        # There are no tables; but only with standbys does Faust use its own assignor, which gives partition p of
-        # batches and of runs to one worker. Round robin would not.
-        table_standby_replicas=1,
-        topic_disable_leader=True,
-        topic_allow_declare=False,
-        key_serializer="raw",
-        value_serializer="raw",
-        consumer_auto_offset_reset="earliest",
-        consumer_max_fetch_size=4 << 20,
-        stream_buffer_maxsize=16,
-        stream_wait_empty=False,
-        broker_session_timeout=10,
-        broker_heartbeat_interval=2,
-        broker_rebalance_timeout=20,
-        broker_request_timeout=30,
-        broker_commit_interval=1,
-        # Else a reading has all records that were fetched: of a log that compresses well, hundreds of megabytes.
-        broker_max_poll_records=MAX_RECORDS,
-        ConsumerScheduler=WholePolls,
-        loghandlers=[],
-    )
-    app.transport = Transport(app.conf.broker_consumer, app)
-    return app
-
-
 class Processor:
-    """Carries polls from Faust into the tables and acknowledges them in order, after commit and publishing."""
+    """Carries polls from Faust into the tables. Acknowledges them in order, after the commit and the publishing."""
 
     def __init__(self, settings: Settings, feed: Feed, publisher: Publisher, health: Health) -> None:
-        self._settings = settings
+        self._prefix = settings.topic_prefix
         self._feed = feed
         self._publisher = publisher
         self._health = health
         self._finishing: deque[asyncio.Task[None]] = deque()
-        #: How far the group has come: of our own partitions now, of the others when they were last assigned.
-        self.acknowledged: dict[Position, int] = {}
-        #: Whether that is known of the partitions as they are assigned now. Faust tells of an assignment and fetches
-        #: at the same time, and what comes first must not be joined with tables that are behind.
-        self.informed = asyncio.Event()
+        #: How far the group has come: current for our own partitions, as of the last assignment for the others.
+        self.acknowledged: dict[Partition, int] = {}
+        #: Set once ``acknowledged`` is loaded for the current assignment. Faust fetches while it announces an
+        #: assignment, and what it fetches first must not be joined with tables that lag.
+        self.offsets_loaded = asyncio.Event()
 
     async def agent(self, stream: Any) -> None:
-        """The Faust agent. Ends the process on an error it has no answer to: Faust would commit what failed."""
+        """Run the Faust agent. Ends the process on an unexpected error: Faust would commit records that failed."""
         try:
-            async for taken in stream.noack_take(_POLLS, within=_WITHIN):
-                for events in transactions(taken, _BYTES):
-                    await self._take(events)
+            async for fetched in stream.noack_take(_POLLS, within=_WITHIN):
+                for events in group_by_weight(fetched, lambda event: size_of(event.value), _BYTES):
+                    await self._process(events)
         except ForeignLogError as error:
             self.give_up(str(error))
         except Exception:
             _log.exception("the agent failed")
             self.give_up("the agent failed; see the log")
 
-    async def _take(self, events: list[Any]) -> None:
-        """Apply in one transaction; publishing goes on beside what comes next."""
+    async def _process(self, events: list[Any]) -> None:
+        """Apply in one transaction. Publishing runs beside the next transaction."""
         while len(self._finishing) >= _UNPUBLISHED:
             await self._finishing.popleft()
-        polls = joined((event.value for event in events), self._settings.topic_prefix)
-        await self.informed.wait()
+        polls = join_polls(
+            Poll(event.value[0].topic.removeprefix(self._prefix), event.value[0].partition, event.value)
+            for event in events
+        )
+        await self.offsets_loaded.wait()
         applied = await self._feed.apply(polls, lambda: self.acknowledged)
         before = self._finishing[-1] if self._finishing else None
         ends = {(poll.topic, poll.partition): poll.end for poll in polls}
@@ -138,9 +92,9 @@ class Processor:
         before: asyncio.Task[None] | None,
         applied: list[Applied],
         events: list[Any],
-        ends: dict[Position, int],
+        ends: dict[Partition, int],
     ) -> None:
-        """Publish, then acknowledge, after everything taken before has been."""
+        """Publish and acknowledge, after the transaction ``before`` is acknowledged."""
         try:
             if before is not None:
                 await before
@@ -157,51 +111,50 @@ class Processor:
             self.give_up("publishing failed; see the log")
 
     def give_up(self, why: str) -> None:
-        """End the process, so that it is started anew: what is not acknowledged is read again."""
+        """End the process, so that it is restarted and reads again what is not acknowledged."""
         _log.error("ending this process", reason=why)
         self._health.fail(why)
         os._exit(1)
 
 
-async def until_ended(stop: asyncio.Event, standing: Mapping[str, Coroutine[Any, Any, Any]]) -> str | None:
-    """Run what stands for ever, each under its name, until ``stop`` is set; all are cancelled at the end.
+async def until_ended(stop: asyncio.Event, tasks: Mapping[str, Coroutine[Any, Any, Any]]) -> str | None:
+    """Run endless tasks, given by name, until ``stop`` is set, and return None. All are cancelled at the end.
 
-    Returns None then; where one of them ends before, which it never should, which one and why: without it the process
-    would go on half blind.
+    If a task ends before that, returns which one and why: the process cannot continue without it.
     """
     stopping = asyncio.create_task(stop.wait())
-    tasks = {asyncio.create_task(work): name for name, work in standing.items()}
+    running = {asyncio.create_task(work): name for name, work in tasks.items()}
     try:
-        done, _ = await asyncio.wait({stopping, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait({stopping, *running}, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for task in (stopping, *tasks):
+        for task in (stopping, *running):
             task.cancel()
     if stop.is_set():
         return None
-    task = next(task for task in done if task in tasks)
+    task = next(task for task in done if task in running)
     error = None if task.cancelled() else task.exception()
     if error is not None:
-        _log.error("an error without an answer", task=tasks[task], exc_info=error)
-    return f"{tasks[task]} ended by itself" + (f": {describe(error)}" if error is not None else "")
+        _log.error("a task failed", task=running[task], exc_info=error)
+    return f"{running[task]} ended by itself" + (f": {describe(error)}" if error is not None else "")
 
 
-def inform(app: faust.App, healer: Healer, processor: Processor, health: Health) -> None:
-    """Have the processor know at each assignment how far the group has come, before it applies anything."""
+def load_offsets_when_assigned(app: faust.App, backfill: Backfill, processor: Processor, health: Health) -> None:
+    """Make the processor load the group's offsets at each assignment, before it applies anything."""
 
     async def on_assigned(_app: Any, *_arguments: Any, **_: Any) -> None:
-        await healer.assigned()
-        processor.informed.set()
+        await backfill.load_group_offsets()
+        processor.offsets_loaded.set()
         health.ready("partitions")
 
     async def on_revoked(_app: Any, *_arguments: Any, **_: Any) -> None:
-        processor.informed.clear()
+        processor.offsets_loaded.clear()
 
     app.on_partitions_assigned.connect(on_assigned, weak=False)  # type: ignore[arg-type]
     app.on_partitions_revoked.connect(on_revoked, weak=False)  # type: ignore[arg-type]
 
 
 async def _pool(settings: Settings, health: Health, stop: asyncio.Event) -> asyncpg.Pool | None:
-    """Connections to the tables, once the database answers; None where ``stop`` is set before."""
+    """Return connections to the tables once the database answers; None if ``stop`` is set first."""
     while not stop.is_set():
         try:
             return await open_pool(
@@ -220,7 +173,7 @@ async def _pool(settings: Settings, health: Health, stop: asyncio.Event) -> asyn
 
 
 async def _main(settings: Settings, stop: asyncio.Event) -> None:
-    # Nobody calls it. What is asked of it is to bring the log into the tables: it needs both.
+    # The processor has no callers. Its task is to bring the log into the tables, so it needs both to be ready.
     health, metrics = Health("kafka", "database", "topics", "tables", "partitions"), Metrics()
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(
@@ -228,17 +181,17 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
                 settings.processor_listen, with_health(health, None, metrics.registry), keep_alive=settings.keep_alive
             )
         )
-        await topics.wait_until_right(settings, health)
+        await topics.wait_until_valid(settings, health)
         identity = await topics.identity(settings)
         opened = await _pool(settings, health, stop)
         if opened is None:
             return
         pool = await stack.enter_async_context(opened)
         producer = await stack.enter_async_context(Producer(settings, linger_ms=5, compression="zstd"))
-        feed = Feed(settings, pool, identity, producer, health, partial(remake, settings))
+        feed = Feed(settings, pool, identity, producer, health, partial(recreate_schema, settings))
         processor = Processor(settings, feed, Publisher(pool, identity, producer, feed), health)
-        healer = Healer(settings, pool, identity, feed, processor, health)
-        await healer.until_ours(stop)
+        backfill = Backfill(settings, pool, identity, feed, processor, health)
+        await backfill.wait_for_own_log(stop)
         if stop.is_set():
             return
         settings.data_dir.mkdir(parents=True, exist_ok=True)
@@ -247,9 +200,9 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
             processor.agent
         )
 
-        inform(app, healer, processor, health)
+        load_offsets_when_assigned(app, backfill, processor, health)
         await app.start()
-        watch = Watch(
+        watchdog = StallWatchdog(
             settings,
             metrics,
             health,
@@ -262,15 +215,15 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
             stop,
             {
                 "Faust": app.wait_until_stopped(),
-                "healing": healer.run(),
-                "the watch": watch.run(INPUTS),
-                "looking at the topics": topics.keep_looking(settings, health),
+                "the backfill": backfill.run(),
+                "the stall watchdog": watchdog.run(INPUTS),
+                "the check of the topics": topics.keep_checking(settings, health),
             },
         )
         if ended is not None:
             crash = f": {app.crash_reason}" if app.crash_reason else ""
             processor.give_up(ended + crash)
-        # A worker that waits for its agent can hang; what is not acknowledged is read again by the next.
+        # Stopping can hang while a worker waits for its agent. The next worker reads again what is not acknowledged.
         try:
             await asyncio.wait_for(app.stop(), _STOP_WITHIN)
         except TimeoutError:

@@ -1,4 +1,4 @@
-"""Tables that are behind what was acknowledged (a restored, emptied or replaced database) are brought up to it."""
+"""Backfill tables that lag behind what was acknowledged, because the database was restored, emptied or replaced."""
 
 from __future__ import annotations
 
@@ -6,41 +6,50 @@ import asyncio
 from typing import Protocol, cast
 
 import asyncpg
-from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
 
 from everyrun.health import Health
 from everyrun.log import topics
-from everyrun.log.connection import connection
-from everyrun.log.reader import end_offsets
-from everyrun.processor.published_offsets import Published
+from everyrun.log.reading import Partition, end_offsets
+from everyrun.processor.published_offsets import PublishedOffsets
 from everyrun.projection import offsets
-from everyrun.projection.feed import AWAY, Feed
-from everyrun.projection.offsets import ForeignLogError, Position, greatest
+from everyrun.projection.feed import UNAVAILABLE, Feed
+from everyrun.projection.offsets import ForeignLogError, greatest
+from everyrun.projection.tables import SCHEMA
 from everyrun.settings import Settings
+from everyrun.store.migrate import SCHEMAS, migrate
 from everyrun.telemetry import log
 
 _log = log(__name__)
 
 #: The topics that the tables are made of.
 INPUTS = ("batches", "runs", "deliveries", "quarantine")
-#: How often the tables are compared with what was acknowledged, in seconds.
+#: Seconds between two comparisons of the tables with what was acknowledged.
 _EVERY = 2.0
-#: Before a log that ends too early is believed, it is asked again after this long, in seconds.
-_AGAIN_AFTER = 1.0
+#: Seconds until the second look at a log that seems to end too early.
+_CONFIRM_AFTER = 1.0
+
+
+async def recreate_schema(settings: Settings) -> None:
+    """Run the migrations of the schema ``everyrun``, which was dropped. Safe to call from any number of workers.
+
+    dbmate takes a lock; nothing happens if the schema exists. Raises everyrun.store.migrate.MigrationError.
+    """
+    _log.warning("the schema was dropped; recreating it", schema=SCHEMA)
+    await asyncio.to_thread(migrate, settings.postgres_dsn.get_secret_value(), {SCHEMA: SCHEMAS[SCHEMA]})
 
 
 class Worker(Protocol):
-    """What the healer needs of the processor: what it acknowledged, and its end."""
+    """The part of the processor that the backfill uses."""
 
-    acknowledged: dict[Position, int]
+    acknowledged: dict[Partition, int]
 
     def give_up(self, why: str) -> None:
         """End the process."""
 
 
-class Healer:
-    """Compares the tables with what was acknowledged, and fills them from the log. It publishes nothing."""
+class Backfill:
+    """Compares the tables with what was acknowledged, and fills them from the log. Publishes nothing."""
 
     def __init__(
         self,
@@ -57,13 +66,13 @@ class Healer:
         self._feed = feed
         self._worker = worker
         self._health = health
-        self.published = Published(settings, pool, identity.cluster_id)
+        self.published = PublishedOffsets(settings, pool, identity.cluster_id)
 
-    async def until_ours(self, stop: asyncio.Event) -> None:
-        """Return when the tables are this log's, or ``stop`` is set; say in readyz and the log that they are not.
+    async def wait_for_own_log(self, stop: asyncio.Event) -> None:
+        """Return once the tables come from this log, or ``stop`` is set; report in readyz if they do not.
 
-        By then the group has its offsets back, if Kafka forgot them. Nothing is read meanwhile: records of another log
-        would pass for those that were applied already.
+        Also restores the group's offsets, if Kafka expired them. Nothing may be read before this returns: records of
+        another log would look like records that were applied already.
         """
         while not stop.is_set():
             try:
@@ -77,53 +86,47 @@ class Healer:
                 _log.error("refusing this Kafka", reason=str(error))
             except KafkaError as error:
                 self._health.not_ready("kafka", f"{type(error).__name__}: {error}")
-            except AWAY as error:
-                await self._feed.mend(error)
+            except UNAVAILABLE as error:
+                await self._feed.report_unavailable(error)
             await _sleep(stop, _EVERY)
 
-    async def assigned(self) -> None:
-        """Learn how far the group has come: what it acknowledged must be in the tables before anything more is.
+    async def load_group_offsets(self) -> None:
+        """Read how far the group has committed. The tables must hold that before anything more is applied.
 
-        A Kafka that was replaced makes the group anew, so this is where it is noticed: the process ends.
+        Call it at each assignment: a replaced Kafka recreates the group, so this is where a replacement shows. It ends
+        the process.
         """
         identity = await topics.identity(self._settings)
         if identity != self._identity:
             self._worker.give_up(f"Kafka was replaced, or its topics changed: {identity} was {self._identity}")
-        admin = AIOKafkaAdminClient(**connection(self._settings))
-        await admin.start()
-        try:
-            committed = await admin.list_consumer_group_offsets(self._settings.topic_prefix + "processor")
-        finally:
-            await admin.close()
-        prefix = self._settings.topic_prefix
-        known = {(tp.topic.removeprefix(prefix), tp.partition): meta.offset for tp, meta in committed.items()}
+        committed = await self.published.committed()
         try:
             ends = await end_offsets(self._settings, INPUTS)
         except UnknownTopicOrPartitionError:
-            # There is nothing to be acknowledged of a topic that is gone; once it is back, it is assigned anew.
+            # Nothing is acknowledged of a topic that was deleted. Once it exists again, it is assigned again.
             return
-        # What a worker acknowledged of a topic that was made anew since is nothing of this one, and never comes.
-        of_this_log = {place: offset for place, offset in known.items() if offset <= ends.get(place, -1)}
+        # Offsets beyond the end belong to a topic that was recreated since; they never come.
+        of_this_log = {p: offset for p, offset in committed.items() if offset <= ends.get(p, -1)}
         self._worker.acknowledged = greatest(self._worker.acknowledged, of_this_log)
 
     async def run(self) -> None:
-        """Compare every now and then, for ever."""
+        """Compare and fill every few seconds, for ever."""
         while True:
             try:
-                await self.heal()
+                await self.fill()
             except ForeignLogError as error:
                 self._worker.give_up(str(error))
             except KafkaError as error:
                 self._health.not_ready("kafka", f"{type(error).__name__}: {error}")
-            except AWAY as error:
-                await self._feed.mend(error)
+            except UNAVAILABLE as error:
+                await self._feed.report_unavailable(error)
             await asyncio.sleep(_EVERY)
 
-    async def heal(self) -> None:
-        """Fill what is missing below the acknowledged offsets; not ready meanwhile."""
-        # Read first: what is acknowledged meanwhile may be applied after the tables were asked.
+    async def fill(self) -> None:
+        """Fill what is missing below the acknowledged offsets. The worker is not ready meanwhile."""
+        # Copy first: what is acknowledged after the tables were read may be applied after that, too.
         acknowledged = dict(self._worker.acknowledged)
-        gaps = offsets.behind(await self._applied_of_this_log(), acknowledged)
+        gaps = offsets.missing(await self._applied_of_this_log(), acknowledged)
         self._health.ready("database")
         if gaps:
             count = sum(end - start for start, end in gaps.values())
@@ -132,15 +135,15 @@ class Healer:
         self._health.ready("tables")
         await self.published.keep(acknowledged)
 
-    async def _applied_of_this_log(self) -> dict[Position, int]:
-        """How far each partition is applied. Raises ForeignLogError where that cannot be of this log."""
+    async def _applied_of_this_log(self) -> dict[Partition, int]:
+        """Return how far each partition is applied. Raises ForeignLogError if the tables cannot be of this log."""
         async with self._pool.acquire() as connection:
-            applied = await offsets.positions(cast(asyncpg.Connection, connection), self._identity)
+            applied = await offsets.applied_offsets(cast(asyncpg.Connection, connection), self._identity)
         try:
             offsets.refuse_ahead(applied, await end_offsets(self._settings, INPUTS))
         except ForeignLogError:
-            # A broker that has just come back may know an older end for a moment.
-            await asyncio.sleep(_AGAIN_AFTER)
+            # A broker that has just restarted may return an older end for a moment.
+            await asyncio.sleep(_CONFIRM_AFTER)
             offsets.refuse_ahead(applied, await end_offsets(self._settings, INPUTS))
         return applied
 

@@ -1,4 +1,4 @@
-"""How far everything is published, kept in Postgres too: Kafka forgets the offsets of a group that is down for long."""
+"""Keep a copy of the consumer group's offsets in Postgres: Kafka expires those of a group that is down for long."""
 
 from __future__ import annotations
 
@@ -10,77 +10,82 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import IllegalGenerationError, RebalanceInProgressError, UnknownMemberIdError
 
 from everyrun.log.connection import connection
-from everyrun.projection.offsets import Position
+from everyrun.log.reading import Partition
+from everyrun.projection.feed import SCHEMA_GONE
 from everyrun.settings import Settings
 from everyrun.store.sql import beside
 from everyrun.telemetry import log
 
 _log = log(__name__)
 _sql = beside(__file__, "published_offsets.sql")
-#: What Kafka answers to a commit from outside of a group that has members.
+#: How Kafka refuses a commit from outside of a group that has members.
 _HAS_MEMBERS = (UnknownMemberIdError, IllegalGenerationError, RebalanceInProgressError)
-#: The table is not there: the schema of the queue was dropped, or is being made.
-_NO_TABLE = (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError)
 
 
-class Published:
-    """The copy of the group's offsets in ``everyrun_queue.published_offsets``."""
+class PublishedOffsets:
+    """The consumer group's offsets, in Kafka and as a copy in ``everyrun_queue.published_offsets``."""
 
     def __init__(self, settings: Settings, pool: asyncpg.Pool, cluster_id: str) -> None:
         self._settings = settings
         self._pool = pool
         self._cluster_id = cluster_id
-        self._kept: dict[Position, int] = {}
+        self._group = settings.topic_prefix + "processor"
+        self._kept: dict[Partition, int] = {}
 
-    async def keep(self, acknowledged: Mapping[Position, int]) -> None:
-        """Keep how far the group has come, where that is news. Raises asyncpg's errors."""
-        news = {place: offset for place, offset in acknowledged.items() if self._kept.get(place) != offset}
-        if not news:
-            return
-        places = sorted(news)
-        columns = [place[0] for place in places], [place[1] for place in places], [news[place] for place in places]
-        try:
-            await self._pool.execute(_sql["keep"], *columns, self._cluster_id)
-        except _NO_TABLE as error:
-            _log.warning("how far is published is not kept", error=str(error))
-            return
-        self._kept |= news
-
-    async def restore(self) -> dict[Position, int]:
-        """Give the group an offset for each partition that Kafka has none for, and return these offsets.
-
-        It is what was kept, but no further than the tables are applied. Call it before the group is joined: Kafka
-        forgets offsets only of a group without members, so one with members lacks none. Raises asyncpg's errors and
-        aiokafka.errors.KafkaError.
-        """
-        group = self._settings.topic_prefix + "processor"
+    async def committed(self) -> dict[Partition, int]:
+        """Return the offsets that Kafka has for the group. Raises aiokafka.errors.KafkaError."""
         admin = AIOKafkaAdminClient(**connection(self._settings))
         await admin.start()
         try:
-            committed = await admin.list_consumer_group_offsets(group)
+            offsets = await admin.list_consumer_group_offsets(self._group)
         finally:
             await admin.close()
+        prefix = self._settings.topic_prefix
+        return {(part.topic.removeprefix(prefix), part.partition): meta.offset for part, meta in offsets.items()}
+
+    async def keep(self, acknowledged: Mapping[Partition, int]) -> None:
+        """Copy the offsets that changed since the last call. Raises asyncpg's errors."""
+        changed = {p: offset for p, offset in acknowledged.items() if self._kept.get(p) != offset}
+        if not changed:
+            return
+        topics, numbers = [topic for topic, _ in changed], [number for _, number in changed]
+        try:
+            await self._pool.execute(_sql["keep"], topics, numbers, list(changed.values()), self._cluster_id)
+        except SCHEMA_GONE as error:
+            # The queue's schema was dropped, or is being created.
+            _log.warning("the group's offsets could not be copied to Postgres", error=str(error))
+            return
+        self._kept |= changed
+
+    async def restore(self) -> dict[Partition, int]:
+        """Commit the copied offset of each partition that Kafka has none for, and return these offsets.
+
+        No offset goes further than the tables are applied. Call it before joining the group: Kafka expires offsets only
+        of a group without members, so a group with members lacks none. Raises asyncpg's errors and
+        aiokafka.errors.KafkaError.
+        """
+        committed = await self.committed()
         try:
             rows = await self._pool.fetch(_sql["kept"], self._cluster_id)
-        except _NO_TABLE:
+        except SCHEMA_GONE:
             return {}
-        missing = {}
-        for row in rows:
-            part = TopicPartition(self._settings.topic(row["topic"]), row["partition"])
-            if row["next_offset"] > 0 and (part not in committed or committed[part].offset < 0):
-                missing[part] = row["next_offset"]
-        if not missing:
+        lost = {
+            (row["topic"], row["partition"]): row["next_offset"]
+            for row in rows
+            if row["next_offset"] > 0 and committed.get((row["topic"], row["partition"]), -1) < 0
+        }
+        if not lost:
             return {}
-        consumer = AIOKafkaConsumer(**connection(self._settings), group_id=group, enable_auto_commit=False)
+        parts = {TopicPartition(self._settings.topic(topic), number): lost[topic, number] for topic, number in lost}
+        consumer = AIOKafkaConsumer(**connection(self._settings), group_id=self._group, enable_auto_commit=False)
         await consumer.start()
         try:
-            consumer.assign(list(missing))
-            await consumer.commit(missing)
+            consumer.assign(list(parts))
+            await consumer.commit(parts)
         except _HAS_MEMBERS as error:
-            _log.info("another worker has joined the group meanwhile", reason=str(error))
+            _log.info("another worker joined the group first", reason=str(error))
             return {}
         finally:
             await consumer.stop()
-        _log.warning("Kafka has forgotten the group's offsets; they were kept", partitions=len(missing))
-        prefix = self._settings.topic_prefix
-        return {(part.topic.removeprefix(prefix), part.partition): offset for part, offset in missing.items()}
+        _log.warning("Kafka had expired the group's offsets; restored them from Postgres", partitions=len(lost))
+        return lost

@@ -1,4 +1,4 @@
-"""Liveness means progress: a worker with records waiting and no commit for too long ends itself, to be started anew."""
+"""End a stalled worker: one with records waiting, nothing unavailable, and no commit for too long."""
 
 from __future__ import annotations
 
@@ -10,45 +10,51 @@ from typing import NamedTuple, Protocol
 from aiokafka.errors import KafkaError
 
 from everyrun.health import Health
-from everyrun.log.reader import end_offsets
+from everyrun.log.reading import Partition, end_offsets
 from everyrun.processor.metrics import Metrics
-from everyrun.projection.offsets import Position
 from everyrun.settings import Settings
 from everyrun.store.probe import Probe
 from everyrun.telemetry import log
 
 _log = log(__name__)
 _EVERY = 5.0
-_ASK_WITHIN = 5.0
+_ANSWER_WITHIN = 5.0
 
 
 class Feeding(Protocol):
-    """What the watch needs of the feed: how many records it has filled in, and what holds it up."""
+    """The part of the feed that the watchdog reads."""
 
-    filled: int
-    held_up: str | None
-
-
-class Seen(NamedTuple):
-    """What was acknowledged and filled in when last looked at, and since when there is nothing to complain of."""
-
-    acknowledged: Mapping[Position, int]
-    filled: int
-    since: float
+    backfilled: int
+    blocked_by: str | None
 
 
-def judge(seen: Seen, acknowledged: Mapping[Position, int], filled: int, lag: int, away: bool, now: float) -> Seen:
-    """The clock starts anew where records were acknowledged or filled in, none waits, or Postgres or Kafka is away.
+class LastProgress(NamedTuple):
+    """What was acknowledged and backfilled at the last progress, and when that was."""
 
-    Pure.
+    acknowledged: Mapping[Partition, int]
+    backfilled: int
+    at: float
+
+
+def last_progress(
+    last: LastProgress,
+    acknowledged: Mapping[Partition, int],
+    backfilled: int,
+    lag: int,
+    unavailable: bool,
+    now: float,
+) -> LastProgress:
+    """Return the last progress, which is now if there is any, or if there can be none. Pure.
+
+    There can be none if no record waits, or Postgres or Kafka is unavailable.
     """
-    if away or lag == 0 or filled != seen.filled or dict(acknowledged) != dict(seen.acknowledged):
-        return Seen(dict(acknowledged), filled, now)
-    return seen
+    if unavailable or lag == 0 or backfilled != last.backfilled or dict(acknowledged) != dict(last.acknowledged):
+        return LastProgress(dict(acknowledged), backfilled, now)
+    return last
 
 
-class Watch:
-    """Looks at the progress of one worker; ``assigned`` are its partitions, ``acknowledged`` how far they are."""
+class StallWatchdog:
+    """Watches the progress of one worker, whose partitions are ``assigned``, and calls ``give_up`` if it stalls."""
 
     def __init__(
         self,
@@ -56,8 +62,8 @@ class Watch:
         metrics: Metrics,
         health: Health,
         feed: Feeding,
-        assigned: Callable[[], set[Position]],
-        acknowledged: Callable[[], Mapping[Position, int]],
+        assigned: Callable[[], set[Partition]],
+        acknowledged: Callable[[], Mapping[Partition, int]],
         give_up: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -70,31 +76,34 @@ class Watch:
         self._give_up = give_up
         self._clock = clock
         self._probe = Probe(settings, name="processor", writes=True)
-        self._seen = Seen({}, 0, clock())
+        self._last = LastProgress({}, 0, clock())
 
     async def run(self, topics: tuple[str, ...]) -> None:
-        """Look every few seconds, for ever; what cannot be asked is away."""
+        """Check every few seconds, for ever. Kafka or Postgres is unavailable if it does not answer."""
         every = min(_EVERY, self._settings.stalled_after / 3)
         while True:
             ends, problem = await asyncio.gather(self._ends(topics), self._database_problem())
-            self.look(ends, problem)
+            self.check(ends, problem)
             await asyncio.sleep(every)
 
-    def look(self, ends: Mapping[Position, int] | None, database_problem: str | None) -> None:
-        """Take in how it stands; gives up where the worker stands still though nothing keeps it from working."""
+    def check(self, ends: Mapping[Partition, int] | None, database_problem: str | None) -> None:
+        """Update the metrics and give up if the worker is stalled. ``ends`` is None if Kafka does not answer."""
         mine = self._assigned()
         acknowledged = {p: offset for p, offset in self._acknowledged().items() if p in mine}
         self._count(acknowledged)
         lag = self._lag(mine, acknowledged, ends or {})
         now = self._clock()
-        away = ends is None or database_problem is not None or self._feed.held_up is not None
-        self._seen = judge(self._seen, acknowledged, self._feed.filled, lag, away, now)
-        if now - self._seen.since > self._settings.stalled_after:
-            seconds = now - self._seen.since
-            self._give_up(f"{lag} records wait and none was committed for {seconds:.0f} s, though nothing is away")
+        unavailable = ends is None or database_problem is not None or self._feed.blocked_by is not None
+        self._last = last_progress(self._last, acknowledged, self._feed.backfilled, lag, unavailable, now)
+        seconds = now - self._last.at
+        if seconds > self._settings.stalled_after:
+            self._give_up(
+                f"stalled: {lag} records wait and none was committed for {seconds:.0f} s, "
+                "though Kafka and Postgres are available"
+            )
 
-    def _count(self, acknowledged: Mapping[Position, int]) -> None:
-        before = self._seen.acknowledged
+    def _count(self, acknowledged: Mapping[Partition, int]) -> None:
+        before = self._last.acknowledged
         moved = False
         for (topic, number), offset in acknowledged.items():
             known = before.get((topic, number))
@@ -104,26 +113,26 @@ class Watch:
         if moved:
             self._metrics.last_commit.set_to_current_time()
 
-    def _lag(self, mine: set[Position], acknowledged: Mapping[Position, int], ends: Mapping[Position, int]) -> int:
+    def _lag(self, mine: set[Partition], acknowledged: Mapping[Partition, int], ends: Mapping[Partition, int]) -> int:
         by_topic: dict[str, int] = {}
-        for position in mine:
-            behind = max(ends.get(position, 0) - acknowledged.get(position, 0), 0)
-            by_topic[position[0]] = by_topic.get(position[0], 0) + behind
-        for topic, behind in by_topic.items():
-            self._metrics.lag.labels(topic).set(behind)
+        for partition in mine:
+            lag = max(ends.get(partition, 0) - acknowledged.get(partition, 0), 0)
+            by_topic[partition[0]] = by_topic.get(partition[0], 0) + lag
+        for topic, lag in by_topic.items():
+            self._metrics.lag.labels(topic).set(lag)
         return sum(by_topic.values())
 
-    async def _ends(self, topics: tuple[str, ...]) -> Mapping[Position, int] | None:
-        """Return where the log ends; None if Kafka does not say so in time."""
+    async def _ends(self, topics: tuple[str, ...]) -> Mapping[Partition, int] | None:
+        """Return the end of each partition; None if Kafka does not answer in time."""
         try:
-            async with asyncio.timeout(_ASK_WITHIN):
+            async with asyncio.timeout(_ANSWER_WITHIN):
                 return await end_offsets(self._settings, topics)
         except (KafkaError, OSError) as error:
-            _log.warning("the log's ends are not known", error=f"{type(error).__name__}: {error}")
+            _log.warning("cannot read the end offsets of the log", error=f"{type(error).__name__}: {error}")
             return None
 
     async def _database_problem(self) -> str | None:
-        """Return why the tables cannot be written now, found out over a connection of its own; None if they can."""
+        """Return why the tables cannot be written, checked over a connection of its own; None if they can."""
         problem = await self._probe.problem()
         if problem is None:
             self._health.ready("writing")

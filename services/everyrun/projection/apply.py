@@ -1,11 +1,12 @@
-"""``apply``: a whole poll into the tables, in one transaction, by a few set-based statements, whoever feeds it.
+"""Apply polls to the result tables: one transaction and a few set-based statements, whoever feeds it.
 
-The tables are a function of the log: of the order within each partition, and of nothing else (no order of partitions,
-no grouping, no number of workers). Offsets move in the same transaction, so a record is applied exactly once.
+The tables are a function of the log: of the order within each partition, and of nothing else. The order of partitions,
+the grouping into polls and the number of workers change nothing. Offsets advance in the same transaction, so each
+record is applied exactly once.
 
-All that concerns a chunk lies in one partition (:mod:`everyrun.log.keys`), and one transaction at a time applies a
-partition. So transactions share the tables. One that has something that lies elsewhere than what it belongs to (a run
-whose metadata were changed upstream, somebody else's run) has them alone.
+Everything about one chunk lies in one partition (:mod:`everyrun.log.keys`), and one transaction at a time applies a
+partition. So transactions normally share the tables. A transaction locks the tables exclusively if it holds a record
+that lies elsewhere than the chunk it belongs to: a run whose metadata was changed at Extend, or a foreign run.
 """
 
 from __future__ import annotations
@@ -17,53 +18,52 @@ from typing import NamedTuple
 import asyncpg
 
 from everyrun.failpoints import hit
+from everyrun.log.reading import Partition, Poll
 from everyrun.log.topics import LogIdentity
-from everyrun.projection import offsets, tables, write
-from everyrun.projection.decode import Poll
-from everyrun.projection.decoded_polls import Content, Poison, Refused, read
+from everyrun.projection import offsets, tables
+from everyrun.projection.decode import DecodedPolls, Poison, Unstorable, decode_polls
 from everyrun.projection.rules import attempts
-from everyrun.projection.rules.merge import Run
+from everyrun.projection.rules.merge import AttemptKey, Run
 from everyrun.projection.rules.run_selection import (
-    Decision,
-    Deltas,
-    Home,
+    CounterDeltas,
     Row,
+    Selection,
+    attempt_of,
     count,
-    count_one,
-    decide,
-    decide_one,
-    home_of,
-    needs_all_runs,
+    count_only,
+    is_contested,
+    select,
+    select_only,
 )
-from everyrun.projection.run_matcher import Matching, OutOfPlaceError
-from everyrun.projection.state import State
+from everyrun.projection.run_matcher import OutOfPlaceError, RunMatcher
+from everyrun.projection.tables import InputState
 from everyrun.store.sql import beside
 
 _sql = beside(__file__, "apply.sql")
 
 
 SetAside = Callable[[Sequence[Poison]], Awaitable[None]]
-"""Puts records into the quarantine; returns when they are there."""
+"""Writes records to the quarantine, and returns once they are acknowledged."""
 
 
 class Applied(NamedTuple):
-    """What applying touched, for publishing. ``states`` are the rows of inputs as this application left them."""
+    """What a transaction touched, for publishing. ``states`` are the rows of inputs as it left them."""
 
-    states: dict[str, State]
+    states: dict[str, InputState]
     inputs: set[str]
     runs: set[str]
-    attempts: set[Home]
+    attempts: set[AttemptKey]
     submissions: set[str]
 
 
-def touched(content: Content) -> Applied:
-    """What records that were applied before are about, so that its present state can be published again."""
+def touched(decoded: DecodedPolls) -> Applied:
+    """Return what records that were applied earlier are about, so that its current state is published again."""
     return Applied(
         states={},
-        inputs={given.input_id for fact in content.attempts for given in attempts.inputs_with_rows(fact.event)},
-        runs=set(content.runs),
-        attempts={(fact.event.chunk, fact.event.attempt) for fact in content.attempts},  # type: ignore[attr-defined]
-        submissions={fact.event.submission_id for fact in content.submissions},  # type: ignore[attr-defined]
+        inputs={given.input_id for logged in decoded.attempts for given in attempts.inputs_with_rows(logged.event)},
+        runs=set(decoded.runs),
+        attempts={(logged.event.chunk, logged.event.attempt) for logged in decoded.attempts},  # type: ignore[attr-defined]
+        submissions={logged.event.submission_id for logged in decoded.submissions},  # type: ignore[attr-defined]
     )
 
 
@@ -72,41 +72,44 @@ async def apply(
     polls: Sequence[Poll],
     identity: LogIdentity,
     set_aside: SetAside,
-    refused: Refused | None = None,
-    needed: Mapping[offsets.Position, int] | None = None,
+    unstorable: Unstorable | None = None,
+    needed: Mapping[Partition, int] | None = None,
 ) -> Applied:
-    """Apply polls, each of another partition, in one transaction; what was applied before is left out.
+    """Apply polls, each of another partition, in one transaction. Records that were applied before are skipped.
 
-    ``needed`` is how far the tables must be applied before, in whichever partitions.
+    ``needed`` are offsets up to which partitions must be applied before, these or others.
 
-    Records that are not understood, and those in ``refused``, are given to ``set_aside`` before the commit.
+    Records that are invalid or ``unstorable`` go to ``set_aside`` before the commit.
 
-    Raises GapError where less is applied than is needed, or than a poll begins with; ForeignLogError for tables of
-    another log; ConflictError or asyncpg's serialization, deadlock and unique errors where the transaction is to
-    be tried again; asyncpg's DataError, IntegrityConstraintViolationError or ProgramLimitExceededError, OverflowError
-    or ValueError where a record cannot be stored. In each case nothing was changed.
+    Each of these errors means that nothing was changed:
+
+    - GapError: less is applied than is needed, or than the poll begins with.
+    - ForeignLogError: the tables come from another log.
+    - ConflictError, and asyncpg's serialization, deadlock and unique errors: retry the transaction.
+    - asyncpg's DataError, IntegrityConstraintViolationError and ProgramLimitExceededError, OverflowError and
+      ValueError: a record cannot be stored.
     """
     await connection.execute(_sql["create_staging"])
-    reader = _Reader(refused)
+    decoder = _Decoder(unstorable)
     try:
-        return await _apply(connection, polls, identity, set_aside, reader, needed, alone=False)
+        return await _apply(connection, polls, identity, set_aside, decoder, needed, exclusive=False)
     except OutOfPlaceError:
-        return await _apply(connection, polls, identity, set_aside, reader, needed, alone=True)
+        return await _apply(connection, polls, identity, set_aside, decoder, needed, exclusive=True)
 
 
-class _Reader:
-    """Decodes polls; the same ones a second time without the work."""
+class _Decoder:
+    """Decodes polls, and remembers the result for a second try with the same polls."""
 
-    def __init__(self, refused: Refused | None) -> None:
-        self._refused = refused
+    def __init__(self, unstorable: Unstorable | None) -> None:
+        self._unstorable = unstorable
         self._firsts: list[int] = []
-        self._content: Content | None = None
+        self._decoded: DecodedPolls | None = None
 
-    def read(self, polls: Sequence[Poll]) -> Content:
+    def decode(self, polls: Sequence[Poll]) -> DecodedPolls:
         firsts = [poll.first for poll in polls]
-        if self._content is None or firsts != self._firsts:
-            self._firsts, self._content = firsts, read(polls, self._refused)
-        return self._content
+        if self._decoded is None or firsts != self._firsts:
+            self._firsts, self._decoded = firsts, decode_polls(polls, self._unstorable)
+        return self._decoded
 
 
 async def _apply(
@@ -114,124 +117,125 @@ async def _apply(
     polls: Sequence[Poll],
     identity: LogIdentity,
     set_aside: SetAside,
-    reader: _Reader,
-    needed: Mapping[offsets.Position, int] | None,
+    decoder: _Decoder,
+    needed: Mapping[Partition, int] | None,
     *,
-    alone: bool,
+    exclusive: bool,
 ) -> Applied:
-    """Apply in one transaction. Raises OutOfPlaceError, after which nothing was changed, if it must be ``alone``."""
+    """Apply in one transaction. Raises OutOfPlaceError, and changes nothing, if it must be ``exclusive`` but is not."""
     async with connection.transaction():
-        places = [(poll.topic, poll.partition) for poll in polls]
-        nexts = await offsets.lock(connection, places, identity)
+        next_offsets = await offsets.lock(connection, [(poll.topic, poll.partition) for poll in polls], identity)
         if needed:
-            missing = offsets.behind(await offsets.positions(connection, identity), needed)
+            missing = offsets.missing(await offsets.applied_offsets(connection, identity), needed)
             if missing:
-                raise offsets.GapError({place: start for place, (start, _) in missing.items()})
-        parts = [offsets.divided(poll, nexts[poll.topic, poll.partition]) for poll in polls]
+                raise offsets.GapError({partition: start for partition, (start, _) in missing.items()})
+        parts = [offsets.split_at(poll, next_offsets[poll.topic, poll.partition]) for poll in polls]
         new = [part for _, part in parts if part is not None]
-        # Also of a poll that goes on past what is applied: whoever applied it may have died before publishing it.
-        again = touched(read([part for part, _ in parts if part is not None]))
+        # Also for a poll that is only partly applied: whoever applied that part may have died before publishing it.
+        earlier = touched(decode_polls([part for part, _ in parts if part is not None]))
         if not new:
-            return again
-        content = reader.read(new)
-        await connection.execute(_sql["have_tables_alone" if alone else "share_tables"])
-        matching = Matching(connection, content, identity.partitions)
-        await matching.read(alone=alone)
-        if content.poison:
-            await set_aside(content.poison)
-        applied = await _Transaction(connection, content, matching).run()
+            return earlier
+        decoded = decoder.decode(new)
+        await connection.execute(_sql["lock_tables" if exclusive else "share_tables"])
+        matcher = RunMatcher(connection, decoded, identity.partitions)
+        await matcher.match_runs(exclusive=exclusive)
+        if decoded.poison:
+            await set_aside(decoded.poison)
+        applied = await _Transaction(connection, decoded, matcher).run()
         hit("apply.before_offset")
         await offsets.advance(connection, new)
         hit("apply.before_commit")
     hit("apply.after_commit")
     return Applied(
         applied.states,
-        applied.inputs | again.inputs,
-        applied.runs | again.runs,
-        applied.attempts | again.attempts,
-        applied.submissions | again.submissions,
+        applied.inputs | earlier.inputs,
+        applied.runs | earlier.runs,
+        applied.attempts | earlier.attempts,
+        applied.submissions | earlier.submissions,
     )
 
 
 class _Transaction:
-    """The steps of one application. Locks are taken in one order: offsets, the tables, rows."""
+    """The steps of one transaction. Locks are acquired in one order: offsets, tables, rows."""
 
-    def __init__(self, connection: asyncpg.Connection, content: Content, matching: Matching) -> None:
+    def __init__(self, connection: asyncpg.Connection, decoded: DecodedPolls, matcher: RunMatcher) -> None:
         self.connection = connection
-        self.content = content
-        self.matching = matching
-        self.deltas = Deltas()
-        self.rows: dict[str, Row] = dict(matching.rows)
-        #: Rows that are not there yet.
-        self.fresh: dict[str, State] = {}
-        #: Rows that are there already and get another attempt.
-        self.moved: dict[str, State] = {}
-        #: The versions that rows had.
-        self.versions: dict[str, str] = {input_id: row.version for input_id, row in matching.rows.items()}
+        self.decoded = decoded
+        self.matcher = matcher
+        self.deltas = CounterDeltas()
+        self.rows: dict[str, Row] = dict(matcher.rows)
+        #: Rows to insert.
+        self.inserted: dict[str, InputState] = {}
+        #: Existing rows that another attempt takes over.
+        self.moved: dict[str, InputState] = {}
+        #: The versions that existing rows had.
+        self.versions: dict[str, str] = {input_id: row.version for input_id, row in matcher.rows.items()}
         self.inputs: set[str] = set()
 
     async def run(self) -> Applied:
-        """All steps; the caller commits."""
-        content = self.content
-        bound = self.matching.by_input
-        self._take_inputs()
-        decided, crowded = await self._decide(bound)
-        states = self.fresh | self.moved | {d.row.input_id: State(d.row, decision=d) for d in decided}
-        await write.results(self.connection, states, self.fresh.keys(), self.versions)
-        await write.duplicates(self.connection, decided, crowded)
-        await write.unmatched(self.connection, self.matching, content)
-        await write.rest(self.connection, content)
-        await write.batches(self.connection, content.attempts, self.deltas)
-        homes = set(self.deltas.homes())
-        submissions = {fact.event.submission_id for fact in content.submissions}  # type: ignore[attr-defined]
-        return Applied(states, self.inputs, set(), homes, submissions)
+        """Write everything. The caller commits."""
+        decoded = self.decoded
+        self._add_rows_of_attempts()
+        selections, contested = await self._select_runs(self.matcher.by_input)
+        selected = {s.row.input_id: InputState(s.row, selection=s) for s in selections}
+        states = self.inserted | self.moved | selected
+        await tables.write_results(self.connection, states, self.inserted.keys(), self.versions)
+        await tables.write_duplicates(self.connection, selections, contested)
+        await tables.write_unmatched(self.connection, self.matcher.known.keys(), self.matcher.unmatched_runs())
+        await tables.write_submissions(self.connection, decoded.submissions)
+        await tables.write_deliveries(self.connection, decoded.deliveries)
+        await tables.write_decisions(self.connection, decoded.decisions)
+        await tables.write_quarantine(self.connection, decoded.quarantine)
+        await tables.write_attempts(self.connection, decoded.attempts, self.deltas)
+        submissions = {logged.event.submission_id for logged in decoded.submissions}  # type: ignore[attr-defined]
+        return Applied(states, self.inputs, set(), set(self.deltas.attempts()), submissions)
 
-    def _take_inputs(self) -> None:
-        """Rows that events bring; of two attempts at an input without a run the greater version stands."""
-        for fact in self.content.attempts:
-            for row, reason, message in attempts.rows_of(fact):
+    def _add_rows_of_attempts(self) -> None:
+        """Add the rows that attempts bring. If two attempts bring the same input, the greater version wins."""
+        for logged in self.decoded.attempts:
+            for row, reason, message in attempts.rows_of(logged):
                 self.inputs.add(row.input_id)
                 known = self.rows.get(row.input_id)
                 if known is None:
-                    self.deltas.move(None, (row.home, row.status))
+                    self.deltas.move(None, (row.attempt_key, row.status))
                 elif row.version > known.version:
-                    self.deltas.move((known.home, known.status), (row.home, row.status))
+                    self.deltas.move((known.attempt_key, known.status), (row.attempt_key, row.status))
                 else:
-                    self.deltas.touch(row.home)
+                    self.deltas.touch(row.attempt_key)
                     continue
-                if known is None or row.input_id in self.fresh:
-                    self.fresh[row.input_id] = State(row, reason, message)
+                if known is None or row.input_id in self.inserted:
+                    self.inserted[row.input_id] = InputState(row, reason, message)
                 else:
-                    self.moved[row.input_id] = State(row, reason, message)
+                    self.moved[row.input_id] = InputState(row, reason, message)
                 self.rows[row.input_id] = row
 
-    async def _decide(self, bound: dict[str, list[Run]]) -> tuple[list[Decision], set[str]]:
-        """Who stands for each input; also the inputs whose duplicates are to be written anew."""
-        self.inputs.update(bound)
+    async def _select_runs(self, matched: dict[str, list[Run]]) -> tuple[list[Selection], set[str]]:
+        """Return the selections that change a row, and the contested inputs, whose duplicates must be rewritten."""
+        self.inputs.update(matched)
         duplicates: dict[str, list[Run]] = defaultdict(list)
-        if bound:
-            for record in await self.connection.fetch(_sql["duplicates_of"], list(bound)):
+        if matched:
+            for record in await self.connection.fetch(_sql["duplicates_of"], list(matched)):
                 duplicates[record["input_id"]].append(tables.run_of(record))
-        crowded = {i for i, seen in bound.items() if needs_all_runs(self.rows[i], seen, i in duplicates)}
-        standing: dict[str, Run] = {}
-        if crowded:
-            for record in await self.connection.fetch(_sql["standing_runs"], list(crowded)):
-                standing[record["input_id"]] = tables.run_of(record)
-        decisions = []
-        for input_id, seen in bound.items():
+        contested = {i for i, seen in matched.items() if is_contested(self.rows[i], seen, i in duplicates)}
+        current: dict[str, Run] = {}
+        if contested:
+            for record in await self.connection.fetch(_sql["current_runs"], list(contested)):
+                current[record["input_id"]] = tables.run_of(record)
+        selections = []
+        for input_id, seen in matched.items():
             row = self.rows[input_id]
-            if input_id not in crowded:
-                only = decide_one(row, seen[0])
+            if input_id not in contested:
+                only = select_only(row, seen[0])
                 if only is None:
-                    self.deltas.touch(row.home)
+                    self.deltas.touch(row.attempt_key)
                     continue
-                count_one(only, self.deltas)
-                decisions.append(only)
+                count_only(only, self.deltas)
+                selections.append(only)
                 continue
-            losing = {run.run_id: home_of(run, row) for run in duplicates[input_id]}
-            before = losing | ({row.run_id: row.home} if row.run_id else {})
-            known = [*duplicates[input_id], *([standing[input_id]] if input_id in standing else [])]
-            decision = decide(row, known, seen)
-            count(decision, before, losing, self.deltas)
-            decisions.append(decision)
-        return decisions, crowded
+            duplicates_before = {run.run_id: attempt_of(run, row) for run in duplicates[input_id]}
+            before = duplicates_before | ({row.run_id: row.attempt_key} if row.run_id else {})
+            known = [*duplicates[input_id], *([current[input_id]] if input_id in current else [])]
+            selection = select(row, known, seen)
+            count(selection, before, duplicates_before, self.deltas)
+            selections.append(selection)
+        return selections, contested

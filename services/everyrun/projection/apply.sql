@@ -1,4 +1,4 @@
--- name: know_partitions
+-- name: insert_partitions
 insert into applied_offsets (topic, partition, next_offset, cluster_id, partitions)
 select t, p, 0, $3, $4 from unnest($1::text[], $2::int[]) as given (t, p)
 on conflict do nothing
@@ -40,15 +40,15 @@ where given.input_id = any (b.input_ids)
 -- name: share_tables
 select pg_advisory_xact_lock_shared(hashtext('everyrun.apply'), hashtext(current_schema()))
 
--- name: have_tables_alone
+-- name: lock_tables
 select pg_advisory_xact_lock(hashtext('everyrun.apply'), hashtext(current_schema()))
 
--- name: homes_by_run
+-- name: attempts_by_run
 select run_id, input_id, chunk, attempt, batch_id from results where run_id = any ($1::text[])
 union all
 select run_id, input_id, chunk, attempt, batch_id from duplicate_runs where run_id = any ($1::text[])
 
--- name: standing_runs
+-- name: current_runs
 select run_id, input_id, batch_id, chunk, attempt, status, failure_reason, failure_message, run, credits, source,
        observed_at, settled_at, version
 from results where input_id = any ($1::text[]) and run_id is not null
@@ -102,8 +102,8 @@ set first_seen = least(known.first_seen, excluded.first_seen),
     input_id = coalesce(known.input_id, excluded.input_id)
 
 -- name: insert_quarantine
--- One that was published again and could not be stored either is open once more; one discarded stays so. All that
--- is said of a source lies in one partition, in order.
+-- A message that was published again and cannot be stored either is reopened; a discarded one stays discarded. All
+-- events of a source lie in one partition, in order.
 insert into quarantine as known (source, topic, partition, "offset", reason, raw, headers, key, first_seen)
 values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
 on conflict (source) do update
@@ -132,7 +132,7 @@ set batch_id = coalesce(known.batch_id, excluded.batch_id),
     workflow_version = coalesce(known.workflow_version, excluded.workflow_version),
     priority = coalesce(known.priority, excluded.priority),
     expected = greatest(known.expected, excluded.expected),
-    -- Of several reasons the one that is shown must not depend on the order of arrival.
+    -- Which of several reasons is shown must not depend on the order of arrival.
     reason = greatest(known.reason, excluded.reason),
     requested_at = least(known.requested_at, excluded.requested_at),
     returned_at = least(known.returned_at, excluded.returned_at),
@@ -170,29 +170,29 @@ from unnest($1::text[], $2::int[], $3::jsonb[], $4::int[], $5::int[], $6::text[]
      as given (chunk, attempt, counts, runs_observed, duplicates, state, settled_at)
 where b.chunk = given.chunk and b.attempt = given.attempt
 
--- name: present_rows
+-- name: current_rows
 select input_id, external_id, submission_id, position, chunk, attempt, batch_id, file, metadata, run_id, status,
        failure_reason, failure_message, run, credits, source, observed_at, settled_at, version
 from results where input_id = any ($1::text[])
 
--- name: present_sizes
--- As it is stored, without unpacking it.
+-- name: current_sizes
+-- The stored, compressed size, which needs no decompression.
 select input_id, coalesce(pg_column_size(run), 0) as size
 from results where input_id = any ($1::text[]) or run_id = any ($2::text[])
 
--- name: present_versions
+-- name: current_versions
 select input_id, version, observed_at, coalesce(pg_column_size(run), 0) as size
 from results where input_id = any ($1::text[])
 
--- name: present_attempts
+-- name: current_attempts
 select chunk, attempt, batch_id, submission_id, expected, state, counts, runs_observed, duplicates, settled_at
 from batches
 where (chunk, attempt) in (select c, a from unnest($1::text[], $2::int[]) as given (c, a))
 
 -- name: settled_submissions
--- Asked whenever a batch settles, so what cannot be settled must cost little however many batches it has: its counters
--- are added up only if its last input has a row, and no open batch has an open input. (Chunks are in the order of
--- their ids up to c99999; of a submission with more the last one is not looked for.)
+-- Runs whenever a batch settles, so it must be cheap for submissions that are not settled, however many batches they
+-- have: their counters are summed only if the last input has a row and no open batch has an open input. (The order of
+-- chunk ids is the order of chunks up to c99999; the check of the last input is skipped for larger submissions.)
 select s.submission_id, s.workflow_id, s.expected, jsonb_object_agg(c.status, c.inputs) as counts
 from submissions s
 cross join lateral (

@@ -1,66 +1,113 @@
-"""From records of the log to what :mod:`everyrun.projection.apply` works with. Pure: no I/O, no clock."""
+"""Decode the records of polls into runs and events, sorted by what they are about. Pure: no I/O, no clock."""
 
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import msgspec
 
 from everyrun.extend import reserved
 from everyrun.log import events
-from everyrun.log.cloudevents import header
+from everyrun.log.cloudevents import LoggedEvent, header
+from everyrun.log.reading import LogRecord, Poll, RecordKey
 from everyrun.log.upcast import TooNewError, upcast
-from everyrun.projection.rules.merge import FINAL, Binding, Run, instant, order_of, own_time, trimmed
+from everyrun.projection.rules import decisions
+from everyrun.projection.rules.merge import FINAL, Binding, Run, instant, merge, order_of, own_time, trimmed
+from everyrun.store.storable import storable_json, storable_text
 
 
-class LogRecord(Protocol):
-    """A record as aiokafka reads it."""
-
-    topic: str
-    partition: int
-    offset: int
-    key: bytes | None
-    value: bytes | None
-    headers: Sequence[tuple[str, bytes]]
-    timestamp: int
-
-
-class Poll(NamedTuple):
-    """Records of one partition, in order and without a gap; ``topic`` is the short name, without the prefix."""
-
-    topic: str
-    partition: int
-    records: Sequence[LogRecord]
-
-    @property
-    def first(self) -> int:
-        """Offset of the first record."""
-        return self.records[0].offset
-
-    @property
-    def end(self) -> int:
-        """Offset after the last record."""
-        return self.records[-1].offset + 1
-
-
-class NotUnderstoodError(Exception):
+class InvalidRecordError(Exception):
     """The record is not an event of its topic; the text says why and goes to the quarantine."""
 
 
-class Fact(NamedTuple):
-    """An event of ``batches``, ``deliveries`` or ``quarantine`` with the time and the id of its CloudEvents headers.
+class Poison(NamedTuple):
+    """A record that is not an event of its topic, or that Postgres cannot store."""
 
-    ``partition`` is where it was read.
+    topic: str
+    record: LogRecord
+    reason: str
+
+
+Unstorable = Mapping[RecordKey, str]
+"""Records that Postgres is known not to store, each with the reason."""
+
+
+class DecodedPolls(NamedTuple):
+    """The decoded records of some polls."""
+
+    runs: dict[str, Run]
+    first_seen: dict[str, datetime]
+    #: The different metadata that each run was seen with, in the order of the log.
+    metadata: dict[str, list[bytes]]
+    #: The different bindings that each run was seen with, in the order of the log.
+    bindings: dict[str, list[Binding]]
+    #: The partitions of ``runs`` that each run was seen in.
+    partitions: dict[str, set[int]]
+    attempts: list[LoggedEvent]
+    submissions: list[LoggedEvent]
+    deliveries: list[LoggedEvent]
+    quarantine: list[LoggedEvent]
+    decisions: list[LoggedEvent]
+    poison: list[Poison]
+
+
+def decode_polls(polls: Sequence[Poll], unstorable: Unstorable | None = None) -> DecodedPolls:
+    """Decode polls. Observations of the same run are merged; invalid and unstorable records are in ``poison``.
+
+    Any exception makes a record poison: an unforeseen error must not stop the records behind it.
     """
+    decoded = DecodedPolls({}, {}, {}, {}, {}, [], [], [], [], [], [])
+    for poll in polls:
+        for record in poll.records:
+            try:
+                if unstorable and (poll.topic, poll.partition, record.offset) in unstorable:
+                    raise InvalidRecordError(unstorable[poll.topic, poll.partition, record.offset])
+                if poll.topic == "runs":
+                    _add_run(decoded, run_of(record), record.partition)
+                else:
+                    _add_event(decoded, event_of(poll.topic, record))
+            except InvalidRecordError as error:
+                decoded.poison.append(Poison(poll.topic, record, str(error)))
+            except Exception as error:
+                decoded.poison.append(Poison(poll.topic, record, f"{type(error).__name__}: {error}"))
+    return decoded
 
-    event: msgspec.Struct
-    time: datetime
-    id: str = ""
-    partition: int = 0
+
+def _add_run(decoded: DecodedPolls, run: Run, partition: int) -> None:
+    known = decoded.runs.get(run.run_id)
+    decoded.runs[run.run_id] = run if known is None else merge(known, run)
+    decoded.partitions.setdefault(run.run_id, set()).add(partition)
+    bindings = decoded.bindings.setdefault(run.run_id, [])
+    if run.binding is not None and run.binding not in bindings:
+        bindings.append(run.binding)
+    metadata = decoded.metadata.setdefault(run.run_id, [])
+    if run.metadata not in metadata:
+        metadata.append(run.metadata)
+    seen = decoded.first_seen.get(run.run_id)
+    decoded.first_seen[run.run_id] = run.observed_at if seen is None else min(seen, run.observed_at)
+
+
+def _add_event(decoded: DecodedPolls, logged: LoggedEvent) -> None:
+    event = logged.event
+    if isinstance(event, events.SubmissionAccepted):
+        decoded.submissions.append(logged)
+    elif isinstance(event, events.DeliveryDeferred):
+        decoded.deliveries.append(logged)
+    elif isinstance(event, events.QuarantineEvent):
+        decoded.quarantine.append(logged)
+        if isinstance(event, decisions.OF_THE_QUARANTINE):
+            decoded.decisions.append(logged)
+    elif isinstance(event, decisions.OF_NO_ATTEMPT):
+        decoded.decisions.append(logged)
+    else:
+        if isinstance(event, decisions.OF_AN_ATTEMPT):
+            decoded.decisions.append(logged)
+        decoded.attempts.append(logged)
+        if isinstance(event, events.BatchRegistered):
+            decoded.submissions.append(logged)
 
 
 _batch_decoder = msgspec.json.Decoder(events.BatchEvent)
@@ -78,7 +125,7 @@ class _Usage(msgspec.Struct):
 
 
 class _RunHead(msgspec.Struct):
-    """The fields of a WorkflowRun that have columns (SDK 1.20.0, types/workflow_run.py)."""
+    """The fields of a WorkflowRun that have columns of their own (SDK 1.20.0, types/workflow_run.py)."""
 
     id: str
     status: str
@@ -93,45 +140,25 @@ class _RunHead(msgspec.Struct):
 
 _head_decoder = msgspec.json.Decoder(_RunHead)
 
-#: Characters of an id or a status. Three of them in one row of an index are still less than Postgres takes there.
+#: Maximum characters of an id or a status: three of them still fit a row of a Postgres index.
 _LONGEST = 255
-
-# An escaped backslash before it makes \\u0000 harmless, so pairs of backslashes are skipped over.
-_UNSTORABLE = re.compile(
-    rb"(?<!\\)((?:\\\\)*)\\u(?:0000|[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|[dD][89a-fA-F][0-9a-fA-F]{2})"
-)
-
-
-def _storable(match: re.Match[bytes]) -> bytes:
-    text = match.group(0)
-    pair = len(text) - len(match.group(1)) == 12
-    return text if pair else match.group(1) + rb"\ufffd"
-
-
-def storable(raw: bytes) -> bytes:
-    """JSON text that Postgres takes as jsonb: a NUL and a lone surrogate become U+FFFD. The log keeps the original."""
-    # One search for nearly all: few texts have an escape of that form at all.
-    if b"\\u" not in raw or (b"\\u0000" not in raw and b"\\ud" not in raw and b"\\uD" not in raw):
-        return raw
-    return _UNSTORABLE.sub(_storable, raw)
 
 
 def _plain(value: Any) -> str | None:
-    """Text for a text column: as it is, or as JSON where Extend sent something else; without NUL."""
+    """Return a text for a text column; JSON if Extend sent something other than text."""
     if value is None:
         return None
-    text = value if isinstance(value, str) else _encode(value).decode()
-    return text.replace("\x00", "\ufffd")
+    return storable_text(value if isinstance(value, str) else _encode(value).decode())
 
 
 def _credits(usage: Any) -> float | None:
-    """A run's credits; None where there are none. Raises OverflowError for an integer beyond every float."""
+    """Return a run's credits, or None. Raises OverflowError for an integer that no float can hold."""
     found = usage.get("credits") if isinstance(usage, dict) else None
     return float(found) if isinstance(found, int | float) and not isinstance(found, bool) else None
 
 
 def _clean(run: bytes, metadata: bytes) -> tuple[bytes, bytes, Binding | None]:
-    """The run and its metadata without the reserved key, and what the key said."""
+    """Return the run and its metadata without the reserved key, and the binding that the key holds."""
     if _RESERVED not in metadata:
         return run, metadata, None
     fields = _metadata_decoder.decode(metadata)
@@ -148,7 +175,7 @@ def _clean(run: bytes, metadata: bytes) -> tuple[bytes, bytes, Binding | None]:
 
 
 def run_of(record: LogRecord) -> Run:
-    """Return the run of a record of ``runs``. Raises NotUnderstoodError."""
+    """Return the run of a record of ``runs``. Raises InvalidRecordError."""
     try:
         event = _run_decoder.decode(upcast(record.headers, record.value or b""))
         whole = bytes(event.run)
@@ -156,15 +183,15 @@ def run_of(record: LogRecord) -> Run:
         run, metadata, binding = _clean(whole, bytes(head.metadata))
         credits = _credits(head.usage)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError) as error:
-        raise NotUnderstoodError(f"not an event of runs: {error}") from None
+        raise InvalidRecordError(f"not an event of runs: {error}") from None
     except TooNewError as error:
-        raise NotUnderstoodError(str(error)) from None
+        raise InvalidRecordError(str(error)) from None
     for indexed in (head.id, head.status, head.batchId or ""):
         if "\x00" in indexed:
-            raise NotUnderstoodError("a NUL character in the run's id, status or batchId")
+            raise InvalidRecordError("a NUL character in the run's id, status or batchId")
         if len(indexed) > _LONGEST:
-            raise NotUnderstoodError(f"more than {_LONGEST} characters in the run's id, status or batchId")
-    polled, told_at = event.source == "poll", _time_of(record)
+            raise InvalidRecordError(f"more than {_LONGEST} characters in the run's id, status or batchId")
+    observed_at = _time_of(record)
     own = own_time(_text_or_none(head.endTime), _text_or_none(head.reviewedAt))
     return Run(
         run_id=head.id,
@@ -177,18 +204,18 @@ def run_of(record: LogRecord) -> Run:
             status=head.status,
             own=own,
             truncated=event.truncated,
-            polled=polled,
-            asked_at=told_at,
+            polled=event.source == "poll",
+            asked_at=observed_at,
             digest=hashlib.blake2b(whole, digest_size=8).hexdigest(),
         ),
-        observed_at=told_at,
+        observed_at=observed_at,
         settled_at=own if head.status in FINAL else None,
         source=event.source,
         failure_reason=_plain(head.failureReason),
         failure_message=_plain(head.failureMessage),
         credits=credits,
-        metadata=storable(metadata),
-        run=storable(run),
+        metadata=storable_json(metadata),
+        run=storable_json(run),
     )
 
 
@@ -196,7 +223,7 @@ def _time_of(record: LogRecord) -> datetime:
     text = header(record.headers, "ce_time")
     moment = instant(text)
     if moment is None:
-        raise NotUnderstoodError(f"the header ce_time is missing or not a time: {text[:40]!r}")
+        raise InvalidRecordError(f"the header ce_time is missing or not a time: {text[:40]!r}")
     return moment
 
 
@@ -204,19 +231,19 @@ def _text_or_none(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def fact_of(topic: str, record: LogRecord) -> Fact:
-    """The event of a record of ``batches``, ``deliveries`` or ``quarantine``. Raises NotUnderstoodError."""
+def event_of(topic: str, record: LogRecord) -> LoggedEvent:
+    """Return the event of a record of ``batches``, ``deliveries`` or ``quarantine``. Raises InvalidRecordError."""
     decoder: Any = {"batches": _batch_decoder, "deliveries": _delivery_decoder, "quarantine": _quarantine_decoder}[
         topic
     ]
     try:
-        return Fact(
+        return LoggedEvent(
             decoder.decode(upcast(record.headers, record.value or b"")),
             _time_of(record),
             header(record.headers, "ce_id"),
             record.partition,
         )
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise NotUnderstoodError(f"not an event of {topic}: {error}") from None
+        raise InvalidRecordError(f"not an event of {topic}: {error}") from None
     except TooNewError as error:
-        raise NotUnderstoodError(str(error)) from None
+        raise InvalidRecordError(str(error)) from None

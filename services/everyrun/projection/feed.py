@@ -1,4 +1,4 @@
-"""``Feed``: gives polls to ``apply`` until they are in the tables, whatever is in the way."""
+"""Apply polls until they are in the tables: fill gaps, retry, wait for Postgres and Kafka, isolate poison records."""
 
 from __future__ import annotations
 
@@ -13,15 +13,13 @@ from everyrun.health import Health
 from everyrun.log.cloudevents import header, timestamp
 from everyrun.log.producer import Log
 from everyrun.log.quarantine import RETRY_OF, quarantined
+from everyrun.log.reading import OffsetRange, Partition, Poll, RecordKey, read_polls
 from everyrun.log.topics import LogIdentity
 from everyrun.projection import offsets
 from everyrun.projection.apply import Applied, apply
-from everyrun.projection.decode import Poll
-from everyrun.projection.decoded_polls import Poison
-from everyrun.projection.offsets import GapError, Position, greatest
-from everyrun.projection.reader import read_range
-from everyrun.projection.schema import GONE
-from everyrun.projection.write import ConflictError
+from everyrun.projection.decode import Poison, Unstorable
+from everyrun.projection.offsets import GapError, greatest
+from everyrun.projection.tables import ConflictError
 from everyrun.settings import Settings
 from everyrun.store.migrate import MigrationError
 from everyrun.store.pool import POSTGRES_AWAY, is_slow
@@ -29,30 +27,33 @@ from everyrun.telemetry import log
 
 _log = log(__name__)
 
-#: Errors that a second try of the same transaction mends. Unique: two transactions brought the same new row.
-_AGAIN = (
-    ConflictError,
-    asyncpg.SerializationError,
-    asyncpg.DeadlockDetectedError,
-)
-_TRIES = 20
-Needed = Callable[[], Mapping[Position, int]]
-"""How far each partition must be applied, by now, before anything more is."""
+#: Postgres or Kafka is unavailable.
+UNAVAILABLE = (*POSTGRES_AWAY, KafkaError)
+#: A schema, or everything in it, was dropped.
+SCHEMA_GONE = (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError)
 
-#: Postgres or Kafka is away, for now.
-AWAY = (*POSTGRES_AWAY, KafkaError)
+#: Errors after which the same transaction is retried.
+_RETRYABLE = (ConflictError, asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
+_TRIES = 20
+#: More than one partition brings rows with these keys, so two transactions may insert the same one. Retried too.
+_SHARED_KEYS = frozenset({"results_pkey", "duplicate_runs_pkey", "unmatched_runs_pkey"})
 #: Postgres refuses the records themselves: SQLSTATE classes 22, 23 and 54 (too long for an index, nested too deeply).
-_REFUSED = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.ProgramLimitExceededError)
-#: Python does: a number beyond its column's type, text that is not Unicode. COPY raises them as they are.
-_NO_VALUE = (OverflowError, ValueError)
-#: The rows of these keys are brought by more than one partition, so two transactions may meet in them.
-_MET_IN = frozenset({"results_pkey", "duplicate_runs_pkey", "unmatched_runs_pkey"})
+_REFUSED_BY_POSTGRES = (
+    asyncpg.DataError,
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.ProgramLimitExceededError,
+)
+#: Python refuses them: a number beyond its column's type, or text that is not Unicode. COPY raises these as they are.
+_REFUSED_BY_PYTHON = (OverflowError, ValueError)
+
+Needed = Callable[[], Mapping[Partition, int]]
+"""Returns how far each partition must be applied before anything more is."""
 
 
 class Feed:
-    """Applies polls to the tables of one database. Several may run, in this process and in others.
+    """Applies polls to the tables of one database. Several feeds may run, in this process and in others.
 
-    ``remake`` makes the schema anew where it is gone; without it the feed waits until somebody else has.
+    ``recreate_schema`` is called if the schema was dropped. Without it, the feed waits until another process does it.
     """
 
     def __init__(
@@ -62,28 +63,28 @@ class Feed:
         identity: LogIdentity,
         quarantine: Log,
         health: Health | None = None,
-        remake: Callable[[], Awaitable[None]] | None = None,
+        recreate_schema: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._settings = settings
         self._pool = pool
         self._identity = identity
         self._quarantine = quarantine
         self._health = health or Health()
-        self._remake = remake
-        #: Records applied to fill gaps, so far.
-        self.filled = 0
-        #: Why the last try to apply failed, Postgres or Kafka being away; None once one went well.
-        self.held_up: str | None = None
+        self._recreate_schema = recreate_schema
+        #: Records applied so far to fill gaps.
+        self.backfilled = 0
+        #: Why the last try failed, if Postgres or Kafka was unavailable; None after a success.
+        self.blocked_by: str | None = None
 
     async def apply(self, polls: Sequence[Poll], needed: Needed = dict) -> list[Applied]:
-        """Return when the polls are in the tables, in order; what that changed.
+        """Return what changed, once the polls are in the tables.
 
-        Gaps before them are filled from the log, and first of all what is ``needed``: how far each partition must be
-        applied. So nothing new is joined with tables that are not yet what they were. Waits, and says so in readyz,
-        while the database or Kafka is away. Raises ForeignLogError for tables of another log.
+        First fills gaps from the log: before these polls, and up to what is ``needed``. So nothing is joined with
+        tables that lag. Waits, and reports it in readyz, while Postgres or Kafka is unavailable. Raises ForeignLogError
+        if the tables come from another log.
         """
         wait = 0.1
-        gaps: dict[Position, tuple[int, int]] = {}
+        gaps: dict[Partition, OffsetRange] = {}
         while True:
             try:
                 await self.fill(gaps)
@@ -91,73 +92,73 @@ class Feed:
                 done = await self._apply_or_split(polls, needed)
                 self._health.ready("database")
                 self._health.ready("applying")
-                self.held_up = None
+                self.blocked_by = None
                 return done
             except GapError as error:
                 ends = greatest({(poll.topic, poll.partition): poll.first for poll in polls}, needed())
-                gaps = {place: (start, ends[place]) for place, start in error.gaps.items()}
-            except AWAY as error:
-                # Not ours to solve: the records stay unacknowledged until whoever is away is back.
-                self.held_up = f"{type(error).__name__}: {error}"
-                _log.warning("waiting to apply", error=self.held_up, seconds=wait)
-                # A database that still answers, and takes nothing in (its disk is full), is otherwise in order.
-                self._health.not_ready("applying", self.held_up)
-                await self.mend(error)
+                gaps = {partition: (start, ends[partition]) for partition, start in error.gaps.items()}
+            except UNAVAILABLE as error:
+                self.blocked_by = f"{type(error).__name__}: {error}"
+                _log.warning("cannot apply records; will retry", error=self.blocked_by, seconds=wait)
+                # Separate from "database": one with a full disk answers every question but takes no rows.
+                self._health.not_ready("applying", self.blocked_by)
+                await self.report_unavailable(error)
                 await asyncio.sleep(wait)
                 wait = min(wait * 2, 5.0)
 
     async def apply_once(self, polls: Sequence[Poll]) -> list[Applied]:
-        """As ``apply``, for whoever would rather end than wait: what is in the way is raised.
+        """Apply the polls, and raise instead of waiting or filling gaps.
 
-        That is GapError, ForeignLogError, OSError, and errors of asyncpg and aiokafka.
+        Raises GapError, ForeignLogError, OSError, and errors of asyncpg and aiokafka.
         """
         return await self._apply_or_split(polls, dict)
 
-    async def mend(self, error: Exception) -> None:
-        """Say in readyz that the database is away; where the schema is gone, have it made anew.
+    async def report_unavailable(self, error: Exception) -> None:
+        """Report in readyz that the database is unavailable. Recreate the schema if that was dropped.
 
-        A statement that took too long is only logged: the database is there.
+        A statement that timed out is only logged: the database is available.
         """
         if is_slow(error):
-            _log.warning("a statement took too long; trying again", error=str(error))
+            _log.warning("a statement timed out; will retry", error=str(error))
             return
         self._health.not_ready("database", f"{type(error).__name__}: {error}")
-        if isinstance(error, GONE) and self._remake is not None:
+        if isinstance(error, SCHEMA_GONE) and self._recreate_schema is not None:
             try:
-                await self._remake()
+                await self._recreate_schema()
             except MigrationError as failed:
                 self._health.not_ready("database", str(failed))
-                _log.warning("the schema could not be made anew", error=str(failed))
+                _log.warning("the schema could not be recreated", error=str(failed))
 
-    async def fill(self, gaps: Mapping[Position, tuple[int, int]]) -> None:
-        """Apply what lies in each partition from the first offset up to, without, the second. Publishes nothing."""
-        for (topic, partition), (start, end) in sorted(gaps.items()):
-            _log.info("filling a gap from the log", topic=topic, partition=partition, start=start, end=end)
+    async def fill(self, gaps: Mapping[Partition, OffsetRange]) -> None:
+        """Apply these offsets of each partition from the log. Publishes nothing."""
+        for partition, (start, end) in sorted(gaps.items()):
+            topic, number = partition
+            _log.info("filling a gap from the log", topic=topic, partition=number, start=start, end=end)
             reached = start
-            async for poll in read_range(self._settings, topic, partition, start, end):
+            async for poll in read_polls(self._settings, partition, start, end):
                 await self.apply([poll])
-                self.filled += len(poll.records)
+                self.backfilled += len(poll.records)
                 reached = poll.end
             if reached < end:
-                # Offsets without a record: else they would be missing for ever.
+                # The last offsets hold no records. Without this, the gap would remain for ever.
                 async with self._pool.acquire() as connection:
-                    await offsets.pass_over(
-                        cast(asyncpg.Connection, connection), (topic, partition), reached, end, self._identity
+                    await offsets.skip_empty(
+                        cast(asyncpg.Connection, connection), partition, reached, end, self._identity
                     )
 
     async def _apply_or_split(
-        self, polls: Sequence[Poll], needed: Needed, refused: dict[tuple[str, int, int], str] | None = None
+        self, polls: Sequence[Poll], needed: Needed, unstorable: dict[RecordKey, str] | None = None
     ) -> list[Applied]:
-        """Apply in one transaction; where a record cannot be stored, in smaller ones, down to that record."""
+        """Apply in one transaction; if a record cannot be stored, in ever smaller ones, until it stands alone."""
         try:
-            return [await self._apply_again(polls, needed, refused)]
-        except (*_REFUSED, *_NO_VALUE) as error:
-            if not unstorable(error):
+            return [await self._apply_with_retries(polls, needed, unstorable)]
+        except (*_REFUSED_BY_POSTGRES, *_REFUSED_BY_PYTHON) as error:
+            if not is_unstorable(error):
                 raise
-            parts = split(polls)
+            parts = halves(polls)
             if len(parts) == 1:
                 record = polls[0].records[0]
-                if refused:
+                if unstorable:
                     raise
                 key = (polls[0].topic, polls[0].partition, record.offset)
                 code = f" ({error.sqlstate})" if isinstance(error, asyncpg.PostgresError) else ""
@@ -168,8 +169,8 @@ class Feed:
                 done += await self._apply_or_split(part, needed)
             return done
 
-    async def _apply_again(
-        self, polls: Sequence[Poll], needed: Needed, refused: Mapping[tuple[str, int, int], str] | None
+    async def _apply_with_retries(
+        self, polls: Sequence[Poll], needed: Needed, unstorable: Unstorable | None
     ) -> Applied:
         for attempt in range(_TRIES):
             try:
@@ -179,16 +180,16 @@ class Feed:
                         polls,
                         self._identity,
                         self._set_aside,
-                        refused,
+                        unstorable,
                         needed(),
                     )
-            except _AGAIN as error:
-                _log.debug("applying again", error=str(error))
+            except _RETRYABLE as error:
+                _log.debug("retrying a transaction", error=str(error))
             except asyncpg.UniqueViolationError as error:
-                if error.constraint_name not in _MET_IN or attempt == _TRIES - 1:
+                if error.constraint_name not in _SHARED_KEYS or attempt == _TRIES - 1:
                     raise
             await asyncio.sleep(0.005 * attempt)
-        raise ConnectionError(f"a transaction met others {_TRIES} times")
+        raise ConnectionError(f"a transaction conflicted with others {_TRIES} times")
 
     async def _set_aside(self, poison: Sequence[Poison]) -> None:
         await self._quarantine.append(
@@ -208,16 +209,20 @@ class Feed:
         )
 
 
-def unstorable(error: Exception) -> bool:
-    """Whether an error of applying is of the records, so that fewer of them may do; else somebody is away. Pure.
+def is_unstorable(error: Exception) -> bool:
+    """Return True if a record caused the error, so that fewer records may succeed. Pure.
 
-    A certificate that is not trusted is a ValueError, too, and an OSError: no record's fault.
+    An untrusted certificate raises a ValueError that is an OSError too: no record's fault.
     """
-    return isinstance(error, _REFUSED) or (isinstance(error, _NO_VALUE) and not isinstance(error, AWAY))
+    refused_by_python = isinstance(error, _REFUSED_BY_PYTHON) and not isinstance(error, UNAVAILABLE)
+    return isinstance(error, _REFUSED_BY_POSTGRES) or refused_by_python
 
 
-def split(polls: Sequence[Poll]) -> list[list[Poll]]:
-    """Smaller groups of the same records in the same order: poll by poll, then halves; one record stays as it is."""
+def halves(polls: Sequence[Poll]) -> list[list[Poll]]:
+    """Return smaller groups of the same records in order: single polls, then halves of a poll. Pure.
+
+    A poll of one record is returned as it is.
+    """
     if len(polls) > 1:
         return [[poll] for poll in polls]
     (poll,) = polls

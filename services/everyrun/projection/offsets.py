@@ -1,4 +1,4 @@
-"""How far the log has been applied: read and moved in the same transaction as the tables. The rule is pure."""
+"""Track how far the log is applied: offsets are read and advanced in the same transaction as the tables."""
 
 from __future__ import annotations
 
@@ -8,45 +8,43 @@ from typing import Any
 import asyncpg
 
 from everyrun.errors import EveryrunError
+from everyrun.log.reading import OffsetRange, Partition, Poll
 from everyrun.log.topics import LogIdentity
-from everyrun.projection.decode import Poll
 from everyrun.store.sql import beside
 
 _sql = beside(__file__, "apply.sql")
 
-#: A chunk's two sides: the same partition of both is locked together, so that neither is applied unseen by the other.
+#: The two topics that say something of a chunk. Their partitions of one number are locked together, so that neither is
+#: applied without seeing the other.
 JOINED = ("batches", "runs")
-
-Position = tuple[str, int]
-"""A partition: (short topic name, number)."""
 
 
 class GapError(Exception):
-    """The tables are behind the poll: the records from ``next_offset`` up to the poll must be applied first."""
+    """Records before a poll are not applied yet; ``gaps`` has the first missing offset of each partition."""
 
-    def __init__(self, gaps: Mapping[Position, int]) -> None:
+    def __init__(self, gaps: Mapping[Partition, int]) -> None:
         super().__init__(f"applied only up to {dict(gaps)}")
         self.gaps = dict(gaps)
 
 
 class ForeignLogError(EveryrunError):
-    """The tables were made from another log: another Kafka cluster's, or topics that were made anew or grew since."""
+    """The tables come from another log: another Kafka cluster, or topics that were recreated or got partitions."""
 
 
-def lockable(positions: Iterable[Position]) -> list[Position]:
-    """The partitions to lock for these, sorted: with each of batches or runs also the other's of the same number."""
+def lockable(partitions: Iterable[Partition]) -> list[Partition]:
+    """Return the partitions to lock, sorted: for one of ``batches`` or ``runs`` also the other topic's."""
     wanted = set()
-    for topic, partition in positions:
-        wanted.add((topic, partition))
+    for topic, number in partitions:
+        wanted.add((topic, number))
         if topic in JOINED:
-            wanted.update((other, partition) for other in JOINED)
+            wanted.update((other, number) for other in JOINED)
     return sorted(wanted)
 
 
-def divided(poll: Poll, next_offset: int) -> tuple[Poll | None, Poll | None]:
-    """What of a poll is applied already, and what is not; None where that is nothing.
+def split_at(poll: Poll, next_offset: int) -> tuple[Poll | None, Poll | None]:
+    """Split a poll into the part that is applied already and the part that is not; None for an empty part.
 
-    Raises GapError where some before it are missing.
+    Raises GapError if records before the poll are missing.
     """
     if next_offset < poll.first:
         raise GapError({(poll.topic, poll.partition): next_offset})
@@ -54,26 +52,26 @@ def divided(poll: Poll, next_offset: int) -> tuple[Poll | None, Poll | None]:
         return poll, None
     if next_offset == poll.first:
         return None, poll
-    known = [record for record in poll.records if record.offset < next_offset]
-    return Poll(poll.topic, poll.partition, known), Poll(poll.topic, poll.partition, poll.records[len(known) :])
+    applied = [record for record in poll.records if record.offset < next_offset]
+    return Poll(poll.topic, poll.partition, applied), Poll(poll.topic, poll.partition, poll.records[len(applied) :])
 
 
 async def lock(
-    connection: asyncpg.Connection, positions: Iterable[Position], identity: LogIdentity
-) -> dict[Position, int]:
-    """Lock the rows of these partitions until the transaction ends; the next offset of each.
+    connection: asyncpg.Connection, partitions: Iterable[Partition], identity: LogIdentity
+) -> dict[Partition, int]:
+    """Lock the rows of these partitions until the transaction ends, and return the next offset of each.
 
-    Raises ForeignLogError if the tables came from another log, or from one of another number of partitions.
+    Raises ForeignLogError if the tables come from another log, or from one with another number of partitions.
     """
-    wanted = lockable(positions)
-    topics, partitions = [topic for topic, _ in wanted], [partition for _, partition in wanted]
-    rows = await connection.fetch(_sql["lock_offsets"], topics, partitions)
+    wanted = lockable(partitions)
+    topics, numbers = [topic for topic, _ in wanted], [number for _, number in wanted]
+    rows = await connection.fetch(_sql["lock_offsets"], topics, numbers)
     if len(rows) < len(wanted):
-        # The others' rows say which log the tables are of, those of these partitions not being there.
+        # These partitions have no row yet, but those of others tell which log the tables come from.
         for row in await connection.fetch(_sql["all_offsets"]):
             _refuse_foreign(row, identity)
-        await connection.execute(_sql["know_partitions"], topics, partitions, *identity)
-        rows = await connection.fetch(_sql["lock_offsets"], topics, partitions)
+        await connection.execute(_sql["insert_partitions"], topics, numbers, *identity)
+        rows = await connection.fetch(_sql["lock_offsets"], topics, numbers)
     for row in rows:
         _refuse_foreign(row, identity)
     return {(row["topic"], row["partition"]): row["next_offset"] for row in rows}
@@ -82,66 +80,66 @@ async def lock(
 def _refuse_foreign(row: Any, identity: LogIdentity) -> None:
     if row["cluster_id"] != identity.cluster_id:
         raise ForeignLogError(
-            f"these tables were made from the Kafka cluster {row['cluster_id']}, this one is {identity.cluster_id}. "
-            "Point EVERYRUN_KAFKA_BOOTSTRAP at the former, or drop the schema everyrun to build it anew."
+            f"the tables come from the Kafka cluster {row['cluster_id']}, but this one is {identity.cluster_id}. "
+            "Set EVERYRUN_KAFKA_BOOTSTRAP to the former, or drop the schema everyrun to rebuild it from this one."
         )
     if row["partitions"] != identity.partitions:
         raise ForeignLogError(
-            f"these tables were made from topics of {row['partitions']} partitions, and runs has {identity.partitions} "
-            "now: a chunk's events before and after the change lie in different partitions. Make the tables again from "
-            "the log as it is: everyrun rebuild --swap (docs/how-to/rebuild.md)."
+            f"the tables come from topics with {row['partitions']} partitions, but runs now has {identity.partitions}: "
+            "a chunk's events before and after the change lie in different partitions. Rebuild the tables: "
+            "everyrun rebuild --swap (docs/how-to/rebuild.md)."
         )
 
 
-async def positions(connection: asyncpg.Connection, identity: LogIdentity) -> dict[Position, int]:
-    """The next offset of every partition. Raises ForeignLogError as :func:`lock` does."""
+async def applied_offsets(connection: asyncpg.Connection, identity: LogIdentity) -> dict[Partition, int]:
+    """Return the next offset of every partition. Raises ForeignLogError as :func:`lock` does."""
     rows = await connection.fetch(_sql["all_offsets"])
     for row in rows:
         _refuse_foreign(row, identity)
     return {(row["topic"], row["partition"]): row["next_offset"] for row in rows}
 
 
-def behind(applied: Mapping[Position, int], ends: Mapping[Position, int]) -> dict[Position, tuple[int, int]]:
-    """What is missing in tables that are to be applied up to ``ends``: of each partition the first and the end."""
-    return {place: (applied.get(place, 0), end) for place, end in ends.items() if applied.get(place, 0) < end}
+def missing(applied: Mapping[Partition, int], needed: Mapping[Partition, int]) -> dict[Partition, OffsetRange]:
+    """Return the offsets of each partition that must still be applied to reach ``needed``."""
+    return {p: (applied.get(p, 0), end) for p, end in needed.items() if applied.get(p, 0) < end}
 
 
-def refuse_ahead(applied: Mapping[Position, int], ends: Mapping[Position, int]) -> None:
-    """Raise ForeignLogError where more is applied than the log has; ``ends`` were asked for after ``applied`` was read.
+def refuse_ahead(applied: Mapping[Partition, int], ends: Mapping[Partition, int]) -> None:
+    """Raise ForeignLogError if more is applied than the log holds. Read ``applied`` before ``ends``.
 
-    The records that come next would pass for those that were applied already, and be passed over.
+    Otherwise the next records would be skipped, as if they had been applied already.
     """
-    ahead = {place: offset for place, offset in applied.items() if offset > ends.get(place, 0)}
+    ahead = {partition: offset for partition, offset in applied.items() if offset > ends.get(partition, 0)}
     if ahead:
-        (topic, partition), offset = min(ahead.items())
+        (topic, number), offset = min(ahead.items())
         raise ForeignLogError(
-            f"the tables are ahead of the log: partition {partition} of {topic} is applied up to {offset} and ends at "
-            f"{ends.get((topic, partition), 0)}, so the topic was made anew or cut off ({len(ahead)} partitions). "
-            "Bring the topics back, or drop the schema everyrun to build it from the log as it is."
+            f"the tables are ahead of the log: partition {number} of {topic} is applied up to {offset} but ends at "
+            f"{ends.get((topic, number), 0)}, so the topic was recreated or truncated ({len(ahead)} partitions). "
+            "Restore the topics, or drop the schema everyrun to rebuild it from the log as it is."
         )
 
 
-def greatest(one: Mapping[Position, int], other: Mapping[Position, int]) -> dict[Position, int]:
-    """Of each partition the greater offset of the two."""
-    return {place: max(one.get(place, 0), other.get(place, 0)) for place in {*one, *other}}
+def greatest(one: Mapping[Partition, int], other: Mapping[Partition, int]) -> dict[Partition, int]:
+    """Return the greater offset of each partition."""
+    return {partition: max(one.get(partition, 0), other.get(partition, 0)) for partition in {*one, *other}}
 
 
-async def pass_over(
-    connection: asyncpg.Connection, place: Position, start: int, end: int, identity: LogIdentity
+async def skip_empty(
+    connection: asyncpg.Connection, partition: Partition, start: int, end: int, identity: LogIdentity
 ) -> None:
-    """Say that a partition that is applied up to ``start`` is so up to ``end``: there is no record between.
+    """Advance a partition from ``start`` to ``end`` over offsets that hold no records.
 
-    Nothing happens where it is applied up to elsewhere: others went on, or the tables were replaced. Raises
+    Does nothing if it is not at ``start``: another worker advanced it, or the tables were replaced. Raises
     ForeignLogError as :func:`lock` does.
     """
     async with connection.transaction():
-        nexts = await lock(connection, [place], identity)
-        if nexts[place] == start:
-            await connection.execute(_sql["advance_offsets"], [place[0]], [place[1]], [end])
+        next_offsets = await lock(connection, [partition], identity)
+        if next_offsets[partition] == start:
+            await connection.execute(_sql["advance_offsets"], [partition[0]], [partition[1]], [end])
 
 
 async def advance(connection: asyncpg.Connection, polls: Sequence[Poll]) -> None:
-    """Say that these polls are applied."""
+    """Advance each partition to the end of its poll."""
     await connection.execute(
         _sql["advance_offsets"],
         [poll.topic for poll in polls],

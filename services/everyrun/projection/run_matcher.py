@@ -1,9 +1,9 @@
-"""Find the inputs that the runs of some polls belong to: reads what :mod:`everyrun.projection.rules.match` needs."""
+"""Find the input of each run in some polls: read what :mod:`everyrun.projection.rules.match` needs."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import asyncpg
 import msgspec
@@ -11,10 +11,17 @@ from msgspec.structs import replace
 
 from everyrun.log.keys import lineage, partition_of
 from everyrun.projection import tables
-from everyrun.projection.decoded_polls import Content
+from everyrun.projection.decode import DecodedPolls
 from everyrun.projection.rules import attempts
-from everyrun.projection.rules.fingerprint import fingerprint
-from everyrun.projection.rules.match import INPUT_UNKNOWN, Batch, Unmatched, by_fingerprint, in_order, match
+from everyrun.projection.rules.match import (
+    INPUT_UNKNOWN,
+    Batch,
+    Unmatched,
+    by_fingerprint,
+    fingerprint,
+    in_order,
+    match,
+)
 from everyrun.projection.rules.merge import Binding, Run, merge
 from everyrun.projection.rules.run_selection import Row
 from everyrun.store.sql import beside
@@ -24,44 +31,43 @@ _bindings = msgspec.json.Decoder(list[Binding])
 
 
 class OutOfPlaceError(Exception):
-    """A transaction that shares the tables has something of another partition; it must have them alone."""
+    """The transaction must lock the tables exclusively: it holds a record that lies in another partition."""
 
 
 class _Bound(msgspec.Struct, frozen=True):
-    """Names the input and the batch that a run is bound to already."""
+    """The input and the batch that a run is bound to already."""
 
     binding: Binding
     batch_id: str
 
 
-class Matching:
-    """Matches the runs of some polls, those that waited for the batches in them included.
+class RunMatcher:
+    """Matches the runs of some polls, and the unmatched runs that waited for batches in these polls.
 
-    A run is bound once: to the first input of its batch that it named. Where it is bound, it stays.
+    A run is bound once, to the first input of its batch that it names. It then stays bound.
     """
 
-    def __init__(self, connection: asyncpg.Connection, content: Content, partitions: int) -> None:
+    def __init__(self, connection: asyncpg.Connection, decoded: DecodedPolls, partitions: int) -> None:
         self._connection = connection
-        self._content = content
+        self._decoded = decoded
         self._partitions = partitions
-        self._runs: dict[str, Run] = dict(content.runs)
-        #: Runs that were unmatched before, as they are in the table.
+        self._runs: dict[str, Run] = dict(decoded.runs)
+        #: The rows of runs that were unmatched before.
         self.known: dict[str, asyncpg.Record] = {}
         self.by_input: dict[str, list[Run]] = defaultdict(list)
-        #: Runs that no input is known for, each with the reason.
-        self.unmatched: list[tuple[Run, str]] = []
-        #: The rows of every input concerned that is in the table.
+        self._unmatched: list[tuple[Run, str]] = []
+        #: The rows of the inputs concerned, as far as they are in the table.
         self.rows: dict[str, Row] = {}
 
-    async def read(self, *, alone: bool) -> None:
+    async def match_runs(self, *, exclusive: bool) -> None:
         """Match every run.
 
-        Raises OutOfPlaceError unless ``alone``, if something lies in another partition than what it belongs to, or if
-        that cannot be told: two transactions could then decide about one run without seeing each other.
+        Raises OutOfPlaceError unless ``exclusive``, if a record lies in another partition than what it belongs to, or
+        if that is unknown: two transactions could then decide about one run without seeing each other.
         """
-        facts = self._content.attempts
-        brought = attempts.batches_of(facts)
-        if not self._runs and not facts:
+        logged_events = self._decoded.attempts
+        brought = attempts.batches_of(logged_events)
+        if not self._runs and not logged_events:
             return
         for record in await self._connection.fetch(_sql["unmatched"], list(self._runs), list(brought)):
             run = tables.run_of(record)
@@ -70,21 +76,26 @@ class Matching:
         batches = brought | await self._batches({run.batch_id for run in self._runs.values()} - brought.keys())
         named = {run.run_id: self._named(run, batches.get(run.batch_id or "")) for run in self._runs.values()}
         candidates = {i for found in named.values() if not isinstance(found, Unmatched) for i in found}
-        await self._read_rows({*candidates, *(given for fact in facts for given in inputs_of(fact.event))})
+        await self._read_rows(
+            {
+                *candidates,
+                *(given.input_id for logged in logged_events for given in attempts.inputs_with_rows(logged.event)),
+            }
+        )
         bound = await self._bound(named)
-        if not alone and not self._in_place(batches, bound):
+        if not exclusive and not self._in_place(batches, bound):
             raise OutOfPlaceError
         await self._read_rows({b.binding.input_id for b in bound.values()} - self.rows.keys())
         members = await self._members(named, batches)
         for run in self._runs.values():
-            self._take(run, batches.get(run.batch_id or ""), named[run.run_id], bound.get(run.run_id), members)
+            self._assign(run, batches.get(run.batch_id or ""), named[run.run_id], bound.get(run.run_id), members)
 
     def _named(self, run: Run, batch: Batch | None) -> list[str] | Unmatched:
-        # A fingerprint costs a canonical JSON and a hash, and only runs of registered batches are matched by it.
+        # A fingerprint is expensive (canonical JSON and a hash), and only runs of registered batches need one.
         registered = batch is not None and batch.inputs is not None
         return match(run.batch_id, batch, self.bindings(run), self.fingerprints(run) if registered else ())
 
-    def _take(
+    def _assign(
         self,
         run: Run,
         batch: Batch | None,
@@ -96,7 +107,7 @@ class Matching:
             self.by_input[bound.binding.input_id].append(tables.bound(run, bound.binding, bound.batch_id))
             return
         if isinstance(named, Unmatched):
-            self.unmatched.append((run, named.reason))
+            self._unmatched.append((run, named.reason))
             return
         assert batch is not None
         for input_id in named:
@@ -104,10 +115,10 @@ class Matching:
                 binding = Binding(input_id, batch.chunk, batch.attempt, "")
                 self.by_input[input_id].append(tables.bound(run, binding, batch.batch_id))
                 return
-        self.unmatched.append((run, INPUT_UNKNOWN))
+        self._unmatched.append((run, INPUT_UNKNOWN))
 
     async def _batches(self, batch_ids: set[str | None]) -> dict[str, Batch]:
-        """Return the batches that are in the table, registered ones with the inputs that the runs may belong to."""
+        """Return the batches that are in the table; registered ones with the inputs that the runs may belong to."""
         found: dict[str, Batch] = {}
         registered = []
         for record in await self._connection.fetch(_sql["batches_by_id"], [b for b in batch_ids if b]):
@@ -130,7 +141,7 @@ class Matching:
                 self.rows[record["input_id"]] = tables.row_of(record)
 
     async def _bound(self, named: Mapping[str, list[str] | Unmatched]) -> dict[str, _Bound]:
-        """Return where runs are bound already. A run that was unmatched is not."""
+        """Return what runs are bound to already. Runs that were unmatched are not bound."""
         wanted = []
         for run_id, found in named.items():
             if run_id in self.known:
@@ -140,51 +151,51 @@ class Matching:
                 wanted.append(run_id)
         bound = {}
         if wanted:
-            for r in await self._connection.fetch(_sql["homes_by_run"], wanted):
+            for r in await self._connection.fetch(_sql["attempts_by_run"], wanted):
                 bound[r["run_id"]] = _Bound(Binding(r["input_id"], r["chunk"], r["attempt"], ""), r["batch_id"])
         return bound
 
     async def _members(
         self, named: Mapping[str, list[str] | Unmatched], batches: Mapping[str, Batch]
     ) -> set[tuple[str, str]]:
-        """Return pairs of batchId and input that belong together, of those for which the row alone does not tell."""
-        doubtful = set()
+        """Return the pairs of batchId and input that belong together, where the row alone does not tell."""
+        unclear = set()
         for run_id, found in named.items():
             batch = batches.get(self._runs[run_id].batch_id or "")
             if isinstance(found, Unmatched) or batch is None or batch.members is not None:
                 continue
             for input_id in found:
                 row = self.rows.get(input_id)
-                if row is not None and row.home != batch.home:
-                    doubtful.add((batch.batch_id, input_id))
-        if not doubtful:
+                if row is not None and row.attempt_key != batch.attempt_key:
+                    unclear.add((batch.batch_id, input_id))
+        if not unclear:
             return set()
-        columns = [list(column) for column in zip(*sorted(doubtful), strict=True)]
-        return {(r["batch_id"], r["input_id"]) for r in await self._connection.fetch(_sql["members"], *columns)}
+        records = await self._connection.fetch(_sql["members"], *tables.columns_of(sorted(unclear)))
+        return {(record["batch_id"], record["input_id"]) for record in records}
 
     def _is_member(self, input_id: str, batch: Batch, members: set[tuple[str, str]]) -> bool:
         if batch.members is not None:
             return input_id in batch.members
         row = self.rows.get(input_id)
-        return row is not None and (row.home == batch.home or (batch.batch_id, input_id) in members)
+        return row is not None and (row.attempt_key == batch.attempt_key or (batch.batch_id, input_id) in members)
 
     def _in_place(self, batches: Mapping[str, Batch], bound: Mapping[str, _Bound]) -> bool:
-        """Return whether every record lies in its chunk's partition: no other transaction can touch the same rows."""
-        for fact in self._content.attempts:
-            if fact.partition != self._partition(attempts.key_of(fact.event)):
+        """Return True if every record lies in its chunk's partition: no other transaction can touch the same rows."""
+        for logged in self._decoded.attempts:
+            if logged.partition != self._partition(attempts.key_of(logged.event)):
                 return False
         return all(
-            self._home(self._runs[run_id], batches, bound.get(run_id)) == seen_in
-            for run_id, seen_in in self._content.partitions.items()
+            self._own_partition(self._runs[run_id], batches, bound.get(run_id)) == seen_in
+            for run_id, seen_in in self._decoded.partitions.items()
         )
 
-    def _home(self, run: Run, batches: Mapping[str, Batch], bound: _Bound | None) -> set[int]:
-        """Return the partition of the chunk or batch that the run belongs to; an empty set if that is not known."""
+    def _own_partition(self, run: Run, batches: Mapping[str, Batch], bound: _Bound | None) -> set[int]:
+        """Return the partition of the chunk or batch that the run belongs to; an empty set if it is unknown."""
         if run.batch_id is not None:
             batch = batches.get(run.batch_id)
             return set() if batch is None else {self._partition(batch.key)}
-        # Without a batch only the chunk that it names is known; what it is bound to must be of the same one.
-        keys = {lineage(binding.chunk) for binding in self._content.bindings[run.run_id]}
+        # Without a batch, only the chunk that the run names is known. What it is bound to must be of the same chunk.
+        keys = {lineage(binding.chunk) for binding in self._decoded.bindings[run.run_id]}
         if bound is not None:
             keys.add(lineage(bound.binding.chunk))
         return {self._partition(keys.pop())} if len(keys) == 1 else set()
@@ -192,19 +203,23 @@ class Matching:
     def _partition(self, key: str) -> int:
         return partition_of(key.encode("utf-8", "surrogatepass"), self._partitions)
 
+    def unmatched_runs(self) -> list[tables.UnmatchedRun]:
+        """Return the runs that match no input so far."""
+        unmatched = []
+        for run, reason in self._unmatched:
+            before = self.known.get(run.run_id)
+            seen = [m for m in (self._decoded.first_seen.get(run.run_id), before and before["first_seen"]) if m]
+            unmatched.append(tables.UnmatchedRun(run, reason, min(seen), self.fingerprints(run), self.bindings(run)))
+        return unmatched
+
     def bindings(self, run: Run) -> list[Binding]:
-        """Return the bindings that the run was seen with, each once, those to one attempt in the order of the log."""
+        """Return each binding that the run was seen with once; those to one attempt in the order of the log."""
         known = self.known.get(run.run_id)
         before = _bindings.decode(known["bindings"]) if known else []
-        return in_order([*before, *self._content.bindings.get(run.run_id, ())])
+        return in_order([*before, *self._decoded.bindings.get(run.run_id, ())])
 
     def fingerprints(self, run: Run) -> list[str]:
-        """Return the fingerprints of the metadata that the run was seen with, each once, in the order of the log."""
+        """Return each fingerprint of the run's metadata once, in the order of the log."""
         known = self.known.get(run.run_id)
-        seen = [fingerprint(metadata) for metadata in self._content.metadata.get(run.run_id, ())]
+        seen = [fingerprint(metadata) for metadata in self._decoded.metadata.get(run.run_id, ())]
         return list(dict.fromkeys([*(known["fingerprints"] if known else ()), *(f for f in seen if f is not None)]))
-
-
-def inputs_of(event: object) -> Sequence[str]:
-    """Return the inputs for which an event brings rows."""
-    return [given.input_id for given in attempts.inputs_with_rows(event)]

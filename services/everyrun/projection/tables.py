@@ -1,22 +1,31 @@
-"""Reading and writing the tables for :mod:`everyrun.projection.apply`: records of Postgres to and from our types."""
+"""Read and write the rows of the result tables; writing happens in the caller's transaction.
+
+Over 300 lines, so that the columns of each table and the statements that take them are in one place.
+"""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
 
 import asyncpg
 import msgspec
 from msgspec.structs import replace
 
+from everyrun.extend import reserved
 from everyrun.log import events
-from everyrun.projection.decode import Fact, storable
-from everyrun.projection.rules.merge import Binding, Run, instant
-from everyrun.projection.rules.row_version import order_in
-from everyrun.projection.rules.run_selection import Row, home_of
+from everyrun.log.cloudevents import LoggedEvent
+from everyrun.projection.rules import attempts, decisions
+from everyrun.projection.rules.merge import SETTLED, AttemptKey, Binding, Run, instant
+from everyrun.projection.rules.run_selection import CounterDeltas, Row, Selection, attempt_of, order_in, version_of
+from everyrun.store.sql import beside
+from everyrun.store.storable import storable_json, storable_text
 
 SCHEMA = "everyrun"
+
+_sql = beside(__file__, "apply.sql")
 
 # fmt: off
 RESULT_COLUMNS = [
@@ -40,8 +49,55 @@ UNMATCHED_COLUMNS = [
 # fmt: on
 
 
+class ConflictError(Exception):
+    """Another transaction changed a row after this one had read it: retry."""
+
+
+class InputState(NamedTuple):
+    """The state of an input that one transaction leaves: its row, and the selection of its current run, if any.
+
+    ``reason`` and ``message`` say why an input without a run was refused.
+    """
+
+    row: Row
+    reason: str | None = None
+    message: str | None = None
+    selection: Selection | None = None
+
+    @property
+    def version(self) -> str:
+        """The version that the row gets."""
+        return self.row.version if self.selection is None else self.selection.version
+
+    @property
+    def run(self) -> bytes | None:
+        """The JSON text of the current run; None if there is none."""
+        return None if self.selection is None else self.selection.current.run
+
+    def values(self) -> tuple[Any, ...]:
+        """Return the values of RESULT_COLUMNS."""
+        row = self.row
+        batch_id, attempt, run_id, rest = self._changing()
+        head = (row.input_id, row.external_id, row.submission_id, batch_id, row.position, *attempt)
+        return (*head, row.file, row.metadata, run_id, *rest)
+
+    def staged(self, expected_version: str) -> tuple[Any, ...]:
+        """Return the values of STAGED_COLUMNS, for a row that has this version in the table."""
+        batch_id, attempt, run_id, rest = self._changing()
+        return (self.row.input_id, expected_version, batch_id, *attempt, run_id, *rest)
+
+    def _changing(self) -> tuple[str | None, AttemptKey, str | None, tuple[Any, ...]]:
+        row = self.row
+        if self.selection is not None:
+            run = self.selection.current
+            return run.batch_id, attempt_of(run, row), run.run_id, (*_run_values(run), self.version)
+        settled_at = row.observed_at if row.status in SETTLED else None
+        rest = (row.status, self.reason, self.message, None, None, None, row.observed_at, settled_at, self.version)
+        return row.batch_id, row.attempt_key, None, rest
+
+
 async def setup_connection(connection: asyncpg.Connection) -> None:
-    """jsonb comes and goes as the bytes of its text, in binary, so that COPY takes it; names are found in everyrun."""
+    """Have the connection read and write jsonb as the bytes of its text, in binary, so that COPY takes it too."""
     await connection.set_type_codec(
         "jsonb",
         encoder=lambda text: b"\x01" + text,
@@ -52,12 +108,12 @@ async def setup_connection(connection: asyncpg.Connection) -> None:
 
 
 def row_of(record: asyncpg.Record) -> Row:
-    """A row of ``results`` as ``rows_by_input`` reads it: its columns are Row's fields, in their order."""
+    """Return a row that the statement ``rows_by_input`` read: its columns are the fields of Row, in order."""
     return Row._make(record.values())
 
 
 def run_of(record: asyncpg.Record) -> Run:
-    """A known run, out of ``results``, ``duplicate_runs`` or ``unmatched_runs``."""
+    """Return the run in a row of ``results``, ``duplicate_runs`` or ``unmatched_runs``."""
     binding = None
     if record["input_id"] is not None:
         installation = record.get("installation") or ""
@@ -79,33 +135,9 @@ def run_of(record: asyncpg.Record) -> Run:
     )
 
 
-def run_values(run: Run) -> tuple[Any, ...]:
-    """The values of the columns from ``status`` to ``settled_at`` that a run gives."""
-    return (
-        run.status,
-        run.failure_reason,
-        run.failure_message,
-        run.run,
-        run.credits,
-        run.source,
-        run.observed_at,
-        run.settled_at,
-    )
-
-
-def duplicate(run: Run, row: Row, version: str) -> tuple[Any, ...]:
-    """The values of DUPLICATE_COLUMNS for a run that does not stand."""
-    return (run.run_id, row.input_id, run.batch_id, *home_of(run, row), *run_values(run), version)
-
-
-def unmatched(
-    run: Run, reason: str, first_seen: Any, fingerprints: Sequence[str], bindings: Sequence[Binding]
-) -> tuple[Any, ...]:
-    """The values of UNMATCHED_COLUMNS for a run that no input is known for."""
-    b = run.binding
-    bound = (b.input_id, b.installation, b.chunk, b.attempt) if b else (None, None, None, None)
-    head = (run.run_id, run.batch_id, run.metadata, run.status, reason, first_seen, *bound)
-    return (*head, *run_values(run)[1:], run.order, fingerprints, json_of(bindings))
+def bound(run: Run, binding: Binding, batch_id: str) -> Run:
+    """Return the run as a run of this input and this batch, whatever it says itself."""
+    return replace(run, binding=binding, batch_id=batch_id)
 
 
 async def copy(
@@ -119,25 +151,78 @@ async def copy(
     await connection.copy_records_to_table(table, records=values, columns=list(columns), schema_name=schema)
 
 
-def counts_of(raw: bytes) -> dict[str, int]:
-    """A ``counts`` column as a mapping."""
-    counts: dict[str, int] = msgspec.json.decode(raw)
-    return counts
+async def write_results(
+    connection: asyncpg.Connection,
+    states: Mapping[str, InputState],
+    new: Collection[str],
+    versions: Mapping[str, str],
+) -> None:
+    """Insert the rows of the inputs ``new`` and update the others, which had these versions. Raises ConflictError."""
+    if new:
+        await copy(connection, "results", RESULT_COLUMNS, (states[input_id].values() for input_id in sorted(new)))
+    staged = [states[i].staged(versions[i]) for i in sorted(states.keys() - set(new))]
+    if staged:
+        await copy(connection, "staged_results", STAGED_COLUMNS, staged)
+        done = await connection.execute(_sql["update_results"])
+        if done != f"UPDATE {len(staged)}":
+            raise ConflictError(f"{done} of {len(staged)} rows")
 
 
-def json_of(value: Any) -> bytes:
-    """A value as the text of a jsonb column."""
-    return msgspec.json.encode(value)
+async def write_duplicates(
+    connection: asyncpg.Connection, selections: Sequence[Selection], contested: Collection[str]
+) -> None:
+    """Replace the duplicate runs of the contested inputs."""
+    if not contested:
+        return
+    await connection.execute(_sql["delete_duplicates"], sorted(contested))
+    values = [
+        (
+            *(run.run_id, selection.row.input_id, run.batch_id),
+            *attempt_of(run, selection.row),
+            *_run_values(run),
+            version_of(run),
+        )
+        for selection in selections
+        if selection.row.input_id in contested
+        for run in selection.duplicates
+    ]
+    if values:
+        await copy(connection, "duplicate_runs", DUPLICATE_COLUMNS, values)
 
 
-def bound(run: Run, binding: Binding, batch_id: str) -> Run:
-    """Return the run as one of this input and this batch, whatever it says of either itself."""
-    return replace(run, binding=binding, batch_id=batch_id)
+class UnmatchedRun(NamedTuple):
+    """A run that matches no input so far, with the reason and everything that it was seen with."""
+
+    run: Run
+    reason: str
+    first_seen: datetime
+    fingerprints: Sequence[str]
+    bindings: Sequence[Binding]
+
+    def values(self) -> tuple[Any, ...]:
+        """Return the values of UNMATCHED_COLUMNS."""
+        run, b = self.run, self.run.binding
+        named = (b.input_id, b.installation, b.chunk, b.attempt) if b else (None, None, None, None)
+        head = (run.run_id, run.batch_id, run.metadata, run.status, self.reason, self.first_seen, *named)
+        return (*head, *_run_values(run)[1:], run.order, self.fingerprints, msgspec.json.encode(self.bindings))
 
 
-def submission_arrays(brought: Sequence[Any]) -> tuple[list[Any], ...]:
-    """The columns of ``insert_submissions`` for submission-accepted and batch-registered events."""
-    return tuple(list(column) for column in zip(*map(_submission, brought), strict=True))
+async def write_unmatched(
+    connection: asyncpg.Connection, before: Collection[str], unmatched: Sequence[UnmatchedRun]
+) -> None:
+    """Replace the unmatched runs ``before`` (run ids) by those that are unmatched now."""
+    if before:
+        await connection.execute(_sql["delete_unmatched"], list(before))
+    if unmatched:
+        await copy(connection, "unmatched_runs", UNMATCHED_COLUMNS, [run.values() for run in unmatched])
+
+
+async def write_submissions(connection: asyncpg.Connection, logged_events: Sequence[LoggedEvent]) -> None:
+    """Insert the submissions of submission-accepted and batch-registered events."""
+    if logged_events:
+        await connection.execute(
+            _sql["insert_submissions"], *columns_of([_submission(logged.event) for logged in logged_events])
+        )
 
 
 def _submission(event: Any) -> tuple[Any, ...]:
@@ -147,16 +232,95 @@ def _submission(event: Any) -> tuple[Any, ...]:
     return (*head, event.priority, event.expected, instant(event.created_at))
 
 
-def quarantine_change(fact: Fact) -> tuple[str, tuple[Any, ...]]:
-    """The statement that an event of the topic ``quarantine`` asks for, and its parameters."""
-    event: Any = fact.event
+async def write_deliveries(connection: asyncpg.Connection, logged_events: Sequence[LoggedEvent]) -> None:
+    """Insert the deliveries of delivery-deferred events."""
+    rows = []
+    for logged in logged_events:
+        event: Any = logged.event
+        key = reserved.read(event.metadata)
+        named = (key.chunk, key.attempt, key.input) if key else (None, None, None)
+        rows.append((event.run_id, event.event_type, *named, logged.time))
+    if rows:
+        await connection.execute(_sql["insert_deliveries"], *columns_of(rows))
+
+
+async def write_decisions(connection: asyncpg.Connection, logged_events: Sequence[LoggedEvent]) -> None:
+    """Insert a decision for each event that holds one."""
+    for logged in logged_events:
+        await connection.execute(_sql["insert_decision"], *decisions.decision_of(logged))
+
+
+async def write_quarantine(connection: asyncpg.Connection, logged_events: Sequence[LoggedEvent]) -> None:
+    """Insert quarantined messages, and update those that were decided about."""
+    for logged in logged_events:
+        statement, values = _quarantine_change(logged)
+        await connection.execute(_sql[statement], *values)
+
+
+def _quarantine_change(logged: LoggedEvent) -> tuple[str, tuple[Any, ...]]:
+    event: Any = logged.event
     if isinstance(event, events.QuarantineDiscarded):
-        return "decide_quarantine", (event.source, "DISCARDED", None, fact.time)
+        return "decide_quarantine", (event.source, "DISCARDED", None, logged.time)
     if isinstance(event, events.QuarantineRetried):
-        still = event.detail.replace("\x00", "\ufffd") if event.outcome == "not-understood" else None
-        return "decide_quarantine", (event.source, "OPEN" if still else "RETRIED", still, fact.time)
+        still = storable_text(event.detail) if event.outcome == "not-understood" else None
+        return "decide_quarantine", (event.source, "OPEN" if still else "RETRIED", still, logged.time)
     position = (event.source, event.topic, event.partition, event.offset)
-    headers = storable(json_of(event.headers))
-    reason = event.reason.replace("\x00", "\ufffd")
+    headers = storable_json(msgspec.json.encode(event.headers))
     key = None if event.key is None else base64.b64decode(event.key)
-    return "insert_quarantine", (*position, reason, base64.b64decode(event.raw), headers, key, fact.time)
+    message = (storable_text(event.reason), base64.b64decode(event.raw), headers, key)
+    return "insert_quarantine", (*position, *message, logged.time)
+
+
+async def write_attempts(
+    connection: asyncpg.Connection, logged_events: Sequence[LoggedEvent], deltas: CounterDeltas
+) -> None:
+    """Insert and update attempts: what the events say, their counters, and the state that follows from both."""
+    upserts = sorted(
+        (attempts.upsert_of(logged) for logged in logged_events), key=lambda upsert: (upsert.chunk, upsert.attempt)
+    )
+    for upsert in upserts:
+        deltas.touch((upsert.chunk, upsert.attempt))
+    if upserts:
+        await connection.executemany(_sql["upsert_attempt"], upserts)
+    keys = deltas.attempts()
+    if not keys:
+        return
+    changed = []
+    for record in await connection.fetch(_sql["lock_attempts"], *columns_of(keys)):
+        key = (record["chunk"], record["attempt"])
+        counts = attempts.moved(msgspec.json.decode(record["counts"]), deltas.counts[key])
+        runs = record["runs_observed"] + deltas.runs.get(key, 0)
+        changed.append((key, record, counts, runs, attempts.state_of(dict(record), counts, runs)))
+    last = await _last_settled(connection, [key for key, *_, state in changed if state in ("SETTLED", "REFUSED")])
+    values = []
+    for key, record, counts, runs, state in changed:
+        duplicates = record["duplicates"] + deltas.duplicates.get(key, 0)
+        values.append((*key, msgspec.json.encode(counts), runs, duplicates, state, last.get(key)))
+    if values:
+        await connection.execute(_sql["update_attempts"], *columns_of(values))
+
+
+async def _last_settled(connection: asyncpg.Connection, ended: Sequence[AttemptKey]) -> dict[AttemptKey, Any]:
+    if not ended:
+        return {}
+    records = await connection.fetch(_sql["last_settled"], *columns_of(ended))
+    return {(record["chunk"], record["attempt"]): record["settled_at"] for record in records}
+
+
+def columns_of(rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
+    """Return the columns of these rows, for a statement that takes one array for each column."""
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+def _run_values(run: Run) -> tuple[Any, ...]:
+    """Return the values of the columns from ``status`` to ``settled_at``."""
+    return (
+        run.status,
+        run.failure_reason,
+        run.failure_message,
+        run.run,
+        run.credits,
+        run.source,
+        run.observed_at,
+        run.settled_at,
+    )

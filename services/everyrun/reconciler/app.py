@@ -52,7 +52,7 @@ async def _keep_running(health: Health, part: str, work: Callable[[], Awaitable[
 
 async def _deliver(settings: Settings, links: Links, extend: Extend, health: Health) -> None:
     await wait_until_same(settings, health)
-    await topics.wait_until_right(settings, health)
+    await topics.wait_until_valid(settings, health)
     async with Producer(settings, compression="zstd") as producer:
         consumer = deliveries_consumer(settings)
         try:
@@ -66,7 +66,7 @@ async def _deliver(settings: Settings, links: Links, extend: Extend, health: Hea
 async def _poll(settings: Settings, extend: Extend, health: Health) -> None:
     """Wait until no other reconciler leads; then poll, sweep and trim for as long as this process holds the lock."""
     await wait_until_same(settings, health)
-    await topics.wait_until_right(settings, health)
+    await topics.wait_until_valid(settings, health)
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(await open_pool(settings, name="reconciler", max_size=6))
         producer = await stack.enter_async_context(Producer(settings, compression="zstd"))
@@ -122,7 +122,7 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
             asyncio.create_task(_keep_running(health, "deliveries", lambda: _deliver(settings, links, extend, health))),
             asyncio.create_task(_keep_running(health, "polling", lambda: _poll(settings, extend, health))),
             # Checked beside the work, which may wait minutes for a frozen server.
-            asyncio.create_task(topics.keep_looking(settings, health)),
+            asyncio.create_task(topics.keep_checking(settings, health)),
             asyncio.create_task(keep_probing(settings, health, "database", name="reconciler")),
         ]
         stopped = asyncio.create_task(stop.wait())

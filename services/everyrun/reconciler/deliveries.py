@@ -15,7 +15,7 @@ from everyrun.failpoints import hit
 from everyrun.log.cloudevents import Record, header
 from everyrun.log.connection import connection
 from everyrun.log.events import DeliveryDeferred
-from everyrun.log.observation import NotARunError, observed, read_head
+from everyrun.log.observation import InvalidRunError, observed, read_head
 from everyrun.log.producer import Log
 from everyrun.reconciler.links import LinkError, Links
 from everyrun.reconciler.run_fetcher import SERVICE, fetch_run
@@ -30,7 +30,7 @@ _EACH_WITHIN = 120.0
 
 
 def fetched_record(run: bytes, delivery: DeliveryDeferred, event_id: str, time: str) -> Record:
-    """Return the record of a fetched payload. Raises NotARunError if it is not a run, or another run.
+    """Return the record of a fetched payload. Raises InvalidRunError if it is not a run, or another run.
 
     ``time`` is when the bridge received the webhook: the payload shows the run at that time, and a delivery that is
     fetched twice gives the same record.
@@ -38,10 +38,10 @@ def fetched_record(run: bytes, delivery: DeliveryDeferred, event_id: str, time: 
     try:
         run.decode()
     except UnicodeDecodeError:
-        raise NotARunError("not UTF-8 text") from None
+        raise InvalidRunError("not UTF-8 text") from None
     head = read_head(run)
     if head.id != delivery.run_id:
-        raise NotARunError(f"the payload is of run {head.id[:80]}")
+        raise InvalidRunError(f"the payload is of run {head.id[:80]}")
     return observed(
         run,
         head,
@@ -103,7 +103,7 @@ class Deliveries:
     async def _fetch(self, delivery: DeliveryDeferred, event_id: str, time: str) -> Record:
         try:
             return fetched_record(await self._links.fetch(delivery.url), delivery, event_id, time)
-        except (LinkError, NotARunError) as error:
+        except (LinkError, InvalidRunError) as error:
             _log.info("cannot fetch a signed link; fetching the run", run=delivery.run_id, reason=str(error))
             return await fetch_run(self._extend, delivery.run_id)
 

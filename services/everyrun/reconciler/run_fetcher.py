@@ -16,7 +16,7 @@ from everyrun import telemetry
 from everyrun.extend.client import Extend, ExtendError
 from everyrun.failpoints import hit
 from everyrun.log.cloudevents import Record, timestamp
-from everyrun.log.observation import NotARunError, observed, read_head
+from everyrun.log.observation import InvalidRunError, observed, read_head
 from everyrun.log.producer import Log
 from everyrun.reconciler.listed_runs import KnownState, ListedRun, is_known
 from everyrun.store.pool import SlowStatementError
@@ -54,11 +54,11 @@ class Outcome(Enum):
 def poll_record(run: bytes, run_id: str, requested_at: str) -> Record:
     """Return the record of a run that was requested at a time (RFC 3339).
 
-    Raises NotARunError if it is not a run, or another run.
+    Raises InvalidRunError if it is not a run, or another run.
     """
     head = read_head(run)
     if head.id != run_id:
-        raise NotARunError(f"requested {run_id}, received {head.id[:80]}")
+        raise InvalidRunError(f"requested {run_id}, received {head.id[:80]}")
     id = f"poll/{run_id}/{requested_at}/{hashlib.sha256(run).hexdigest()[:16]}"
     return observed(run, head, source="poll", id=id, time=requested_at, service=SERVICE)
 
@@ -70,7 +70,7 @@ async def fetch_run(extend: Extend, run_id: str, within: float = 30.0, tries: in
         run = await extend.get_run(run_id, within)
         try:
             return poll_record(run, run_id, requested_at)
-        except NotARunError as error:
+        except InvalidRunError as error:
             if attempt == tries:
                 raise ExtendError(200, "UNREADABLE", str(error)) from None
     raise AssertionError("unreachable")

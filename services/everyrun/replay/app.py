@@ -36,7 +36,7 @@ async def _pool(settings: Settings, health: Health) -> asyncpg.Pool:
 
 async def _work(settings: Settings, pool: asyncpg.Pool, health: Health) -> None:
     """Work on jobs for ever; what is away is waited for, and the job goes on from where it was."""
-    await topics.wait_until_right(settings, health)
+    await topics.wait_until_valid(settings, health)
     worker = Worker(settings, pool)
     while True:
         try:
@@ -85,7 +85,7 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
             asyncio.create_task(_work(settings, pool, health)),
             asyncio.create_task(follow(settings, pool, health)),
             asyncio.create_task(asked.answer(settings, pool)),
-            asyncio.create_task(topics.keep_looking(settings, health)),
+            asyncio.create_task(topics.keep_checking(settings, health)),
             asyncio.create_task(keep_probing(settings, health, "database", name="replay")),
         ]
         app = with_health(health, replay_api(settings, pool, asked))

@@ -6,12 +6,12 @@ import re
 from datetime import datetime, timedelta
 
 from everyrun.errors import Invalid
-from everyrun.log.reading import Position, bounds, offsets_at
+from everyrun.log.reading import Partition, bounds, offsets_at
 from everyrun.replay.rebuild.engine import INPUTS
 from everyrun.replay.times import TimeError, parse_time
 from everyrun.settings import Settings
 
-Moment = datetime | dict[Position, int]
+Moment = datetime | dict[Partition, int]
 
 _OFFSET = re.compile(r"([a-z]+):(\d+)=(\d+)")
 
@@ -39,12 +39,12 @@ def parse(text: str) -> Moment:
         raise MomentError(f"{error}; or offsets (batches:0=12,runs:0=400)") from None
 
 
-def text(offsets: dict[Position, int]) -> str:
+def text(offsets: dict[Partition, int]) -> str:
     """Offsets as :func:`parse` reads them; partitions at 0 are left out."""
     return ",".join(f"{topic}:{number}={offset}" for (topic, number), offset in sorted(offsets.items()) if offset)
 
 
-async def offsets_of(settings: Settings, moment: Moment | None) -> dict[Position, int]:
+async def offsets_of(settings: Settings, moment: Moment | None) -> dict[Partition, int]:
     """The end of the moment in every partition of the inputs; None is now.
 
     Of a time: the first offset appended after it, by the broker's clock. A partition that offsets do not name is

@@ -76,7 +76,7 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(await _pool(settings, health))
         extend = await stack.enter_async_context(Extend(settings, budget=shared(settings)))
-        await topics.wait_until_right(settings, health)
+        await topics.wait_until_valid(settings, health)
         producer = await stack.enter_async_context(Producer(settings, compression="zstd"))
         metrics = Metrics()
         count_requests(metrics.registry, extend.sent)
@@ -105,7 +105,7 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
             *(asyncio.create_task(dispatcher.work(stop)) for _ in range(settings.dispatch_workers)),
         ]
         looking = [
-            asyncio.create_task(topics.keep_looking(settings, health)),
+            asyncio.create_task(topics.keep_checking(settings, health)),
             asyncio.create_task(keep_probing(settings, health, "database", name="submission")),
         ]
         await stop.wait()

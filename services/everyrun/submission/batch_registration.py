@@ -17,7 +17,7 @@ import msgspec
 from everyrun.errors import Conflict, Invalid
 from everyrun.log import events
 from everyrun.log.cloudevents import Record, record, timestamp
-from everyrun.projection.rules.fingerprint import fingerprint
+from everyrun.projection.rules.match import fingerprint
 from everyrun.projection.rules.merge import instant
 from everyrun.settings import Settings
 from everyrun.store.sql import beside

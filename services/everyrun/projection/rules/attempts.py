@@ -9,13 +9,12 @@ from typing import Any, NamedTuple
 import msgspec
 
 from everyrun.log import events
+from everyrun.log.cloudevents import LoggedEvent
 from everyrun.log.keys import lineage
-from everyrun.projection.decode import Fact, storable
-from everyrun.projection.rules.fingerprint import fingerprint
-from everyrun.projection.rules.match import Batch, by_fingerprint
+from everyrun.projection.rules.match import Batch, by_fingerprint, fingerprint
 from everyrun.projection.rules.merge import SETTLED
-from everyrun.projection.rules.row_version import version_of_attempt
-from everyrun.projection.rules.run_selection import Row
+from everyrun.projection.rules.run_selection import Row, version_of_attempt
+from everyrun.store.storable import storable_json, storable_text
 
 _encode = msgspec.json.Encoder().encode
 
@@ -90,10 +89,10 @@ class Upsert(NamedTuple):
     cut_at: datetime | None
 
 
-def upsert_of(fact: Fact) -> Upsert:
+def upsert_of(logged: LoggedEvent) -> Upsert:
     """What one event says of its attempt."""
-    event: Any = fact.event
-    times = {column: None for column, _ in _STATES} | {_COLUMN[type(event)]: fact.time}
+    event: Any = logged.event
+    times = {column: None for column, _ in _STATES} | {_COLUMN[type(event)]: logged.time}
     input_ids = getattr(event, "input_ids", None) or [given.input_id for given in getattr(event, "inputs", ())]
     reason = getattr(event, "reason", None)
     if type(event) in (*_REFUSALS, events.BatchCut):
@@ -107,7 +106,7 @@ def upsert_of(fact: Fact) -> Upsert:
         workflow_version=getattr(event, "workflow_version", None),
         priority=getattr(event, "priority", None),
         expected=len(input_ids),
-        reason=reason.replace("\x00", "\ufffd") if reason else None,
+        reason=storable_text(reason) if reason else None,
         input_ids=input_ids,
         fingerprints=_fingerprints(event),
         **times,
@@ -133,9 +132,9 @@ def inputs_with_rows(event: Any) -> list[events.Input]:
     return list(event.inputs) if isinstance(event, _WITH_ROWS) else []
 
 
-def rows_of(fact: Fact) -> list[tuple[Row, str | None, str | None]]:
+def rows_of(logged: LoggedEvent) -> list[tuple[Row, str | None, str | None]]:
     """The rows of ``results`` that an event with inputs brings: (row, reason, message) each."""
-    event: Any = fact.event
+    event: Any = logged.event
     refused = type(event) in _REFUSALS
     version = version_of_attempt(event.chunk, event.attempt, refused)
     if isinstance(event, events.DoubtDiscarded):
@@ -156,9 +155,9 @@ def rows_of(fact: Fact) -> list[tuple[Row, str | None, str | None]]:
                 run_id=None,
                 status=status,
                 version=version,
-                observed_at=fact.time,
-                file=storable(_encode(given.file)),
-                metadata=storable(_encode(given.metadata)),
+                observed_at=logged.time,
+                file=storable_json(_encode(given.file)),
+                metadata=storable_json(_encode(given.metadata)),
             ),
             reason,
             message,
@@ -187,11 +186,11 @@ def moved(counts: Mapping[str, int], deltas: Mapping[str, int]) -> dict[str, int
     return {status: number for status, number in after.items() if number}
 
 
-def batches_of(facts: Iterable[Fact]) -> dict[str, Batch]:
+def batches_of(logged_events: Iterable[LoggedEvent]) -> dict[str, Batch]:
     """The batches that the events bring, by batchId."""
     found = {}
-    for fact in facts:
-        event = fact.event
+    for logged in logged_events:
+        event = logged.event
         if not isinstance(event, events.BatchSubmitted | events.DoubtAdopted | events.BatchRegistered):
             continue
         ids = [given.input_id for given in event.inputs]

@@ -6,10 +6,10 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from everyrun.log import events
-from everyrun.log.cloudevents import event_type
-from everyrun.projection.decode import Fact
+from everyrun.log.cloudevents import LoggedEvent, event_type
+from everyrun.store.storable import storable_text
 
-#: Decisions that are facts of an attempt too.
+#: Decisions that are also events of an attempt.
 OF_AN_ATTEMPT = (events.DoubtAdopted, events.DoubtResent, events.DoubtDiscarded)
 OF_THE_QUARANTINE = (events.QuarantineRetried, events.QuarantineDiscarded)
 OF_NO_ATTEMPT = (
@@ -39,12 +39,12 @@ class Decision(NamedTuple):
     decided_at: datetime
 
 
-def values(fact: Fact) -> Decision:
+def decision_of(logged: LoggedEvent) -> Decision:
     """The row of one decision."""
-    event: Any = fact.event
+    event: Any = logged.event
     by = event.by
     return Decision(
-        event_id=fact.id,
+        event_id=logged.id,
         kind=event_type(event),
         workflow_id=getattr(event, "workflow_id", None),
         submission_id=getattr(event, "submission_id", None),
@@ -52,9 +52,9 @@ def values(fact: Fact) -> Decision:
         attempt=getattr(event, "attempt", None),
         batch_id=getattr(event, "batch_id", None),
         source=getattr(event, "source", None) or getattr(event, "token_id", None),
-        decided_by=by and by.replace("\x00", "\ufffd"),
-        reason=_reason(event).replace("\x00", "\ufffd"),
-        decided_at=fact.time,
+        decided_by=by and storable_text(by),
+        reason=storable_text(_reason(event)),
+        decided_at=logged.time,
     )
 
 

@@ -24,6 +24,10 @@ _RANK_UNKNOWN = 3
 _RANK_FINAL = 6
 
 
+AttemptKey = tuple[str, int]
+"""An attempt: (chunk, number)."""
+
+
 class Binding(Struct, frozen=True, order=True):
     """What the reserved metadata key said: the input and the attempt that a run belongs to."""
 

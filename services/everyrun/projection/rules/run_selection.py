@@ -1,4 +1,9 @@
-"""What a poll changes, decided in memory: which run stands for each input, which are duplicates. Pure."""
+"""Select each input's current run, and count what the selection changes. Pure.
+
+Every candidate for an input's row has a *version*, a text that sorts; the greatest is selected. A row's version
+therefore only grows, whatever the order of events. A consumer that keeps the greatest version of each input has the
+newest state.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +11,40 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import NamedTuple
 
-from everyrun.projection.rules.merge import Run, merge
-from everyrun.projection.rules.row_version import version_of_run
+from everyrun.projection.rules.merge import AttemptKey, Run, merge
 
-Home = tuple[str, int]
-"""An attempt: (chunk, attempt)."""
+_REFUSED, _SUBMITTED, _OPEN, _FINAL = "0", "1", "2", "3"
+#: Sorts after every hexadecimal digit.
+_END = "g"
+_COMPLEMENT = bytes(range(255, -1, -1))
+
+
+def version_of_run(run_id: str, final: bool, order: str) -> str:
+    """Return the version of a row whose current run this is.
+
+    A final run sorts over an open one, then the smallest run id over others, then the run's own order.
+    """
+    return f"{_FINAL if final else _OPEN}{_smallest_first(run_id)}.{order}"
+
+
+def version_of_attempt(chunk: str, attempt: int, refused: bool) -> str:
+    """Return the version of a row without a run. A submitted attempt sorts over a refused one."""
+    return f"{_REFUSED if refused else _SUBMITTED}{_smallest_first(f'{chunk}/{attempt:06d}')}."
+
+
+def order_in(version: str) -> str:
+    """Return the part of a version that :func:`everyrun.projection.rules.merge.order_of` made."""
+    return version.partition(".")[2]
+
+
+def _smallest_first(identifier: str) -> str:
+    # The greatest version is selected, but the smallest id should be: so the bytes are complemented. The end mark
+    # sorts an id before every longer id that starts with it.
+    return identifier.encode("utf-8", "surrogatepass").translate(_COMPLEMENT).hex() + _END
 
 
 class Row(NamedTuple):
-    """A row of ``results``, as far as deciding and publishing need it. ``file`` and ``metadata`` are JSON text."""
+    """The columns of ``results`` that selecting and publishing need. ``file`` and ``metadata`` are JSON text."""
 
     input_id: str
     external_id: str
@@ -31,114 +61,121 @@ class Row(NamedTuple):
     metadata: bytes
 
     @property
-    def home(self) -> Home:
-        """The attempt that the row is counted in."""
+    def attempt_key(self) -> AttemptKey:
+        """The attempt that the row counts in."""
         return self.chunk, self.attempt
 
 
-class Decision(NamedTuple):
-    """The row before, the run that now stands with its version, and the input's other runs, whole."""
+class Selection(NamedTuple):
+    """The current run of an input with its version, the row as it was before, and the input's other runs."""
 
     row: Row
-    winner: Run
+    current: Run
     version: str
-    losers: tuple[Run, ...]
+    duplicates: tuple[Run, ...]
 
 
 def version_of(run: Run) -> str:
-    """The version of an input that this run stands for."""
+    """Return the version of a row whose current run this is."""
     return version_of_run(run.run_id, run.final, run.order)
 
 
-def decide_one(row: Row, seen: Run) -> Decision | None:
-    """The decision for the common case: the input has no run yet, or it is this one. None where nothing changes."""
-    version = version_of(seen)
-    if version > row.version:
-        return Decision(row, seen, version, ())
-    if version == row.version and row.observed_at is not None and seen.observed_at < row.observed_at:
-        return Decision(row, seen, version, ())
-    return None
+def attempt_of(run: Run, row: Row) -> AttemptKey:
+    """Return the attempt that a matched run counts in."""
+    return (run.binding.chunk, run.binding.attempt) if run.binding else row.attempt_key
 
 
-def decide(row: Row, known: Iterable[Run], seen: Iterable[Run]) -> Decision:
-    """The decision from every run of the input: those known (standing and duplicates, whole) and those seen now."""
-    runs: dict[str, Run] = {}
-    for run in (*known, *seen):
-        runs[run.run_id] = merge(runs[run.run_id], run) if run.run_id in runs else run
-    winner = max(runs.values(), key=version_of)
-    losers = tuple(sorted((run for run in runs.values() if run is not winner), key=lambda run: run.run_id))
-    return Decision(row, winner, version_of(winner), losers)
-
-
-def home_of(run: Run, row: Row) -> Home:
-    """The attempt that a matched run belongs to."""
-    return (run.binding.chunk, run.binding.attempt) if run.binding else row.home
-
-
-def needs_all_runs(row: Row, seen: list[Run], has_duplicates: bool) -> bool:
-    """Whether more than one run of the input is in play, so that all of them must be read."""
+def is_contested(row: Row, seen: list[Run], has_duplicates: bool) -> bool:
+    """Return True if the input has more than one run, so that all of them must be read to select one."""
     return has_duplicates or len(seen) > 1 or (row.run_id is not None and row.run_id != seen[0].run_id)
 
 
-class Deltas:
-    """By how much the kept counters of each attempt move."""
+def select_only(row: Row, seen: Run) -> Selection | None:
+    """Return the selection in the common case: the input's only run is ``seen``. None if nothing changes."""
+    version = version_of(seen)
+    if version > row.version:
+        return Selection(row, seen, version, ())
+    if version == row.version and row.observed_at is not None and seen.observed_at < row.observed_at:
+        return Selection(row, seen, version, ())
+    return None
+
+
+def select(row: Row, known: Iterable[Run], seen: Iterable[Run]) -> Selection:
+    """Return the selection from all runs of the input: those in the tables, and those seen now."""
+    runs: dict[str, Run] = {}
+    for run in (*known, *seen):
+        runs[run.run_id] = merge(runs[run.run_id], run) if run.run_id in runs else run
+    current = max(runs.values(), key=version_of)
+    duplicates = tuple(sorted((run for run in runs.values() if run is not current), key=lambda run: run.run_id))
+    return Selection(row, current, version_of(current), duplicates)
+
+
+class CounterDeltas:
+    """Changes to the counters of each attempt."""
 
     def __init__(self) -> None:
-        self.counts: dict[Home, dict[str, int]] = {}
-        self.runs: dict[Home, int] = {}
-        self.duplicates: dict[Home, int] = {}
+        self.counts: dict[AttemptKey, dict[str, int]] = {}
+        self.runs: dict[AttemptKey, int] = {}
+        self.duplicates: dict[AttemptKey, int] = {}
 
-    def touch(self, home: Home) -> None:
-        """Have the attempt looked at again, though its counters do not move."""
-        self.counts.setdefault(home, {})
+    def touch(self, attempt: AttemptKey) -> None:
+        """Include the attempt in the update, even if its counters do not change."""
+        self.counts.setdefault(attempt, {})
 
-    def move(self, before: tuple[Home, str] | None, after: tuple[Home, str]) -> None:
-        """An input is counted elsewhere now: at another attempt, or by another status."""
+    def move(self, before: tuple[AttemptKey, str] | None, after: tuple[AttemptKey, str]) -> None:
+        """Count an input in another attempt or by another status; ``before`` is None for a new input."""
         if before is not None:
             self._add(*before, -1)
         self._add(*after, 1)
 
-    def _add(self, home: Home, status: str, by: int) -> None:
-        counts = self.counts.setdefault(home, {})
+    def _add(self, attempt: AttemptKey, status: str, by: int) -> None:
+        counts = self.counts.setdefault(attempt, {})
         counts[status] = counts.get(status, 0) + by
 
-    def add_run(self, home: Home) -> None:
-        """A run was seen for the first time."""
-        self.runs[home] = self.runs.get(home, 0) + 1
-        self.touch(home)
+    def add_run(self, attempt: AttemptKey) -> None:
+        """Count a run that was not known before."""
+        self.runs[attempt] = self.runs.get(attempt, 0) + 1
+        self.touch(attempt)
 
-    def add_duplicate(self, home: Home, by: int) -> None:
-        """A run became a duplicate (by=1), or is none any more (by=-1)."""
-        self.duplicates[home] = self.duplicates.get(home, 0) + by
-        self.touch(home)
+    def add_duplicate(self, attempt: AttemptKey, by: int) -> None:
+        """Count a run that became a duplicate (by=1), or stopped being one (by=-1)."""
+        self.duplicates[attempt] = self.duplicates.get(attempt, 0) + by
+        self.touch(attempt)
 
-    def homes(self) -> list[Home]:
-        """Every attempt touched, sorted."""
+    def attempts(self) -> list[AttemptKey]:
+        """Return every attempt touched, sorted."""
         return sorted(self.counts)
 
 
 def count(
-    decision: Decision, before: Mapping[str, Home], duplicates_before: Mapping[str, Home], deltas: Deltas
+    selection: Selection,
+    before: Mapping[str, AttemptKey],
+    duplicates_before: Mapping[str, AttemptKey],
+    deltas: CounterDeltas,
 ) -> None:
-    """Move the counters by one decision; ``before`` is where the runs known already are, duplicates included."""
-    row = decision.row
-    deltas.move((row.home, row.status), (home_of(decision.winner, row), decision.winner.status))
-    for run in (decision.winner, *decision.losers):
+    """Count what one selection changes.
+
+    ``before`` has the attempt of each run known before, duplicates included; ``duplicates_before`` only those of
+    duplicates.
+    """
+    row = selection.row
+    deltas.move((row.attempt_key, row.status), (attempt_of(selection.current, row), selection.current.status))
+    for run in (selection.current, *selection.duplicates):
         if run.run_id not in before:
-            deltas.add_run(home_of(run, row))
-    after = {run.run_id: home_of(run, row) for run in decision.losers}
-    for run_id, home in duplicates_before.items():
+            deltas.add_run(attempt_of(run, row))
+    after = {run.run_id: attempt_of(run, row) for run in selection.duplicates}
+    for run_id, attempt in duplicates_before.items():
         if run_id not in after:
-            deltas.add_duplicate(home, -1)
-    for run_id, home in after.items():
+            deltas.add_duplicate(attempt, -1)
+    for run_id, attempt in after.items():
         if run_id not in duplicates_before:
-            deltas.add_duplicate(home, 1)
+            deltas.add_duplicate(attempt, 1)
 
 
-def count_one(decision: Decision, deltas: Deltas) -> None:
-    """``count`` for a decision of ``decide_one``: the run is the input's only one."""
-    row, run = decision.row, decision.winner
-    home = home_of(run, row)
-    deltas.move((row.home, row.status), (home, run.status))
+def count_only(selection: Selection, deltas: CounterDeltas) -> None:
+    """Count what a selection of ``select_only`` changes; like ``count``, but faster."""
+    row, run = selection.row, selection.current
+    attempt = attempt_of(run, row)
+    deltas.move((row.attempt_key, row.status), (attempt, run.status))
     if row.run_id is None:
-        deltas.add_run(home)
+        deltas.add_run(attempt)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import AsyncIterator, Iterable, Mapping
 
-from everyrun.log.reading import Position, Range, Stretch, read_ranges
+from everyrun.log.reading import OffsetRange, Partition, RecordRange, read_ranges
 from everyrun.log.topics import cluster_id
 from everyrun.replay.archive import manifest as manifests
 from everyrun.replay.archive import parquet
@@ -36,17 +36,17 @@ class ArchiveReader:
         """The Kafka cluster that was archived."""
         return self.manifests[0].cluster_id
 
-    def bounds(self, topics: Iterable[str]) -> dict[Position, Range]:
+    def bounds(self, topics: Iterable[str]) -> dict[Partition, OffsetRange]:
         """The offsets that are archived, from the first up to, without, the second, of each partition."""
         wanted = set(topics)
-        found: dict[Position, Range] = {}
+        found: dict[Partition, OffsetRange] = {}
         for manifest in self.manifests:
             for covered in manifest.partitions if manifest.topic in wanted else ():
                 place = (manifest.topic, covered.partition)
                 found[place] = (found[place][0] if place in found else covered.first, covered.end)
         return found
 
-    async def read(self, ranges: Mapping[Position, Range]) -> AsyncIterator[Stretch]:
+    async def read(self, ranges: Mapping[Partition, OffsetRange]) -> AsyncIterator[RecordRange]:
         """The archived records within the ranges; each partition in order.
 
         Raises ArchiveError where a file is not what its manifest says, before a record of it is given.
@@ -61,7 +61,7 @@ class ArchiveReader:
                 async for stretch in self._file(manifest, wanted):
                     yield stretch
 
-    async def _file(self, manifest: Manifest, wanted: Mapping[int, Range]) -> AsyncIterator[Stretch]:
+    async def _file(self, manifest: Manifest, wanted: Mapping[int, OffsetRange]) -> AsyncIterator[RecordRange]:
         with tempfile.TemporaryFile(prefix="everyrun-archive-") as file:
             try:
                 sha256 = await self._objects.fetch(manifest.file, file)
@@ -76,12 +76,12 @@ class ArchiveReader:
                     if between is not None and between[0] <= record.offset < between[1]:
                         parts.setdefault(record.partition, []).append(record)
                 for partition, records in parts.items():
-                    yield Stretch(manifest.topic, partition, records, records[-1].offset + 1)
+                    yield RecordRange(manifest.topic, partition, records, records[-1].offset + 1)
         for covered in manifest.partitions:
             if covered.partition in wanted:
                 # Behind the last record a compacted topic may have offsets without one.
                 end = min(covered.end, wanted[covered.partition][1])
-                yield Stretch(manifest.topic, covered.partition, [], end)
+                yield RecordRange(manifest.topic, covered.partition, [], end)
 
 
 class ArchiveAndLog:
@@ -100,7 +100,7 @@ class ArchiveAndLog:
             raise ArchiveError(f"{place} is the archive of Kafka cluster {reader.cluster_id}, not of {cluster}")
         return cls(reader, settings)
 
-    async def read(self, ranges: Mapping[Position, Range]) -> AsyncIterator[Stretch]:
+    async def read(self, ranges: Mapping[Partition, OffsetRange]) -> AsyncIterator[RecordRange]:
         """The records within the ranges; each partition in order, from the archive as far as it reaches."""
         archived = self._reader.bounds({topic for topic, _ in ranges})
         old, rest = {}, {}
@@ -114,5 +114,5 @@ class ArchiveAndLog:
             yield stretch
 
 
-def _meet(between: Range | None, covered: manifests.Covered) -> bool:
+def _meet(between: OffsetRange | None, covered: manifests.Covered) -> bool:
     return between is not None and between[0] < covered.end and covered.first < between[1]

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from everyrun.errors import EveryrunError, NotFound
 from everyrun.log import topics as log_topics
-from everyrun.log.reading import Position, Range, Stretch, bounds, read_ranges
+from everyrun.log.reading import OffsetRange, Partition, RecordRange, bounds, read_ranges
 from everyrun.replay.archive import manifest as manifests
 from everyrun.replay.archive import parquet
 from everyrun.replay.archive.manifest import Content, Covered, Manifest, digest
@@ -98,8 +98,8 @@ def by_days(records: Sequence[Any]) -> list[tuple[str, list[Any]]]:
 
 
 def to_archive(
-    first: Mapping[Position, int], end: Mapping[Position, int], done: Mapping[Position, int]
-) -> dict[Position, Range]:
+    first: Mapping[Partition, int], end: Mapping[Partition, int], done: Mapping[Partition, int]
+) -> dict[Partition, OffsetRange]:
     """What of each partition is not archived yet. Raises ArchiveError where log and archive do not fit together."""
     ranges = {}
     for (topic, partition), log_end in sorted(end.items()):
@@ -302,7 +302,7 @@ class _TopicFiles:
         self._open: dict[str, _File] = {}
         self._day: dict[int, str] = {}
 
-    async def take(self, stretch: Stretch, first: int) -> None:
+    async def take(self, stretch: RecordRange, first: int) -> None:
         """Take what lies between ``first`` and the stretch's next offset."""
         partition = stretch.partition
         parts = by_days(stretch.records)

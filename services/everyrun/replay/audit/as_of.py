@@ -9,7 +9,7 @@ from typing import Any
 import asyncpg
 import msgspec
 
-from everyrun.log.reading import Position
+from everyrun.log.reading import Partition
 from everyrun.replay.log_position import Moment, offsets_of
 from everyrun.replay.rebuild.engine import applied_offsets, tables_connection
 from everyrun.replay.rebuild.rebuild import Tell, past, workplace
@@ -27,7 +27,7 @@ _AT_ONCE = 1000
 class AsOf:
     """The tables at a moment. ``offsets`` is where each partition of the log was."""
 
-    def __init__(self, connection: asyncpg.Connection, offsets: dict[Position, int]) -> None:
+    def __init__(self, connection: asyncpg.Connection, offsets: dict[Partition, int]) -> None:
         self.connection = connection
         self.offsets = offsets
 

@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from everyrun.log import topics
 from everyrun.log.connection import connection as kafka
-from everyrun.log.reading import Position, bounds
+from everyrun.log.reading import Partition, bounds
 from everyrun.projection import tables
 from everyrun.replay.audit import log_check
 from everyrun.replay.audit.compare import Selection, compare, tables_of
@@ -44,7 +44,7 @@ class Audited(Struct, frozen=True):
     ``differences`` are the first KEPT of ``differences_total``.
     """
 
-    offsets: dict[Position, int]
+    offsets: dict[Partition, int]
     records: int
     rows: dict[str, int]
     differences: list[Difference]
@@ -116,7 +116,7 @@ async def _committed(admin: AIOKafkaAdminClient, group: str) -> Any:
     return await admin.list_consumer_group_offsets(group)
 
 
-Said = Mapping[Position, tuple[int, topics.LogIdentity]]
+Said = Mapping[Partition, tuple[int, topics.LogIdentity]]
 """What ``applied_offsets`` says: the next offset of each partition, and the log that it is of."""
 
 
@@ -128,12 +128,12 @@ async def _said(live: asyncpg.Connection) -> Said:
     }
 
 
-def _within(said: Said, ends: Mapping[Position, int]) -> dict[Position, int]:
+def _within(said: Said, ends: Mapping[Partition, int]) -> dict[Partition, int]:
     """The offsets of every partition, none past the end of the log, nor before its beginning."""
     return {p: max(0, min(said[p][0], end)) if p in said else 0 for p, end in ends.items()}
 
 
-async def _apply(settings: Settings, place: Workplace, target: Mapping[Position, int], tell: Tell) -> None:
+async def _apply(settings: Settings, place: Workplace, target: Mapping[Partition, int], tell: Tell) -> None:
     """Bring the rebuilt tables to the offsets, looking at the log on the way; from the beginning if need be."""
     await place.make(unlogged=True)
     async with tables_connection(settings, SCHEMA) as connection:
@@ -147,7 +147,7 @@ async def _apply(settings: Settings, place: Workplace, target: Mapping[Position,
     await place.bring_to(target, tell, observe=lambda pool: log_check.observer(pool, start))
 
 
-async def _acknowledged(settings: Settings) -> dict[Position, int]:
+async def _acknowledged(settings: Settings) -> dict[Partition, int]:
     """What the processors acknowledged to Kafka: they do that after the tables have it, never before."""
     admin = AIOKafkaAdminClient(**kafka(settings))
     await admin.start()
@@ -161,8 +161,8 @@ async def _acknowledged(settings: Settings) -> dict[Position, int]:
 
 def offset_differences(
     said: Said,
-    ends: Mapping[Position, int],
-    acknowledged: Mapping[Position, int],
+    ends: Mapping[Partition, int],
+    acknowledged: Mapping[Partition, int],
     identity: topics.LogIdentity,
 ) -> list[Difference]:
     """What is wrong with ``applied_offsets`` itself. Pure."""

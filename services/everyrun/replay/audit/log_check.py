@@ -13,7 +13,7 @@ from typing import Any
 import asyncpg
 import msgspec
 
-from everyrun.log.reading import Position, Stretch, read_ranges
+from everyrun.log.reading import Partition, RecordRange, read_ranges
 from everyrun.replay.rebuild.engine import Offsets
 from everyrun.settings import Settings
 from everyrun.store.sql import beside
@@ -66,11 +66,11 @@ async def prepare(connection: asyncpg.Connection) -> None:
     await connection.execute(_sql["make"])
 
 
-def observer(pool: asyncpg.Pool, start: Offsets) -> Callable[[Stretch], Awaitable[None]]:
+def observer(pool: asyncpg.Pool, start: Offsets) -> Callable[[RecordRange], Awaitable[None]]:
     """What an engine that begins at ``start`` is to tell of what it reads."""
-    expected: dict[Position, int] = dict(start)
+    expected: dict[Partition, int] = dict(start)
 
-    async def observe(stretch: Stretch) -> None:
+    async def observe(stretch: RecordRange) -> None:
         position = (stretch.topic, stretch.partition)
         gaps = []
         at = expected.get(position, 0)
@@ -95,7 +95,7 @@ def observer(pool: asyncpg.Pool, start: Offsets) -> Callable[[Stretch], Awaitabl
 
 
 async def findings(
-    settings: Settings, connection: asyncpg.Connection, offsets: Offsets, ends: Mapping[Position, int]
+    settings: Settings, connection: asyncpg.Connection, offsets: Offsets, ends: Mapping[Partition, int]
 ) -> list[Finding]:
     """What is wrong with the log up to the offsets; ``ends`` is where it ends now."""
     found = [
@@ -112,7 +112,7 @@ async def findings(
     return found
 
 
-async def _said_later(settings: Settings, offsets: Offsets, ends: Mapping[Position, int]) -> set[tuple[str, str]]:
+async def _said_later(settings: Settings, offsets: Offsets, ends: Mapping[Partition, int]) -> set[tuple[str, str]]:
     """What the log has behind the offsets, as (event type, the attempt or submission it is of)."""
     ranges = {position: (offsets.get(position, 0), end) for position, end in ends.items() if position[0] == "batches"}
     said = set()

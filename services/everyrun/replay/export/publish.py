@@ -13,7 +13,7 @@ import msgspec
 
 from everyrun.atomic_file import write_bytes
 from everyrun.log.cloudevents import header
-from everyrun.log.reading import Position, Range, Stretch, offsets_at, read_ranges
+from everyrun.log.reading import OffsetRange, Partition, RecordRange, offsets_at, read_ranges
 from everyrun.replay.export.selection import Selection, Source, Subject, chosen
 from everyrun.replay.export.targets import Target
 from everyrun.settings import Settings
@@ -28,14 +28,14 @@ class LogSource:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
-    def read(self, ranges: Mapping[Position, Range]) -> AsyncIterator[Stretch]:
+    def read(self, ranges: Mapping[Partition, OffsetRange]) -> AsyncIterator[RecordRange]:
         """The records within the ranges; each partition in order."""
         return read_ranges(self._settings, ranges)
 
 
 async def timed(
-    settings: Settings, selection: Selection, ranges: Mapping[Position, Range], *, live: bool
-) -> dict[Position, Range]:
+    settings: Settings, selection: Selection, ranges: Mapping[Partition, OffsetRange], *, live: bool
+) -> dict[Partition, OffsetRange]:
     """The ranges without what lies before ``since`` or after ``until`` by Kafka's own index of times; only a live log
     has one, of an archive each record is looked at. Raises aiokafka.errors.KafkaError."""
     found = dict(ranges)
@@ -79,7 +79,7 @@ class Keeper:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(self._path, msgspec.json.encode(self.place))
 
-    def left(self, ranges: Mapping[Position, Range]) -> dict[Position, Range]:
+    def left(self, ranges: Mapping[Partition, OffsetRange]) -> dict[Partition, OffsetRange]:
         """What of the ranges is not done yet."""
         done = self.place.next
         return {
@@ -95,7 +95,7 @@ class Keeper:
 
 async def replay(
     source: Source,
-    ranges: Mapping[Position, Range],
+    ranges: Mapping[Partition, OffsetRange],
     selection: Selection,
     subject: Subject,
     target: Target | None,

@@ -14,8 +14,7 @@ from aiokafka.errors import UnknownTopicOrPartitionError
 
 from everyrun.log import topics
 from everyrun.log.producer import Producer
-from everyrun.log.reader import partitions
-from everyrun.log.reading import bounds
+from everyrun.log.reading import bounds, partitions
 from everyrun.replay.archive.reader import ArchiveReader
 from everyrun.replay.export import foreign_topics, publish, targets
 from everyrun.replay.export.publish import Keeper, Progress

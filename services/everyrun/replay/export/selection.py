@@ -12,7 +12,7 @@ import msgspec
 from everyrun.errors import Invalid
 from everyrun.extend import reserved
 from everyrun.log.cloudevents import header
-from everyrun.log.reading import Position, Range, Stretch, milliseconds
+from everyrun.log.reading import OffsetRange, Partition, RecordRange, milliseconds
 from everyrun.log.topics import declared
 
 _OFFSETS = re.compile(r"([a-z]+):(\d+)=(\d+)(?:\.\.(\d+))?")
@@ -28,7 +28,7 @@ class SelectionError(Invalid, ValueError):
 class Source(Protocol):
     """Where records are read: the log, or an archive."""
 
-    def read(self, ranges: Mapping[Position, Range]) -> AsyncIterator[Stretch]:
+    def read(self, ranges: Mapping[Partition, OffsetRange]) -> AsyncIterator[RecordRange]:
         """The records within the ranges; each partition in order."""
 
 
@@ -41,7 +41,7 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
     types: tuple[str, ...] = ()
     since: datetime | None = None
     until: datetime | None = None
-    offsets: dict[Position, tuple[int, int | None]] = {}
+    offsets: dict[Partition, tuple[int, int | None]] = {}
 
 
 class Subject:
@@ -120,7 +120,7 @@ def _head(record: Any) -> _Head:
         return _Head()
 
 
-def chosen(selection: Selection, subject: Subject, stretch: Stretch) -> list[Any]:
+def chosen(selection: Selection, subject: Subject, stretch: RecordRange) -> list[Any]:
     """The records of a stretch that the selection means."""
     since = None if selection.since is None else milliseconds(selection.since)
     until = None if selection.until is None else milliseconds(selection.until)
@@ -134,7 +134,7 @@ def chosen(selection: Selection, subject: Subject, stretch: Stretch) -> list[Any
     ]
 
 
-async def subject_of(selection: Selection, source: Source, bounds: Mapping[Position, Range]) -> Subject:
+async def subject_of(selection: Selection, source: Source, bounds: Mapping[Partition, OffsetRange]) -> Subject:
     """Learn what the selection is about from every event of ``batches``; ``bounds`` is what the source has."""
     subject = Subject(selection)
     if selection.batch is not None or selection.submission is not None:
@@ -143,7 +143,7 @@ async def subject_of(selection: Selection, source: Source, bounds: Mapping[Posit
     return subject
 
 
-def narrowed(selection: Selection, bounds: Mapping[Position, Range]) -> dict[Position, Range]:
+def narrowed(selection: Selection, bounds: Mapping[Partition, OffsetRange]) -> dict[Partition, OffsetRange]:
     """What is to be read of what the source has. Raises SelectionError for a partition that is not there."""
     ranges = {place: range_ for place, range_ in bounds.items() if place[0] in selection.topics}
     if not selection.offsets:
@@ -158,9 +158,9 @@ def narrowed(selection: Selection, bounds: Mapping[Position, Range]) -> dict[Pos
     return found
 
 
-def parse_offsets(text: str) -> dict[Position, tuple[int, int | None]]:
+def parse_offsets(text: str) -> dict[Partition, tuple[int, int | None]]:
     """``runs:0=400,runs:1=20..90``: from an offset on, or up to, without, another. Raises SelectionError."""
-    found: dict[Position, tuple[int, int | None]] = {}
+    found: dict[Partition, tuple[int, int | None]] = {}
     for part in text.split(","):
         match = _OFFSETS.fullmatch(part.strip())
         if match is None:

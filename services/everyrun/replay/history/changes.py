@@ -1,4 +1,4 @@
-"""What each event changed for one input: merge and choose, a step at a time, in the order of the log. Pure."""
+"""What each event changed for one input: merge and select, a step at a time, in the order of the log. Pure."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ from typing import Any, NamedTuple
 from msgspec.structs import replace
 
 from everyrun.log import events
-from everyrun.projection.decode import Fact, NotUnderstoodError, fact_of, run_of
+from everyrun.log.cloudevents import LoggedEvent
+from everyrun.projection.decode import InvalidRecordError, event_of, run_of
 from everyrun.projection.rules.attempts import batches_of, rows_of
-from everyrun.projection.rules.fingerprint import fingerprint
-from everyrun.projection.rules.match import INPUT_UNKNOWN, Batch, Unmatched, in_order, match
+from everyrun.projection.rules.match import INPUT_UNKNOWN, Batch, Unmatched, fingerprint, in_order, match
 from everyrun.projection.rules.merge import Binding, Run, merge, why_greater
-from everyrun.projection.rules.row_version import version_of_run
-from everyrun.projection.rules.run_selection import Decision
-from everyrun.projection.state import State
-from everyrun.projection.tables import RESULT_COLUMNS
+from everyrun.projection.rules.run_selection import Selection, version_of_run
+from everyrun.projection.tables import RESULT_COLUMNS, InputState
 
 #: What an event of an attempt makes of an input that has no row yet.
 _WITHOUT_ROW: dict[type, str] = {
@@ -48,7 +46,7 @@ class InputStory:
         self._row_status = ""
         #: The row that an attempt brought, until a run stands for it; and the file of each event that brought one:
         #: the queue forgets files after a while, so that they may differ.
-        self._brought: State | None = None
+        self._brought: InputState | None = None
         self.files: list[bytes] = []
         self._without_row = "WAITING"
         self._standing: str | None = None
@@ -78,7 +76,7 @@ class InputStory:
             batch = self._batches[run.batch_id or ""]
             # A run is counted at the attempt that its batch is, whatever its own metadata say.
             run = replace(run, binding=Binding(self._input_id, batch.chunk, batch.attempt, ""))
-            state = State(state.row, decision=Decision(state.row, run, _version(run), ()))
+            state = InputState(state.row, selection=Selection(state.row, run, _version(run), ()))
         return dict(zip(RESULT_COLUMNS, state.values(), strict=True))
 
     @property
@@ -91,13 +89,13 @@ class InputStory:
         before = self.status
         try:
             what = self._take_run(run_of(record)) if topic == "runs" else self._take_fact(topic, record)
-        except NotUnderstoodError as error:
+        except InvalidRecordError as error:
             return Change(f"nothing: it is not understood ({error})", before)
         after = self.status
         return Change(what if before == after else f"{what}; {before} becomes {after}", after)
 
     def _take_fact(self, topic: str, record: Any) -> str:
-        fact = fact_of(topic, record)
+        fact = event_of(topic, record)
         event: Any = fact.event
         if isinstance(event, events.SubmissionAccepted):
             return f"{event.expected} inputs were handed in for {event.workflow_id}"
@@ -109,7 +107,7 @@ class InputStory:
             return f"{_said(event)}: nothing of this input"
         return self._take_attempt(fact)
 
-    def _take_attempt(self, fact: Fact) -> str:
+    def _take_attempt(self, fact: LoggedEvent) -> str:
         event: Any = fact.event
         attempt = f"attempt {event.attempt} at {event.chunk}"
         kind: Any = type(event)
@@ -133,7 +131,7 @@ class InputStory:
             self.files.append(row.file)
             if row.version > self._row:
                 self._row, self._row_status = row.version, row.status
-                self._brought = State(row, reason, message)
+                self._brought = InputState(row, reason, message)
             else:
                 told += "; an attempt that was taken stands"
         return f"{told}{self._choose()}"
@@ -214,7 +212,7 @@ def run_changes(records: Sequence[tuple[str, Any]]) -> list[Change]:
             continue
         try:
             run = run_of(record)
-        except NotUnderstoodError as error:
+        except InvalidRecordError as error:
             changes.append(Change(f"nothing: it is not understood ({error})", ""))
             continue
         known = runs.get(run.run_id)

@@ -17,8 +17,7 @@ from everyrun.errors import NotFound, Unavailable
 from everyrun.http import scope
 from everyrun.log import topics as log_topics
 from everyrun.log.cloudevents import header, timestamp
-from everyrun.log.reading import Position, read_ranges
-from everyrun.log.record_lookup import RecordsAt
+from everyrun.log.reading import Partition, RecordReader, read_ranges
 from everyrun.openapi import Problem, answers
 from everyrun.replay.audit.row_diff import Difference, rows_differ
 from everyrun.replay.history.changes import Change, InputStory, run_changes
@@ -129,7 +128,7 @@ Found = dict[Place, _Found]
 class Historian:
     """Answers for one installation: by the index, and where it does not reach yet, from the log itself."""
 
-    def __init__(self, settings: Settings, pool: asyncpg.Pool, index: Index, records: RecordsAt) -> None:
+    def __init__(self, settings: Settings, pool: asyncpg.Pool, index: Index, records: RecordReader) -> None:
         self._settings = settings
         self._pool = pool
         self.index = index
@@ -297,7 +296,7 @@ class Historian:
         chunks = {_field(one, "chunk") for place, one in found.items() if place.topic == "batches"}
         return await self._find(tail, {c for c in chunks if c}, batches)
 
-    async def _row(self, input_id: str) -> tuple[dict[str, Any] | None, dict[Position, int]]:
+    async def _row(self, input_id: str) -> tuple[dict[str, Any] | None, dict[Partition, int]]:
         """The input's row, and how far the tables were when it was that."""
         try:
             async with (
@@ -375,7 +374,7 @@ def _told(place: Place, record: Any, change: Change) -> Told:
 async def historian(settings: Settings, pool: asyncpg.Pool) -> AsyncIterator[Historian]:
     """One that answers while the block runs. Raises aiokafka.errors.KafkaError where Kafka does not answer."""
     index = Index(pool, await log_topics.cluster_id(settings))
-    async with RecordsAt(settings, TOPICS) as records:
+    async with RecordReader(settings, TOPICS) as records:
         yield Historian(settings, pool, index, records)
 
 

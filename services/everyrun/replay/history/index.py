@@ -12,7 +12,7 @@ from aiokafka.errors import KafkaError
 from everyrun.errors import EveryrunError
 from everyrun.health import Health
 from everyrun.log import topics as log_topics
-from everyrun.log.reading import Position, Range, Stretch, bounds, read_ranges
+from everyrun.log.reading import OffsetRange, Partition, RecordRange, bounds, read_ranges
 from everyrun.replay.history.event_index_keys import TOPICS, Place, number_of, said_by
 from everyrun.settings import Settings
 from everyrun.store.pool import POSTGRES_AWAY, is_slow
@@ -35,7 +35,7 @@ class Index:
         self._pool = pool
         self._cluster_id = cluster_id
 
-    async def positions(self) -> dict[Position, int]:
+    async def positions(self) -> dict[Partition, int]:
         """How far each partition is indexed; empty where there is no index, or one of another cluster's log."""
         if not await self._pool.fetchval(_sql["is_there"]):
             return {}
@@ -50,7 +50,7 @@ class Index:
         rows = await self._pool.fetch(_sql["find"], wanted, [number_of(batch) for batch in batches])
         return {Place.of(row["place"]) for row in rows}
 
-    async def add(self, stretch: Stretch) -> int:
+    async def add(self, stretch: RecordRange) -> int:
         """Take a stretch in; how many places were new. What is indexed already is left out, in one transaction."""
         async with self._pool.acquire() as connection, connection.transaction():
             await connection.execute("set local synchronous_commit = off")
@@ -74,7 +74,7 @@ class Index:
         return len(rows)
 
 
-def entries(stretch: Stretch, start: int) -> tuple[list[tuple[int, int]], Mapping[int, list[int]]]:
+def entries(stretch: RecordRange, start: int) -> tuple[list[tuple[int, int]], Mapping[int, list[int]]]:
     """The rows of a stretch from offset ``start`` on: (id, place) each, and the places of each batch's observations."""
     rows: list[tuple[int, int]] = []
     batches: dict[int, list[int]] = defaultdict(list)
@@ -90,7 +90,7 @@ def entries(stretch: Stretch, start: int) -> tuple[list[tuple[int, int]], Mappin
     return rows, batches
 
 
-async def to_index(settings: Settings, index: Index) -> dict[Position, Range]:
+async def to_index(settings: Settings, index: Index) -> dict[Partition, OffsetRange]:
     """What of the log is not indexed yet. Raises aiokafka.errors.KafkaError, asyncpg.PostgresError."""
     done = await index.positions()
     limits = await bounds(settings, TOPICS)

@@ -23,7 +23,7 @@ from aiokafka.errors import (
 )
 
 from everyrun.errors import EveryrunError
-from everyrun.log.reading import Position
+from everyrun.log.reading import Partition
 from everyrun.redact import describe
 from everyrun.replay import log_position
 from everyrun.replay.archive.object_store import ObjectsError
@@ -217,7 +217,7 @@ def _told(tell: Tell) -> Callable[[int, int], None]:
     return show
 
 
-def _named(offsets: dict[Position, int]) -> dict[str, int]:
+def _named(offsets: dict[Partition, int]) -> dict[str, int]:
     return {f"{topic}:{number}": offset for (topic, number), offset in sorted(offsets.items())}
 
 

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 
 import asyncpg
 
+from everyrun.log.batching import join_polls, size_of, split_polls
 from everyrun.log.cloudevents import Record
-from everyrun.log.reading import Position, Range, Stretch, read_ranges
+from everyrun.log.reading import OffsetRange, Partition, Poll, RecordRange, read_ranges
 from everyrun.log.topics import LogIdentity
 from everyrun.projection import tables
-from everyrun.projection.decode import Poll
 from everyrun.projection.feed import Feed
 from everyrun.replay.export.selection import Source
 from everyrun.settings import Settings
@@ -37,7 +37,7 @@ AT_ONCE, LEAST_AT_ONCE, BYTES_AT_ONCE = 4000, 10, 6 << 20
 #: queue, one waiting for the queue; two being read): this keeps three such deaths within a tenth.
 _TRANSACTIONS = 250
 
-Offsets = Mapping[Position, int]
+Offsets = Mapping[Partition, int]
 """The next offset of each partition; one that is not named is at 0."""
 
 
@@ -107,7 +107,7 @@ async def tables_connection(settings: Settings, schema: str) -> AsyncIterator[as
         await connection.close()
 
 
-async def applied_offsets(connection: asyncpg.Connection | asyncpg.Pool) -> dict[Position, int]:
+async def applied_offsets(connection: asyncpg.Connection | asyncpg.Pool) -> dict[Partition, int]:
     """How far the tables are that this connection finds."""
     rows = await connection.fetch(_sql["applied_offsets"])
     return {(row["topic"], row["partition"]): row["next_offset"] for row in rows}
@@ -126,7 +126,7 @@ class Engine:
         pool: asyncpg.Pool,
         identity: LogIdentity,
         *,
-        observe: Callable[[Stretch], Awaitable[None]] | None = None,
+        observe: Callable[[RecordRange], Awaitable[None]] | None = None,
         source: Source | None = None,
         least_at_once: int = LEAST_AT_ONCE,
     ) -> None:
@@ -150,7 +150,7 @@ class Engine:
         for topics in (INPUTS[:1], INPUTS[1:]):
             await self._run({position: range_ for position, range_ in ranges.items() if position[0] in topics})
 
-    async def _run(self, ranges: Mapping[Position, Range]) -> None:
+    async def _run(self, ranges: Mapping[Partition, OffsetRange]) -> None:
         queues: list[asyncio.Queue[list[Poll]]] = [asyncio.Queue(1) for _ in range(LANES)]
         numbers = sorted({partition for _, partition in ranges})
         lane_of = {partition: place % LANES for place, partition in enumerate(numbers)}
@@ -168,9 +168,9 @@ class Engine:
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
 
-    async def _read(self, ranges: Mapping[Position, Range]) -> AsyncIterator[list[Poll]]:
+    async def _read(self, ranges: Mapping[Partition, OffsetRange]) -> AsyncIterator[list[Poll]]:
         """Polls of all partitions, joined to about what two transactions take."""
-        held: dict[Position, list[Stretch]] = {}
+        held: list[RecordRange] = []
         count = size = 0
         if self._source is not None:
             stretches = self._source.read(ranges)
@@ -182,45 +182,18 @@ class Engine:
             if not stretch.records:
                 continue
             self.progress.read += len(stretch.records)
-            held.setdefault((stretch.topic, stretch.partition), []).append(stretch)
+            held.append(stretch)
             count += len(stretch.records)
-            size += sum(len(record.value or b"") for record in stretch.records)
+            size += size_of(stretch.records)
             if count >= self._at_once * LANES or size >= BYTES_AT_ONCE * LANES:
-                yield joined(held)
-                held, count, size = {}, 0, 0
+                yield join_polls(held)
+                held, count, size = [], 0, 0
         if held:
-            yield joined(held)
+            yield join_polls(held)
 
     async def _lane(self, queue: asyncio.Queue[list[Poll]]) -> None:
         while True:
-            for polls in cut(await queue.get(), self._at_once, BYTES_AT_ONCE):
+            for polls in split_polls(await queue.get(), self._at_once, BYTES_AT_ONCE):
                 await self._feed.apply_once(polls)
                 self.progress.applied += sum(len(poll.records) for poll in polls)
             queue.task_done()
-
-
-def joined(held: Mapping[Position, Sequence[Stretch]]) -> list[Poll]:
-    """The stretches of each partition as one poll."""
-    return [
-        Poll(topic, partition, [record for stretch in stretches for record in stretch.records])
-        for (topic, partition), stretches in sorted(held.items())
-    ]
-
-
-def cut(polls: Sequence[Poll], records: int, size: int) -> Iterator[list[Poll]]:
-    """The same polls in groups of at most so many records, and of values of about ``size`` bytes."""
-    group: list[Poll] = []
-    room, bytes_left = records, size
-    for poll in polls:
-        first = 0
-        for at, record in enumerate(poll.records):
-            if room <= 0 or bytes_left <= 0:
-                if at > first:
-                    group.append(Poll(poll.topic, poll.partition, poll.records[first:at]))
-                yield group
-                group, first, room, bytes_left = [], at, records, size
-            room -= 1
-            bytes_left -= len(record.value or b"")
-        group.append(Poll(poll.topic, poll.partition, poll.records[first:]))
-    if group:
-        yield group

@@ -16,7 +16,7 @@ from multiprocessing.context import SpawnProcess
 from typing import NamedTuple
 
 from everyrun.errors import EveryrunError
-from everyrun.log.reading import Position
+from everyrun.log.reading import Partition
 from everyrun.log.topics import LogIdentity
 from everyrun.memory import collect_seldom
 from everyrun.redact import describe
@@ -38,11 +38,11 @@ class Share(NamedTuple):
     settings: Settings
     schema: str
     identity: LogIdentity
-    start: dict[Position, int]
-    end: dict[Position, int]
+    start: dict[Partition, int]
+    end: dict[Partition, int]
 
 
-def split(end: Offsets, processes: int) -> list[dict[Position, int]]:
+def split(end: Offsets, processes: int) -> list[dict[Partition, int]]:
     """The ends of so many shares: a partition of every topic is in the same one."""
     numbers = sorted({partition for _, partition in end})
     of = {partition: place % processes for place, partition in enumerate(numbers)}

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from everyrun.errors import EveryrunError
 from everyrun.log import topics
-from everyrun.log.reading import Position, Stretch
+from everyrun.log.reading import Partition, RecordRange
 from everyrun.projection import tables
 from everyrun.replay.export.selection import Source
 from everyrun.replay.rebuild.engine import LANES, LEAST_AT_ONCE, Engine, Offsets, Progress, applied_offsets, tables_pool
@@ -42,7 +42,7 @@ class Rebuilt(Struct, frozen=True):
     """What a rebuild made: the schema, how far it is, how many records it applied, in how many seconds."""
 
     schema: str
-    offsets: dict[Position, int]
+    offsets: dict[Partition, int]
     before: int
     applied: int
     seconds: float
@@ -102,7 +102,7 @@ class Workplace:
         offsets: Offsets,
         tell: Tell,
         *,
-        observe: Callable[[asyncpg.Pool], Callable[[Stretch], Awaitable[None]]] | None = None,
+        observe: Callable[[asyncpg.Pool], Callable[[RecordRange], Awaitable[None]]] | None = None,
         source: Source | None = None,
         processes: int = 1,
         least_at_once: int = LEAST_AT_ONCE,
@@ -141,7 +141,7 @@ class Workplace:
         self,
         pool: asyncpg.Pool,
         identity: topics.LogIdentity,
-        start: dict[Position, int],
+        start: dict[Partition, int],
         offsets: Offsets,
         tell: Tell,
         processes: int,
@@ -208,7 +208,7 @@ async def _telling(
 
 async def rebuild(
     settings: Settings,
-    offsets: Mapping[Position, int],
+    offsets: Mapping[Partition, int],
     tell: Tell,
     *,
     schema: str = DEFAULT_SCHEMA,

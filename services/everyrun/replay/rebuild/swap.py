@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 import asyncpg
 from msgspec import Struct
 
-from everyrun.log.reading import Position, bounds
+from everyrun.log.reading import Partition, bounds
 from everyrun.projection import tables
 from everyrun.replay.rebuild.engine import INPUTS, applied_offsets, tables_connection
 from everyrun.replay.rebuild.rebuild import DEFAULT_SCHEMA, ReplayError, Tell, Workplace, workplace
@@ -99,13 +99,13 @@ class _Records:
         self.applied = 0
         self._tell = tell
 
-    async def bring(self, place: Workplace, target: dict[Position, int], processes: int = 1) -> int:
+    async def bring(self, place: Workplace, target: dict[Partition, int], processes: int = 1) -> int:
         made = await place.bring_to(target, self._tell, processes=processes)
         self.applied += made.applied
         return made.applied
 
 
-async def _target(settings: Settings, live: asyncpg.Connection, place: Workplace, say: Say) -> dict[Position, int]:
+async def _target(settings: Settings, live: asyncpg.Connection, place: Workplace, say: Say) -> dict[Partition, int]:
     """Where the live tables are; waits until they are nowhere behind the rebuilt ones."""
     said = False
     while True:
@@ -121,7 +121,7 @@ async def _target(settings: Settings, live: asyncpg.Connection, place: Workplace
         await asyncio.sleep(0.2)
 
 
-async def _live_offsets(settings: Settings, live: asyncpg.Connection) -> dict[Position, int]:
+async def _live_offsets(settings: Settings, live: asyncpg.Connection) -> dict[Partition, int]:
     """The live offsets of every partition, none past the end of the log (one that was tampered with may be)."""
     applied = await applied_offsets(live)
     ends = (await bounds(settings, INPUTS)).end

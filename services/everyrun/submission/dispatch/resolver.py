@@ -6,7 +6,7 @@ from typing import Any
 
 import asyncpg
 
-from everyrun.log.reader import end_offsets
+from everyrun.log.reading import end_offsets
 from everyrun.settings import Settings
 from everyrun.store.sql import beside
 from everyrun.submission.dispatch.protocol import (

@@ -17,11 +17,9 @@ from msgspec.structs import replace
 from everyrun.errors import Unavailable
 from everyrun.log import events, topics
 from everyrun.log.cloudevents import header
-from everyrun.log.reader import end_offsets
+from everyrun.log.reading import LogRecord, end_offsets, read_polls
 from everyrun.log.upcast import TooNewError, upcast
-from everyrun.projection.decode import LogRecord
 from everyrun.projection.offsets import ForeignLogError
-from everyrun.projection.reader import read_range
 from everyrun.projection.rules.merge import instant
 from everyrun.redact import describe
 from everyrun.settings import Settings
@@ -143,7 +141,7 @@ async def _catch_up(settings: Settings, pool: asyncpg.Pool, cluster_id: str) -> 
     for partition, end in sorted(ends.items()):
         start = known[partition]["next_offset"] if partition in known else 0
         if start < end:
-            async for poll in read_range(settings, "batches", partition, start, end):
+            async for poll in read_polls(settings, ("batches", partition), start, end):
                 for record in poll.records:
                     news.add(record)
     async with pool.acquire() as connection, connection.transaction():

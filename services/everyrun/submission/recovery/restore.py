@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from everyrun.log import events
+from everyrun.log.reading import read_polls
 from everyrun.log.upcast import upcast
-from everyrun.projection.reader import read_range
 from everyrun.projection.rules.merge import instant
 from everyrun.settings import Settings
 from everyrun.store.sql import beside
@@ -99,7 +99,7 @@ async def _events_at(settings: Settings, places: Iterable[Place]) -> AsyncIterat
     for place in places:
         wanted[place.partition].add(place.offset)
     for partition, offsets in sorted(wanted.items()):
-        async for poll in read_range(settings, "batches", partition, min(offsets), max(offsets) + 1):
+        async for poll in read_polls(settings, ("batches", partition), min(offsets), max(offsets) + 1):
             for record in poll.records:
                 if record.offset in offsets:
                     yield _decode(upcast(record.headers, record.value or b""))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from everyrun.log.cloudevents import header
 from everyrun.log.events import DeliveryDeferred, MessageQuarantined, RunObserved
-from everyrun.log.webhook import SELF_TEST, interpret
+from everyrun.log.observation import SELF_TEST, interpret
 
 TIME = "2026-01-01T00:00:00.000Z"
 RUN = {
