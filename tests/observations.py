@@ -29,7 +29,9 @@ def observations(draw: st.DrawFn, run_id: str | None = None) -> Run:
         batch_id=draw(st.sampled_from([None, "batch_1"])),
         binding=draw(bindings),
         status=status,
-        order=order_of(status=status, own=own, truncated=truncated, polled=polled, asked_at=observed, digest=digest),
+        order=order_of(
+            status=status, own=own, truncated=truncated, polled=polled, requested_at=observed, digest=digest
+        ),
         observed_at=observed,
         settled_at=own if status in FINAL else None,
         source="poll" if polled else "webhook",

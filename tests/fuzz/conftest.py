@@ -81,7 +81,7 @@ class World:
         for name, service in self.services.items():
             assert service.process.poll() is None, f"{name} has ended: {service.log.read_text()[-3000:]}"
             text = service.log.read_text()
-            for sign in ("Exception in ASGI", "a webhook was not taken", *SECRETS):
+            for sign in ("Exception in ASGI", "a webhook was not accepted", *SECRETS):
                 start = text.find(sign)
                 assert start < 0, f"{name}: {text[start : start + 3000]}"
 

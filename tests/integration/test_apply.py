@@ -113,7 +113,7 @@ async def test_what_was_applied_is_not_applied_again_and_a_gap_is_refused(connec
     assert gap.value.gaps == {position: 6}
     with pytest.raises(ForeignLogError):
         await apply(connection, [Poll(*position, log[position][6:])], LOG._replace(cluster_id="another"), nothing_aside)
-    with pytest.raises(ForeignLogError, match="2 partitions, and runs has 16 now"):
+    with pytest.raises(ForeignLogError, match="2 partitions, but runs now has 16"):
         await apply(connection, [Poll(*position, log[position][6:])], LOG._replace(partitions=16), nothing_aside)
     overlapping = Poll(*position, log[position][3:])
     await apply(connection, [overlapping], LOG, nothing_aside)

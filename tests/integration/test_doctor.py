@@ -188,8 +188,8 @@ async def test_topics_that_could_lose_data_are_found(settings: Settings) -> None
     failed = [f for f in await examine(few, WORKFLOW) if f.check == "topics"]
     assert {f.level for f in failed} == {"failed"}
     by_found = {f.found.removeprefix("topic "): f.remedy for f in failed}
-    assert by_found[f"{few.topic('runs')} has 3 partitions, declared are 8"].startswith("Add some")
-    retention = f"{few.topic('batches')}: retention.ms is 604800000, declared is -1"
+    assert by_found[f"{few.topic('runs')} has 3 partitions instead of 8"].startswith("Add partitions")
+    retention = f"{few.topic('batches')}: retention.ms is 604800000 instead of -1"
     assert "--add-config retention.ms=-1" in by_found[retention]
     none = settings.model_copy(update={"topic_prefix": settings.topic_prefix + "none."})
     missing = [f for f in await examine(none, WORKFLOW) if f.check in ("topics", "Kafka")]

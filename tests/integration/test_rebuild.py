@@ -429,7 +429,7 @@ async def test_tables_refuse_topics_that_grew_until_they_are_rebuilt(
                 answer = (await http.get(refusing.url + "/readyz")).text
         except httpx.TransportError:
             return False
-        return "made from topics of 8 partitions, and runs has 16 now" in answer and "rebuild --swap" in answer
+        return "come from topics with 8 partitions, but runs now has 16" in answer and "rebuild --swap" in answer
 
     await eventually(refuses, "readyz says what is wrong and what to do", 60)
     before = await contents(settings, "everyrun")

@@ -51,7 +51,7 @@ async def test_topics_of_another_prefix_are_others(settings: Settings) -> None:
 async def test_a_finite_retention_is_refused_naming_topic_setting_and_remedy(settings: Settings) -> None:
     await _set(settings, "runs", retention_ms="3600000", message_timestamp_type="LogAppendTime")
     health = Health("topics", "kafka")
-    with pytest.raises(topics.TopicsError, match=r"topic t\w+\.runs: retention\.ms is 3600000, declared is -1"):
+    with pytest.raises(topics.TopicsError, match=r"topic t\w+\.runs: retention\.ms is 3600000 instead of -1"):
         await topics.check(settings)
     waiting = asyncio.create_task(topics.wait_until_valid(settings, health))
     await eventually(lambda: "retention.ms is 3600000" in health.waiting["topics"], "readyz says it", 20)

@@ -207,8 +207,8 @@ class Client:
 
 
 async def test_bodies_are_counted_from_their_first_byte_and_there_is_a_limit_for_all_of_them(monkeypatch) -> None:
-    monkeypatch.setattr(module, "_HELD_AT_MOST", 2000)
-    monkeypatch.setattr(module, "_IN_PARTS_AT_MOST", 1500)
+    monkeypatch.setattr(module, "_MAX_HELD", 2000)
+    monkeypatch.setattr(module, "_MAX_HELD_IN_PARTS", 1500)
     app = handler(MemoryLog())
     whole = BODY + b" " * (900 - len(BODY))
 
@@ -233,17 +233,17 @@ async def test_bodies_are_counted_from_their_first_byte_and_there_is_a_limit_for
 
 
 async def test_a_body_that_waits_for_the_log_is_counted_too(monkeypatch) -> None:
-    monkeypatch.setattr(module, "_HELD_AT_MOST", 300)
+    monkeypatch.setattr(module, "_MAX_HELD", 300)
     app = handler(Silent())
     waiting = Client(app, signed(BODY))
     sent = asyncio.create_task(waiting.end({"type": "http.request", "body": BODY}))
-    await eventually(lambda: app._room.held, "the body is held")
+    await eventually(lambda: app._memory.held, "the body is held")
     async with client(app) as http:
         large = BODY + b" " * (300 - len(BODY))
         assert (await http.post(PATH, content=large, headers=signed(large))).status_code == 503
     await waiting.went()
     await asyncio.wait([sent])
-    assert app._room.held == 0
+    assert app._memory.held == 0
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def test_a_final_status_is_never_reverted(seen: list[Run], chance: random.Random
 
 
 def run_at(status: str, **more: object) -> str:
-    given = {"own": None, "truncated": False, "polled": False, "asked_at": EPOCH, "digest": "a"} | more
+    given = {"own": None, "truncated": False, "polled": False, "requested_at": EPOCH, "digest": "a"} | more
     return order_of(status=status, **given)  # type: ignore[arg-type]
 
 
@@ -55,7 +55,7 @@ def test_orders_rank_observations() -> None:
         run_at("FAILED", own=EPOCH, truncated=True, polled=True),
         run_at("FAILED", own=EPOCH),
         run_at("FAILED", own=EPOCH, polled=True),
-        run_at("FAILED", own=EPOCH, polled=True, asked_at=later),
+        run_at("FAILED", own=EPOCH, polled=True, requested_at=later),
         run_at("PROCESSED", own=later),
     ]
     assert in_order == sorted(in_order)

@@ -41,11 +41,11 @@ def test_what_is_as_declared_or_safer_is_right() -> None:
 @pytest.mark.parametrize(
     ("topic", "settings", "says"),
     [
-        ("batches", {"retention_ms": "604800000"}, "retention.ms is 604800000, declared is -1"),
-        ("runs", {"retention_bytes": "1000"}, "retention.bytes is 1000, declared is -1"),
-        ("runs", {"cleanup_policy": "compact"}, "cleanup.policy is compact, declared is delete"),
-        ("results", {"cleanup_policy": "delete"}, "cleanup.policy is delete, declared is compact"),
-        ("runs", {"max_message_bytes": "1048588"}, "max.message.bytes is 1048588, declared is 16777216"),
+        ("batches", {"retention_ms": "604800000"}, "retention.ms is 604800000 instead of -1"),
+        ("runs", {"retention_bytes": "1000"}, "retention.bytes is 1000 instead of -1"),
+        ("runs", {"cleanup_policy": "compact"}, "cleanup.policy is compact instead of delete"),
+        ("results", {"cleanup_policy": "delete"}, "cleanup.policy is delete instead of compact"),
+        ("runs", {"max_message_bytes": "1048588"}, "max.message.bytes is 1048588 instead of 16777216"),
         ("runs", {"message_timestamp_type": "CreateTime"}, "message.timestamp.type is CreateTime"),
         ("batches", {"unclean_leader_election_enable": "true"}, "unclean.leader.election.enable is true"),
         ("batches", {"retention_ms": None}, "retention.ms is None"),
@@ -68,9 +68,9 @@ def test_a_missing_topic_is_named() -> None:
 
 def test_fewer_partitions_than_declared_are_named() -> None:
     (problem,) = compare(declared(), live(reports=replace(DECLARED["reports"], partitions=3)))
-    assert "topic reports has 3 partitions, declared are 8" in problem
+    assert "topic reports has 3 partitions instead of 8" in problem
 
 
 def test_the_two_sides_of_the_join_must_have_the_same_partitions() -> None:
     (problem,) = compare(declared(), live(runs=replace(DECLARED["runs"], partitions=12)))
-    assert "batches has 8 partitions and runs 12" in problem
+    assert "batches has 8 partitions and runs has 12" in problem

@@ -1,1 +1,1 @@
-"""Extend's webhooks in, ``run-observed`` out."""
+"""The bridge: receives Extend's webhooks and writes them to the log as ``run-observed`` events."""

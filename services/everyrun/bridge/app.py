@@ -1,4 +1,4 @@
-"""The bridge's process."""
+"""Run the bridge: an HTTP server for webhooks, and a Kafka producer that starts once Kafka answers."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from everyrun.log.producer import Producer
 from everyrun.serve import http_server, run_service, with_health
 from everyrun.settings import Settings
 
-#: Seconds that requests under way get at the end, and then the producer.
-_DRAIN, _LAST_WORDS = 4.0, 2.0
+#: Seconds that requests in progress get when the bridge stops, and then the producer.
+_DRAIN, _FLUSH = 4.0, 2.0
 
 
-class _Away:
-    """The log before Kafka answered for the first time: webhooks are told to come again."""
+class _UnavailableLog:
+    """The log until Kafka answers for the first time: each webhook is answered with 503, so Extend retries it."""
 
     async def append(self, records: object) -> None:
         raise ConnectionError("Kafka has not answered yet")
 
 
 async def _main(settings: Settings, stop: asyncio.Event) -> None:
-    # Extend asks that a webhook be taken, and it is taken once it is in the log: nothing works without Kafka.
+    # A webhook is accepted once it is in the log, so the bridge is not ready without Kafka.
     health = Health("topics", "kafka", "producer")
     handler = Handler(
-        _Away(),
+        _UnavailableLog(),
         [secret.get_secret_value().encode() for secret in settings.webhook_secrets],
         max_age=settings.webhook_max_age,
         max_ahead=settings.webhook_max_ahead,
@@ -45,10 +45,10 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
         ):
             await asyncio.wait([producing, stopped], return_when=asyncio.FIRST_COMPLETED)
     finally:
-        # Requests under way are answered; only now may the producer go.
+        # Requests in progress are answered by now, so the producer may stop.
         stopped.cancel()
         producing.cancel()
-        await asyncio.wait([producing], timeout=_LAST_WORDS)
+        await asyncio.wait([producing], timeout=_FLUSH)
     if producing.done() and not producing.cancelled():
         producing.result()
 
@@ -63,7 +63,7 @@ async def _produce(settings: Settings, health: Health, handler: Handler) -> None
                 await topics.keep_checking(settings, health)
         except (KafkaError, OSError) as error:
             health.not_ready("kafka", f"{type(error).__name__}: {error}")
-            health.not_ready("producer", "it is started again once Kafka answers")
+            health.not_ready("producer", "the producer restarts once Kafka answers")
             await asyncio.sleep(0.5)
 
 

@@ -1,4 +1,4 @@
-"""``POST /webhooks/extend`` as a plain ASGI application: verify, write to the log, answer."""
+"""Verify webhooks, append them to the log, and answer: ``POST /webhooks/extend`` as a plain ASGI application."""
 
 from __future__ import annotations
 
@@ -27,57 +27,59 @@ OUTCOMES = (
     *("self_test", "self_test_refused"),
 )
 
-#: Extend gives an answer 30 s (docs.extend.ai, webhooks, best practices): ours comes before that, whatever happens.
+#: Extend waits 30 s for an answer (docs.extend.ai, webhooks, best practices). These timeouts, in seconds, keep ours
+#: below that.
 _ACKNOWLEDGED_WITHIN = 20.0
 _BODY_WITHIN = 25.0
-#: Bodies held at the same time, signed or not, from their first byte to the log's answer; over it Extend is told to
-#: come again. A quarter is left to those that come in one part, as nearly all do: who sends slowly does not keep them.
-_HELD_AT_MOST = 128 << 20
-_IN_PARTS_AT_MOST = 96 << 20
+#: Maximum bytes of all bodies in memory, signed or not, from their first byte to the log's acknowledgement. Beyond it,
+#: webhooks are answered with 503. Bodies that arrive in parts get three quarters at most, so that slow senders leave
+#: room for those that arrive in one part, as nearly all do.
+_MAX_HELD = 128 << 20
+_MAX_HELD_IN_PARTS = 96 << 20
 
 
 class _TooLargeError(Exception):
     pass
 
 
-class _NoRoomError(Exception):
+class _OutOfMemoryError(Exception):
     pass
 
 
-class _Room:
-    """Bytes that are held for all requests."""
+class _BodyMemory:
+    """Counts the bytes of all bodies in memory."""
 
     def __init__(self) -> None:
         self.held = 0
 
-    def share(self) -> _Share:
-        """Nothing yet, for one request."""
-        return _Share(self)
+    def reserve(self) -> _Reservation:
+        """Return a reservation for one request, of no bytes yet."""
+        return _Reservation(self)
 
 
-class _Share:
-    """Bytes held for one request; given back at the block's end."""
+class _Reservation:
+    """The bytes that one request holds, until the block ends."""
 
-    def __init__(self, room: _Room) -> None:
-        self._room = room
+    def __init__(self, memory: _BodyMemory) -> None:
+        self._memory = memory
         self._bytes = 0
 
-    def __enter__(self) -> _Share:
+    def __enter__(self) -> _Reservation:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._room.held -= self._bytes
+        self._memory.held -= self._bytes
 
-    def add(self, size: int, most: int) -> None:
-        """Hold so many more. Raises _NoRoomError where all requests would then hold more than ``most``."""
-        if self._room.held + size > most:
-            raise _NoRoomError
-        self._room.held += size
+    def add(self, size: int, limit: int) -> None:
+        """Reserve more bytes. Raises _OutOfMemoryError if all requests would then hold more than ``limit``."""
+        if self._memory.held + size > limit:
+            raise _OutOfMemoryError
+        self._memory.held += size
         self._bytes += size
 
 
 class Handler:
-    """The bridge's ASGI application; ``registry`` has what it counts."""
+    """The bridge's ASGI application; ``registry`` holds its metrics."""
 
     def __init__(
         self,
@@ -97,50 +99,50 @@ class Handler:
         self._max_bytes = max_bytes
         self._clock = clock
         self._within = acknowledged_within
-        self._room = _Room()
+        self._memory = _BodyMemory()
         self.registry = CollectorRegistry()
         counter = Counter("everyrun_bridge_webhooks", "Webhooks by outcome.", ["outcome"], registry=self.registry)
         self._counters = {outcome: counter.labels(outcome) for outcome in OUTCOMES}
         signed = Counter(
             "everyrun_bridge_signed",
-            "Webhooks taken, by the secret that signed them: its place in EVERYRUN_WEBHOOK_SECRETS, from 1.",
+            "Accepted webhooks by the secret that signed them: its number in EVERYRUN_WEBHOOK_SECRETS, from 1.",
             ["secret"],
             registry=self.registry,
         )
-        self._signed = [signed.labels(str(place)) for place in range(1, 1 + len(self._secrets))]
+        self._signed = [signed.labels(str(number)) for number in range(1, 1 + len(self._secrets))]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request. 2xx only after the log has acknowledged; 503 where it does not; never a 500."""
+        """Answer one request: 2xx only once the log has acknowledged the webhook, 503 if it does not. Never 500."""
         if scope["type"] != "http":
             return
-        # A slash at the end is the same address; a redirect would lose the webhook, which Extend does not follow.
+        # Accept a trailing slash. A redirect would lose the webhook, because Extend does not follow it.
         if scope["path"].rstrip("/") == PATH:
             if scope["method"] == "POST":
                 await self._webhook(scope, receive, send)
             else:
-                body = b'{"code":"METHOD_NOT_ALLOWED","message":"POST only"}'
+                body = b'{"code":"METHOD_NOT_ALLOWED","message":"use POST"}'
                 await _answer(send, 405, body, (b"allow", b"POST"))
         else:
-            await _answer(send, 404, b'{"code":"NOT_FOUND","message":"nothing is here"}')
+            await _answer(send, 404, b'{"code":"NOT_FOUND","message":"the webhook endpoint is /webhooks/extend"}')
 
     async def _webhook(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            with self._room.share() as share:
-                outcome = await self._outcome(scope, receive, share)
-        except _NoRoomError:
+            with self._memory.reserve() as reservation:
+                outcome = await self._outcome(scope, receive, reservation)
+        except _OutOfMemoryError:
             outcome = "unavailable"
         except (TimeoutError, KafkaError, OSError) as error:
-            _log.warning("a webhook was not taken; Extend sends it again", error=f"{type(error).__name__}: {error}")
+            _log.warning("a webhook was not accepted; Extend will retry it", error=f"{type(error).__name__}: {error}")
             outcome = "unavailable"
         except Exception:
-            _log.exception("a webhook was not taken; Extend sends it again")
+            _log.exception("a webhook was not accepted; Extend will retry it")
             outcome = "unavailable"
         self._counters[outcome].inc()
         start, body = _ANSWERS[outcome]
         await send(start)
         await send(body)
 
-    async def _outcome(self, scope: Scope, receive: Receive, share: _Share) -> str:
+    async def _outcome(self, scope: Scope, receive: Receive, reservation: _Reservation) -> str:
         stamp, signature, length = _read_headers(scope["headers"])
         if length > self._max_bytes:
             return "too_large"
@@ -149,21 +151,21 @@ class Handler:
         if message["type"] != "http.request" or message.get("more_body") or len(body or b"") > self._max_bytes:
             try:
                 async with asyncio.timeout(_BODY_WITHIN):
-                    body = await self._rest(receive, message, share)
+                    body = await self._rest(receive, message, reservation)
             except TimeoutError:
                 return "incomplete"
             except _TooLargeError:
                 return "too_large"
         else:
-            share.add(len(body or b""), _HELD_AT_MOST)
+            reservation.add(len(body or b""), _MAX_HELD)
         if body is None:
             return "incomplete"
         received = self._clock()
-        wrong = verify(stamp, signature, body, self._secrets, received, self._max_age, self._max_ahead)
-        if wrong is not None or stamp is None:
-            # The doctor's own refusals must not look like Extend's.
+        problem = verify(stamp, signature, body, self._secrets, received, self._max_age, self._max_ahead)
+        if problem is not None or stamp is None:
+            # Count the doctor's refused tests apart from refused webhooks.
             return "self_test_refused" if body == SELF_TEST else "unauthorized"
-        # When Everyrun was told, by our own clock: Extend signs in whole seconds, which lie before a run's own end.
+        # Our own clock: Extend signs in whole seconds, which may be before the run's own end.
         meaning = interpret(body, scope["headers"], timestamp(received))
         if meaning.record is None:
             self._count_signer(stamp, signature, body)
@@ -177,22 +179,22 @@ class Handler:
         return meaning.outcome
 
     def _count_signer(self, stamp: bytes, signature: bytes | None, body: bytes) -> None:
-        """Count which secret signed what is taken, so that a rotation can be followed; the doctor's tests are not."""
+        """Count which secret signed an accepted webhook, to follow a rotation. The doctor's tests do not count."""
         if body == SELF_TEST:
             return
-        place = 1 if len(self._secrets) == 1 else signer(stamp, signature or b"", body, self._secrets)
-        if place is not None:
-            self._signed[place - 1].inc()
+        number = 1 if len(self._secrets) == 1 else signer(stamp, signature or b"", body, self._secrets)
+        if number is not None:
+            self._signed[number - 1].inc()
 
-    async def _rest(self, receive: Receive, message: dict[str, Any], share: _Share) -> bytes | None:
-        """The whole body, of which ``message`` is the first part; None where the client broke off."""
+    async def _rest(self, receive: Receive, message: dict[str, Any], reservation: _Reservation) -> bytes | None:
+        """Return the complete body, of which ``message`` is the first part; None if the client disconnected."""
         parts, size = [], 0
         while message["type"] == "http.request":
             part = message.get("body", b"")
             size += len(part)
             if size > self._max_bytes:
                 raise _TooLargeError
-            share.add(len(part), _IN_PARTS_AT_MOST)
+            reservation.add(len(part), _MAX_HELD_IN_PARTS)
             parts.append(part)
             if not message.get("more_body"):
                 return b"".join(parts)
@@ -206,7 +208,7 @@ def _signed_time(stamp: bytes) -> bytes:
 
 
 def _read_headers(headers: Iterable[tuple[bytes, bytes]]) -> tuple[bytes | None, bytes | None, int]:
-    """Timestamp, signature, content-length (0 where there is none); of a repeated header the first."""
+    """Return timestamp, signature and content-length (0 if absent). Of a repeated header, the first counts."""
     stamp = signature = None
     length = 0
     for name, value in headers:
@@ -225,7 +227,7 @@ async def _answer(send: Send, status: int, body: bytes, *headers: tuple[bytes, b
 
 
 def _messages(status: int, body: bytes, *headers: tuple[bytes, bytes]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The two ASGI messages of an answer."""
+    """Return the two ASGI messages of an answer."""
     kind = () if any(name == b"content-type" for name, _ in headers) else (_JSON,)
     size = (b"content-length", str(len(body)).encode())
     start = {"type": "http.response.start", "status": status, "headers": [*kind, size, *headers]}
@@ -233,19 +235,19 @@ def _messages(status: int, body: bytes, *headers: tuple[bytes, bytes]) -> tuple[
 
 
 _JSON = (b"content-type", b"application/json")
-_TAKEN = (200, b'{"status":"ok"}')
-_UNAUTHORIZED = (401, b'{"code":"UNAUTHORIZED","message":"not signed, or not lately, by a known secret"}')
+_ACCEPTED = (200, b'{"status":"ok"}')
+_UNAUTHORIZED = (401, b'{"code":"UNAUTHORIZED","message":"not signed by a known secret, or the timestamp is too old"}')
 _PLAIN: dict[str, tuple[Any, ...]] = {
-    "observed": _TAKEN,
-    "deferred": _TAKEN,
-    "step": _TAKEN,
-    "quarantined": _TAKEN,
+    "observed": _ACCEPTED,
+    "deferred": _ACCEPTED,
+    "step": _ACCEPTED,
+    "quarantined": _ACCEPTED,
     "self_test": (200, b'{"status":"self-test"}'),
     "unauthorized": _UNAUTHORIZED,
     "self_test_refused": _UNAUTHORIZED,
-    # The connection stays: closing it while the client still sends would reset it before it has read the answer.
+    # Keep the connection: closing it while the client still sends would reset it before the client reads the answer.
     "too_large": (413, b'{"code":"TOO_LARGE","message":"the body is too large"}'),
-    "incomplete": (400, b'{"code":"INCOMPLETE","message":"the body did not come whole"}', (b"connection", b"close")),
-    "unavailable": (503, b'{"code":"UNAVAILABLE","message":"not taken; send it again"}', (b"retry-after", b"5")),
+    "incomplete": (400, b'{"code":"INCOMPLETE","message":"the body is incomplete"}', (b"connection", b"close")),
+    "unavailable": (503, b'{"code":"UNAVAILABLE","message":"not accepted; send it again"}', (b"retry-after", b"5")),
 }
 _ANSWERS = {outcome: _messages(*_PLAIN[outcome]) for outcome in OUTCOMES}

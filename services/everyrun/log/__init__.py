@@ -1,1 +1,1 @@
-"""Kafka: the events, the topics, reading and writing them."""
+"""The log: Kafka's topics, their events, and reading and writing them."""

@@ -1,4 +1,4 @@
-"""How every client of ours reaches Kafka: the brokers, TLS and SASL, from the settings alone."""
+"""Connect to Kafka: brokers, TLS and SASL from the settings, the same for every client."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from everyrun.settings import Settings
 
 
 def connection(settings: Settings) -> dict[str, Any]:
-    """The arguments that a producer, a consumer or an admin client of aiokafka connects with.
+    """Return the connection arguments for aiokafka's producer, consumer or admin client.
 
-    Raises OSError (ssl.SSLError is one) where a certificate or a key cannot be read.
+    Raises OSError (ssl.SSLError is one) if a certificate or a key cannot be read.
     """
     given: dict[str, Any] = {
         "bootstrap_servers": settings.kafka_bootstrap,
@@ -30,7 +30,7 @@ def connection(settings: Settings) -> dict[str, Any]:
 
 
 def tls(settings: Settings) -> ssl.SSLContext | None:
-    """What the broker's certificate is checked with, and its name; None where the settings want no TLS."""
+    """Return the TLS context, which checks the broker's certificate and host name; None if the settings use no TLS."""
     if not settings.kafka_security_protocol.endswith("SSL"):
         return None
     password = settings.kafka_key_password.get_secret_value() or None
@@ -39,7 +39,7 @@ def tls(settings: Settings) -> ssl.SSLContext | None:
 
 @lru_cache(maxsize=4)
 def _context(ca: Path | None, cert: Path | None, key: Path | None, password: str | None) -> ssl.SSLContext:
-    # Cached: reading the system's authorities takes longer than a connection.
+    # Cached: loading the system's certificate authorities takes longer than connecting.
     context = ssl.create_default_context(cafile=ca)
     if cert is not None:
         context.load_cert_chain(cert, key, password)

@@ -1,7 +1,7 @@
-"""The Kafka keys of the inputs of the tables: everything about one chunk has one key, so it lies in one partition.
+"""Compute Kafka keys: everything about one chunk has the same key, so it lies in one partition. Pure.
 
-The key decides the partition, and a partition is read in one order. So the events of a chunk's attempts, and the runs
-that name the chunk in their metadata, are applied in the order in which they were written, by one worker. Pure.
+A partition is read in order, by one worker. So the events of a chunk's attempts, and the runs that name the chunk in
+their metadata, are applied in the order in which they were written.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from aiokafka.partitioner import murmur2
 
 from everyrun.extend import reserved
 
-#: Separates a chunk from the number of a part that it was cut into: ``sub_X.c00001-2`` is the second of those.
+#: Separates a chunk's id from the number of a part that it was cut into: ``sub_X.c00001-2`` is the second part.
 PART = "-"
 
 _KEY = f'"{reserved.KEY}"'.encode()
@@ -27,7 +27,7 @@ _decode = msgspec.json.Decoder(_Metadata).decode
 
 
 def lineage(chunk: str) -> str:
-    """Return the chunk that a part was cut from first; a chunk that is no part is its own."""
+    """Return the chunk that a part was first cut from; for a chunk that is no part, the chunk itself."""
     return chunk.partition(PART)[0]
 
 
@@ -35,7 +35,7 @@ def run_key(metadata: bytes | msgspec.Raw, batch_id: str | None, run_id: str) ->
     """Return the key of an observation of a run.
 
     That is the lineage of the chunk that the reserved metadata key names, whichever installation wrote it; without
-    one the batchId; without either the run id.
+    the key, the batchId; without either, the run id.
     """
     text = bytes(metadata)
     if _KEY in text:
@@ -50,10 +50,10 @@ def run_key(metadata: bytes | msgspec.Raw, batch_id: str | None, run_id: str) ->
 
 @lru_cache(maxsize=1 << 14)
 def _hash(key: bytes) -> int:
-    # The hash is pure Python, and the runs of a chunk have one key.
+    # Cached: the hash is pure Python, and all runs of a chunk have the same key.
     return int(murmur2(key)) & 0x7FFFFFFF
 
 
 def partition_of(key: bytes, partitions: int) -> int:
-    """Return the partition that Kafka chooses for a key (murmur2 of it), as aiokafka's partitioner does."""
+    """Return the partition that Kafka's default partitioner chooses for a key: its murmur2 hash, modulo."""
     return _hash(key) % partitions

@@ -1,4 +1,4 @@
-"""Writing records: acknowledged by all in-sync replicas, without duplicates from the client's own retries."""
+"""Write records to the log: acknowledged by all in-sync replicas, without duplicates from the client's retries."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from everyrun.telemetry import log
 
 _log = log(__name__)
 
-#: Largest record that the topics with payloads take (infra/kafka/topics.yaml).
+#: Largest record that the topics with payloads accept (infra/kafka/topics.yaml).
 MAX_RECORD_BYTES = 16 << 20
 _BATCH_BYTES = 256 << 10
-#: So long is waited for the next acknowledgement, in seconds: callers hold locks and connections meanwhile.
+#: Seconds to wait for the next acknowledgement. Callers hold locks and connections meanwhile.
 _ACKNOWLEDGED_WITHIN = 30.0
 _STOPPED_WITHIN = 5.0
 
@@ -35,26 +35,26 @@ def _partitioner(key: bytes | None, partitions: Sequence[int], available: Sequen
 
 
 class Log(Protocol):
-    """What a service needs of the log to write to it; a test hands in a twin."""
+    """The interface for writing to the log: ``Producer``, or tests/memory_log.py."""
 
     async def append(self, records: Iterable[Record]) -> None:
-        """Return when every record is acknowledged; else raise, and any of them may or may not be there."""
+        """Return once every record is acknowledged. If it raises, any of them may or may not be written."""
 
 
 class _Client:
-    """One of aiokafka's producers, and the limits of those who wait for it."""
+    """An aiokafka producer, and the timeouts of the calls that wait for it."""
 
     def __init__(self, kafka: AIOKafkaProducer) -> None:
         self.kafka = kafka
-        self.limits: set[asyncio.Timeout] = set()
+        self.timeouts: set[asyncio.Timeout] = set()
 
 
 class Producer:
     """A Kafka producer with acks=all and idempotence. Use as an async context manager.
 
-    A failed append breaks nothing for the next one. aiokafka's idempotent producer is of no more use to a partition
-    once a batch failed for good (the broker waits for that batch's sequence number for ever), and never gives up a
-    batch whose leader is known but away. So after either it is replaced by a new one.
+    A failed append does not affect the next one. aiokafka's idempotent producer cannot write to a partition again once
+    a batch failed for good: the broker waits for that batch's sequence number. It also never gives up on a batch whose
+    leader is known but unavailable. After either, it is replaced by a new one.
     """
 
     def __init__(
@@ -73,14 +73,14 @@ class Producer:
             "linger_ms": linger_ms,
             "compression_type": compression,
             "max_request_size": MAX_RECORD_BYTES,
-            # The default of 16 KB holds a handful of runs: a burst would go out in many small requests.
+            # The default of 16 KB holds only a few runs, so a burst would take many small requests.
             "max_batch_size": _BATCH_BYTES,
             "partitioner": _partitioner,
             "request_timeout_ms": 60_000,
             **connection(settings),
         }
-        self._client: _Client | None = self._made()
-        self._one = asyncio.Lock()
+        self._client: _Client | None = self._new_client()
+        self._renewing = asyncio.Lock()
         self._stopping: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Producer:
@@ -98,10 +98,10 @@ class Producer:
             await asyncio.wait(self._stopping, timeout=_STOPPED_WITHIN)
 
     async def append(self, records: Iterable[Record]) -> None:
-        """Write the records, those of a partition in their order; return when all are acknowledged.
+        """Write the records, in order within each partition; return once all are acknowledged.
 
-        Raises aiokafka.errors.KafkaError otherwise: KafkaTimeoutError where none was acknowledged for 30 s. Any of
-        them may or may not be there then; one that was not sent by then never is.
+        Raises aiokafka.errors.KafkaError otherwise; KafkaTimeoutError if none was acknowledged for 30 s. Any of the
+        records may or may not be written then. Records that were not sent before the error are never sent.
         """
         given = list(records)
         _refuse_large(given)
@@ -110,8 +110,8 @@ class Producer:
         client = None
         try:
             async with asyncio.timeout(self._within) as limit:
-                client = self._client or await self._renewed()
-                client.limits.add(limit)
+                client = self._client or await self._renewed_client()
+                client.timeouts.add(limit)
                 try:
                     if len(given) == 1:
                         (one,) = given
@@ -120,24 +120,24 @@ class Producer:
                     else:
                         await self._append_many(client.kafka, given, limit)
                 finally:
-                    client.limits.discard(limit)
+                    client.timeouts.discard(limit)
         except TimeoutError:
-            self._replace(client, 0.0, "nothing was acknowledged in time")
+            self._replace(client, 0.0, "no record was acknowledged in time")
             raise KafkaTimeoutError(f"not acknowledged within {self._within:g} s") from None
         except KafkaError as error:
             self._replace(client, self._within, f"{type(error).__name__}: {error}")
             raise
 
     async def _append_many(self, kafka: AIOKafkaProducer, records: Sequence[Record], limit: asyncio.Timeout) -> None:
-        """A batch of our own for each partition: a future for each record costs as much as all else about it."""
+        """Append in batches, one future each: a future for each record would double the cost."""
         waiting: list[asyncio.Future[Any]] = []
         open_batches: dict[tuple[str, int], BatchBuilder] = {}
         partitions: dict[str, list[int]] = {}
 
-        async def send(batch: BatchBuilder, place: tuple[str, int]) -> None:
-            topic, partition = place
+        async def send(batch: BatchBuilder, partition: tuple[str, int]) -> None:
+            topic, number = partition
             batch.close()
-            sent: asyncio.Future[Any] = await kafka.send_batch(batch, topic, partition=partition)
+            sent: asyncio.Future[Any] = await kafka.send_batch(batch, topic, partition=number)
             sent.add_done_callback(lambda sent: self._prolong(limit, sent))
             waiting.append(sent)
 
@@ -146,51 +146,51 @@ class Producer:
                 topic = self._prefix + r.topic
                 if topic not in partitions:
                     partitions[topic] = sorted(await kafka.partitions_for(topic))
-                place = (topic, _partitioner(r.key, partitions[topic], partitions[topic]))
-                batch = open_batches.get(place)
+                partition = (topic, _partitioner(r.key, partitions[topic], partitions[topic]))
+                batch = open_batches.get(partition)
                 if batch is None or not _added(batch, r):
                     if batch is not None:
-                        await send(batch, place)
-                    batch = open_batches[place] = kafka.create_batch()
+                        await send(batch, partition)
+                    batch = open_batches[partition] = kafka.create_batch()
                     _added(batch, r)
-            for place, batch in open_batches.items():
-                await send(batch, place)
+            for partition, batch in open_batches.items():
+                await send(batch, partition)
         except asyncio.CancelledError:
             for sent in waiting:
                 sent.cancel()
             raise
         finally:
-            # All are awaited before the first error is raised, so that none is left running unseen.
+            # Await all before raising the first error, so that no task runs on unnoticed.
             outcomes = await asyncio.gather(*waiting, return_exceptions=True)
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 raise outcome
 
     def _prolong(self, limit: asyncio.Timeout, sent: asyncio.Future[Any]) -> None:
-        # A large append may take long, as long as it goes on.
+        # A large append may take longer than the timeout, as long as acknowledgements arrive.
         if not sent.cancelled() and not limit.expired():
             limit.reschedule(asyncio.get_running_loop().time() + self._within)
 
-    def _made(self) -> _Client:
+    def _new_client(self) -> _Client:
         return _Client(AIOKafkaProducer(**self._options))
 
-    async def _renewed(self) -> _Client:
-        async with self._one:
+    async def _renewed_client(self) -> _Client:
+        async with self._renewing:
             if self._client is None:
-                client = self._made()
+                client = self._new_client()
                 await _start(client.kafka)
                 self._client = client
             return self._client
 
     def _replace(self, client: _Client | None, flush_within: float, why: str) -> None:
-        """The next append has a new client; what others wait for of the old one may still be acknowledged so long."""
+        """Use a new client from now on. The old one gets ``flush_within`` seconds to finish other appends."""
         if client is None or client is not self._client:
             return
-        _log.warning("the Kafka producer is replaced", why=why)
+        _log.warning("replacing the Kafka producer", why=why)
         self._client = None
         if not flush_within:
             now = asyncio.get_running_loop().time()
-            for limit in client.limits:
+            for limit in client.timeouts:
                 if not limit.expired():
                     limit.reschedule(now)
         task = asyncio.create_task(_stop(client.kafka, flush_within))
@@ -207,11 +207,11 @@ async def _start(kafka: AIOKafkaProducer) -> None:
 
 
 async def _stop(kafka: AIOKafkaProducer, flush_within: float) -> None:
-    """Send what waits for so many seconds; what is not sent by then never is, so nothing comes after what is newer."""
+    """Send what waits, for at most so many seconds, and stop. The rest is never sent, so no older record follows."""
     stopping = asyncio.create_task(kafka.stop())
     await asyncio.wait({stopping}, timeout=flush_within)
     if not stopping.done():
-        # aiokafka has no public way to end it without what it holds; a request under way ends with its connection.
+        # aiokafka has no public way to stop without flushing. Closing the connection ends a request in progress.
         kafka._sender.sender_task.cancel()
         await kafka.client.close()
         await asyncio.wait({stopping}, timeout=_STOPPED_WITHIN)
@@ -222,9 +222,9 @@ async def _stop(kafka: AIOKafkaProducer, flush_within: float) -> None:
 def _refuse_large(records: Sequence[Record]) -> None:
     for r in records:
         if len(r.value) > MAX_RECORD_BYTES:
-            raise MessageSizeTooLargeError(f"a record of {len(r.value)} bytes: more than {MAX_RECORD_BYTES}")
+            raise MessageSizeTooLargeError(f"a record has {len(r.value)} bytes; the limit is {MAX_RECORD_BYTES}")
 
 
 def _added(batch: BatchBuilder, r: Record) -> bool:
-    """Whether the batch had room for the record; the first always has."""
+    """Add the record; return False if the batch is full. An empty batch takes any record."""
     return batch.append(timestamp=None, key=r.key, value=r.value, headers=r.headers) is not None

@@ -1,4 +1,4 @@
-"""Messages that could not be understood: kept as they were received, with the reason."""
+"""Make quarantine records: messages that could not be understood, byte for byte, with the reason."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ from everyrun.log.cloudevents import Record, record
 from everyrun.log.events import MessageQuarantined
 from everyrun.log.producer import MAX_RECORD_BYTES
 
-#: A record that is published again from the quarantine carries its source there, so that one that still cannot be
-#: stored is the same message in the quarantine, and not one more.
+#: Header of a record that was published again from the quarantine: its source there. If it still cannot be stored, it
+#: stays the same message in the quarantine.
 RETRY_OF = "ce_everyrunretryof"
 
-#: Headers that are never kept: they are, or prove the knowledge of, a secret.
+#: Headers that are never kept: each is a secret, or proves that the sender knows one.
 _SECRET_HEADERS = frozenset(
     {"authorization", "proxy-authorization", "cookie", "x-api-key", "x-extend-request-signature"}
 )
 
-
-#: What a record has besides its value, and the words about what was left out, at most.
+#: Maximum bytes of everything beside the message: headers, key, and the note about what was left out.
 _AROUND = 64 << 10
 _REASON_MAX = 4000
 
@@ -39,10 +38,10 @@ def quarantined(
     offset: int | None = None,
     message_key: bytes | None = None,
 ) -> Record:
-    """The record for the topic ``quarantine``. The same ``source`` gives the same id, however often it is written.
+    """Return a record for the topic ``quarantine``. The same ``source`` always gives the same event id.
 
-    It always fits the topic: base64 makes the message a third larger, so of one over about 12 MiB only the beginning
-    is kept, and the reason says so. One that came from the log is whole there, at ``partition`` and ``offset``.
+    The record always fits the topic. Base64 makes a message a third larger, so a message over about 12 MiB is
+    truncated, and the reason says so. One from the log remains complete there, at ``partition`` and ``offset``.
     """
     kept = [(name, value) for name, value in headers if name.lower() not in _SECRET_HEADERS]
     event = MessageQuarantined(
@@ -62,7 +61,7 @@ def quarantined(
     most = room // 4 * 3
     if len(raw) > most:
         event = msgspec.structs.replace(
-            event, reason=f"{event.reason} (only the first {most} of its {len(raw)} bytes are kept here)"
+            event, reason=f"{event.reason} (only the first {most} of its {len(raw)} bytes are kept)"
         )
     event = msgspec.structs.replace(event, raw=base64.b64encode(raw[:most]).decode())
     return record("quarantine", event, key=source, id=source, source=service, time=time)

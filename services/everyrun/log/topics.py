@@ -1,4 +1,4 @@
-"""The topics: declared once in ``infra/kafka/topics.yaml``, created from it, compared with it."""
+"""Create the topics that ``infra/kafka/topics.yaml`` declares, and check live topics against it."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from everyrun.telemetry import log
 
 _log = log(__name__)
 
-#: Kafka is looked at so often, and has so long for its answers, in seconds: one that is frozen (it accepts
-#: connections and answers nothing) is found out within the sum of both.
+#: Seconds between two checks, and the timeout of one. A frozen Kafka, which accepts connections but never answers, is
+#: noticed within the sum of both.
 _EVERY, _WITHIN = 4.0, 6.0
 
 
 class TopicsError(EveryrunError):
-    """The live topics differ from the declaration in a way that could lose data; says where and what to do."""
+    """The live topics differ from the declaration in a way that could lose data; the text says how to fix it."""
 
 
 class Topic(Struct, frozen=True):
-    """A topic: its short name, how many partitions, its settings as Kafka's text."""
+    """A topic: its short name, its number of partitions, and its settings as text."""
 
     name: str
     partitions: int
@@ -39,9 +39,9 @@ class Topic(Struct, frozen=True):
 
 
 class LogIdentity(NamedTuple):
-    """Identifies the log that tables are made from: the cluster, and the number of partitions that keys choose from.
+    """Identifies the log that tables are made from: the Kafka cluster and the number of partitions.
 
-    Under another number a key means another partition, and what belongs together would lie apart.
+    With another number of partitions, a key would choose another partition, and a chunk's events would lie apart.
     """
 
     cluster_id: str
@@ -54,7 +54,7 @@ def _declaration() -> Path:
 
 
 def declared(path: Path | None = None) -> list[Topic]:
-    """The topics as they are declared."""
+    """Return the declared topics."""
     document: dict[str, Any] = yaml.safe_load((path or _declaration()).read_text())
     defaults = document["defaults"]
     topics = []
@@ -75,14 +75,14 @@ def _loses(setting: str, wanted: str, live: str | None) -> bool:
 
 
 def compare(wanted: list[Topic], live: Mapping[str, Topic], prefix: str = "") -> list[str]:
-    """The differences that could lose or misplace data, a sentence each with what to do; empty where all is right."""
+    """Return the differences that could lose or misplace data: for each a sentence, and one with the remedy."""
     return [f"{what}. {remedy}" for what, remedy in differences(wanted, live, prefix)]
 
 
 def differences(wanted: list[Topic], live: Mapping[str, Topic], prefix: str = "") -> list[tuple[str, str]]:
-    """The differences that could lose or misplace data: what it is, and what to do; empty where all is right.
+    """Return the differences that could lose or misplace data: for each the problem and the remedy.
 
-    ``live`` is by short name; the sentences name the topics with the prefix.
+    ``live`` has the topics by short name; the texts name topics with the prefix.
     """
     problems = []
     for topic in wanted:
@@ -92,20 +92,20 @@ def differences(wanted: list[Topic], live: Mapping[str, Topic], prefix: str = ""
             problems.append((f"topic {name} is missing", "Create the topics: everyrun topics create."))
             continue
         if found.partitions < topic.partitions:
-            what = f"topic {name} has {found.partitions} partitions, declared are {topic.partitions}"
-            problems.append((what, "Add some before anything is written to it."))
+            what = f"topic {name} has {found.partitions} partitions instead of {topic.partitions}"
+            problems.append((what, "Add partitions before anything is written to it."))
         for setting, value in sorted(topic.config.items()):
             if _loses(setting, value, found.config.get(setting)):
-                what = f"topic {name}: {setting} is {found.config.get(setting)}, declared is {value}"
+                what = f"topic {name}: {setting} is {found.config.get(setting)} instead of {value}"
                 remedy = f"Set it with kafka-configs --alter --topic {name} --add-config {setting}={value}"
                 problems.append((what, remedy))
     sides = [live[name].partitions for name in ("batches", "runs") if name in live]
     if len(set(sides)) > 1:
         what = (
-            f"{prefix}batches has {sides[0]} partitions and {prefix}runs {sides[1]}: the two sides of a batch would "
-            "not meet in one worker"
+            f"{prefix}batches has {sides[0]} partitions and {prefix}runs has {sides[1]}: the events and the runs of a "
+            "batch would not reach the same worker"
         )
-        problems.append((what, "Give both the same number, before anything is written to them."))
+        problems.append((what, "Give both the same number of partitions before anything is written to them."))
     return problems
 
 
@@ -120,7 +120,7 @@ async def _admin(settings: Settings) -> AIOKafkaAdminClient:
 
 
 async def cluster_id(settings: Settings) -> str:
-    """The id of the Kafka cluster. Raises aiokafka.errors.KafkaError."""
+    """Return the id of the Kafka cluster. Raises aiokafka.errors.KafkaError."""
     admin = await _admin(settings)
     try:
         described = await admin.describe_cluster()
@@ -130,7 +130,7 @@ async def cluster_id(settings: Settings) -> str:
 
 
 async def identity(settings: Settings) -> LogIdentity:
-    """Return the identity of the log; ``runs`` and ``batches`` have equally many partitions (see :func:`check`).
+    """Return the identity of the log. Its number of partitions is that of ``runs``; ``batches`` has the same.
 
     Raises aiokafka.errors.KafkaError, UnknownTopicOrPartitionError if the topic ``runs`` does not exist.
     """
@@ -146,7 +146,7 @@ async def identity(settings: Settings) -> LogIdentity:
 
 
 async def create(settings: Settings) -> list[str]:
-    """Create the topics that are missing; their short names. Kafka shows them all when it returns.
+    """Create the missing topics and return their short names, once Kafka lists them all.
 
     Raises aiokafka.errors.KafkaError.
     """
@@ -171,24 +171,24 @@ async def create(settings: Settings) -> list[str]:
             for name, code, *message in answer.topic_errors:
                 if code not in (0, TopicAlreadyExistsError.errno):
                     raise for_code(code)(f"topic {name}: {message}")
-            await _until_shown(admin, {settings.topic(topic.name) for topic in missing})
+            await _until_listed(admin, {settings.topic(topic.name) for topic in missing})
         return [topic.name for topic in missing]
     finally:
         await admin.close()
 
 
-async def _until_shown(admin: AIOKafkaAdminClient, names: set[str]) -> None:
-    """A topic is shown a moment after its creation is acknowledged."""
+async def _until_listed(admin: AIOKafkaAdminClient, names: set[str]) -> None:
+    """Wait until Kafka lists the topics, which takes a moment after their creation is acknowledged."""
     for _ in range(100):
-        shown = {topic["topic"] for topic in await admin.describe_topics(sorted(names)) if topic["error_code"] == 0}
-        if shown == names and names <= set(await admin.list_topics()):
+        listed = {topic["topic"] for topic in await admin.describe_topics(sorted(names)) if topic["error_code"] == 0}
+        if listed == names and names <= set(await admin.list_topics()):
             return
         await asyncio.sleep(0.1)
-    raise KafkaTimeoutError(f"topics {sorted(names)} were created and are not shown")
+    raise KafkaTimeoutError(f"topics {sorted(names)} were created but Kafka does not list them")
 
 
 async def live(settings: Settings) -> dict[str, Topic]:
-    """The topics as they are, of those declared, by short name. Raises aiokafka.errors.KafkaError."""
+    """Return the live state of the declared topics, by short name. Raises aiokafka.errors.KafkaError."""
     admin = await _admin(settings)
     try:
         names = {settings.topic(topic.name): topic.name for topic in declared()}
@@ -208,20 +208,20 @@ async def live(settings: Settings) -> dict[str, Topic]:
 
 
 async def check(settings: Settings) -> None:
-    """Raise TopicsError where a live topic differs from the declaration in a way that could lose data."""
+    """Raise TopicsError if a live topic differs from the declaration in a way that could lose data."""
     problems = compare(declared(), await live(settings), settings.topic_prefix)
     if problems:
         raise TopicsError("\n".join(problems))
 
 
 async def keep_checking(settings: Settings, health: Health, every: float = _EVERY) -> None:
-    """Compare again and again, for ever: readyz says so if Kafka is unavailable, or a topic is gone or changed."""
+    """Check every few seconds, for ever, and report in readyz if Kafka is unavailable or the topics are wrong."""
     while True:
-        await _look(settings, health)
+        await _report(settings, health)
         await asyncio.sleep(every)
 
 
-async def _look(settings: Settings, health: Health) -> bool:
+async def _report(settings: Settings, health: Health) -> bool:
     try:
         async with asyncio.timeout(_WITHIN):
             await check(settings)
@@ -230,7 +230,7 @@ async def _look(settings: Settings, health: Health) -> bool:
     except TopicsError as error:
         health.ready("kafka")
         health.not_ready("topics", str(error))
-        _log.error("the topics are not as declared", problems=str(error))
+        _log.error("the topics differ from the declaration", problems=str(error))
     except (KafkaError, OSError) as error:
         health.not_ready("kafka", f"{type(error).__name__}: {error}")
     else:
@@ -241,8 +241,8 @@ async def _look(settings: Settings, health: Health) -> bool:
 
 
 async def wait_until_valid(settings: Settings, health: Health) -> None:
-    """Return when Kafka answers and the topics are as declared; until then say in readyz what is in the way."""
+    """Return once Kafka answers and the topics match the declaration. Reports in readyz what is wrong until then."""
     wait = 0.2
-    while not await _look(settings, health):
+    while not await _report(settings, health):
         await asyncio.sleep(wait)
         wait = min(wait * 2, 5.0)

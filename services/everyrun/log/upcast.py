@@ -1,8 +1,8 @@
-"""Events of every version that was ever released, read as the newest. Pure.
+"""Upcast events: read every version that was ever released as the newest. Pure.
 
-The header ``ce_dataschema`` of an event ends in its version (``…/run-observed/1``). A change that an old reader or an
-old event would break on makes a new version: it gets a number in VERSIONS, and an upcaster from the version before.
-docs/reference/compatibility.md has the rules; tests/golden/events/ an event of each version.
+The header ``ce_dataschema`` of an event ends in its version (``…/run-observed/1``). A breaking change makes a new
+version: it needs a number in VERSIONS and an upcaster from the version before. docs/reference/compatibility.md has the
+rules; tests/golden/events/ has an event of each version.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from everyrun.errors import EveryrunError
 BASE = "https://everyrun.dev/schemas"
 
 Fields = dict[str, msgspec.Raw]
-"""The fields of an event's value, each as its JSON text: what an upcaster does not touch stays byte for byte."""
+"""The fields of an event's value, each as JSON text: fields that no upcaster changes stay byte for byte."""
 
 Upcaster = Callable[[Fields], Fields]
 
-#: The version of each event type that is written now; 1 where the type is not named.
+#: The current version of each event type; 1 if the type is not listed.
 VERSIONS: dict[str, int] = {}
 
-#: By event type and version: from the fields of that version to those of the next.
+#: By event type and version: the function from the fields of that version to those of the next.
 UPCASTERS: dict[tuple[str, int], Upcaster] = {}
 
 _fields = msgspec.json.Decoder(Fields)
@@ -32,23 +32,23 @@ _encode = msgspec.json.Encoder().encode
 
 
 class TooNewError(EveryrunError):
-    """The event was written by a newer Everyrun, which this one must not guess the meaning of."""
+    """The event was written by a newer Everyrun; this one cannot know what it means."""
 
 
 def version(kind: str) -> int:
-    """The version in which events of this type are written."""
+    """Return the version in which events of this type are written."""
     return VERSIONS.get(kind, 1)
 
 
 def dataschema(kind: str) -> str:
-    """What ``ce_dataschema`` says of events of this type as they are written now."""
+    """Return the ``ce_dataschema`` of events of this type, in their current version."""
     return f"{BASE}/{kind}/{version(kind)}"
 
 
 def upcast(headers: Sequence[tuple[str, bytes]], value: bytes) -> bytes:
-    """The value as the newest version of its event has it; as it is, where it is of that version or says none.
+    """Return the value in the newest version of its event; unchanged if it has that version, or none.
 
-    Raises TooNewError, and msgspec.DecodeError where an old value is not a JSON object.
+    Raises TooNewError, and msgspec.DecodeError if an old value is not a JSON object.
     """
     for name, content in headers:
         if name == "ce_dataschema":
@@ -71,5 +71,5 @@ def _steps(content: bytes) -> tuple[Upcaster, ...]:
     if not number.isdecimal() or base != f"{BASE}/{kind}":
         return ()
     if int(number) > version(kind):
-        raise TooNewError(f"{kind} of version {number}; this Everyrun knows up to {version(kind)}: use a newer one")
+        raise TooNewError(f"{kind} has version {number}, but this Everyrun knows up to {version(kind)}: update it")
     return tuple(UPCASTERS[kind, old] for old in range(int(number), version(kind)))

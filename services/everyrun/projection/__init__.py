@@ -1,1 +1,1 @@
-"""The heart: what the events mean. merge, choose and match; apply, which makes tables of them; the log reader."""
+"""The projection: the rules that give events their meaning, and ``apply``, which brings them into the result tables."""

@@ -205,7 +205,7 @@ def run_of(record: LogRecord) -> Run:
             own=own,
             truncated=event.truncated,
             polled=event.source == "poll",
-            asked_at=observed_at,
+            requested_at=observed_at,
             digest=hashlib.blake2b(whole, digest_size=8).hexdigest(),
         ),
         observed_at=observed_at,

@@ -1,6 +1,6 @@
-"""What consumers read: the present state of rows and batches as records of ``results`` and ``reports``. Pure.
+"""Make the records of ``results`` and ``reports`` from the current state of rows and attempts. Pure.
 
-Type and id of each event are functions of the state, so that publishing a state again repeats the event.
+Type and id of each event are functions of the state, so publishing a state again repeats the event.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from everyrun.projection.rules.merge import SETTLED
 Row = asyncpg.Record | dict[str, Any]
 SOURCE = "/everyrun/processor"
 _NULL = msgspec.Raw(b"null")
-#: Bytes of a value: what Kafka takes, less the headers and the key.
+#: Maximum bytes of a value: what Kafka accepts, less headers and key.
 _FITS = MAX_RECORD_BYTES - (64 << 10)
-#: Characters of the failure's reason and message where the whole does not fit.
+#: Maximum characters of failure_reason and failure_message in an event that would otherwise not fit.
 _TEXT_MAX = 10_000
 # fmt: off
 _PLAIN = (
@@ -37,15 +37,15 @@ def _time(moment: datetime | None) -> str | None:
 
 
 def result_record(row: Row) -> Record:
-    """The event of a row of ``results`` as the statement ``present_rows`` reads it.
+    """Return the event of a row of ``results``, as the statement ``current_rows`` reads it.
 
-    It always fits the topic: a run that does not is left out (``run`` is null and ``run_id`` is not), and the texts
-    about a failure are cut. The table has all of it.
+    It always fits the topic: a run that is too large is left out (``run`` is null but ``run_id`` is not), and the
+    failure texts are truncated. The table has all of it.
     """
     whole = _result_record(row)
     if len(whole.value) <= _FITS:
         return whole
-    # Postgres writes jsonb with spaces, so a run near the limit comes out of the table larger than it went in.
+    # Postgres writes jsonb with spaces, so a run near the limit is larger when it comes out of the table.
     compact = {**row, **{name: row[name] and _compact(row[name]) for name in ("file", "metadata", "run")}}
     whole = _result_record(compact)
     if len(whole.value) <= _FITS:
@@ -58,7 +58,7 @@ def _compact(text: bytes) -> bytes:
     try:
         return msgspec.json.format(text, indent=-1)
     except RecursionError:
-        # Nested too deeply to be written anew; Postgres took it.
+        # Nested too deeply for msgspec to reformat, though not for Postgres.
         return text
 
 
@@ -84,7 +84,7 @@ def _result_record(row: Row) -> Record:
 
 
 def batch_record(row: Row, now: float) -> Record:
-    """The event of a row of ``batches`` as the statement ``present_attempts`` reads it; ``now`` is Unix seconds."""
+    """Return the event of an attempt, as the statement ``current_attempts`` reads it; ``now`` is Unix seconds."""
     kind = BatchSettled if row["state"] in ("SETTLED", "REFUSED") else BatchProgressed
     event = kind(
         submission_id=row["submission_id"],
@@ -103,7 +103,7 @@ def batch_record(row: Row, now: float) -> Record:
 
 
 def submission_record(row: Row, now: float) -> Record:
-    """The event of a submission every input of which is settled; ``now`` is Unix seconds."""
+    """Return the event of a settled submission; ``now`` is Unix seconds."""
     event = SubmissionSettled(
         submission_id=row["submission_id"],
         workflow_id=row["workflow_id"],

@@ -1,4 +1,4 @@
-"""Attempts at sending a chunk: what the events of ``batches`` make of them. Pure."""
+"""Derive attempts and their rows from the events of ``batches``. Pure."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _encode = msgspec.json.Encoder().encode
 
 SENDING, RETURNED, IN_DOUBT, RESENT = "SENDING", "RETURNED", "IN_DOUBT", "RESENT"
 REFUSED, SUBMITTED, CUT = "REFUSED", "SUBMITTED", "CUT"
-#: The failure_reason of inputs that a person decided not to send.
+#: The failure_reason of inputs that a person discarded.
 DISCARDED = "DISCARDED"
 
-#: The column that says when an attempt came to a state, the most telling state first.
+#: The column with the time at which an attempt reached a state. If several are set, the first one decides the state.
 _STATES = (
     ("submitted_at", SUBMITTED),
     ("rejected_at", REFUSED),
@@ -62,12 +62,12 @@ _COLUMN: dict[type[msgspec.Struct], str] = {
 
 
 _REFUSALS = (events.BatchRejected, events.DoubtDiscarded)
-#: Events whose inputs become rows of ``results``. batch-requested has inputs too, and they are not sent yet.
+#: Events whose inputs become rows of ``results``. batch-requested has inputs, too, but they are not sent yet.
 _WITH_ROWS = (*_REFUSALS, events.BatchSubmitted, events.DoubtAdopted, events.BatchRegistered)
 
 
 class Upsert(NamedTuple):
-    """One event of an attempt as the parameters of the statement ``upsert_attempt``, in its order."""
+    """The parameters of the statement ``upsert_attempt`` for one event, in order."""
 
     chunk: str
     attempt: int
@@ -90,7 +90,7 @@ class Upsert(NamedTuple):
 
 
 def upsert_of(logged: LoggedEvent) -> Upsert:
-    """What one event says of its attempt."""
+    """Return what an event says about its attempt."""
     event: Any = logged.event
     times = {column: None for column, _ in _STATES} | {_COLUMN[type(event)]: logged.time}
     input_ids = getattr(event, "input_ids", None) or [given.input_id for given in getattr(event, "inputs", ())]
@@ -114,14 +114,14 @@ def upsert_of(logged: LoggedEvent) -> Upsert:
 
 
 def _fingerprints(event: Any) -> list[str | None] | None:
-    """Of a registered batch the fingerprint of each input's metadata, in the inputs' order."""
+    """Return the fingerprints of a registered batch's inputs, in order; None for other events."""
     if not isinstance(event, events.BatchRegistered):
         return None
     return [fingerprint(_encode(given.metadata)) for given in event.inputs]
 
 
 def _refusal(event: Any) -> tuple[str, str]:
-    """Why inputs are REFUSED: Extend's code and message, or DISCARDED and who said why."""
+    """Return why inputs are REFUSED: Extend's code and message, or DISCARDED with the person's reason and name."""
     if isinstance(event, events.DoubtDiscarded):
         return DISCARDED, f"{event.reason} ({event.by})"
     return event.code, event.message
@@ -133,12 +133,12 @@ def inputs_with_rows(event: Any) -> list[events.Input]:
 
 
 def rows_of(logged: LoggedEvent) -> list[tuple[Row, str | None, str | None]]:
-    """The rows of ``results`` that an event with inputs brings: (row, reason, message) each."""
+    """Return the rows of ``results`` that an event brings, each as (row, reason, message)."""
     event: Any = logged.event
     refused = type(event) in _REFUSALS
     version = version_of_attempt(event.chunk, event.attempt, refused)
     if isinstance(event, events.DoubtDiscarded):
-        # Of a refusal and a person's word on one attempt the same one is shown, whichever came first.
+        # If an attempt is both refused and discarded, this decides which one is shown, whatever the order of events.
         version += DISCARDED
     status = REFUSED if refused else SUBMITTED
     reason, message = _refusal(event) if refused else (None, None)
@@ -167,11 +167,11 @@ def rows_of(logged: LoggedEvent) -> list[tuple[Row, str | None, str | None]]:
 
 
 def state_of(attempt: Mapping[str, Any], counts: Mapping[str, int], runs_observed: int) -> str:
-    """The state of an attempt: a function of which of its events are known, of its inputs' statuses, of its runs.
+    """Return the state of an attempt: a function of its known events, its inputs' statuses and its runs.
 
-    SETTLED: submitted, every input that is counted here is settled, and as many runs were seen as the batch has inputs.
-    The inputs of a chunk that was taken twice may all be counted at the other attempt; this one's runs are looked for
-    until they are known as duplicates.
+    SETTLED means: submitted, every input that counts here is settled, and as many runs were seen as the batch has
+    inputs. If Extend accepted two attempts for a chunk, all inputs may count in the other attempt. This one then
+    settles once all its runs are known as duplicates.
     """
     state = next((state for column, state in _STATES if attempt[column] is not None), SENDING)
     if state == SUBMITTED and runs_observed >= attempt["expected"] and all(status in SETTLED for status in counts):
@@ -180,14 +180,14 @@ def state_of(attempt: Mapping[str, Any], counts: Mapping[str, int], runs_observe
 
 
 def moved(counts: Mapping[str, int], deltas: Mapping[str, int]) -> dict[str, int]:
-    """Counters after a move; those that come to 0 are left out, and the order is the keys'."""
+    """Return the counters after the changes, sorted by status and without zeros."""
     statuses = sorted({*counts, *deltas})
     after = {status: counts.get(status, 0) + deltas.get(status, 0) for status in statuses}
     return {status: number for status, number in after.items() if number}
 
 
 def batches_of(logged_events: Iterable[LoggedEvent]) -> dict[str, Batch]:
-    """The batches that the events bring, by batchId."""
+    """Return the batches that the events announce, by batchId."""
     found = {}
     for logged in logged_events:
         event = logged.event
@@ -202,5 +202,5 @@ def batches_of(logged_events: Iterable[LoggedEvent]) -> dict[str, Batch]:
 
 
 def key_of(event: Any) -> str:
-    """Return the Kafka key of an event of an attempt: the chunk's lineage; of a registered batch the batchId."""
+    """Return the Kafka key of an attempt's event: the chunk's lineage, or the batchId of a registered batch."""
     return event.batch_id if isinstance(event, events.BatchRegistered) else lineage(event.chunk)

@@ -1,4 +1,4 @@
-"""Decisions: what a person, or Everyrun by its own rules, decided, who and why. A row an event. Pure."""
+"""Derive rows of ``decisions`` from events: what a person or Everyrun decided, who and why. Pure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OF_NO_ATTEMPT = (
 
 
 class Decision(NamedTuple):
-    """The parameters of the statement ``insert_decision``, in its order."""
+    """The parameters of the statement ``insert_decision``, in order."""
 
     event_id: str
     kind: str
@@ -32,7 +32,7 @@ class Decision(NamedTuple):
     chunk: str | None
     attempt: int | None
     batch_id: str | None
-    #: What else it is about: the source of a quarantined message, or a token's id.
+    #: The source of a quarantined message, or a token's id.
     source: str | None
     decided_by: str | None
     reason: str
@@ -40,7 +40,7 @@ class Decision(NamedTuple):
 
 
 def decision_of(logged: LoggedEvent) -> Decision:
-    """The row of one decision."""
+    """Return the decision that an event holds."""
     event: Any = logged.event
     by = event.by
     return Decision(

@@ -1,7 +1,7 @@
-"""``merge``: what is known of one run, from any number of observations of it in any order.
+"""Merge any number of observations of a run, in any order, into its current state. Pure.
 
-A join-semilattice: commutative, associative and idempotent. Of two observations the one with the greater *order*
-stands; the order is text, so that Postgres and Python compare it alike.
+``merge`` is commutative, associative and idempotent (a join-semilattice). Of two observations, the one with the greater
+*order* wins. The order is text, so Postgres and Python compare it alike.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import TypeVar
 from msgspec import Struct
 from msgspec.structs import replace
 
-#: Statuses that a run ends in (SDK 1.20.0, types/workflow_run_status.py). NEEDS_REVIEW is not one of them: a person
-#: approves or rejects, or the run starts again.
+#: Final statuses of a run (SDK 1.20.0, types/workflow_run_status.py). NEEDS_REVIEW is not final: a person approves or
+#: rejects the run, or it starts again.
 FINAL = frozenset({"PROCESSED", "FAILED", "CANCELLED", "REJECTED"})
 
-#: Statuses of an input after which nothing more is expected.
+#: Statuses in which an input is settled.
 SETTLED = FINAL | {"REFUSED"}
 
 _RANK = {"PENDING": 1, "PROCESSING": 2, "CANCELLING": 4, "NEEDS_REVIEW": 5}
@@ -29,7 +29,7 @@ AttemptKey = tuple[str, int]
 
 
 class Binding(Struct, frozen=True, order=True):
-    """What the reserved metadata key said: the input and the attempt that a run belongs to."""
+    """The content of the reserved metadata key: the input and the attempt that a run belongs to."""
 
     input_id: str
     chunk: str
@@ -38,7 +38,7 @@ class Binding(Struct, frozen=True, order=True):
 
 
 class Run(Struct, frozen=True):
-    """What is known of one run. ``order`` ranks this state among the others of the same run; see :func:`order_of`."""
+    """The state of a run. ``order`` ranks it among other states of the same run; see :func:`order_of`."""
 
     run_id: str
     batch_id: str | None
@@ -56,12 +56,12 @@ class Run(Struct, frozen=True):
 
     @property
     def final(self) -> bool:
-        """Whether nothing more is expected of the run."""
+        """True if the status is final."""
         return self.status in FINAL
 
 
 def instant(text: str | None) -> datetime | None:
-    """An RFC 3339 time; None where there is none or it is not one (kept in the run as it is)."""
+    """Return an RFC 3339 time in UTC; None if the text is missing or not a time."""
     if not text:
         return None
     try:
@@ -79,37 +79,37 @@ def instant(text: str | None) -> datetime | None:
 
 
 def own_time(end_time: str | None, reviewed_at: str | None) -> datetime | None:
-    """When the run came to its state by its own account: the later of its end and its review."""
+    """Return when the run reached its state according to Extend: the later of its end and its review."""
     moments = [m for m in (instant(end_time), instant(reviewed_at)) if m is not None]
     return max(moments, default=None)
 
 
 def order_of(
-    *, status: str, own: datetime | None, truncated: bool, polled: bool, asked_at: datetime, digest: str
+    *, status: str, own: datetime | None, truncated: bool, polled: bool, requested_at: datetime, digest: str
 ) -> str:
-    """The place of an observation among all of its run, as text that sorts.
+    """Return the order of an observation among all observations of its run, as text that sorts.
 
-    Rank of the status first (final last), then the run's own end or review time, then whole over truncated, poll over
-    webhook, the later asked-at of polls, and a hash of the content. A webhook's time of arrival is left out, so that
-    a repeated delivery changes nothing.
+    Compares, in this order: the rank of the status (final is greatest), the run's own end or review time, complete over
+    truncated, poll over webhook, the later request among polls, and a hash of the content. A webhook's time of arrival
+    does not count, so a repeated delivery changes nothing.
     """
     rank = _RANK_FINAL if status in FINAL else _RANK.get(status, _RANK_UNKNOWN)
     moment = _sortable(own) if own else _NEVER
-    asked = _sortable(asked_at) if polled else _NEVER
-    return f"{rank}{moment}{'0' if truncated else '1'}{'1' if polled else '0'}{asked}{digest}"
+    requested = _sortable(requested_at) if polled else _NEVER
+    return f"{rank}{moment}{'0' if truncated else '1'}{'1' if polled else '0'}{requested}{digest}"
 
 
-#: Ends the order of a state whose content was dropped: it stands before that very state, and after none else.
+#: Ends the order of a state whose content was dropped. It sorts right after the order of that state.
 _TRIMMED = "~"
 
 
 def trimmed(order: str) -> str:
-    """Return the order of a state without its content."""
+    """Return the order of this state after its content was dropped."""
     return order if is_trimmed(order) else order + _TRIMMED
 
 
 def is_trimmed(order: str) -> bool:
-    """Return whether the state has lost its content."""
+    """Return True if the content of this state was dropped."""
     return order.endswith(_TRIMMED)
 
 
@@ -124,10 +124,10 @@ def _sortable(moment: datetime) -> str:
 
 
 def merge(one: Run, other: Run) -> Run:
-    """The standing state of two of the same run.
+    """Return the current state from two observations of the same run.
 
-    Of equal content the first seen stands. What one of them knew of the run's batch and input is kept: Extend may leave
-    out a run's ``batchId`` (SDK 1.20.0, types/workflow_run.py), and metadata may be changed upstream.
+    Of two equal states, the first seen wins. A batch or an input that only one of them names is kept: Extend may leave
+    out a run's ``batchId`` (SDK 1.20.0, types/workflow_run.py), and metadata may be changed at Extend.
     """
     if one.order == other.order:
         winner = one if (one.observed_at, one.run) <= (other.observed_at, other.run) else other
@@ -148,25 +148,25 @@ def _one(one: _Known | None, other: _Known | None) -> _Known | None:
     return min(one, other)
 
 
-#: The parts of an order, as ``order_of`` puts them together, and what the greater one of each means.
+#: The parts of an order that ``order_of`` makes: the length of each, and what a greater one means.
 _PARTS = (
     (1, "its status is further on"),
     (15, "its own time is later"),
-    (1, "it is whole, the other truncated"),
-    (1, "a poll goes before a webhook"),
-    (15, "it was asked later"),
+    (1, "it is complete and the other is truncated"),
+    (1, "a poll counts more than a webhook"),
+    (15, "its request was later"),
 )
 
 
 def why_greater(greater: str, lesser: str) -> str | None:
-    """Why, of two orders that ``order_of`` made, the greater stands, in words; None where they are equal."""
+    """Return in words why the greater of two orders wins; None if they are equal."""
     if greater == lesser:
         return None
     if greater == trimmed(lesser):
-        return "its content was dropped, the run not being ours"
+        return "its content was dropped, because it is a foreign run"
     start = 0
     for length, reason in _PARTS:
         if greater[start : start + length] != lesser[start : start + length]:
             return reason
         start += length
-    return "of two that tell different things at one moment a hash decides"
+    return "a hash decides between different states of the same time"
