@@ -20,7 +20,7 @@ from everyrun.log import events
 from everyrun.log.cloudevents import Record
 from everyrun.log.reading import Poll
 from everyrun.projection.apply import apply
-from everyrun.projection.feed import _AGAIN
+from everyrun.projection.feed import RETRYABLE
 from tests.histories import a_history
 from tests.integration.tables import TABLES, connect, contents
 from tests.records import INSTALLATION, LOG, Logged, an_input, batch_event, in_polls, lay_out, run_event
@@ -106,7 +106,7 @@ async def work(connection: Any, groups: list[list[Poll]]) -> None:
             try:
                 await apply(connection, group, SOURCE, nothing_aside)
                 break
-            except (*_AGAIN, asyncpg.UniqueViolationError):
+            except (*RETRYABLE, asyncpg.UniqueViolationError):
                 continue
         else:
             pytest.fail(f"not applied in 20 tries: {group}")

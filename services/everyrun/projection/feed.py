@@ -33,7 +33,7 @@ UNAVAILABLE = (*POSTGRES_AWAY, KafkaError)
 SCHEMA_GONE = (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError)
 
 #: Errors after which the same transaction is retried.
-_RETRYABLE = (ConflictError, asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
+RETRYABLE = (ConflictError, asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
 _TRIES = 20
 #: More than one partition brings rows with these keys, so two transactions may insert the same one. Retried too.
 _SHARED_KEYS = frozenset({"results_pkey", "duplicate_runs_pkey", "unmatched_runs_pkey"})
@@ -183,7 +183,7 @@ class Feed:
                         unstorable,
                         needed(),
                     )
-            except _RETRYABLE as error:
+            except RETRYABLE as error:
                 _log.debug("retrying a transaction", error=str(error))
             except asyncpg.UniqueViolationError as error:
                 if error.constraint_name not in _SHARED_KEYS or attempt == _TRIES - 1:
