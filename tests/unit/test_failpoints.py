@@ -1,4 +1,4 @@
-"""Failpoints: a process dies at a point that is armed, once, and nowhere else."""
+"""A process dies once at an armed failpoint, and at no other."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from everyrun.failpoints import POINTS, VARIABLE, done
 POINT = "bridge.after_produce"
 
 
-def come_by(folder: Path, named: str) -> subprocess.CompletedProcess[str]:
-    program = f"from everyrun.failpoints import hit; hit({POINT!r}); print('went on')"
+def run_to_the_point(folder: Path, named: str) -> subprocess.CompletedProcess[str]:
+    program = f"from everyrun.failpoints import hit; hit({POINT!r}); print('continued')"
     env = {**os.environ, VARIABLE: named, "EVERYRUN_DATA_DIR": str(folder)}
     return subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False)
 
 
 def test_a_process_dies_at_an_armed_point_once(tmp_path: Path) -> None:
     named = f"bridge.before_produce,{POINT}"
-    assert come_by(tmp_path, named).returncode == -signal.SIGKILL
+    assert run_to_the_point(tmp_path, named).returncode == -signal.SIGKILL
     assert done(tmp_path, POINT).exists()
-    assert come_by(tmp_path, named).stdout == "went on\n"
+    assert run_to_the_point(tmp_path, named).stdout == "continued\n"
     done(tmp_path, POINT).unlink()
-    assert come_by(tmp_path, named).returncode == -signal.SIGKILL
+    assert run_to_the_point(tmp_path, named).returncode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("named", ["", "bridge.before_produce"])
-def test_no_process_dies_at_a_point_that_is_not_named(tmp_path: Path, named: str) -> None:
-    assert come_by(tmp_path, named).stdout == "went on\n"
+def test_a_process_survives_points_that_are_not_armed(tmp_path: Path, named: str) -> None:
+    assert run_to_the_point(tmp_path, named).stdout == "continued\n"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_name_that_is_no_point_is_refused(tmp_path: Path) -> None:
-    ended = come_by(tmp_path, "bridge.before_produced")
+def test_an_unknown_point_is_refused(tmp_path: Path) -> None:
+    ended = run_to_the_point(tmp_path, "bridge.before_produced")
     assert (ended.returncode, "bridge.before_produced" in ended.stderr) == (1, True)
 
 
-def test_every_point_lies_at_one_place_and_is_named() -> None:
+def test_every_point_is_declared_and_hit_at_one_place() -> None:
     source = Path(everyrun.__file__).parent
     hit = [point for path in source.rglob("*.py") for point in re.findall(r'hit\("([\w.]+)"\)', path.read_text())]
     assert sorted(hit) == sorted(POINTS)

@@ -1,6 +1,6 @@
-"""An event of every version that was ever written is read by the present code, as the newest version has it.
+"""The present code reads an event of every released version as the newest version.
 
-``EVERYRUN_WRITE=1`` makes the files of new event types; those that are there are never changed.
+``EVERYRUN_WRITE=1`` writes the files of new event types; existing files are never changed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.records import Logged
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "events"
 KINDS = {str(kind.__struct_config__.tag): (topic, kind) for topic, kinds in events.TOPICS.items() for kind in kinds}  # type: ignore[attr-defined]
-#: What a field of a name holds; else its type decides.
+#: The value of a field by its name; for other fields the type decides.
 _KNOWN: dict[str, Any] = {
     "run": msgspec.Raw(
         b'{"object":"workflow_run","id":"workflow_run_1","status":"FAILED","batchId":"batch_1",'
@@ -98,7 +98,7 @@ def golden(path: Path) -> tuple[str, Logged]:
 
 
 @pytest.mark.parametrize("path", FILES, ids=[f"{path.parent.name}/{path.stem}" for path in FILES])
-def test_it_is_read_as_the_newest_version(path: Path) -> None:
+def test_an_old_event_is_read_as_the_newest_version(path: Path) -> None:
     topic, logged = golden(path)
     _, struct = KINDS[path.stem]
     newest = GOLDEN / f"v{upcast.version(path.stem)}" / path.name
@@ -112,7 +112,7 @@ def test_it_is_read_as_the_newest_version(path: Path) -> None:
         assert isinstance(event_of(topic, logged), LoggedEvent)
 
 
-def test_every_released_version_of_every_event_is_there() -> None:
+def test_every_released_version_of_every_event_has_a_golden_file() -> None:
     released = {
         (int(path.parent.name), path.stem) for path in (GOLDEN.parents[2] / "schemas" / "released").glob("*/*.json")
     }
@@ -128,7 +128,7 @@ def test_every_step_to_the_newest_version_has_an_upcaster() -> None:
 
 @pytest.fixture
 def a_second_version(monkeypatch: pytest.MonkeyPatch):
-    """As if the next release wrote batch-returned with ``why`` for ``reason``, and run-observed with another field."""
+    """Pretend that the next release renames a field of batch-returned and adds one to run-observed."""
 
     def renamed(fields: upcast.Fields) -> upcast.Fields:
         return {{"why": "reason"}.get(name, name): value for name, value in fields.items()}
@@ -145,7 +145,7 @@ def a_second_version(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.usefixtures("a_second_version")
-def test_an_old_event_is_lifted_where_it_is_decoded() -> None:
+def test_an_old_event_is_upgraded_when_it_is_decoded() -> None:
     topic, logged = golden(GOLDEN / "v1" / "batch-returned.json")
     old = msgspec.json.decode(logged.value or b"")
     old["why"] = old.pop("reason")
@@ -154,7 +154,7 @@ def test_an_old_event_is_lifted_where_it_is_decoded() -> None:
 
 
 @pytest.mark.usefixtures("a_second_version")
-def test_the_vendors_run_stays_byte_for_byte() -> None:
+def test_a_run_of_extend_stays_byte_for_byte() -> None:
     _, logged = golden(GOLDEN / "v1" / "run-observed.json")
     lifted = msgspec.json.decode(upcast.upcast(logged.headers, logged.value or b""), type=events.RunObserved)
     assert lifted.event_type == "old"
@@ -163,14 +163,14 @@ def test_the_vendors_run_stays_byte_for_byte() -> None:
 
 
 @pytest.mark.usefixtures("a_second_version")
-def test_a_new_event_says_its_version() -> None:
+def test_a_new_event_carries_its_version() -> None:
     made = record(
         "batches", _event(events.BatchReturned), key="k", id="i", source="/x", time="2026-02-09T10:00:00.000Z"
     )
     assert dict(made.headers)["ce_dataschema"].endswith(b"/batch-returned/2")
 
 
-def test_an_event_of_a_newer_version_is_not_guessed_at() -> None:
+def test_an_event_of_a_newer_version_is_refused() -> None:
     topic, logged = golden(GOLDEN / "v1" / "batch-returned.json")
     headers = [
         (name, value.replace(b"/1", b"/9") if name == "ce_dataschema" else value) for name, value in logged.headers

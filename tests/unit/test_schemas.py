@@ -1,4 +1,4 @@
-"""schemas/ and the generated pages are what the code's own types make, and the events are as they say."""
+"""schemas/ and the generated pages are up to date with the code, and events are valid by their schemas."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def operations(name: str) -> list[tuple[str, str, dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("name", sorted(schemas.documents()))
-def test_what_is_committed_is_what_is_made(name: str) -> None:
+def test_committed_files_are_up_to_date(name: str) -> None:
     assert (TOP / name).read_text() == schemas.documents()[name], "run: make schemas"
 
 
 def test_no_file_of_schemas_is_left_over() -> None:
     there = {p.relative_to(TOP).as_posix() for p in (TOP / "schemas").rglob("*") if p.is_file()}
-    # Those that were released stay as they are; test_compatibility.py holds the present ones against them.
+    # Released schemas stay unchanged; test_compatibility.py compares the present ones with them.
     there = {name for name in there if not name.startswith("schemas/released/")}
     assert there == {name for name in schemas.documents() if name.startswith("schemas/")}
 
@@ -61,7 +61,7 @@ def test_every_field_of_every_event_is_described() -> None:
 
 
 @pytest.mark.parametrize("name", APIS)
-def test_every_route_says_what_it_answers_and_every_error(name: str) -> None:
+def test_every_route_declares_its_answer_and_its_errors(name: str) -> None:
     for method, path, operation in operations(name):
         where = f"{method} {path}"
         answers = operation["responses"]
@@ -69,13 +69,13 @@ def test_every_route_says_what_it_answers_and_every_error(name: str) -> None:
         assert len(success) == 1, where
         for status, answer in answers.items():
             schema = answer["content"]["application/json"]["schema"]
-            # A type of its own, not "some object".
+            # A named type, not just "object".
             assert "$ref" in schema or "anyOf" in schema, (where, status)
         always = {"401", "403", "503", "504"}
         parameters = {"422"} if operation.get("parameters") or "requestBody" in operation else set()
         body = {"400", "413"} if "requestBody" in operation else set()
         assert always | parameters | body <= set(answers), where
-        # What is named in a path may not be there; a new job is of nothing that could be missing.
+        # An id in a path may not exist; a new job names no id that could be missing.
         if "{" in path:
             assert "404" in answers, where
         for status, answer in answers.items():
@@ -86,13 +86,13 @@ def test_every_route_says_what_it_answers_and_every_error(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(schemas.openapis()))
-def test_every_reference_in_an_api_document_leads_somewhere(name: str) -> None:
+def test_every_reference_in_an_api_document_resolves(name: str) -> None:
     document = schemas.openapis()[name]
     named = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document)))
     assert named <= set(document.get("components", {}).get("schemas", {}))
 
 
-def test_problems_of_every_api_have_one_form() -> None:
+def test_errors_of_every_api_have_one_form() -> None:
     for name in (*APIS, "bridge"):
         problem = schemas.openapis()[name]["components"]["schemas"]["Problem"]
         assert problem["required"] == ["code", "message"]

@@ -1,4 +1,4 @@
-"""Whatever comes in, what is written of it fits a record of the log: what never fits would be tried for ever."""
+"""Every record fits the log, whatever comes in: a record that never fits would be retried for ever."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_message_that_fits_is_kept_whole(length: int) -> None:
 
 
 @pytest.mark.parametrize("length", [12 * MIB, 16 * MIB, 40 * MIB])
-def test_of_a_message_that_does_not_fit_the_beginning_is_kept_and_the_reason_says_so(length: int) -> None:
+def test_of_a_message_that_does_not_fit_the_beginning_is_kept_with_a_reason(length: int) -> None:
     raw = b"begins" + b"x" * length
     made, event = kept_of(raw)
     assert size(made) < MAX_RECORD_BYTES
@@ -71,25 +71,25 @@ def published(row: dict[str, Any]) -> dict[str, Any]:
     return event
 
 
-def test_a_run_near_the_limit_fits_though_postgres_puts_spaces_into_it() -> None:
+def test_a_run_near_the_limit_fits_although_postgres_adds_spaces() -> None:
     run = {"id": "run_1", "values": [1] * (7 * MIB)}
     spaced = msgspec.json.format(msgspec.json.encode(run), indent=0)
     assert len(spaced) > MAX_RECORD_BYTES
     assert published(a_row(spaced))["run"] == run
 
 
-def test_a_run_that_does_not_fit_is_left_out_and_its_id_stays() -> None:
+def test_a_run_that_does_not_fit_is_left_out_except_its_id() -> None:
     event = published(a_row(b'{"id":"run_1","text":"' + b"x" * (17 * MIB) + b'"}', failure_message="short"))
     assert (event["run"], event["run_id"], event["status"]) == (None, "run_1", "PROCESSED")
     assert (event["failure_message"], event["metadata"]) == ("short", {"a": 1})
 
 
-def test_texts_about_a_failure_of_any_size_fit() -> None:
+def test_failure_messages_of_any_size_fit() -> None:
     event = published(a_row(b"{}", failure_message="m" * (17 * MIB), failure_reason="r"))
     assert (len(event["failure_message"]), event["failure_reason"]) == (10_000, "r")
     assert event["run_id"] == "run_1"
 
 
-def test_what_fits_is_published_as_it_is() -> None:
+def test_a_record_that_fits_is_published_unchanged() -> None:
     row = a_row(b'{"id": "run_1"}')
     assert b'"run":{"id": "run_1"}' in output_records.result_record(row).value

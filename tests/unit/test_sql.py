@@ -1,4 +1,4 @@
-"""SQL only with parameters: no statement is put together from values, and names that are put in are our own."""
+"""SQL statements use parameters: none is assembled from values, and only known names are inserted."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _SQL = re.compile(
     r"(table|schema|database|index|view|role|temp|temporary|unlogged)|copy\s+\S+\s+(from|to)|set\s+search_path|lock\s+table)\b",
     re.IGNORECASE | re.DOTALL,
 )
-#: Identifiers cannot be parameters: a name of our own, or one that is checked first. Module and what is put in.
+#: Identifiers cannot be parameters. By module: names that are inserted, fixed ones or ones that are checked first.
 _NAMES = {
     ("embedded/postgres.py", "OWNER"),
-    # The schema of a rebuild: lower case, digits and _, checked when it is named.
+    # The schema of a rebuild, which is checked: lower case, digits and _.
     ("replay/rebuild/rebuild.py", "self.name"),
     ("replay/rebuild/rebuild.py", "self.name, table"),
     ("replay/rebuild/swap.py", "BEFORE"),
@@ -27,7 +27,7 @@ _NAMES = {
 
 
 def _text(node: ast.AST) -> str:
-    """A string expression's text, with ``{}`` for what is put in."""
+    """Return the text of a string expression, with ``{}`` for inserted values."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
     if isinstance(node, ast.JoinedStr):
@@ -36,7 +36,7 @@ def _text(node: ast.AST) -> str:
 
 
 def made_of_values(source: str) -> list[tuple[int, str]]:
-    """Line and what is put in, of each SQL text that is an f-string, a sum, a format or a %."""
+    """Return line and inserted values of each SQL text that is an f-string, a sum, a format or a %."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.JoinedStr):
@@ -54,8 +54,8 @@ def made_of_values(source: str) -> list[tuple[int, str]]:
     return found
 
 
-def test_no_sql_is_made_of_values() -> None:
-    """Pass values as $1, $2; a name that must be put in is listed in _NAMES, once it is checked."""
+def test_no_sql_is_assembled_from_values() -> None:
+    """Pass values as $1, $2. List a name that must be inserted in _NAMES, once it is checked."""
     found = []
     for module in sorted(SERVICES.rglob("*.py")):
         name = module.relative_to(SERVICES).as_posix()
@@ -73,5 +73,5 @@ def test_no_sql_is_made_of_values() -> None:
         "c.execute(f'''\n  drop schema {d} cascade''')",
     ],
 )
-def test_the_check_sees_it(line: str) -> None:
+def test_the_check_finds_assembled_sql(line: str) -> None:
     assert len(made_of_values(line)) == 1
