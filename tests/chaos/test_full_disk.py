@@ -29,9 +29,9 @@ from everyrun.settings import Settings
 from tests.conftest import eventually, free_port
 from tests.integration.conftest import read_topic, service
 from tests.integration.services import ServiceProcess
+from tests.integration.test_backfill import are_as_undisturbed, until_acknowledged
 from tests.integration.test_bridge import SECRET, post, webhook
 from tests.integration.test_graceful import is_ready, says
-from tests.integration.test_heal import are_as_undisturbed, until_acknowledged
 from tests.records import run_event
 
 pytestmark = [pytest.mark.stack, pytest.mark.chaos, pytest.mark.timeout(600)]

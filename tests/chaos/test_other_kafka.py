@@ -19,7 +19,7 @@ from tests.conftest import eventually, free_port
 from tests.integration.conftest import service
 from tests.integration.services import ServiceProcess
 from tests.integration.tables import connect, contents
-from tests.integration.test_heal import are_as_undisturbed, say, until_acknowledged, worlds
+from tests.integration.test_backfill import are_as_undisturbed, say, until_acknowledged, worlds
 
 pytestmark = [pytest.mark.stack, pytest.mark.chaos, pytest.mark.timeout(600)]
 __all__ = ["service"]

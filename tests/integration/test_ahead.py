@@ -15,7 +15,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from everyrun.health import Health
 from everyrun.log import topics
 from everyrun.log.connection import connection as kafka_options
-from everyrun.projection.offsets import ForeignLogError, refuse_ahead
+from everyrun.projection.offsets import ForeignLogError
 from everyrun.settings import Settings
 from everyrun.store.pool import open_pool
 from everyrun.submission.app import _kept_level
@@ -23,7 +23,7 @@ from everyrun.submission.recovery.queue_recovery import Level
 from tests.conftest import eventually
 from tests.integration.services import ServiceProcess
 from tests.integration.tables import connect, contents, project
-from tests.integration.test_heal import say, until_acknowledged, worlds
+from tests.integration.test_backfill import say, until_acknowledged, worlds
 
 pytestmark = pytest.mark.stack
 
@@ -43,8 +43,8 @@ async def make_topics_anew(settings: Settings) -> None:
     await eventually(made, "the topics are there again", 60)
 
 
-async def test_topics_made_anew_under_a_running_processor_are_refused(service: Any, settings: Settings) -> None:
-    """The worker ends; one that is started says in readyz and its log what is wrong, and passes nothing over."""
+async def test_recreated_topics_are_refused_by_a_running_processor(service: Any, settings: Settings) -> None:
+    """The worker ends. The next one reports the reason in readyz and its log, and skips no record."""
     first: ServiceProcess = await service("processor").ready()
     await say(settings, [record for world in worlds(21, 2) for record in world])
     await until_acknowledged(settings)
@@ -84,7 +84,7 @@ async def test_topics_made_anew_under_a_running_processor_are_refused(service: A
     await built.close()
 
 
-async def test_a_queue_that_is_ahead_of_the_log_sends_nothing_and_says_so(settings: Settings) -> None:
+async def test_a_queue_ahead_of_the_log_sends_nothing_and_reports_it(settings: Settings) -> None:
     async with await open_pool(settings, name="test") as pool:
         health, level = Health(), Level(settings, pool)
         await _kept_level(level, health)
@@ -100,13 +100,3 @@ async def test_a_queue_that_is_ahead_of_the_log_sends_nothing_and_says_so(settin
         assert health.waiting == {}
         positions = await pool.fetch("select next_offset from everyrun_queue.log_position")
         assert {row["next_offset"] for row in positions} == {0}
-
-
-def test_tables_may_be_behind_the_log_and_never_ahead_of_it() -> None:
-    ends = {("runs", 0): 5, ("runs", 1): 3}
-    refuse_ahead({}, ends)
-    refuse_ahead({("runs", 0): 5, ("runs", 1): 2}, ends)
-    with pytest.raises(ForeignLogError, match="partition 1 of runs is applied up to 4 and ends at 3"):
-        refuse_ahead({("runs", 0): 5, ("runs", 1): 4}, ends)
-    with pytest.raises(ForeignLogError, match="partition 2 of runs is applied up to 1 and ends at 0"):
-        refuse_ahead({("runs", 2): 1}, ends)

@@ -1,4 +1,4 @@
-"""The tables are a function of the events: of no order, of no grouping, of no repetition."""
+"""The tables are a function of the events, whatever their order, grouping and repetition."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def feed(connection: asyncpg.Connection, records: list, chance: random.Ran
 
 
 @pytest.mark.parametrize("seed", range(25))
-async def test_the_same_events_in_any_order_and_any_polls_give_the_same_tables(connection, seed):
+async def test_the_tables_do_not_depend_on_order_or_polls(connection, seed):
     chance = random.Random(seed)
     world = a_world(chance)
     found = []
@@ -60,7 +60,7 @@ async def test_the_same_events_in_any_order_and_any_polls_give_the_same_tables(c
 
 
 @pytest.mark.parametrize("seed", range(10))
-async def test_the_tables_say_what_merge_and_choose_say(connection, seed):
+async def test_the_tables_agree_with_merge_and_select(connection, seed):
     chance = random.Random(1000 + seed)
     world = a_world(chance)
     await feed(connection, world, chance)
@@ -80,9 +80,9 @@ async def test_the_tables_say_what_merge_and_choose_say(connection, seed):
     )
     assert {row["input_id"] for row in rows} == set(of_input)
     for row in rows:
-        standing = max(of_input[row["input_id"]], key=lambda r: version_of_run(r.run_id, r.final, r.order))
-        assert (row["run_id"], row["status"]) == (standing.run_id, standing.status)
-        assert row["version"] == version_of_run(standing.run_id, standing.final, standing.order)
+        current = max(of_input[row["input_id"]], key=lambda r: version_of_run(r.run_id, r.final, r.order))
+        assert (row["run_id"], row["status"]) == (current.run_id, current.status)
+        assert row["version"] == version_of_run(current.run_id, current.final, current.order)
     others = await connection.fetch("select run_id, status from duplicate_runs where chunk !~ '^sub_of'")
     assert {row["run_id"]: row["status"] for row in others} == {
         run.run_id: run.status
@@ -96,7 +96,7 @@ def batch_of_another(run) -> bool:
     return (run.batch_id or "").startswith("batch_other")
 
 
-async def test_what_was_applied_is_not_applied_again_and_a_gap_is_refused(connection):
+async def test_records_are_applied_once_and_gaps_are_refused(connection):
     world = a_world(random.Random(5))
     log = lay_out(world)
     position = max(log, key=lambda p: len(log[p]))
@@ -122,7 +122,7 @@ async def test_what_was_applied_is_not_applied_again_and_a_gap_is_refused(connec
     ) == len(log[position])
 
 
-async def test_the_reserved_key_is_seen_by_nobody(connection):
+async def test_no_table_shows_the_reserved_key(connection):
     chance = random.Random(3)
     await feed(connection, a_world(chance), chance)
     for table in TABLES:
@@ -137,8 +137,8 @@ def a_registered(*metadata: dict) -> tuple[list[events.Input], Record]:
 
 
 @pytest.mark.parametrize("seed", range(12))
-async def test_metadata_changed_upstream_to_those_of_another_input_move_nothing(connection, seed):
-    """The first that any input has decides, in the order of the log, however it is cut and whichever side is first."""
+async def test_metadata_changed_to_that_of_another_input_moves_no_run(connection, seed):
+    """The first metadata that matches an input decides, in the order of the log, whatever the polls."""
     chance = random.Random(seed)
     _, brought = a_registered({"n": 1}, {"n": 2}, {"twin": 1}, {"twin": 1})
     seen = [
@@ -166,8 +166,8 @@ async def test_metadata_changed_upstream_to_those_of_another_input_move_nothing(
 
 @pytest.mark.parametrize("at_once", [True, False])
 @pytest.mark.parametrize("batch_first", [True, False])
-async def test_a_run_is_bound_once_whatever_its_key_is_changed_to(connection, batch_first, at_once):
-    """Seen with the key of input 1, later with that of input 2: it stands in the row of input 1 alone."""
+async def test_a_run_is_bound_once_whatever_its_key_becomes(connection, batch_first, at_once):
+    """A run seen with the key of input 1, later with that of input 2, stays in the row of input 1."""
     given = [an_input("sub_1", n) for n in (1, 2)]
     brought = batch_event(events.BatchSubmitted, "sub_1", "sub_1.c1", 1, 1, batch_id="batch_1", inputs=given)
     keys = [Reserved(INSTALLATION, i.input_id, "sub_1.c1", 1, i.position) for i in given]
@@ -187,7 +187,7 @@ async def test_a_run_is_bound_once_whatever_its_key_is_changed_to(connection, ba
 
 
 @pytest.mark.parametrize("seed", range(6))
-async def test_a_batch_id_left_out_of_one_observation_is_known_from_another(connection, seed):
+async def test_a_batch_id_missing_from_one_observation_comes_from_another(connection, seed):
     chance = random.Random(seed)
     given = [an_input("sub_1", 1)]
     brought = batch_event(events.BatchSubmitted, "sub_1", "sub_1.c1", 1, 1, batch_id="batch_1", inputs=given)
@@ -205,7 +205,7 @@ async def test_a_batch_id_left_out_of_one_observation_is_known_from_another(conn
     assert not await connection.fetchval("select count(*) from unmatched_runs")
 
 
-async def test_text_that_postgres_refuses_is_kept_as_far_as_it_can_be(connection):
+async def test_text_that_postgres_refuses_is_stored_with_replacements(connection):
     _, brought = a_registered({"n": 1})
     text = {"n": 1, "extend:usage_tags": ["a\x00b"]}
     more = {"failureMessage": "cut\x00off", "stepRuns": [{"text": "\x00"}]}
@@ -223,8 +223,8 @@ async def test_text_that_postgres_refuses_is_kept_as_far_as_it_can_be(connection
     )
 
 
-async def test_a_batch_registered_with_other_inputs_in_the_log_is_refused_whole(connection):
-    """Two registrations of one batch, as a queue that was lost may let pass: the first in the log stands."""
+async def test_a_second_registration_of_a_batch_is_refused_as_a_whole(connection):
+    """A lost queue may allow two registrations of one batch: the first in the log counts."""
     _, first = a_registered({"n": 1})
     other = batch_event(
         events.BatchRegistered, "sub_o", "sub_o.c00001", 1, 2, batch_id="batch_r", inputs=[an_input("sub_o", 1)]

@@ -28,7 +28,7 @@ async def post(http: httpx.AsyncClient, url: str, body: bytes) -> httpx.Response
     return await http.post(url + "/webhooks/extend", content=body, headers=headers)
 
 
-async def test_what_was_answered_200_is_in_the_log_though_the_bridge_is_killed(service, settings: Settings) -> None:
+async def test_webhooks_answered_with_200_survive_a_kill(service, settings: Settings) -> None:
     bridge = await service("bridge", EVERYRUN_WEBHOOK_SECRETS=SECRET).ready()
     large = webhook("large", text="x" * (10 << 20))
     async with httpx.AsyncClient(timeout=30) as http:
@@ -47,12 +47,12 @@ async def test_what_was_answered_200_is_in_the_log_though_the_bridge_is_killed(s
     assert len(await read_topic(settings, "quarantine")) == 1
 
 
-async def test_it_ends_soon_after_sigterm(service) -> None:
+async def test_sigterm_stops_the_bridge_soon(service) -> None:
     bridge = await service("bridge", EVERYRUN_WEBHOOK_SECRETS=SECRET).ready()
     assert bridge.terminate() < 8
 
 
-async def test_without_kafka_it_says_so_and_takes_nothing(service) -> None:
+async def test_without_kafka_webhooks_get_503_and_readyz_names_kafka(service) -> None:
     nowhere = f"127.0.0.1:{free_port()}"
     bridge = service("bridge", EVERYRUN_WEBHOOK_SECRETS=SECRET, EVERYRUN_KAFKA_BOOTSTRAP=nowhere)
 

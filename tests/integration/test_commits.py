@@ -1,4 +1,4 @@
-"""What was acknowledged is committed at once: a worker that takes over reads little again."""
+"""Acknowledged polls are committed at once, so a worker that takes over reads little again."""
 
 from __future__ import annotations
 

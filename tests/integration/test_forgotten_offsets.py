@@ -1,4 +1,4 @@
-"""Kafka forgets the processors' offsets while they are down: what is published is not published again, nor left out."""
+"""Kafka expires the processors' offsets while they are down: nothing is published twice or left out."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from everyrun.settings import Settings
 from tests.conftest import eventually
 from tests.integration.conftest import read_topic
 from tests.integration.tables import project
-from tests.integration.test_heal import an_admin, committed, ends, say, until_acknowledged, worlds
+from tests.integration.test_backfill import an_admin, committed, ends, say, until_acknowledged, worlds
 
 pytestmark = pytest.mark.stack
 
 
 async def forget_offsets(settings: Settings) -> None:
-    """As Kafka does once a group was without members for long enough; it waits until the group has none."""
+    """Delete the group's offsets, as Kafka does after a long time without members. Waits until it has none."""
 
     async def forgotten() -> bool:
         async with an_admin(settings) as admin:
@@ -41,7 +41,7 @@ async def _forget(settings: Settings, admin: AIOKafkaAdminClient) -> bool:
 
 
 async def until_kept(settings: Settings) -> None:
-    """Wait until Postgres has a copy of what is acknowledged."""
+    """Wait until Postgres has a copy of the acknowledged offsets."""
     wanted = await ends(settings)
 
     async def kept() -> bool:
@@ -58,7 +58,7 @@ async def results(settings: Settings) -> list[str]:
     return sorted(event["input_id"] for event, _ in await read_topic(settings, "results"))
 
 
-async def test_nothing_is_published_again_and_nothing_left_out(service: Any, settings: Settings) -> None:
+async def test_nothing_is_published_twice_or_left_out(service: Any, settings: Settings) -> None:
     first, second = worlds(25, 2)
     await say(settings, first)
     processor = await service("processor").ready()
@@ -68,7 +68,7 @@ async def test_nothing_is_published_again_and_nothing_left_out(service: Any, set
     before, reports = await results(settings), len(await read_topic(settings, "reports"))
     assert before
     await forget_offsets(settings)
-    # Meanwhile the log goes on, and the tables are brought up to its end by a rebuild, which publishes nothing.
+    # Meanwhile the log grows, and a rebuild, which publishes nothing, applies it to the tables.
     await say(settings, second)
     dsn = settings.postgres_dsn.get_secret_value()
     connection = await asyncpg.connect(dsn)
@@ -83,17 +83,17 @@ async def test_nothing_is_published_again_and_nothing_left_out(service: Any, set
     processor = await service("processor").ready()
     await until_acknowledged(settings)
     after = await results(settings)
-    # Of what was published nothing comes again, and all of the rest comes, though the tables had it.
+    # Published states do not come again. All others come, even though the tables had them already.
     assert [input_id for input_id in after if input_id in set(before)] == before
     assert set(after) == inputs > set(before)
     assert len(await read_topic(settings, "reports")) > reports
     processor.terminate()
 
 
-async def test_a_new_group_begins_at_the_beginning(service: Any, settings: Settings) -> None:
+async def test_a_new_group_starts_at_the_first_record(service: Any, settings: Settings) -> None:
     (world,) = worlds(26, 1)
     await say(settings, world)
-    # Tables that somebody made before any processor was there.
+    # Tables that existed before any processor ran.
     await project(settings, settings.postgres_dsn.get_secret_value())
     await service("processor").ready()
     await until_acknowledged(settings)

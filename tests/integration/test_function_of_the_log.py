@@ -34,7 +34,7 @@ _STATEMENTS = frozenset({"execute", "executemany", "fetch", "fetchrow", "fetchva
 
 
 class Turns:
-    """Lets one worker at a time begin its next statement, whichever chance picks."""
+    """Lets one random worker at a time begin its next statement."""
 
     def __init__(self, chance: random.Random) -> None:
         self._chance = chance
@@ -100,7 +100,7 @@ async def nothing_aside(poison: Any) -> None:
 
 
 async def work(connection: Any, groups: list[list[Poll]]) -> None:
-    """Apply the groups one after another, again where the feed would apply them again."""
+    """Apply the groups one after another, and retry where the feed would."""
     for group in groups:
         for _ in range(20):
             try:
@@ -113,7 +113,7 @@ async def work(connection: Any, groups: list[list[Poll]]) -> None:
 
 
 def in_log_order(log: dict[tuple[str, int], list[Logged]], *, one_by_one: bool) -> list[list[Poll]]:
-    """Partition after partition, each whole or record by record."""
+    """Return one partition after another, each as a whole or record by record."""
     parts = sorted(log.items())
     if one_by_one:
         return [[Poll(*position, [record])] for position, records in parts for record in records]
@@ -135,7 +135,7 @@ async def emptied(connection: asyncpg.Connection) -> None:
 
 
 async def agree(connections: list[asyncpg.Connection], seed: int) -> None:
-    """One history: two workers at once make the rows of one worker in log order."""
+    """Check one history: two concurrent workers make the same rows as one worker in log order."""
     chance = random.Random(seed)
     log = lay_out(a_history(chance), PARTITIONS)
     first, second = connections
@@ -158,7 +158,7 @@ async def agree(connections: list[asyncpg.Connection], seed: int) -> None:
 
 
 async def balanced(connection: asyncpg.Connection, seed: int) -> None:
-    """Every run is in one place, of its own batch, and the kept counters agree with the rows."""
+    """Check that every run is in one table, in its own batch, and that the counters agree with the rows."""
     for line in await connection.fetch("select * from report where not balanced"):
         pytest.fail(f"history {seed}: not balanced: {dict(line)}")
     twice = """
@@ -185,7 +185,7 @@ async def test_two_workers_make_the_rows_of_one_in_log_order(connections):
 
 
 def by_batch(records: list[Record]) -> dict[tuple[str, int], list[Logged]]:
-    """A log whose records lie by their batches: as under another number of partitions, or under the keys of old."""
+    """Return a log partitioned by batch, as with another number of partitions or with older keys."""
     log: dict[tuple[str, int], list[Logged]] = {}
     for r in records:
         attempt = int(re.search(rb"batch_(\d)", r.value).group(1))  # type: ignore[union-attr]
@@ -195,7 +195,7 @@ def by_batch(records: list[Record]) -> dict[tuple[str, int], list[Logged]]:
 
 
 async def test_no_state_of_a_duplicate_is_lost_between_two_workers(connections):
-    """A chunk that was taken twice, its batches in two partitions: each worker writes duplicates of the same inputs."""
+    """A chunk accepted twice, with batches in two partitions: both workers write duplicates of the same inputs."""
     given = [an_input("sub_1", n) for n in (1, 2)]
     said = []
     for attempt in (1, 2):

@@ -1,4 +1,4 @@
-"""A record that the tables refuse goes to the quarantine with its reason, and those beside it are applied."""
+"""A record that the tables refuse is quarantined with its reason, and the records beside it are applied."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def registered(submission: str, when: float, row: int) -> Record:
     )
 
 
-async def test_a_batch_registered_again_with_other_inputs_holds_up_nothing(database: str) -> None:
-    """As a queue that was lost may let pass: the first in the log stands, the other is kept in the quarantine."""
+async def test_a_second_registration_of_a_batch_is_quarantined(database: str) -> None:
+    """A lost queue may allow two registrations: the first in the log counts, the other is quarantined."""
     records = [
         registered("sub_r", 1, 1),
         registered("sub_o", 2, 2),
@@ -79,7 +79,7 @@ def of_a_batch(*bad: Record) -> list[Record]:
 
 
 def key_of(**more: Any) -> dict[str, Any]:
-    """Metadata as anybody who can create a run in the workspace can write them."""
+    """Metadata that anyone who can create runs in the workspace can write."""
     key = {"installation": INSTALLATION, "input": "sub_p:1", "chunk": "sub_p.c00001", "attempt": 1, "position": 1}
     return {reserved.KEY: key | more}
 
@@ -91,7 +91,7 @@ HUGE = msgspec.Raw(b'{"credits":' + b"9" * 400 + b"}")
 @pytest.mark.parametrize(
     "more", [{"attempt": 99_999_999_999}, {"attempt": 0}, {"position": 2**31}, {"chunk": LONG}, {"input": LONG}]
 )
-async def test_a_reserved_key_that_is_not_everyruns_binds_nothing(database: str, more: dict[str, Any]) -> None:
+async def test_a_forged_reserved_key_binds_nothing(database: str, more: dict[str, Any]) -> None:
     records = of_a_batch(run_event("run_bad", "batch_p", "PROCESSED", 3, key=None, metadata=key_of(**more)))
     quarantine = MemoryLog()
     async with a_pool(database) as pool:
@@ -130,12 +130,12 @@ async def test_a_record_that_cannot_be_stored_is_quarantined_alone(database: str
     assert dict(map(tuple, applied)) == ends
 
 
-async def test_what_copy_cannot_encode_is_quarantined_alone(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """COPY raises Python's own errors: a value that got past decoding must not end the process."""
-    taken = decode_module.run_of
+async def test_a_value_that_copy_cannot_encode_is_quarantined(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """COPY raises Python's errors for a value that passed decoding; they must not end the process."""
+    original = decode_module.run_of
 
     def with_a_surrogate(record: Any) -> Any:
-        run = taken(record)
+        run = original(record)
         return msgspec.structs.replace(run, failure_message="\ud800") if run.run_id == "run_bad" else run
 
     monkeypatch.setattr(decode_module, "run_of", with_a_surrogate)
@@ -147,15 +147,15 @@ async def test_what_copy_cannot_encode_is_quarantined_alone(database: str, monke
     assert "UnicodeEncodeError" in msgspec.json.decode(kept.value)["reason"]
 
 
-def test_who_is_away_is_no_fault_of_a_record() -> None:
-    """A certificate that is not trusted is a ValueError by its class, and every record would be set aside for it."""
+def test_an_outage_is_no_fault_of_a_record() -> None:
+    """An untrusted certificate raises a ValueError. It must not send every record to the quarantine."""
     assert not is_unstorable(ssl.SSLCertVerificationError("self-signed"))
     assert not is_unstorable(asyncpg.OutOfMemoryError("later"))
     assert is_unstorable(OverflowError("value out of int32 range"))
 
 
-async def test_kafka_takes_the_largest_message_that_the_quarantine_keeps(settings: Settings) -> None:
-    """Else the partition of a poison record of that size would stand still."""
+async def test_kafka_accepts_the_largest_record_of_the_quarantine(settings: Settings) -> None:
+    """Otherwise a poison record of that size would stall its partition."""
     raw = random.Random(1).randbytes(16 << 20)
     kept = quarantined(source="runs/0/7", topic="runs", reason="no", raw=raw, headers=[], time=at(1), service="/test")
     async with Producer(settings, linger_ms=5, compression="zstd") as producer:

@@ -1,4 +1,4 @@
-"""Writing to a real Kafka: what fails is raised in time, and breaks nothing for what is written next."""
+"""Writing to a real Kafka: failures are raised in time, and do not affect later appends."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LARGE = Record("runs", b"k", b'{"name": "large", "x": "%s"}' % os.urandom(100_00
 
 @pytest.fixture
 async def narrow(settings: Settings) -> Settings:
-    """Settings whose topic ``runs`` takes only small records."""
+    """Settings whose topic ``runs`` accepts only small records."""
     narrow = settings.model_copy(update={"topic_prefix": settings.topic_prefix + "narrow."})
     admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap)
     await admin.start()
@@ -50,9 +50,7 @@ async def names(settings: Settings) -> list[str]:
 
 
 @pytest.mark.parametrize("beside", [[], [small("beside", "other")]], ids=["alone", "among others"])
-async def test_what_is_written_after_a_batch_that_the_broker_refused_is_taken(
-    narrow: Settings, beside: list[Record]
-) -> None:
+async def test_an_append_after_a_refused_batch_succeeds(narrow: Settings, beside: list[Record]) -> None:
     async with Producer(narrow) as producer:
         await producer.append([small("before")])
         for _ in range(2):
@@ -64,7 +62,7 @@ async def test_what_is_written_after_a_batch_that_the_broker_refused_is_taken(
     assert (found.count("before"), found.count("after"), found.count("large")) == (1, 6, 0)
 
 
-async def test_a_record_that_is_larger_than_any_topic_takes_is_not_sent(settings: Settings) -> None:
+async def test_a_record_over_the_limit_of_every_topic_is_not_sent(settings: Settings) -> None:
     async with Producer(settings) as producer:
         with pytest.raises(MessageSizeTooLargeError, match=str(MAX_RECORD_BYTES)):
             await producer.append([small("before"), Record("runs", b"k", bytes(MAX_RECORD_BYTES + 1), [])])
@@ -89,7 +87,7 @@ def _starts_java(cmdline: Path, config: bytes) -> bool:
 
 @contextlib.contextmanager
 def frozen(pid: int) -> Iterator[None]:
-    """The process stands still, with its connections open."""
+    """Freeze the process, with its connections open."""
     os.kill(pid, signal.SIGSTOP)
     try:
         yield
@@ -97,7 +95,7 @@ def frozen(pid: int) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
-async def test_a_kafka_that_does_not_answer_is_waited_for_so_long_and_not_longer(
+async def test_an_append_times_out_if_kafka_does_not_answer(
     servers: tuple[EmbeddedKafka, EmbeddedPostgres], settings: Settings
 ) -> None:
     async def one(producer: Producer, *what: Record) -> float:
@@ -130,7 +128,7 @@ async def test_a_kafka_that_does_not_answer_is_waited_for_so_long_and_not_longer
     assert "queued" not in found, "what was given up came after all, behind what is newer"
 
 
-async def test_it_ends_though_kafka_does_not_answer(
+async def test_the_producer_stops_even_if_kafka_does_not_answer(
     servers: tuple[EmbeddedKafka, EmbeddedPostgres], settings: Settings
 ) -> None:
     async with Producer(settings) as producer:

@@ -1,4 +1,4 @@
-"""What is committed is published, though a worker dies between the two: whoever reads it again publishes it."""
+"""Everything committed is published, even if a worker dies between the two: the next worker publishes it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SETTINGS = Settings(kafka_bootstrap="127.0.0.1:1")
 
 
 @pytest.mark.parametrize("seed", range(12))
-async def test_a_poll_that_was_applied_in_part_and_never_published_is_published_whole(database: str, seed: int) -> None:
+async def test_a_partly_applied_poll_is_published_completely(database: str, seed: int) -> None:
     chance = random.Random(seed)
     log = {place: records for place, records in lay_out(a_world(chance)).items() if records}
     async with asyncpg.create_pool(
@@ -33,12 +33,12 @@ async def test_a_poll_that_was_applied_in_part_and_never_published_is_published_
     ) as pool:
         published = MemoryLog()
         feed = Feed(SETTINGS, pool, LOG, published)
-        # A worker applies the beginnings of all partitions, and dies before it publishes anything.
+        # A worker applies the first records of all partitions, and dies before it publishes anything.
         begun = [Poll(*place, records[: chance.randint(0, len(records))]) for place, records in sorted(log.items())]
         for poll in begun:
             if poll.records:
                 await feed.apply([poll])
-        # Another reads from the group's offsets on: its polls go past what is applied.
+        # Another worker reads from the group's offsets: its polls reach beyond what is applied.
         publisher = Publisher(pool, LOG, published, feed)
         applied = await feed.apply([Poll(*place, records) for place, records in sorted(log.items())])
         await publisher.publish(applied, {})
@@ -61,7 +61,7 @@ async def test_a_poll_that_was_applied_in_part_and_never_published_is_published_
 
 
 class Overtaken(MemoryLog):
-    """A log on which others write later states, each while ours is on its way: theirs come before ours."""
+    """A log to which other workers write later states while ours is being written: theirs come first."""
 
     def __init__(self, *others: Callable[[], Awaitable[None]]) -> None:
         super().__init__()
@@ -73,8 +73,8 @@ class Overtaken(MemoryLog):
         await super().append(records)
 
 
-async def test_the_last_record_of_an_input_is_its_newest_state_whoever_else_writes(database: str) -> None:
-    """Two others apply and publish a later state each: between our commit and our record, and while we look again."""
+async def test_the_last_record_of_an_input_is_its_newest_state(database: str) -> None:
+    """Two others each publish a later state: one between our commit and our record, one during our check."""
     given = [an_input("sub_p", 1), an_input("sub_p", 2)]
 
     def run(status: str, when: float, end: float | None = None) -> Record:
@@ -111,10 +111,10 @@ async def test_the_last_record_of_an_input_is_its_newest_state_whoever_else_writ
         assert newest[row["input_id"].encode()]["version"] == row["version"]
 
 
-async def test_a_poll_applied_before_is_published_whole_in_pages_of_bounded_size(
+async def test_a_poll_applied_earlier_is_published_in_limited_pages(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows that are read from the table: as many at once as memory bears, and each once."""
+    """Rows read from the table are published once each, in pages of limited size."""
     given = [an_input("sub_p", n + 1) for n in range(6)]
     submitted = batch_event(events.BatchSubmitted, "sub_p", "sub_p.c00001", 1, 1, batch_id="batch_p", inputs=given)
     noise = random.Random(1)
@@ -144,7 +144,7 @@ async def test_a_poll_applied_before_is_published_whole_in_pages_of_bounded_size
 
 
 class InPages(MemoryLog):
-    """A log that remembers which results were written at once."""
+    """A log that remembers which results were appended together."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -29,7 +29,7 @@ from everyrun.submission.intake.accept import take_in
 from tests.conftest import eventually, free_port
 from tests.contract.conftest import KEY, WORKFLOW, EmulatorProcess
 from tests.integration.services import ServiceProcess
-from tests.integration.test_heal import AWAY, TOOLS, are_as_undisturbed, psql, until_acknowledged
+from tests.integration.test_backfill import AWAY, TOOLS, are_as_undisturbed, psql, until_acknowledged
 
 pytestmark = pytest.mark.stack
 TOKEN = "a-token-of-sixteen-or-more"

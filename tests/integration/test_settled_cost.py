@@ -1,4 +1,4 @@
-"""Whether a submission is settled is asked whenever a batch of it settles: all of them together cost a linear sum."""
+"""The check for a settled submission runs whenever a batch settles, and its total cost grows linearly."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ async def connection(database: str) -> AsyncIterator[asyncpg.Connection]:
 
 
 async def submission(connection: asyncpg.Connection, batches: int, sent: int, *, open_one: int | None = None) -> None:
-    """A submission of two inputs a batch, of which so many batches are sent; all of these settled but ``open_one``."""
+    """Insert a submission with two inputs per batch; the first ``sent`` batches are settled, except ``open_one``."""
     await connection.execute("truncate submissions, batches, results")
     await connection.execute(
         "insert into submissions (submission_id, workflow_id, expected, created_at) values ('s', 'w', $1, now())",
@@ -47,7 +47,7 @@ async def submission(connection: asyncpg.Connection, batches: int, sent: int, *,
 
 
 @pytest.mark.parametrize("case", ["one batch is open", "one batch is not sent"])
-async def test_what_is_not_settled_costs_the_same_however_many_batches_it_has(
+async def test_the_check_of_an_open_submission_costs_the_same_for_any_size(
     connection: asyncpg.Connection, case: str
 ) -> None:
     costs = []
@@ -61,19 +61,19 @@ async def test_what_is_not_settled_costs_the_same_however_many_batches_it_has(
     assert 0 < costs[1] <= 2 * costs[0], costs
 
 
-async def test_what_is_settled_is_added_up(connection: asyncpg.Connection) -> None:
+async def test_counters_of_a_settled_submission_are_summed(connection: asyncpg.Connection) -> None:
     await submission(connection, 5, 5)
     (row,) = await connection.fetch(ASKED, ["s", "another"])
     assert (row["submission_id"], row["expected"], json.loads(row["counts"])) == ("s", 10, {"PROCESSED": 10})
-    # An attempt that is open has nothing to wait for if all its inputs stand elsewhere, or are settled.
+    # An open attempt does not count if all its inputs are settled or count in another attempt.
     await connection.execute("update batches set state = 'SUBMITTED' where batch_id = 'b2'")
     assert len(await connection.fetch(ASKED, ["s"])) == 1
-    # A chunk in the middle is not taken yet.
+    # A chunk in the middle is not accepted yet.
     await connection.execute("update batches set state = 'IN_DOUBT', counts = '{}' where batch_id = 'b2'")
     assert await connection.fetch(ASKED, ["s"]) == []
 
 
-async def test_more_chunks_than_their_ids_sort_are_settled_too(connection: asyncpg.Connection) -> None:
+async def test_submissions_with_more_than_99999_chunks_settle_too(connection: asyncpg.Connection) -> None:
     await submission(connection, 3, 3)
     await connection.execute("update batches set chunk = 's.c99999' where batch_id = 'b2'")
     assert await connection.fetch(ASKED, ["s"]) == []

@@ -1,4 +1,4 @@
-"""The live topics beside their declaration."""
+"""Live topics are created from the declaration and checked against it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def _set(settings: Settings, topic: str, **config: str) -> None:
     await eventually(applied, f"{topic} has {names}", 20)
 
 
-async def test_topics_are_created_as_declared_and_again_is_nothing(settings: Settings) -> None:
+async def test_topics_are_created_once_as_declared(settings: Settings) -> None:
     await topics.check(settings)
     live = await topics.live(settings)
     assert {name: topic.partitions for name, topic in live.items()} == {
@@ -41,7 +41,7 @@ async def test_topics_are_created_as_declared_and_again_is_nothing(settings: Set
     assert await topics.create(settings) == []
 
 
-async def test_topics_of_another_prefix_are_others(settings: Settings) -> None:
+async def test_topics_of_another_prefix_are_ignored(settings: Settings) -> None:
     other = settings.model_copy(update={"topic_prefix": settings.topic_prefix + "other."})
     assert await topics.live(other) == {}
     with pytest.raises(topics.TopicsError, match=r"topic t\w+\.other\.batches is missing"):
@@ -55,14 +55,14 @@ async def test_a_finite_retention_is_refused_naming_topic_setting_and_remedy(set
         await topics.check(settings)
     waiting = asyncio.create_task(topics.wait_until_valid(settings, health))
     await eventually(lambda: "retention.ms is 3600000" in health.waiting["topics"], "readyz says it", 20)
-    # Mended while the service waits.
+    # Fixed while the service waits.
     (runs,) = (topic for topic in topics.declared() if topic.name == "runs")
     await _set(settings, "runs", **{key.replace(".", "_"): value for key, value in runs.config.items()})
     await asyncio.wait_for(waiting, 20)
     assert health.waiting == {}
 
 
-async def test_kafka_away_is_said_by_readyz() -> None:
+async def test_readyz_reports_an_unavailable_kafka() -> None:
     health = Health("topics", "kafka")
     nowhere = Settings(kafka_bootstrap="127.0.0.1:1")
     waiting = asyncio.create_task(topics.wait_until_valid(nowhere, health))
@@ -71,7 +71,7 @@ async def test_kafka_away_is_said_by_readyz() -> None:
     await asyncio.gather(waiting, return_exceptions=True)
 
 
-async def test_the_cluster_has_an_id_that_stays(settings: Settings) -> None:
+async def test_the_cluster_id_is_stable(settings: Settings) -> None:
     first = await topics.cluster_id(settings)
     assert len(first) == 22
     assert await topics.cluster_id(settings) == first

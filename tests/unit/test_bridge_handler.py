@@ -1,4 +1,4 @@
-"""The bridge's answers: by signature, size, method, and what the log says."""
+"""The bridge's answers depend on signature, size and method, and on the log."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def signed(body: bytes, secret: bytes = SECRET, at: int = NOW) -> dict[str, str]
     }
 
 
-async def test_a_signed_run_is_taken_and_is_in_the_log_by_then() -> None:
+async def test_a_signed_run_is_in_the_log_before_the_answer() -> None:
     kept = MemoryLog()
     async with client(handler(kept)) as http:
         for secret in (SECRET, b"wss_b"):
@@ -66,8 +66,8 @@ async def test_a_signed_run_is_taken_and_is_in_the_log_by_then() -> None:
     assert [record.topic for record in kept.records] == ["runs", "runs"]
 
 
-async def test_when_it_was_told_is_kept_to_the_millisecond_beside_the_signed_time() -> None:
-    """Extend signs whole seconds: taken for when we were told, a run would be heard of before it ended."""
+async def test_the_time_of_receipt_is_kept_beside_the_signed_time() -> None:
+    """Extend signs whole seconds. As the time of receipt, they could be before the end of the run."""
     moments = [NOW + 0.75, NOW + 2.25]
     link = {"object": "signed_data_url", "data": "https://s/x", "id": "r"}
     deferred = json.dumps({"eventId": "d", "eventType": "workflow_run.completed", "payload": link}).encode()
@@ -83,7 +83,7 @@ async def test_when_it_was_told_is_kept_to_the_millisecond_beside_the_signed_tim
         assert (first["ce_id"], kept.records[0].value) == (again["ce_id"], kept.records[1].value)
 
 
-async def test_a_webhook_delivered_twice_changes_nothing_and_its_arrival_orders_nothing() -> None:
+async def test_a_repeated_delivery_changes_nothing_whatever_its_time() -> None:
     kept, clock = MemoryLog(), iter([NOW + 3.5, NOW + 0.25])
     async with client(Handler(kept, [SECRET], clock=lambda: next(clock))) as http:
         for _ in range(2):
@@ -107,7 +107,7 @@ async def test_a_webhook_delivered_twice_changes_nothing_and_its_arrival_orders_
         {**signed(BODY), "x-extend-request-timestamp": b"\xff"},
     ],
 )
-async def test_what_is_not_signed_is_told_nothing(headers) -> None:
+async def test_an_unsigned_request_learns_nothing(headers) -> None:
     kept = MemoryLog()
     async with client(handler(kept)) as http:
         answer = await http.post(PATH, content=BODY, headers=headers)
@@ -127,7 +127,7 @@ async def test_a_signed_body_of_any_bytes_is_kept_in_quarantine() -> None:
     assert [record.topic for record in kept.records] == ["quarantine"]
 
 
-async def test_a_body_of_the_largest_size_is_taken_and_one_byte_more_is_not() -> None:
+async def test_the_largest_body_is_accepted_and_one_more_byte_is_not() -> None:
     body = BODY + b" " * (2000 - len(BODY))
     for limit, status in ((2000, 200), (1999, 413)):
         async with client(handler(MemoryLog(), max_bytes=limit)) as http:
@@ -206,7 +206,7 @@ class Client:
         await asyncio.wait([self._task])
 
 
-async def test_bodies_are_counted_from_their_first_byte_and_there_is_a_limit_for_all_of_them(monkeypatch) -> None:
+async def test_the_bytes_of_all_bodies_are_limited_from_their_first_byte(monkeypatch) -> None:
     monkeypatch.setattr(module, "_MAX_HELD", 2000)
     monkeypatch.setattr(module, "_MAX_HELD_IN_PARTS", 1500)
     app = handler(MemoryLog())
@@ -232,7 +232,7 @@ async def test_bodies_are_counted_from_their_first_byte_and_there_is_a_limit_for
         await unsigned[1].went()
 
 
-async def test_a_body_that_waits_for_the_log_is_counted_too(monkeypatch) -> None:
+async def test_a_body_that_waits_for_the_log_counts_too(monkeypatch) -> None:
     monkeypatch.setattr(module, "_MAX_HELD", 300)
     app = handler(Silent())
     waiting = Client(app, signed(BODY))
@@ -249,7 +249,7 @@ async def test_a_body_that_waits_for_the_log_is_counted_too(monkeypatch) -> None
 @pytest.mark.parametrize(
     "log", [MemoryLog(KafkaTimeoutError()), MemoryLog(OSError()), MemoryLog(ValueError()), Silent()]
 )
-async def test_no_acknowledgement_is_a_503_and_extend_sends_again(log) -> None:
+async def test_without_acknowledgement_the_answer_is_503(log) -> None:
     async with client(handler(log, acknowledged_within=0.05)) as http:
         answer = await http.post(PATH, content=BODY, headers=signed(BODY))
     assert answer.status_code == 503
@@ -278,7 +278,7 @@ async def test_outcomes_are_counted() -> None:
     assert len(kept.records) == 2
 
 
-async def test_a_slash_at_the_end_of_the_address_is_the_same_address() -> None:
+async def test_a_trailing_slash_is_accepted() -> None:
     kept = MemoryLog()
     async with client(handler(kept)) as http:
         answer = await http.post(PATH + "/", content=BODY, headers=signed(BODY))
@@ -291,8 +291,8 @@ async def test_a_slash_at_the_end_of_the_address_is_the_same_address() -> None:
 
 
 @pytest.mark.parametrize("slash", ["", "/"])
-async def test_the_doctor_finds_right_what_the_bridge_takes(slash: str) -> None:
-    """It judges Extend's endpoint by its URL, and posts to that very URL."""
+async def test_the_doctor_accepts_every_url_that_the_bridge_accepts(slash: str) -> None:
+    """The doctor checks the URL of Extend's endpoint, and posts to the same URL."""
     port = free_port()
     url = f"http://127.0.0.1:{port}{PATH}{slash}"
     endpoint = {"id": "wh_1", "url": url, "status": "enabled", "apiVersion": API_VERSION}
@@ -309,7 +309,7 @@ async def test_the_doctor_finds_right_what_the_bridge_takes(slash: str) -> None:
     assert [answer.status_code for answer in (*health, metrics)] == [200, 200, 200]
 
 
-async def test_it_is_counted_which_secret_signed() -> None:
+async def test_the_signing_secret_is_counted() -> None:
     app = handler(MemoryLog())
     async with client(app) as http:
         for secret in (SECRET, b"wss_b", b"wss_b", b"wss_unknown"):

@@ -1,4 +1,4 @@
-"""Ready means: can do what callers ask. What only waits is reported beside it."""
+"""Ready means that callers can be served. Parts that only delay work are reported beside it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def readyz(health: Health) -> tuple[int, dict[str, object]]:
     return status, msgspec.json.decode(body)
 
 
-def test_a_needed_part_decides_and_one_that_is_only_reported_does_not() -> None:
+def test_needed_parts_decide_readiness_and_reported_parts_do_not() -> None:
     health = Health("database", at_start=("kafka",), reported=("jobs",))
     starting = {"database": "starting", "kafka": "starting", "jobs": "starting"}
     assert readyz(health) == (503, {"status": "not ready", "waiting": starting, "missing": ["database", "kafka"]})
@@ -29,7 +29,7 @@ def test_a_needed_part_decides_and_one_that_is_only_reported_does_not() -> None:
     health.not_ready("database", "gone")
     assert readyz(health)[0] == 503
     health.ready("database")
-    # A part that nobody named counts as needed.
+    # A part that was not declared counts as needed.
     health.not_ready("writing", "a standby")
     assert readyz(health)[1]["missing"] == ["writing"]
     assert health.answer("/healthz")[0] == 200
@@ -37,7 +37,7 @@ def test_a_needed_part_decides_and_one_that_is_only_reported_does_not() -> None:
     assert readyz(health) == (503, {"status": "failed", "reason": "stuck"})
 
 
-def test_the_metrics_say_both() -> None:
+def test_the_metrics_show_readiness_and_waiting_parts() -> None:
     health, registry = Health("database", reported=("jobs",)), CollectorRegistry()
     with_health(health, None, registry)
     health.ready("database")

@@ -1,4 +1,4 @@
-"""Kafka is reached by the settings alone, and by one function."""
+"""One function turns the settings into Kafka's connection arguments."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ SASL = {"kafka_bootstrap": "k:9092", "kafka_security_protocol": "SASL_SSL"}
 WHO = {"kafka_username": "u", "kafka_password": SecretStr("p")}
 
 
-def test_only_one_module_names_the_brokers_to_a_client() -> None:
+def test_only_one_module_passes_the_brokers_to_a_client() -> None:
     naming = [p.name for p in SERVICES.rglob("*.py") if "bootstrap_servers" in p.read_text()]
     assert naming == ["connection.py"]
 
 
-def test_plain_by_default() -> None:
+def test_the_default_is_a_plain_connection() -> None:
     assert connection(Settings(kafka_bootstrap="k:9092")) == {
         "bootstrap_servers": "k:9092",
         "security_protocol": "PLAINTEXT",
     }
 
 
-def test_tls_checks_certificate_and_name_and_faust_is_given_the_same() -> None:
+def test_tls_checks_certificate_and_host_name_in_faust_too() -> None:
     settings = load(**SASL, **WHO)
     given = connection(settings)
     context = given["ssl_context"]
@@ -45,7 +45,7 @@ def test_tls_checks_certificate_and_name_and_faust_is_given_the_same() -> None:
     assert alone.protocol.value == "SSL"
 
 
-def test_a_certificate_of_our_own(tmp_path: Path) -> None:
+def test_a_client_certificate_is_loaded(tmp_path: Path) -> None:
     leaf = trustme.CA().issue_cert("everyrun")
     cert = tmp_path / "own.pem"
     leaf.private_key_and_cert_chain_pem.write_to_path(str(cert))
@@ -64,6 +64,6 @@ def test_a_certificate_of_our_own(tmp_path: Path) -> None:
         ({"kafka_sasl_mechanism": "GSSAPI"}, "EVERYRUN_KAFKA_SASL_MECHANISM"),
     ],
 )
-def test_what_is_wrong_or_missing_is_named(more, named) -> None:
+def test_invalid_or_missing_settings_are_named(more, named) -> None:
     with pytest.raises(SettingsError, match=named):
         load(**more).need("kafka_bootstrap")

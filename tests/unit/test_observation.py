@@ -1,4 +1,4 @@
-"""What a signed body means: an observation, a delivery, a counted step, or quarantine with its reason."""
+"""A signed body becomes an observation, a delivery, a counted step, or a quarantined message with its reason."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_steps_are_dropped_by_name(payload) -> None:
         (b'{"payload":{"object":"workflow_run","id":"\\ud800","status":"FAILED"}}', "not a w"),
     ],
 )
-def test_what_is_not_understood_is_quarantined_as_received(whole, reason) -> None:
+def test_invalid_bodies_are_quarantined_as_received(whole, reason) -> None:
     headers = [(b"content-type", b"text/plain"), (b"x-extend-request-signature", b"0" * 64), (b"x-odd", b"\xff")]
     outcome, record = interpret(whole, headers, TIME)
     assert (outcome, record.topic) == ("quarantined", "quarantine")

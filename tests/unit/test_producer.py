@@ -1,4 +1,4 @@
-"""How long an append may take, by a stand-in for aiokafka's producer."""
+"""The producer's timeouts and options, with a fake in place of aiokafka's producer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.conftest import eventually
 
 
 class Kafka:
-    """Takes batches of one record, and acknowledges none by itself."""
+    """Accepts batches of one record, and acknowledges none until told to."""
 
     def __init__(self, **_options: Any) -> None:
         self.sent: list[asyncio.Future[None]] = []

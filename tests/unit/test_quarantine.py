@@ -1,4 +1,4 @@
-"""What a quarantined message is when it is looked at again."""
+"""What becomes of a quarantined message that is retried."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ def of_log(topic: str, record: Record, headers: Iterable[tuple[str, bytes]] | No
     return Quarantined(f"{topic}/0/7", topic, record.key, record.value, kept, at(9))
 
 
-def test_a_webhook_that_is_understood_now_is_the_record_that_the_bridge_would_have_written() -> None:
+def test_a_webhook_that_is_understood_later_makes_the_same_record() -> None:
     found = again(of_webhook(webhook()))
     assert (found.outcome, found.detail) == ("published", "runs")
     assert found.record == interpret(webhook(), [], at(5)).record
     assert again(of_webhook(webhook())) == found
 
 
-def test_a_step_s_event_is_dropped_by_name() -> None:
+def test_the_event_of_a_step_is_dropped() -> None:
     found = again(of_webhook(webhook("workflow_run.step_run.processed", object="workflow_step_run")))
     assert (found.outcome, found.detail, found.record) == ("dropped", "step", None)
 
 
 @pytest.mark.parametrize(("body", "reason"), [(b"\xff", "not UTF-8"), (webhook(status=3), "not a workflow run")])
-def test_a_webhook_that_is_still_not_understood_says_why(body: bytes, reason: str) -> None:
+def test_a_webhook_that_is_still_invalid_gives_the_reason(body: bytes, reason: str) -> None:
     found = again(of_webhook(body))
     assert (found.outcome, found.record) == ("not-understood", None)
     assert reason in found.detail
 
 
-def test_a_record_of_the_log_is_the_same_record_and_names_its_source() -> None:
+def test_a_record_of_the_log_is_republished_with_its_source() -> None:
     run = run_event("run_1", "batch_1", "PROCESSED", 3, key=None)
     found = again(of_log("runs", run))
     assert found.outcome == "published"
@@ -56,12 +56,12 @@ def test_a_record_of_the_log_is_the_same_record_and_names_its_source() -> None:
     assert (found.record.topic, found.record.key, found.record.value) == ("runs", run.key, run.value)
     assert header(found.record.headers, RETRY_OF) == "runs/0/7"
     assert header(found.record.headers, "ce_id") == header(run.headers, "ce_id")
-    # Once more, as it came back: the header is there once.
+    # Retried again: the header is not repeated.
     twice = again(of_log("runs", found.record))
     assert twice.record == found.record
 
 
-def test_a_record_that_is_still_no_event_of_its_topic_says_why() -> None:
+def test_a_record_that_is_still_invalid_gives_the_reason() -> None:
     run = run_event("run_1", "batch_1", "PROCESSED", 3, key=None)
     assert "ce_time" in again(of_log("runs", run, headers=[])).detail
     assert again(of_log("batches", run)).outcome == "not-understood"

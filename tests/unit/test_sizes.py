@@ -27,7 +27,7 @@ def size(made: Record) -> int:
 
 
 @pytest.mark.parametrize("length", [0, 11 * MIB])
-def test_a_message_that_fits_is_kept_whole(length: int) -> None:
+def test_a_message_that_fits_is_kept_completely(length: int) -> None:
     raw = b"x" * length
     made, event = kept_of(raw, message_key=b"batch_1")
     assert base64.b64decode(event["raw"]) == raw

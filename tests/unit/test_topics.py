@@ -1,4 +1,4 @@
-"""The declaration of the topics, and what counts as a difference that could lose data."""
+"""The declaration of the topics, and the differences that could lose data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DECLARED = {topic.name: topic for topic in declared()}
 
 
 def live(**changed: Topic | None) -> dict[str, Topic]:
-    """The topics as they are declared, but for these."""
+    """Return the declared topics, except for these changes."""
     return {name: topic for name, topic in {**DECLARED, **changed}.items() if topic is not None}
 
 
@@ -21,7 +21,7 @@ def with_setting(name: str, **settings: str | None) -> Topic:
     return replace(DECLARED[name], config=config)
 
 
-def test_the_declaration_names_every_topic_and_keeps_all_for_ever() -> None:
+def test_every_topic_is_declared_and_keeps_all_records() -> None:
     assert set(DECLARED) == {"batches", "runs", "deliveries", "results", "reports", "quarantine", "probes"}
     assert DECLARED["batches"].partitions == DECLARED["runs"].partitions
     for topic in DECLARED.values():
@@ -31,7 +31,7 @@ def test_the_declaration_names_every_topic_and_keeps_all_for_ever() -> None:
     assert int(DECLARED["runs"].config["max.message.bytes"]) == 16 << 20
 
 
-def test_what_is_as_declared_or_safer_is_right() -> None:
+def test_declared_or_safer_settings_are_accepted() -> None:
     wider = with_setting("runs", max_message_bytes=str(32 << 20))
     more = replace(DECLARED["reports"], partitions=64)
     extra = with_setting("deliveries", segment_bytes="1")
@@ -71,6 +71,6 @@ def test_fewer_partitions_than_declared_are_named() -> None:
     assert "topic reports has 3 partitions instead of 8" in problem
 
 
-def test_the_two_sides_of_the_join_must_have_the_same_partitions() -> None:
+def test_batches_and_runs_must_have_the_same_number_of_partitions() -> None:
     (problem,) = compare(declared(), live(runs=replace(DECLARED["runs"], partitions=12)))
     assert "batches has 8 partitions and runs has 12" in problem

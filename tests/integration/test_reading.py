@@ -1,4 +1,4 @@
-"""Where the log ends, as Kafka says it."""
+"""The end offsets that Kafka returns."""
 
 from __future__ import annotations
 
@@ -25,6 +25,6 @@ async def test_every_partition_has_its_end(settings: Settings) -> None:
     assert ends.keys() == empty.keys()
 
 
-async def test_a_topic_that_is_not_there_is_an_error_and_not_an_empty_one(settings: Settings) -> None:
+async def test_a_missing_topic_is_an_error_not_an_empty_topic(settings: Settings) -> None:
     with pytest.raises(KafkaError, match="nowhere"):
         await end_offsets(settings.model_copy(update={"topic_prefix": "nowhere."}), ("runs",))

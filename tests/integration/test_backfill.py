@@ -1,4 +1,4 @@
-"""The database is dropped, restored or replaced under a running processor: the tables become what the log says.
+"""The database is dropped, restored or replaced under a running processor, which backfills the tables.
 
 Whatever is done to it, the tables are in the end those of an undisturbed projection of the same log, row for row, and
 what the group had acknowledged before is not published again.
@@ -48,7 +48,7 @@ async def say(settings: Settings, records: list[Record]) -> None:
 
 
 async def committed(settings: Settings) -> dict[tuple[str, int], int]:
-    """What the processor's group has acknowledged; what it has nothing of left out."""
+    """Return what the processor's group has acknowledged."""
     async with an_admin(settings) as admin:
         return await _committed(settings, admin)
 
@@ -106,7 +106,7 @@ async def published(settings: Settings) -> int:
 
 
 def psql(dsn: str, file: Path) -> None:
-    """Run a script in one transaction; a deadlock with a worker is tried again, as a person would."""
+    """Run a script in one transaction; retry after a deadlock with a worker, as a person would."""
     command = [TOOLS / "psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "--single-transaction", "-f", file, dsn]
     for _ in range(5):
         done = subprocess.run(command, capture_output=True, text=True)
@@ -141,10 +141,10 @@ async def replace_database(settings: Settings, postgres: Callable[[str], str], f
 Disturbance = Callable[[Settings, Callable[[str], str], Path], Awaitable[None]]
 
 
-async def test_a_database_is_brought_to_what_the_log_says_without_help(
+async def test_tables_are_backfilled_without_help(
     service, settings: Settings, postgres: Callable[[str], str], database: str, tmp_path: Path
 ) -> None:
-    """One worker lives through a dropped schema, a restored dump of it, and a new database in place of its own."""
+    """One worker survives a dropped schema, a restored dump, and a replaced database."""
     first, *parts = worlds(1, 4)
     processor: ServiceProcess = await service("processor").ready()
     await say(settings, first)
@@ -172,7 +172,7 @@ async def test_a_database_is_brought_to_what_the_log_says_without_help(
 
 
 async def are_as_undisturbed(settings: Settings, postgres: Callable[[str], str]) -> None:
-    """The tables are those of an undisturbed projection; of each input the newest published state is its row's."""
+    """Check the tables against an undisturbed projection, and the newest published states against the rows."""
     admin = await asyncpg.connect(postgres("everyrun"))
     name = "u" + urlsplit(settings.postgres_dsn.get_secret_value()).path.strip("/")
     await admin.execute(f"create database {name} template template_everyrun")
@@ -195,10 +195,10 @@ async def are_as_undisturbed(settings: Settings, postgres: Callable[[str], str])
     assert newest == versions
 
 
-async def test_a_state_that_was_committed_but_not_published_is_published_after_the_heal(
+async def test_an_unpublished_state_is_published_after_the_backfill(
     service, settings: Settings, postgres: Callable[[str], str], tmp_path: Path
 ) -> None:
-    """Killed between commit and publishing, and the schema dropped before it is started again."""
+    """The worker is killed between commit and publishing, and the schema is dropped before the restart."""
     (world,) = worlds(7, 1)
     processor = service("processor", EVERYRUN_FAILPOINTS="processor.before_publish")
     await say(settings, world)
@@ -210,8 +210,8 @@ async def test_a_state_that_was_committed_but_not_published_is_published_after_t
     await are_as_undisturbed(settings, postgres)
 
 
-async def test_the_tables_of_another_kafka_are_refused_until_they_are_gone(service, settings: Settings) -> None:
-    """A running worker ends; one that is started says in readyz and its log what is wrong, and reads nothing."""
+async def test_tables_of_another_kafka_are_refused_until_they_are_dropped(service, settings: Settings) -> None:
+    """A running worker ends. The next one reports the reason in readyz and its log, and reads nothing."""
     (world,) = worlds(9, 1)
     first: ServiceProcess = await service("processor").ready()
     await say(settings, world)

@@ -1,4 +1,4 @@
-"""Offsets without a record (the end of a transaction, what was compacted away) are passed, and not waited for."""
+"""Offsets without records (transaction markers, compaction) are skipped, not waited for."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.stack
 
 
 async def in_transactions(settings: Settings, *counts: int) -> None:
-    """Runs in partition 0, in transactions of so many: each has an offset more than it has records."""
+    """Write runs to partition 0, in transactions of these sizes. Each takes one more offset than it has records."""
     producer = AIOKafkaProducer(transactional_id=settings.topic_prefix, **connection(settings))
     await producer.start()
     number = 0
@@ -36,7 +36,7 @@ async def in_transactions(settings: Settings, *counts: int) -> None:
     await producer.stop()
 
 
-async def test_what_has_no_record_is_passed(settings: Settings, database: str) -> None:
+async def test_offsets_without_records_are_skipped(settings: Settings, database: str) -> None:
     await in_transactions(settings, 2, 1)
     place = ("runs", 0)
     end = (await end_offsets(settings, ["runs"]))[place]
@@ -61,7 +61,7 @@ async def test_what_has_no_record_is_passed(settings: Settings, database: str) -
         asyncio.timeout(30),
     ):
         feed = Feed(settings, pool, LOG, MemoryLog(AssertionError("the feed must write nothing")))
-        # What comes after an offset without a record is no gap for ever; nor is what was acknowledged beyond it.
+        # Neither a record behind an empty offset nor an acknowledged empty offset remains a gap.
         await feed.apply([Poll("runs", 0, everything[:2])])
         await feed.apply([Poll("runs", 0, everything[2:])], lambda: {place: 3})
         await feed.apply([Poll("runs", 0, everything[2:])], lambda: {place: end})
