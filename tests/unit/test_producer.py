@@ -46,7 +46,7 @@ async def test_each_acknowledgement_gives_a_large_append_more_time(monkeypatch: 
         client, kafka = producer._client, producer._client.kafka
         append = asyncio.create_task(producer.append([Record("runs", b"k", b"{}", [])] * 3))
         await eventually(lambda: len(kafka.sent) == 3, "all batches are handed over")
-        (limit,) = client.limits
+        (limit,) = client.timeouts
         for one in kafka.sent[:2]:
             before = limit.when()
             one.set_result(None)

@@ -37,14 +37,14 @@ def test_a_message_that_fits_is_kept_completely(length: int) -> None:
 
 
 @pytest.mark.parametrize("length", [12 * MIB, 16 * MIB, 40 * MIB])
-def test_of_a_message_that_does_not_fit_the_beginning_is_kept_with_a_reason(length: int) -> None:
+def test_a_message_that_does_not_fit_is_truncated_and_the_reason_says_so(length: int) -> None:
     raw = b"begins" + b"x" * length
     made, event = kept_of(raw)
     assert size(made) < MAX_RECORD_BYTES
     kept = base64.b64decode(event["raw"])
     assert len(kept) > 11 * MIB
     assert raw.startswith(kept)
-    assert event["reason"] == f"no reason (only the first {len(kept)} of its {len(raw)} bytes are kept here)"
+    assert event["reason"] == f"no reason (only the first {len(kept)} of its {len(raw)} bytes are kept)"
     assert kept_of(raw)[0] == made, "the same message gives the same record"
 
 
