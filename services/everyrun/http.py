@@ -1,4 +1,4 @@
-"""What our HTTP APIs have in common: tokens and their scopes, and errors of one form."""
+"""Build the HTTP APIs: check tokens and scopes, limit bodies, and answer errors in one form."""
 
 from __future__ import annotations
 
@@ -39,6 +39,18 @@ class ApiError(EveryrunError):
         return self._more
 
 
+class InvalidFieldError(Invalid):
+    """A parameter or a field of the body is wrong. The response names it in ``field``: 422."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}")
+        self.field = field
+
+    def details(self) -> dict[str, Any]:
+        """Return the field's name."""
+        return {"field": self.field}
+
+
 #: The HTTP status for each kind of error.
 _STATUS = {NotFound: 404, Conflict: 409, Invalid: 422, Unavailable: 503}
 
@@ -49,7 +61,7 @@ def _answer(error: EveryrunError, status: int) -> JSONResponse:
     return JSONResponse(body, status, headers)
 
 
-_TOKEN = HTTPBearer(auto_error=False, description="A token of `everyrun token create`, or EVERYRUN_API_TOKEN.")
+_TOKEN = HTTPBearer(auto_error=False, description="A token made with `everyrun token create`, or EVERYRUN_API_TOKEN.")
 
 
 def _permitted(request: Request, needed: SecurityScopes, _for_openapi: Annotated[Any, Depends(_TOKEN)] = None) -> None:
@@ -59,22 +71,22 @@ def _permitted(request: Request, needed: SecurityScopes, _for_openapi: Annotated
 
 
 def scope(name: tokens.Scope) -> Any:
-    """What a token must be for to call a route, ``dependencies=[scope("read")]``. Every route has one."""
+    """Require a scope of the token for a route: ``dependencies=[scope("read")]``. Every route requires one."""
     return Security(_permitted, scopes=[name])
 
 
 def caller(request: Request) -> str:
-    """The name of the token that a request carries, for the records of who decided what."""
+    """Return the name of the token that a request carries, to record who made a decision."""
     found: tokens.Caller = request.state.caller
     return found.name
 
 
-#: Largest body of a call, but for those that stream and count by themselves.
+#: Maximum size of a request body in bytes. Routes that stream a body have their own limit.
 BODY_BYTES = 16 << 20
 
 
 def _sized(receive: Receive) -> Receive:
-    """``receive`` for a body of at most BODY_BYTES; beyond, it raises what is answered with 413."""
+    """Wrap ``receive`` so that a body larger than BODY_BYTES is answered with 413."""
     taken = 0
 
     async def limited() -> Any:
@@ -89,7 +101,7 @@ def _sized(receive: Receive) -> Receive:
 
 
 class _Guard:
-    """Lets in who carries a token, whatever the path but ``/openapi.json``; what the token is for, each route asks."""
+    """Requires a valid token for every path but ``/openapi.json``. Each route checks the token's scopes."""
 
     def __init__(
         self, app: ASGIApp, known: tokens.Tokens, streams: frozenset[str], unavailable: tuple[type[Exception], ...]
@@ -100,7 +112,7 @@ class _Guard:
         self._unavailable = unavailable
 
     async def __call__(self, asgi: AsgiScope, receive: Receive, send: Send) -> None:
-        """Answer 401, the same whether the token is missing, malformed, unknown, expired or revoked; or go on."""
+        """Call the application if the token is valid. Else answer 401, the same for every kind of invalid token."""
         if asgi["type"] != "http" or asgi["path"] == "/openapi.json":
             await self._app(asgi, receive, send)
             return
@@ -134,16 +146,16 @@ def _away(error: Exception) -> JSONResponse:
     setting = ended_by(error)
     if setting is not None:
         _log.warning("answering 504", error=f"{type(error).__name__}: {error}")
-        message = f"the database ended this request by its setting {setting}; the operator can raise it"
+        message = f"the database ended this request because of its setting {setting}; the operator can raise it"
         return JSONResponse({"code": "TOO_SLOW", "message": message}, 504)
     if is_slow(error):
         _log.warning("answering 504", error=f"{type(error).__name__}: {error}")
-        body = {"code": "TOO_SLOW", "message": "the database took too long for this request; try again later"}
+        body = {"code": "TOO_SLOW", "message": "the database took too long for this request; retry later"}
         return JSONResponse(body, 504)
     _log.warning("answering 503", error=f"{type(error).__name__}: {error}")
     full = isinstance(error, asyncpg.DiskFullError)
     what = "the database has no room left on its disk" if full else "the database does not answer"
-    body = {"code": "UNAVAILABLE", "message": f"{what}; try again"}
+    body = {"code": "UNAVAILABLE", "message": f"{what}; retry later"}
     return JSONResponse(body, 503, {"retry-after": "1"})
 
 
@@ -177,7 +189,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(ClientDisconnect)
     async def incomplete(_request: Request, _error: ClientDisconnect) -> JSONResponse:
-        body = {"code": "INCOMPLETE", "message": "the body did not come whole, or too slowly"}
+        body = {"code": "INCOMPLETE", "message": "the body ended early or came too slowly"}
         return JSONResponse(body, 400, {"connection": "close"})
 
 
@@ -189,10 +201,10 @@ def api(
     streams: frozenset[str] = frozenset(),
     unavailable: tuple[type[Exception], ...] = POSTGRES_AWAY,
 ) -> FastAPI:
-    """A FastAPI application whose every path but the OpenAPI document wants a token; ``pool`` has the tokens.
+    """Return a FastAPI application that requires a token, from ``pool``, for every path but the OpenAPI document.
 
-    The bodies of the paths of ``streams`` are as large as their routes let them be, others at most BODY_BYTES.
-    ``unavailable`` are the errors that mean that the database does not answer: 503.
+    Bodies have at most BODY_BYTES, except on the paths in ``streams``, whose routes set their own limit. Errors in
+    ``unavailable`` mean that the database does not answer: 503.
     """
     app = FastAPI(
         title=title, description=description, version="1", docs_url=None, redoc_url=None, redirect_slashes=False
@@ -200,7 +212,7 @@ def api(
     unknown = app.router.default
 
     async def same_without_slash(asgi: AsgiScope, receive: Receive, send: Send) -> None:
-        """Take a path that is unknown with a slash at its end for the same without it, instead of redirecting."""
+        """Handle an unknown path that ends with a slash as the path without it, instead of redirecting."""
         path = asgi.get("path", "")
         if asgi["type"] == "http" and path.endswith("/") and path.rstrip("/"):
             await app.router({**asgi, "path": path.rstrip("/")}, receive, send)

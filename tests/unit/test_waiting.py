@@ -27,14 +27,14 @@ def row(waits_for: str, status: str = "WAITING", inputs: int = 400, **more: Any)
         ("unannounced", "Kafka", "everyrun doctor"),
         ("workflow_paused", "paused (why)", "everyrun workflow resume workflow_1 --reason WHY"),
         ("submission_paused", "paused (why)", "everyrun submission resume sub_1 --reason WHY"),
-        ("retry", "not taken (why); retried at 2026-11-27 10:04:03 UTC", None),
+        ("retry", "not accepted for now (why); retried at 2026-11-27 10:04:03 UTC", None),
         ("queued", "turn", None),
-        ("calling", "known by 2026-11-27 10:04:03 UTC", None),
+        ("calling", "detected by 2026-11-27 10:04:03 UTC", None),
         ("in_doubt", "until 2026-11-27 10:04:03 UTC, then it is resent", None),
-        ("sweeps", "two complete sweeps", "if it lasts, everyrun doctor"),
+        ("sweeps", "two complete sweeps", "if this lasts, everyrun doctor"),
         ("held", "person's decision (why)", "everyrun doubt list --submission sub_1"),
         ("in_transit", "the tables follow", "everyrun doctor"),
-        ("queue_lost", "no longer in the queue", "Idempotency-Key"),
+        ("queue_lost", "lost with the queue", "Idempotency-Key"),
     ],
 )
 def test_each_has_a_reason_and_what_helps(waits_for: str, reason: str, what_to_do: str | None) -> None:
@@ -69,7 +69,7 @@ def test_a_report_is_balanced_only_where_all_agree() -> None:
     wrong = a_report([], {"PROCESSED": 80}, {"PROCESSED": 79})
     assert (wrong["balanced"], wrong["in_transit"]) == (False, 0)
     more = a_report([row("queued", inputs=81)], {}, {})
-    assert [p["what"] for p in more["imbalances"]] == ["inputs by the kept counters"]
+    assert [p["what"] for p in more["imbalances"]] == ["inputs by the stored counters"]
 
 
 def test_the_doctor_warns_or_fails() -> None:

@@ -1,1 +1,1 @@
-"""Query: the read API over the projection."""
+"""Answer questions about submissions, results and problems over HTTP. Reads only."""

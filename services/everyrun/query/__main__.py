@@ -1,4 +1,4 @@
-"""``python -m everyrun.query``."""
+"""Run the query service: ``python -m everyrun.query``."""
 
 from everyrun.query.app import main
 

@@ -1,4 +1,4 @@
-"""What the query service answers, as types. They are for the OpenAPI document: routes answer what they read."""
+"""Declare the responses of the query service, for the OpenAPI document. Routes return the rows that they read."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from everyrun.waiting import Waiting
 
 Time = Annotated[str, Meta(description="RFC 3339, with its offset.")]
 Cursor = Annotated[
-    str | None, Meta(description="Give it as `cursor`, with the same filters, for the next page; null on the last.")
+    str | None, Meta(description="Pass it as `cursor`, with the same filters, for the next page. Null on the last.")
 ]
 Json = dict[str, Any]
 ByStatus = Annotated[dict[str, int], Meta(description="Inputs by status.")]
 
 
 class Standing(Struct, frozen=True, kw_only=True):
-    """How far a submission is."""
+    """The progress of a submission."""
 
     submission_id: str
     expected: Annotated[int, Meta(description="Inputs of the submission.")]
@@ -27,38 +27,38 @@ class Standing(Struct, frozen=True, kw_only=True):
     open: Annotated[int, Meta(description="The other inputs.")]
     by_status: ByStatus
     waiting: Annotated[list[Waiting], Meta(description="What inputs without a row in results wait for.")]
-    in_transit: Annotated[int, Meta(description="Inputs of which queue and tables say different things still.")]
-    polling: Annotated[Polling | None, Meta(description="Missing results, and the poll that brings them.")]
+    in_transit: Annotated[int, Meta(description="Inputs whose state differs between queue and tables, for now.")]
+    polling: Annotated[Polling | None, Meta(description="Missing results, and the next poll that looks for them.")]
 
 
 class Imbalance(Struct, frozen=True, kw_only=True):
     """Two numbers that should agree and do not."""
 
-    what: str
+    what: Annotated[str, Meta(description="What is counted.")]
     expected: Annotated[Any, Meta(description="A number, or inputs by status.")]
-    found: Annotated[Any, Meta(description="Of the same kind.")]
-    batch: Annotated[str | UnsetType, Meta(description="The batch it is about; absent: the submission.")] = UNSET
+    found: Annotated[Any, Meta(description="The other number, of the same kind.")]
+    batch: Annotated[str | UnsetType, Meta(description="The batch that is counted; absent: the submission.")] = UNSET
 
 
 class Report(Standing, frozen=True, kw_only=True):
-    """Where a submission stands, and whether every number agrees."""
+    """The progress of a submission, its problems, and a check that every number agrees."""
 
     workflow_id: str
     workflow_version: str | None
     created_at: Time
-    unmatched: Annotated[int, Meta(description="Runs of its batches that no input is known for.")]
+    unmatched: Annotated[int, Meta(description="Runs of its batches without a known input.")]
     unmatched_by_reason: dict[str, int]
-    duplicates: Annotated[int, Meta(description="Further runs of inputs that have a standing one.")]
-    pending_deliveries: Annotated[int, Meta(description="Runs whose payload is behind a link that is not fetched yet.")]
-    overdue: Annotated[int, Meta(description="Inputs that are open for too long.")]
+    duplicates: Annotated[int, Meta(description="Duplicate runs: runs beside the current run of an input.")]
+    pending_deliveries: Annotated[int, Meta(description="Runs whose payload has not been fetched from its link yet.")]
+    overdue: Annotated[int, Meta(description="Inputs that have been open for too long.")]
     overdue_by_reason: dict[str, int]
-    batches: Annotated[dict[str, int], Meta(description="Attempts at batches by state.")]
-    balanced: Annotated[bool, Meta(description="Whether all numbers agree and nothing is in transit.")]
+    batches: Annotated[dict[str, int], Meta(description="Attempts by state.")]
+    balanced: Annotated[bool, Meta(description="True if all numbers agree and no input is in transit.")]
     imbalances: list[Imbalance]
 
 
 class BatchLine(Struct, frozen=True, kw_only=True):
-    """An attempt at a batch: the kept counters beside a count of the rows. A row of the view `report`."""
+    """An attempt, with its stored counters and a count of the rows. A row of the view `report`."""
 
     submission_id: str
     chunk: str
@@ -66,7 +66,7 @@ class BatchLine(Struct, frozen=True, kw_only=True):
     batch_id: str | None
     state: str
     expected: int
-    inputs: Annotated[int, Meta(description="Inputs whose standing run or attempt is this one.")]
+    inputs: Annotated[int, Meta(description="Inputs whose current run or attempt is of this batch.")]
     settled: int
     counts: ByStatus
     runs_observed: int
@@ -79,7 +79,7 @@ class BatchLine(Struct, frozen=True, kw_only=True):
 
 
 class Batch(BatchLine, frozen=True, kw_only=True):
-    """One batch, with its times."""
+    """A batch, with its times."""
 
     workflow_id: str | None
     workflow_version: str | None
@@ -98,15 +98,15 @@ class Batches(Struct, frozen=True):
 
 
 class ResultLine(Struct, frozen=True, kw_only=True):
-    """An input that was sent or refused: a row of the table `results`."""
+    """An input that was submitted or refused: a row of the table `results`."""
 
     input_id: str
     external_id: str
     submission_id: str
     batch_id: str | None
     position: int
-    file: Annotated[Json, Meta(description="As handed in, without the query of URLs and without passwords.")]
-    metadata: Annotated[Json, Meta(description="As handed in.")]
+    file: Annotated[Json, Meta(description="As submitted, without the query of URLs and without passwords.")]
+    metadata: Annotated[Json, Meta(description="As submitted.")]
     run_id: str | None
     status: str
     failure_reason: str | None
@@ -116,11 +116,11 @@ class ResultLine(Struct, frozen=True, kw_only=True):
     observed_at: Time | None
     settled_at: Time | None
     version: str
-    run: Annotated[Json | UnsetType | None, Meta(description="The whole WorkflowRun, with `include=run`.")] = UNSET
+    run: Annotated[Json | UnsetType | None, Meta(description="The whole WorkflowRun, if `include=run`.")] = UNSET
 
 
 class Result(ResultLine, frozen=True, kw_only=True):
-    """An input with its whole run, and the attempt that it belongs to."""
+    """An input with its whole run and its attempt."""
 
     chunk: str
     attempt: int
@@ -133,28 +133,28 @@ class UnsentInput(Struct, frozen=True, kw_only=True):
     external_id: str
     submission_id: str
     chunk: str
-    position: Annotated[int | None, Meta(description="Null if the queue has lost the input.")]
+    position: Annotated[int | None, Meta(description="Position in the submission, from 1. Null if the queue lost it.")]
     attempt: int
     status: str
     waits_for: str
-    until: Annotated[str | None, Meta(description="When that ends at the latest; null if nobody can say.")]
+    until: Annotated[str | None, Meta(description="The latest time at which the wait ends; null if unknown.")]
     reason: str
-    what_to_do: Annotated[str | None, Meta(description="The command that helps; null if nothing need be done.")]
+    what_to_do: Annotated[str | None, Meta(description="The command that helps; null if nothing is needed.")]
 
 
 class Results(Struct, frozen=True):
-    """A page of inputs; of those without a row only if that status is asked for."""
+    """A page of inputs. Those without a row are listed only if `status` asks for them."""
 
     results: list[Annotated[Any, any_of(ResultLine, UnsentInput)]]
     next_cursor: Cursor
 
 
-#: One input: with a row in results, or without.
+#: One input, with a row in results or without.
 OneResult = Annotated[Any, any_of(Result, UnsentInput)]
 
 
 class OverdueInput(Struct, frozen=True, kw_only=True):
-    """An input that was sent and is open for too long."""
+    """An input that was sent and has been open for too long."""
 
     input_id: str
     external_id: str
@@ -165,12 +165,12 @@ class OverdueInput(Struct, frozen=True, kw_only=True):
     sent_at: Time
     reason: Annotated[
         Literal["needs_review", "still_running", "deleted_upstream", "not_listed", "not_polled"],
-        Meta(description="Why it is open."),
+        Meta(description="Why it is still open."),
     ]
 
 
 class WaitingChunk(Waiting, frozen=True, kw_only=True):
-    """A chunk that was not sent and has waited longer than it should."""
+    """A chunk that was not sent and has waited for too long."""
 
     chunk: str
     submission_id: str
@@ -178,7 +178,7 @@ class WaitingChunk(Waiting, frozen=True, kw_only=True):
 
 
 class Overdue(Struct, frozen=True):
-    """A page of overdue inputs; with the first page the chunks that wait too long."""
+    """A page of overdue inputs. The first page also has the chunks that have waited for too long."""
 
     inputs: list[OverdueInput]
     unsent: list[WaitingChunk]
@@ -186,7 +186,7 @@ class Overdue(Struct, frozen=True):
 
 
 class UnmatchedRun(Struct, frozen=True, kw_only=True):
-    """A run that no input is known for."""
+    """A run without a known input."""
 
     run_id: str
     batch_id: str | None
@@ -197,18 +197,18 @@ class UnmatchedRun(Struct, frozen=True, kw_only=True):
     observed_at: Time
     source: Literal["webhook", "poll"]
     fingerprints: list[str]
-    alarming: Annotated[bool, Meta(description="Whether it has waited longer than EVERYRUN_UNMATCHED_AFTER.")]
+    alarming: Annotated[bool, Meta(description="True if it has waited longer than EVERYRUN_UNMATCHED_AFTER.")]
 
 
 class UnmatchedCount(Struct, frozen=True):
-    """How many runs have a reason, and how many of them are alarming."""
+    """The number of runs with a reason, and how many of them are alarming."""
 
     runs: int
     alarming: int
 
 
 class Unmatched(Struct, frozen=True):
-    """A page of unmatched runs, and how many there are of each reason."""
+    """A page of unmatched runs, and their number by reason."""
 
     unmatched: list[UnmatchedRun]
     by_reason: dict[str, UnmatchedCount]
@@ -216,7 +216,7 @@ class Unmatched(Struct, frozen=True):
 
 
 class Quarantined(Struct, frozen=True, kw_only=True):
-    """A message that could not be understood."""
+    """A quarantined message: one that could not be understood."""
 
     source: str
     topic: str
@@ -230,7 +230,7 @@ class Quarantined(Struct, frozen=True, kw_only=True):
 
 
 class Decided(Struct, frozen=True):
-    """A decision about it."""
+    """A decision about a quarantined message."""
 
     kind: str
     decided_by: str | None
@@ -243,19 +243,19 @@ class QuarantinedMessage(Quarantined, frozen=True, kw_only=True):
 
     raw: Annotated[str, Meta(description="The bytes, base64.")]
     text: Annotated[str | None, Meta(description="The bytes as text; null if they are not UTF-8.")]
-    headers: Annotated[list[list[str]], Meta(description="Name and value of each.")]
+    headers: Annotated[list[list[str]], Meta(description="Name and value of each header.")]
     decisions: list[Decided]
 
 
 class QuarantinePage(Struct, frozen=True):
-    """A page of messages."""
+    """A page of quarantined messages."""
 
     messages: list[Quarantined]
     next_cursor: Cursor
 
 
 class QuarantineReason(Struct, frozen=True):
-    """How many messages have a reason."""
+    """The number of messages with a topic, reason and state."""
 
     topic: str
     reason: str
@@ -266,6 +266,6 @@ class QuarantineReason(Struct, frozen=True):
 
 
 class QuarantineReasons(Struct, frozen=True):
-    """The hundred greatest."""
+    """The hundred most frequent reasons."""
 
     reasons: list[QuarantineReason]

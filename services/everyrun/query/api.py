@@ -1,4 +1,4 @@
-"""The read API. It only reads: reports, batches, results."""
+"""Define the query API: reports, progress and batches here, other resources in modules beside."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import asyncpg
 from fastapi import FastAPI, Query, Request
 from fastapi.responses import JSONResponse
 
-from everyrun.http import ApiError, api, scope
+from everyrun.errors import NotFound
+from everyrun.http import api, scope
 from everyrun.openapi import answers
-from everyrun.query import cursor as cursors
 from everyrun.query.answers import Batch, Batches, Report, Standing
 from everyrun.query.gate import Gate
 from everyrun.query.overdue import overdue_by_reason, overdue_routes
-from everyrun.query.paging import Connection, after, clean, plain
+from everyrun.query.paging import Connection, check_text, next_cursor, read_numbered_cursor, row_as_json
 from everyrun.query.quarantine import quarantine_routes
 from everyrun.query.report import Counts, counts_of, polling_of, report, standing
 from everyrun.query.results import result_routes
@@ -26,8 +26,8 @@ _sql = beside(__file__, "query.sql")
 
 
 def _line(row: asyncpg.Record) -> dict[str, Any]:
-    """A line of the view ``report``, numbers as numbers."""
-    line = plain(row)
+    """Return a row of the view ``report`` as JSON, with sums as integers."""
+    line = row_as_json(row)
     for name in ("inputs", "settled", "runs_in_results", "runs_in_duplicates", "unmatched"):
         line[name] = int(line[name])
     line["counted_rows"] = {status: int(number) for status, number in line["counted_rows"].items()}
@@ -35,14 +35,14 @@ def _line(row: asyncpg.Record) -> dict[str, Any]:
 
 
 def query_api(settings: Settings, pool: asyncpg.Pool) -> FastAPI:
-    """The query service's API. Errors are ``{"code", "message"}``; see the OpenAPI document.
+    """Return the query service's API. Errors are ``{"code", "message"}``; see the OpenAPI document.
 
-    Reports, lists of batches and what is overdue share a gate, pages of results have another: 503 BUSY where no turn
-    comes. What Postgres does not answer in the pool's ``command_timeout`` is 504 TOO_SLOW.
+    Reports, lists of batches and overdue inputs share a gate, and pages of results have another: 503 BUSY if no turn
+    becomes free. 504 TOO_SLOW if Postgres does not answer within the pool's ``command_timeout``.
     """
     app = api(
         "Everyrun query",
-        "What became of every input. Reads the projection, never writes.",
+        "Read reports, results and problems. This service never writes.",
         settings,
         pool,
     )
@@ -50,18 +50,18 @@ def query_api(settings: Settings, pool: asyncpg.Pool) -> FastAPI:
     reports = Gate("reports")
 
     async def too_slow(_request: Request, _error: Exception) -> JSONResponse:
-        message = "the database took too long for this; ask for less: one submission, a smaller limit"
+        message = "the database took too long; ask for less: one submission, or a smaller limit"
         return JSONResponse({"code": "TOO_SLOW", "message": message}, 504)
 
-    # Both are also errors of those that stand for a database that is away; the nearest class counts.
+    # These are also in POSTGRES_AWAY, as subclasses; the most specific handler is called.
     for kind in (TimeoutError, asyncpg.QueryCanceledError):
         app.add_exception_handler(kind, too_slow)
 
     @app.get("/v1/submissions/{submission_id}/report", dependencies=[scope("read")])
     @answers(Report, {404: "NOT_FOUND: there is no such submission."})
     async def submission_report(submission_id: str) -> dict[str, Any]:
-        """Where a submission stands, and whether every number adds up; one moment's view of all of it."""
-        clean(submission_id=submission_id)
+        """Return where a submission stands, and if every number agrees, all read in one transaction."""
+        check_text(submission_id=submission_id)
         async with reports.turn(), pool.acquire() as c, c.transaction(isolation="repeatable_read", readonly=True):
             submission = await _submission(c, submission_id)
             counts = await _counts(c, settings, submission)
@@ -76,12 +76,12 @@ def query_api(settings: Settings, pool: asyncpg.Pool) -> FastAPI:
     @app.get("/v1/submissions/{submission_id}/progress", dependencies=[scope("read")])
     @answers(Standing, {404: "NOT_FOUND: there is no such submission."})
     async def submission_progress(submission_id: str) -> dict[str, Any]:
-        """How far a submission is, by the kept counters alone: no row is counted, so it may be asked often.
+        """Return how far a submission is, from stored counters. It counts no rows, so it is cheap to call often.
 
-        `waiting` says what inputs without a result wait for, until when, and what a person can do. `polling` says how
-        many results are missing of inputs that Extend has, and when Extend is polled for them next.
+        `waiting` explains what inputs without a result wait for, until when, and what a person can do. `polling` is
+        the number of results that are missing for inputs at Extend, and the time of the next poll.
         """
-        clean(submission_id=submission_id)
+        check_text(submission_id=submission_id)
         async with pool.acquire() as c, c.transaction(isolation="repeatable_read", readonly=True):
             submission = await _submission(c, submission_id)
             counts = await _counts(c, settings, submission)
@@ -92,26 +92,24 @@ def query_api(settings: Settings, pool: asyncpg.Pool) -> FastAPI:
     async def batches(
         submission_id: str, cursor: str | None = None, limit: Annotated[int, Query(ge=1, le=1000)] = 100
     ) -> dict[str, Any]:
-        """The attempts at a submission's batches, each with its counters beside a count of the rows."""
-        clean(submission_id=submission_id)
+        """List the attempts at a submission's chunks, each with its stored counters and a count of the rows."""
+        check_text(submission_id=submission_id)
         filters = {"batches": submission_id}
-        chunk, attempt = _place(filters, cursor)
+        chunk, attempt = read_numbered_cursor(filters, cursor)
         async with reports.turn(), pool.acquire() as c, c.transaction(isolation="repeatable_read", readonly=True):
             await _submission(c, submission_id)
             rows = await c.fetch(_sql["batch_lines_after"], submission_id, chunk, attempt, limit + 1)
-        shown = [_line(row) for row in rows[:limit]]
-        more = len(rows) > limit
-        last = f"{shown[-1]['chunk']}/{shown[-1]['attempt']}" if more else ""
-        return {"batches": shown, "next_cursor": cursors.make(filters, last) if more else None}
+        more = next_cursor(filters, rows, limit, lambda row: f"{row['chunk']}/{row['attempt']}")
+        return {"batches": [_line(row) for row in rows[:limit]], "next_cursor": more}
 
     @app.get("/v1/batches/{batch_id}", dependencies=[scope("read")])
     @answers(Batch, {404: "NOT_FOUND: there is no such batch."})
     async def batch(batch_id: str) -> dict[str, Any]:
-        """One batch by Extend's id: its counters beside a count of the rows, and its times."""
-        clean(batch_id=batch_id)
+        """Return one batch by its batchId: its times, its stored counters and a count of the rows."""
+        check_text(batch_id=batch_id)
         row = await pool.fetchrow(_sql["batch"], batch_id)
         if row is None:
-            raise ApiError(404, "NOT_FOUND", f"there is no batch {batch_id}")
+            raise NotFound(f"there is no batch {batch_id}")
         return _line(row)
 
     result_routes(app, pool)
@@ -124,7 +122,7 @@ def query_api(settings: Settings, pool: asyncpg.Pool) -> FastAPI:
 async def _submission(connection: Connection, submission_id: str) -> asyncpg.Record:
     row = await connection.fetchrow(_sql["submission"], submission_id)
     if row is None:
-        raise ApiError(404, "NOT_FOUND", f"there is no submission {submission_id}")
+        raise NotFound(f"there is no submission {submission_id}")
     return row
 
 
@@ -135,10 +133,3 @@ async def _counts(connection: Connection, settings: Settings, submission: asyncp
     row = await connection.fetchrow(_sql["polling"], submission_id, settings.poll_first_after, settings.poll_for)
     polling = None if row is None else polling_of(dict(row))
     return counts_of(submission_id, submission["expected"], rows, map(dict, unsent), polling)
-
-
-def _place(filters: dict[str, Any], cursor: str | None) -> tuple[str, int]:
-    chunk, _, attempt = (after(filters, cursor) or "/0").rpartition("/")
-    if not (attempt.isdecimal() and len(attempt) < 10):
-        raise ApiError(422, "INVALID_REQUEST", "cursor: not a cursor of ours", field="cursor")
-    return chunk, int(attempt)

@@ -1,4 +1,4 @@
-"""The query service's process."""
+"""Run the query service."""
 
 from __future__ import annotations
 
@@ -6,43 +6,68 @@ import asyncio
 from contextlib import AsyncExitStack, suppress
 
 import asyncpg
+from prometheus_client import CollectorRegistry, Gauge
 
 from everyrun.health import Health
 from everyrun.query.api import query_api
 from everyrun.query.gate import AT_A_TIME
-from everyrun.query.metrics import Metrics
 from everyrun.serve import http_server, run_service, with_health
 from everyrun.settings import Settings
 from everyrun.store.pool import POSTGRES_AWAY, open_pool
 from everyrun.store.probe import keep_probing
+from everyrun.store.sql import beside
+
+_sql = beside(__file__, "query.sql")
+
+
+class Metrics:
+    """Gauges of what a person should look at if it is not 0, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.quarantined = Gauge(
+            "everyrun_quarantine_open", "Quarantined messages without a decision.", registry=self.registry
+        )
+        self.unmatched = Gauge(
+            "everyrun_unmatched_runs",
+            "Runs without a known input; 10001 means more than 10000.",
+            registry=self.registry,
+        )
+
+    async def refresh(self, pool: asyncpg.Pool) -> None:
+        """Count. Raises asyncpg's errors."""
+        row = await pool.fetchrow(_sql["watched_counts"])
+        assert row is not None
+        self.quarantined.set(row["quarantined"])
+        self.unmatched.set(row["unmatched"])
 
 
 async def _pool(settings: Settings, health: Health) -> asyncpg.Pool:
     while True:
         try:
-            # Reports, pages of results, and two that neither can take.
+            # Connections for both gates, and two for everything else.
             return await open_pool(settings, name="query", max_size=2 * AT_A_TIME + 2)
         except POSTGRES_AWAY as error:
             health.not_ready("database", f"{type(error).__name__}: {error}")
             await asyncio.sleep(0.5)
 
 
-async def _count(pool: asyncpg.Pool, metrics: Metrics) -> None:
-    """Count every fifteen seconds, for ever; while the database is unavailable, the last counts stay."""
+async def _keep_counting(pool: asyncpg.Pool, metrics: Metrics) -> None:
+    """Refresh the metrics every fifteen seconds. While the database is unavailable, they keep their last values."""
     while True:
         with suppress(*POSTGRES_AWAY):
-            await metrics.look(pool)
+            await metrics.refresh(pool)
         await asyncio.sleep(15.0)
 
 
 async def _main(settings: Settings, stop: asyncio.Event) -> None:
-    # Callers ask for what is in the tables: Postgres alone is needed for that.
+    # Callers read the tables, so only Postgres is needed.
     health, metrics = Health("database"), Metrics()
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(await _pool(settings, health))
-        looking = [
+        tasks = [
             asyncio.create_task(keep_probing(settings, health, "database", name="query", writes=False)),
-            asyncio.create_task(_count(pool, metrics)),
+            asyncio.create_task(_keep_counting(pool, metrics)),
         ]
         await stack.enter_async_context(
             http_server(
@@ -52,7 +77,7 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
             )
         )
         await stop.wait()
-        for task in looking:
+        for task in tasks:
             task.cancel()
 
 

@@ -1,4 +1,4 @@
-"""How many slow reads run at a time: whoever asks for them, connections are left for tokens, readyz and short reads."""
+"""Limit how many slow reads run at the same time, so that connections are left for tokens, readyz and short reads."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from contextlib import asynccontextmanager
 
 from everyrun.errors import Unavailable
 
-#: Of the service's connections, so many may be busy with reports, and as many with pages of results.
+#: Slow reads that run at the same time behind one gate. Reports have a gate, and pages of results another.
 AT_A_TIME = 3
-#: So long it is waited for a turn, in seconds.
+#: Longest wait for a turn, in seconds.
 PATIENCE = 10.0
 
 
 class BusyError(Unavailable):
-    """As many as may run at a time have run for all of PATIENCE; the text says of what."""
+    """No turn became free in time; the text names the kind of read."""
 
     code = "BUSY"
     retry_after = 5
 
 
 class Gate:
-    """A turn for at most AT_A_TIME callers."""
+    """Lets AT_A_TIME callers in at the same time."""
 
     def __init__(self, what: str) -> None:
         self._what = what
@@ -30,11 +30,11 @@ class Gate:
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """Hold a turn while the block runs. Raises BusyError where none came free in time."""
+        """Hold a turn while the block runs. Raises BusyError if none becomes free within PATIENCE."""
         try:
             await asyncio.wait_for(self._turns.acquire(), PATIENCE)
         except TimeoutError:
-            raise BusyError(f"{AT_A_TIME} {self._what} are being made; try again") from None
+            raise BusyError(f"{AT_A_TIME} {self._what} are in progress; retry later") from None
         try:
             yield
         finally:

@@ -1,4 +1,4 @@
-"""Inputs that are still open when they should not be, each with a reason; found on reading, since it depends on now."""
+"""Find inputs that have been open for too long, each with a reason. Computed when read, because it depends on now."""
 
 from __future__ import annotations
 
@@ -12,25 +12,24 @@ from fastapi import FastAPI, Query
 
 from everyrun.http import scope
 from everyrun.openapi import answers
-from everyrun.query import cursor as cursors
 from everyrun.query.answers import Overdue
 from everyrun.query.gate import Gate
-from everyrun.query.paging import Connection, after, clean, plain
+from everyrun.query.paging import Connection, check_text, next_cursor, read_cursor, row_as_json
 from everyrun.settings import Settings
 from everyrun.store.sql import beside
 from everyrun.waiting import WAITS_FOR, waiting_of
 
 _sql = beside(__file__, "overdue.sql")
-#: Postgres counts: a submission may have a million of them.
+#: Postgres counts them, because a submission may have a million.
 _BY_REASON = "with overdue as (" + _sql["overdue"] + ")\n" + _sql["by_reason"]
 
-#: Why an input is overdue, and what that means.
+#: Each reason why an input is overdue, and its meaning.
 REASONS = {
     "needs_review": "its run waits for a person in Extend",
     "still_running": "its run is listed and has not ended",
-    "deleted_upstream": "its run was known and is no more: somebody deleted it",
-    "not_listed": "the whole list of its batch has no run that could be its own",
-    "not_polled": "its batch has not been listed to the end yet",
+    "deleted_upstream": "its run was deleted at Extend",
+    "not_listed": "the complete list of its batch has no run that could belong to it",
+    "not_polled": "its batch has not been polled completely yet",
     **WAITS_FOR,
 }
 
@@ -38,7 +37,7 @@ REASONS = {
 async def overdue_by_reason(
     connection: Connection, settings: Settings, submission_id: str, late: Mapping[str, int]
 ) -> dict[str, int]:
-    """Return how many inputs of a submission are overdue, by reason; ``late`` are those without a row in results."""
+    """Return how many inputs of a submission are overdue, by reason. ``late`` counts those without a row in results."""
     rows = await connection.fetch(_BY_REASON, settings.overdue_after, submission_id, None, None)
     found = Counter({row["reason"]: row["inputs"] for row in rows})
     found.update(late)
@@ -46,7 +45,7 @@ async def overdue_by_reason(
 
 
 def overdue_routes(app: FastAPI, settings: Settings, pool: asyncpg.Pool, gate: Gate) -> None:
-    """Add ``/v1/overdue``, behind the gate of the reports."""
+    """Add ``/v1/overdue``, which shares the gate of reports."""
 
     @app.get("/v1/overdue", dependencies=[scope("read")])
     @answers(Overdue)
@@ -55,30 +54,28 @@ def overdue_routes(app: FastAPI, settings: Settings, pool: asyncpg.Pool, gate: G
         cursor: str | None = None,
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     ) -> dict[str, Any]:
-        """Inputs that were sent longer than EVERYRUN_OVERDUE_AFTER ago and are still open, each with its `reason`.
+        """List inputs that were sent longer than EVERYRUN_OVERDUE_AFTER ago and are still open, each with its `reason`.
 
-        `needs_review`, `still_running`, `deleted_upstream` (its run was known, and is no more), `not_listed` (the
-        whole list of its batch has no run that could be its own), `not_polled`. With the first page come, as `unsent`,
-        the chunks that were not sent and have waited longer than they should, at most 1,000: what each waits for,
-        until when, and what a person can do.
+        Reasons: `needs_review`, `still_running`, `deleted_upstream` (its run was deleted at Extend), `not_listed` (the
+        complete list of its batch has no run that could belong to it), `not_polled`. The first page also has, as
+        `unsent`, up to 1,000 chunks that were not sent and have waited too long: what each waits for, until when, and
+        what a person can do.
         """
-        clean(submission_id=submission_id)
+        check_text(submission_id=submission_id)
         filters = {"overdue": submission_id}
-        last = after(filters, cursor)
+        last = read_cursor(filters, cursor)
         async with gate.turn():
             rows = await pool.fetch(_sql["overdue"], settings.overdue_after, submission_id, last, limit + 1)
             unsent = []
             if last is None:
                 unsent = await pool.fetch(_sql["unsent_overdue"], submission_id, settings.overdue_after)
-        shown = [plain(row) for row in rows[:limit]]
-        more = len(rows) > limit
         return {
-            "inputs": shown,
+            "inputs": [row_as_json(row) for row in rows[:limit]],
             "unsent": [_chunk(row) for row in unsent],
-            "next_cursor": cursors.make(filters, shown[-1]["input_id"]) if more else None,
+            "next_cursor": next_cursor(filters, rows, limit, lambda row: str(row["input_id"])),
         }
 
 
 def _chunk(row: asyncpg.Record) -> dict[str, Any]:
-    place = {name: row[name] for name in ("chunk", "submission_id", "workflow_id")}
-    return {**place, **msgspec.to_builtins(waiting_of(dict(row)))}
+    ids = {name: row[name] for name in ("chunk", "submission_id", "workflow_id")}
+    return {**ids, **msgspec.to_builtins(waiting_of(dict(row)))}

@@ -1,7 +1,7 @@
 -- name: overdue
--- Inputs of batches sent longer than $1 seconds ago that are still open, each with the reason. An input without a run
--- is said to be without one only when the last complete list of its batch had no run left that it could be.
--- What is asked of a batch is asked once each: beside its inputs it would be asked for every one of them.
+-- Inputs of batches sent longer than $1 seconds ago that are still open, each with the reason. An input has the reason
+-- not_listed only if the last complete list of its batch has no run that could belong to it.
+-- The first query computes what depends on the batch once per batch, and not once per input.
 with late as materialized (
     select b.batch_id, b.chunk, b.attempt, b.input_ids, b.submitted_at, p.batch_id is null as not_polled,
            p.running > (
@@ -33,11 +33,11 @@ order by r.input_id
 limit $4
 
 -- name: by_reason
--- Of `overdue`, all of it, under that name.
+-- Counts `overdue`, which Python puts before this as a common table expression.
 select reason, count(*) as inputs from overdue group by reason
 
 -- name: unsent_overdue
--- Chunks that have waited longer than they should: by what they wait for, or longer than $2 seconds.
+-- Chunks that have waited too long: past the time that depends on what they wait for, or longer than $2 seconds.
 select chunk, submission_id, workflow_id, status, waits_for, detail, until, inputs
 from everyrun_queue.unsent($1)
 where coalesce(late_at, created_at + make_interval(secs => $2)) <= now()

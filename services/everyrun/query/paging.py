@@ -1,38 +1,79 @@
-"""What the routes have in common: values that can be asked for, pages, and rows as JSON takes them."""
+"""Check parameters, make and read page cursors, and convert rows to JSON. Shared by all routes."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
 import asyncpg
 import asyncpg.pool
+import msgspec
 
-from everyrun.http import ApiError
-from everyrun.query import cursor as cursors
+from everyrun.http import InvalidFieldError
 
 Connection = asyncpg.Connection | asyncpg.pool.PoolConnectionProxy
 
 
-def clean(**given: str | None) -> None:
-    """Refuse what Postgres cannot hold and no id of ours can be. Raises ApiError (422), naming the field."""
+def check_text(**given: str | None) -> None:
+    """Raise InvalidFieldError if a value has a character that no id has, or that Postgres cannot store."""
     for field, value in given.items():
         if value is not None and "\x00" in value:
-            raise ApiError(422, "INVALID_REQUEST", f"{field}: has a NUL character", field=field)
+            raise InvalidFieldError(field, "has a NUL character")
         if value is not None and not value.isprintable():
-            raise ApiError(422, "INVALID_REQUEST", f"{field}: has a character that cannot be printed", field=field)
+            raise InvalidFieldError(field, "has a character that cannot be printed")
 
 
-def after(filters: dict[str, Any], cursor: str | None) -> str | None:
-    """What a page begins after; None for the first. Raises ApiError (422) for a cursor of another query."""
+def _bound_to(filters: dict[str, Any]) -> str:
+    return hashlib.sha256(msgspec.json.encode(filters, order="sorted")).hexdigest()[:12]
+
+
+def make_cursor(filters: dict[str, Any], last: str) -> str:
+    """Return an opaque cursor for the page after ``last``. It is valid only with the same filters."""
+    text = msgspec.json.encode([_bound_to(filters), last])
+    return base64.urlsafe_b64encode(text).decode().rstrip("=")
+
+
+def next_cursor(
+    filters: dict[str, Any], rows: Sequence[asyncpg.Record], limit: int, key: Callable[[asyncpg.Record], str]
+) -> str | None:
+    """Return the cursor for the next page, or None on the last one. ``rows`` were read with a limit of one more."""
+    return make_cursor(filters, key(rows[limit - 1])) if len(rows) > limit else None
+
+
+def read_cursor(filters: dict[str, Any], cursor: str | None) -> str | None:
+    """Return the key after which a page begins, or None for the first page.
+
+    Raises InvalidFieldError if the cursor is malformed or was made with other filters.
+    """
+    if cursor is None:
+        return None
     try:
-        last = cursors.read(filters, cursor)
-    except cursors.CursorError as error:
-        raise ApiError(422, "INVALID_REQUEST", f"cursor: {error}", field="cursor") from None
-    clean(cursor=last)
+        text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
+        bound, last = msgspec.json.decode(text, type=tuple[str, str])
+    except (ValueError, msgspec.DecodeError):
+        raise malformed_cursor() from None
+    if bound != _bound_to(filters):
+        raise InvalidFieldError("cursor", "was made with other filters; use the same filters for every page")
+    check_text(cursor=last)
     return last
 
 
-def plain(row: asyncpg.Record) -> dict[str, Any]:
-    """The row with times as RFC 3339 text."""
+def read_numbered_cursor(filters: dict[str, Any], cursor: str | None) -> tuple[str, int]:
+    """Return the name and the number of a cursor of the form ``name/number``; an empty name for the first page."""
+    name, _, number = (read_cursor(filters, cursor) or "/0").rpartition("/")
+    if not (number.isdecimal() and len(number) < 10):
+        raise malformed_cursor()
+    return name, int(number)
+
+
+def malformed_cursor() -> InvalidFieldError:
+    """Return the error for a cursor that no page has returned."""
+    return InvalidFieldError("cursor", "is malformed; use the next_cursor of a page")
+
+
+def row_as_json(row: asyncpg.Record) -> dict[str, Any]:
+    """Return a row with times as RFC 3339 text."""
     return {key: value.isoformat() if isinstance(value, datetime) else value for key, value in row.items()}

@@ -2,20 +2,20 @@
 select submission_id, workflow_id, workflow_version, priority, expected, created_at
 from everyrun.submissions where submission_id = $1
 union all
--- Handed in a moment ago: its event is on its way.
+-- Accepted a moment ago: the tables do not have its event yet.
 select submission_id, workflow_id, workflow_version, priority, expected, created_at
 from everyrun_queue.submissions where submission_id = $1
 limit 1
 
 -- name: counts
--- Of the inputs that have a row in results, by the kept counters.
+-- Inputs with a row in results by status, from the stored counters.
 select c.key as status, sum(c.value::bigint)::bigint as inputs
 from everyrun.batches b, jsonb_each_text(b.counts) c
 where b.submission_id = $1
 group by c.key
 
 -- name: unsent_groups
--- The other inputs, by what they wait for.
+-- The other inputs, grouped by what they wait for.
 select status, waits_for, detail, min(workflow_id) as workflow_id, $1::text as submission_id,
        sum(inputs)::bigint as inputs, max(until) as until,
        coalesce(sum(inputs) filter (where in_transit), 0)::bigint as in_transit,
@@ -26,8 +26,8 @@ group by status, waits_for, detail
 order by inputs desc, waits_for, detail
 
 -- name: polling
--- Inputs that Extend has and whose results are not here: how many, whether their batches were polled before, and when
--- the first of these batches is polled next. A batch is first polled $2 seconds after it was sent, and no more after $3.
+-- Results that are missing for inputs at Extend: how many, if one of their batches was polled before, and when the next
+-- of these batches is polled. A batch is polled from $2 to $3 seconds after it was sent.
 select coalesce(sum(m.missing), 0)::bigint as missing, bool_or(p.batch_id is not null) as polled,
        min(coalesce(p.next_at, b.submitted_at + make_interval(secs => $2))) as next_at,
        extract(epoch from min(coalesce(p.next_at, b.submitted_at + make_interval(secs => $2))) - now())::float8
@@ -62,7 +62,7 @@ where r.batch_id = $1
 select state, count(*) as batches from everyrun.batches where submission_id = $1 group by state
 
 -- name: pending_deliveries
--- A link not fetched yet: nothing that far is known of its run.
+-- Runs behind a link that was not fetched yet: no row has a state that is as late as that delivery.
 select count(distinct d.run_id) from everyrun.deliveries d
 join everyrun.batches b on b.chunk = d.chunk and b.attempt = d.attempt
 where b.submission_id = $1
@@ -80,8 +80,8 @@ where b.submission_id = $1
 select exists (select from everyrun.batches where counts ? $1)
 
 -- name: results
--- One page by input id. A submission is a range of the primary key, a batch the list of its inputs, and an external
--- id alone the ids it makes with each submission: no filter needs an index of its own.
+-- A page by input id. No filter needs an index of its own: a submission is a range of the primary key, a batch has the
+-- list of its inputs, and an external id makes one input id with each submission.
 select input_id, external_id, submission_id, batch_id, position, file, metadata, run_id, status, failure_reason,
        failure_message, credits, source, observed_at, settled_at, version, case when $7 then run end as run
 from everyrun.results
@@ -95,8 +95,8 @@ order by input_id
 limit $6
 
 -- name: unsent
--- Inputs without a row in results, of one status; a page by chunk and position. So it reads the chunks and inputs that
--- it shows, however many there are; but of an external id all chunks are looked at.
+-- A page of inputs without a row in results, of one status, by chunk and position. It reads only the chunks and inputs
+-- of the page, but with an external id it reads all chunks.
 with chunks as (
     select * from everyrun_queue.unsent($1, $4, case when $2::text is null then $6::bigint end, $3)
     where status = $3
@@ -123,7 +123,7 @@ select input_id, external_id, submission_id, batch_id, position, chunk, attempt,
 from everyrun.results where input_id = $1
 
 -- name: queued
--- An input that has no row in results.
+-- One input without a row in results.
 select i.submission_id, i.external_id, i.position, c.chunk, c.workflow_id, c.attempt, c.status, c.waits_for, c.detail,
        c.until
 from everyrun_queue.inputs i
@@ -135,7 +135,7 @@ from everyrun_queue.unsent($1) c where $1 || ':' || $2 = any (c.input_ids)
 limit 1
 
 -- name: unmatched_runs
--- Oldest first; alarming is computed on reading, as it depends on now.
+-- Oldest first. alarming is computed here because it depends on now.
 select run_id, batch_id, status, reason, metadata, first_seen, observed_at, source, fingerprints,
        first_seen < now() - make_interval(secs => $1) as alarming
 from everyrun.unmatched_runs
@@ -151,7 +151,7 @@ select reason, count(*) as runs, count(*) filter (where first_seen < now() - mak
 from everyrun.unmatched_runs group by reason order by reason
 
 -- name: unmatched_of
--- Two joins, each by an index: one join with "or" would look at every batch for every run.
+-- Two joins, each by an index. A single join with "or" would read every batch for every run.
 select reason, count(*) as runs from (
     select u.run_id, u.reason from everyrun.unmatched_runs u join everyrun.batches b using (batch_id)
     where b.submission_id = $1
@@ -189,5 +189,5 @@ select kind, decided_by, reason, decided_at from everyrun.decisions where source
 
 -- name: watched_counts
 select (select count(*) from everyrun.quarantine where state = 'OPEN') as quarantined,
-       -- Other people's runs may be many, and are nothing to be alarmed about.
+       -- Foreign runs may be many and are no problem, so counting stops at 10,001.
        (select count(*) from (select from everyrun.unmatched_runs limit 10001) some) as unmatched

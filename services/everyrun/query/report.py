@@ -1,4 +1,4 @@
-"""The report on a submission, and whether independent numbers agree. Pure."""
+"""Make the report of a submission, and check that independent numbers agree. Pure."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from everyrun.waiting import Waiting, by_status, lost, waiting_of
 
 
 class Polling(msgspec.Struct, frozen=True):
-    """Results that are missing of inputs that Extend has, and the poll that brings them if no webhook does.
+    """Results that are missing for inputs at Extend, and the poll that fetches them if no webhook arrives.
 
-    ``polled`` is whether a batch of theirs was polled before; ``next_poll_in`` is in seconds, below 0 if it is late.
+    ``polled`` is true if one of their batches was polled before. ``next_poll_in`` is in seconds, negative if late.
     """
 
     missing: int
@@ -24,7 +24,7 @@ class Polling(msgspec.Struct, frozen=True):
 
 
 def polling_of(row: Mapping[str, Any]) -> Polling | None:
-    """Explain a row of the statement ``polling``."""
+    """Return the Polling for a row of the statement ``polling``, or None if no result is missing."""
     if not row["missing"]:
         return None
     at, polled = row["next_at"], bool(row["polled"])
@@ -34,23 +34,22 @@ def polling_of(row: Mapping[str, Any]) -> Polling | None:
 
 
 class Counts(msgspec.Struct, frozen=True):
-    """How many inputs of a submission have each status.
+    """The inputs of a submission, counted."""
 
-    ``rows`` are those that have a row in the tables, by the kept counters; ``waiting`` the others, by what they wait
-    for. ``in_transit`` counts the inputs of which the queue and the tables say different things still. ``late`` are
-    those of ``waiting`` that have waited longer than they should, by what they wait for. ``polling`` tells of results
-    that are missing; None where none is.
-    """
-
+    #: Inputs with a row in the tables, by status, from the stored counters.
     rows: dict[str, int]
+    #: The other inputs, grouped by what they wait for.
     waiting: list[Waiting]
+    #: Inputs whose state differs between the queue and the tables, for now.
     in_transit: int
+    #: Those of ``waiting`` that have waited too long, by what they wait for.
     late: dict[str, int]
+    #: Missing results; None if none is missing.
     polling: Polling | None = None
 
     @property
     def by_status(self) -> dict[str, int]:
-        """Every input, by its status."""
+        """All inputs, by status."""
         kept = by_status(self.waiting)
         for status, number in self.rows.items():
             kept[status] = kept.get(status, 0) + number
@@ -64,7 +63,7 @@ def counts_of(
     unsent: Iterable[Mapping[str, Any]],
     polling: Polling | None = None,
 ) -> Counts:
-    """Put the counts together; inputs that neither the tables nor the queue have are waiting, and lost."""
+    """Combine the counts. Inputs that neither the tables nor the queue have count as waiting and lost."""
     groups = list(unsent)
     waiting = [waiting_of(group) for group in groups]
     late: dict[str, int] = {}
@@ -83,15 +82,15 @@ def imbalances(
     counted: Mapping[str, int],
     lines: Iterable[Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
-    """What does not add up: each with what it is about, what was expected and what was found.
+    """Return each pair of numbers that should agree and do not: what it counts, the expected and the found number.
 
-    ``kept`` are the counters by status, with WAITING, SENDING and IN_DOUBT; ``counted`` are the rows of results by
-    status; ``lines`` those of the view ``report``, one an attempt.
+    ``kept`` are stored counters by status, with WAITING, SENDING and IN_DOUBT. ``counted`` are rows of results by
+    status. ``lines`` are rows of the view ``report``, one per attempt.
     """
     problems = []
     total = sum(kept.values())
     if total != expected:
-        problems.append({"what": "inputs by the kept counters", "expected": expected, "found": total})
+        problems.append({"what": "inputs by the stored counters", "expected": expected, "found": total})
     for status in sorted({*kept, *counted} - {"WAITING", "SENDING", "IN_DOUBT"}):
         if kept.get(status, 0) != counted.get(status, 0):
             found = {"expected": kept.get(status, 0), "found": counted.get(status, 0)}
@@ -120,7 +119,7 @@ def _of_batch(line: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def standing(expected: int, counts: Counts) -> dict[str, Any]:
-    """How far it is: expected, settled, open, the inputs by status, and what those without a result wait for."""
+    """Return a submission's progress: expected, settled, open, inputs by status, and what the waiting ones wait for."""
     shown = {status: number for status, number in sorted(counts.by_status.items()) if number}
     settled = sum(number for status, number in shown.items() if status in SETTLED)
     return {
@@ -144,9 +143,11 @@ def report(
     pending_deliveries: int,
     overdue: Mapping[str, int],
 ) -> dict[str, Any]:
-    """The whole report, as the API answers it; ``unmatched`` are the runs without an input by the reason for it,
-    ``overdue`` the inputs open for too long by theirs. It is balanced if every number agrees, and the queue and the
-    tables say the same of every input: until then some are in transit."""
+    """Return the whole report, as the API answers it.
+
+    ``unmatched`` counts runs without an input by reason, ``overdue`` counts inputs open for too long by reason. The
+    report is balanced if every number agrees and no input is in transit.
+    """
     expected = submission["expected"]
     problems = imbalances(expected, counts.by_status, counted, lines)
     return {

@@ -1,4 +1,4 @@
-"""Results: page by page with filters, and one by one."""
+"""Define the routes of results: pages with filters, and one input."""
 
 from __future__ import annotations
 
@@ -7,18 +7,26 @@ from typing import Annotated, Any
 import asyncpg
 from fastapi import FastAPI, Query
 
-from everyrun.http import ApiError, scope
+from everyrun.errors import NotFound
+from everyrun.http import InvalidFieldError, scope
 from everyrun.openapi import answers
-from everyrun.query import cursor as cursors
 from everyrun.query.answers import OneResult, Result, ResultLine, Results, UnsentInput
 from everyrun.query.gate import Gate
-from everyrun.query.paging import Connection, after, clean, plain
+from everyrun.query.paging import (
+    Connection,
+    check_text,
+    next_cursor,
+    read_cursor,
+    read_numbered_cursor,
+    row_as_json,
+)
 from everyrun.store.sql import beside
 from everyrun.waiting import waiting_of
 
 _sql = beside(__file__, "query.sql")
 _UNSENT = ("WAITING", "SENDING", "IN_DOUBT")
-#: Ours, and Extend's (SDK 1.20.0, types/workflow_run_status.py). Extend may invent more: one that is in a row counts.
+#: Everyrun's statuses, and Extend's (SDK 1.20.0, types/workflow_run_status.py). A new status of Extend is accepted as a
+#: filter once a row has it.
 STATUSES = (
     *(*_UNSENT, "REFUSED", "SUBMITTED"),
     *("PENDING", "PROCESSING", "CANCELLING", "NEEDS_REVIEW", "PROCESSED", "FAILED", "CANCELLED", "REJECTED"),
@@ -39,69 +47,64 @@ def result_routes(app: FastAPI, pool: asyncpg.Pool) -> None:
         external_id: Text = None,
         cursor: str | None = None,
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-        include: Annotated[str | None, Query(description="`run` for the whole WorkflowRun of each.")] = None,
+        include: Annotated[str | None, Query(description="`run`: include the whole WorkflowRun of each input.")] = None,
     ) -> dict[str, Any]:
-        """Results page by page, each filter alone or with others.
+        """List results in pages. Filters can be combined.
 
-        Without a status: every input that was sent or refused. Inputs that are WAITING, SENDING or IN_DOUBT have no
-        row yet; they are listed if that status is asked for, with their ids, and what they wait for until when.
+        Without `status`, list every input that was submitted or refused. Inputs that are WAITING, SENDING or IN_DOUBT
+        have no row yet. To list them, filter by that status: each has its ids, what it waits for, and until when.
         """
         filters = {"submission_id": submission_id, "batch_id": batch_id, "status": status, "external_id": external_id}
-        clean(**filters)
+        check_text(**filters)
         if include not in (None, "run"):
-            raise ApiError(422, "INVALID_REQUEST", "include: only run can be included", field="include")
-        last = after(filters, cursor)
+            raise InvalidFieldError("include", "must be run, or absent")
+        if status in _UNSENT:
+            after = read_numbered_cursor(filters, cursor)
+            async with pages.turn(), pool.acquire() as c:
+                rows = await _unsent(c, filters, *after, limit + 1)
+            more = next_cursor(filters, rows, limit, lambda row: f"{row['chunk']}/{row['position']}")
+            return {"results": [_shown_unsent(row) for row in rows[:limit]], "next_cursor": more}
+        last = read_cursor(filters, cursor)
         async with pages.turn(), pool.acquire() as c:
-            if status in _UNSENT:
-                rows = await _unsent(c, filters, last, limit + 1)
-            else:
-                if status is not None:
-                    await _check_status(c, status)
-                rows = await c.fetch(_sql["results"], *filters.values(), last, limit + 1, include == "run")
-        shown = [_shown_unsent(row) if status in _UNSENT else _shown(row, include == "run") for row in rows[:limit]]
-        if len(rows) <= limit:
-            return {"results": shown, "next_cursor": None}
-        final = rows[limit - 1]
-        place = f"{final['chunk']}/{final['position']}" if status in _UNSENT else final["input_id"]
-        return {"results": shown, "next_cursor": cursors.make(filters, place)}
+            if status is not None:
+                await _check_status(c, status)
+            rows = await c.fetch(_sql["results"], *filters.values(), last, limit + 1, include == "run")
+        more = next_cursor(filters, rows, limit, lambda row: str(row["input_id"]))
+        return {"results": [_shown(row, include == "run") for row in rows[:limit]], "next_cursor": more}
 
     @app.get("/v1/results/{input_id:path}", dependencies=[scope("read")])
     @answers(OneResult, {404: "NOT_FOUND: there is no such input."}, also=(Result, UnsentInput))
     async def result(input_id: str) -> dict[str, Any]:
-        """One input, with its whole run; also one that is still waiting or being sent."""
-        clean(input_id=input_id)
+        """Return one input with its whole run, or what it waits for if it has no row yet."""
+        check_text(input_id=input_id)
         submission_id, _, external_id = input_id.partition(":")
         async with pool.acquire() as c, c.transaction(isolation="repeatable_read", readonly=True):
             row = await c.fetchrow(_sql["result"], input_id)
             if row is not None:
-                return plain(row)
+                return row_as_json(row)
             queued = await c.fetchrow(_sql["queued"], submission_id, external_id)
         if queued is None:
-            raise ApiError(404, "NOT_FOUND", f"there is no input {input_id}")
+            raise NotFound(f"there is no input {input_id}")
         return {"input_id": input_id, **_shown_unsent(queued)}
 
 
 async def _unsent(
-    connection: Connection, filters: dict[str, str | None], last: str | None, limit: int
+    connection: Connection, filters: dict[str, str | None], chunk: str, position: int, limit: int
 ) -> list[asyncpg.Record]:
     if filters["batch_id"] is not None:
         return []
-    chunk, _, position = (last or "/0").rpartition("/")
-    if not (position.isdecimal() and len(position) < 10):
-        raise ApiError(422, "INVALID_REQUEST", "cursor: not a cursor of ours", field="cursor")
     wanted = (filters["submission_id"], filters["external_id"], filters["status"])
-    rows: list[asyncpg.Record] = await connection.fetch(_sql["unsent"], *wanted, chunk or None, int(position), limit)
+    rows: list[asyncpg.Record] = await connection.fetch(_sql["unsent"], *wanted, chunk or None, position, limit)
     return rows
 
 
 async def _check_status(connection: Connection, status: str) -> None:
     if status not in STATUSES and not await connection.fetchval(_sql["has_status"], status):
-        message = f"status: no input has the status {status!r}; known are {', '.join(STATUSES)}"
-        raise ApiError(422, "INVALID_REQUEST", message, field="status")
+        raise InvalidFieldError("status", f"{status!r} is unknown; known statuses: {', '.join(STATUSES)}")
 
 
 def _shown(row: asyncpg.Record, with_run: bool) -> dict[str, Any]:
-    shown = plain(row)
+    shown = row_as_json(row)
     if not with_run:
         shown.pop("run", None)
     return shown
@@ -109,5 +112,5 @@ def _shown(row: asyncpg.Record, with_run: bool) -> dict[str, Any]:
 
 def _shown_unsent(row: asyncpg.Record) -> dict[str, Any]:
     waiting = waiting_of({**row, "inputs": 1})
-    kept = {name: value for name, value in plain(row).items() if name not in ("detail", "workflow_id")}
+    kept = {name: value for name, value in row_as_json(row).items() if name not in ("detail", "workflow_id")}
     return {**kept, "reason": waiting.reason, "what_to_do": waiting.what_to_do}

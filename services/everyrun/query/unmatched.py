@@ -1,4 +1,4 @@
-"""Runs that no input is known for: by reason, and since when."""
+"""Define the route of unmatched runs: runs without a known input."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from typing import Annotated, Any
 import asyncpg
 from fastapi import FastAPI, Query
 
-from everyrun.http import ApiError, scope
+from everyrun.http import InvalidFieldError, scope
 from everyrun.openapi import answers
 from everyrun.projection.rules.match import REASONS
 from everyrun.projection.rules.merge import instant
-from everyrun.query import cursor as cursors
 from everyrun.query.answers import Unmatched
-from everyrun.query.paging import after, clean, plain
+from everyrun.query.paging import check_text, next_cursor, read_cursor, row_as_json
 from everyrun.settings import Settings
 from everyrun.store.sql import beside
 
@@ -29,28 +28,28 @@ def unmatched_routes(app: FastAPI, settings: Settings, pool: asyncpg.Pool) -> No
     async def unmatched(
         reason: Annotated[str | None, Query(description=f"One of {', '.join(REASONS)}.")] = None,
         batch_id: Annotated[str | None, Query(min_length=1, max_length=255)] = None,
-        alarming: Annotated[bool | None, Query(description="Only those that are alarming, or only the others.")] = None,
+        alarming: Annotated[bool | None, Query(description="Only alarming runs, or only the others.")] = None,
         cursor: str | None = None,
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     ) -> dict[str, Any]:
-        """Runs that no input is known for, longest known first, and how many there are of each reason.
+        """List runs without a known input, oldest first, and count them by reason.
 
-        One is alarming when it has waited longer than EVERYRUN_UNMATCHED_AFTER: until then its batch may still come.
+        A run is alarming if it was first seen longer than EVERYRUN_UNMATCHED_AFTER ago. Until then, the event of its
+        batch may still arrive.
         """
-        clean(reason=reason, batch_id=batch_id)
+        check_text(reason=reason, batch_id=batch_id)
         if reason is not None and reason not in REASONS:
-            message = f"reason: there is no reason {reason!r}; known are {', '.join(REASONS)}"
-            raise ApiError(422, "INVALID_REQUEST", message, field="reason")
+            raise InvalidFieldError("reason", f"{reason!r} is unknown; known reasons: {', '.join(REASONS)}")
         filters = {"unmatched": "", "reason": reason, "batch_id": batch_id, "alarming": alarming}
-        since, _, run_id = (after(filters, cursor) or "").partition("/")
+        since, _, run_id = (read_cursor(filters, cursor) or "").partition("/")
         async with pool.acquire() as c, c.transaction(isolation="repeatable_read", readonly=True):
             by_reason = await c.fetch(_sql["unmatched_by_reason"], deadline)
-            place = (instant(since), run_id or None)
-            rows = await c.fetch(_sql["unmatched_runs"], deadline, reason, batch_id, alarming, *place, limit + 1)
-        shown = [plain(row) for row in rows[:limit]]
-        last = f"{shown[-1]['first_seen']}/{shown[-1]['run_id']}" if len(rows) > limit else ""
+            last = (instant(since), run_id or None)
+            rows = await c.fetch(_sql["unmatched_runs"], deadline, reason, batch_id, alarming, *last, limit + 1)
         return {
-            "unmatched": shown,
+            "unmatched": [row_as_json(row) for row in rows[:limit]],
             "by_reason": {r["reason"]: {"runs": r["runs"], "alarming": r["alarming"]} for r in by_reason},
-            "next_cursor": cursors.make(filters, last) if last else None,
+            "next_cursor": next_cursor(
+                filters, rows, limit, lambda row: f"{row['first_seen'].isoformat()}/{row['run_id']}"
+            ),
         }
