@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: written beside their place, synced, then renamed."""
+"""Write files atomically: to a temporary file in the same folder, which is synced and then renamed."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from typing import IO, Any
 
 @contextmanager
 def whole_binary(path: Path, *, mode: int | None = None, new: bool = False) -> Iterator[IO[bytes]]:
-    """Open a file for writing that takes its place at ``path`` if the block ends without an error.
+    """Open a file for writing that replaces ``path`` if the block ends without an error.
 
-    Until then, and after an error, ``path`` holds what it held before. A link is followed. What is no regular file (a
-    pipe, /dev/stdout) is written directly. ``mode`` sets the permissions; by default they are those of the file that is
-    replaced, whose owner is kept, or what the umask leaves. With ``new``, raises FileExistsError for a file that is
-    there already. Raises OSError.
+    Until then, and after an error, ``path`` is unchanged. Links are followed. A path that is not a regular file (a
+    pipe, /dev/stdout) is written directly. ``mode`` sets the permissions; by default a replaced file keeps its
+    permissions and owner, and a new one follows the umask. With ``new``, raises FileExistsError if the file exists.
+    Raises OSError.
     """
     try:
         there: os.stat_result | None = os.stat(path)
@@ -42,13 +42,13 @@ def whole_binary(path: Path, *, mode: int | None = None, new: bool = False) -> I
             yield file
             file.flush()
             if there is not None:
-                # Its owner's, as before, where we may; the superuser writes files of others.
+                # Keep the owner if we may change it: the superuser may write files of other users.
                 with contextlib.suppress(OSError):
                     os.fchown(file.fileno(), there.st_uid, there.st_gid)
             os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
         if new:
-            # A link fails where a rename would replace what came meanwhile.
+            # A link fails if another process has made the file meanwhile; a rename would replace it.
             os.link(name, place)
         else:
             os.replace(name, place)
@@ -62,26 +62,26 @@ def whole_binary(path: Path, *, mode: int | None = None, new: bool = False) -> I
 
 @contextmanager
 def whole(path: Path, *, newline: str | None = "\n", **more: Any) -> Iterator[IO[str]]:
-    """Open a text file as :func:`whole_binary` does, in UTF-8 whatever the locale says.
+    """Open a text file as :func:`whole_binary` does, in UTF-8 in every locale.
 
-    A lone surrogate, which UTF-8 cannot hold, is written as its escape (``\\ud83d``), as JSON writes it.
+    A lone surrogate, which UTF-8 cannot encode, is written as its escape (``\\ud83d``), as in JSON.
     """
     with whole_binary(path, **more) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline=newline)
         yield text
         text.flush()
-        # So that the end of the wrapper does not close the file, which is synced after this.
+        # Keep the file open when the wrapper ends, because it is synced after this.
         text.detach()
 
 
 def write_text(path: Path, text: str, **more: Any) -> None:
-    """Write a text file whole, in UTF-8. Raises OSError."""
+    """Write a text file atomically, in UTF-8. Raises OSError."""
     with whole(path, **more) as file:
         file.write(text)
 
 
 def write_bytes(path: Path, content: bytes, **more: Any) -> None:
-    """Write a file whole. Raises OSError."""
+    """Write a file atomically. Raises OSError."""
     with whole_binary(path, **more) as file:
         file.write(content)
 
@@ -90,7 +90,7 @@ def _beside(place: Path, shown: Path) -> tuple[int, str]:
     try:
         return tempfile.mkstemp(prefix=f".{place.name[:100]}.", suffix=".part", dir=place.parent)
     except OSError as error:
-        # Named by what was asked for, not by a name that nobody chose.
+        # Name the path that the caller gave, not the temporary file.
         raise type(error)(error.errno, error.strerror, str(shown)) from None
 
 
@@ -101,7 +101,7 @@ def _umask() -> int:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename last. Some file systems cannot sync a folder; the file itself is synced by then."""
+    """Make a rename durable. Some file systems cannot sync a folder; the file itself is already synced."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -1,8 +1,8 @@
-"""Points at which a process can be made to kill itself with -9: for tests only, never set in production.
+"""Kill this process with SIGKILL at a named point. For tests only; never set it in production.
 
-``EVERYRUN_FAILPOINTS`` names points, comma separated. A process that comes to one of them kills itself, once: a file
-``failpoints/POINT`` in ``EVERYRUN_DATA_DIR`` says that it was done, so the process started after it goes on. A test
-that makes the file disarms the point, and arms it by taking the file away.
+``EVERYRUN_FAILPOINTS`` names points, separated by commas. A process that reaches one of them kills itself, once: it
+first makes the file ``failpoints/POINT`` in ``EVERYRUN_DATA_DIR``, so the restarted process continues. A test disarms
+a point by making the file, and arms it again by removing the file.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 VARIABLE = "EVERYRUN_FAILPOINTS"
 
-#: Every point, in the order in which an input comes by. "Before" and "after" are of the step that is named.
+#: Every point, in the order in which an input passes them. "before" and "after" refer to the named step.
 POINTS = (
     "intake.before_commit",
     "intake.after_commit",
@@ -48,16 +48,16 @@ POINTS = (
 
 _armed = frozenset(filter(None, os.environ.get(VARIABLE, "").split(",")))
 if unknown := _armed.difference(POINTS):
-    raise SystemExit(f"{VARIABLE} names no points of ours: {', '.join(sorted(unknown))}")
+    raise SystemExit(f"{VARIABLE} names unknown points: {', '.join(sorted(unknown))}")
 
 
 def done(data_dir: Path, point: str) -> Path:
-    """The file that says that the point has killed its process."""
+    """Return the path of the file that records that a point has killed its process."""
     return data_dir / "failpoints" / point
 
 
 def hit(point: str) -> None:
-    """Kill this process here, where the point is armed and has not done so yet; else nothing."""
+    """Kill this process if the point is armed and has not killed one yet."""
     if point in _armed:
         _kill(done(Path(os.environ.get("EVERYRUN_DATA_DIR", ".everyrun")), point))
 

@@ -118,7 +118,7 @@ class _Guard:
             return
         try:
             found = await self._caller(asgi)
-        except tokens.NotLevelError as error:
+        except tokens.RevocationsUnknownError as error:
             await _answer(error, _STATUS[Unavailable])(asgi, receive, send)
             return
         except self._unavailable as error:

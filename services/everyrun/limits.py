@@ -1,4 +1,4 @@
-"""What one HTTP request may take of us: bytes and lines before its body, bytes of its body, and time for each."""
+"""Limit an HTTP request: bytes and lines before its body, and the time for its head and its body."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 AsgiApp = Callable[[Any, Any, Any], Awaitable[None]]
 
-#: The request line and the headers together, in bytes; and how many headers.
+#: Maximum size of the request line and the headers together, and maximum number of headers.
 HEAD_BYTES = 32 << 10
 HEAD_LINES = 100
-#: Seconds in which they must have come, from the request's first byte. A connection without one is idle, and closed
-#: after EVERYRUN_KEEP_ALIVE, also if it never had a request: load balancers open connections ahead.
+#: Seconds from the first byte of a request to the end of its head. A connection without a request is idle, and closed
+#: after EVERYRUN_KEEP_ALIVE, even if it never had one, because load balancers open connections ahead.
 HEAD_WITHIN = 10.0
-#: A body has so many seconds, and one more for each so many bytes that came: what is slower is given up.
+#: Seconds for a body, and the bytes that earn it one more second. A slower body is given up.
 BODY_WITHIN = 25.0
-BODY_BYTES_A_SECOND = 4 << 10
-#: What still comes of a request after its answer is read for so many seconds, so that the answer is not reset unread.
+BODY_BYTES_PER_SECOND = 4 << 10
+#: Seconds for which the rest of a request is read after its response, so that the client can read the response.
 LINGER = 10.0
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP/1.1, which has no limits of its own on what comes before a body, and on how slowly it comes."""
+    """uvicorn's HTTP/1.1 protocol with limits on the size and the time of a request's head."""
 
     _in_head = False
     _head = 0
@@ -34,17 +34,17 @@ class LimitedProtocol(HttpToolsProtocol):
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A client came: its first request must follow."""
+        """Wait for the first request."""
         super().connection_made(transport)
         self._arm(self.timeout_keep_alive)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It went."""
+        """Stop the timer."""
         self._disarm()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came; refuse a head that does not end."""
+        """Parse data, and refuse a head that is too large or too slow."""
         was_in_head = self._in_head
         super().data_received(data)
         if self.transport.is_closing():
@@ -52,7 +52,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if not self._in_head:
             self._bound_idleness()
             return
-        # The part that a head began in holds what was before it too; it is checked whole when it ends.
+        # The data in which a head begins may hold an earlier request too. The whole head is checked when it ends.
         self._head += len(data) if was_in_head else 0
         if self._head > HEAD_BYTES:
             self._refuse()
@@ -60,13 +60,13 @@ class LimitedProtocol(HttpToolsProtocol):
             self._arm(HEAD_WITHIN)
 
     def on_message_begin(self) -> None:
-        """A request's first byte."""
+        """Start to count a head."""
         self._disarm()
         self._in_head, self._whole, self._head = True, False, 0
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        """Its headers are whole."""
+        """Check the size of the head."""
         self._in_head = False
         self._disarm()
         size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
@@ -76,23 +76,23 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        """Its body is whole."""
+        """Note that the whole request was read."""
         self._whole = True
         self._disarm()
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """It is answered."""
+        """Limit the time for the rest of the request, if it was not read completely."""
         super().on_response_complete()
         if not self._whole:
             self._arm(LINGER)
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no request of HTTP, or one whose head is too large."""
+        """Answer a malformed request with 400, or one whose head is too large with 431."""
         if not self._refused:
             super().send_400_response(msg)
             return
-        body = b'{"code":"HEADERS_TOO_LARGE","message":"too many headers, or too long"}'
+        body = b'{"code":"HEADERS_TOO_LARGE","message":"the headers are too many or too long"}'
         size = str(len(body)).encode()
         head = STATUS_LINE[431] + b"content-type: application/json\r\ncontent-length: " + size
         self.transport.write(head + b"\r\nconnection: close\r\n\r\n" + body)
@@ -103,7 +103,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self.send_400_response("")
 
     def _bound_idleness(self) -> None:
-        """Close later what is idle. Line breaks between requests begin none, and end uvicorn's own keep-alive timer."""
+        """Close an idle connection later. Line breaks between requests stop uvicorn's own timer, but are no request."""
         answered = self.cycle is None or self.cycle.response_complete
         if answered and self._whole and self._timer is None and self.timeout_keep_alive_task is None:
             self._arm(self.timeout_keep_alive)
@@ -123,8 +123,8 @@ class LimitedProtocol(HttpToolsProtocol):
             self.transport.close()
 
 
-def patient(app: AsgiApp, clock: Callable[[], float] = time.monotonic) -> AsgiApp:
-    """``app`` with bodies that must come in time: one that is too slow ends for it as if the client had gone."""
+def with_body_timeout(app: AsgiApp, clock: Callable[[], float] = time.monotonic) -> AsgiApp:
+    """Wrap ``app`` so that a body that arrives too slowly ends as if the client had disconnected."""
 
     async def asgi(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -142,8 +142,8 @@ def patient(app: AsgiApp, clock: Callable[[], float] = time.monotonic) -> AsgiAp
                     message = await receive()
             except TimeoutError:
                 return {"type": "http.disconnect"}
-            # Only waiting for the client counts, not what the app does meanwhile.
-            left += len(message.get("body", b"")) / BODY_BYTES_A_SECOND - (clock() - began)
+            # Count only the wait for the client, not the work of the app.
+            left += len(message.get("body", b"")) / BODY_BYTES_PER_SECOND - (clock() - began)
             left = min(left, BODY_WITHIN)
             whole = not message.get("more_body")
             return message

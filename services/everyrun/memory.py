@@ -1,4 +1,4 @@
-"""Memory of processes that carry many records: cycles looked for seldom, what was freed given back."""
+"""Reduce the cost of memory in processes that handle many records."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import asyncio
 import ctypes
 import gc
 
-#: Objects made, less those freed, before the youngest are looked through. The default of 700 has the collector walk
-#: through a poll's records again and again, of which none is in a cycle: reference counts free them.
+#: New objects after which the garbage collector looks through the youngest generation. With the default of 700 it would
+#: walk through the records of a poll many times, although none is in a cycle and reference counts free them.
 _YOUNG = 100_000
-#: Seconds between two times of giving back.
+#: Seconds between two releases of memory.
 _EVERY = 20.0
 
 
-def collect_seldom() -> None:
-    """From now on leave alone what is there already, and look for cycles among the rest seldom."""
+def reduce_garbage_collection() -> None:
+    """Exclude all present objects from garbage collection, and look for cycles among new ones rarely."""
     gc.freeze()
     gc.set_threshold(_YOUNG, 20, 100)
 
 
-async def give_back() -> None:
-    """Every twenty seconds, for ever, give back to the system what the C library holds of freed memory.
+async def keep_releasing_memory() -> None:
+    """Every twenty seconds, for ever, return freed memory from the C library to the system.
 
-    glibc gives back only what lies above everything still in use: after one large poll a process stays as large as
-    it ever was. A process that looks for cycles seldom looks for them now: the oldest it would never look through.
+    glibc alone returns only memory above everything in use, so a process would stay as large as its largest poll. After
+    :func:`reduce_garbage_collection`, also collect cycles, because the oldest generation would never be collected.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     while True:

@@ -1,7 +1,7 @@
-"""What the OpenAPI documents of our HTTP APIs say of answers: the type of each success, and every error.
+"""Describe the responses of our HTTP APIs in their OpenAPI documents: the type of each success, and every error.
 
-A route says what it answers with ``@answers(Type, {404: "..."})`` below its path. What every call can give (401, 403,
-422, 503, 504, …) is added here, by what the call has: parameters, a body. Nothing of it runs when a call is answered.
+A route declares its responses with ``@answers(Type, {404: "..."})`` below its path. Responses that any call can have
+(401, 403, 422, 503, 504, …) are added here, depending on its parameters and body. None of this runs during a call.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ _Route = TypeVar("_Route", bound=Callable[..., Any])
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """An answer that is not a success."""
+    """The body of an error response."""
 
-    code: Annotated[str, Meta(description="What is wrong, for programs; the status alone may mean several things.")]
+    code: Annotated[str, Meta(description="What is wrong, for programs. One status may have several codes.")]
     message: Annotated[str, Meta(description="What is wrong and what to do, for people. The wording may change.")]
     field: Annotated[
-        str | UnsetType, Meta(description="The parameter or the field of the body that is to blame, if one is.")
+        str | UnsetType, Meta(description="The parameter, or the field of the body, that is wrong, if it is one.")
     ] = UNSET
 
 
 class Forbidden(Problem, frozen=True, kw_only=True):
-    """The token is valid, and not for this call."""
+    """The token is valid, but not for this call."""
 
     scope: Annotated[str, Meta(description="The scope that the token lacks: submit, read or operate.")]
 
 
 class Answers(msgspec.Struct, frozen=True):
-    """What a route answers: the type of its success, its own errors, and types that only a schema refers to."""
+    """The responses of a route: the type of its success, its own errors, and types that only a schema refers to."""
 
     success: Any
     errors: Mapping[int, str | tuple[str, Any]]
@@ -50,9 +50,9 @@ class Answers(msgspec.Struct, frozen=True):
 def answers(
     success: Any, errors: Mapping[int, str | tuple[str, Any]] | None = None, *, also: Sequence[Any] = ()
 ) -> Callable[[_Route], _Route]:
-    """Say what the route below answers: a msgspec type, and the errors of its own by status.
+    """Declare the responses of the route below: the msgspec type of a success, and its own errors by status.
 
-    An error is a sentence with its codes, or that and the type of its body.
+    An error is a sentence that begins with its code, or a pair of that and the type of its body.
     """
 
     def mark(route: _Route) -> _Route:
@@ -63,28 +63,28 @@ def answers(
 
 
 def answers_of(route: APIRoute) -> Answers | None:
-    """Return what a route says it answers, or None if it says nothing."""
+    """Return the responses that a route declares, or None."""
     found: Answers | None = getattr(route.endpoint, _MARK, None)
     return found
 
 
-#: What every call can answer.
+#: Errors that any call can have.
 _ALWAYS: Mapping[int, str | tuple[str, Any]] = {
-    401: "UNAUTHORIZED: no token, or one that is unknown, expired or revoked; the answer is the same for each.",
-    403: ("FORBIDDEN: the token lacks the scope that is named.", Forbidden),
+    401: "UNAUTHORIZED: the token is missing, unknown, expired or revoked. The response is the same for each.",
+    403: ("FORBIDDEN: the token lacks a scope; `scope` names it.", Forbidden),
     503: "UNAVAILABLE: the database or Kafka does not answer, or the service is catching up with the log. BUSY: too "
-    "many such calls are in progress. Retry after the seconds of Retry-After.",
-    504: "TOO_SLOW: the database took too long for this call. Ask for less, or try again later.",
+    "many such calls are in progress. Retry after the number of seconds in Retry-After.",
+    504: "TOO_SLOW: the database took too long for this call. Ask for less, or retry later.",
 }
 _INVALID: Mapping[int, str] = {422: "INVALID_REQUEST: a parameter or a field of the body is wrong; `field` names it."}
 _WITH_BODY: Mapping[int, str] = {
     400: "INCOMPLETE: the body ended early or came too slowly. UNREADABLE: it could not be read at all.",
-    413: "TOO_LARGE: the body is larger than the limit that is named.",
+    413: "TOO_LARGE: the body is larger than the limit in the message.",
 }
 
 
 def document(app: FastAPI) -> dict[str, Any]:
-    """Return the OpenAPI document of an application, with the answers that its routes declare."""
+    """Return the OpenAPI document of an application, with the responses that its routes declare."""
     found = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     types: list[Any] = [Problem]
     operations = [
@@ -142,5 +142,5 @@ def _response(text: str, schema: Any) -> dict[str, Any]:
 
 
 def any_of(*types: type) -> Meta:
-    """Describe a value that is one of several structs, which must be named as ``also`` in ``answers``."""
+    """Describe a value that is one of several structs. Pass the structs as ``also`` to ``answers``."""
     return Meta(extra_json_schema={"anyOf": [{"$ref": REF.format(name=one.__name__)} for one in types]})

@@ -1,6 +1,6 @@
-"""Texts without secrets: what is said by others, and what goes into a log, may hold a link, a token or a password.
+"""Remove secrets from texts. Error messages and log lines may hold a link, a token or a password.
 
-This is the one place that knows the installation's secrets. ``settings.load`` hands them over.
+Only this module knows the installation's secrets. ``settings.load`` passes them to it.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 HIDDEN = "[hidden]"
 
-#: The user of a URL, its query; what h11 refuses to send as a header; what follows Bearer or Basic; tokens and keys by
-#: their form; rows in Postgres's errors.
+#: Header values that h11 refuses to send; the user and the query of a URL; values after Bearer or Basic; tokens and
+#: keys by their form; rows in Postgres's errors.
 _FORMS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"(Illegal header value )b?(['\"]).*?\2(?=$|[\s,;)])", re.DOTALL), rf"\1{HIDDEN}"),
     (re.compile(r"([a-z][a-z0-9+.-]*://)[^\s/?#@\"'<>\\]+@", re.IGNORECASE), rf"\1{HIDDEN}@"),
@@ -25,14 +25,14 @@ _FORMS: tuple[tuple[re.Pattern[str], str], ...] = (
 )
 
 
-#: Shorter texts are too common to be hidden wherever they stand.
+#: Minimum length of a secret to be hidden. Shorter texts are too common.
 _LEAST = 6
 _known: set[str] = set()
 _exact: re.Pattern[str] | None = None
 
 
 def remember(secrets: Iterable[str]) -> None:
-    """Hide these texts from now on, in every text of this process: as they are and as JSON, Python or a URL write them.
+    """Hide these texts from now on in every text of this process, also as JSON, Python or a URL would write them.
 
     Texts of fewer than six characters are not hidden.
     """
@@ -45,7 +45,7 @@ def remember(secrets: Iterable[str]) -> None:
 
 
 def passwords_of(dsn: str) -> list[str]:
-    """Return the passwords that a dsn of Postgres holds, before the host or as a parameter; none if it is no URL."""
+    """Return the passwords in a Postgres dsn, before the host or as a parameter. Return none if it is not a URL."""
     try:
         parts = urlsplit(dsn)
         given = [unquote(parts.password or ""), *parse_qs(parts.query).get("password", [])]
@@ -55,7 +55,7 @@ def passwords_of(dsn: str) -> list[str]:
 
 
 def redact(text: str) -> str:
-    """Return the text without the installation's secrets, and without what looks like a secret."""
+    """Return a text without the installation's secrets, and without anything that looks like a secret."""
     if _exact is not None:
         text = _exact.sub(HIDDEN, text)
     for form, instead in _FORMS:
@@ -64,8 +64,8 @@ def redact(text: str) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """Return an error's type and text without secrets, fit to be kept and shown.
+    """Return an error's type and text without secrets, safe to store and to show.
 
-    The text of a library's error may hold what it was given: a header, an address, a row.
+    The text of a library's error may hold its input: a header, an address, a row.
     """
     return redact(f"{type(error).__name__}: {error}".removesuffix(": "))

@@ -1,7 +1,7 @@
-"""Which changes of an event's schema would break a reader: of old events by our code, of new ones by a consumer's.
+"""Find changes of an event's schema that would break a reader: our code with old events, or consumers with new ones.
 
-The rules are in docs/reference/compatibility.md. ``python -m everyrun.schema_compatibility``
-keeps copies of the schemas as they are released; a test compares the present ones with those.
+The rules are in docs/reference/compatibility.md. ``python -m everyrun.schema_compatibility`` stores copies of released
+schemas, and a test compares the present ones with them.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 
 Schema = Mapping[str, Any]
 
-#: What a schema says for people, or what is allowed to differ.
+#: Keywords that may differ, because they only describe.
 _WORDS = {"$schema", "$id", "$defs", "title", "description", "examples", "default"}
-#: Bounds, and whether a greater one is narrower.
+#: Bounds. True if a greater bound is narrower.
 _BOUNDS = {
     **dict.fromkeys(("minimum", "exclusiveMinimum", "minLength", "minItems"), True),
     **dict.fromkeys(("maximum", "exclusiveMaximum", "maxLength", "maxItems"), False),
@@ -24,7 +24,7 @@ _BOUNDS = {
 
 
 def breaks(released: Schema, present: Schema) -> list[str]:
-    """What of the present schema would break a reader, each with the field's path; empty where nothing would."""
+    """Return the changes in the present schema that would break a reader, each with the path of its field."""
     return list(_compare(released, present, _Refs(released, present), ""))
 
 
@@ -33,11 +33,11 @@ class _Refs:
         self._released, self._present = released.get("$defs", {}), present.get("$defs", {})
 
     def old(self, schema: Schema) -> Schema:
-        """The schema that is meant, of the released document."""
+        """Follow references in the released document."""
         return self._follow(schema, self._released)
 
     def new(self, schema: Schema) -> Schema:
-        """The schema that is meant, of the present document."""
+        """Follow references in the present document."""
         return self._follow(schema, self._present)
 
     @staticmethod
@@ -59,21 +59,21 @@ def _compare(released: Schema, present: Schema, refs: _Refs, path: str) -> Itera
         if isinstance(old.get(name), Mapping) and isinstance(new.get(name), Mapping):
             yield from _compare(old[name], new[name], refs, f"{path}[]")
         elif old.get(name) not in (None, True, {}) and old.get(name) != new.get(name):
-            yield f"{where}: {name} is another"
+            yield f"{where}: {name} differs"
         elif new.get(name) not in (None, True, {}) and name == "additionalProperties" and not old.get(name):
-            yield f"{where}: {name} narrows what was open"
+            yield f"{where}: {name} restricts values that were allowed"
     yield from _variants(old, new, refs, path)
     known = _WORDS | set(_BOUNDS) | {"type", "enum", "const", "properties", "required", "items"}
     known |= {"additionalProperties", "anyOf", "prefixItems"}
     for name in sorted({*old, *new} - known):
         if old.get(name) != new.get(name):
-            yield f"{where}: {name} is another"
+            yield f"{where}: {name} differs"
 
 
 def _types(old: Schema, new: Schema, where: str) -> Iterator[str]:
     before, after = _type_set(old), _type_set(new)
     for name in sorted(before - after):
-        yield f"{where}: the type {name} is narrowed away, and events in the log have it"
+        yield f"{where}: the type {name} is removed, and events in the log have it"
     for name in sorted(after - before):
         yield f"{where}: the type {name} is new, and consumers do not expect it"
 
@@ -88,14 +88,14 @@ def _values(old: Schema, new: Schema, where: str) -> Iterator[str]:
     if before is None and after is None:
         return
     if before is None:
-        yield f"{where}: only some values are allowed now"
+        yield f"{where}: only some values are allowed now, and events in the log may have others"
     elif after is None:
-        yield f"{where}: any value is allowed now, and consumers match those that were"
+        yield f"{where}: any value is allowed now, and consumers expect only the former ones"
     else:
         for value in sorted(before - after):
-            yield f"{where}: the value {value} is no longer one, and events in the log have it"
+            yield f"{where}: the value {value} is removed, and events in the log have it"
         for value in sorted(after - before):
-            yield f"{where}: the value {value} is new, and consumers match every one there is"
+            yield f"{where}: the value {value} is new, and consumers do not expect it"
 
 
 def _value_set(schema: Schema) -> set[str] | None:
@@ -119,7 +119,7 @@ def _fields(old: Schema, new: Schema, refs: _Refs, path: str) -> Iterator[str]:
             yield f"{field}: the field is removed"
             continue
         if name in always and name not in still:
-            yield f"{field}: the field may be absent now, and consumers count on it"
+            yield f"{field}: the field may be absent now, and consumers expect it"
         if name in still and name not in always:
             yield f"{field}: the field is required now, and events in the log lack it"
         yield from _compare(schema, after[name], refs, field)
@@ -144,7 +144,7 @@ def _branches(schema: Schema) -> list[Schema]:
 
 
 def release(schemas: Path, released: Path) -> list[str]:
-    """Keep a copy of each schema whose version has none yet; their names. What was released is never written over."""
+    """Copy each schema whose version has no copy yet, and return their names. Never overwrite a released one."""
     made = []
     for path in sorted(schemas.glob("*.json")):
         version = json.loads(path.read_text())["$id"].rpartition("/")[2]

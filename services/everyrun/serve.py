@@ -1,4 +1,4 @@
-"""How each service runs as a process: health, signals, an orderly end."""
+"""Run a service as a process: HTTP server, health paths, metrics, signals and a graceful end."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from prometheus_client.registry import Collector
 
 from everyrun import telemetry
 from everyrun.health import Health
-from everyrun.limits import LimitedProtocol, patient
-from everyrun.memory import give_back
+from everyrun.limits import LimitedProtocol, with_body_timeout
+from everyrun.memory import keep_releasing_memory
 from everyrun.redact import redact
 from everyrun.settings import Settings, SettingsError, listen_address, load
 
@@ -28,22 +28,22 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 AsgiApp = Callable[[Any, Any, Any], Awaitable[None]]
 
 
-#: A process that was asked to end does so within so many seconds, whatever it waits for.
+#: Seconds within which a process ends after a signal, whatever it waits for.
 END_WITHIN = 8.0
 
 
 class _Ready(Collector):
-    """``everyrun_ready`` (0 if readyz answers 503), and ``everyrun_waiting`` for each part that does not work."""
+    """Exports ``everyrun_ready`` (0 if readyz answers 503), and ``everyrun_waiting`` for each broken part."""
 
     def __init__(self, health: Health) -> None:
         self._health = health
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """Both, as they are now."""
+        """Yield both metrics."""
         status, _ = self._health.answer("/readyz")
-        what = "Whether the process can do what its callers ask."
+        what = "1 if the process can serve its callers."
         yield GaugeMetricFamily("everyrun_ready", what, value=float(status == 200))
-        what = "1 for each part that does not work, needed or not."
+        what = "1 for each part that does not work, even if it is not needed."
         waiting = GaugeMetricFamily("everyrun_waiting", what, labels=["part"])
         for part in self._health.waiting:
             waiting.add_metric([part], 1)
@@ -51,9 +51,9 @@ class _Ready(Collector):
 
 
 def with_health(health: Health, app: AsgiApp | None = None, registry: CollectorRegistry | None = None) -> AsgiApp:
-    """An ASGI application that answers the two health paths and ``/metrics`` itself, without a token.
+    """Return an ASGI application that answers ``/healthz``, ``/readyz`` and ``/metrics`` without a token.
 
-    It hands on the rest. ``registry`` has the service's own metrics; the process's, and whether it is ready, are added.
+    It passes other requests to ``app``. Metrics of the process and its health are added to ``registry``.
     """
     shown = registry if registry is not None else CollectorRegistry()
     shown.register(_Ready(health))
@@ -68,20 +68,20 @@ def with_health(health: Health, app: AsgiApp | None = None, registry: CollectorR
         elif app is not None:
             await app(scope, receive, send)
         elif scope["type"] == "http":
-            await respond(send, 404, b'{"code":"NOT_FOUND","message":"only /healthz and /readyz are here"}')
+            await respond(send, 404, b'{"code":"NOT_FOUND","message":"there are only /healthz, /readyz and /metrics"}')
 
     return asgi
 
 
 async def respond(send: Send, status: int, body: bytes, content_type: bytes = b"application/json") -> None:
-    """Send one whole HTTP answer."""
+    """Send a complete HTTP response."""
     headers = [(b"content-type", content_type), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its own signal handling: the process's signals are ours."""
+    """uvicorn without its own signal handling, because ``run_service`` handles signals."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Any:
@@ -92,14 +92,14 @@ class _Server(uvicorn.Server):
 async def http_server(
     listen: str, app: AsgiApp, drain: float = 5.0, *, dated: bool = True, keep_alive: int = 75
 ) -> Any:
-    """Serve ``app`` on ``host:port`` while the block runs; at its end requests under way get ``drain`` seconds.
+    """Serve ``app`` on ``host:port`` while the block runs. At its end, requests in progress get ``drain`` seconds.
 
-    Idle connections are closed after ``keep_alive`` seconds. ``dated`` answers carry our clock's Date header. Heads and
-    slow bodies have limits (:mod:`everyrun.limits`); how large a body may be, the app says.
+    Idle connections are closed after ``keep_alive`` seconds. If ``dated``, responses carry a Date header. Headers and
+    slow bodies are limited (:mod:`everyrun.limits`); the app limits the size of bodies.
     """
     host, port = listen_address(listen)
     config = uvicorn.Config(
-        patient(app),
+        with_body_timeout(app),
         http=LimitedProtocol,
         ws="none",
         proxy_headers=False,
@@ -128,7 +128,7 @@ async def http_server(
 
 
 def stop_on_signals() -> asyncio.Event:
-    """An event that SIGTERM and SIGINT set, also where SIGINT was inherited as ignored (a shell's background job)."""
+    """Return an event that SIGTERM and SIGINT set, even if SIGINT was inherited as ignored (a background job)."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -144,11 +144,10 @@ def run_service(
     *,
     fast_loop: bool = False,
 ) -> None:
-    """Run ``main(settings, stop)`` as the process of service ``name``; it returns soon after ``stop`` is set.
+    """Run ``main(settings, stop)`` as the process of a service. ``main`` must return soon after ``stop`` is set.
 
-    ``fast_loop`` runs it on uvloop, for services that answer many small requests.
-
-    Ends the process with status 2, and the variables' names on standard error, where a needed setting is missing.
+    If a needed setting is missing or wrong, end with status 2 and name its variable on standard error. ``fast_loop``
+    uses uvloop, for services that answer many small requests.
     """
     try:
         settings = load().need(*needs)
@@ -160,13 +159,13 @@ def run_service(
     async def body() -> None:
         stop = stop_on_signals()
         work, stopped = asyncio.create_task(main(settings, stop)), asyncio.create_task(stop.wait())
-        giving_back = asyncio.create_task(give_back())
+        releasing = asyncio.create_task(keep_releasing_memory())
         await asyncio.wait([work, stopped], return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
-        giving_back.cancel()
+        releasing.cancel()
         await asyncio.wait([work], timeout=END_WITHIN)
         if not work.done():
-            # It still waits for Kafka or Postgres at its start, or for what does not end: nothing is lost with it.
+            # It still waits at start for Kafka or Postgres, or for something that does not end. Nothing is lost.
             work.cancel()
             await asyncio.wait([work], timeout=1.0)
         if work.done() and not work.cancelled():
@@ -176,6 +175,6 @@ def run_service(
         try:
             runner.run(body())
         except SettingsError as error:
-            # What a setting leads to is known only when it is used.
+            # Some settings turn out to be wrong only when they are used.
             print(f"everyrun {name} cannot start:\n{redact(str(error))}", file=sys.stderr)
             raise SystemExit(2) from None

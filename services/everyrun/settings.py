@@ -1,8 +1,10 @@
-"""Every setting of every service, in one place: an environment variable each, checked at start.
+"""Define every setting of every service. Each is read from an environment variable and checked at start.
 
-A name here in lower case is the environment variable ``EVERYRUN_`` + the name in upper case, but for Extend's own
-``EXTEND_API_KEY`` and ``EXTEND_WORKSPACE_ID``. ``load()`` fails with :class:`SettingsError`, which names the variable
-that is wrong or missing and says what to do.
+The setting ``some_name`` is read from ``EVERYRUN_SOME_NAME``, except Extend's own ``EXTEND_API_KEY`` and
+``EXTEND_WORKSPACE_ID``. ``load()`` raises :class:`SettingsError`, which names the variable that is wrong or missing and
+says what to do.
+
+This module has over 300 lines because it is a list: one setting after the other, with the checks of their values.
 """
 
 from __future__ import annotations
@@ -18,19 +20,19 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from everyrun.errors import Invalid
 from everyrun.redact import passwords_of, remember
 
-#: Without TLS only where the port is written too: as a decision, not as a slip.
+#: Plain http is allowed only if the port is written too, so that it is a decision and not a slip.
 _ORIGIN = re.compile(
     r"(https://[^\s/?#@:]+(:\d+)?|https?://([^\s/?#@:]+|\[[0-9a-fA-F:.]+\]):\d+|https://\[[0-9a-fA-F:.]+\])/?"
 )
 
 Plan = Literal["payg", "scale", "enterprise"]
 
-#: Requests a second in each of GET, WRITE and RUN, by plan (docs.extend.ai/general/rate-limits).
+#: Requests per second in each of the categories GET, WRITE and RUN, by plan (docs.extend.ai/general/rate-limits).
 PLAN_REQUESTS_PER_SECOND: dict[Plan, float] = {"payg": 10.0, "scale": 25.0, "enterprise": 75.0}
 
 
 class SettingsError(Invalid):
-    """A setting is wrong or missing; the text names its environment variable and the remedy."""
+    """A setting is wrong or missing; the text names its environment variable and says what to do."""
 
 
 def _list_of(value: object) -> object:
@@ -40,9 +42,9 @@ def _list_of(value: object) -> object:
 
 
 def _plain(value: Any) -> Any:
-    """Strip the whitespace around a text, of a secret too. Raises ValueError, without the value, for what is invisible.
+    """Strip whitespace around a text or a secret. Raises ValueError, without the value, for invisible characters.
 
-    A key that was read with its line break would be refused by the HTTP client, whose message holds the key.
+    The HTTP client would refuse a key with a line break, and its message would hold the key.
     """
     if isinstance(value, list):
         return [_plain(one) for one in value]
@@ -54,7 +56,7 @@ def _plain(value: Any) -> Any:
     for place, character in enumerate(text, 1):
         if unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp"):
             what = unicodedata.name(character, f"U+{ord(character):04X}")
-            raise ValueError(f"has an invisible character ({what}) at place {place} of {len(text)}; take it out")
+            raise ValueError(f"has an invisible character ({what}) at position {place} of {len(text)}; remove it")
     return text
 
 
@@ -66,12 +68,12 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="EVERYRUN_", extra="ignore", hide_input_in_errors=True)
 
-    # --- where things are
-    data_dir: Path = Field(Path(".everyrun"), description="Folder of an embedded stack; the CLI finds it by this.")
+    # --- addresses and credentials
+    data_dir: Path = Field(Path(".everyrun"), description="Folder of the embedded stack, where the CLI finds it.")
     kafka_bootstrap: str = Field("", description="Kafka brokers, host:port[,host:port].")
-    kafka_replication: int = Field(1, ge=1, description="Replicas of each topic when topics are created.")
+    kafka_replication: int = Field(1, ge=1, description="Replicas of each topic that is created.")
     kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
-        "PLAINTEXT", description="How Kafka is spoken to: PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL."
+        "PLAINTEXT", description="Protocol to Kafka: PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL."
     )
     kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
         "SCRAM-SHA-512", description="With SASL: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512."
@@ -79,14 +81,14 @@ class Settings(BaseSettings):
     kafka_username: str = Field("", description="With SASL: the user.")
     kafka_password: SecretStr = Field(SecretStr(""), description="With SASL: the user's password.")
     kafka_ca_file: FilePath | None = Field(
-        None, description="With SSL: PEM of the authorities that signed the brokers' certificates; else the system's."
+        None, description="With SSL: PEM file of the authorities for the brokers' certificates. Default: the system's."
     )
-    kafka_cert_file: FilePath | None = Field(None, description="With SSL: PEM of our own certificate, if one is asked.")
-    kafka_key_file: FilePath | None = Field(None, description="PEM of its key; else it is in the certificate's file.")
-    kafka_key_password: SecretStr = Field(SecretStr(""), description="The password of the key, where it has one.")
-    topic_prefix: str = Field("everyrun.", description="Put before every topic name and consumer group.")
-    postgres_dsn: SecretStr = Field(SecretStr(""), description="Postgres, as asyncpg and psql take it.")
-    extend_base_url: str = Field("https://api.extend.ai", description="Extend's API, no trailing slash.")
+    kafka_cert_file: FilePath | None = Field(None, description="With SSL: PEM file of a client certificate, if needed.")
+    kafka_key_file: FilePath | None = Field(None, description="PEM file of its key, if not in the certificate's file.")
+    kafka_key_password: SecretStr = Field(SecretStr(""), description="Password of the key, if it has one.")
+    topic_prefix: str = Field("everyrun.", description="Prefix of every topic name and consumer group.")
+    postgres_dsn: SecretStr = Field(SecretStr(""), description="Postgres, in the form that asyncpg and psql accept.")
+    extend_base_url: str = Field("https://api.extend.ai", description="Extend's API, without a trailing slash.")
     extend_api_key: SecretStr = Field(
         SecretStr(""),
         validation_alias=AliasChoices("EXTEND_API_KEY", "EVERYRUN_EXTEND_API_KEY", "extend_api_key"),
@@ -95,146 +97,155 @@ class Settings(BaseSettings):
     extend_workspace_id: str = Field(
         "",
         validation_alias=AliasChoices("EXTEND_WORKSPACE_ID", "EVERYRUN_EXTEND_WORKSPACE_ID", "extend_workspace_id"),
-        description="Workspace, needed with an organization's key.",
+        description="Workspace id, needed with an organization's key.",
     )
 
     # --- our own HTTP services: host:port each
-    submission_listen: str = Field("127.0.0.1:8801", description="Where the submission service listens.")
-    bridge_listen: str = Field("127.0.0.1:8802", description="Where the webhook bridge listens.")
-    query_listen: str = Field("127.0.0.1:8803", description="Where the query service listens.")
-    processor_listen: str = Field("127.0.0.1:8804", description="Where the processor's health listens.")
-    reconciler_listen: str = Field("127.0.0.1:8805", description="Where the reconciler's health listens.")
-    replay_listen: str = Field("127.0.0.1:8806", description="Where the replay service listens.")
+    submission_listen: str = Field("127.0.0.1:8801", description="Address on which the submission service listens.")
+    bridge_listen: str = Field("127.0.0.1:8802", description="Address on which the webhook bridge listens.")
+    query_listen: str = Field("127.0.0.1:8803", description="Address on which the query service listens.")
+    processor_listen: str = Field("127.0.0.1:8804", description="Address of the processor's health and metrics.")
+    reconciler_listen: str = Field("127.0.0.1:8805", description="Address of the reconciler's health and metrics.")
+    replay_listen: str = Field("127.0.0.1:8806", description="Address on which the replay service listens.")
     keep_alive: int = Field(
         75,
         ge=1,
-        description="Idle connections to our services are closed after this long. Must be longer than a load "
-        "balancer before them keeps its own (60 by default, mostly), or it answers some requests with 502.",
+        description="Time after which idle connections to our services are closed. It must be longer than the idle "
+        "timeout of a load balancer in front of them (usually 60), or it answers some requests with 502.",
     )
-    submission_url: str = Field("", description="Where the command line finds the submission service.")
-    query_url: str = Field("", description="Where the command line finds the query service.")
-    bridge_url: str = Field("", description="Where the doctor finds the bridge, if not where it listens.")
+    submission_url: str = Field("", description="URL of the submission service, for the command line.")
+    query_url: str = Field("", description="URL of the query service, for the command line.")
+    bridge_url: str = Field("", description="URL of the bridge, for the doctor. Default: its port on this machine.")
     processor_urls: CommaList = Field(
-        default_factory=list, description="Where the doctor finds the processors, comma separated."
+        default_factory=list, description="URLs of the processors, for the doctor, separated by commas."
     )
-    reconciler_url: str = Field("", description="Where the doctor finds the reconciler.")
-    replay_url: str = Field("", description="Where the doctor finds the replay service.")
-    webhook_url: str = Field("", description="The bridge's address as Extend knows it, for the doctor to compare.")
+    reconciler_url: str = Field("", description="URL of the reconciler, for the doctor.")
+    replay_url: str = Field("", description="URL of the replay service, for the doctor.")
+    webhook_url: str = Field("", description="URL of the bridge as Extend knows it, for the doctor to compare.")
     api_token: SecretStr = Field(
         SecretStr(""),
-        description="A token with every scope, beside those of `everyrun token`; also what the command line carries. "
+        description="A token with every scope, valid beside those of `everyrun token`. The command line uses it too. "
         "At least 16 characters.",
     )
 
-    # --- Extend: how fast, how long
-    plan: Plan = Field("payg", description="Extend's plan: sets the requests a second of each category.")
-    requests_per_second: float | None = Field(None, gt=0, description="Overrides the plan's requests a second.")
+    # --- Extend: rate limits and timeouts
+    plan: Plan = Field("payg", description="Extend's plan, which sets the requests per second of each category.")
+    requests_per_second: float | None = Field(
+        None, gt=0, description="Requests per second of each category, instead of the plan's."
+    )
     budget_share: float = Field(
         0.1,
         gt=0,
         le=1,
-        description="Share of the plan's rate that each process keeps to while the shared budget in Postgres is away.",
+        description="Share of the rate limit for each process while the shared budget in Postgres is unavailable.",
     )
-    call_timeout: float = Field(300.0, gt=0, description="Longest a call to Extend may take.")
+    call_timeout: float = Field(300.0, gt=0, description="Timeout of a call to Extend.")
 
     # --- submission: queue and dispatch
-    upload_max_bytes: int = Field(4 << 30, gt=0, description="Largest upload of inputs taken in.")
-    row_max_bytes: int = Field(900_000, gt=0, description="Largest single input, as JSON.")
-    chunk_max_inputs: int = Field(1000, ge=1, le=1000, description="Inputs a batch; Extend takes 1,000.")
-    chunk_max_bytes: int = Field(900_000, gt=1000, description="JSON bytes a batch, so that one event holds it.")
-    dispatch_workers: int = Field(4, ge=1, le=64, description="Chunks sent at the same time by one process.")
-    dispatch_deadline: float = Field(30.0, gt=0, description="An attempt not begun after this is given up unsent.")
-    doubt_window: float = Field(
-        900.0, gt=0, description="Evidence for a call of unknown outcome is awaited this long after its time-out."
+    upload_max_bytes: int = Field(4 << 30, gt=0, description="Maximum size of an upload of inputs.")
+    row_max_bytes: int = Field(900_000, gt=0, description="Maximum size of one input, as JSON.")
+    chunk_max_inputs: int = Field(1000, ge=1, le=1000, description="Maximum inputs per batch. Extend accepts 1,000.")
+    chunk_max_bytes: int = Field(
+        900_000, gt=1000, description="Maximum size of a batch, as JSON, so that it fits in one event."
     )
-    doubt_resends: int = Field(2, ge=0, description="Times a chunk in doubt is sent again before it is held.")
-    secrets_kept: float = Field(86_400.0, ge=0, description="Presigned URLs are kept this long after settling.")
+    dispatch_workers: int = Field(4, ge=1, le=64, description="Number of chunks that one process sends at a time.")
+    dispatch_deadline: float = Field(
+        30.0, gt=0, description="Time after which an attempt whose call has not begun is given up unsent."
+    )
+    doubt_window: float = Field(
+        900.0, gt=0, description="How long to wait for evidence of a call in doubt, after the timeout of the call."
+    )
+    doubt_resends: int = Field(2, ge=0, description="How often to resend a chunk in doubt before it is held.")
+    secrets_kept: float = Field(
+        86_400.0, ge=0, description="How long to keep presigned URLs after their submission has settled."
+    )
     secrets_kept_unsettled: float = Field(
         30 * 86_400.0,
         ge=0,
-        description="Presigned URLs of a submission that does not settle are kept this long after it was handed in; "
-        "what is not sent by then cannot be sent any more.",
+        description="How long to keep presigned URLs of a submission that does not settle, after it was submitted. "
+        "Inputs that were not sent by then can no longer be sent.",
     )
 
     # --- bridge
     webhook_secrets: Annotated[list[SecretStr], NoDecode] = Field(
-        default_factory=list, description="Signing secrets of the webhook endpoint (wss_...), comma separated."
+        default_factory=list, description="Signing secrets of the webhook endpoint (wss_...), separated by commas."
     )
-    webhook_max_age: int = Field(300, gt=0, description="Oldest webhook taken, by its signed timestamp.")
-    webhook_max_ahead: int = Field(60, ge=0, description="A webhook's timestamp may be this far ahead of our clock.")
+    webhook_max_age: int = Field(300, gt=0, description="Maximum age of a webhook, by its signed timestamp.")
+    webhook_max_ahead: int = Field(60, ge=0, description="Maximum time by which a webhook is ahead of our clock.")
     webhook_max_bytes: int = Field(
-        11 << 20, gt=0, le=11 << 20, description="Largest webhook body taken; as base64 it must fit a record of 16 MiB."
+        11 << 20,
+        gt=0,
+        le=11 << 20,
+        description="Maximum size of a webhook's body. As base64 it must fit in a record of 16 MiB.",
     )
 
     # --- processor
     stalled_after: float = Field(
         120.0,
         gt=0,
-        description="A processor with records waiting and no commit for so long ends itself to be started anew; "
-        "not while Postgres or Kafka is away.",
+        description="Time without a commit after which a processor with waiting records exits, so that it is "
+        "restarted. It does not exit while Postgres or Kafka is unavailable.",
     )
-    processor_index: int = Field(0, ge=0, description="Which of several processors on one machine this is.")
+    processor_index: int = Field(0, ge=0, description="Number of this processor, if one machine runs several.")
 
     # --- query
     unmatched_after: float = Field(
-        3600.0, ge=0, description="A run that no input is known for is alarming this long after it was first seen."
+        3600.0, ge=0, description="Time from first seeing a run without a known input until it is alarming."
     )
 
     # --- reconciler
     foreign_runs_kept: float = Field(
         7 * 86_400.0,
         ge=0,
-        description="Other people's runs of the workspace keep their content in the tables for this long, then only "
-        "their head. The log keeps all of it.",
+        description="How long the tables keep the content of foreign runs (of other callers in the workspace). Later "
+        "they keep only the head. The log keeps everything.",
     )
     signed_url_origins: CommaList = Field(
         default_factory=list,
-        description="Origins (https://host[:port]) that signed payload links may name. One written with its port, or "
-        "with an address for its host, may lead into a private network, others not.",
+        description="Allowed origins of signed payload links (https://host[:port]). An origin may lead to a private "
+        "network only if it is written with its port, or with an IP address as its host.",
     )
-    signed_url_max_bytes: int = Field(64 << 20, gt=0, description="Largest payload fetched from a signed link.")
-    signed_url_timeout: float = Field(30.0, gt=0, description="Longest fetch of a signed link.")
-    poll_first_after: float = Field(60.0, ge=0, description="A batch is first polled this long after it was sent.")
-    poll_every: float = Field(60.0, gt=0, description="An open batch is polled this often at most.")
+    signed_url_max_bytes: int = Field(64 << 20, gt=0, description="Maximum size of a payload behind a signed link.")
+    signed_url_timeout: float = Field(30.0, gt=0, description="Timeout of fetching a signed link.")
+    poll_first_after: float = Field(60.0, ge=0, description="Time from sending a batch to its first poll.")
+    poll_every: float = Field(60.0, gt=0, description="Shortest time between two polls of an open batch.")
     poll_for: float = Field(
-        30 * 86_400.0, gt=0, description="A batch is polled, and its workflow swept, this long after it was sent."
+        30 * 86_400.0, gt=0, description="How long to poll a batch, and to sweep its workflow, after it was sent."
     )
     poll_grace: float = Field(
-        10.0, ge=0, description="A run that changed less than this ago is left to its webhook until the next poll."
+        10.0, ge=0, description="Time after a change of a run during which a poll leaves it to its webhook."
     )
     sweep_every: float = Field(
-        300.0, gt=0, description="Each workflow's runs that changed since the last sweep are listed this often."
+        300.0, gt=0, description="Time between two sweeps of a workflow. A sweep lists the runs changed since the last."
     )
     sweep_in_doubt_every: float = Field(
-        15.0, gt=0, description="The same while the outcome of a call is unknown, back to before that call."
+        15.0, gt=0, description="The same while a call is in doubt. Such a sweep looks back to before that call."
     )
     sweep_margin: float = Field(
-        120.0, ge=0, description="A sweep looks this much further back: Extend's list may lag, and clocks differ."
+        120.0, ge=0, description="How much further back a sweep looks, because Extend's list may lag and clocks differ."
     )
 
     # --- deadlines
     overdue_after: float = Field(
         86_400.0,
         gt=0,
-        description="An input still open this long after its batch was sent, or it was handed in, is overdue.",
+        description="Time after which an open input is overdue, from when its batch was sent, or it was submitted.",
     )
 
     # --- replays
     replay_secret: SecretStr = Field(
-        SecretStr(""), description="Signs what `everyrun replay` sends to an HTTP address (whsec_..., base64)."
+        SecretStr(""), description="Secret that signs events sent by `everyrun replay` over HTTP (whsec_..., base64)."
     )
     replay_origins: CommaList = Field(
         default_factory=list,
-        description="Origins (https://host[:port]) that replays asked for over HTTP may send to; none by default.",
+        description="Origins (https://host[:port]) to which jobs started over HTTP may replay. None by default.",
     )
-    archive_to: str = Field(
-        "", description="The archive that jobs asked for over HTTP write and verify: a folder, or s3://bucket/prefix."
-    )
+    archive_to: str = Field("", description="Archive of jobs started over HTTP: a folder, or s3://bucket/prefix.")
 
     # --- logs
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level written.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Lowest level that is logged.")
 
-    # Validators of this kind run from the last to the first: a list is split before its texts are looked at.
+    # Validators with mode="before" run from the last to the first: a list is split before its texts are checked.
     _stripped = field_validator("*", mode="before")(_plain)
     _commas = field_validator(
         "signed_url_origins", "replay_origins", "webhook_secrets", "processor_urls", mode="before"
@@ -247,8 +258,8 @@ class Settings(BaseSettings):
             text = one.get_secret_value() if isinstance(one, SecretStr) else one
             for place, character in enumerate(text, 1):
                 if not "!" <= character <= "~":
-                    what = "a blank" if character.isspace() else "a character that is not ASCII"
-                    raise ValueError(f"has {what} at place {place} of {len(text)}; copy it again")
+                    what = "a space" if character.isspace() else "a character that is not ASCII"
+                    raise ValueError(f"has {what} at position {place} of {len(text)}; copy it again")
         return value
 
     @field_validator("signed_url_origins", "replay_origins")
@@ -256,14 +267,14 @@ class Settings(BaseSettings):
     def _origins(cls, value: list[str]) -> list[str]:
         for written in value:
             if not _ORIGIN.fullmatch(written):
-                raise ValueError(f"{written!r} is no origin: write https://host, https://host:port or http://host:port")
+                raise ValueError(f"{written!r} is not an origin: use https://host[:port] or http://host:port")
         return value
 
     @field_validator("api_token")
     @classmethod
     def _not_to_be_guessed(cls, value: SecretStr) -> SecretStr:
         if 0 < len(value.get_secret_value()) < 16:
-            raise ValueError("must have at least 16 characters; make one with: openssl rand -hex 32")
+            raise ValueError("must have at least 16 characters; create one with: openssl rand -hex 32")
         return value
 
     @field_validator(
@@ -284,9 +295,9 @@ class Settings(BaseSettings):
         return value
 
     def need(self, *names: str) -> Settings:
-        """Return self if each named setting is given; else raise SettingsError naming those that are not.
+        """Return self. Raises SettingsError, which names the missing settings, if not all of the named ones are set.
 
-        Who needs Kafka needs a user and a password too where SASL is spoken.
+        If Kafka is needed and the protocol is SASL, a user and a password are needed too.
         """
         if "kafka_bootstrap" in names and self.kafka_security_protocol.startswith("SASL"):
             names = (*names, "kafka_username", "kafka_password")
@@ -301,32 +312,32 @@ class Settings(BaseSettings):
         return self
 
     def secrets(self) -> list[str]:
-        """Return the plain text of every secret among the settings, of the dsn its password too: for hiding them."""
+        """Return the plain text of every secret, including the password in the dsn, so that they can be hidden."""
         given = [getattr(self, name) for name in type(self).model_fields]
         kept = [one for value in given for one in (value if isinstance(value, list) else [value])]
         plain = [one.get_secret_value() for one in kept if isinstance(one, SecretStr)]
         return [text for text in (*plain, *passwords_of(self.postgres_dsn.get_secret_value())) if text]
 
     def rate(self) -> float:
-        """Requests a second that Extend allows in each of its categories."""
+        """Return the requests per second that Extend allows in each category."""
         return self.requests_per_second or PLAN_REQUESTS_PER_SECOND[self.plan]
 
     def topic(self, name: str) -> str:
-        """The full name of a topic: ``topic('runs')`` is ``everyrun.runs`` by default."""
+        """Return the full name of a topic: ``topic('runs')`` is ``everyrun.runs`` by default."""
         return self.topic_prefix + name
 
 
 def variable(name: str) -> str:
-    """The environment variable that a setting is read from."""
+    """Return the environment variable of a setting."""
     if name in ("extend_api_key", "extend_workspace_id"):
         return name.upper()
     return "EVERYRUN_" + name.upper()
 
 
 def load(**overrides: Any) -> Settings:
-    """Read the settings from the environment; their secrets are hidden from then on (:mod:`everyrun.redact`).
+    """Read the settings from the environment, and hide their secrets from then on (:mod:`everyrun.redact`).
 
-    Raises SettingsError naming each variable that is wrong.
+    Raises SettingsError, which names each variable that is wrong.
     """
     try:
         settings = Settings(**overrides)
@@ -342,6 +353,6 @@ def load(**overrides: Any) -> Settings:
 
 
 def listen_address(value: str) -> tuple[str, int]:
-    """Split ``host:port``, as the ``*_listen`` settings hold it."""
+    """Split an address of a ``*_listen`` setting into host and port."""
     host, _, port = value.rpartition(":")
     return host.strip("[]"), int(port)

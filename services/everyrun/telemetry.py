@@ -1,4 +1,4 @@
-"""Structured logs: one JSON object a line on standard error, without secrets."""
+"""Write structured logs: one JSON object per line on standard error, without secrets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import structlog
 
 from everyrun.redact import redact, remember
 
-#: Keys whose value never reaches a log line, whoever passes it.
+#: Keys whose values are never logged.
 HIDDEN = frozenset({"authorization", "api_key", "api_token", "secret", "secrets", "password", "token", "dsn"})
 
 
@@ -23,9 +23,9 @@ def _hide(_logger: Any, _method: str, event: structlog.typing.EventDict) -> stru
 
 
 def configure(service: str, level: str = "info", secrets: Iterable[str] = ()) -> None:
-    """Send this process's logs, the libraries' too, to standard error as JSON lines that name the service.
+    """Send the logs of this process and its libraries to standard error, as JSON lines that name the service.
 
-    ``secrets`` are in no line, wherever they come from, nor is what looks like one (:mod:`everyrun.redact`).
+    The given ``secrets``, and texts that look like secrets, are removed from every line (:mod:`everyrun.redact`).
     """
     remember(secrets)
     shared: list[structlog.typing.Processor] = [
@@ -47,7 +47,7 @@ def configure(service: str, level: str = "info", secrets: Iterable[str] = ()) ->
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                # Without the local variables, which hold whole requests.
+                # Leave out local variables, which hold whole requests.
                 structlog.processors.ExceptionRenderer(
                     structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
                 ),
@@ -56,7 +56,7 @@ def configure(service: str, level: str = "info", secrets: Iterable[str] = ()) ->
             ],
         )
     )
-    # A line that cannot be written would be printed as it was given, uncleaned.
+    # Otherwise logging would print a line that it cannot write as it was given, with its secrets.
     logging.raiseExceptions = False
     root = logging.getLogger()
     root.handlers[:] = [handler]
@@ -67,6 +67,6 @@ def configure(service: str, level: str = "info", secrets: Iterable[str] = ()) ->
 
 
 def log(name: str) -> structlog.stdlib.BoundLogger:
-    """A logger; ``log(__name__).info("event in few words", key=value)``."""
+    """Return a logger. Use it as ``log(__name__).info("what happened", key=value)``."""
     logger: structlog.stdlib.BoundLogger = structlog.get_logger(name)
     return logger

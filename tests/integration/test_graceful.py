@@ -75,7 +75,7 @@ async def test_a_database_that_can_only_be_read_is_waited_for_and_a_worker_that_
     try:
         await admin.execute(f"alter database {name} set default_transaction_read_only = on")
         await admin.fetch(leave, name)
-        await says(processor, "writing", "can only be read")
+        await says(processor, "writing", "is read-only")
         await handed_to_the_log(settings, "run_2")
         # Longer than it may stand still: it waits all the same, as the database is what keeps it.
         await says(processor, "database", "ReadOnlySQLTransactionError")

@@ -236,7 +236,7 @@ class Account:
         if self.away:
             raise ExtendError(503, "UNREADABLE", "bad gateway")
         if workflow_id != "workflow_invoices":
-            raise ExtendError(404, "NOT_FOUND", "no such workflow", said=True)
+            raise ExtendError(404, "NOT_FOUND", "no such workflow", from_extend=True)
         return b"{}"
 
     async def list_workflows(self, within: float) -> Page:

@@ -63,7 +63,7 @@ def test_what_is_invisible_in_a_secret_is_refused_without_the_secret(
             load()
     assert "some-secret" not in str(refused.value)
     assert "of-some-length" not in str(refused.value)
-    assert "at place 12" in str(refused.value)
+    assert "at position 12" in str(refused.value)
 
 
 def test_each_of_several_webhook_secrets_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +78,7 @@ def test_each_of_several_webhook_secrets_is_checked(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("odd", ["\u201c", "\u00a0x", " x", "ü"])
 def test_what_a_header_cannot_hold_is_refused(variable: str, odd: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(variable, f"sk_0123456789abcdef{odd}")
-    with pytest.raises(SettingsError, match=f"{variable}.*at place 20") as refused:
+    with pytest.raises(SettingsError, match=f"{variable}.*at position 20") as refused:
         load()
     assert "0123" not in str(refused.value)
 

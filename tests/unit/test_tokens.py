@@ -17,7 +17,7 @@ from everyrun import schemas
 from everyrun.cli.token import expiry
 from everyrun.http import api, caller, scope
 from everyrun.settings import Settings
-from everyrun.store.tokens import FRESH_FOR, SCOPES, UNKNOWN_FOR, NotLevelError, Tokens, digest
+from everyrun.store.tokens import FRESH_FOR, SCOPES, UNKNOWN_FOR, RevocationsUnknownError, Tokens, digest
 
 BOOTSTRAP = "bootstrap-of-the-tests"
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -37,7 +37,7 @@ class Database:
         if self.away:
             raise asyncpg.CannotConnectNowError("away")
         self.reads += 1
-        return [{**row, "level": self.level} for row in self.rows or [{"token_id": None}]]
+        return [{**row, "caught_up": self.level} for row in self.rows or [{"token_id": None}]]
 
     def add(self, token: str, *scopes: str, expires_at: datetime | None = None) -> str:
         row = {"token_id": token.rpartition("_")[0], "name": token, "hash": digest(token), "scopes": scopes}
@@ -180,7 +180,7 @@ async def test_in_a_database_that_may_be_an_older_one_no_token_is_valid_and_none
     database.level = False
     clock.now += FRESH_FOR
     for given in (token, "ert_b_guess"):
-        with pytest.raises(NotLevelError):
+        with pytest.raises(RevocationsUnknownError):
             await known.caller(given)
     assert await known.caller(BOOTSTRAP)
     async with client(database) as http:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from everyrun.extend.installation_binding import EMULATOR, difference, vendor
+from everyrun.extend.installation_binding import EMULATOR, difference, identity
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ from everyrun.extend.installation_binding import EMULATOR, difference, vendor
     ],
 )
 def test_what_stands_for_an_extend(url: str, mark: str) -> None:
-    assert vendor(url) == mark
+    assert identity(url) == mark
 
 
 def test_the_emulator_and_the_real_extend_are_told_apart_and_both_are_named() -> None:
@@ -30,4 +30,4 @@ def test_the_emulator_and_the_real_extend_are_told_apart_and_both_are_named() ->
         said = difference(kept, given)
         assert said is not None
         assert f"of the Extend {kept}" in said
-        assert f"now names {given}" in said
+        assert f"names {given}" in said

@@ -120,11 +120,11 @@ def run(work: Coroutine[Any, Any, T], code: int = exits.ERROR) -> T:
     from aiokafka.errors import KafkaError
 
     from everyrun.cli.signals import StoppedError, until_stopped
-    from everyrun.memory import collect_seldom
+    from everyrun.memory import reduce_garbage_collection
     from everyrun.redact import describe
     from everyrun.store.pool import POSTGRES_AWAY
 
-    collect_seldom()
+    reduce_garbage_collection()
     try:
         return asyncio.run(until_stopped(work))
     except EveryrunError as error:

@@ -1,1 +1,1 @@
-"""Extend: its API as a client, its signatures, the reserved metadata key."""
+"""Talk to Extend: its API, the request budget, webhook signatures, the reserved metadata key."""

@@ -1,8 +1,8 @@
-"""The request budget: in each category at most so many requests a second, whoever sends them.
+"""Limit the requests to Extend per second, by category, for all processes of the installation together.
 
-Extend counts by organization, so all processes of an installation share one budget, kept in
-``everyrun_queue.budgets``: a moment for each category at which the next request may go. A process takes as many turns
-from there as it has requests waiting, up to a quarter of a second's, with one statement.
+Extend limits by organization, so all processes share one budget in the table ``everyrun_queue.budgets``. It holds, for
+each category, the time of the next request. With one statement, a process leases a turn for each of its waiting
+requests, but at most the turns of a quarter of a second.
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ GET, WRITE, RUN = "GET", "WRITE", "RUN"
 _log = telemetry.log(__name__)
 _sql = beside(__file__, "budget.sql")
 
-#: A process takes at most this many seconds' turns at once: so long it may overlook a pause that another one heard of.
+#: Maximum length of a lease, in seconds. For this long, a process may miss a pause that Extend asked another one for.
 SLICE = 0.25
-#: A turn that nobody took for so long (its request was given up) is void, in seconds.
+#: Seconds after which a turn is void if its request was given up.
 _STALE = 0.5
-#: No pause is longer, whatever Extend says, in seconds.
+#: Longest pause, in seconds, even if Extend asks for more.
 LONGEST_PAUSE = 3600.0
-#: How long Postgres may take for a lease, and how long it is then left alone, in seconds.
+#: Timeout of a lease, and the pause before the next try after a failed one, in seconds.
 _ANSWER_WITHIN = 2.0
 _LEAVE_ALONE = 1.0
 
 
 class Turns(Protocol):
-    """Where turns are taken from."""
+    """A source of turns. A turn is the time at which one request may be sent."""
 
     async def lease(self, category: str, count: int) -> list[float]:
-        """Take up to ``count`` turns, at least one: in how many seconds each of them is."""
+        """Take up to ``count`` turns, and at least one. Return the seconds until each."""
 
     async def pause(self, category: str, seconds: float) -> None:
-        """No turn of the category is before so many seconds from now."""
+        """Give out no turn of the category for this many seconds."""
 
     async def aclose(self) -> None:
-        """Let go of what is held."""
+        """Close connections."""
 
 
 class OwnTurns:
-    """Turns of one process alone, at an even pace."""
+    """Turns of a single process, evenly spaced."""
 
     def __init__(self, rate: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._gap = 1.0 / rate
@@ -69,13 +69,13 @@ class OwnTurns:
         self._free[category] = max(self._free.get(category, 0.0), self._clock() + seconds)
 
     async def aclose(self) -> None:
-        """Nothing is held."""
+        """Do nothing: there is no connection."""
 
 
 class SharedTurns:
-    """Turns of the whole installation. While Postgres does not answer, each process keeps to a small share of its own.
+    """Turns of the whole installation. While Postgres does not answer, each process uses a small share by itself.
 
-    With a share of ``1 / n`` up to n processes stay within the rate without it.
+    With a share of ``1 / n``, up to n processes stay within the rate without Postgres.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -90,7 +90,7 @@ class SharedTurns:
         """See Turns."""
         first = await self._ask("lease", category, count * self._gap, LONGEST_PAUSE)
         if first is None:
-            # One turn: by the next one Postgres may be back.
+            # Only one turn: Postgres may be available for the next one.
             return await self._alone.lease(category, 1)
         return [max(first, 0.0) + place * self._gap for place in range(count)]
 
@@ -100,7 +100,7 @@ class SharedTurns:
         await self._ask("pause", category, seconds)
 
     async def _ask(self, statement: str, *arguments: object) -> float | None:
-        """The statement's value; None where there is none, or Postgres does not answer."""
+        """Return the statement's value, or None if it returns no row or Postgres does not answer."""
         if time.monotonic() < self._away_until:
             return None
         try:
@@ -111,7 +111,7 @@ class SharedTurns:
         except POSTGRES_AWAY as error:
             self._away_until = time.monotonic() + _LEAVE_ALONE
             _log.warning(
-                "the shared budget is away; a small share is kept to", error=f"{type(error).__name__}: {error}"
+                "the shared budget is unavailable; using a small share", error=f"{type(error).__name__}: {error}"
             )
             return None
 
@@ -136,7 +136,7 @@ class _Lane:
 
 
 class Budget:
-    """Lets requests through when it is their turn, in the order they came."""
+    """Lets requests through at their turn, in the order of arrival."""
 
     def __init__(self, turns: Turns, rate: float) -> None:
         self._turns = turns
@@ -144,7 +144,7 @@ class Budget:
         self._lanes = {category: _Lane() for category in (GET, WRITE, RUN)}
 
     async def turn(self, category: str) -> None:
-        """Return when a request of the category may go."""
+        """Wait until a request of the category may be sent."""
         lane = self._lanes[category]
         while True:
             await _until(lane.not_before)
@@ -153,7 +153,7 @@ class Budget:
                 return
 
     async def _next(self, lane: _Lane, category: str) -> None:
-        # The lock is held until the turn has come: so no more is leased while there are turns to be taken.
+        # Hold the lock until the turn has come, so that no more turns are leased while some are left.
         lane.waiting += 1
         try:
             async with lane.lock:
@@ -168,10 +168,10 @@ class Budget:
             lane.waiting -= 1
 
     async def pause(self, category: str, seconds: float) -> None:
-        """Extend asked for a pause: no request of the category goes before its end, from no process.
+        """Send no request of the category for this many seconds, from any process: Extend asked for it.
 
-        Those of this process that wait for a turn wait on; another process may use what it has leased, a quarter of a
-        second's turns.
+        Requests of this process that wait for a turn wait on. Another process may still use the turns that it has
+        leased, up to a quarter of a second.
         """
         seconds = min(seconds, LONGEST_PAUSE)
         lane = self._lanes[category]
@@ -180,12 +180,12 @@ class Budget:
         await self._turns.pause(category, seconds)
 
     async def aclose(self) -> None:
-        """Let go of the connection."""
+        """Close the connection to Postgres."""
         await self._turns.aclose()
 
 
 def shared(settings: Settings) -> Budget:
-    """The installation's budget, at the plan's rate."""
+    """Return the installation's budget, at the rate of its plan."""
     return Budget(SharedTurns(settings), settings.rate())
 
 

@@ -1,6 +1,6 @@
 -- name: lease
--- So many turns on from the first free one. Waits behind whoever leases the same category just now; the times are the
--- server's, so that clocks of processes need not agree. A clock that was set back cannot hold anyone up for long.
+-- Lease turns from the first free one on, $2 seconds in all. Concurrent leases of a category wait for each other. Times
+-- are the server's, so the clocks of processes need not agree. If the clock was set back, the wait is at most $3 seconds.
 insert into everyrun_queue.budgets as b (category, free_at)
 values ($1, clock_timestamp() + make_interval(secs => $2))
 on conflict (category) do update

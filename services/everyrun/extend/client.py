@@ -1,4 +1,4 @@
-"""Extend's API over httpx, with a request budget a category and a policy of retries of our own.
+"""Call Extend's API over httpx, within the request budget and with our own retries.
 
 Sources: Extend's Python SDK 1.20.0 (paths, headers, fields) and docs.extend.ai (rate limits by category).
 """
@@ -26,37 +26,39 @@ from everyrun.settings import Settings
 
 API_VERSION = "2026-02-09"
 
-#: Statuses after which a GET is tried again; nothing was changed by it.
+#: Statuses after which a GET is retried. It changed nothing, so this is safe.
 _TRY_AGAIN = frozenset({408, 429, 500, 502, 503, 504})
 
-#: Characters of an error's message that are read.
+#: Maximum number of characters read from an error's message.
 _QUOTED = 2000
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 class ExtendError(EveryrunError):
-    """Extend refused a request, or could not be reached in time. ``status`` is 0 where no answer came.
+    """Extend refused a request, or did not answer in time. ``status`` is 0 if there was no response.
 
-    ``said`` is whether the body of the answer was an error of Extend's own, and not a proxy's page.
+    ``from_extend`` is True if the body was an error of Extend's own, and not a proxy's page.
     """
 
-    def __init__(self, status: int, code: str, message: str, *, said: bool = False) -> None:
+    def __init__(self, status: int, code: str, message: str, *, from_extend: bool = False) -> None:
         super().__init__(f"{status or 'no answer'} {code}: {message}")
         self.status = status
         self.code = code
-        self.said = said
+        self.from_extend = from_extend
 
 
 class Page(NamedTuple):
-    """A page of a list: its entries, where the next one begins (None: this is the last), Extend's clock then."""
+    """A page of a list."""
 
     data: list[Any]
+    #: The token of the next page; None on the last one.
     token: str | None
+    #: When Extend sent the page, by its own clock.
     at: datetime
 
 
 def sent_at(headers: Mapping[str, str]) -> datetime:
-    """When the answer was sent by its sender's own clock, to the second; by ours where it does not say."""
+    """Return when a response was sent, by the sender's clock, to the second. Without a Date header, return our time."""
     try:
         return parsedate_to_datetime(headers["date"]).astimezone(UTC)
     except (KeyError, ValueError, OverflowError):
@@ -66,7 +68,7 @@ def sent_at(headers: Mapping[str, str]) -> datetime:
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """Return the seconds that a Retry-After header (a number or a date) asks for, from 0 to LONGEST_PAUSE.
 
-    None if there is no such header, or none that can be read. Every wait that a vendor asks for comes from here.
+    Return None if there is no such header, or it cannot be read. All waits that Extend asks for are read here.
     """
     value = headers.get("retry-after")
     if value is None:
@@ -82,9 +84,9 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 class Extend:
-    """A client of one workspace. Use as an async context manager.
+    """A client of one workspace. Use it as an async context manager.
 
-    Without a ``budget`` it keeps to the plan's rate by itself, as if no other process called Extend.
+    Without a ``budget`` it stays within the plan's rate as if no other process called Extend.
     """
 
     def __init__(
@@ -117,17 +119,17 @@ class Extend:
         await self._budget.aclose()
 
     async def budget(self, category: str) -> None:
-        """Return when a request of the category may go."""
+        """Wait until a request of the category may be sent."""
         await self._budget.turn(category)
 
     async def pause(self, category: str, seconds: float) -> None:
-        """Extend asked for a pause: no request of the category goes before its end."""
+        """Send no request of the category for this many seconds, because Extend asked for it."""
         await self._budget.pause(category, seconds)
 
     async def create_batch(self, body: bytes) -> httpx.Response:
-        """POST a batch, once: a second try could make a second batch. Raises httpx.HTTPError.
+        """POST a batch once, without retries: a retry could make a second batch. Raises httpx.HTTPError.
 
-        The whole call, its answer's body included, takes at most EVERYRUN_CALL_TIMEOUT.
+        The whole call, including the response body, takes at most EVERYRUN_CALL_TIMEOUT.
         """
         self.sent[RUN] += 1
         try:
@@ -139,16 +141,19 @@ class Extend:
             raise httpx.ReadTimeout("the call took longer than EVERYRUN_CALL_TIMEOUT") from None
 
     async def get_run(self, run_id: str, within: float = 60.0) -> bytes:
-        """The WorkflowRun as received. Raises ExtendError: 404 for none; 0, 429 or 5xx after ``within`` seconds."""
+        """Return the WorkflowRun as received.
+
+        Raises ExtendError: status 404 if it does not exist; 0, 429 or 5xx after retries for ``within`` seconds.
+        """
         return (await self._get(f"/workflow_runs/{quote(run_id, safe='')}", {}, within)).content
 
     async def list_runs(self, within: float = 60.0, **query: str | int) -> Page:
-        """A page of run summaries. Raises ExtendError."""
+        """Return a page of run summaries. Raises ExtendError."""
         response = await self._get("/workflow_runs", query, within)
         return _page(response)
 
     async def get_workflow(self, workflow_id: str, within: float = 60.0) -> bytes:
-        """Return the Workflow as received. Raises ExtendError: 404, ``said``, if Extend has none of that id."""
+        """Return the Workflow as received. Raises ExtendError, with 404 and ``from_extend`` if it does not exist."""
         return (await self._get(f"/workflows/{quote(workflow_id, safe='')}", {}, within)).content
 
     async def get_workflow_version(self, workflow_id: str, version: str, within: float = 60.0) -> bytes:
@@ -208,11 +213,11 @@ def _is_object(content: bytes) -> bool:
 
 def _error(response: httpx.Response) -> ExtendError:
     code, message = read_error(response.content)
-    return ExtendError(response.status_code, code, message, said=read_problem(response.content) is not None)
+    return ExtendError(response.status_code, code, message, from_extend=read_problem(response.content) is not None)
 
 
 class Problem(NamedTuple):
-    """An error in Extend's own words, fit to be stored and shown."""
+    """An error from Extend, safe to store and to show."""
 
     code: str
     message: str
@@ -220,15 +225,15 @@ class Problem(NamedTuple):
 
 
 def clean(text: str) -> str:
-    """Return a vendor's text as it may be stored, published and shown: without secrets, NUL and lone surrogates.
+    """Return a text of Extend without secrets, NUL and lone surrogates, so that it can be stored, published and shown.
 
-    Extend may quote the link to a file, Postgres takes no NUL, and UTF-8 takes no lone surrogate.
+    Extend may quote the link to a file, Postgres cannot store NUL, and UTF-8 cannot encode a lone surrogate.
     """
     return _UNSTORABLE.sub("\ufffd", redact(text))
 
 
 def read_json(content: bytes) -> Any:
-    """Return the JSON value of a body, also if its texts hold what UTF-8 cannot. Raises ValueError for other bodies."""
+    """Return the JSON value of a body, even if its texts are not valid UTF-8. Raises ValueError if it is not JSON."""
     try:
         return json.loads(content.decode("utf-8", "replace"))
     except RecursionError:
@@ -236,10 +241,10 @@ def read_json(content: bytes) -> Any:
 
 
 def read_problem(content: bytes) -> Problem | None:
-    """Return what Extend says in an error body (SDK 1.20.0, types/api_error.py); None if the body is not Extend's.
+    """Return the error in a body (SDK 1.20.0, types/api_error.py), or None if the body is not Extend's.
 
-    Code, message and retryable are required in every version of that body. A proxy's page, an empty body and JSON of
-    another form are nobody's word on the request.
+    Code, message and retryable are required in every version of that body. A proxy's page, an empty body or JSON of
+    another form says nothing about the request.
     """
     body = _error_body(content)
     code, message, retryable = (body.get(name) for name in ("code", "message", "retryable"))
@@ -249,7 +254,7 @@ def read_problem(content: bytes) -> Problem | None:
 
 
 def read_error(content: bytes) -> tuple[str, str]:
-    """Return code and message of an error body to be shown, or stand-ins if it has none. Decide by read_problem."""
+    """Return a code and a message to show for an error body, or placeholders. For decisions, use read_problem."""
     body = _error_body(content)
     if not body:
         return "UNREADABLE", clean(content[:_QUOTED].decode("utf-8", "replace"))[:200]
@@ -257,7 +262,7 @@ def read_error(content: bytes) -> tuple[str, str]:
 
 
 def _error_body(content: bytes) -> dict[str, Any]:
-    """The body as an object, empty if it is none. The CLI also accepts the error under the key ``error``."""
+    """Return the body as an object, or an empty one. Extend's CLI also accepts the error under the key ``error``."""
     try:
         body = read_json(content)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Which Extend this queue and its log are of: the one of the first start, and no other after it."""
+"""Bind a queue and its log to the first Extend that they start with, and refuse any other."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ PART = "extend"
 _AGAIN = 1.0
 
 
-def vendor(base_url: str) -> str:
-    """What stands for the Extend at this address: the address, or ``emulator`` for all on this machine.
+def identity(base_url: str) -> str:
+    """Return the identity of the Extend at an address: the address, or ``emulator`` for any on this machine.
 
-    The emulator's port may be another after each start, and the real Extend is never on the loopback.
+    The emulator's port may change at each start, and the real Extend is never on the loopback interface.
     """
     host = urlsplit(base_url).hostname or ""
     try:
@@ -36,45 +36,45 @@ def vendor(base_url: str) -> str:
     return EMULATOR if local else base_url.rstrip("/")
 
 
-def difference(kept: str, given: str) -> str | None:
-    """What readyz says where ``given`` is not the Extend that is kept; None where it is."""
-    if kept == given:
+def difference(bound: str, given: str) -> str | None:
+    """Return the problem if ``given`` is not the Extend that the queue is bound to, or None if it is."""
+    if bound == given:
         return None
     return (
-        f"this queue and its log are of the Extend {kept}, and EVERYRUN_EXTEND_BASE_URL now names {given}: nothing is "
-        f"sent to it or asked of it. Name {kept} again (everyrun up without --extend is the emulator), or give {given} "
-        "a database and topics of its own (with everyrun up: another --data-dir). Only where both are the same Extend, "
-        f"at a new address: write {given} into everyrun_queue.installation.vendor"
+        f"this queue and its log are bound to the Extend {bound}, and EVERYRUN_EXTEND_BASE_URL names {given}: nothing "
+        f"is sent to {given}. Set it to {bound} again (everyrun up without --extend uses the emulator), or use another "
+        f"database and other topics for {given} (with everyrun up: another --data-dir). If {given} is only a new "
+        "address of the same Extend, write it to everyrun_queue.installation.vendor"
     )
 
 
-async def wait_until_same(settings: Settings, health: Health) -> None:
-    """Return when the Extend of the settings is the one of this database, which the first start decides.
+async def wait_until_bound(settings: Settings, health: Health) -> None:
+    """Bind this database to the Extend of the settings at the first start; later, wait until they agree.
 
-    Until then readyz says what is in the way, in its part ``extend``: another Extend, or Postgres that is away.
+    Until then, readyz reports the problem as its part ``extend``: another Extend, or Postgres is unavailable.
     """
-    said = None
+    logged = None
     while (found := await problem(settings)) is not None:
         health.not_ready(PART, found)
-        if found != said:
+        if found != logged:
             _log.error("waiting for the right Extend", problem=found)
-            said = found
+            logged = found
         await asyncio.sleep(_AGAIN)
     health.ready(PART)
 
 
 async def problem(settings: Settings) -> str | None:
-    """What is in the way: another Extend than the one that is kept, or Postgres that is away; None where nothing is."""
-    given = vendor(settings.extend_base_url)
+    """Bind the database if it is not bound yet. Return the problem (another Extend, or no Postgres), or None."""
+    given = identity(settings.extend_base_url)
     try:
         connection = await connect(
             settings.postgres_dsn.get_secret_value(), name="vendor", timeout=10, command_timeout=10
         )
         try:
-            await connection.execute(_sql["keep"], given)
-            kept = await connection.fetchval(_sql["kept"])
+            await connection.execute(_sql["bind"], given)
+            bound = await connection.fetchval(_sql["bound"])
         finally:
             await connection.close(timeout=5)
     except POSTGRES_AWAY as error:
         return describe(error)
-    return difference(kept, given)
+    return difference(bound, given)

@@ -1,5 +1,5 @@
--- name: keep
+-- name: bind
 update everyrun_queue.installation set vendor = $1 where vendor is null
 
--- name: kept
+-- name: bound
 select vendor from everyrun_queue.installation

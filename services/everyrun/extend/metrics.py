@@ -1,4 +1,4 @@
-"""Requests to Extend, as Prometheus reads them at ``/metrics`` of whoever calls it."""
+"""Export the number of requests to Extend as a metric."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class _Sent(Collector):
         self._sent = sent
 
     def collect(self) -> Iterator[CounterMetricFamily]:
-        """One sample a category."""
+        """Yield one sample per category."""
         family = CounterMetricFamily(
             "everyrun_extend_requests", "Requests that this process sent to Extend, by category.", labels=["category"]
         )
@@ -24,5 +24,5 @@ class _Sent(Collector):
 
 
 def count_requests(registry: CollectorRegistry, sent: Mapping[str, int]) -> None:
-    """Show the client's ``sent``: requests by category (GET, WRITE, RUN), each with a limit of its own at Extend."""
+    """Export a client's ``sent``: requests by category (GET, WRITE, RUN). Extend limits each category separately."""
     registry.register(_Sent(sent))

@@ -1,7 +1,7 @@
-"""The one metadata key that is Everyrun's: it says which input a run belongs to, and comes back with the run.
+"""Add the reserved metadata key to inputs, and read it from runs. It says which input a run belongs to.
 
-It is put in when Extend is called and taken out again before anybody sees the metadata. It counts in Extend's
-10 KB a run.
+It is added when Extend is called, returned with each run, and removed before people see the metadata. It counts towards
+Extend's limit of 10 KB of metadata per run.
 """
 
 from __future__ import annotations
@@ -11,27 +11,27 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-#: The reserved key. A caller's own key that begins with PREFIX is refused.
+#: The reserved key. A caller's key that begins with PREFIX is refused.
 KEY = "everyrun:input"
 PREFIX = "everyrun:"
 
-#: Extend takes at most this much metadata a run (SDK 1.20.0, RunMetadata), counted as compact UTF-8 JSON.
+#: Maximum metadata of a run (SDK 1.20.0, RunMetadata), counted as compact UTF-8 JSON.
 METADATA_MAX_BYTES = 10_240
 
-#: An external id has at most so many characters.
+#: Maximum length of an external id, in characters.
 EXTERNAL_ID_MAX = 255
 
 
-# Anybody who can make a run in the workspace can write the key. What is longer or greater than Everyrun ever writes
-# is not Everyrun's form: Postgres would refuse to index it, or to take it as an int.
+# Every caller in the workspace can write this key, so limit its values. Postgres could not index a longer text or store
+# a greater number, and Everyrun never writes one.
 _Text = Annotated[str, Meta(max_length=512)]
 _Number = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 
 
 class Reserved(msgspec.Struct, frozen=True):
-    """What the key holds. ``input`` is the input id, ``position`` the input's place in its submission, from 1.
+    """The value of the key. ``input`` is the input id, ``position`` the input's position in its submission, from 1.
 
-    Texts have at most 512 characters, numbers fit Postgres's int: anything else is not decoded.
+    Texts have at most 512 characters and numbers fit Postgres's int. Other values are not decoded.
     """
 
     installation: _Text
@@ -42,12 +42,12 @@ class Reserved(msgspec.Struct, frozen=True):
 
 
 def mark(metadata: dict[str, Any], reserved: Reserved) -> dict[str, Any]:
-    """The metadata as Extend gets it: the caller's with the reserved key added."""
+    """Return the metadata to send to Extend: the caller's with the reserved key."""
     return {**metadata, KEY: msgspec.to_builtins(reserved)}
 
 
 def read(metadata: object) -> Reserved | None:
-    """The reserved key of a run's metadata; None where it is absent or is not of Everyrun's form."""
+    """Return the reserved key of a run's metadata, or None if it is absent or malformed."""
     if not isinstance(metadata, dict):
         return None
     try:
@@ -57,5 +57,5 @@ def read(metadata: object) -> Reserved | None:
 
 
 def unmark(metadata: dict[str, Any]) -> dict[str, Any]:
-    """The metadata as people see it: without the reserved key."""
+    """Return the metadata without the reserved key, as people see it."""
     return {key: value for key, value in metadata.items() if key != KEY}

@@ -1,8 +1,8 @@
-"""Extend's webhook signature, on the raw bytes.
+"""Sign and verify Extend's webhooks on the raw bytes.
 
-Accepts and refuses as ``Webhooks.verify`` of the SDK 1.20.0 does (``extend_ai/wrapper/webhooks.py``), in the same
-order of checks, for every header of ASCII text and every body of UTF-8. Other headers are refused and other bodies
-are checked like any; the SDK raises errors of its own there.
+For ASCII headers and UTF-8 bodies, the result and the order of checks are those of ``Webhooks.verify`` in the SDK
+1.20.0 (``extend_ai/wrapper/webhooks.py``). Other headers are refused, and other bodies are checked like any; there the
+SDK raises other errors.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ SIGNATURE_HEADER = b"x-extend-request-signature"
 
 
 def sign(timestamp: bytes, body: bytes, secret: bytes) -> bytes:
-    """The signature Extend puts on a webhook: hex of HMAC-SHA256 over ``v0:<timestamp>:<body>``, 64 characters.
+    """Return Extend's signature of a webhook: hex of HMAC-SHA256 over ``v0:<timestamp>:<body>``, 64 characters.
 
-    ``secret`` is the whole signing secret, its ``wss_`` included.
+    ``secret`` is the whole signing secret, including ``wss_``.
     """
     return hmac.new(secret, b"v0:" + timestamp + b":" + body, hashlib.sha256).hexdigest().encode()
 
@@ -32,11 +32,11 @@ def verify(
     max_age: int = 300,
     max_ahead: int = 60,
 ) -> str | None:
-    """None where the webhook is Extend's and fresh; else the reason it is not.
+    """Return None if the webhook is from Extend and fresh, or else the reason why it is refused.
 
-    ``timestamp`` and ``signature`` are the two headers' bytes, ``now`` is Unix time in seconds, ``max_age`` and
-    ``max_ahead`` are seconds, both inclusive. A ``max_age`` of 0 turns both checks of age off, as in the SDK.
-    Any of the secrets may have signed; all are tried, each in constant time.
+    ``timestamp`` and ``signature`` are the bytes of the two headers. ``now`` is Unix time in seconds. ``max_age`` and
+    ``max_ahead`` are seconds, both inclusive; a ``max_age`` of 0 turns both off, as in the SDK. Any of the secrets may
+    have signed: all are tried, each in constant time.
     """
     if not timestamp:
         return "missing timestamp"
@@ -48,7 +48,7 @@ def verify(
         return "header is not ASCII"
     if max_age > 0:
         try:
-            # Python's int, like the SDK: surrounding space, a sign and single underscores are taken.
+            # Python's int(), like the SDK: it accepts surrounding space, a sign and single underscores.
             age = int(now) - int(timestamp.decode("ascii"))
         except ValueError:
             return "timestamp is not an integer"
@@ -60,9 +60,9 @@ def verify(
 
 
 def signer(timestamp: bytes, signature: bytes, body: bytes, secrets: Sequence[bytes]) -> int | None:
-    """Return the place, from 1, of the secret that signed, or None if none of them did.
+    """Return the number, from 1, of the secret that signed, or None. Headers must be ASCII.
 
-    All are tried, each in constant time. Headers are ASCII.
+    All secrets are tried, each in constant time.
     """
     found = None
     for place, secret in enumerate(secrets, 1):

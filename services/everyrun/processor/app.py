@@ -19,7 +19,7 @@ from everyrun.log import topics
 from everyrun.log.batching import group_by_weight, join_polls, size_of
 from everyrun.log.producer import Producer
 from everyrun.log.reading import Partition, Poll
-from everyrun.memory import collect_seldom
+from everyrun.memory import reduce_garbage_collection
 from everyrun.processor.backfill import INPUTS, Backfill, recreate_schema
 from everyrun.processor.faust_adapter import faust_app
 from everyrun.processor.metrics import Metrics
@@ -233,5 +233,5 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
 
 def main() -> None:
     """Run the processor until SIGTERM or SIGINT."""
-    collect_seldom()
+    reduce_garbage_collection()
     run_service("processor", ("kafka_bootstrap", "postgres_dsn"), _main)

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from everyrun import telemetry
 from everyrun.extend.budget import shared
 from everyrun.extend.client import Extend
-from everyrun.extend.installation_binding import PART, wait_until_same
+from everyrun.extend.installation_binding import PART, wait_until_bound
 from everyrun.extend.metrics import count_requests
 from everyrun.health import Health
 from everyrun.log import topics
@@ -51,7 +51,7 @@ async def _keep_running(health: Health, part: str, work: Callable[[], Awaitable[
 
 
 async def _deliver(settings: Settings, links: Links, extend: Extend, health: Health) -> None:
-    await wait_until_same(settings, health)
+    await wait_until_bound(settings, health)
     await topics.wait_until_valid(settings, health)
     async with Producer(settings, compression="zstd") as producer:
         consumer = deliveries_consumer(settings)
@@ -65,7 +65,7 @@ async def _deliver(settings: Settings, links: Links, extend: Extend, health: Hea
 
 async def _poll(settings: Settings, extend: Extend, health: Health) -> None:
     """Wait until no other reconciler leads; then poll, sweep and trim for as long as this process holds the lock."""
-    await wait_until_same(settings, health)
+    await wait_until_bound(settings, health)
     await topics.wait_until_valid(settings, health)
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(await open_pool(settings, name="reconciler", max_size=6))

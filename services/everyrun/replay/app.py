@@ -11,7 +11,7 @@ from aiokafka.errors import KafkaError
 from everyrun.health import Health
 from everyrun.http import ApiError
 from everyrun.log import topics
-from everyrun.memory import collect_seldom
+from everyrun.memory import reduce_garbage_collection
 from everyrun.replay.api import replay_api
 from everyrun.replay.history.history import Historian, historian
 from everyrun.replay.history.index import follow
@@ -99,5 +99,5 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
 
 def main() -> None:
     """Run the replay service until SIGTERM or SIGINT."""
-    collect_seldom()
+    reduce_garbage_collection()
     run_service("replay", ("kafka_bootstrap", "postgres_dsn"), _main)

@@ -1,1 +1,1 @@
-"""Postgres: connections, named SQL, migrations."""
+"""Use Postgres: connections, named SQL, migrations, tokens, and who owns each table."""

@@ -1,6 +1,6 @@
-"""Migrations by dbmate: each schema has its own folder of them, and its own record of what was applied inside it.
+"""Apply migrations with dbmate. Each schema has its own folder of migrations, and its own table of applied ones.
 
-They run with the schema first in the search path, so one that names no schema makes its tables in whichever it is.
+A migration runs with its schema first in the search path, so one that names no schema works in any schema.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from everyrun.store.session import LIMITS
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
-#: Schema, and the folder of its migrations.
+#: The folder of migrations of each schema.
 SCHEMAS = {
     "everyrun": _PACKAGE / "projection" / "migrations",
     "everyrun_queue": _PACKAGE / "submission" / "migrations",
@@ -26,12 +26,12 @@ SCHEMAS = {
 }
 
 
-#: How long a database that does not answer is waited for.
+#: How long dbmate waits for a database that does not answer.
 WAIT = "30s"
 
 
 class MigrationError(EveryrunError):
-    """dbmate could not bring a schema up to date; the text is its own, without the password."""
+    """dbmate could not migrate a schema; the text is dbmate's, without the password."""
 
 
 def _dbmate() -> str:
@@ -43,12 +43,12 @@ def _dbmate() -> str:
 
 
 def versions(folder: Path) -> list[str]:
-    """The versions of the migrations in a folder, as dbmate records them."""
+    """Return the versions of the migrations in a folder, as dbmate records them."""
     return sorted(path.name.partition("_")[0] for path in folder.glob("*.sql"))
 
 
 def migrate(dsn: str, schemas: dict[str, Path] | None = None) -> None:
-    """Bring every schema up to date; a schema that was dropped is made again. Raises MigrationError."""
+    """Apply every missing migration. A schema that was dropped is created again. Raises MigrationError."""
     for schema, folder in (schemas or SCHEMAS).items():
         command = [_dbmate(), "--migrations-dir", str(folder), "--migrations-table", f"{schema}.schema_migrations"]
         command += ["--no-dump-schema", "--migration-lock", "--wait", "--wait-timeout", WAIT, "migrate"]
@@ -59,14 +59,14 @@ def migrate(dsn: str, schemas: dict[str, Path] | None = None) -> None:
         if done.returncode != 0:
             text = (done.stderr or done.stdout).strip().replace(url, "the database")
             if "unsupported startup parameter" in text:
-                text += ". Migrations need Postgres itself: name it, not PgBouncer, in EVERYRUN_POSTGRES_DSN for them"
+                text += ". For migrations, set EVERYRUN_POSTGRES_DSN to Postgres itself, not to PgBouncer"
             raise MigrationError(f"schema {schema}: {redact(text)}")
 
 
 def _url(dsn: str, schema: str) -> str:
-    """The dsn as dbmate takes it. Where it has no sslmode, TLS is taken if offered, as asyncpg and psql do."""
+    """Return the dsn in dbmate's form. Without an sslmode, use TLS if the server offers it, as asyncpg and psql do."""
     parts = urlsplit(dsn)
-    # A migration may take as long as it needs, whatever the role's limits are. Those of a newer Postgres are left out.
+    # A migration may take as long as it needs, so remove the role's limits, except those that only new servers have.
     unlimited = [f"{name}=0" for name in LIMITS[:3]]
     own = [parts.query, f"search_path={schema}", *unlimited] + ([] if "sslmode=" in parts.query else ["sslmode=prefer"])
     query = "&".join(own).lstrip("&")

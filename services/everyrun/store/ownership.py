@@ -27,7 +27,7 @@ PARTS = {
 
 
 class Table(NamedTuple):
-    """Who uses a table, view or function: parts of the code."""
+    """The parts of the code that use a table, a view or a function."""
 
     #: The part whose statements change it. Of a view or a function: the part whose migration defines it.
     owner: str

@@ -1,4 +1,4 @@
-"""Connections to Postgres."""
+"""Open pools of connections to Postgres, and tell slow statements from outages."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ _json = msgspec.json.Encoder()
 
 
 async def connection_setup(connection: asyncpg.Connection) -> None:
-    """jsonb comes and goes as Python values."""
+    """Convert jsonb to and from Python values."""
     await connection.set_type_codec(
         "jsonb", encoder=lambda value: _json.encode(value).decode(), decoder=msgspec.json.decode, schema="pg_catalog"
     )
 
 
 async def write_problem(connection: Any) -> str | None:
-    """Why this database cannot be written: a standby, or ``default_transaction_read_only``; None where it can."""
+    """Return why the database is read-only (a standby, or ``default_transaction_read_only``), or None if it is not."""
     if await connection.fetchval("select pg_is_in_recovery()"):
-        return "the database is a standby: it can only be read"
+        return "the database is a standby, which is read-only"
     if await connection.fetchval("select current_setting('transaction_read_only')::bool"):
-        return "the database can only be read: default_transaction_read_only is on"
+        return "the database is read-only: default_transaction_read_only is on"
     return None
 
 
 class SlowStatementError(asyncpg.QueryCanceledError):
-    """A statement took longer than it may, and Postgres answers others: only the step that made it fails."""
+    """A statement took too long while Postgres answers others. Only the step that made it should fail."""
 
 
 def is_slow(error: BaseException) -> bool:
-    """Return whether an error says that a statement took too long, and nothing of Postgres being away.
+    """Return True if an error means that a statement took too long, and not that Postgres is unavailable.
 
-    Such an error is retried like the others of POSTGRES_AWAY, and must not be reported as an outage.
+    Retry it like the others in POSTGRES_AWAY, but do not report it as an outage.
     """
     return isinstance(error, asyncpg.QueryCanceledError)
 
 
-#: How long the question whether Postgres answers may take, in seconds.
+#: Timeout of the check that Postgres answers, in seconds.
 _ANSWER_WITHIN = 5.0
 
 
@@ -62,39 +62,39 @@ async def _answers(dsn: str) -> bool:
     return True
 
 
-def _telling(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+def _naming_slow(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
     @functools.wraps(method)
-    async def told(self: Any, statement: str, *args: Any, **options: Any) -> Any:
+    async def called(self: Any, statement: str, *args: Any, **options: Any) -> Any:
         try:
             return await method(self, statement, *args, **options)
         except (TimeoutError, asyncpg.QueryCanceledError) as error:
             if isinstance(error, SlowStatementError):
                 raise
-            # A server that canceled a statement answers; of one that does not answer in time nobody knows.
+            # A server that canceled a statement works. After a timeout, check if it answers at all.
             if isinstance(error, TimeoutError) and not await _answers(self.dsn):
                 raise
             setting = ended_by(error)
-            ended = f"Postgres ended it: {setting} is set for this session" if setting else "Postgres answers"
+            ended = f"Postgres ended it because of {setting}" if setting else "Postgres answers other statements"
             raise SlowStatementError(f"the statement {name_of(statement)} took too long; {ended}") from error
 
-    return told
+    return called
 
 
 _METHODS = ("execute", "executemany", "fetch", "fetchrow", "fetchval", "copy_to_table", "copy_records_to_table")
 
 
-def telling(dsn: str) -> type[asyncpg.Connection]:
-    """Return the class of a pool's connections that raise SlowStatementError, with the statement's name.
+def connection_naming_slow(dsn: str) -> type[asyncpg.Connection]:
+    """Return a class of connections that raise SlowStatementError, with the statement's name.
 
-    asyncpg raises TimeoutError for a statement that takes too long. That is an OSError, as if Postgres were away; it is
-    still raised if Postgres at ``dsn`` does not answer another connection either.
+    For a slow statement asyncpg raises TimeoutError, which is an OSError, as if Postgres were unavailable. That error
+    remains only if Postgres at ``dsn`` does not answer another connection either.
     """
-    methods = {name: _telling(getattr(asyncpg.Connection, name)) for name in _METHODS}
-    return type("TellingConnection", (Session,), {**methods, "dsn": dsn})
+    methods = {name: _naming_slow(getattr(asyncpg.Connection, name)) for name in _METHODS}
+    return type("ConnectionNamingSlow", (Session,), {**methods, "dsn": dsn})
 
 
-#: Postgres is away, for now, or a statement took too long (see ``is_slow``): to be tried again later. asyncpg says
-#: InternalClientError of a connection that was cut off in the middle of a COPY, or while it was being given back.
+#: Errors to retry later: Postgres is unavailable, or a statement took too long (see ``is_slow``). asyncpg raises
+#: InternalClientError if a connection is lost during a COPY or while it is returned to the pool.
 POSTGRES_AWAY = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 
 
@@ -108,10 +108,10 @@ async def open_pool(
     own: Mapping[str, str] | None = None,
     setup: Callable[[asyncpg.Connection], Awaitable[None]] = connection_setup,
 ) -> asyncpg.Pool:
-    """Return a pool on EVERYRUN_POSTGRES_DSN; ``name`` is shown in pg_stat_activity.
+    """Return a pool on EVERYRUN_POSTGRES_DSN; ``name`` appears in pg_stat_activity.
 
-    Each session has the settings ``own``, and no limits of the role's. ``setup`` says how values come; by default
-    jsonb comes as Python values.
+    Each session has the settings ``own``, and none of the role's limits. ``setup`` sets codecs; by default jsonb is
+    converted to Python values.
 
     Raises PoolerError, and OSError or asyncpg.PostgresError if the database does not answer.
     """
@@ -121,7 +121,7 @@ async def open_pool(
         min_size=min_size,
         max_size=max_size,
         init=preparing(dsn, own or {}, setup),
-        connection_class=telling(dsn),
+        connection_class=connection_naming_slow(dsn),
         command_timeout=command_timeout,
         server_settings={"application_name": f"everyrun-{name}"},
     )

@@ -1,4 +1,4 @@
-"""Whether Postgres answers, found out over a connection of its own and within a set time."""
+"""Check that Postgres answers, over a separate connection and with a short timeout."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from everyrun.settings import Settings
 from everyrun.store.pool import POSTGRES_AWAY, write_problem
 from everyrun.store.session import PoolerError, connect
 
-#: Postgres is looked at so often, and has so long to answer, in seconds: one that is frozen (it accepts connections
-#: and answers nothing) is found out within the sum of both.
+#: Interval and timeout of the check, in seconds. A frozen server (it accepts connections and answers nothing) is
+#: detected within their sum.
 _EVERY, _WITHIN = 2.0, 5.0
 
 
 class Probe:
-    """Asks Postgres. The pool's connections may all be busy, and wait a minute for a server that is frozen."""
+    """Checks Postgres with its own connection, because the pool's may be busy, or wait a minute for a frozen server."""
 
     def __init__(self, settings: Settings, *, name: str, writes: bool) -> None:
         self._dsn = settings.postgres_dsn.get_secret_value()
@@ -27,8 +27,10 @@ class Probe:
         self._connection: asyncpg.Connection | None = None
 
     async def problem(self) -> str | None:
-        """Return why Postgres cannot be used now, or None if it can. A database that only reads is a problem to who
-        writes. Takes no longer than a few seconds, and raises nothing."""
+        """Return why Postgres cannot be used now, or None if it can. Takes a few seconds at most, and raises nothing.
+
+        If the caller writes, a read-only database is a problem too.
+        """
         try:
             async with asyncio.timeout(_WITHIN):
                 connection = self._connection or await self._connected()
@@ -58,7 +60,7 @@ class Probe:
 
 
 async def keep_probing(settings: Settings, health: Health, part: str, *, name: str, writes: bool = True) -> None:
-    """Look at Postgres again and again, for ever, and say in readyz how it is, in the given part."""
+    """Check Postgres regularly, for ever, and report it as a part of readyz."""
     probe = Probe(settings, name=name, writes=writes)
     try:
         while True:

@@ -1,11 +1,11 @@
-"""What every session of ours at Postgres has in common: its limits, its search path, and a server of its own.
+"""Prepare sessions at Postgres: remove the role's limits, apply our settings, and refuse poolers without sessions.
 
-Role, database and server may set limits (``statement_timeout`` and the like) that would end a long upload. Our limits
-are the client's: each call has its own. So each session sets those of the server to 0. It does so by statements after
-connecting, because PgBouncer refuses these settings at the start of a connection.
+A role, a database or a server may set limits (``statement_timeout`` and others) that would end a long upload. Everyrun
+limits each call on the client instead, so each session sets those limits to 0. It does this by statements after it has
+connected, because PgBouncer refuses these settings at connection start.
 
 A session has state: settings, prepared statements, advisory locks. A pooler in transaction mode gives each transaction
-another server, and loses it. Such a pooler is recognised and refused (``PoolerError``).
+another server, which loses that state. Such a pooler is detected and refused (``PoolerError``).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import asyncpg
 from everyrun.errors import Unavailable
 from everyrun.settings import SettingsError
 
-#: Settings with which role, database or server can end what a session does; 0 is no limit.
+#: Settings by which a role, a database or a server can end statements, transactions or sessions. 0 means no limit.
 LIMITS = (
     "statement_timeout",
     "lock_timeout",
@@ -33,9 +33,10 @@ _WITHIN = 10.0
 
 
 def _says_shared(error: asyncpg.PostgresError) -> bool:
-    """Tell what a statement meets whose prepared form is another server's, and what PgBouncer says in statement mode.
+    """Return True for the errors of a pooler without sessions.
 
-    PgBouncer gives nearly all of its own errors one state, so its text decides.
+    Either a prepared statement is on another server, or PgBouncer is in statement mode. PgBouncer uses one state for
+    nearly all of its own errors, so its text decides.
     """
     lost = isinstance(error, (asyncpg.DuplicatePreparedStatementError, asyncpg.InvalidSQLStatementNameError))
     return lost or "statement pooling mode" in str(error).lower()
@@ -47,26 +48,26 @@ class PoolerError(Unavailable, SettingsError):
     def __init__(self) -> None:
         super().__init__(
             "EVERYRUN_POSTGRES_DSN leads to a connection pooler (PgBouncer) in transaction or statement mode. Everyrun "
-            "needs sessions: settings, prepared statements and advisory locks are lost between transactions there. Set "
-            "pool_mode = session for this database, or name Postgres itself"
+            "needs sessions, because settings, prepared statements and advisory locks are lost between transactions "
+            "there. Set pool_mode = session for this database, or set the dsn to Postgres itself"
         )
 
 
 class Session(asyncpg.Connection):
-    """A connection that keeps its own settings when it is given back to a pool."""
+    """A connection that keeps its own settings when it returns to a pool."""
 
-    #: The statements that make the settings, ended by semicolons.
+    #: The statements that apply the settings, each ended by a semicolon.
     own = ""
 
     def get_reset_query(self) -> str:
-        """Return what resets the session; it begins as asyncpg's and ends with our own settings."""
+        """Return the statements that reset the session: asyncpg's, then those of our own settings."""
         return f"{super().get_reset_query()}\n{self.own}"
 
 
 async def refuse_pooler(connection: Any, dsn: str) -> None:
     """Raise PoolerError if the connection has no session of its own.
 
-    A server tells its process when a connection begins; where it is another one there is a pooler between.
+    The server names its process when a connection starts. If a statement runs in another process, there is a pooler.
     """
     try:
         server = await connection.fetchval("select pg_backend_pid()")
@@ -80,9 +81,9 @@ async def refuse_pooler(connection: Any, dsn: str) -> None:
 
 
 async def prepare(connection: Any, dsn: str, own: Mapping[str, str]) -> None:
-    """Set a new connection's own settings, and no limits. Raises PoolerError.
+    """Apply settings to a new connection and remove its limits. Raises PoolerError.
 
-    Limits that are not set anyway are not mentioned: what is mentioned costs a little at each return to a pool.
+    Touch only limits that are set, because each statement costs a little at every return to the pool.
     """
     await refuse_pooler(connection, dsn)
     limits = await connection.fetch(
@@ -92,7 +93,7 @@ async def prepare(connection: Any, dsn: str, own: Mapping[str, str]) -> None:
     statements = "".join(f"set {name} to {_literal(value)};" for name, value in wanted.items())
     if statements:
         await connection.execute(statements)
-    # asyncpg makes every connection an instance of every class of connections.
+    # isinstance() does not work here: for asyncpg, every connection is an instance of every connection class.
     if issubclass(type(connection), Session):
         connection.own = statements
 
@@ -119,7 +120,7 @@ async def connect(dsn: str, *, name: str, own: Mapping[str, str] | None = None, 
 def preparing(
     dsn: str, own: Mapping[str, str], then: Callable[[asyncpg.Connection], Awaitable[None]]
 ) -> Callable[[asyncpg.Connection], Coroutine[Any, Any, None]]:
-    """Return what a pool does with each new connection: ``prepare``, and ``then`` what its user wants."""
+    """Return the function that a pool calls with each new connection: ``prepare``, and then ``then``."""
 
     async def prepared(connection: asyncpg.Connection) -> None:
         await prepare(connection, dsn, own)
@@ -128,15 +129,15 @@ def preparing(
     return prepared
 
 
-#: What was found out about a pooler, by dsn; it is not asked again for each connection.
+#: True for each dsn that leads to such a pooler, so that it is checked only once.
 _known: dict[str, bool] = {}
 
 
 async def is_shared(dsn: str) -> bool:
-    """Return whether the sessions of two connections are one, or change from one transaction to the next.
+    """Return True if connections share sessions, or change their session between transactions.
 
-    Two connections ask in turn which server process works for them. In session mode each has its own. In transaction
-    mode a quiet pooler gives both the same, and a busy one gives each another one from time to time.
+    Two connections ask in turn which server process they use. In session mode, each has its own. In transaction mode, a
+    quiet pooler gives both the same process, and a busy one changes it from time to time.
     """
     if dsn not in _known:
         _known[dsn] = await _ask(dsn)
@@ -164,7 +165,7 @@ async def _ask(dsn: str) -> bool:
             connection.terminate()
 
 
-#: The setting that ended something, by the state that Postgres names it with.
+#: The setting that ended a statement, a transaction or a session, by SQLSTATE.
 _ENDED_BY = {
     "55P03": "lock_timeout",
     "25P03": "idle_in_transaction_session_timeout",
@@ -174,7 +175,7 @@ _ENDED_BY = {
 
 
 def ended_by(error: BaseException) -> str | None:
-    """Return the setting by which Postgres ended a statement, a transaction or a session; None for other errors."""
+    """Return the setting by which Postgres ended a statement, a transaction or a session, or None for other errors."""
     if not isinstance(error, asyncpg.PostgresError):
         return None
     if error.sqlstate == "57014":

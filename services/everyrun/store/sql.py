@@ -1,4 +1,4 @@
-"""SQL lives in ``.sql`` files, a statement under a line ``-- name: some_name``; Python calls the names."""
+"""Read named SQL statements from ``.sql`` files. A statement follows a line ``-- name: some_name``."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from pathlib import Path
 _NAME = re.compile(r"^-- name: ([a-z_0-9]+)[ \t]*$", re.MULTILINE)
 
 
-#: The names of the statements that were read, by their text.
+#: The name of each statement that was read, by its text.
 _names: dict[str, str] = {}
 
 
 def name_of(statement: str) -> str:
-    """Return the name and file of a statement that was read from a file, else its first words."""
+    """Return the name and the file of a statement, or its first words if it was not read from a file."""
     return _names.get(statement) or " ".join(statement.split())[:60]
 
 
 class Statements:
-    """The statements of one file: ``sql["name"]`` is the text. Raises KeyError naming the file for an unknown name."""
+    """The statements of one file: ``sql["name"]`` is the text. Raises KeyError, with the file, for an unknown name."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -36,7 +36,7 @@ class Statements:
             raise KeyError(f"{self._path.name} has no statement {name!r}") from None
 
     def names(self) -> list[str]:
-        """The names, in the file's order."""
+        """Return the names in the order of the file."""
         return list(self._texts)
 
 

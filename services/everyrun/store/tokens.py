@@ -1,7 +1,7 @@
-"""API tokens: made, revoked, looked up. Only a hash of each is kept, so a copy of the database lets nobody in.
+"""Create, revoke and check API tokens. Only a hash of each is stored, so a copy of the database gives no access.
 
-A token is 256 random bits. Its hash is a plain SHA-256: salts and slow hashes protect what people choose, from a list
-of which it could be guessed; 2^256 equally likely texts cannot be guessed, however fast each guess is checked.
+A token is 256 random bits, so its hash is a plain SHA-256. Salts and slow hashes protect passwords that people choose
+and that can be guessed from a list. One of 2^256 equally likely texts cannot be guessed, however fast a guess is.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ _sql = beside(__file__, "tokens.sql")
 
 Scope = Literal["submit", "read", "operate"]
 
-#: What a token may be for: handing inputs in; reading reports and results; an operator's decisions. None has another.
+#: Scopes: submit inputs; read reports and results; make an operator's decisions. No scope includes another.
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 
-#: The tokens are read again when they were read so many seconds ago: a revocation counts from then on.
+#: Seconds after which tokens are read again, so that a revocation takes effect.
 FRESH_FOR = 2.0
-#: And, for one that is not known, after so many: a new token works at once, a flood of guesses is not one of queries.
+#: The same for an unknown token: a new token works at once, but a flood of guesses does not cause a flood of queries.
 UNKNOWN_FOR = 0.2
 
 
 class Caller(Struct, frozen=True):
-    """Who calls, and what they may do."""
+    """The caller of a request: the token's name and scopes."""
 
     name: str
     scopes: frozenset[str]
 
 
-class NotLevelError(Unavailable):
-    """Revocations were not read from the log since the database was restarted or replaced: no token is valid yet."""
+class RevocationsUnknownError(Unavailable):
+    """The database was restarted or replaced, and revocations were not read from the log yet: no token is valid."""
 
     retry_after = 2
 
@@ -54,21 +54,21 @@ class _Known(Struct, frozen=True):
 
 
 def digest(token: str) -> bytes:
-    """What is kept of a token."""
+    """Return the hash of a token, which is what the database stores."""
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
 
 
 def _id(token: str) -> str:
-    """The part of a token that names it and is no secret."""
+    """Return the id of a token, which is not secret."""
     return token.rpartition("_")[0]
 
 
 async def create(
     connection: asyncpg.Connection, name: str, scopes: Collection[Scope], expires_at: datetime | None, by: str
 ) -> str:
-    """Make a token and return it, ``ert_ID_SECRET``: it is shown this once, and kept nowhere.
+    """Create a token and return it (``ert_ID_SECRET``). Its text is not stored, so show it now.
 
-    The submission service publishes ``token-created`` soon after, with ``by`` as the one who made it.
+    The submission service then publishes ``token-created``, with ``by`` as its creator.
     """
     token_id = "ert_" + secrets.token_hex(6)
     token = f"{token_id}_{secrets.token_hex(32)}"
@@ -78,23 +78,23 @@ async def create(
 
 
 async def every(connection: asyncpg.Connection) -> list[asyncpg.Record]:
-    """All tokens without their hashes, newest first, also those that are revoked or expired."""
+    """Return all tokens without their hashes, newest first, including revoked and expired ones."""
     found: list[asyncpg.Record] = await connection.fetch(_sql["all"])
     return found
 
 
 async def revoke(connection: asyncpg.Connection, token_id: str, by: str, reason: str) -> str | None:
-    """Revoke a token by its id (``ert_...``, or the whole token); its name, None where there is none.
+    """Revoke a token by its id (``ert_...``) or its whole text. Return its name, or None if it does not exist.
 
-    No service accepts it from now on. The submission service publishes ``token-revoked`` soon after, which keeps it
-    revoked in a database that is restored from an older backup: see ``is_durable``.
+    Services refuse the token within FRESH_FOR seconds. The submission service then publishes ``token-revoked``, which
+    keeps the token revoked in a database that is restored from an older backup: see ``is_durable``.
     """
     name: str | None = await connection.fetchval(_sql["revoke"], _id_of(token_id), by, reason)
     return name
 
 
 async def is_durable(connection: asyncpg.Connection, token_id: str) -> bool:
-    """Return whether the log has the revocation of a token."""
+    """Return True if the log has the revocation of a token."""
     return bool(await connection.fetchval(_sql["is_announced"], _id_of(token_id)))
 
 
@@ -103,35 +103,35 @@ def _id_of(given: str) -> str:
 
 
 class Tokens:
-    """Who a token belongs to. ``bootstrap`` (EVERYRUN_API_TOKEN) has every scope, and needs no database."""
+    """Checks tokens. The token ``bootstrap`` (EVERYRUN_API_TOKEN) has every scope, and needs no database."""
 
     def __init__(self, pool: asyncpg.Pool, bootstrap: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._pool: Any = pool
         self._bootstrap = digest(bootstrap) if bootstrap else None
         self._clock = clock
         self._known: dict[str, _Known] = {}
-        self._level = False
+        self._caught_up = False
         self._read_at = float("-inf")
         self._reading = asyncio.Lock()
 
     async def caller(self, token: str) -> Caller | None:
-        """Whose it is; None where it is unknown, expired or revoked, which no answer tells apart.
+        """Return the caller of a token, or None if it is unknown, expired or revoked. Responses must not tell which.
 
-        Raises OSError or asyncpg's errors where the database does not answer, and NotLevelError where it may be an
-        older one: a revocation could be missed.
+        Raises OSError or asyncpg's errors if the database does not answer, and RevocationsUnknownError if it may be an
+        older database that lacks a revocation.
         """
         given = digest(token)
         if self._bootstrap is not None and hmac.compare_digest(given, self._bootstrap):
             return Caller("bootstrap", frozenset(SCOPES))
         await self._read(FRESH_FOR)
         known = self._known.get(_id(token))
-        if known is None or not self._level:
+        if known is None or not self._caught_up:
             await self._read(UNKNOWN_FOR)
             known = self._known.get(_id(token))
-        if not self._level:
-            raise NotLevelError(
+        if not self._caught_up:
+            raise RevocationsUnknownError(
                 "the database was restarted or replaced, and the submission service has not yet read from the log "
-                "which tokens were revoked; try again in a moment"
+                "which tokens were revoked; retry in a moment"
             )
         if known is None or not hmac.compare_digest(given, known.digest):
             return None
@@ -145,7 +145,7 @@ class Tokens:
             if now - self._read_at < fresh_for:
                 return
             rows = await self._pool.fetch(_sql["live"])
-            self._level = all(row["level"] for row in rows)
+            self._caught_up = all(row["caught_up"] for row in rows)
             self._known = {
                 row["token_id"]: _Known(row["hash"], Caller(row["name"], frozenset(row["scopes"])), row["expires_at"])
                 for row in rows

@@ -3,8 +3,8 @@ insert into everyrun_queue.tokens (token_id, name, hash, scopes, created_at, exp
 values ($1, $2, $3, $4, $5, $6, $7)
 
 -- name: live
--- One row at least: whether revocations were read from the log in this incarnation of the database.
-select level.incarnation is not distinct from everyrun_queue.incarnation() as level,
+-- At least one row. caught_up: revocations were read from the log in this incarnation of the database.
+select level.incarnation is not distinct from everyrun_queue.incarnation() as caught_up,
        token_id, name, hash, scopes, expires_at
 from everyrun_queue.tokens_level level
 left join everyrun_queue.tokens on revoked_at is null and (expires_at is null or expires_at > now())

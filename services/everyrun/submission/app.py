@@ -9,7 +9,7 @@ import asyncpg
 
 from everyrun.extend.budget import shared
 from everyrun.extend.client import Extend
-from everyrun.extend.installation_binding import PART, wait_until_same
+from everyrun.extend.installation_binding import PART, wait_until_bound
 from everyrun.extend.metrics import count_requests
 from everyrun.health import Health
 from everyrun.log import topics
@@ -72,7 +72,7 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
     health = Health(PART, "database", at_start=("topics", "kafka", "log_position"))
     # Without the API: what it took in would be for the other Extend.
     async with http_server(settings.submission_listen, with_health(health), drain=1.0, keep_alive=settings.keep_alive):
-        await wait_until_same(settings, health)
+        await wait_until_bound(settings, health)
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(await _pool(settings, health))
         extend = await stack.enter_async_context(Extend(settings, budget=shared(settings)))

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from everyrun.errors import EveryrunError
 from everyrun.log.reading import Partition
 from everyrun.log.topics import LogIdentity
-from everyrun.memory import collect_seldom
+from everyrun.memory import reduce_garbage_collection
 from everyrun.redact import describe
 from everyrun.replay.rebuild.engine import LANES, Engine, Offsets, tables_pool
 from everyrun.settings import Settings
@@ -111,7 +111,7 @@ def _work(share: Share, parent: int, says: Connection) -> None:
 
     # Ctrl-C reaches every process of a terminal; the one that started this one decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    collect_seldom()
+    reduce_garbage_collection()
     try:
         asyncio.run(work())
     except Exception as error:
