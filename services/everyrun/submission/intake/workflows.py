@@ -150,7 +150,7 @@ class Workflows:
         try:
             await self._extend.get_workflow_version(workflow_id, version, within=_WITHIN)
         except ExtendError as error:
-            if error.status != 404 or not error.said:
+            if error.status != 404 or not error.from_extend:
                 raise
         else:
             return None
