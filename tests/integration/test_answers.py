@@ -1,4 +1,4 @@
-"""Every route answers what its OpenAPI document says; ``answers_fit`` of the conftest compares each answer."""
+"""Every response matches the OpenAPI document; ``answers_fit`` of the conftest compares each one."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def without_success(app: FastAPI) -> list[tuple[str, str]]:
     return sorted(every - seen)
 
 
-async def test_every_answer_of_the_query_service_fits_its_document(here: Here) -> None:
+async def test_query_responses_match_their_openapi_document(here: Here) -> None:
     async def get(path: str, expected: int = 200, **params: Any) -> Any:
         return await here.call(here.query, "GET", path, expected, params=params)
 
@@ -157,7 +157,7 @@ async def made(here: Here, scope: tokens.Scope) -> str:
         return await tokens.create(connection, "a test", [scope], None, "a test")
 
 
-async def test_every_answer_of_the_submission_service_fits_its_document(here: Here) -> None:
+async def test_submission_responses_match_their_openapi_document(here: Here) -> None:
     app, level = here.submission, here.level
 
     async def restored() -> str:
@@ -200,7 +200,7 @@ async def test_every_answer_of_the_submission_service_fits_its_document(here: He
     await errors_of_every_call(here, app, "/v1/submissions")
 
 
-async def test_every_answer_of_the_replay_service_fits_its_document(here: Here) -> None:
+async def test_replay_responses_match_their_openapi_document(here: Here) -> None:
     job = await here.call(here.replay, "POST", "/v1/jobs", 202, json={"kind": "audit"})
     await here.call(here.replay, "GET", "/v1/jobs", 200)
     await here.call(here.replay, "GET", f"/v1/jobs/{job['job_id']}", 200)

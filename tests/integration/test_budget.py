@@ -1,4 +1,4 @@
-"""One request budget for all processes, in Postgres."""
+"""All processes share one request budget in Postgres."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def most_over(times: list[float], rate: float) -> float:
     return excess
 
 
-async def test_processes_together_keep_to_the_rate_and_to_a_pause_that_one_hears_of(database) -> None:
+async def test_processes_share_the_rate_and_a_pause(database) -> None:
     rate, each = 60.0, 6
     done = await asyncio.gather(take(database, rate, each), take(database, rate, each, pause_at=1))
     [paused] = [moment for lines in done for what, moment in lines if what == "pause"]
@@ -70,7 +70,7 @@ async def test_processes_together_keep_to_the_rate_and_to_a_pause_that_one_hears
     assert times[-1] > paused + 1.4
 
 
-async def test_the_categories_are_apart(database) -> None:
+async def test_categories_have_separate_budgets(database) -> None:
     settings = Settings(postgres_dsn=database, requests_per_second=50)
     budget = shared(settings)
     await budget.pause(GET, 60)
@@ -79,7 +79,7 @@ async def test_the_categories_are_apart(database) -> None:
     await budget.aclose()
 
 
-async def test_without_postgres_each_process_keeps_to_a_small_share(database) -> None:
+async def test_process_uses_a_small_share_without_postgres(database) -> None:
     settings = Settings(postgres_dsn="postgresql://nobody@127.0.0.1:1/none", requests_per_second=100, budget_share=0.1)
     budget = shared(settings)
     began, times = time.monotonic(), []
@@ -91,7 +91,7 @@ async def test_without_postgres_each_process_keeps_to_a_small_share(database) ->
     await budget.aclose()
 
 
-async def test_a_table_that_is_not_there_counts_as_away_and_is_used_when_it_is_back(database) -> None:
+async def test_missing_table_counts_as_unavailable_until_it_returns(database) -> None:
     settings = Settings(postgres_dsn=database, requests_per_second=100)
     turns = SharedTurns(settings)
     connection = await asyncpg.connect(database)
@@ -106,7 +106,7 @@ async def test_a_table_that_is_not_there_counts_as_away_and_is_used_when_it_is_b
     await turns.aclose()
 
 
-async def test_a_clock_that_was_set_back_holds_nobody_up_for_ever(database) -> None:
+async def test_clock_set_back_delays_requests_only_for_a_while(database) -> None:
     connection = await asyncpg.connect(database)
     await connection.execute("insert into everyrun_queue.budgets values ('GET', now() + interval '10 days')")
     await connection.close()

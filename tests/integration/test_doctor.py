@@ -1,4 +1,4 @@
-"""The doctor finds each bad state of a real set-up, and says what to do; where all is right it finds nothing."""
+"""The doctor finds each problem of a real installation, and none in a working one."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def doctor(env: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env=env, check=False)
 
 
-async def test_where_all_is_right_nothing_is_found_and_nothing_is_published(well: Settings) -> None:
+async def test_working_installation_has_no_findings_and_no_events(well: Settings) -> None:
     said = doctor(environment(well), "--workflow", WORKFLOW, "--json")
     body = json.loads(said.stdout)
     # What is not set to be here is said.
@@ -107,7 +107,7 @@ async def test_where_all_is_right_nothing_is_found_and_nothing_is_published(well
     assert "→ Set EXTEND_API_KEY" in said.stdout
 
 
-async def test_each_thing_that_is_wrong_at_extend_or_the_bridge_is_found(well: Settings) -> None:
+async def test_problems_at_extend_and_the_bridge_are_found(well: Settings) -> None:
     stores = {"Kafka", "Postgres"}
     well = well.model_copy(update=NO_STORES)
     found = await bad(well, extend_api_key=SecretStr("sk_wrong"))
@@ -140,7 +140,7 @@ async def test_each_thing_that_is_wrong_at_extend_or_the_bridge_is_found(well: S
 
         (await http.delete(f"/webhook_subscriptions/{subscription['id']}")).raise_for_status()
         gone = (await bad(well))[f"subscription to {WORKFLOW}"]
-        assert "no endpoint of ours is subscribed" in gone.found
+        assert "our endpoint is not subscribed" in gone.found
         assert endpoint["id"] in gone.remedy
 
         dead = {"url": f"http://127.0.0.1:{free_port()}/webhooks/extend"}
@@ -158,7 +158,7 @@ async def test_each_thing_that_is_wrong_at_extend_or_the_bridge_is_found(well: S
         assert "Make one" in none.remedy
 
 
-async def test_a_clock_that_is_off_is_found(emulator_with: Any) -> None:
+async def test_wrong_clock_is_found(emulator_with: Any) -> None:
     emulator = emulator_with("--faults", "skew=600")
     found = await bad(Settings(extend_base_url=emulator.url, extend_api_key=SecretStr(KEY)))
     clock = found["clock of Extend"]
@@ -197,20 +197,20 @@ async def test_topics_that_could_lose_data_are_found(settings: Settings) -> None
     assert all("everyrun topics create" in f.remedy for f in missing if f.check == "topics")
 
 
-async def test_a_database_that_cannot_be_written_or_lacks_tables_is_found(settings: Settings) -> None:
+async def test_database_without_tables_or_write_access_is_found(settings: Settings) -> None:
     admin = await asyncpg.connect(settings.postgres_dsn.get_secret_value())
     try:
         name = await admin.fetchval("select current_database()")
         await admin.execute(f"alter database {name} set default_transaction_read_only = on")
         only_read = (await bad(settings))["Postgres"]
-        assert "can only be read" in only_read.found
+        assert "is read-only" in only_read.found
         assert "default_transaction_read_only" in only_read.remedy
         await admin.execute(f"alter database {name} reset default_transaction_read_only")
         assert "Postgres" not in await bad(settings)
         await admin.execute("drop schema everyrun cascade")
         found = await bad(settings)
         assert "Postgres" not in found
-        assert "the schema everyrun is not there" in found["migrations"].found
+        assert "the schema everyrun is missing" in found["migrations"].found
         assert "everyrun migrate" in found["migrations"].remedy
     finally:
         await admin.close()

@@ -246,7 +246,7 @@ class Account:
         if self.away:
             raise ExtendError(503, "UNREADABLE", "bad gateway")
         if version not in ("1", "2", "draft"):
-            raise ExtendError(404, "NOT_FOUND", "no such version", said=True)
+            raise ExtendError(404, "NOT_FOUND", "no such version", from_extend=True)
         return b"{}"
 
     async def list_workflow_versions(self, workflow_id: str, within: float) -> Page:

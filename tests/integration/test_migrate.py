@@ -1,4 +1,4 @@
-"""Migrations: each schema keeps its own record of them, inside."""
+"""Each schema has its own migrations and its own record of them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ async def _shape(connection: asyncpg.Connection) -> list[tuple[str, ...]]:
     return [tuple(row) for row in rows]
 
 
-async def test_a_dropped_schema_is_made_again_and_the_other_keeps_its_rows(database: str) -> None:
+async def test_dropped_schema_is_created_again_and_the_other_keeps_its_rows(database: str) -> None:
     connection = await asyncpg.connect(database)
     try:
         before = await _shape(connection)
@@ -39,7 +39,7 @@ async def test_a_dropped_schema_is_made_again_and_the_other_keeps_its_rows(datab
         await connection.close()
 
 
-async def test_two_at_the_same_time_do_not_disturb_each_other(database: str) -> None:
+async def test_concurrent_migrations_do_not_conflict(database: str) -> None:
     connection = await asyncpg.connect(database)
     try:
         await connection.execute("drop schema everyrun cascade; drop schema everyrun_queue cascade")
@@ -49,7 +49,7 @@ async def test_two_at_the_same_time_do_not_disturb_each_other(database: str) -> 
         await connection.close()
 
 
-async def test_a_migration_that_fails_says_why_without_the_password(database: str, tmp_path: Path) -> None:
+async def test_failed_migration_is_explained_without_the_password(database: str, tmp_path: Path) -> None:
     (tmp_path / "20260101000000_bad.sql").write_text("-- migrate:up\nselect nonsense;\n-- migrate:down\n")
     password = re.search(r":([^:@/]+)@", database)
     assert password is not None
@@ -58,16 +58,14 @@ async def test_a_migration_that_fails_says_why_without_the_password(database: st
     assert password[1] not in str(raised.value)
 
 
-def test_a_database_that_does_not_answer_is_said_so_without_the_password(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unavailable_database_is_reported_without_the_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("everyrun.store.migrate.WAIT", "1s")
     with pytest.raises(MigrationError) as raised:
         migrate("postgresql://everyrun:hunter2@127.0.0.1:1/everyrun?sslmode=disable")
     assert "hunter2" not in str(raised.value)
 
 
-async def test_the_projection_is_made_under_another_name_as_well(database: str) -> None:
+async def test_projection_can_be_created_in_another_schema(database: str) -> None:
     connection = await asyncpg.connect(database)
     try:
         await asyncio.to_thread(migrate, database, {"beside": SCHEMAS["everyrun"]})

@@ -1,4 +1,4 @@
-"""What a read costs, and that slow ones leave the database to the others."""
+"""Reads are cheap, and slow ones leave connections to the others."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def connection(database: str) -> AsyncIterator[asyncpg.Connection]:
     await connection.close()
 
 
-async def test_progress_reads_the_batches_of_its_submission_alone(connection: asyncpg.Connection) -> None:
+async def test_progress_reads_only_batches_of_its_submission(connection: asyncpg.Connection) -> None:
     await connection.execute("set enable_seqscan = off")
     # What was not sent is asked of a function, whose plan is not shown: see test_status.
     scans = [n for n in await plan(connection, _sql["counts"], "s") if n.get("Relation Name") == "batches"]
@@ -49,7 +49,7 @@ async def test_progress_reads_the_batches_of_its_submission_alone(connection: as
     assert all("submission_id = 's'" in (n.get("Index Cond") or n["Recheck Cond"]) for n in scans)
 
 
-async def test_what_is_overdue_costs_a_few_rows_an_input_however_large_the_batch(
+async def test_overdue_reads_few_rows_per_input_for_any_batch_size(
     connection: asyncpg.Connection,
 ) -> None:
     batches, size = 2, 1000
@@ -94,7 +94,7 @@ async def locked(connection: asyncpg.Connection) -> AsyncIterator[None]:
         yield
 
 
-async def test_slow_reports_and_pages_leave_connections_to_others(
+async def test_slow_reads_leave_connections_to_others(
     database: str, locked: None, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gate, "PATIENCE", 0.2)
@@ -116,7 +116,7 @@ async def test_slow_reports_and_pages_leave_connections_to_others(
         assert (await ask(app, REPORT)).status_code == 200
 
 
-async def test_a_read_that_takes_too_long_is_not_a_database_that_is_away(database: str, locked: None) -> None:
+async def test_slow_read_is_answered_with_504_not_503(database: str, locked: None) -> None:
     async with asyncpg.create_pool(
         database, min_size=1, max_size=2, init=connection_setup, command_timeout=0.5
     ) as pool:

@@ -1,4 +1,4 @@
-"""docs/reference/tables.md is what a migrated database says. EVERYRUN_WRITE=1 writes it."""
+"""docs/reference/tables.md matches a migrated database. EVERYRUN_WRITE=1 writes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every session of ours: limits of the role's end nothing, and a pooler without sessions is refused."""
+"""Sessions ignore the limits of the role, and a pooler without sessions is refused."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ async def accepted(pool: asyncpg.Pool, settings: Settings, given: AsyncIterator[
     return (await take_in(pool, settings, parse.rows(parse.NDJSON, given), **options, idempotency_key=None)).expected
 
 
-async def test_the_roles_limits_end_no_long_upload(hurried: str) -> None:
+async def test_limits_of_the_role_do_not_end_a_long_upload(hurried: str) -> None:
     settings = settings_of(hurried)
     async with await open_pool(settings, name="test") as pool:
         # Longer than each of the limits, and more than once over a connection that was given back.
@@ -79,7 +79,7 @@ async def test_the_roles_limits_end_no_long_upload(hurried: str) -> None:
             assert await accepted(pool, settings, body(30, pause=0.2)) == 30
 
 
-async def test_every_kind_of_session_is_without_limits_and_keeps_its_own_settings(hurried: str) -> None:
+async def test_sessions_have_no_limits_and_keep_their_settings(hurried: str) -> None:
     settings = settings_of(hurried)
     shown = "select " + ", ".join(f"current_setting('{name}', true) as {name}" for name in LIMITS)
 
@@ -103,7 +103,7 @@ async def test_every_kind_of_session_is_without_limits_and_keeps_its_own_setting
         assert await unlimited(place.connection)
 
 
-async def test_migrations_are_not_ended_by_the_roles_limits(hurried: str) -> None:
+async def test_limits_of_the_role_do_not_end_migrations(hurried: str) -> None:
     admin = await connect(hurried, name="test")
     await admin.execute("drop schema everyrun cascade")
     held = admin.transaction()
@@ -127,14 +127,14 @@ async def test_migrations_are_not_ended_by_the_roles_limits(hurried: str) -> Non
     await admin.close()
 
 
-async def test_a_limit_that_is_set_all_the_same_is_named(database: str) -> None:
+async def test_error_names_the_limit_that_ended_a_statement(database: str) -> None:
     async with await open_pool(settings_of(database), name="test") as pool, pool.acquire() as connection:
         await connection.execute("set statement_timeout to 50")
-        with pytest.raises(SlowStatementError, match="statement_timeout is set"):
+        with pytest.raises(SlowStatementError, match="because of statement_timeout"):
             await connection.fetch("select pg_sleep(5)")
 
 
-async def test_the_doctor_warns_of_limits(hurried: str) -> None:
+async def test_doctor_warns_of_limits(hurried: str) -> None:
     facts, _ = await ask_postgres.ask_postgres(settings_of(hurried))
     assert facts.problem is None
     assert {(name, value, source) for name, value, source in facts.limits} == {
@@ -148,7 +148,7 @@ async def test_the_doctor_warns_of_limits(hurried: str) -> None:
     assert facts.write_problem is None
 
 
-async def test_the_doctor_does_not_warn_without_limits(database: str) -> None:
+async def test_doctor_does_not_warn_without_limits(database: str) -> None:
     facts, _ = await ask_postgres.ask_postgres(settings_of(database))
     assert facts.problem is None
     assert facts.limits == []
@@ -199,7 +199,7 @@ async def test_pgbouncer_without_sessions_is_refused(shared: str) -> None:
 
 @needs_pgbouncer
 @pytest.mark.parametrize("service", ["submission", "query", "processor", "reconciler", "replay"])
-async def test_no_service_starts_on_pgbouncer_without_sessions(
+async def test_services_do_not_start_on_pgbouncer_without_sessions(
     service: str, servers: tuple[EmbeddedKafka, EmbeddedPostgres], settings: Settings
 ) -> None:
     with pgbouncer(servers[1], "transaction") as port:
@@ -248,7 +248,7 @@ async def test_pgbouncer_in_session_mode_works(pooled: str, settings: Settings) 
 
 
 @needs_pgbouncer
-async def test_migrations_by_way_of_pgbouncer_say_what_to_do(pooled: str) -> None:
+async def test_migrations_through_pgbouncer_explain_what_to_do(pooled: str) -> None:
     await answers(pooled)
     with pytest.raises(MigrationError, match="name it, not PgBouncer"):
         await asyncio.to_thread(migrate, pooled)

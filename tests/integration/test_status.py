@@ -1,4 +1,4 @@
-"""An input has one status, whoever is asked; with what it waits for, until when, and what helps."""
+"""An input has one status everywhere, with what it waits for, until when, and what helps."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ async def here(database: str) -> AsyncIterator[Installation]:
         yield Installation(pool, settings)
 
 
-async def test_everybody_says_the_same_of_every_input(here: Installation) -> None:
+async def test_every_command_and_route_reports_the_same_status(here: Installation) -> None:
     await here.submission("sub_1", CHUNKS)
     expected: dict[str, int] = {}
     for _, _, _, status, _, _ in CHUNKS.values():
@@ -153,7 +153,7 @@ async def test_everybody_says_the_same_of_every_input(here: Installation) -> Non
     assert seen == report["overdue_by_reason"]
 
 
-async def test_what_has_rows_is_told_by_the_tables_whatever_the_queue_says(here: Installation) -> None:
+async def test_tables_decide_the_status_of_inputs_with_rows(here: Installation) -> None:
     chunks = {state: (state, "deadline = now()", "SUBMITTED") for state in ("waiting", "sending", "in_doubt", "held")}
     await here.submission("sub_1", chunks)
     await here.pool.execute("update everyrun.batches set counts = jsonb_build_object('PROCESSED', expected)")
@@ -164,7 +164,7 @@ async def test_what_has_rows_is_told_by_the_tables_whatever_the_queue_says(here:
     assert (await here.get("/v1/overdue"))["unsent"] == []
 
 
-async def test_pauses_kafka_and_a_lost_queue_have_their_reasons(here: Installation) -> None:
+async def test_pauses_kafka_and_a_lost_queue_are_explained(here: Installation) -> None:
     one = {"waiting": ("waiting", "", None)}
     await here.submission("sub_new", {"sub_new.c1": one["waiting"]}, age="2 minutes", announced=False)
     await here.submission("sub_slow", {"sub_slow.c1": one["waiting"]}, age="2 days")
@@ -196,7 +196,7 @@ async def test_pauses_kafka_and_a_lost_queue_have_their_reasons(here: Installati
     assert (await here.get("/v1/results/sub_lost:i3"))["waits_for"] == "queue_lost"
 
 
-async def test_a_page_reads_the_chunks_that_it_shows(here: Installation, database: str) -> None:
+async def test_page_reads_only_its_own_chunks(here: Installation, database: str) -> None:
     chunks = {f"c{number:04}": ("waiting", "", None) for number in range(60)}
     await here.submission("sub_1", chunks)
     rows = await here.results("sub_1", "WAITING", limit=9)
@@ -210,7 +210,7 @@ async def test_a_page_reads_the_chunks_that_it_shows(here: Installation, databas
     assert set(WAITS_FOR) >= {waits_for for *_, waits_for, _ in CHUNKS.values()}
 
 
-async def test_it_is_said_how_many_results_are_missing_and_when_they_are_polled_for(here: Installation) -> None:
+async def test_progress_reports_missing_results_and_the_next_poll(here: Installation) -> None:
     await here.submission("sub_1", {"none": CHUNKS["queued"]})
     assert (await here.get("/v1/submissions/sub_1/progress"))["polling"] is None
     sent = (

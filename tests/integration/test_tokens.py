@@ -1,4 +1,4 @@
-"""``everyrun token`` and the services: made, used, refused, revoked, against a real database."""
+"""Tokens are created, used, refused and revoked by ``everyrun token`` and the services, with a real database."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def level(settings: Settings) -> None:
         await catch_up(settings, pool, await topics.cluster_id(settings))
 
 
-async def test_a_token_works_for_its_scope_until_it_is_revoked_and_is_kept_nowhere(service, settings: Settings) -> None:
+async def test_token_works_for_its_scope_until_revoked_and_is_never_stored(service, settings: Settings) -> None:
     dsn = settings.postgres_dsn.get_secret_value()
 
     def token(*words: str):
@@ -91,13 +91,13 @@ async def test_a_token_works_for_its_scope_until_it_is_revoked_and_is_kept_nowhe
         (("create", "x", "--scope", "read", "--expires-in", "soon"), "90d"),
     ],
 )
-def test_a_wrong_call_says_what_is_right(words: tuple[str, ...], reason: str) -> None:
+def test_wrong_token_command_explains_the_usage(words: tuple[str, ...], reason: str) -> None:
     refused = everyrun("token", *words, EVERYRUN_POSTGRES_DSN="postgresql://nobody@127.0.0.1:1/none", COLUMNS="300")
     assert refused.returncode == 2
     assert reason in refused.stderr
 
 
-async def test_a_token_revoked_after_the_backup_stays_revoked_in_the_restored_database(settings: Settings) -> None:
+async def test_token_revoked_after_a_backup_stays_revoked_after_restore(settings: Settings) -> None:
     async with await open_pool(settings, name="test") as pool, Producer(settings) as producer:
         await level(settings)
         async with pool.acquire() as connection:
@@ -136,7 +136,7 @@ async def test_a_token_revoked_after_the_backup_stays_revoked_in_the_restored_da
         assert not any(token.rpartition("_")[2] in str(event) or "hash" in event for event in said)
 
 
-async def test_every_api_answers_503_until_revocations_were_read(settings: Settings) -> None:
+async def test_every_api_answers_503_until_revocations_are_read(settings: Settings) -> None:
     async with await open_pool(settings, name="test") as pool:
         async with pool.acquire() as connection:
             token = await tokens.create(connection, "reader", ["read"], None, "ann")
@@ -159,7 +159,7 @@ async def test_every_api_answers_503_until_revocations_were_read(settings: Setti
     assert (before.status_code, before.json()["code"]) == (503, "UNAVAILABLE")
 
 
-async def test_tokens_are_decisions_in_the_tables(settings: Settings) -> None:
+async def test_token_events_become_decisions_in_the_tables(settings: Settings) -> None:
     dsn = settings.postgres_dsn.get_secret_value()
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(await open_pool(settings, name="test"))

@@ -1,4 +1,4 @@
-"""A queue and its log are of one Extend: what is left for it is never sent to another, nor asked of another."""
+"""A queue and its log are bound to one Extend; nothing of theirs is sent to another."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def refuses(service: ServiceProcess, *texts: str) -> None:
         await says(service, "extend", text)
 
 
-async def test_another_extend_is_refused_and_gets_nothing(service, emulator_with, settings: Settings) -> None:
+async def test_another_extend_is_refused_and_receives_nothing(service, emulator_with, settings: Settings) -> None:
     emulator = emulator_with("--run-seconds", "0")
     connection = await asyncpg.connect(settings.postgres_dsn.get_secret_value())
     await connection.execute("update everyrun_queue.installation set vendor = $1", REAL)
@@ -47,7 +47,7 @@ async def test_another_extend_is_refused_and_gets_nothing(service, emulator_with
     await note(settings, "SUBMITTED", batch_id="batch_of_the_real_one")
     started = [service(name, **variables(emulator.url)) for name in ("submission", "reconciler")]
     for process in started:
-        await refuses(process, f"of the Extend {REAL}", "names emulator")
+        await refuses(process, f"bound to the Extend {REAL}", "names emulator")
 
     def requests() -> int:
         return sum(httpx.get(f"{emulator.url}/_emulator/stats").json()["requests"].values())
@@ -70,12 +70,12 @@ async def test_another_extend_is_refused_and_gets_nothing(service, emulator_with
     await connection.close()
 
 
-async def test_the_first_start_decides_and_the_emulators_port_does_not_matter(service, emulator_with, settings) -> None:
+async def test_first_start_binds_and_the_emulators_port_may_change(service, emulator_with, settings) -> None:
     connection = await asyncpg.connect(settings.postgres_dsn.get_secret_value())
     for _ in range(2):
         emulator = emulator_with()
         submission = await service("submission", **variables(emulator.url)).ready()
         assert await connection.fetchval("select vendor from everyrun_queue.installation") == "emulator"
         submission.terminate()
-    await refuses(service("submission", EXTEND_API_KEY=KEY), "of the Extend emulator", f"names {REAL}")
+    await refuses(service("submission", EXTEND_API_KEY=KEY), "bound to the Extend emulator", f"names {REAL}")
     await connection.close()

@@ -316,7 +316,7 @@ async def test_a_database_bound_to_another_extend_is_refused(
     }
     refused = everyrun("up", "--extend", "--data-dir", tmp_path / "data", **env)
     assert refused.returncode == 1
-    assert "of the Extend https://api.extend.ai" in refused.stderr.replace("\n", " ")
+    assert "bound to the Extend https://api.extend.ai" in refused.stderr.replace("\n", " ")
 
 
 def test_an_unavailable_external_kafka_is_reported(tmp_path: Path, database: str) -> None:

@@ -1,4 +1,4 @@
-"""The request budget within one process: an even pace, slices no larger than they may be, pauses."""
+"""Within one process, the request budget has an even pace, limited leases, and pauses."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Noted(OwnTurns):
 
 
 @given(rate=st.floats(0.5, 1000), leases=st.lists(st.tuples(st.integers(1, 50), st.floats(0, 3)), max_size=20))
-def test_turns_of_one_process_are_even(rate, leases) -> None:
+def test_turns_of_one_process_are_evenly_spaced(rate, leases) -> None:
     now = 0.0
 
     async def all_turns() -> list[float]:
@@ -48,7 +48,7 @@ def test_turns_of_one_process_are_even(rate, leases) -> None:
     assert all(later - one >= 0.999 / rate for one, later in pairwise(asyncio.run(all_turns())))
 
 
-async def test_as_many_turns_are_leased_as_wait_and_no_more_than_a_slice() -> None:
+async def test_lease_has_a_turn_for_each_waiting_request_up_to_a_slice() -> None:
     noted = Noted(200.0)
     budget = Budget(noted, 200.0)
     began = time.monotonic()
@@ -61,7 +61,7 @@ async def test_as_many_turns_are_leased_as_wait_and_no_more_than_a_slice() -> No
     assert noted.leased[-1] == 1
 
 
-async def test_a_pause_holds_up_those_that_wait_already_and_its_category_alone() -> None:
+async def test_pause_delays_waiting_requests_of_its_category_only() -> None:
     noted = Noted(20.0)
     budget = Budget(noted, 20.0)
     waiting = [asyncio.create_task(budget.turn(GET)) for _ in range(5)]
@@ -75,13 +75,13 @@ async def test_a_pause_holds_up_those_that_wait_already_and_its_category_alone()
     assert noted.paused == [(GET, 0.5)]
 
 
-async def test_a_pause_has_an_end_whatever_was_asked_for() -> None:
+async def test_pause_has_a_maximum_length() -> None:
     noted = Noted(1.0)
     await Budget(noted, 1.0).pause(GET, 1e9)
     assert noted.paused == [(GET, 3600.0)]
 
 
-async def test_requests_that_were_given_up_leave_no_burst_behind() -> None:
+async def test_cancelled_requests_leave_no_burst() -> None:
     budget = Budget(OwnTurns(40.0), 40.0)
     given_up = [asyncio.create_task(budget.turn(GET)) for _ in range(10)]
     await asyncio.sleep(0)
@@ -96,7 +96,7 @@ async def test_requests_that_were_given_up_leave_no_burst_behind() -> None:
 
 
 @pytest.mark.parametrize("header", ["0.4", None])
-async def test_a_429_pauses_every_get_and_the_request_is_made_again(header) -> None:
+async def test_429_pauses_every_get_and_is_retried(header) -> None:
     answers = [httpx.Response(429, headers={} if header is None else {"retry-after": header})]
     noted = Noted(100.0)
 
@@ -109,7 +109,7 @@ async def test_a_429_pauses_every_get_and_the_request_is_made_again(header) -> N
         assert extend.sent[GET] == 2
 
 
-async def test_a_run_that_is_not_there_is_asked_for_once() -> None:
+async def test_missing_run_is_requested_once() -> None:
     async with Extend(Settings(), httpx.MockTransport(lambda _: httpx.Response(404, json={}))) as extend:
         with pytest.raises(ExtendError) as raised:
             await extend.get_run("r")

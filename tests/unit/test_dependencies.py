@@ -1,4 +1,4 @@
-"""Every dependency is used and locked."""
+"""Every installed dependency is used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A process dies once at an armed failpoint, and at no other."""
+"""A process dies once at an armed failpoint, and nowhere else."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def run_to_the_point(folder: Path, named: str) -> subprocess.CompletedProcess[st
     return subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False)
 
 
-def test_a_process_dies_at_an_armed_point_once(tmp_path: Path) -> None:
+def test_process_dies_once_at_an_armed_point(tmp_path: Path) -> None:
     named = f"bridge.before_produce,{POINT}"
     assert run_to_the_point(tmp_path, named).returncode == -signal.SIGKILL
     assert done(tmp_path, POINT).exists()

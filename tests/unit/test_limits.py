@@ -1,4 +1,4 @@
-"""What a client may take of our HTTP services before it is sent away, over real sockets."""
+"""HTTP requests have limits in size and time, tested over real sockets."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ WHOLE = HEAD + b"content-length: 0\r\n\r\n"
 @pytest.mark.parametrize(
     "sent", [(), (WHOLE,), (WHOLE, WHOLE), (WHOLE, b"\r\n"), (b"\r\n",)], ids=["new", "used", "twice", "line", "only"]
 )
-async def test_an_idle_connection_is_kept_for_the_keep_alive_time_and_no_longer(
+async def test_idle_connection_is_closed_after_keep_alive(
     sent: tuple[bytes, ...], head_within: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "HEAD_WITHIN", head_within)
@@ -101,7 +101,7 @@ async def test_an_idle_connection_is_kept_for_the_keep_alive_time_and_no_longer(
     assert loop.time() - began >= 2.0
 
 
-async def test_a_load_balancer_may_keep_its_connections_for_a_minute() -> None:
+async def test_load_balancer_may_keep_connections_for_a_minute() -> None:
     """Its usual 60 s must be over before we close: the default of each service, and what the settings say."""
     assert Settings().keep_alive > 60
     asked: list[int] = []
@@ -122,7 +122,7 @@ async def test_a_load_balancer_may_keep_its_connections_for_a_minute() -> None:
 SERVICES = {"bridge", "processor", "query", "reconciler", "replay", "submission"}
 
 
-def test_every_service_takes_the_setting() -> None:
+def test_every_service_uses_keep_alive() -> None:
     for path in sorted(Path(everyrun.__file__).parent.glob("*/app.py")):
         calls = [node for node in ast.walk(ast.parse(path.read_text())) if _serves(node)]
         assert all(any(word.arg == "keep_alive" for word in call.keywords) for call in calls), path
@@ -134,9 +134,7 @@ def _serves(node: ast.AST) -> TypeGuard[ast.Call]:
 
 
 @pytest.mark.parametrize("path", [b"/echo", b"/stream"])
-async def test_a_slash_at_the_end_is_the_same_path_and_no_redirect(
-    path: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_trailing_slash_is_the_same_path_without_a_redirect(path: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(our_http, "BODY_BYTES", 1000)
     size = 5000 if path == b"/stream" else 10
     body = b"content-length: %d\r\n\r\n" % size + b"x" * size
@@ -148,7 +146,7 @@ async def test_a_slash_at_the_end_is_the_same_path_and_no_redirect(
         assert statuses(await said(port, HEAD.replace(b"/echo", b"/nothing/") + CLOSE + body)) == [404]
 
 
-async def test_a_request_within_the_limits_is_answered() -> None:
+async def test_request_within_the_limits_is_answered() -> None:
     many = b"".join(b"x-%d: y\r\n" % n for n in range(limits.HEAD_LINES - 10))
     async with serving() as port:
         assert statuses(await said(port, HEAD + CLOSE + many + b"content-length: 3\r\n\r\nabc")) == [200]
@@ -164,13 +162,13 @@ async def test_a_request_within_the_limits_is_answered() -> None:
         b"x" * (limits.HEAD_BYTES + 1) + b": y\r\n\r\n",
     ],
 )
-async def test_too_many_or_too_long_headers(flood: bytes) -> None:
+async def test_too_many_or_too_long_headers_are_refused(flood: bytes) -> None:
     async with serving() as port:
         assert statuses(await said(port, HEAD + flood)) == [431]
         assert statuses(await said(port, b"GET /" + b"x" * (limits.HEAD_BYTES + 1) + b" HTTP/1.1\r\n\r\n")) == [431]
 
 
-async def test_a_head_that_never_ends_is_cut_off_soon_after_the_limit() -> None:
+async def test_endless_head_is_cut_off_soon_after_the_limit() -> None:
     endless = [b"x" * 16384] * 1000
     async with serving() as port:
         assert statuses(await said(port, HEAD + b"x: ", *endless)) in ([431], [])
@@ -178,7 +176,7 @@ async def test_a_head_that_never_ends_is_cut_off_soon_after_the_limit() -> None:
         assert statuses(await said(port, HEAD, *lines)) in ([431], [])
 
 
-async def test_a_head_that_comes_too_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_slow_head_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "HEAD_WITHIN", 0.5)
     async with serving() as port:
         assert await said(port, b"GET /", *[b"x"] * 1000, pause=0.05) == b""
@@ -189,7 +187,7 @@ async def test_a_head_that_comes_too_slowly(monkeypatch: pytest.MonkeyPatch) -> 
         assert statuses(await said(port, first, b"", HEAD, *[b"x: y\r\n"] * 1000, pause=0.05)) == [200]
 
 
-async def test_a_body_that_comes_too_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_slow_body_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "BODY_WITHIN", 0.5)
     head = HEAD + b"content-length: 100000\r\n\r\n"
     async with serving() as port:
@@ -201,7 +199,7 @@ async def test_a_body_that_comes_too_slowly(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(("a_second", "comes_whole"), [(limits.BODY_BYTES_PER_SECOND, True), (1000, False)])
-async def test_a_body_may_take_as_long_as_it_likes_at_the_least_speed(a_second: int, comes_whole: bool) -> None:
+async def test_body_at_minimum_speed_may_take_any_time(a_second: int, comes_whole: bool) -> None:
     now, sent = 0.0, 0
 
     async def receive() -> dict[str, Any]:
@@ -221,14 +219,14 @@ async def test_a_body_may_take_as_long_as_it_likes_at_the_least_speed(a_second: 
     assert (sent == 1000) is comes_whole
 
 
-async def test_a_client_that_goes_on_after_its_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_client_that_sends_on_after_its_response_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "LINGER", 0.5)
     unauthorized = b"POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n"
     async with serving() as port:
         assert statuses(await said(port, unauthorized, *[b"x"] * 1000, pause=0.05)) == [401]
 
 
-async def test_a_body_is_as_large_as_it_may_be_but_for_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_body_size_is_limited_except_for_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(our_http, "BODY_BYTES", 1000)
     body = b"content-length: 1001\r\n\r\n" + b"x" * 1001
     async with serving() as port:
@@ -239,7 +237,7 @@ async def test_a_body_is_as_large_as_it_may_be_but_for_a_stream(monkeypatch: pyt
 
 
 @pytest.mark.parametrize("depth", [900, 10_000, 1_000_000])
-async def test_a_body_that_is_nested_too_deep_is_refused_or_taken(depth: int) -> None:
+async def test_deeply_nested_body_is_refused_or_accepted(depth: int) -> None:
     body = b'{"a":' + b"[" * depth + b"]" * depth + b"}"
     head = HEAD.replace(b"/echo", b"/parsed") + CLOSE + b"content-type: application/json\r\n"
     async with serving() as port:

@@ -1,4 +1,4 @@
-"""The migrations of the result tables work in any schema."""
+"""The projection's migrations work in any schema."""
 
 from __future__ import annotations
 

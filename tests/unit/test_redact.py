@@ -1,4 +1,4 @@
-"""Secrets do not reach a log line, nor what Extend's errors are kept as."""
+"""Secrets do not reach log lines or stored errors."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ SETTINGS = Settings(
         ("ert_0123456789ab is a token's id", "ert_0123456789ab is a token's id"),
     ],
 )
-def test_what_looks_like_a_secret_is_hidden_and_the_rest_stays(said: str, kept: str) -> None:
+def test_text_that_looks_like_a_secret_is_hidden(said: str, kept: str) -> None:
     assert redact(said) == kept
 
 
-def test_the_settings_know_their_secrets() -> None:
+def test_settings_list_their_secrets() -> None:
     found = SETTINGS.secrets()
     assert {"planted-2", "planted-3", 'pla"nted-4', "planted-5", "planted-6-and-longer", "pl@nted-1", DSN} == set(found)
     assert not any(secret in repr(SETTINGS) for secret in found)
@@ -65,7 +65,7 @@ def written(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
     root.setLevel(level)
 
 
-def test_no_secret_is_in_a_log_line_whoever_writes_it(written: io.StringIO) -> None:
+def test_log_lines_hold_no_secret(written: io.StringIO) -> None:
     local = "planted-in-a-local-variable"
     link = "https://files.example/x?signature=planted-in-a-link"
     for secret in SETTINGS.secrets():
@@ -96,13 +96,13 @@ def test_no_secret_is_in_a_log_line_whoever_writes_it(written: io.StringIO) -> N
         b'["https://f/x.pdf?sig=planted"]',
     ],
 )
-def test_what_extend_says_is_kept_without_links_that_open(body: bytes) -> None:
+def test_errors_of_extend_are_kept_without_signed_links(body: bytes) -> None:
     code, message = read_error(body)
     assert "planted" not in code + message
     assert "f/x.pdf" in message
 
 
-def test_health_says_no_secret() -> None:
+def test_health_shows_no_secret() -> None:
     health = Health("database")
     health.not_ready("database", f"cannot connect to {DSN}")
     assert b"nted-1" not in health.answer("/readyz")[1]

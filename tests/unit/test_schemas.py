@@ -1,4 +1,4 @@
-"""schemas/ and the generated pages are up to date with the code, and events are valid by their schemas."""
+"""Committed schemas and pages equal the generated ones, and events match their schemas."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def test_committed_files_are_up_to_date(name: str) -> None:
     assert (TOP / name).read_text() == schemas.documents()[name], "run: make schemas"
 
 
-def test_no_file_of_schemas_is_left_over() -> None:
+def test_no_stale_file_in_schemas() -> None:
     there = {p.relative_to(TOP).as_posix() for p in (TOP / "schemas").rglob("*") if p.is_file()}
     # Released schemas stay unchanged; test_compatibility.py compares the present ones with them.
     there = {name for name in there if not name.startswith("schemas/released/")}
     assert there == {name for name in schemas.documents() if name.startswith("schemas/")}
 
 
-def test_events_are_valid_by_their_schemas_and_are_cloudevents() -> None:
+def test_events_match_their_schemas_and_are_cloudevents() -> None:
     found = schemas.event_schemas()
     for record in a_world(random.Random(1)):
         tag = header(record.headers, "ce_type")

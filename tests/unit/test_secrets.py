@@ -1,4 +1,4 @@
-"""Secrets are checked before anything uses them, and no library's error text carries them further."""
+"""Secrets are checked before use, and no library's error text shows them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_whitespace_around_a_secret_is_stripped(variable: str, monkeypatch: pyte
 
 @pytest.mark.parametrize("inside", ["\n", "\r", "\x00", "\x7f", "\u200b", "\ufeff"])
 @pytest.mark.parametrize("variable", SECRETS)
-def test_what_is_invisible_in_a_secret_is_refused_without_the_secret(
+def test_invisible_character_in_a_secret_is_refused_without_showing_it(
     variable: str, inside: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if inside == "\x00":
@@ -66,7 +66,7 @@ def test_what_is_invisible_in_a_secret_is_refused_without_the_secret(
     assert "at position 12" in str(refused.value)
 
 
-def test_each_of_several_webhook_secrets_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_webhook_secret_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EVERYRUN_WEBHOOK_SECRETS", "wss_first ,\n wss_second\n")
     assert [secret.get_secret_value() for secret in load().webhook_secrets] == ["wss_first", "wss_second"]
     monkeypatch.setenv("EVERYRUN_WEBHOOK_SECRETS", "wss_first,wss_\x0bsecond")
@@ -76,14 +76,14 @@ def test_each_of_several_webhook_secrets_is_checked(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("variable", ["EXTEND_API_KEY", "EXTEND_WORKSPACE_ID", "EVERYRUN_API_TOKEN"])
 @pytest.mark.parametrize("odd", ["\u201c", "\u00a0x", " x", "ü"])
-def test_what_a_header_cannot_hold_is_refused(variable: str, odd: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secret_that_no_header_can_hold_is_refused(variable: str, odd: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(variable, f"sk_0123456789abcdef{odd}")
     with pytest.raises(SettingsError, match=f"{variable}.*at position 20") as refused:
         load()
     assert "0123" not in str(refused.value)
 
 
-def test_a_service_does_not_start_with_such_a_key_and_does_not_print_it() -> None:
+def test_service_refuses_such_a_key_without_printing_it() -> None:
     env = {
         "EXTEND_API_KEY": "sk_live\n_0123",
         "EVERYRUN_POSTGRES_DSN": "postgresql://u:p@127.0.0.1:1/x",
@@ -105,7 +105,7 @@ async def listening() -> tuple[str, asyncio.Server]:
     return f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", server
 
 
-async def test_a_request_that_the_client_refused_to_send_is_not_in_doubt_and_kept_without_the_key() -> None:
+async def test_request_refused_by_the_client_is_not_in_doubt_and_hides_the_key() -> None:
     url, server = await listening()
     async with httpx.AsyncClient(base_url=url, headers={"x-extend-workspace-id": KEY + "\n"}) as http:
         with pytest.raises(httpx.LocalProtocolError) as refused:
@@ -118,7 +118,7 @@ async def test_a_request_that_the_client_refused_to_send_is_not_in_doubt_and_kep
     assert "LocalProtocolError" in verdict.reason
 
 
-async def test_a_read_of_extend_and_the_doctor_keep_no_header() -> None:
+async def test_errors_of_reads_and_the_doctor_hold_no_header() -> None:
     url, server = await listening()
     wrong = Settings.model_construct(
         **{
@@ -137,7 +137,7 @@ async def test_a_read_of_extend_and_the_doctor_keep_no_header() -> None:
 
 
 @pytest.mark.parametrize("written", [str, repr, json.dumps, lambda text: f"user:{text}@", ascii])
-def test_a_known_secret_is_in_no_description_of_an_error(written: object) -> None:
+def test_description_of_an_error_hides_known_secrets(written: object) -> None:
     secret = 'pa"ss\\wörd'
     remember([secret])
     said = describe(OSError(f"cannot log in with {written(secret)}"))  # type: ignore[operator]
@@ -146,9 +146,7 @@ def test_a_known_secret_is_in_no_description_of_an_error(written: object) -> Non
     assert said.startswith("OSError: cannot log in with ")
 
 
-def test_an_error_that_nobody_thought_of_prints_no_secret(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unexpected_error_prints_no_secret(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("EVERYRUN_KAFKA_PASSWORD", "planted-in-an-error")
 
     def command() -> None:
@@ -162,7 +160,7 @@ def test_an_error_that_nobody_thought_of_prints_no_secret(
     assert "planted" not in said
 
 
-def test_the_doctor_names_the_variable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_doctor_names_the_variable_of_a_bad_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("EXTEND_API_KEY", "sk_live_01\n23")
     ended = CliRunner().invoke(command_line.app, ["doctor", "--data-dir", str(tmp_path)])
     logging.disable(logging.NOTSET)

@@ -1,4 +1,4 @@
-"""The signature: accepted and refused exactly as Extend's SDK does it."""
+"""Webhook signatures are accepted and refused exactly as in Extend's SDK."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def ours_takes(timestamp: str, signature: str, body: str, secret: str, now: floa
     return verify(timestamp.encode(), signature.encode(), body.encode(), [secret.encode()], now) is None
 
 
-def test_the_worked_example_has_the_known_signature() -> None:
+def test_example_has_the_known_signature() -> None:
     known = b"2ab82504b8c1b709603a196e5979980158ebbfe8abd3516ff5c56b39f1b7d164"
     assert sign(str(NOW).encode(), BODY, SECRET.encode()) == known
     assert verify(str(NOW).encode(), known, BODY, [SECRET.encode()], NOW) is None
@@ -63,14 +63,14 @@ def test_the_worked_example_has_the_known_signature() -> None:
         ("9" * 5000, False),
     ],
 )
-def test_the_timestamp_is_read_as_the_sdk_reads_it(timestamp: str, taken: bool) -> None:
+def test_timestamp_is_read_like_the_sdk(timestamp: str, taken: bool) -> None:
     signature = sign(timestamp.encode(), BODY, SECRET.encode()).decode()
     assert sdk_takes(timestamp, signature, BODY.decode(), SECRET) is taken
     assert ours_takes(timestamp, signature, BODY.decode(), SECRET) is taken
 
 
 @pytest.mark.parametrize("change", [str.upper, lambda s: "v0=" + s, lambda s: s[:-1], lambda s: s + " ", lambda s: ""])
-def test_another_form_of_the_signature_is_refused(change) -> None:
+def test_other_form_of_the_signature_is_refused(change) -> None:
     signature = change(sign(str(NOW).encode(), BODY, SECRET.encode()).decode())
     assert not sdk_takes(str(NOW), signature, BODY.decode(), SECRET)
     assert not ours_takes(str(NOW), signature, BODY.decode(), SECRET)
@@ -84,7 +84,7 @@ def test_another_form_of_the_signature_is_refused(change) -> None:
     signed_with=st.text("abcxyz_é", min_size=1, max_size=20) | st.none(),
     decimals=st.floats(0, 0.999),
 )
-def test_it_agrees_with_the_sdk(age, body, secret, signed_body, signed_with, decimals) -> None:
+def test_verify_agrees_with_the_sdk(age, body, secret, signed_body, signed_with, decimals) -> None:
     try:
         (body + (signed_body or "")).encode()
     except UnicodeEncodeError:
@@ -97,7 +97,7 @@ def test_it_agrees_with_the_sdk(age, body, secret, signed_body, signed_with, dec
     assert ours_takes(timestamp, signature, body, secret, now) is expected
 
 
-def test_any_of_several_secrets_may_have_signed() -> None:
+def test_any_of_several_secrets_may_sign() -> None:
     timestamp = str(NOW).encode()
     for secret in (b"wss_old", b"wss_new"):
         assert verify(timestamp, sign(timestamp, BODY, secret), BODY, [b"wss_old", b"wss_new"], NOW) is None
@@ -105,7 +105,7 @@ def test_any_of_several_secrets_may_have_signed() -> None:
     assert verify(timestamp, other, BODY, [b"wss_old", b"wss_new"], NOW) == "invalid signature"
 
 
-def test_an_empty_secret_signs_nothing() -> None:
+def test_empty_secret_signs_nothing() -> None:
     timestamp = str(NOW).encode()
     empty = sign(timestamp, BODY, b"")
     assert verify(timestamp, empty, BODY, [b""], NOW) == "missing signing secret"
@@ -113,7 +113,7 @@ def test_an_empty_secret_signs_nothing() -> None:
     assert verify(timestamp, empty, BODY, [b"", b"wss_a"], NOW) == "invalid signature"
 
 
-def test_the_checks_come_in_the_order_of_the_sdk() -> None:
+def test_checks_have_the_order_of_the_sdk() -> None:
     assert verify(None, None, BODY, [], NOW) == "missing timestamp"
     assert verify(b"x", None, BODY, [], NOW) == "missing signature"
     assert verify(b"x", b"y", BODY, [], NOW) == "missing signing secret"
@@ -129,7 +129,7 @@ def test_headers_that_crash_the_sdk_are_refused() -> None:
     assert verify(digits, sign(digits, BODY, b"s"), BODY, [b"s"], NOW) == "header is not ASCII"
 
 
-def test_a_body_of_any_bytes_can_be_signed() -> None:
+def test_body_of_any_bytes_can_be_signed() -> None:
     timestamp = str(NOW).encode()
     body = b"\xff\xfe\x00"
     assert verify(timestamp, sign(timestamp, body, b"s"), body, [b"s"], NOW) is None

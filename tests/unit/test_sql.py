@@ -1,4 +1,4 @@
-"""SQL statements use parameters: none is assembled from values, and only known names are inserted."""
+"""Statements have parameters; none is built from values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokens: who is let in, for what, and what everybody else learns (nothing)."""
+"""Tokens give access to their scopes, and callers without one learn nothing."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def known(database: Database, clock: Clock) -> Tokens:
     return Tokens(database, BOOTSTRAP, clock)  # type: ignore[arg-type]
 
 
-async def test_the_bootstrap_token_has_every_scope_and_needs_no_database(known, database) -> None:
+async def test_bootstrap_token_has_every_scope_and_needs_no_database(known, database) -> None:
     database.away = True
     found = await known.caller(BOOTSTRAP)
     assert found is not None
@@ -75,16 +75,16 @@ async def test_the_bootstrap_token_has_every_scope_and_needs_no_database(known, 
 
 
 @pytest.mark.parametrize("token", ["", "x", "ert_a_", BOOTSTRAP[:-1], BOOTSTRAP + "x", "ert_a_other", "\udcff", "_"])
-async def test_what_is_no_token_is_nobody(known, database, token) -> None:
+async def test_malformed_token_has_no_caller(known, database, token) -> None:
     database.add("ert_a_secret", "read")
     assert await known.caller(token) is None
 
 
-async def test_without_a_bootstrap_token_the_empty_one_is_nobody(database) -> None:
+async def test_empty_token_has_no_caller_without_a_bootstrap_token(database) -> None:
     assert await Tokens(database, "").caller("") is None  # type: ignore[arg-type]
 
 
-async def test_a_revoked_token_is_nobody_after_seconds_though_it_is_used_all_the_time(known, database, clock) -> None:
+async def test_revoked_token_stops_working_within_seconds_while_in_use(known, database, clock) -> None:
     token = database.add("ert_a_secret", "read")
     assert await known.caller(token)
     database.rows = []
@@ -95,7 +95,7 @@ async def test_a_revoked_token_is_nobody_after_seconds_though_it_is_used_all_the
     assert database.reads == 2
 
 
-async def test_a_new_token_works_at_once_and_guesses_are_not_queries(known, database, clock) -> None:
+async def test_new_token_works_at_once_and_guesses_cause_few_queries(known, database, clock) -> None:
     for n in range(1000):
         assert await known.caller(f"ert_{n}_guess") is None
     assert database.reads == 1
@@ -104,7 +104,7 @@ async def test_a_new_token_works_at_once_and_guesses_are_not_queries(known, data
     assert await known.caller(token)
 
 
-async def test_an_expired_token_is_nobody_without_a_query(known, database) -> None:
+async def test_expired_token_has_no_caller_without_a_query(known, database) -> None:
     late = database.add("ert_a_secret", "read", expires_at=datetime.now(UTC) - timedelta(seconds=1))
     good = database.add("ert_b_secret", "read", expires_at=datetime.now(UTC) + timedelta(days=1))
     assert await known.caller(late) is None
@@ -138,7 +138,7 @@ def client(database: Database) -> httpx.AsyncClient:
     ],
 )
 @pytest.mark.parametrize("path", ["/read", "/nothing", "/read?number=x", "/docs"])
-async def test_who_has_no_token_learns_nothing(database, headers, path) -> None:
+async def test_caller_without_a_token_learns_nothing(database, headers, path) -> None:
     database.add("ert_expired_secret", "read", expires_at=NOW)
     async with client(database) as http:
         answer = await http.get(path, headers=headers)
@@ -148,7 +148,7 @@ async def test_who_has_no_token_learns_nothing(database, headers, path) -> None:
 
 @pytest.mark.parametrize("mine", SCOPES)
 @pytest.mark.parametrize("wanted", SCOPES)
-async def test_a_token_is_for_its_scopes_alone_and_403_names_the_missing_one(database, mine, wanted) -> None:
+async def test_token_works_only_for_its_scopes_and_403_names_the_missing_one(database, mine, wanted) -> None:
     token = database.add(f"ert_{mine}_secret", mine)
     async with client(database) as http:
         answer = await http.get(f"/{wanted}?number=1", headers={"authorization": f"bearer {token}"})
@@ -163,7 +163,7 @@ async def test_a_token_is_for_its_scopes_alone_and_403_names_the_missing_one(dat
             ).status_code == 403
 
 
-async def test_while_the_database_is_away_a_token_is_told_to_come_again(database) -> None:
+async def test_caller_gets_503_while_the_database_is_unavailable(database) -> None:
     database.away = True
     async with client(database) as http:
         answer = await http.get("/read", headers={"authorization": "Bearer ert_a_secret"})
@@ -172,9 +172,7 @@ async def test_while_the_database_is_away_a_token_is_told_to_come_again(database
     assert "retry-after" in answer.headers
 
 
-async def test_in_a_database_that_may_be_an_older_one_no_token_is_valid_and_none_is_called_wrong(
-    database, known, clock
-) -> None:
+async def test_token_gets_503_until_revocations_are_read(database, known, clock) -> None:
     token = database.add("ert_a_secret", "read")
     assert await known.caller(token)
     database.level = False
@@ -192,7 +190,7 @@ async def test_in_a_database_that_may_be_an_older_one_no_token_is_valid_and_none
     assert await known.caller(token)
 
 
-def test_every_route_of_every_api_wants_exactly_one_scope() -> None:
+def test_every_route_requires_exactly_one_scope() -> None:
     for name, document in schemas.openapis().items():
         for path, methods in document["paths"].items():
             for method, operation in methods.items():
@@ -208,16 +206,16 @@ def test_every_route_of_every_api_wants_exactly_one_scope() -> None:
     ("text", "length"),
     [("90d", timedelta(days=90)), ("12h", timedelta(hours=12)), ("30m", timedelta(minutes=30)), ("never", None)],
 )
-def test_how_long_a_token_is_good(text, length) -> None:
+def test_lifetime_of_a_token_is_parsed(text, length) -> None:
     assert expiry(text, NOW) == (length and NOW + length)
 
 
 @pytest.mark.parametrize("text", ["", "90", "d", "0d", "-1d", "1w", "1.5d", "999999d", "forever"])
-def test_another_length_is_refused(text) -> None:
+def test_malformed_lifetime_is_refused(text) -> None:
     with pytest.raises(typer.BadParameter, match=re.escape(repr(text))):
         expiry(text, NOW)
 
 
-def test_a_bootstrap_token_that_could_be_guessed_is_refused() -> None:
+def test_short_bootstrap_token_is_refused() -> None:
     with pytest.raises(ValidationError, match="16 characters"):
         Settings(api_token=SecretStr("short"))

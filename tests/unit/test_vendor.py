@@ -1,4 +1,4 @@
-"""Which Extend a queue is of, and what is said where another one is named."""
+"""The Extend that a queue is bound to is identified, and another one is reported."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from everyrun.extend.installation_binding import EMULATOR, difference, identity
         ("http://10.0.0.7:9000", "http://10.0.0.7:9000"),
     ],
 )
-def test_what_stands_for_an_extend(url: str, mark: str) -> None:
+def test_identity_of_an_extend(url: str, mark: str) -> None:
     assert identity(url) == mark
 
 
-def test_the_emulator_and_the_real_extend_are_told_apart_and_both_are_named() -> None:
+def test_difference_names_the_bound_and_the_given_extend() -> None:
     assert difference(EMULATOR, EMULATOR) is None
     for kept, given in ((EMULATOR, "https://api.extend.ai"), ("https://api.extend.ai", EMULATOR)):
         said = difference(kept, given)
         assert said is not None
-        assert f"of the Extend {kept}" in said
+        assert f"bound to the Extend {kept}" in said
         assert f"names {given}" in said

@@ -1,4 +1,4 @@
-"""What inputs wait for, in words; and how the counts of a report are put together."""
+"""What inputs wait for is explained, and the counts of a report are combined."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def row(waits_for: str, status: str = "WAITING", inputs: int = 400, **more: Any)
         ("queue_lost", "lost with the queue", "Idempotency-Key"),
     ],
 )
-def test_each_has_a_reason_and_what_helps(waits_for: str, reason: str, what_to_do: str | None) -> None:
+def test_each_wait_has_a_reason_and_a_remedy(waits_for: str, reason: str, what_to_do: str | None) -> None:
     said = waiting_of(row(waits_for, detail="why", until=UNTIL))
     assert reason in said.reason
     assert (said.what_to_do or "").startswith(what_to_do or "") or (what_to_do or "") in (said.what_to_do or "")
@@ -46,7 +46,7 @@ def test_each_has_a_reason_and_what_helps(waits_for: str, reason: str, what_to_d
     assert waits_for in WAITS_FOR
 
 
-def test_the_counts_add_up_and_what_nobody_has_is_lost() -> None:
+def test_counts_add_up_and_missing_inputs_are_lost() -> None:
     unsent = [row("calling", "SENDING", 30, in_transit=30, late=30), row("queued", inputs=50)]
     counts = counts_of("sub_1", 100, {"PROCESSED": 15, "SENDING": 0}, unsent)
     assert counts.by_status == {"PROCESSED": 15, "SENDING": 30, "WAITING": 55}
@@ -61,7 +61,7 @@ def a_report(unsent: list[dict[str, Any]], rows: dict[str, int], counted: dict[s
     return report({**submission, "created_at": UNTIL}, counts, counted, [], {}, {}, 0, {})
 
 
-def test_a_report_is_balanced_only_where_all_agree() -> None:
+def test_report_is_balanced_only_if_all_numbers_agree() -> None:
     sending = row("calling", "SENDING", 80, in_transit=80)
     said = a_report([sending], {}, {})
     assert (said["balanced"], said["imbalances"], said["in_transit"]) == (False, [], 80)
@@ -72,7 +72,7 @@ def test_a_report_is_balanced_only_where_all_agree() -> None:
     assert [p["what"] for p in more["imbalances"]] == ["inputs by the stored counters"]
 
 
-def test_the_doctor_warns_or_fails() -> None:
+def test_doctor_warns_or_fails_for_late_inputs() -> None:
     def late(waits_for: str, *, passed: bool = False) -> Late:
         return Late(Waiting("WAITING", waits_for, 400, "why", None, "everyrun x"), 2, passed)
 

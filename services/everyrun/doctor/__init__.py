@@ -1,1 +1,1 @@
-"""The doctor: looks at everything a set-up needs, and says what is wrong and what to do. It is no service."""
+"""Check everything that an installation needs, and say what is wrong and what to do. This is not a service."""

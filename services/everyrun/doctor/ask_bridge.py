@@ -1,4 +1,4 @@
-"""Posting signed self-tests, and reading what services say of themselves."""
+"""Post signed self-tests to the bridge, and read its counters and the readiness of services."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from everyrun.extend.signature import SIGNATURE_HEADER, TIMESTAMP_HEADER, sign
 from everyrun.log.observation import SELF_TEST
 
 _WITHIN = 10.0
-#: A service that answers readyz at all does so at once.
+#: A working service answers readyz at once.
 _READY_WITHIN = 5.0
 _COUNTED = re.compile(r'^everyrun_bridge_webhooks_total\{outcome="(\w+)"\} (\S+)$', re.MULTILINE)
 _SIGNED = re.compile(r'^everyrun_bridge_signed_total\{secret="(\d+)"\} (\S+)$', re.MULTILINE)
 
 
 async def self_test(url: str, secret: bytes, number: int) -> SelfTest:
-    """Post a signed self-test to the address; redirects are not followed, as Extend does not."""
+    """Post a signed self-test to a URL. Like Extend, do not follow redirects."""
     stamp = str(int(time.time())).encode()
     headers = [
         (b"content-type", b"application/json"),
@@ -32,7 +32,7 @@ async def self_test(url: str, secret: bytes, number: int) -> SelfTest:
 
 
 async def counted(bridge_url: str) -> Counted | None:
-    """Return what the bridge counted since it started, or None if it cannot be asked."""
+    """Return the bridge's counters since it started, or None if it does not answer."""
     try:
         async with httpx.AsyncClient(timeout=_WITHIN) as http:
             answer = await http.get(bridge_url + "/metrics")
@@ -44,6 +44,6 @@ async def counted(bridge_url: str) -> Counted | None:
 
 
 async def readiness(url: str) -> Answer:
-    """Return what a service answers to GET /readyz; one that stands still takes no longer than a few seconds."""
+    """Return a service's response to GET /readyz. If the service hangs, give up after a few seconds."""
     async with httpx.AsyncClient(timeout=_READY_WITHIN) as http:
         return await request(http, "GET", url + "/readyz")

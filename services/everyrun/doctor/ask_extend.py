@@ -1,4 +1,4 @@
-"""Asking Extend. Reads only."""
+"""Query Extend for the key, workflows, webhook endpoints and subscriptions. Reads only."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from everyrun.redact import describe
 from everyrun.settings import Settings
 
 _WITHIN = 15.0
-#: Pages of 100 endpoints or subscriptions that are read at most.
+#: Maximum number of pages of 100 endpoints or subscriptions to read.
 _PAGES = 50
 
 
 async def request(http: httpx.AsyncClient, method: str, url: str, **more: Any) -> Answer:
-    """What was answered, whatever it is. Never raises."""
+    """Send a request and return the response or the failure as an Answer. Never raises."""
     began = time.time()
     try:
         response = await http.request(method, url, **more)
@@ -39,7 +39,10 @@ async def request(http: httpx.AsyncClient, method: str, url: str, **more: Any) -
 
 
 def clock_of(headers: Mapping[str, str], now: float) -> float | None:
-    """How far the other side's clock is ahead, by its Date header (whole seconds, cut off: half of one is added)."""
+    """Return how many seconds a server's clock is ahead, by its Date header, or None if there is none.
+
+    The header is cut off to whole seconds, so half a second is added.
+    """
     try:
         return parsedate_to_datetime(headers["date"]).timestamp() + 0.5 - now
     except (KeyError, ValueError, TypeError):
@@ -47,7 +50,7 @@ def clock_of(headers: Mapping[str, str], now: float) -> float | None:
 
 
 async def ask_extend(settings: Settings, workflows: Sequence[str]) -> ExtendFacts:
-    """What Extend says of the key, the workflows, the endpoints and the subscriptions."""
+    """Return Extend's responses about the key, the workflows, the endpoints and the subscriptions."""
     headers = {
         "authorization": f"Bearer {settings.extend_api_key.get_secret_value()}",
         "x-extend-api-version": API_VERSION,
@@ -72,7 +75,7 @@ async def ask_extend(settings: Settings, workflows: Sequence[str]) -> ExtendFact
 
 
 async def _all(http: httpx.AsyncClient, path: str) -> Answer:
-    """Every page of a list, its items as the body; or the answer that was not one."""
+    """Return the items of all pages of a list as the body of one Answer, or the first failure."""
     items: list[Any] = []
     query: dict[str, Any] = {"maxPageSize": 100}
     for _ in range(_PAGES):

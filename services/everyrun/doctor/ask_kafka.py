@@ -1,4 +1,4 @@
-"""Asking Kafka: the cluster, the topics, and a record written to the topic ``probes``."""
+"""Query Kafka for its cluster and topics, and write a record to the topic ``probes``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WITHIN = 20.0
 
 
 async def ask_kafka(settings: Settings) -> KafkaFacts:
-    """What Kafka shows of itself. Never raises."""
+    """Return the facts about Kafka. Never raises."""
     try:
         async with asyncio.timeout(_WITHIN):
             cluster_id = await topics.cluster_id(settings)
@@ -41,7 +41,7 @@ async def ask_kafka(settings: Settings) -> KafkaFacts:
 
 
 async def _probe(settings: Settings) -> float:
-    """Write a record; how far the broker's clock is ahead by its LogAppendTime. Raises KafkaError."""
+    """Write a record. Return how many seconds the broker's clock is ahead, by LogAppendTime. Raises KafkaError."""
     producer = AIOKafkaProducer(**connection(settings), acks="all", request_timeout_ms=10_000)
     await producer.start()
     try:

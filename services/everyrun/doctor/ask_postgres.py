@@ -1,4 +1,4 @@
-"""Asking Postgres: its version, whether it can be written, its migrations and clock. Changes nothing."""
+"""Query Postgres for its version, limits, migrations, clock and problems, and try a write. Changes nothing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WITHIN = 10.0
 
 
 async def ask_postgres(settings: Settings) -> tuple[PostgresFacts, list[str]]:
-    """What Postgres shows of itself, and the workflows that inputs were handed in for, newest first. Never raises."""
+    """Return the facts about Postgres, and the workflows of submissions, newest first. Never raises."""
     dsn = settings.postgres_dsn.get_secret_value()
     try:
         connection = await asyncpg.connect(dsn, timeout=_WITHIN, command_timeout=_WITHIN)
@@ -76,7 +76,7 @@ async def _ask(connection: asyncpg.Connection, settings: Settings) -> tuple[Post
 
 
 async def _write_problem(connection: asyncpg.Connection) -> str | None:
-    """Why neither schema can be written; what is written is taken back."""
+    """Try a write to both schemas and roll it back. Return why it failed, or None."""
     transaction = connection.transaction()
     await transaction.start()
     try:

@@ -1,4 +1,4 @@
-"""Whether the tables follow the log: how far both are, and whether the tables move while they are behind."""
+"""Measure how far the tables lag behind the log, and check that they catch up."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from everyrun.store.session import PoolerError, connect
 from everyrun.store.sql import beside
 
 _sql = beside(__file__, "doctor.sql")
-#: What the processors read.
+#: The topics that processors read.
 _TOPICS = ("batches", "deliveries", "quarantine", "runs")
 _ANSWER_WITHIN = 10.0
-#: A processor that is at work applies something within this time, in seconds.
+#: A working processor applies a record within this time, in seconds.
 MOVES_WITHIN = 10.0
 _EVERY = 0.25
 
 
 async def ask_progress(settings: Settings) -> Following:
-    """Look how far the tables are behind the log; where they are, wait a few seconds for them to move. Never raises."""
+    """Measure how far the tables lag behind the log. If they do, wait some seconds for a change. Never raises."""
     try:
         async with asyncio.timeout(_ANSWER_WITHIN):
             ends = await end_offsets(settings, _TOPICS)
@@ -52,7 +52,7 @@ async def ask_progress(settings: Settings) -> Following:
 
 
 async def _missing(connection: asyncpg.Connection, ends: dict[tuple[str, int], int]) -> dict[tuple[str, int], int]:
-    """How many records before the given ends are not applied, by partition; only those that have some."""
+    """Return how many records before the given ends are not applied, for each partition that has any."""
     rows = await connection.fetch(_sql["applied"])
     applied = {(row["topic"], row["partition"]): row["next_offset"] for row in rows}
     missing = {place: end - applied.get(place, 0) for place, end in ends.items()}

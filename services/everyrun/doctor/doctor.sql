@@ -25,7 +25,7 @@ select distinct cluster_id from everyrun.applied_offsets order by cluster_id
 select workflow_id from everyrun_queue.submissions group by workflow_id order by max(created_at) desc limit 20
 
 -- name: lost
--- Submissions that lost inputs, or what opens their files, to a restored backup of the queue.
+-- Submissions that lost inputs, or the links and passwords of their files, when a backup of the queue was restored.
 select s.submission_id, s.idempotency_key,
        s.lost_inputs + coalesce(sum(c.last_position - c.first_position + 1), 0)::bigint as inputs
 from everyrun_queue.submissions s
@@ -49,7 +49,8 @@ order by seconds desc
 limit 20
 
 -- name: late
--- Inputs that were not sent and have waited longer than they should: by what they wait for, or longer than $1 seconds.
+-- Inputs that were not sent and have waited too long: past the time that depends on what they wait for, or longer than
+-- $1 seconds.
 select waits_for, status, min(detail) as detail, min(submission_id) as submission_id, min(workflow_id) as workflow_id,
        count(distinct submission_id) as submissions, sum(inputs)::bigint as inputs, max(until) as until,
        coalesce(min(until) < now() - interval '1 minute', false) as passed

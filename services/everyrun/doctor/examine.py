@@ -1,4 +1,4 @@
-"""The whole examination: ask everything at the same time, then judge."""
+"""Examine an installation: gather all facts concurrently, then judge them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from everyrun.store.migrate import SCHEMAS, versions
 
 
 class Facts(Struct, frozen=True):
-    """Everything that was found out; None for what was not set."""
+    """All facts that were gathered. None for a system whose settings are missing."""
 
     extend: ExtendFacts | None
     kafka: KafkaFacts | None
@@ -33,17 +33,17 @@ class Facts(Struct, frozen=True):
 
 
 def bridge_url(settings: Settings) -> str:
-    """Where the bridge is asked: EVERYRUN_BRIDGE_URL, else this machine, at the port it listens on."""
+    """Return the bridge's URL: EVERYRUN_BRIDGE_URL, or else its port on this machine."""
     return settings.bridge_url or f"http://127.0.0.1:{settings.bridge_listen.rpartition(':')[2]}"
 
 
 async def examine(settings: Settings, workflow_id: str | None, *, polling_only: bool = False) -> list[Finding]:
-    """Look at everything; a line a check. Changes nothing but for a record on the topic ``probes``."""
+    """Return one finding per check. Changes nothing, except that it writes a record to the topic ``probes``."""
     return judge(settings, await gather(settings, workflow_id, polling_only), polling_only)
 
 
 async def gather(settings: Settings, workflow_id: str | None, polling_only: bool) -> Facts:
-    """Everything that can be found out with these settings."""
+    """Gather all facts that these settings allow."""
     both = bool(settings.kafka_bootstrap and settings.postgres_dsn)
     kafka, stored, following, services = await asyncio.gather(
         ask_kafka(settings) if settings.kafka_bootstrap else _nothing(),
@@ -61,7 +61,7 @@ async def gather(settings: Settings, workflow_id: str | None, polling_only: bool
         numbers = await counted(url)
         bridge = await _self_tests(settings, url + judge_extend.WEBHOOK_PATH)
         if extend is not None and extend.endpoints is not None and extend.endpoints.status == 200:
-            # Endpoints of one address share it during a rotation; each of their secrets must be taken there.
+            # During a rotation several endpoints share an address, which must accept each of their secrets.
             found = judge_extend.ours(extend.endpoints.body, settings.webhook_url)
             for address in dict.fromkeys(str(endpoint["url"]) for endpoint in found):
                 addresses += await _self_tests(settings, address)
@@ -69,7 +69,7 @@ async def gather(settings: Settings, workflow_id: str | None, polling_only: bool
 
 
 async def _services(settings: Settings, polling_only: bool) -> list[Service]:
-    """What every service says of itself, all asked at once: one that stands still holds up none of the others."""
+    """Return the readiness of each service. Ask them concurrently, so that one that hangs delays no other."""
     places = [
         ("submission", settings.submission_url),
         ("query", settings.query_url),
@@ -78,7 +78,7 @@ async def _services(settings: Settings, polling_only: bool) -> list[Service]:
         ("replay", settings.replay_url),
     ]
     if settings.bridge_url and not polling_only:
-        # Without the setting it is looked for where it listens: see the self-test.
+        # Without the setting, the self-test looks for the bridge on this machine.
         places.insert(0, ("bridge", settings.bridge_url))
     answers = await asyncio.gather(*(readiness(url) if url else _unasked() for _, url in places))
     return [Service(name, url, answer) for (name, url), answer in zip(places, answers, strict=True)]
@@ -98,7 +98,7 @@ async def _self_tests(settings: Settings, url: str) -> list[SelfTest]:
 
 
 def judge(settings: Settings, facts: Facts, polling_only: bool) -> list[Finding]:
-    """The report. Pure."""
+    """Return the findings for facts. Pure."""
     lines = _extend(settings, facts, polling_only)
     if not polling_only:
         lines += _webhooks(settings, facts)
@@ -120,8 +120,8 @@ def _extend(settings: Settings, facts: Facts, polling_only: bool) -> list[Findin
     lines = [judge_extend.judge_key(facts.extend.key)]
     works = facts.extend.key.status == 200
     if not facts.workflows:
-        found = "none is named, and no inputs were handed in yet"
-        lines.append(warning(judge_extend.WORKFLOW, found, "Name it: everyrun doctor --workflow workflow_..."))
+        found = "none is named, and nothing was submitted yet"
+        lines.append(warning(judge_extend.WORKFLOW, found, "Name one: everyrun doctor --workflow workflow_..."))
     for workflow in facts.workflows:
         known = facts.extend.workflows.get(workflow)
         check = f"{judge_extend.WORKFLOW} {workflow}"

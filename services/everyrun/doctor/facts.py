@@ -1,4 +1,4 @@
-"""What the doctor found out, before anybody has judged it."""
+"""Define the facts that the doctor gathers and then judges."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from everyrun.waiting import Waiting
 
 
 class Answer(Struct, frozen=True):
-    """What a request was answered. ``status`` is 0 where no answer came; ``message`` then says why.
+    """The response to a request. If there was none, ``status`` is 0 and ``message`` says why.
 
-    ``clock`` is how many seconds the other side's clock is ahead of ours by its Date header; None where it has none.
+    ``clock`` is how many seconds the server's clock is ahead of ours, by its Date header; None if it has none.
     """
 
     status: int
@@ -23,7 +23,7 @@ class Answer(Struct, frozen=True):
 
 
 class ExtendFacts(Struct, frozen=True):
-    """What Extend answered; None where it was not asked, because what comes before failed."""
+    """Extend's responses. None if a request was not sent, because an earlier one failed."""
 
     key: Answer
     workflows: dict[str, Answer] = {}
@@ -32,7 +32,7 @@ class ExtendFacts(Struct, frozen=True):
 
 
 class SelfTest(Struct, frozen=True):
-    """A signed self-test that was posted to ``url``; ``secret`` is the number of the signing secret, from 1."""
+    """A signed self-test that was posted to ``url``. ``secret`` is the number of the signing secret, from 1."""
 
     url: str
     secret: int
@@ -40,14 +40,14 @@ class SelfTest(Struct, frozen=True):
 
 
 class Counted(Struct, frozen=True):
-    """What the bridge counted since it started: webhooks by outcome, and by the place of the secret that signed."""
+    """The bridge's counters since it started: webhooks by outcome, and by the number of the secret that signed."""
 
     outcomes: dict[str, float]
     signed: dict[int, float] = {}
 
 
 class KafkaFacts(Struct, frozen=True):
-    """``problem`` is why Kafka could not be asked; ``write_problem`` why the probe was not taken."""
+    """Facts about Kafka. ``problem`` says why it does not answer, ``write_problem`` why it did not accept the probe."""
 
     problem: str | None = None
     cluster_id: str = ""
@@ -57,7 +57,7 @@ class KafkaFacts(Struct, frozen=True):
 
 
 class Service(Struct, frozen=True):
-    """What a service answers to GET /readyz; an empty ``url`` is one of which it is not set where it runs."""
+    """A service's response to GET /readyz. ``url`` is empty if the setting with its URL is missing."""
 
     name: str
     url: str
@@ -65,10 +65,10 @@ class Service(Struct, frozen=True):
 
 
 class Following(Struct, frozen=True):
-    """Whether the tables follow the log.
+    """How the tables follow the log.
 
-    ``behind`` records were in the log and not in the tables at first; ``moved`` is whether any of them was applied
-    within ``seconds``. ``problem`` is why it could not be looked at.
+    At first, ``behind`` records were in the log and not in the tables. ``moved`` is True if any of them was applied
+    within ``seconds``. ``problem`` says why this could not be measured.
     """
 
     behind: int = 0
@@ -78,8 +78,10 @@ class Following(Struct, frozen=True):
 
 
 class Swept(Struct, frozen=True):
-    """A workflow with open batches: seconds since its last complete sweep, or since its oldest open batch was sent if
-    there was none yet."""
+    """A workflow with open batches, and the seconds since its last complete sweep.
+
+    If it was never swept, the seconds are since its oldest open batch was sent.
+    """
 
     workflow_id: str
     batches: int
@@ -87,9 +89,9 @@ class Swept(Struct, frozen=True):
 
 
 class Late(Struct, frozen=True):
-    """Inputs of ``submissions`` submissions that were not sent and have waited longer than they should.
+    """Inputs of a number of submissions that were not sent and have waited too long.
 
-    ``passed`` is whether the time until which they wait is over, so that somebody should have acted.
+    ``passed`` is True if their wait should have ended by now.
     """
 
     waiting: Waiting
@@ -98,10 +100,10 @@ class Late(Struct, frozen=True):
 
 
 class PostgresFacts(Struct, frozen=True):
-    """``problem`` is why Postgres could not be asked; ``shared`` is whether it is behind a pooler without sessions.
+    """Facts about Postgres. ``problem`` says why it does not answer.
 
-    ``limits`` are those that role, database or server set: name, value, and what set it. Migrations are by schema:
-    those applied, None for no schema.
+    ``shared`` is True if it is behind a pooler without sessions. ``limits`` are set by role, database or server: name,
+    value and source. ``migrations`` are the applied ones by schema, None if the schema is missing.
     """
 
     problem: str | None = None
@@ -112,7 +114,7 @@ class PostgresFacts(Struct, frozen=True):
     write_problem: str | None = None
     migrations: dict[str, list[str] | None] = {}
     cluster_ids: list[str] = []
-    #: Of submissions that lost inputs to a restored backup of the queue: id, Idempotency-Key, how many.
+    #: Submissions that lost inputs when a backup of the queue was restored: id, Idempotency-Key, number of inputs.
     lost: list[tuple[str, str, int]] = []
     clock: float | None = None
     swept: list[Swept] = []

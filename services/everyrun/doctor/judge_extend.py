@@ -1,4 +1,4 @@
-"""What Extend's answers mean: the key, the workflow, the webhook endpoint and its subscription. Pure."""
+"""Judge the key, the workflow, the webhook endpoint and its subscription from Extend's responses. Pure."""
 
 from __future__ import annotations
 
@@ -13,58 +13,61 @@ from everyrun.extend.client import API_VERSION
 
 KEY, WORKFLOW, ENDPOINT, SUBSCRIPTION = "Extend's key", "workflow", "webhook endpoint", "subscription"
 
-#: The path that the bridge takes webhooks at.
+#: The bridge's path for webhooks.
 WEBHOOK_PATH = "/webhooks/extend"
-#: The events that end or pause a run (docs.extend.ai, webhooks/events); each is needed, or runs are found by polling.
+#: The events that end or pause a run (docs.extend.ai, webhooks/events). Without one of them, runs are found by polling.
 NEEDED_EVENTS = tuple(
     f"workflow_run.{what}" for what in ("completed", "failed", "needs_review", "rejected", "cancelled")
 )
 
 
 def _trouble(check: str, answer: Answer) -> Finding:
-    """An answer that says nothing of what was asked."""
+    """Return the finding for a response that does not answer the question."""
     found = f"{answer.status or 'no answer'} {answer.code}: {answer.message}".strip()
     if answer.status == 0:
-        remedy = "Check EVERYRUN_EXTEND_BASE_URL, DNS and the proxy."
+        remedy = "Check EVERYRUN_EXTEND_BASE_URL, DNS and your proxy."
         return failed(check, f"Extend does not answer: {answer.message}", remedy)
     if answer.status == 403:
-        return warning(check, found, "The key may not ask for this; look it up in Extend's dashboard.")
-    return warning(check, found, "Try again in a minute; see Extend's status page.")
+        return warning(check, found, "The key has no permission to read this. Check it in Extend's dashboard.")
+    return warning(check, found, "Try again in a minute, and see Extend's status page.")
 
 
 def judge_key(answer: Answer) -> Finding:
-    """Whether the key works, by a list of runs."""
+    """Judge if the key works, by the response to a list of runs."""
     match answer.status:
         case 200:
             return ok(KEY, "works")
         case 401:
-            remedy = "Set EXTEND_API_KEY to a key (sk_...) of this workspace: Extend's dashboard, Developers, API keys."
+            remedy = (
+                "Set EXTEND_API_KEY to a key (sk_...) of this workspace. In Extend's dashboard: Developers, API keys."
+            )
             return failed(KEY, f"refused (401): {answer.message}", remedy)
         case 402:
-            return failed(KEY, f"refused (402): {answer.message}", "The organization is out of credits: see billing.")
+            remedy = "The organization is out of credits. Add credits on Extend's billing page."
+            return failed(KEY, f"refused (402): {answer.message}", remedy)
         case 403:
-            remedy = "Give the key access to workflows; an organization's key needs EXTEND_WORKSPACE_ID too."
+            remedy = "Give the key access to workflows. For an organization's key, also set EXTEND_WORKSPACE_ID."
             return failed(KEY, f"refused (403): {answer.message}", remedy)
         case 400:
-            remedy = "An organization's key needs EXTEND_WORKSPACE_ID; see the message."
+            remedy = "See the message. For an organization's key, set EXTEND_WORKSPACE_ID."
             return failed(KEY, f"refused (400): {answer.message}", remedy)
     return _trouble(KEY, answer)
 
 
 def judge_workflow(workflow_id: str, answer: Answer) -> Finding:
-    """Whether the workflow exists (SDK 1.20.0, workflows/client.py retrieve)."""
+    """Judge if the workflow exists (SDK 1.20.0, workflows/client.py retrieve)."""
     check = f"{WORKFLOW} {workflow_id}"
     if answer.status == 200:
         name = answer.body.get("name") if isinstance(answer.body, dict) else None
         return ok(check, f"exists{f', {name!r}' if name else ''}")
     if answer.status in (400, 404):
-        remedy = "Copy the id (workflow_...) from the workflow's page; the key must be of the same workspace."
-        return failed(check, f"Extend knows no such workflow ({answer.status})", remedy)
+        remedy = "Copy the id (workflow_...) from the workflow's page. The key must be of the same workspace."
+        return failed(check, f"there is no such workflow at Extend ({answer.status})", remedy)
     return _trouble(check, answer)
 
 
 def ours(endpoints: Iterable[Mapping[str, Any]], wanted_url: str) -> list[Mapping[str, Any]]:
-    """The endpoints that are a bridge's: of exactly ``wanted_url`` where it is given, else by the path."""
+    """Return the endpoints of a bridge: those with ``wanted_url`` if it is given, else those with the bridge's path."""
     if wanted_url:
         return [e for e in endpoints if str(e.get("url", "")).rstrip("/") == wanted_url.rstrip("/")]
     return [e for e in endpoints if urlsplit(str(e.get("url", ""))).path.rstrip("/").endswith(WEBHOOK_PATH)]
@@ -73,7 +76,7 @@ def ours(endpoints: Iterable[Mapping[str, Any]], wanted_url: str) -> list[Mappin
 def judge_endpoint(
     answer: Answer | None, wanted_url: str, origins: Sequence[str]
 ) -> tuple[list[Finding], list[Mapping[str, Any]]]:
-    """Whether there is an endpoint for the bridge, enabled, of our API version; and those that are."""
+    """Judge if the bridge has an endpoint that is enabled and of our API version. Also return its endpoints."""
     if answer is None:
         return [not_checked(ENDPOINT, KEY)], []
     if answer.status != 200:
@@ -82,8 +85,8 @@ def judge_endpoint(
     if not found:
         where = wanted_url or f"a URL that ends {WEBHOOK_PATH}"
         remedy = (
-            f"Make one whose URL is the bridge's public address (https://YOUR-HOST{WEBHOOK_PATH}), without global "
-            "events: docs/how-to/real-extend.md. Without one every result is found by polling, later."
+            f"Create one with the bridge's public URL (https://YOUR-HOST{WEBHOOK_PATH}), without global events: see "
+            "docs/how-to/real-extend.md. Without an endpoint, results are found by polling, which is slower."
         )
         return [failed(ENDPOINT, f"none of Extend's {len(answer.body)} endpoints has {where}", remedy)], []
     return [_of_endpoint(endpoint, origins) for endpoint in found], found
@@ -92,32 +95,32 @@ def judge_endpoint(
 def _of_endpoint(endpoint: Mapping[str, Any], origins: Sequence[str]) -> Finding:
     name = f"{endpoint.get('url')} ({endpoint.get('id')})"
     if endpoint.get("status") != "enabled":
-        remedy = "Enable it: Extend's dashboard, Developers, Webhooks; then look at why it was disabled."
+        remedy = "Enable it in Extend's dashboard (Developers, Webhooks), and find out why it was disabled."
         return failed(ENDPOINT, f"{name} is {endpoint.get('status')}", remedy)
     if endpoint.get("apiVersion") != API_VERSION:
-        remedy = f"Make a new endpoint with apiVersion {API_VERSION}: it cannot be changed. Then delete this one."
+        remedy = f"The version cannot be changed. Create a new endpoint with apiVersion {API_VERSION}; delete this one."
         return failed(ENDPOINT, f"{name} has the API version {endpoint.get('apiVersion')}", remedy)
     payload = (endpoint.get("advancedOptions") or {}).get("payload") or {}
     if payload.get("format") == "url" and not origins:
-        remedy = "Set EVERYRUN_SIGNED_URL_ORIGINS to the links' origins; until then each such run costs a GET."
-        return warning(ENDPOINT, f"{name} sends large payloads as signed links, and no origin may be fetched", remedy)
+        remedy = "Set EVERYRUN_SIGNED_URL_ORIGINS to the links' origins. Until then, each such run costs a GET."
+        return warning(ENDPOINT, f"{name} sends large payloads as signed links, and no origin is allowed", remedy)
     return ok(ENDPOINT, f"{name} is enabled, API version {API_VERSION}")
 
 
 def judge_number_of_secrets(endpoints: Sequence[Mapping[str, Any]], secrets: int) -> list[Finding]:
-    """Find addresses with more enabled endpoints than there are secrets: each endpoint signs with its own.
+    """Find addresses with more enabled endpoints than there are secrets. Each endpoint signs with its own secret.
 
-    Nobody can ask Extend for a secret, so which of them is missing cannot be said.
+    Extend does not return secrets, so the finding cannot say which one is missing.
     """
     enabled = Counter(str(endpoint.get("url")) for endpoint in endpoints if endpoint.get("status") == "enabled")
     remedy = (
-        "Add the missing secret to EVERYRUN_WEBHOOK_SECRETS, here and of every bridge; lost, delete its endpoint and "
-        "make another: docs/how-to/rotate-webhook-secret.md"
+        "Add the missing secret to EVERYRUN_WEBHOOK_SECRETS, here and at every bridge. If it is lost, delete its "
+        "endpoint and create another: see docs/how-to/rotate-webhook-secret.md"
     )
     return [
         failed(
             f"{ENDPOINT} secrets",
-            f"{number} enabled endpoints send to {url}, each signs with a secret of its own, and "
+            f"{number} enabled endpoints send to {url}, each with its own signing secret, but "
             f"EVERYRUN_WEBHOOK_SECRETS has {secrets}",
             remedy,
         )
@@ -127,7 +130,7 @@ def judge_number_of_secrets(endpoints: Sequence[Mapping[str, Any]], secrets: int
 
 
 def judge_subscription(workflow_id: str, endpoints: Sequence[Mapping[str, Any]], answer: Answer | None) -> Finding:
-    """Whether one of our endpoints is subscribed to the workflow with every event that is needed."""
+    """Judge if our endpoints are subscribed to all needed events of the workflow."""
     check = f"{SUBSCRIPTION} to {workflow_id}"
     if answer is None:
         return not_checked(check, KEY)
@@ -144,26 +147,26 @@ def judge_subscription(workflow_id: str, endpoints: Sequence[Mapping[str, Any]],
     )
     if not mine:
         others = f" (other endpoints have {len(about)})" if about else ""
-        return failed(check, f"no endpoint of ours is subscribed{others}: no event of its runs comes", subscribe)
+        return failed(check, f"our endpoint is not subscribed{others}, so it gets no events of runs", subscribe)
     enabled = {event for subscription in mine for event in subscription.get("enabledEvents", ())}
     missing = [event for event in NEEDED_EVENTS if event not in enabled]
     if missing:
-        return failed(check, f"lacks {', '.join(missing)}", f"Subscribe again, which changes it: {subscribe}")
+        return failed(check, f"lacks {', '.join(missing)}", f"Subscribe again, which replaces it: {subscribe}")
     lacking = _lacking(mine, endpoints)
     if lacking:
         return warning(
             check,
-            f"{', '.join(lacking)} lacks events that another endpoint of the same address has",
-            "The new endpoint of a rotation: subscribe it to all of them. The old one: delete it once no retry of it "
-            "can come. See docs/how-to/rotate-webhook-secret.md",
+            f"{', '.join(lacking)} lacks events that another endpoint with the same address has",
+            "If it is the new endpoint of a rotation, subscribe it to all events. If it is the old one, delete it once "
+            "its retries have ended. See docs/how-to/rotate-webhook-secret.md",
         )
-    return ok(check, f"has the {len(NEEDED_EVENTS)} events that are needed")
+    return ok(check, f"has the {len(NEEDED_EVENTS)} needed events")
 
 
 def _lacking(subscriptions: Sequence[Mapping[str, Any]], endpoints: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the ids of enabled endpoints that share their address with another one and lack events it may have.
+    """Return the ids of enabled endpoints that share an address with another one and lack needed events.
 
-    One with an address of its own may be another installation's.
+    An endpoint with its own address may belong to another installation.
     """
     sharing = Counter(endpoint.get("url") for endpoint in endpoints)
     enabled = [e["id"] for e in endpoints if e.get("status") == "enabled" and sharing[e.get("url")] > 1]

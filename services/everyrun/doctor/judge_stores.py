@@ -1,4 +1,4 @@
-"""What Kafka and Postgres showed of themselves, judged. Pure."""
+"""Judge Kafka and Postgres: they answer, can be written, have the right topics and tables, and match. Pure."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ OLDEST_POSTGRES = 15
 
 
 def judge_kafka(facts: KafkaFacts) -> list[Finding]:
-    """Whether Kafka answers and takes a record, and whether its topics lose nothing."""
+    """Judge if Kafka answers and accepts a record, and if its topics can lose no data."""
     if facts.problem is not None:
-        remedy = "Check EVERYRUN_KAFKA_BOOTSTRAP (host:port of a broker), that it runs, and the firewall."
+        remedy = "Check EVERYRUN_KAFKA_BOOTSTRAP (host:port of a broker), that the broker runs, and the firewall."
         return [failed(KAFKA, f"does not answer: {facts.problem}", remedy), not_checked(TOPICS, KAFKA)]
     if facts.write_problem is not None:
-        remedy = "Check the brokers' disks and logs, min.insync.replicas, and the rights of this user."
-        written = failed(KAFKA, f"takes no record: {facts.write_problem}", remedy)
+        remedy = "Check the brokers' disks and logs, min.insync.replicas, and the permissions of this user."
+        written = failed(KAFKA, f"accepts no record: {facts.write_problem}", remedy)
     else:
-        written = ok(KAFKA, f"cluster {facts.cluster_id} takes a record")
+        written = ok(KAFKA, f"cluster {facts.cluster_id} accepts records")
     if facts.differences:
         return [written, *(failed(TOPICS, what, remedy) for what, remedy in facts.differences)]
     return [written, ok(TOPICS, "partitions, retention and settings are as declared")]
 
 
 def judge_postgres(facts: PostgresFacts, files: Mapping[str, Sequence[str]]) -> list[Finding]:
-    """Whether Postgres answers, can be written, and has every migration; ``files`` are ours, by schema."""
+    """Judge if Postgres answers, can be written, and has every migration. ``files`` are our migrations by schema."""
     if facts.problem is not None:
-        remedy = "Check EVERYRUN_POSTGRES_DSN (host, user, password, database), that it runs, and the firewall."
+        remedy = "Check EVERYRUN_POSTGRES_DSN (host, user, password, database), that the server runs, and the firewall."
         return [failed(POSTGRES, f"does not answer: {facts.problem}", remedy), not_checked(MIGRATIONS, POSTGRES)]
     if facts.shared:
-        remedy = "Set pool_mode = session for this database in PgBouncer, or name Postgres itself in the dsn."
-        found = "is behind a connection pooler in transaction or statement mode: no service starts there"
+        remedy = "Set pool_mode = session for this database in PgBouncer, or set the dsn to Postgres itself."
+        found = "is behind a connection pooler in transaction or statement mode, so no service starts"
         return [failed(POSTGRES, found, remedy), not_checked(MIGRATIONS, POSTGRES)]
     limits = [_limit(*limit) for limit in facts.limits]
     return [_written(facts), *limits, *_migrated(facts, files), *map(_lost, facts.lost)]
 
 
-#: Where a setting comes from, as pg_settings names it: in words, and how to take it back.
+#: For each source in pg_settings: the place of the setting, and how to remove it.
 _SET_FOR = {
     "user": ("the role", "alter role ROLE reset {name}"),
     "database": ("the database", "alter database DATABASE reset {name}"),
@@ -53,8 +53,8 @@ _SET_FOR = {
 def _limit(name: str, value: str, source: str) -> Finding:
     where, how = _SET_FOR.get(source, (f"this connection ({source})", "PGOPTIONS, or the options of the dsn"))
     remedy = (
-        "Everyrun's own sessions set it to 0, and give each call a limit of its own. It ends other sessions of the "
-        f"same user, such as SQL on the results. To take it back: {how.format(name=name)}."
+        "Everyrun's own sessions set it to 0 and limit each call themselves. It affects other sessions of the same "
+        f"user, such as your SQL on the results. To remove it: {how.format(name=name)}."
     )
     return warning(LIMITS, f"{name} is {value} for {where}", remedy)
 
@@ -62,19 +62,19 @@ def _limit(name: str, value: str, source: str) -> Finding:
 def _lost(found: tuple[str, str, int]) -> Finding:
     submission_id, key, inputs = found
     remedy = f"To send them, repeat the upload: everyrun submit MANIFEST --idempotency-key {key}"
-    return warning(QUEUE, f"{inputs} inputs of {submission_id} were lost with the queue's backup", remedy)
+    return warning(QUEUE, f"{inputs} inputs of {submission_id} were lost when a backup was restored", remedy)
 
 
 def _written(facts: PostgresFacts) -> Finding:
     major = facts.version // 10_000
     if facts.read_only is not None:
         remedy = (
-            "Point EVERYRUN_POSTGRES_DSN at the primary; where default_transaction_read_only was set, take it back: "
+            "Set EVERYRUN_POSTGRES_DSN to the primary. If default_transaction_read_only was set, remove it: "
             "alter system reset default_transaction_read_only; select pg_reload_conf()."
         )
-        return failed(POSTGRES, f"can only be read: {facts.read_only}", remedy)
+        return failed(POSTGRES, f"is read-only: {facts.read_only}", remedy)
     if facts.write_problem is not None:
-        remedy = "Check the disk of the server, and that the user owns the schemas everyrun and everyrun_queue."
+        remedy = "Check the server's disk, and that the user owns the schemas everyrun and everyrun_queue."
         return failed(POSTGRES, f"cannot be written: {facts.write_problem}", remedy)
     if major < OLDEST_POSTGRES:
         return warning(POSTGRES, f"is version {major}", "Everyrun is tested with PostgreSQL 15 to 18.")
@@ -86,23 +86,23 @@ def _migrated(facts: PostgresFacts, files: Mapping[str, Sequence[str]]) -> list[
     for schema, wanted in files.items():
         applied = facts.migrations.get(schema)
         if applied is None:
-            findings.append(failed(MIGRATIONS, f"the schema {schema} is not there", "Make it: everyrun migrate."))
+            findings.append(failed(MIGRATIONS, f"the schema {schema} is missing", "Create it: everyrun migrate."))
             continue
         missing, unknown = sorted(set(wanted) - set(applied)), sorted(set(applied) - set(wanted))
         if missing:
             found = f"the schema {schema} lacks {', '.join(missing)}"
-            findings.append(failed(MIGRATIONS, found, "Bring it up to date: everyrun migrate."))
+            findings.append(failed(MIGRATIONS, found, "Apply them: everyrun migrate."))
         elif unknown:
-            found = f"the schema {schema} has {', '.join(unknown)}, which this Everyrun does not know"
-            findings.append(warning(MIGRATIONS, found, "A newer Everyrun was here: use that one."))
+            found = f"the schema {schema} has {', '.join(unknown)}, which this version does not know"
+            findings.append(warning(MIGRATIONS, found, "A newer version of Everyrun was used: use that one."))
     return findings or [ok(MIGRATIONS, f"{' and '.join(files)} are up to date")]
 
 
 def judge_same_log(cluster_id: str, known: Sequence[str]) -> list[Finding]:
-    """Whether the tables were made from this Kafka; nothing to say where either is not known."""
+    """Judge if the tables were made from this Kafka. Return no finding if either is unknown."""
     if not cluster_id or not known:
         return []
     if list(known) != [cluster_id]:
-        remedy = "Point EVERYRUN_KAFKA_BOOTSTRAP at that cluster, or drop the schema everyrun to build it anew."
+        remedy = "Set EVERYRUN_KAFKA_BOOTSTRAP to that cluster, or drop the schema everyrun to rebuild it."
         return [failed(SAME_LOG, f"the tables were made from {', '.join(known)}, this Kafka is {cluster_id}", remedy)]
-    return [ok(SAME_LOG, "belong together")]
+    return [ok(SAME_LOG, "the tables were made from this log")]
