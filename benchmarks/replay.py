@@ -23,7 +23,7 @@ from everyrun.replay.log_position import offsets_of
 from everyrun.replay.rebuild.engine import AT_ONCE, INPUTS, Engine, tables_connection, tables_pool
 from everyrun.replay.rebuild.rebuild import workplace
 from everyrun.store.sql import beside
-from everyrun.submission.intake.chunks import chunk_id
+from everyrun.submission.chunks import chunk_id
 
 _INPUTS = 1000
 _SIZE = 600

@@ -10,7 +10,7 @@ import msgspec
 from everyrun.extend import reserved
 from everyrun.log import events
 from everyrun.log.cloudevents import Record, record, timestamp
-from everyrun.submission.intake.chunks import chunk_id
+from everyrun.submission.chunks import chunk_id
 
 SUBMISSION = "sub_bench"
 INSTALLATION = "inst_bench"

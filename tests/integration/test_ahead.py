@@ -18,8 +18,8 @@ from everyrun.log.connection import connection as kafka_options
 from everyrun.projection.offsets import ForeignLogError
 from everyrun.settings import Settings
 from everyrun.store.pool import open_pool
-from everyrun.submission.app import _kept_level
-from everyrun.submission.recovery.queue_recovery import Level
+from everyrun.submission.app import _catch_up
+from everyrun.submission.recovery.queue_recovery import QueueRecovery
 from tests.conftest import eventually
 from tests.integration.services import ServiceProcess
 from tests.integration.tables import connect, contents, project
@@ -86,17 +86,17 @@ async def test_recreated_topics_are_refused_by_a_running_processor(service: Any,
 
 async def test_a_queue_ahead_of_the_log_sends_nothing_and_reports_it(settings: Settings) -> None:
     async with await open_pool(settings, name="test") as pool:
-        health, level = Health(), Level(settings, pool)
-        await _kept_level(level, health)
+        health, recovery = Health(), QueueRecovery(settings, pool)
+        await _catch_up(recovery, health)
         await pool.execute("update everyrun_queue.log_position set next_offset = 7 where partition = 3")
         with pytest.raises(ForeignLogError, match="the queue is ahead of the log"):
-            await _kept_level(level, health)
+            await _catch_up(recovery, health)
         assert "partition 3 of batches up to 7, which ends at 0" in health.waiting["log_position"]
         with pytest.raises(ForeignLogError):
-            await level.check()
+            await recovery.ensure_caught_up()
         await pool.execute("truncate everyrun_queue.log_position")
-        await level.check()
-        await _kept_level(level, health)
+        await recovery.ensure_caught_up()
+        await _catch_up(recovery, health)
         assert health.waiting == {}
         positions = await pool.fetch("select next_offset from everyrun_queue.log_position")
         assert {row["next_offset"] for row in positions} == {0}

@@ -21,8 +21,8 @@ from everyrun.settings import Settings
 from everyrun.store import tokens
 from everyrun.store.pool import connection_setup
 from everyrun.submission.api.submissions import submission_api
-from everyrun.submission.doubts import Doubts
-from everyrun.submission.recovery.queue_recovery import Level
+from everyrun.submission.decisions.doubts import Doubts
+from everyrun.submission.recovery.queue_recovery import QueueRecovery
 from everyrun.waiting import Waiting
 from tests.conftest import eventually
 from tests.integration.conftest import CHECKED
@@ -54,12 +54,12 @@ class Here:
     def __init__(self, database: str, pool: asyncpg.Pool) -> None:
         self.pool = pool
         self.settings = Settings(postgres_dsn=SecretStr(database), api_token=SecretStr(TOKEN), overdue_after=1)
-        self.level = Level(self.settings, pool)
+        self.recovery = QueueRecovery(self.settings, pool)
         nothing: Any = None
-        announcer: Any = SimpleNamespace(poke=asyncio.Event())
-        doubts = Doubts(pool, nothing, self.level, nothing, "inst_test")
+        accepted = asyncio.Event()
+        doubts = Doubts(pool, nothing, self.recovery, nothing, "inst_test")
         self.query = query_api(self.settings, pool)
-        self.submission = submission_api(self.settings, pool, announcer, nothing, doubts, self.level)
+        self.submission = submission_api(self.settings, pool, accepted, nothing, doubts, self.recovery)
         self.replay = self.replaying(NoHistoryError("x"))
 
     def replaying(self, history: object) -> FastAPI:
@@ -157,13 +157,13 @@ async def made(here: Here, scope: tokens.Scope) -> str:
         return await tokens.create(connection, "a test", [scope], None, "a test")
 
 
-async def test_submission_responses_match_their_openapi_document(here: Here) -> None:
-    app, level = here.submission, here.level
+async def test_every_answer_of_the_submission_service_fits_its_document(here: Here) -> None:
+    app, recovery = here.submission, here.recovery
 
     async def restored() -> str:
         return str(await here.pool.fetchval("select everyrun_queue.incarnation()"))
 
-    level.check = restored  # type: ignore[method-assign, assignment]
+    recovery.ensure_caught_up = restored  # type: ignore[method-assign, assignment]
     submit = "/v1/submissions?workflow_id=w"
     one = {"content": ROW % 1, "headers": {**NDJSON, "idempotency-key": "k"}}
     accepted = await here.call(app, "POST", submit, 202, **one)

@@ -8,7 +8,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import asyncpg
 import pytest
 
+from everyrun.submission.decisions.pauses import _sql as _pauses_sql
 from everyrun.submission.dispatch.dispatcher import _sql
+from everyrun.submission.recovery.queue_recovery import _sql as _recovery_sql
 from tests.integration.costs import pages, settled
 
 pytestmark = pytest.mark.stack
@@ -43,12 +45,12 @@ async def submission(
 
 
 async def claim(connection: asyncpg.Connection) -> str | None:
-    incarnation = await connection.fetchval(_sql["incarnation"])
+    incarnation = await connection.fetchval(_recovery_sql["incarnation"])
     return await connection.fetchval(_sql["claim"], "me", 60.0, incarnation)
 
 
 async def cost(connection: asyncpg.Connection) -> int:
-    incarnation = await connection.fetchval(_sql["incarnation"])
+    incarnation = await connection.fetchval(_recovery_sql["incarnation"])
     return await pages(connection, _sql["claim"], "me", 60.0, incarnation) + await pages(
         connection, _sql["something_waits"]
     )
@@ -65,7 +67,7 @@ async def pause(connection: asyncpg.Connection, kind: str, name: str) -> None:
 
 async def sent(connection: asyncpg.Connection, size: int) -> None:
     await submission(connection, "a", size)
-    await connection.execute(f"update {CHUNKS} set state = 'sent'")
+    await connection.execute(f"update {CHUNKS} set state = 'submitted'")
 
 
 async def later(connection: asyncpg.Connection, size: int) -> None:
@@ -137,7 +139,7 @@ async def test_chunks_are_claimed_in_their_order_also_after_they_waited_or_were_
     assert not await connection.fetchval(_sql["something_waits"])
     await connection.execute("update everyrun_queue.submissions set announced_at = now() where announced_at is null")
     assert await claim(connection) == "c_000001.c00001"
-    await connection.execute(_sql["resume"], "workflow", "other")
+    await connection.execute(_pauses_sql["resume"], "workflow", "other")
     await connection.execute(f"update {CHUNKS} set not_before = now() where not_before > now()")
     assert await connection.fetchval(_sql["something_waits"])
     rest = [await claim(connection) for _ in range(5)]
@@ -167,7 +169,7 @@ async def test_nothing_stays_aside_when_claims_and_resumes_meet(database: str) -
 
         async def ends() -> None:
             for number in range(1, 41):
-                await pool.execute(_sql["resume"], "submission", f"a_{number:06d}")
+                await pool.execute(_pauses_sql["resume"], "submission", f"a_{number:06d}")
                 await pool.execute(_sql["mark_announced"], f"b_{number:06d}")
             ended.set()
 

@@ -16,7 +16,7 @@ from everyrun.log import topics
 from everyrun.submission.dispatch import transitions
 from everyrun.submission.dispatch.dispatcher import Dispatcher
 from everyrun.submission.intake import parse
-from everyrun.submission.intake.accept import take_in
+from everyrun.submission.intake.accept import accept_submission
 from everyrun.submission.recovery.queue_recovery import catch_up
 from tests.integration.conftest import read_topic
 from tests.integration.test_doubts import INSTALLATION, NO_ANSWER, WHY, Vendor, World, world  # noqa: F401
@@ -54,7 +54,7 @@ def strict(world: World, **more: Any) -> Strict:
     world.vendor = vendor
     extend: Any = vendor
     world.dispatcher = Dispatcher(
-        world.settings, world.pool, extend, world.producer, INSTALLATION, world.level, world.resolver._transitions
+        world.settings, world.pool, extend, world.producer, INSTALLATION, world.recovery, world.resolver._transitions
     )
     return vendor
 
@@ -66,10 +66,10 @@ async def hand_in(world: World, count: int, *bad: int) -> str:
     async def parts() -> AsyncIterator[bytes]:
         yield b"".join(json.dumps(row).encode() + b"\n" for row in rows)
 
-    accepted = await take_in(
+    accepted = await accept_submission(
         world.pool,
         world.settings,
-        parse.rows(parse.NDJSON, parts()),
+        parse.read_rows(parse.NDJSON, parts()),
         workflow_id="workflow_1",
         workflow_version=None,
         priority=90,
@@ -81,7 +81,7 @@ async def hand_in(world: World, count: int, *bad: int) -> str:
 
 async def send_all(world: World) -> None:
     """Send until nothing waits any more."""
-    while await world.dispatcher._send_one():
+    while await world.dispatcher.send_one():
         pass
 
 
@@ -117,7 +117,7 @@ async def test_one_bad_input_of_a_thousand_is_refused_alone(world: World, tells:
     lines = await world.pool.fetch("select * from everyrun.report where submission_id = $1", submission)
     assert all(line["balanced"] for line in lines)
     assert "CUT" in {line["state"] for line in lines}
-    assert set((await chunks(world)).values()) == {"cut", "sent", "refused"}
+    assert set((await chunks(world)).values()) == {"cut", "submitted", "refused"}
 
 
 async def test_the_counts_add_up_while_the_parts_wait_and_in_order(world: World) -> None:
@@ -173,13 +173,13 @@ async def test_a_cut_that_was_said_and_not_kept_is_taken_over_from_the_log(
 async def test_an_older_queue_knows_of_the_cut_from_the_log(world: World) -> None:
     vendor = strict(world)
     submission = await hand_in(world, 8, 8)
-    await world.level.check()
+    await world.recovery.ensure_caught_up()
     kept = await world.pool.fetch("select * from everyrun_queue.chunks")
     positions = await world.pool.fetch("select * from everyrun_queue.log_position")
     for _ in range(3):
         await world.send()
     before, calls = await chunks(world), len(vendor.calls)
-    assert list(before.values()) == ["cut", "sent", "cut", "waiting", "waiting"]
+    assert list(before.values()) == ["cut", "submitted", "cut", "waiting", "waiting"]
     async with world.pool.acquire() as connection, connection.transaction():
         await connection.execute("truncate everyrun_queue.chunks, everyrun_queue.log_position")
         for name, rows in (("chunks", kept), ("log_position", positions)):
@@ -369,7 +369,7 @@ async def test_one_that_was_announced_is_in_doubt_after_the_time_of_a_call(world
         await world.send()
     if read_before:
         # What the queue has read of the log once it does not read again.
-        await world.level.advance()
+        await world.recovery.catch_up()
     await time_to_begin_is_over(world)
     for _ in range(3):
         await world.resolver.resolve()
@@ -397,7 +397,7 @@ async def test_a_worker_whose_claim_was_taken_away_does_not_call(world: World) -
     world.dispatcher._log = world.producer
     await world.send()
     assert len(world.vendor.calls) == 1
-    assert (await world.chunk())["state"] == "sent"
+    assert (await world.chunk())["state"] == "submitted"
 
 
 async def test_a_worker_between_its_claim_and_its_call_is_waited_for(world: World) -> None:
@@ -412,7 +412,7 @@ async def test_a_worker_between_its_claim_and_its_call_is_waited_for(world: Worl
     world.vendor.during = meanwhile
     await world.send()
     assert len(world.vendor.calls) == 1
-    assert (await world.chunk())["state"] == "sent"
+    assert (await world.chunk())["state"] == "submitted"
 
 
 async def test_a_worker_that_announces_late_and_finds_its_claim_gone_gives_the_attempt_back(world: World) -> None:

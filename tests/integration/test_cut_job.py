@@ -131,7 +131,7 @@ async def test_an_input_whose_worker_was_killed_before_it_told_the_log_is_sent_w
     await service("submission", **variables).ready()
 
     async def sent() -> bool:
-        return await connection.fetchval("select state from everyrun_queue.chunks") == "sent"
+        return await connection.fetchval("select state from everyrun_queue.chunks") == "submitted"
 
     await eventually(sent, "it is sent again at once", 90)
     chunk = await connection.fetchrow("select * from everyrun_queue.chunks")

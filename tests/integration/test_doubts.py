@@ -28,18 +28,13 @@ from everyrun.projection import tables
 from everyrun.projection.feed import Feed
 from everyrun.settings import Settings
 from everyrun.store.pool import open_pool
-from everyrun.submission import keeper
-from everyrun.submission.api.submissions import submission_api
+from everyrun.submission import redaction
+from everyrun.submission.app import wire
 from everyrun.submission.dispatch import dispatcher, transitions
-from everyrun.submission.dispatch.dispatcher import Dispatcher
-from everyrun.submission.dispatch.resolver import Resolver
-from everyrun.submission.dispatch.transitions import Transitions
-from everyrun.submission.doubts import Doubts
 from everyrun.submission.intake import parse
-from everyrun.submission.intake.accept import take_in
-from everyrun.submission.keeper import Announcer
+from everyrun.submission.intake.accept import accept_submission
 from everyrun.submission.recovery import queue_recovery
-from everyrun.submission.recovery.queue_recovery import MARGIN, Level, catch_up
+from everyrun.submission.recovery.queue_recovery import CALL_MARGIN, catch_up
 from tests.integration.conftest import read_topic
 
 INSTALLATION = "inst_test"
@@ -79,6 +74,9 @@ class Vendor:
         found = [{"id": f"run of {batch_id}"}] if batch_id in self.batches else []
         return Page(found, None, datetime.now(UTC))
 
+    async def get_workflow(self, workflow_id: str, within: float) -> bytes:
+        return b"{}"
+
     async def get_run(self, run_id: str, within: float) -> bytes:
         batch_id = run_id.removeprefix("run of ")
         if batch_id not in self.batches:
@@ -103,16 +101,13 @@ class World:
         self.vendor = Vendor()
         extend: Any = self.vendor
         self.settings, self.pool, self.producer, self.tables_pool = settings, pool, producer, tables_pool
-        self.level = Level(settings, pool)
-        transitions = Transitions(settings, pool, producer)
-        self.dispatcher = Dispatcher(settings, pool, extend, producer, INSTALLATION, self.level, transitions)
-        self.resolver = Resolver(settings, pool, self.level, transitions, INSTALLATION)
-        self.announcer = Announcer(pool, producer, self.dispatcher)
-        doubts = Doubts(pool, extend, self.level, transitions, INSTALLATION)
+        service = wire(settings, pool, extend, producer, INSTALLATION)
+        self.recovery, self.dispatcher, self.resolver = service.recovery, service.dispatcher, service.resolver
+        self.announcer = service.announcer
         self.api = httpx.AsyncClient(
             base_url="http://submission",
             headers={"authorization": "Bearer token"},
-            transport=httpx.ASGITransport(submission_api(settings, pool, self.announcer, producer, doubts, self.level)),
+            transport=httpx.ASGITransport(service.api),
         )
 
     async def hand_in(self, inputs: int = 2, version: str | None = None) -> str:
@@ -121,10 +116,10 @@ class World:
         async def parts() -> AsyncIterator[bytes]:
             yield rows
 
-        accepted = await take_in(
+        accepted = await accept_submission(
             self.pool,
             self.settings,
-            parse.rows(parse.NDJSON, parts()),
+            parse.read_rows(parse.NDJSON, parts()),
             workflow_id="workflow_1",
             workflow_version=version,
             priority=90,
@@ -136,7 +131,7 @@ class World:
     async def send(self, *answers: httpx.Response | httpx.HTTPError, takes: bool = False) -> None:
         """The dispatcher sends what it can, once; Extend answers so."""
         self.vendor.answers, self.vendor.takes = list(answers), takes
-        await self.dispatcher._send_one()
+        await self.dispatcher.send_one()
 
     async def chunk(self) -> asyncpg.Record:
         return await self.pool.fetchrow("select * from everyrun_queue.chunks")
@@ -249,7 +244,7 @@ async def test_the_window_is_not_over_while_the_tables_lag_or_a_run_names_the_ch
     await world.project()
     await world.resolver.resolve()
     chunk = await world.chunk()
-    assert (chunk["state"], chunk["batch_id"]) == ("sent", "batch_1")
+    assert (chunk["state"], chunk["batch_id"]) == ("submitted", "batch_1")
     assert await world.said() == ["batch-in-doubt", "batch-requested", "batch-submitted"]
 
 
@@ -264,7 +259,7 @@ async def test_a_webhook_behind_a_link_that_is_not_in_the_tables_yet_is_waited_f
     await world.project()
     await world.resolver.resolve()
     chunk = await world.chunk()
-    assert (chunk["state"], chunk["reason"]) == ("held", "run of batch_1 names it, but no batch")
+    assert (chunk["state"], chunk["reason"]) == ("held", "run of batch_1 names the chunk, but no batch")
 
 
 @pytest.mark.parametrize("days", [-1, 1])
@@ -284,14 +279,14 @@ async def test_the_window_is_as_long_as_it_should_be_by_the_clock_of_the_databas
 
     async def deadline_of_the_call() -> None:
         settings = world.settings
-        most = settings.dispatch_deadline + settings.call_timeout + MARGIN
+        most = settings.dispatch_deadline + settings.call_timeout + CALL_MARGIN
         assert most - 20 < await world.pool.fetchval(left) <= most
 
     world.vendor.during = deadline_of_the_call
     await world.send(NO_ANSWER)
     assert window - 20 < await world.pool.fetchval(left) <= window
     await world.pool.execute("update everyrun_queue.chunks set state = 'waiting', attempt = 0, deadline = null")
-    await world.level.advance()
+    await world.recovery.catch_up()
     assert (await world.chunk())["state"] == "in_doubt"
     assert window - 20 < await world.pool.fetchval(left) <= window
 
@@ -304,20 +299,20 @@ async def test_evidence_that_fits_no_attempt_is_tried_again_only_when_the_chunk_
     # The queue has forgotten the attempt, as one that was restored has until it is level with the log.
     await world.pool.execute("update everyrun_queue.chunks set state = 'waiting', attempt = 0")
     tried = []
-    take = world.resolver._transitions.take
+    apply = world.resolver._transitions.apply
 
-    async def counted(chunk: str, happening: Any) -> Any:
-        tried.append(happening)
-        return await take(chunk, happening)
+    async def counted(chunk: str, trigger: Any) -> Any:
+        tried.append(trigger)
+        return await apply(chunk, trigger)
 
-    world.resolver._transitions.take = counted  # type: ignore[method-assign]
+    world.resolver._transitions.apply = counted  # type: ignore[method-assign]
     for _ in range(3):
-        await world.resolver.adopt()
+        await world.resolver.adopt_evidence()
     assert len(tried) == 1
     await world.pool.execute("update everyrun_queue.chunks set state = 'in_doubt', attempt = 1, deadline = now()")
-    await world.resolver.adopt()
+    await world.resolver.adopt_evidence()
     chunk = await world.chunk()
-    assert (len(tried), chunk["state"], chunk["batch_id"]) == (2, "sent", "batch_1")
+    assert (len(tried), chunk["state"], chunk["batch_id"]) == (2, "submitted", "batch_1")
 
 
 async def test_evidence_is_found_without_reading_the_runs_of_others(world: World) -> None:
@@ -363,7 +358,7 @@ async def test_a_person_adopts_what_a_run_proves(world: World) -> None:
     assert (await world.chunk())["state"] == "held"
     answer = await world.decide("adopt", batch_id="batch_1")
     assert answer.status_code == 200, answer.text
-    assert answer.json()["state"] == "sent"
+    assert answer.json()["state"] == "submitted"
     await world.project()
     shown = (await world.api.get(f"/v1/doubts/{chunk['chunk']}")).json()
     assert [(d["kind"], d["decided_by"], d["reason"]) for d in shown["decisions"]] == [
@@ -402,7 +397,7 @@ async def test_a_person_sends_it_again(world: World) -> None:
     assert (await world.decide("resend", force=True)).json()["state"] == "waiting"
     await world.send()
     chunk = await world.chunk()
-    assert (chunk["state"], chunk["attempt"], chunk["batch_id"]) == ("sent", 2, "batch_2")
+    assert (chunk["state"], chunk["attempt"], chunk["batch_id"]) == ("submitted", 2, "batch_2")
 
 
 async def test_an_attempt_is_not_made_once_an_earlier_one_is_known_to_have_been_taken(world: World) -> None:
@@ -415,13 +410,13 @@ async def test_an_attempt_is_not_made_once_an_earlier_one_is_known_to_have_been_
     class Meanwhile:
         async def append(self, records: Iterable[Record]) -> None:
             await world.producer.append(records)
-            await world.resolver.adopt()
+            await world.resolver.adopt_evidence()
 
     world.dispatcher._log = Meanwhile()
     await world.send()
     assert len(world.vendor.calls) == 1
     chunk = await world.chunk()
-    assert (chunk["state"], chunk["attempt"], chunk["batch_id"]) == ("sent", 2, "batch_1")
+    assert (chunk["state"], chunk["attempt"], chunk["batch_id"]) == ("submitted", 2, "batch_1")
     assert "batch-returned" in await world.said()
 
 
@@ -433,7 +428,7 @@ async def test_a_worker_that_is_lost_after_an_earlier_attempt_was_proved_is_noti
     await world.project()
 
     async def killed() -> None:
-        await world.resolver.adopt()
+        await world.resolver.adopt_evidence()
         raise RuntimeError("killed")
 
     world.vendor.during = killed
@@ -443,7 +438,7 @@ async def test_a_worker_that_is_lost_after_an_earlier_attempt_was_proved_is_noti
     assert (chunk["state"], chunk["attempt"], chunk["batch_id"]) == ("sending", 2, "batch_1")
     await world.pool.execute("update everyrun_queue.chunks set deadline = deadline - interval '1 hour'")
     await world.resolver.resolve()
-    assert (await world.chunk())["state"] == "sent"
+    assert (await world.chunk())["state"] == "submitted"
 
 
 async def test_a_refusal_after_a_doubt_is_held(world: World) -> None:
@@ -478,11 +473,11 @@ async def test_a_workflow_that_extend_refuses_is_paused_until_a_person_resumes_i
     resumed = (await world.api.post("/v1/workflows/workflow_1/resume", json=WHY)).json()
     assert (resumed["workflow_id"], resumed["paused"], resumed["changed"]) == ("workflow_1", False, True)
     inputs = await world.pool.fetchval("select count(*) from everyrun_queue.inputs")
-    assert (resumed["inputs"]["will_be_sent"], resumed["inputs"]["sent"]) == (inputs, 0)
+    assert (resumed["inputs"]["will_be_sent"], resumed["inputs"]["submitted"]) == (inputs, 0)
     assert not (await world.api.post("/v1/workflows/workflow_1/resume", json=WHY)).json()["changed"]
     assert (await world.api.post("/v1/workflows/nothing/resume", json=WHY)).status_code == 404
     await world.send()
-    assert (await world.chunk())["state"] == "sent"
+    assert (await world.chunk())["state"] == "submitted"
     said = await world.said()
     assert (said.count("workflow-paused"), said.count("workflow-resumed")) == (1, 1)
 
@@ -514,14 +509,14 @@ async def test_a_paused_submission_waits(world: World) -> None:
     assert shown["paused"] == "seen"
     await world.api.post(f"/v1/submissions/{submission}/resume", json=WHY)
     await world.send()
-    assert (await world.chunk())["state"] == "sent"
+    assert (await world.chunk())["state"] == "submitted"
     again = (await world.api.post(f"/v1/submissions/{submission}/pause", json=WHY)).json()
-    assert (again["inputs"]["waiting"], again["inputs"]["sent"]) == (0, paused["inputs"]["waiting"])
+    assert (again["inputs"]["waiting"], again["inputs"]["submitted"]) == (0, paused["inputs"]["waiting"])
 
 
 async def test_an_old_queue_under_a_running_service_sends_nothing_twice(world: World) -> None:
     await world.hand_in()
-    await world.level.check()
+    await world.recovery.ensure_caught_up()
     tables_kept = ("submissions", "inputs", "chunks", "log_position", "paused")
     before = {name: await world.pool.fetch(f"select * from everyrun_queue.{name}") for name in tables_kept}
     await world.send(NO_ANSWER, takes=True)
@@ -565,7 +560,9 @@ async def test_a_lost_queue_takes_over_what_the_log_knows_and_holds_no_inputs_me
     assert await catch_up(world.settings, world.pool, await topics.cluster_id(world.settings)) == 5
     assert max(alive) <= before + 1
     rows = await world.pool.fetch("select state, attempt, batch_id from everyrun_queue.chunks order by chunk")
-    assert [tuple(row) for row in rows] == [("sent", 1, f"batch_{n}") for n in range(1, 6)] + [("waiting", 0, None)]
+    assert [tuple(row) for row in rows] == [("submitted", 1, f"batch_{n}") for n in range(1, 6)] + [
+        ("waiting", 0, None)
+    ]
 
 
 async def test_the_log_of_another_kafka_is_refused(world: World) -> None:
@@ -607,11 +604,11 @@ async def test_a_chunk_that_the_log_does_not_take_lets_others_go_first(world: Wo
         wait = (chunks[first]["not_before"] - chunks[first]["now"]).total_seconds()
         assert 2**attempt - 1 < wait <= 2**attempt, "it waits longer each time"
         await world.send()
-        assert (await state(second), len(world.vendor.calls)) == ("sent", 1)
+        assert (await state(second), len(world.vendor.calls)) == ("submitted", 1)
         await world.pool.execute("update everyrun_queue.chunks set not_before = '-infinity'")
     world.dispatcher._log = world.producer
     await world.send()
-    assert await state(first) == "sent"
+    assert await state(first) == "submitted"
 
 
 async def test_a_submission_that_the_log_does_not_take_holds_up_no_other(world: World) -> None:
@@ -629,7 +626,7 @@ async def test_a_submission_that_the_log_does_not_take_holds_up_no_other(world: 
 async def test_files_are_forgotten_slice_by_slice_and_one_that_fails_holds_up_no_other(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keeper, "_SLICE", 2)
+    monkeypatch.setattr(redaction, "_SLICE", 2)
     world.settings.secrets_kept = 0
     first, second, not_sent = [await world.hand_in(5) for _ in range(3)]
     await world.send()
@@ -656,17 +653,17 @@ async def test_files_are_forgotten_slice_by_slice_and_one_that_fails_holds_up_no
         rows = await world.pool.fetch("select submission_id from everyrun_queue.submissions where redact_after is null")
         return {row[0] for row in rows}
 
-    await keeper.forget(world.pool, world.producer, world.settings)
+    await redaction.redact_due(world.pool, world.producer, world.settings)
     assert await kept() == {first: [3, 4, 5], second: [], not_sent: [1, 2, 3, 4, 5]}
     assert await redacted() == {second}
     await world.pool.execute("drop trigger no on everyrun_queue.inputs")
     await world.pool.execute("update everyrun_queue.submissions set redact_after = now() where redact_after > now()")
-    await keeper.forget(world.pool, world.producer, world.settings)
+    await redaction.redact_due(world.pool, world.producer, world.settings)
     assert await kept() == {first: [], second: [], not_sent: [1, 2, 3, 4, 5]}
     assert await redacted() == {first, second}
 
 
 async def test_two_workers_send_a_chunk_once(world: World) -> None:
     await world.hand_in()
-    await asyncio.gather(*(world.dispatcher._send_one() for _ in range(4)))
+    await asyncio.gather(*(world.dispatcher.send_one() for _ in range(4)))
     assert len(world.vendor.calls) == 1

@@ -6,7 +6,6 @@ import asyncio
 import gzip
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
-from types import SimpleNamespace
 from typing import Any
 
 import asyncpg
@@ -20,15 +19,15 @@ from everyrun.settings import Settings
 from everyrun.store.pool import open_pool
 from everyrun.submission.api.submissions import submission_api
 from everyrun.submission.intake.accept import (
-    Accepted,
+    AcceptedSubmission,
     BadRowsError,
     IdempotencyConflictError,
     SubmittedBeforeError,
-    take_in,
+    accept_submission,
 )
-from everyrun.submission.intake.parse import NDJSON, UploadError, rows
+from everyrun.submission.intake.parse import NDJSON, UploadError, read_rows
 from everyrun.submission.intake.workflows import Workflows
-from everyrun.submission.recovery.queue_recovery import Level
+from everyrun.submission.recovery.queue_recovery import QueueRecovery
 from tests.conftest import eventually
 
 pytestmark = pytest.mark.stack
@@ -44,13 +43,13 @@ async def pool(settings: Settings) -> AsyncIterator[asyncpg.Pool]:
 
 async def hand_in(
     pool: asyncpg.Pool, settings: Settings, lines: list[bytes], key: str | None = None, once: bool = False
-) -> Accepted:
+) -> AcceptedSubmission:
     async def body() -> AsyncIterator[bytes]:
         for start in range(0, len(lines), 3):
             yield b"".join(lines[start : start + 3])
 
     how: dict[str, Any] = {"workflow_id": "w", "workflow_version": None, "priority": 90, "idempotency_key": key}
-    return await take_in(pool, settings, rows(NDJSON, body()), once=once, **how)
+    return await accept_submission(pool, settings, read_rows(NDJSON, body()), once=once, **how)
 
 
 def line(id: str, **metadata: Any) -> bytes:
@@ -102,7 +101,7 @@ async def test_an_upload_that_breaks_off_leaves_nothing_and_the_connection_is_go
     how: dict[str, Any] = {"workflow_id": "w", "workflow_version": None, "priority": 90, "idempotency_key": None}
     for _ in range(15):
         with pytest.raises(UploadError, match="went away"):
-            await take_in(pool, settings, broken(), **how)
+            await accept_submission(pool, settings, broken(), **how)
     assert await counts(pool) == (0, 0, 0)
     assert (await hand_in(pool, settings, [line("a")])).expected == 1
 
@@ -150,7 +149,7 @@ async def test_links_that_differ_in_their_query_are_not_the_same_rows(pool: asyn
 async def test_of_two_that_bring_the_same_rows_at_once_one_is_refused(pool: asyncpg.Pool, settings: Settings) -> None:
     calls = [hand_in(pool, settings, [line("a"), line("b")], once=True) for _ in range(4)]
     answers = await asyncio.gather(*calls, return_exceptions=True)
-    assert sorted(type(answer).__name__ for answer in answers) == ["Accepted", *["SubmittedBeforeError"] * 3]
+    assert sorted(type(answer).__name__ for answer in answers) == ["AcceptedSubmission"] + ["SubmittedBeforeError"] * 3
 
 
 async def test_no_rows_are_refused(pool: asyncpg.Pool, settings: Settings) -> None:
@@ -164,9 +163,9 @@ async def test_slow_uploads_leave_connections_to_everyone_else(
     pool: asyncpg.Pool, settings: Settings, path: str
 ) -> None:
     settings.api_token = SecretStr("token")
-    told: Any = SimpleNamespace(poke=asyncio.Event())
+    accepted = asyncio.Event()
     unused: Any = None
-    app = submission_api(settings, pool, told, unused, unused, Level(settings, pool))
+    app = submission_api(settings, pool, accepted, unused, unused, QueueRecovery(settings, pool))
     go_on = asyncio.Event()
 
     async def slow(number: int) -> AsyncIterator[bytes]:
@@ -202,9 +201,11 @@ async def test_slow_uploads_leave_connections_to_everyone_else(
 @pytest.fixture
 async def http(pool: asyncpg.Pool, settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
     settings.api_token = SecretStr("token")
-    told: Any = SimpleNamespace(poke=asyncio.Event())
+    accepted = asyncio.Event()
     unused: Any = None
-    transport = httpx.ASGITransport(submission_api(settings, pool, told, unused, unused, Level(settings, pool)))
+    transport = httpx.ASGITransport(
+        submission_api(settings, pool, accepted, unused, unused, QueueRecovery(settings, pool))
+    )
     headers = {"authorization": "Bearer token", "content-type": NDJSON}
     query = {"workflow_id": "w"}
     async with httpx.AsyncClient(
@@ -257,11 +258,11 @@ async def test_a_workflow_that_extend_does_not_have_is_refused_at_intake(
     pool: asyncpg.Pool, settings: Settings
 ) -> None:
     settings.api_token = SecretStr("token")
-    told: Any = SimpleNamespace(poke=asyncio.Event())
+    accepted = asyncio.Event()
     unused: Any = None
     extend, now = Account(), [0.0]
     workflows = Workflows(extend, lambda: now[0])
-    app = submission_api(settings, pool, told, unused, unused, Level(settings, pool), workflows=workflows)
+    app = submission_api(settings, pool, accepted, unused, unused, QueueRecovery(settings, pool), workflows=workflows)
     headers = {"authorization": "Bearer token", "content-type": NDJSON}
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(app), base_url="http://submission", headers=headers

@@ -81,13 +81,18 @@ async def test_a_repeated_upload_is_the_first_one_and_sends_only_what_was_never_
     await lose(world)
     repeated = await upload(world, rows(7))
     assert (repeated.status_code, repeated.json()) == (202, first.json())
-    assert await states(world) == {"c00001": "sent", "c00002": "in_doubt", "c00003": "waiting", "c00004": "waiting"}
+    assert await states(world) == {
+        "c00001": "submitted",
+        "c00002": "in_doubt",
+        "c00003": "waiting",
+        "c00004": "waiting",
+    }
     for _ in range(4):
         await world.send()
     assert sent_rows(world) == [[0, 1], [2, 3], [4, 5], [6]]
     assert world.vendor.calls[2]["inputs"][0]["file"] == {"url": "https://files.example/4.pdf?signature=one"}
     assert (await upload(world, rows(7))).json() == first.json()
-    assert not await world.dispatcher._send_one()
+    assert not await world.dispatcher.send_one()
     said = await world.said()
     assert said.count("batch-requested") == 4, "nothing was sent twice"
     kept = await world.pool.fetch("select external_id from everyrun_queue.inputs order by position")
@@ -127,7 +132,7 @@ async def test_what_was_lost_is_shown_and_says_what_to_do(world: World, settings
     await world.send(TOO_MANY)
     await world.project()
     await lose(world)
-    await world.level.check()
+    await world.recovery.ensure_caught_up()
     found = await submission(world)
     assert (found["lost_inputs"], found["lost_files"], found["chunks"]) == (5, 2, {"held": 1})
     key = found["submission_id"]
@@ -168,10 +173,10 @@ async def test_what_the_log_knows_keeps_its_ranges_when_the_settings_have_change
     await lose(world)
     world.settings.chunk_max_inputs = then
     await upload(world, rows(8))
-    while await world.dispatcher._send_one():
+    while await world.dispatcher.send_one():
         pass
     assert sorted(sent_rows(world)[2:]) == cut
-    assert set((await states(world)).values()) == {"sent"}
+    assert set((await states(world)).values()) == {"submitted"}
     assert sorted(n for call in sent_rows(world) for n in call) == list(range(8)), "each once"
 
 
@@ -180,10 +185,10 @@ async def test_a_call_without_an_answer_that_the_queue_forgot_can_be_adopted(wor
     await world.send(NO_ANSWER, takes=True)
     await world.project()
     await lose(world)
-    await world.level.check()
+    await world.recovery.ensure_caught_up()
     chunk = (await world.chunk())["chunk"]
     adopted = await doubts(world, chunk, "adopt", batch_id="batch_1")
-    assert (adopted.status_code, adopted.json().get("state")) == (200, "sent")
+    assert (adopted.status_code, adopted.json().get("state")) == (200, "submitted")
     said = {event["type"]: event for event, _ in await read_topic(world.settings, "batches")}
     assert [given["external_id"] for given in said["doubt-adopted"]["inputs"]] == ["in-0", "in-1"]
     await world.observe("batch_1")
@@ -200,7 +205,7 @@ async def test_a_run_proves_a_call_that_the_queue_forgot(world: World) -> None:
     await lose(world)
     await world.resolver.resolve()
     chunk = await world.chunk()
-    assert (chunk["state"], chunk["batch_id"]) == ("sent", "batch_1")
+    assert (chunk["state"], chunk["batch_id"]) == ("submitted", "batch_1")
     await world.project()
     assert await world.pool.fetchval("select count(*) from everyrun.unmatched_runs") == 0
 
@@ -210,7 +215,7 @@ async def test_files_that_the_log_does_not_show_are_never_sent_until_the_upload_
     await world.send(NO_ANSWER)
     await world.project()
     await lose(world)
-    await world.level.check()
+    await world.recovery.ensure_caught_up()
     await world.window_passes()
     await world.resolver.resolve()
     chunk = await world.chunk()
@@ -240,8 +245,8 @@ async def test_a_chunk_that_was_not_taken_waits_for_its_files_or_is_discarded(wo
     await world.send(TOO_MANY)
     await world.project()
     await lose(world)
-    await world.level.check()
-    assert not await world.dispatcher._send_one()
+    await world.recovery.ensure_caught_up()
+    assert not await world.dispatcher.send_one()
     found = await world.pool.fetch("select chunk, state, reason from everyrun_queue.chunks order by chunk")
     assert {(row["state"], row["reason"]) for row in found} == {("held", FILES_LOST_UNSENT)}
     discarded = await doubts(world, found[0]["chunk"], "discard", force=True)
@@ -256,7 +261,7 @@ async def test_files_that_are_no_secret_are_sent_again_without_anybody(world: Wo
     await upload(world, rows(2, signed=None))
     await world.send(TOO_MANY)
     await lose(world)
-    await world.level.check()
+    await world.recovery.ensure_caught_up()
     assert await states(world) == {"c00001": "waiting"}
     await world.send()
     assert world.vendor.calls[1]["inputs"][0]["file"] == world.vendor.calls[0]["inputs"][0]["file"]
@@ -288,7 +293,7 @@ async def test_a_database_that_is_replaced_while_the_log_is_read_is_read_for_aga
 ) -> None:
     await upload(world, rows(2))
     await world.send(NO_ANSWER)
-    await world.level.advance()
+    await world.recovery.catch_up()
     read = queue_recovery.end_offsets
     lost = False
 
@@ -301,7 +306,7 @@ async def test_a_database_that_is_replaced_while_the_log_is_read_is_read_for_aga
         return found
 
     monkeypatch.setattr(queue_recovery, "end_offsets", replaced)
-    await world.level.advance()
+    await world.recovery.catch_up()
     assert await states(world) == {"c00001": "in_doubt"}
 
 
@@ -335,7 +340,7 @@ async def test_a_key_that_was_taken_meanwhile_leads_to_the_newer_submission(worl
         "insert into everyrun_queue.submissions (submission_id, workflow_id, expected, batches, idempotency_key,"
         " content_hash, created_at) values ('sub_meanwhile', 'workflow_1', 1, 1, 'k', '', now())"
     )
-    await world.level.check()
+    await world.recovery.ensure_caught_up()
     found: list[asyncpg.Record] = await world.pool.fetch(
         "select submission_id, idempotency_key from everyrun_queue.submissions"
     )
@@ -349,12 +354,12 @@ async def test_the_parts_of_a_chunk_that_was_cut_are_put_back_and_none_is_sent_t
     await world.send(httpx.Response(200, json={"batchId": "batch_1"}))
     assert sent_rows(world) == [[0, 1, 2, 3], [0, 1]]
     await lose(world)
-    await world.level.check()
-    assert await states(world) == {"c00001": "cut", "c00001-1": "sent", "c00001-2": "held"}
+    await world.recovery.ensure_caught_up()
+    assert await states(world) == {"c00001": "cut", "c00001-1": "submitted", "c00001-2": "held"}
     found = await submission(world)
     assert (found["lost_inputs"], found["lost_files"]) == (0, 2)
-    assert not await world.dispatcher._send_one()
+    assert not await world.dispatcher.send_one()
     assert (await upload(world, rows(4))).json() == first.json()
-    assert await states(world) == {"c00001": "cut", "c00001-1": "sent", "c00001-2": "waiting"}
+    assert await states(world) == {"c00001": "cut", "c00001-1": "submitted", "c00001-2": "waiting"}
     await world.send()
     assert sent_rows(world)[2:] == [[2, 3]]

@@ -35,16 +35,16 @@ from everyrun.projection import tables
 from everyrun.projection.apply import apply
 from everyrun.projection.offsets import GapError
 from everyrun.projection.rules.merge import FINAL
-from everyrun.submission.dispatch.classify import InDoubt, Rejected, Returned, Taken
+from everyrun.submission.dispatch.classify import Accepted, InDoubt, Refused, Returned
 from everyrun.submission.dispatch.protocol import (
     Answered,
     ChunkState,
     Claimed,
-    Evidence,
-    Lost,
+    EvidenceFound,
     NotPossibleError,
     Step,
     WindowPassed,
+    WorkerLost,
     step,
 )
 from tests.records import INSTALLATION, LOG, Logged, an_input, batch_event, run_event
@@ -96,7 +96,7 @@ class World:
 
     # --- the queue and its dispatcher
 
-    def say(self, chunk: str, done: Step, **more: Any) -> None:
+    def publish(self, chunk: str, done: Step, **more: Any) -> None:
         kinds = {
             "batch-requested": events.BatchRequested,
             "batch-returned": events.BatchReturned,
@@ -106,7 +106,7 @@ class World:
             "batch-rejected": events.BatchRejected,
         }
         submission = chunk.partition(".")[0]
-        for said in done.say:
+        for said in done.events:
             extra: dict[str, Any] = {"reason": "a reason"}
             if said.kind == "batch-requested":
                 extra = {"inputs": self.inputs[chunk]}
@@ -123,15 +123,15 @@ class World:
         """One attempt: what the vendor does with it, and after which of its steps the dispatcher dies."""
         claimed = step(self.queue[chunk], Claimed())
         self.queue[chunk] = claimed.after
-        self.say(chunk, claimed)
+        self.publish(chunk, claimed)
         if crash == "after intent":
             return
         batch_id = f"batch_{len(self.batches)}"
         verdict: Any = {
-            "taken": Taken(batch_id),
+            "taken": Accepted(batch_id),
             "taken unanswered": InDoubt("time-out"),
             "unanswered": InDoubt("time-out"),
-            "refused": Rejected(400, "INVALID_REQUEST", "no"),
+            "refused": Refused(400, "INVALID_REQUEST", "no"),
             "limited": Returned("429"),
         }[fate]
         if fate.startswith("taken"):
@@ -143,13 +143,13 @@ class World:
         if crash == "after POST":
             return
         done = step(claimed.after, Answered(claimed.after.attempt, verdict))
-        self.say(chunk, done, batch_id=batch_id)
+        self.publish(chunk, done, batch_id=batch_id)
         if crash != "after produce":
             self.queue[chunk] = done.after
 
-    def happen(self, chunk: str, happening: Any, **more: Any) -> None:
-        done = step(self.queue[chunk], happening)
-        self.say(chunk, done, **more)
+    def happen(self, chunk: str, trigger: Any, **more: Any) -> None:
+        done = step(self.queue[chunk], trigger)
+        self.publish(chunk, done, **more)
         self.queue[chunk] = done.after
 
     async def adopt(self) -> None:
@@ -162,7 +162,7 @@ class World:
         for chunk, attempt, batch_id, run_id in found:
             if self.queue[chunk].batch_id != batch_id:
                 try:
-                    self.happen(chunk, Evidence(attempt, batch_id, run_id), batch_id=batch_id)
+                    self.happen(chunk, EvidenceFound(attempt, batch_id, run_id), batch_id=batch_id)
                 except NotPossibleError:
                     continue
 
@@ -175,7 +175,7 @@ class World:
         for row in rows:
             state = self.queue[row["chunk"]]
             if state.state in ("sending", "in_doubt") and state.attempt == row["attempt"]:
-                after = "sent" if row["batch_id"] else "refused"
+                after = "submitted" if row["batch_id"] else "refused"
                 self.queue[row["chunk"]] = ChunkState(after, state.attempt, state.resends, row["batch_id"])
 
     # --- the vendor
@@ -289,7 +289,7 @@ class Machine(RuleBasedStateMachine):
         chunk = data.draw(st.sampled_from(self.world.in_state("sending", "in_doubt")))
         attempt = self.world.queue[chunk].attempt
         if self.world.queue[chunk].state == "sending":
-            self.world.happen(chunk, Lost(attempt))
+            self.world.happen(chunk, WorkerLost(attempt))
         if long and self.world.queue[chunk].state == "in_doubt":
             self.world.happen(chunk, WindowPassed(attempt, RESENDS))
 
@@ -377,7 +377,7 @@ class Machine(RuleBasedStateMachine):
             await world.catch_up()
             await world.take_logged_outcomes()
             for chunk in world.in_state("sending"):
-                world.happen(chunk, Lost(world.queue[chunk].attempt))
+                world.happen(chunk, WorkerLost(world.queue[chunk].attempt))
             await world.adopt()
             for chunk in world.in_state("in_doubt"):
                 world.happen(chunk, WindowPassed(world.queue[chunk].attempt, RESENDS))
@@ -405,7 +405,7 @@ class Machine(RuleBasedStateMachine):
         assert not await self.connection.fetchval("select count(*) from unmatched_runs")
         accounted = {row["input_id"] for row in rows}
         for chunk, inputs in world.inputs.items():
-            if world.queue[chunk].state in ("sent", "refused"):
+            if world.queue[chunk].state in ("submitted", "refused"):
                 assert {given.input_id for given in inputs} <= accounted
         before = await world.rows()
         await self.connection.execute(EMPTY)

@@ -39,7 +39,7 @@ async def many(connection: asyncpg.Connection, size: int, state: str) -> None:
     )
     await connection.execute(
         "insert into everyrun_queue.chunks (chunk, submission_id, first_position, last_position, state)"
-        " select 'c' || n, 's' || n, 1, 2, case when n < 3 then 'in_doubt' else 'sent' end"
+        " select 'c' || n, 's' || n, 1, 2, case when n < 3 then 'in_doubt' else 'submitted' end"
         " from generate_series(1, $1) n",
         size,
     )

@@ -8,10 +8,11 @@ from datetime import UTC, datetime, timedelta
 import asyncpg
 import pytest
 
-from everyrun.submission import keeper
-from everyrun.submission.dispatch import event_records
+from everyrun.submission import redaction
+from everyrun.submission.decisions import pauses
+from everyrun.submission.dispatch import event_records, transitions
 from everyrun.submission.dispatch.transitions import inputs_of
-from everyrun.submission.keeper import next_look
+from everyrun.submission.redaction import next_redaction
 from tests.integration.conftest import read_topic
 from tests.integration.costs import pages, settled
 from tests.integration.test_doubts import World, world
@@ -25,12 +26,12 @@ async def files(world: World) -> list[dict[str, object]]:
     return [json.loads(row["file"]) for row in rows]
 
 
-async def forget(world: World) -> None:
+async def redact_due(world: World) -> None:
     """Look at every submission, as if its time had come."""
     await world.pool.execute(
         "update everyrun_queue.submissions set redact_after = now() where redact_after is not null"
     )
-    await keeper.forget(world.pool, world.producer, world.settings)
+    await redaction.redact_due(world.pool, world.producer, world.settings)
 
 
 async def settle(world: World, chunk: str, attempt: int = 1, state: str = "SETTLED") -> None:
@@ -58,13 +59,13 @@ async def test_a_later_event_of_an_input_shows_the_same_file_as_the_first(world:
     await world.hand_in()
     await world.send()
     (chunk,) = await chunks(world)
-    row = await world.pool.fetchrow(keeper._sql["attempt"], chunk)
-    before = event_records._shown(await inputs_of(world.pool, row))
+    row = await world.pool.fetchrow(transitions._sql["attempt"], chunk)
+    before = event_records.redacted(await inputs_of(world.pool, row))
     await settle(world, chunk)
     for _ in range(2):
-        await forget(world)
+        await redact_due(world)
         assert await redacted(world)
-        assert event_records._shown(await inputs_of(world.pool, row)) == before
+        assert event_records.redacted(await inputs_of(world.pool, row)) == before
         assert await files(world) == [given.file for given in before]
     assert before[0].file == {"url": "https://files.example/0.pdf", "redacted": True}
 
@@ -79,12 +80,12 @@ async def test_a_chunk_that_was_taken_twice_counts_once(world: World) -> None:
     await settle(world, first, 1)
     await settle(world, first, 2)
     await settle(world, second, 1, "SUBMITTED")
-    await forget(world)
+    await redact_due(world)
     assert all("signed" in str(file["url"]) for file in await files(world))
     # Nor is a chunk settled while another attempt of it is open.
     await settle(world, second)
     await settle(world, first, 3, "SUBMITTED")
-    await forget(world)
+    await redact_due(world)
     assert not await redacted(world)
     await settle(world, first, 3)
     # A chunk that was cut is not counted: it never settles itself.
@@ -92,7 +93,7 @@ async def test_a_chunk_that_was_taken_twice_counts_once(world: World) -> None:
         "insert into everyrun_queue.chunks (chunk, submission_id, first_position, last_position, state)"
         " select chunk || '-0', submission_id, first_position, last_position, 'cut' from everyrun_queue.chunks limit 1"
     )
-    await forget(world)
+    await redact_due(world)
     assert await redacted(world)
     assert not any("signed" in str(file) for file in await files(world))
 
@@ -103,10 +104,10 @@ async def test_what_never_settles_loses_its_secrets_too_and_what_is_unsent_is_pa
     await world.send()
     first, second = await chunks(world)
     await settle(world, first, 1, "SUBMITTED")
-    await forget(world)
+    await redact_due(world)
     assert not await redacted(world)
     world.settings.secrets_kept_unsettled = 0
-    await forget(world)
+    await redact_due(world)
     assert await redacted(world)
     assert not any("signed" in str(file) for file in await files(world))
     paused = await world.pool.fetchrow("select kind, id, reason from everyrun_queue.paused")
@@ -116,7 +117,7 @@ async def test_what_never_settles_loses_its_secrets_too_and_what_is_unsent_is_pa
     for _ in range(2):
         await world.send()
         assert len(world.vendor.calls) == 1
-        await world.pool.execute(keeper._sql["resume"], "submission", submission)
+        await world.pool.execute(pauses._sql["resume"], "submission", submission)
     assert await world.pool.fetchval("select state from everyrun_queue.chunks where chunk = $1", second) == "waiting"
 
 
@@ -133,11 +134,11 @@ async def test_looking_for_what_to_redact_costs_the_same_however_much_never_sett
         )
         await connection.execute(
             "insert into everyrun_queue.chunks (chunk, submission_id, first_position, last_position, state)"
-            " select submission_id || '.c', submission_id, 1, 1, 'sent' from everyrun_queue.submissions"
+            " select submission_id || '.c', submission_id, 1, 1, 'submitted' from everyrun_queue.submissions"
         )
         await settled(connection, "everyrun_queue.submissions", "everyrun_queue.chunks")
-        arguments = [timedelta(days=1)] if "$1" in keeper._sql["to_redact"] else []
-        costs.append(await pages(connection, keeper._sql["to_redact"], *arguments))
+        arguments = [timedelta(days=1)] if "$1" in redaction._sql["to_redact"] else []
+        costs.append(await pages(connection, redaction._sql["to_redact"], *arguments))
     await connection.close()
     assert 0 < costs[1] <= 2 * costs[0], costs
 
@@ -147,7 +148,7 @@ def test_it_is_looked_at_ever_more_rarely_and_at_the_right_time() -> None:
     day = timedelta(days=1)
 
     def look(age: timedelta, settled_at: datetime | None = None) -> timedelta:
-        return next_look(handed_in + age, handed_in, settled_at, day, 30 * day) - handed_in
+        return next_redaction(handed_in + age, handed_in, settled_at, day, 30 * day) - handed_in
 
     assert look(timedelta(0)) == timedelta(minutes=1)
     assert look(day) == day + day / 10

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from types import SimpleNamespace
 from typing import Any
 
 import asyncpg
@@ -18,9 +17,9 @@ from everyrun.log.producer import Producer
 from everyrun.query.api import query_api
 from everyrun.settings import Settings
 from everyrun.store.pool import open_pool
+from everyrun.submission.announcer import Announcer
 from everyrun.submission.api.submissions import submission_api
-from everyrun.submission.keeper import Announcer
-from everyrun.submission.recovery.queue_recovery import Level, catch_up
+from everyrun.submission.recovery.queue_recovery import QueueRecovery, catch_up
 from tests.conftest import eventually
 from tests.contract.conftest import KEY, WORKFLOW
 from tests.integration.conftest import read_topic
@@ -46,8 +45,8 @@ NOTHING: Any = None
 
 @pytest.fixture
 async def announcer(settings: Settings, pool: asyncpg.Pool, producer: Producer) -> Announcer:
-    dispatcher: Any = SimpleNamespace(poke=asyncio.Event())
-    return Announcer(pool, producer, dispatcher)
+    dispatch_wake = asyncio.Event()
+    return Announcer(pool, producer, dispatch_wake)
 
 
 @pytest.fixture
@@ -59,7 +58,7 @@ async def api(
     headers = {"authorization": "Bearer token"}
     mounts = {
         "http://submission": httpx.ASGITransport(
-            submission_api(settings, pool, announcer, producer, NOTHING, Level(settings, pool))
+            submission_api(settings, pool, announcer.wake, producer, NOTHING, QueueRecovery(settings, pool))
         ),
         "http://query": httpx.ASGITransport(query_api(settings, pool)),
     }
@@ -106,7 +105,7 @@ async def test_a_registration_is_said_once_and_the_same_again_is_the_same(api, a
     assert [given["metadata"] for given in event["inputs"]] == [{"n": 1}, {"n": 2}, {"n": 2}]
     assert event["inputs"][0]["file"] == {"url": "https://files.example/a.pdf", "redacted": True}
     listed = (await api.get("http://submission/v1/submissions")).json()["submissions"]
-    assert [(s["registered_batch"], s["chunks"]) for s in listed] == [("batch_1", {"sent": 1})]
+    assert [(s["registered_batch"], s["chunks"]) for s in listed] == [("batch_1", {"submitted": 1})]
 
 
 async def test_what_cannot_be_registered_is_refused_and_leaves_nothing(api, announcer, settings, pool) -> None:
@@ -118,7 +117,7 @@ async def test_what_cannot_be_registered_is_refused_and_leaves_nothing(api, anno
     )
     await pool.execute(
         "insert into everyrun_queue.chunks (chunk, submission_id, first_position, last_position, state, batch_id)"
-        " values ('s.c1', 's', 1, 1, 'sent', 'batch_ours')"
+        " values ('s.c1', 's', 1, 1, 'submitted', 'batch_ours')"
     )
     refused = [
         (409, "BATCH_KNOWN", await register(api, [a_row("a", n=2)])),

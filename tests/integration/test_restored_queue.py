@@ -25,7 +25,7 @@ from everyrun.query.api import query_api
 from everyrun.settings import Settings
 from everyrun.store.pool import open_pool
 from everyrun.submission.intake import parse
-from everyrun.submission.intake.accept import take_in
+from everyrun.submission.intake.accept import accept_submission
 from tests.conftest import eventually, free_port
 from tests.contract.conftest import KEY, WORKFLOW, EmulatorProcess
 from tests.integration.services import ServiceProcess
@@ -79,7 +79,7 @@ async def take_in_for(settings: Settings, workflow: str, count: int) -> str:
 
     how: dict[str, Any] = {"workflow_id": workflow, "workflow_version": None, "priority": 90, "idempotency_key": None}
     async with await open_pool(settings, name="test") as pool:
-        return (await take_in(pool, settings, parse.rows(parse.NDJSON, body()), **how)).submission_id
+        return (await accept_submission(pool, settings, parse.read_rows(parse.NDJSON, body()), **how)).submission_id
 
 
 async def chunks_of(dsn: str, submission_id: str) -> dict[str, str]:
@@ -97,7 +97,7 @@ async def chunks_of(dsn: str, submission_id: str) -> dict[str, str]:
 
 async def until_sent(dsn: str, submission_id: str, least: int) -> None:
     async def sent() -> bool:
-        return list((await chunks_of(dsn, submission_id)).values()).count("sent") >= least
+        return list((await chunks_of(dsn, submission_id)).values()).count("submitted") >= least
 
     await eventually(sent, f"{least} chunks are sent", 90)
 
@@ -157,15 +157,15 @@ async def test_a_dump_of_the_whole_database_restored_in_the_middle_of_a_job_send
         return (await report(settings, after_the_dump)).get("expected") == 7
 
     await eventually(accepted, "the tables know of the submission that the dump does not have", 60)
-    sent_then = list((await chunks_of(database, first)).values()).count("sent")
+    sent_then = list((await chunks_of(database, first)).values()).count("submitted")
     await until_sent(database, first, min(sent_then + 2, CHUNKS))
 
     then = await replace(postgres, database, dump)
     remembered = await chunks_of(then, first)
-    assert {"sent", "waiting"} <= set(remembered.values()), "the dump was taken in the middle of the job"
+    assert {"submitted", "waiting"} <= set(remembered.values()), "the dump was taken in the middle of the job"
     assert await chunks_of(then, after_the_dump) == {}, "the dump is older than the second submission"
     more_was_sent = {line["metadata"]["everyrun:input"]["chunk"] for line in emulator.truth()}
-    assert more_was_sent > {chunk for chunk, state in remembered.items() if state == "sent"}
+    assert more_was_sent > {chunk for chunk, state in remembered.items() if state == "submitted"}
 
     async def settled() -> bool:
         said = await report(settings, first)

@@ -26,7 +26,7 @@ from everyrun.store.pool import SlowStatementError, open_pool
 from everyrun.store.probe import Probe
 from everyrun.store.session import LIMITS, PoolerError, connect
 from everyrun.submission.intake import parse
-from everyrun.submission.intake.accept import take_in
+from everyrun.submission.intake.accept import accept_submission
 from tests.conftest import eventually
 from tests.pgbouncer import needs_pgbouncer, pgbouncer, through
 
@@ -68,7 +68,9 @@ def _line(number: int) -> bytes:
 
 async def accepted(pool: asyncpg.Pool, settings: Settings, given: AsyncIterator[bytes]) -> int:
     options: dict[str, Any] = {"workflow_id": "workflow_a", "workflow_version": None, "priority": 90}
-    return (await take_in(pool, settings, parse.rows(parse.NDJSON, given), **options, idempotency_key=None)).expected
+    return (
+        await accept_submission(pool, settings, parse.read_rows(parse.NDJSON, given), **options, idempotency_key=None)
+    ).expected
 
 
 async def test_limits_of_the_role_do_not_end_a_long_upload(hurried: str) -> None:

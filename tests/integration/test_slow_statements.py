@@ -67,11 +67,11 @@ async def test_readyz_reports_no_outage_for_a_slow_statement(database: str) -> N
     await feed.report_unavailable(slow)
 
     class Slowly:
-        async def advance(self) -> None:
+        async def catch_up(self) -> None:
             raise slow
 
     with pytest.raises(SlowStatementError):
-        await submission._kept_level(Slowly(), health)  # type: ignore[arg-type]
+        await submission._catch_up(Slowly(), health)  # type: ignore[arg-type]
     assert health.waiting == {}
     await feed.report_unavailable(TimeoutError())
     assert "database" in health.waiting

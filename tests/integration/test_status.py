@@ -35,8 +35,8 @@ CHUNKS: dict[str, tuple[str, str, str | None, str, str, bool]] = {
     "doubt": ("in_doubt", _WINDOW, "IN_DOUBT", "IN_DOUBT", "in_doubt", False),
     "window_over": ("in_doubt", _OVER, "IN_DOUBT", "IN_DOUBT", "sweeps", False),
     "held": ("held", "deadline = now(), reason = 'resent twice'", "IN_DOUBT", "IN_DOUBT", "held", False),
-    # Taken, and its event is on its way to the tables.
-    "sent": ("sent", "batch_id = 'b1'", "SENDING", "SENDING", "in_transit", True),
+    # Accepted, and its event is on its way to the tables.
+    "submitted": ("submitted", "batch_id = 'b1'", "SENDING", "SENDING", "in_transit", True),
     "refused": ("refused", "reason = '400'", None, "SENDING", "in_transit", True),
 }
 

@@ -19,8 +19,8 @@ from everyrun.settings import Settings
 from everyrun.store import tokens
 from everyrun.store.pool import open_pool
 from everyrun.store.tokens import Tokens
+from everyrun.submission.announcer import announce_tokens
 from everyrun.submission.recovery.queue_recovery import catch_up
-from everyrun.submission.token_events import announce_tokens
 from tests.conftest import eventually
 from tests.integration.conftest import read_topic
 from tests.integration.test_cli_prepare import everyrun

@@ -64,7 +64,7 @@ async def test_another_extend_is_refused_and_receives_nothing(service, emulator_
         await process.ready()
 
     async def sent() -> bool:
-        return await state() == "sent" and requests() >= 2
+        return await state() == "submitted" and requests() >= 2
 
     await eventually(sent, "the chunk is sent, the batch is polled", 60)
     await connection.close()

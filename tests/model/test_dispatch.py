@@ -12,21 +12,21 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from everyrun.submission.dispatch.classify import InDoubt, Rejected, Returned
+from everyrun.submission.dispatch.classify import InDoubt, Refused, Returned
 from everyrun.submission.dispatch.protocol import (
     Answered,
     ChunkState,
-    Evidence,
-    Happening,
-    Lost,
+    EvidenceFound,
     NeverAnnounced,
     NotPossibleError,
-    Say,
     Step,
+    StepEvent,
+    Trigger,
     WindowPassed,
+    WorkerLost,
     step,
 )
-from everyrun.submission.recovery.chunk_recovery import Logged, take_over
+from everyrun.submission.recovery.chunk_recovery import LoggedChunk, merge_logged
 from tests.model.world import Bounds, Model
 
 ATTEMPTS = Bounds(attempts=3, restores=0, decisions=0, kills=0)
@@ -49,130 +49,130 @@ long = pytest.mark.skipif(not LONG, reason="EVERYRUN_CHAOS=1 searches this far")
 
 @pytest.mark.parametrize("bounds", SEARCHES, ids=str)
 def test_every_promise_holds_in_every_world(bounds: Bounds) -> None:
-    worlds, broken = Model(step, take_over, bounds).search()
+    worlds, broken = Model(step, merge_logged, bounds).search()
     assert broken is None, f"{broken.promise}:\n" + "\n".join(broken.path)
     assert worlds > 1000, "the search went nowhere"
 
 
-Rule = Callable[[ChunkState, Happening], Step | None]
+Rule = Callable[[ChunkState, Trigger], Step | None]
 
 
-def _without(rule: Rule) -> Callable[[ChunkState, Happening], Step]:
+def _without(rule: Rule) -> Callable[[ChunkState, Trigger], Step]:
     """``step`` with one rule of it broken: where ``rule`` answers, so does this."""
 
-    def broken(chunk: ChunkState, happening: Happening) -> Step:
-        instead = rule(chunk, happening)
-        return step(chunk, happening) if instead is None else instead
+    def broken(chunk: ChunkState, trigger: Trigger) -> Step:
+        instead = rule(chunk, trigger)
+        return step(chunk, trigger) if instead is None else instead
 
     return broken
 
 
-def _outcome(happening: Happening) -> Any:
-    return happening.outcome if isinstance(happening, Answered) else None
+def _outcome(trigger: Trigger) -> Any:
+    return trigger.outcome if isinstance(trigger, Answered) else None
 
 
-def no_answer_waits_again(chunk: ChunkState, happening: Happening) -> Step | None:
-    if isinstance(_outcome(happening), InDoubt) and chunk.state == "sending":
-        return Step(replace(chunk, state="waiting"), (Say("batch-returned", chunk.attempt),))
+def no_answer_waits_again(chunk: ChunkState, trigger: Trigger) -> Step | None:
+    if isinstance(_outcome(trigger), InDoubt) and chunk.state == "sending":
+        return Step(replace(chunk, state="waiting"), (StepEvent("batch-returned", chunk.attempt),))
     return None
 
 
-def lost_waits_again(chunk: ChunkState, happening: Happening) -> Step | None:
-    if isinstance(happening, Lost) and chunk.state == "sending":
-        return Step(replace(chunk, state="waiting"), (Say("batch-returned", chunk.attempt),))
+def lost_waits_again(chunk: ChunkState, trigger: Trigger) -> Step | None:
+    if isinstance(trigger, WorkerLost) and chunk.state == "sending":
+        return Step(replace(chunk, state="waiting"), (StepEvent("batch-returned", chunk.attempt),))
     return None
 
 
-def refused_after_a_doubt(chunk: ChunkState, happening: Happening) -> Step | None:
-    if isinstance(_outcome(happening), Rejected) and chunk.state == "sending" and chunk.resends:
-        return Step(replace(chunk, state="refused"), (Say("batch-rejected", chunk.attempt),))
+def refused_after_a_doubt(chunk: ChunkState, trigger: Trigger) -> Step | None:
+    if isinstance(_outcome(trigger), Refused) and chunk.state == "sending" and chunk.resends:
+        return Step(replace(chunk, state="refused"), (StepEvent("batch-rejected", chunk.attempt),))
     return None
 
 
-def evidence_in_the_call_is_forgotten(chunk: ChunkState, happening: Happening) -> Step | None:
-    done = step(chunk, happening) if isinstance(happening, Evidence) else None
+def evidence_in_the_call_is_forgotten(chunk: ChunkState, trigger: Trigger) -> Step | None:
+    done = step(chunk, trigger) if isinstance(trigger, EvidenceFound) else None
     return replace(done, after=chunk) if done and chunk.state == "sending" else None
 
 
-def sent_again_though_an_earlier_one_was_taken(chunk: ChunkState, happening: Happening) -> Step | None:
-    if isinstance(_outcome(happening), Returned) and chunk.state == "sending" and chunk.batch_id:
-        return Step(replace(chunk, state="waiting"), (Say("batch-returned", chunk.attempt),))
+def sent_again_though_an_earlier_one_was_taken(chunk: ChunkState, trigger: Trigger) -> Step | None:
+    if isinstance(_outcome(trigger), Returned) and chunk.state == "sending" and chunk.batch_id:
+        return Step(replace(chunk, state="waiting"), (StepEvent("batch-returned", chunk.attempt),))
     return None
 
 
-def evidence_for_the_discarded_is_passed_over(chunk: ChunkState, happening: Happening) -> Step | None:
-    if isinstance(happening, Evidence) and chunk.state == "refused":
+def evidence_for_the_discarded_is_passed_over(chunk: ChunkState, trigger: Trigger) -> Step | None:
+    if isinstance(trigger, EvidenceFound) and chunk.state == "refused":
         raise NotPossibleError
     return None
 
 
-def evidence_of_an_attempt_given_up_is_passed_over(chunk: ChunkState, happening: Happening) -> Step | None:
-    if isinstance(happening, Evidence) and happening.attempt < chunk.attempt:
+def evidence_of_an_attempt_given_up_is_passed_over(chunk: ChunkState, trigger: Trigger) -> Step | None:
+    if isinstance(trigger, EvidenceFound) and trigger.attempt < chunk.attempt:
         raise NotPossibleError
     return None
 
 
-def evidence_is_kept_and_not_said(chunk: ChunkState, happening: Happening) -> Step | None:
-    return replace(step(chunk, happening), say=()) if isinstance(happening, Evidence) else None
+def evidence_is_kept_and_not_said(chunk: ChunkState, trigger: Trigger) -> Step | None:
+    return replace(step(chunk, trigger), events=()) if isinstance(trigger, EvidenceFound) else None
 
 
-def giving_up_is_not_said(chunk: ChunkState, happening: Happening) -> Step | None:
-    return replace(step(chunk, happening), say=()) if isinstance(happening, WindowPassed) else None
+def giving_up_is_not_said(chunk: ChunkState, trigger: Trigger) -> Step | None:
+    return replace(step(chunk, trigger), events=()) if isinstance(trigger, WindowPassed) else None
 
 
-def giving_up_is_not_counted(chunk: ChunkState, happening: Happening) -> Step | None:
-    done = step(chunk, happening) if isinstance(happening, WindowPassed) else None
+def giving_up_is_not_counted(chunk: ChunkState, trigger: Trigger) -> Step | None:
+    done = step(chunk, trigger) if isinstance(trigger, WindowPassed) else None
     return replace(done, after=replace(done.after, resends=chunk.resends)) if done else None
 
 
-def a_late_answer_is_of_whichever_attempt(chunk: ChunkState, happening: Happening) -> Step | None:
-    if isinstance(happening, Answered) and chunk.state == "sending":
-        return step(chunk, replace(happening, attempt=chunk.attempt))
+def a_late_answer_is_of_whichever_attempt(chunk: ChunkState, trigger: Trigger) -> Step | None:
+    if isinstance(trigger, Answered) and chunk.state == "sending":
+        return step(chunk, replace(trigger, attempt=chunk.attempt))
     return None
 
 
-def lost_files_are_sent(chunk: ChunkState, happening: Happening) -> Step | None:
+def lost_files_are_sent(chunk: ChunkState, trigger: Trigger) -> Step | None:
     return replace(done, after=replace(done.after, files_lost=chunk.files_lost)) if (
-        done := _possible(replace(chunk, files_lost=False), happening)
+        done := _possible(replace(chunk, files_lost=False), trigger)
     ) else None  # fmt: skip
 
 
-def _possible(chunk: ChunkState, happening: Happening) -> Step | None:
+def _possible(chunk: ChunkState, trigger: Trigger) -> Step | None:
     try:
-        return step(chunk, happening)
+        return step(chunk, trigger)
     except NotPossibleError:
         return None
 
 
-def cut_after_a_doubt(chunk: ChunkState, happening: Happening) -> Step | None:
-    if isinstance(_outcome(happening), Rejected) and chunk.state == "sending" and chunk.resends:
-        return step(replace(chunk, resends=0), happening)
+def cut_after_a_doubt(chunk: ChunkState, trigger: Trigger) -> Step | None:
+    if isinstance(_outcome(trigger), Refused) and chunk.state == "sending" and chunk.resends:
+        return step(replace(chunk, resends=0), trigger)
     return None
 
 
-def a_cut_chunk_waits_again(chunk: ChunkState, happening: Happening) -> Step | None:
-    done = step(chunk, happening) if isinstance(_outcome(happening), Rejected) else None
+def a_cut_chunk_waits_again(chunk: ChunkState, trigger: Trigger) -> Step | None:
+    done = step(chunk, trigger) if isinstance(_outcome(trigger), Refused) else None
     return replace(done, after=replace(done.after, state="waiting")) if done and done.parts else None
 
 
-def a_cut_is_not_said(chunk: ChunkState, happening: Happening) -> Step | None:
-    done = step(chunk, happening) if isinstance(_outcome(happening), Rejected) else None
-    return replace(done, say=()) if done and done.parts else None
+def a_cut_is_not_said(chunk: ChunkState, trigger: Trigger) -> Step | None:
+    done = step(chunk, trigger) if isinstance(_outcome(trigger), Refused) else None
+    return replace(done, events=()) if done and done.parts else None
 
 
-def a_cut_without_parts(chunk: ChunkState, happening: Happening) -> Step | None:
-    done = step(chunk, happening) if isinstance(_outcome(happening), Rejected) else None
+def a_cut_without_parts(chunk: ChunkState, trigger: Trigger) -> Step | None:
+    done = step(chunk, trigger) if isinstance(_outcome(trigger), Refused) else None
     return replace(done, parts=()) if done and done.parts else None
 
 
-def evidence_for_a_chunk_that_was_cut_is_passed_over(chunk: ChunkState, happening: Happening) -> Step | None:
-    if isinstance(happening, Evidence) and chunk.state == "cut":
+def evidence_for_a_chunk_that_was_cut_is_passed_over(chunk: ChunkState, trigger: Trigger) -> Step | None:
+    if isinstance(trigger, EvidenceFound) and chunk.state == "cut":
         raise NotPossibleError
     return None
 
 
-def it_waits_again_though_its_claim_is_there(chunk: ChunkState, happening: Happening) -> Step | None:
-    if isinstance(happening, Lost) and chunk.state == "sending" and chunk.claimed and not chunk.announced:
+def it_waits_again_though_its_claim_is_there(chunk: ChunkState, trigger: Trigger) -> Step | None:
+    if isinstance(trigger, WorkerLost) and chunk.state == "sending" and chunk.claimed and not chunk.announced:
         return step(replace(chunk, claimed=False), NeverAnnounced(chunk.attempt))
     return None
 
@@ -202,7 +202,7 @@ def it_waits_again_though_its_claim_is_there(chunk: ChunkState, happening: Happe
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_without_any_one_rule_a_promise_breaks(rule: Rule, bounds: Bounds) -> None:
-    _, broken = Model(_without(rule), take_over, bounds).search()
+    _, broken = Model(_without(rule), merge_logged, bounds).search()
     assert broken is not None
 
 
@@ -212,33 +212,33 @@ def test_without_any_one_rule_a_promise_breaks(rule: Rule, bounds: Bounds) -> No
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_without_any_one_rule_of_the_service_a_promise_breaks(without: str, bounds: Bounds) -> None:
-    _, broken = Model(step, take_over, bounds, **{without: False}).search()
+    _, broken = Model(step, merge_logged, bounds, **{without: False}).search()
     assert broken is not None
 
 
-def the_log_is_not_heeded(chunk: ChunkState, logged: Logged) -> ChunkState:
+def the_log_is_not_heeded(chunk: ChunkState, logged: LoggedChunk) -> ChunkState:
     return chunk
 
 
-def what_was_given_up_is_forgotten(chunk: ChunkState, logged: Logged) -> ChunkState:
-    return replace(take_over(chunk, logged), resends=chunk.resends)
+def what_was_given_up_is_forgotten(chunk: ChunkState, logged: LoggedChunk) -> ChunkState:
+    return replace(merge_logged(chunk, logged), resends=chunk.resends)
 
 
-def what_was_taken_earlier_is_forgotten(chunk: ChunkState, logged: Logged) -> ChunkState:
-    return take_over(chunk, logged if logged.state == "sent" else replace(logged, batch_id=None))
+def what_was_taken_earlier_is_forgotten(chunk: ChunkState, logged: LoggedChunk) -> ChunkState:
+    return merge_logged(chunk, logged if logged.state == "submitted" else replace(logged, batch_id=None))
 
 
-def what_is_under_way_waits_again(chunk: ChunkState, logged: Logged) -> ChunkState:
-    after = take_over(chunk, logged)
+def what_is_under_way_waits_again(chunk: ChunkState, logged: LoggedChunk) -> ChunkState:
+    after = merge_logged(chunk, logged)
     return replace(after, state="waiting") if after.state == "sending" and chunk.state == "waiting" else after
 
 
-def what_was_cut_is_forgotten(chunk: ChunkState, logged: Logged) -> ChunkState:
-    return take_over(chunk, replace(logged, parts=(), state="in_doubt") if logged.parts else logged)
+def what_was_cut_is_forgotten(chunk: ChunkState, logged: LoggedChunk) -> ChunkState:
+    return merge_logged(chunk, replace(logged, parts=(), state="in_doubt") if logged.parts else logged)
 
 
-def what_was_announced_is_forgotten(chunk: ChunkState, logged: Logged) -> ChunkState:
-    return replace(take_over(chunk, logged), announced=False)
+def what_was_announced_is_forgotten(chunk: ChunkState, logged: LoggedChunk) -> ChunkState:
+    return replace(merge_logged(chunk, logged), announced=False)
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def what_was_announced_is_forgotten(chunk: ChunkState, logged: Logged) -> ChunkS
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_without_any_one_rule_of_a_restore_a_promise_breaks(
-    rule: Callable[[ChunkState, Logged], ChunkState], bounds: Bounds
+    rule: Callable[[ChunkState, LoggedChunk], ChunkState], bounds: Bounds
 ) -> None:
     _, broken = Model(step, rule, bounds).search()
     assert broken is not None

@@ -1,4 +1,4 @@
-"""A model of dispatch: the dispatcher's own ``step`` and ``take_over`` in a world that does its worst.
+"""A model of dispatch: the dispatcher's own ``step`` and ``merge_logged`` in a world that does its worst.
 
 One input, in its chunk and, once that is cut, in the part of it that has the input: chunks share nothing but the
 workers, so what holds of one holds of many. In every state of the world any of the following may be next, and the
@@ -26,7 +26,7 @@ import msgspec
 from msgspec.structs import replace
 
 from everyrun.log import events
-from everyrun.submission.dispatch.classify import InDoubt, Rejected, Returned, Taken, Unclear
+from everyrun.submission.dispatch.classify import Accepted, InDoubt, Refused, Returned, Unclear
 from everyrun.submission.dispatch.protocol import (
     FILES_LOST_IN_DOUBT,
     FILES_LOST_UNSENT,
@@ -34,24 +34,24 @@ from everyrun.submission.dispatch.protocol import (
     Answered,
     ChunkState,
     Claimed,
+    ClaimRevoked,
     Discarded,
-    Evidence,
+    EvidenceFound,
     Expired,
-    Happening,
-    Lost,
     NeverAnnounced,
     NotPossibleError,
     Resent,
     Step,
+    Trigger,
     Unannounced,
-    Unclaimed,
     WindowPassed,
+    WorkerLost,
     refilled,
 )
-from everyrun.submission.recovery.chunk_recovery import Logged, read_chunks
+from everyrun.submission.recovery.chunk_recovery import LoggedChunk, read_chunks
 
-Stepper = Callable[[ChunkState, Happening], Step]
-TakeOver = Callable[[ChunkState, Logged], ChunkState]
+Stepper = Callable[[ChunkState, Trigger], Step]
+TakeOver = Callable[[ChunkState, LoggedChunk], ChunkState]
 
 TAKEN = frozenset({"batch-submitted", "doubt-adopted"})
 #: The chunk, and the part of it that has the input which the world follows.
@@ -93,7 +93,7 @@ class Said(NamedTuple):
 
 
 class Worker(NamedTuple):
-    """A worker with an attempt: what it has done last, what it was told, and in which copy of the database."""
+    """A worker with an attempt: what it has done last, what it was published, and in which copy of the database."""
 
     call: Call
     phase: str
@@ -106,7 +106,7 @@ class Pending(NamedTuple):
 
     chunk: str
     said: bool
-    say: tuple[Said, ...]
+    events: tuple[Said, ...]
     after: ChunkState
     worker: Worker | None
     cut: bool
@@ -159,11 +159,11 @@ _ANSWERS: tuple[tuple[bool, object], ...] = (
     (True, "taken"),
     (True, InDoubt("no answer")),
     (False, InDoubt("no answer")),
-    (False, Rejected(400, "INVALID", "no")),
+    (False, Refused(400, "INVALID", "no")),
     (False, Returned("429")),
     (True, Unclear("no batchId")),
 )
-_A_LIE = (True, Rejected(400, "INVALID", "no"))
+_A_LIE = (True, Refused(400, "INVALID", "no"))
 
 
 def batch(call: Call) -> str:
@@ -180,7 +180,7 @@ def _is_cut(log: frozenset[Said]) -> bool:
 
 
 @lru_cache(maxsize=1 << 14)
-def logged(log: frozenset[Said]) -> dict[str, Logged]:
+def logged(log: frozenset[Said]) -> dict[str, LoggedChunk]:
     """What the real reader makes of the log."""
     by_tag = {kind.__struct_config__.tag: kind for kind in events.TOPICS["batches"]}
     found = []
@@ -203,7 +203,7 @@ class Model:
     def __init__(
         self,
         step: Stepper,
-        take_over: TakeOver,
+        merge_logged: TakeOver,
         bounds: Bounds,
         *,
         checks: bool = True,
@@ -211,7 +211,7 @@ class Model:
         makes_parts: bool = True,
     ) -> None:
         self.step = step
-        self.take_over = take_over
+        self.merge_logged = merge_logged
         self.bounds = bounds
         self.checks = checks
         self.reads = reads
@@ -283,7 +283,7 @@ class Model:
             queue.setdefault(PART, ChunkState("waiting"))
         for name, chunk in queue.items():
             if name in said:
-                queue[name] = _plain(self.take_over(chunk, said[name]))
+                queue[name] = _plain(self.merge_logged(chunk, said[name]))
         return w._replace(queue=tuple(sorted(queue.items())), level=True, torn=False)
 
     def _kept_workers(self, w: World, replaced: World) -> World:
@@ -329,8 +329,8 @@ class Model:
             if worker.phase == "claimed":
                 yield f"{name} announces it", become("announced")._replace(log=w.log | {requested}), None
                 refused = become("answered", outcome=Unannounced())
-                yield f"{name} is not heard", refused, None
-                yield f"{name} is heard and not told so", refused._replace(log=w.log | {requested}), None
+                yield f"{name} is not from_extend", refused, None
+                yield f"{name} is heard of and does not say so", refused._replace(log=w.log | {requested}), None
             elif worker.phase == "announced":
                 if not self.checks or self._has_claim(w, worker):
                     yield f"{name} sees its claim", become("checked"), None
@@ -353,7 +353,7 @@ class Model:
         given_up = {said.call for said in w.log if said.kind == "doubt-resent"}
         answers = _ANSWERS[: 4 if self.bounds.restores else None] + ((_A_LIE,) if self.bounds.lies else ())
         for takes, outcome in answers:
-            answer = Taken(batch(worker.call)) if outcome == "taken" else outcome
+            answer = Accepted(batch(worker.call)) if outcome == "taken" else outcome
             after = become("answered", outcome=answer)
             broken = None
             if takes:
@@ -368,25 +368,25 @@ class Model:
             yield f"{worker.call} is {'taken' if takes else 'not taken'}: {kind}", after, broken
 
     def _answers(self, w: World, worker: Worker, others: frozenset[Worker]) -> Iterator[tuple[str, World, str | None]]:
-        happening = Answered(worker.call.attempt, worker.outcome)  # type: ignore[arg-type]
+        trigger = Answered(worker.call.attempt, worker.outcome)  # type: ignore[arg-type]
         name = f"the worker of {worker.call.chunk}/{worker.call.attempt} settles"
-        told = Said("batch-submitted", worker.call)
-        if isinstance(worker.outcome, Taken) and told not in w.log:
-            yield f"{name}: the log first", w._replace(log=w.log | {told}, torn=True), None
+        published = Said("batch-submitted", worker.call)
+        if isinstance(worker.outcome, Accepted) and published not in w.log:
+            yield f"{name}: the log first", w._replace(log=w.log | {published}, torn=True), None
             return
         if w.pending is not None:
             return
         chunk = w.chunk(worker.call.chunk)
-        if chunk is None or (w.incarnation != worker.incarnation and not isinstance(worker.outcome, Taken)):
+        if chunk is None or (w.incarnation != worker.incarnation and not isinstance(worker.outcome, Accepted)):
             yield f"{name}: in another database", w._replace(workers=others), None
             return
-        yield from self._take(w._replace(workers=others), name, worker.call.chunk, happening, worker)
+        yield from self._take(w._replace(workers=others), name, worker.call.chunk, trigger, worker)
 
     def _resolver_moves(self, w: World, name: str, chunk: ChunkState) -> Iterator[tuple[str, World, str | None]]:
         present = Call(name, chunk.attempt)
         if chunk.state == "sending":
             if chunk.claimed and not chunk.announced:
-                yield from self._take(w, "its claim is taken away", name, Unclaimed(chunk.attempt), None)
+                yield from self._take(w, "its claim is taken away", name, ClaimRevoked(chunk.attempt), None)
             if present in w.absent:
                 yield from self._take(w, "it was never announced", name, NeverAnnounced(chunk.attempt), None)
             elif not chunk.claimed and not chunk.announced:
@@ -395,16 +395,16 @@ class Model:
                 if now is not None and now.state == "sending" and not now.announced:
                     yield "the log has nothing of it", level._replace(absent=w.absent | {present}), None
             overdue = w._replace(overdue=w.overdue | {present})
-            yield from self._take(overdue, "its worker is taken for lost", name, Lost(chunk.attempt), None)
+            yield from self._take(overdue, "its worker is taken for lost", name, WorkerLost(chunk.attempt), None)
         fresh = sorted(call for call in w.visible - _taken(w.log) if call.chunk == name)
         for call in fresh:
             called = {worker.call for worker in w.workers}
             if chunk.state == "sending" and call == present and call in called:
                 continue
-            evidence = Evidence(call.attempt, batch(call), "run")
+            evidence = EvidenceFound(call.attempt, batch(call), "run")
             yield from self._take(w, f"evidence of {call}", name, evidence, None)
         said = logged(w.log).get(name)
-        behind = said is not None and _plain(self.take_over(chunk, said)) != chunk
+        behind = said is not None and _plain(self.merge_logged(chunk, said)) != chunk
         lags = self.bounds.honest and w.accepted - w.visible
         if chunk.state == "in_doubt" and not fresh and not behind and not lags:
             passed = WindowPassed(chunk.attempt, self.bounds.resends)
@@ -424,19 +424,20 @@ class Model:
                 yield from self._take(decided, "a person discards it", name, Discarded("ann", "enough"), None)
 
     def _take(
-        self, w: World, name: str, at: str, happening: Happening, worker: Worker | None
+        self, w: World, name: str, at: str, trigger: Trigger, worker: Worker | None
     ) -> Iterator[tuple[str, World, str | None]]:
         """Step under the lock of the row; what is impossible changes nothing."""
         chunk = w.chunk(at)
         assert chunk is not None
         try:
-            done = self.step(chunk, happening)
+            done = self.step(chunk, trigger)
         except NotPossibleError:
             if worker is not None:
                 yield f"{name}: changes nothing", w, None
             return
         say = tuple(
-            Said(s.kind, Call(at, s.attempt), done.after.resends if s.kind == "doubt-resent" else 0) for s in done.say
+            Said(s.kind, Call(at, s.attempt), done.after.resends if s.kind == "doubt-resent" else 0)
+            for s in done.events
         )
         pending = Pending(at, False, say, _plain(done.after), worker, bool(done.parts))
         yield name, w._replace(pending=pending), None
@@ -451,12 +452,12 @@ class Model:
                 after = after.with_chunk(PART, ChunkState("waiting"))
             yield "kept", after, self.accounted(w, pending.after)
             return
-        after = w._replace(log=w.log | set(pending.say), pending=pending._replace(said=True))
+        after = w._replace(log=w.log | set(pending.events), pending=pending._replace(said=True))
         broken = None
-        kinds = {said.kind for said in pending.say}
+        kinds = {said.kind for said in pending.events}
         if kinds & {"batch-rejected", "batch-cut"} and w.accepted and not self.bounds.lies:
             broken = "no input is refused, and no chunk cut, while an attempt may have been taken"
-        if any(said.kind in TAKEN and said.call not in w.accepted for said in pending.say):
+        if any(said.kind in TAKEN and said.call not in w.accepted for said in pending.events):
             broken = "nothing is called taken that was not"
         yield "said", after, broken
 
@@ -480,7 +481,7 @@ class Model:
     def accounted(self, w: World, chunk: ChunkState) -> str | None:
         """No input is dropped: a chunk that is done with has an event that says what became of its inputs."""
         kinds = {said.kind for said in w.log}
-        if chunk.state == "sent" and not kinds & TAKEN:
+        if chunk.state == "submitted" and not kinds & TAKEN:
             return "no input is dropped: what is sent is in the log"
         if chunk.state == "refused" and not kinds & {"batch-rejected", "doubt-discarded"}:
             return "no input is dropped: what is refused is in the log"
@@ -508,10 +509,10 @@ class Model:
             if chunk.state == "sending":
                 continue
             try:
-                done = self.step(chunk, Evidence(call.attempt, batch(call), "run"))
+                done = self.step(chunk, EvidenceFound(call.attempt, batch(call), "run"))
             except NotPossibleError:
                 return f"no batch goes unseen: {call}"
-            if not any(say.kind in TAKEN and say.attempt == call.attempt for say in done.say):
+            if not any(say.kind in TAKEN and say.attempt == call.attempt for say in done.events):
                 return f"no batch goes unseen: {call}"
         return None
 

@@ -126,7 +126,7 @@ async def test_a_folder_is_uploaded_once(stack: Stack, http: httpx.AsyncClient) 
     code, out, err = await everyrun(stack, "submit", EXAMPLES / "documents")
     # The same documents are submitted again only with --again.
     assert (code, out) == (5, "")
-    assert f"These very 3 rows were submitted before: {report['submission_id']}" in " ".join(err.split())
+    assert f"These 3 rows were submitted before: {report['submission_id']}" in " ".join(err.split())
     assert "3 of 3 files had been uploaded before" in err
     after = (await http.get(f"{stack.endpoints['emulator_url']}/_emulator/stats")).json()["requests"]["write"]
     assert after == before

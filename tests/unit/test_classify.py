@@ -14,20 +14,20 @@ import pytest
 
 from everyrun.extend.client import clean, read_error, read_problem, retry_after, sent_at
 from everyrun.submission.dispatch.classify import (
-    LONGEST_RETURNED,
-    LONGEST_UNHEARD,
+    MAX_CALLS_WAIT,
+    MAX_CHUNK_WAIT,
+    Accepted,
     Blocked,
     InDoubt,
-    Rejected,
+    Refused,
     Returned,
-    Taken,
     Unclear,
     Verdict,
     calls_wait,
     chunk_wait,
     classify_failure,
     classify_response,
-    is_heard,
+    is_from_extend,
 )
 
 #: What others than Extend say: a proxy, a firewall, a portal, nobody.
@@ -58,8 +58,8 @@ def answered(status: int, body: bytes | None = None, version: str | None = None,
 
 
 def test_taken_only_with_a_batch_id() -> None:
-    assert answered(200, b'{"batchId":"batch_1"}') == Taken("batch_1")
-    assert answered(202, b'{"batchId":"batch_1","more":"\\ud800"}') == Taken("batch_1")
+    assert answered(200, b'{"batchId":"batch_1"}') == Accepted("batch_1")
+    assert answered(202, b'{"batchId":"batch_1","more":"\\ud800"}') == Accepted("batch_1")
     bodies = (b"{}", b"[]", b'{"batchId":null}', b'{"batchId":""}', b'{"batchId":7}')
     for body in (*bodies, b'{"batchId":"a\\u0000"}', b'{"batchId":"a\\ud800"}'):
         assert isinstance(answered(200, body), Unclear)
@@ -68,12 +68,12 @@ def test_taken_only_with_a_batch_id() -> None:
 
 @pytest.mark.parametrize("status", [400, 413, 422])
 def test_of_the_inputs(status: int) -> None:
-    assert answered(status) == Rejected(status, "SOME_CODE", "some words")
-    assert answered(status, error("inputs[2].file.id: no")) == Rejected(
+    assert answered(status) == Refused(status, "SOME_CODE", "some words")
+    assert answered(status, error("inputs[2].file.id: no")) == Refused(
         status, "SOME_CODE", "inputs[2].file.id: no", (2,)
     )
     nested = b'{"error":' + error() + b"}"
-    assert answered(status, nested) == Rejected(status, "SOME_CODE", "some words")
+    assert answered(status, nested) == Refused(status, "SOME_CODE", "some words")
 
 
 @pytest.mark.parametrize("body", STRANGERS)
@@ -81,7 +81,7 @@ def test_of_the_inputs(status: int) -> None:
 def test_a_stranger_refuses_and_pauses_nothing(status: int, body: bytes) -> None:
     verdict = answered(status, body)
     assert isinstance(verdict, Returned)
-    assert not verdict.heard
+    assert not verdict.from_extend
     assert str(status) in verdict.reason
 
 
@@ -94,7 +94,7 @@ def test_it_may_have_been_taken(status: int, body: bytes) -> None:
 @pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 410, 413, 422])
 def test_what_is_retryable_is_tried_again(status: int) -> None:
     verdict = answered(status, error(retryable=True), **{"retry-after": "7"})
-    assert verdict == Returned(f"{status} SOME_CODE: some words", 7.0, heard=True)
+    assert verdict == Returned(f"{status} SOME_CODE: some words", 7.0, from_extend=True)
 
 
 @pytest.mark.parametrize(
@@ -158,14 +158,14 @@ def test_an_error_of_the_version_concerns_only_the_submission_that_names_it(
     ],
 )
 def test_an_error_of_the_inputs_names_them_or_not(status: int, message: str, named: tuple[int, ...]) -> None:
-    assert answered(status, error(message)) == Rejected(status, "SOME_CODE", message, named)
+    assert answered(status, error(message)) == Refused(status, "SOME_CODE", message, named)
 
 
 def test_not_now() -> None:
     limited = answered(429, **{"retry-after": "2.5"})
     assert isinstance(limited, Returned)
-    assert (limited.wait, limited.limited, limited.heard) == (2.5, True, True)
-    assert answered(429) == Returned("429 SOME_CODE: some words", None, limited=True, heard=True)
+    assert (limited.wait, limited.rate_limited, limited.from_extend) == (2.5, True, True)
+    assert answered(429) == Returned("429 SOME_CODE: some words", None, rate_limited=True, from_extend=True)
 
 
 @pytest.mark.parametrize("error", [httpx.ConnectError("x"), httpx.ConnectTimeout("x"), httpx.PoolTimeout("x")])
@@ -223,7 +223,7 @@ def test_the_date_of_an_answer_is_a_time_whatever_it_says() -> None:
 def test_what_extend_says_can_be_stored_and_published(escape: str) -> None:
     body = b'{"code":"A%s","message":"b%s","retryable":false}'.replace(b"%s", escape.encode())
     verdict = answered(400, body)
-    assert isinstance(verdict, Rejected), "it is Extend's word all the same"
+    assert isinstance(verdict, Refused), "it is Extend's word all the same"
     told: list[Any] = [verdict.code, verdict.message, *read_error(body)]
     for stranger in (body[:-1], escape.encode(), b"\x00\xed\xa0\x80\xff"):
         reason = answered(400, stranger)
@@ -248,20 +248,20 @@ def test_waits_grow_up_to_a_limit() -> None:
     waits = [chunk_wait(returned, attempt) for attempt in range(1, 40)]
     assert waits[:5] == [1.0, 2.0, 4.0, 8.0, 16.0]
     assert waits == sorted(waits)
-    assert waits[-1] == LONGEST_RETURNED
+    assert waits[-1] == MAX_CHUNK_WAIT
     assert chunk_wait(Returned("no", 3600.0), 1) == 3600.0
-    assert chunk_wait(Returned("no", None), 10**9) == LONGEST_RETURNED
+    assert chunk_wait(Returned("no", None), 10**9) == MAX_CHUNK_WAIT
 
 
 def test_calls_are_held_up_while_extend_is_not_heard() -> None:
     outcomes: list[Verdict] = [Returned("a proxy"), InDoubt("503"), Returned("no route")]
     for outcome in outcomes:
-        assert not is_heard(outcome)
+        assert not is_from_extend(outcome)
         waits = [calls_wait(outcome, n) for n in range(1, 20)]
         assert waits[:4] == [0.0, 1.0, 2.0, 4.0], "one chunk that a firewall dislikes holds up no other"
-        assert waits[-1] == LONGEST_UNHEARD
-    for outcome in (Taken("batch_1"), Rejected(400, "X", "no"), Blocked("402"), Returned("later", heard=True)):
-        assert is_heard(outcome)
+        assert waits[-1] == MAX_CALLS_WAIT
+    for outcome in (Accepted("batch_1"), Refused(400, "X", "no"), Blocked("402"), Returned("later", from_extend=True)):
+        assert is_from_extend(outcome)
         assert calls_wait(outcome, 1) == 0.0
-    assert calls_wait(Returned("429", 2.5, limited=True, heard=True), 1) == 2.5
-    assert calls_wait(Returned("429", None, limited=True, heard=True), 1) == 1.0
+    assert calls_wait(Returned("429", 2.5, rate_limited=True, from_extend=True), 1) == 2.5
+    assert calls_wait(Returned("429", None, rate_limited=True, from_extend=True), 1) == 1.0

@@ -9,13 +9,13 @@ import pytest
 import respx
 
 from everyrun.cli.pause import lines_of
-from everyrun.submission.doubts import can, waits_for, with_force
-from everyrun.submission.pauses import standing
+from everyrun.submission.decisions.doubts import forced_decisions, possible_decisions, waits_for
+from everyrun.submission.decisions.pauses import pause_counts
 from tests.unit.cli import SUBMISSION, everyrun
 
 
 def answer(*, paused: bool, changed: bool = True, sent: int = 0, **waits: int) -> dict[str, Any]:
-    inputs = {"sent": sent, **standing(waits), "waits_for": waits}
+    inputs = {"submitted": sent, **pause_counts(waits), "waits_for": waits}
     return {"workflow_id": "workflow_1", "paused": paused, "changed": changed, "inputs": inputs}
 
 
@@ -82,7 +82,7 @@ def doubt(state: str, ends_in: float, sweeps: int, *, files_lost: bool = False) 
 def test_only_decisions_that_are_possible_now_are_offered(
     found: dict[str, Any], now_possible: list[str], forced: list[str]
 ) -> None:
-    assert (can(found, NOW), with_force(found, NOW)) == (now_possible, forced)
+    assert (possible_decisions(found, NOW), forced_decisions(found, NOW)) == (now_possible, forced)
 
 
 def test_a_held_chunk_waits_for_what_can_be_decided() -> None:

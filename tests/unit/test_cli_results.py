@@ -83,7 +83,7 @@ def test_links_without_their_query_are_refused_until_they_are_given_anew(tmp_pat
     refused = everyrun("submit", str(again), "--dry-run")
     assert refused.exit_code == exits.ERROR
     assert "1 bad rows" in refused.output
-    assert "give a fresh link" in refused.output
+    assert "give a new link" in refused.output
     again.write_text(done.stdout.replace("https://e.com/b.pdf#everyrun-redacted", "https://e.com/b.pdf?sig=2"))
     taken = everyrun("submit", str(again), "--dry-run")
     assert taken.exit_code == 0, taken.output
@@ -96,7 +96,7 @@ def test_results_as_jsonl_are_refused_without_their_query_too(tmp_path: Path) ->
     done = results("--format", "jsonl", rows=[{"id": "b", "file": ROWS[1]["file"]}])
     (tmp_path / "again.jsonl").write_text(done.stdout)
     refused = everyrun("submit", str(tmp_path / "again.jsonl"), "--dry-run")
-    assert "give a fresh link" in refused.output
+    assert "give a new link" in refused.output
 
 
 @pytest.mark.parametrize(("given", "meant"), [("failed", "FAILED"), ("FAILD", "FAILED"), ("Processed", "PROCESSED")])

@@ -307,7 +307,7 @@ def test_everything_is_checked_before_a_file_is_uploaded_and_all_that_is_bad_is_
         ("4", "8", "c"),
         ("5", "9", "\u2502"),
     ]
-    for said in ("must be an object, not text", "is the id of row 1 too", "there is no such file", "not valid JSON"):
+    for said in ("must be an object, not text", "is also the id of row 1", "there is no such file", "not valid JSON"):
         assert said in done.output
     assert run(tmp_path, rows, "--dry-run").output == done.output
 
@@ -387,7 +387,7 @@ def test_extend_is_asked_if_it_still_has_what_was_uploaded_long_ago(
 
 @respx.mock
 def test_what_was_submitted_before_is_not_submitted_again_unless_it_is_wanted(manifest: str) -> None:
-    message = "These very 3 rows were submitted before: sub_0, 2026-11-26 12:00 UTC"
+    message = "These 3 rows were submitted before: sub_0, 2026-11-26 12:00 UTC"
 
     def answer(request: httpx.Request) -> httpx.Response:
         if request.url.params["once"] == "true":

@@ -18,7 +18,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from everyrun.submission.intake.parse import CSV, JSON, NDJSON, Options, Reading, Unreadable, UploadError, rows
+from everyrun.submission.intake.parse import (
+    CSV,
+    JSON,
+    NDJSON,
+    Options,
+    RowReader,
+    UnreadableRow,
+    UploadError,
+    read_rows,
+)
 from everyrun.submission.intake.rows import BadRow, GoodRow, check_row
 
 ROWS = [
@@ -42,15 +51,15 @@ FROM_CSV = [
 
 
 def plain(given: Any) -> Any:
-    return given if isinstance(given, Unreadable) else msgspec.to_builtins(given)
+    return given if isinstance(given, UnreadableRow) else msgspec.to_builtins(given)
 
 
 def read_all(kind: str, body: bytes, **options: Any) -> list[Any]:
-    return [plain(value) for _, value in Reading(kind, io.BytesIO(body), Options(**options))]
+    return [plain(value) for _, value in RowReader(kind, io.BytesIO(body), Options(**options))]
 
 
 def lines(kind: str, body: bytes, **options: Any) -> list[int]:
-    return [line for line, _ in Reading(kind, io.BytesIO(body), Options(**options))]
+    return [line for line, _ in RowReader(kind, io.BytesIO(body), Options(**options))]
 
 
 async def read(kind: str, body: bytes, cuts: list[int] | None = None) -> list[Any]:
@@ -60,7 +69,7 @@ async def read(kind: str, body: bytes, cuts: list[int] | None = None) -> list[An
         for start, end in itertools.pairwise(places):
             yield body[start:end]
 
-    return [plain(given) async for piece in rows(kind, parts()) for _, given in piece]
+    return [plain(given) async for piece in read_rows(kind, parts()) for _, given in piece]
 
 
 cuts = st.lists(st.integers(0, 10_000), max_size=12)
@@ -85,7 +94,7 @@ async def test_the_same_rows_wherever_the_body_is_cut(
         (JSON, b'{"inputs": [1 2]}', "a comma after row 1 is missing in line 1"),
         (JSON, b'{"inputs": [1,\n]}', "row 2 is missing in line 2"),
         (JSON, b'{"inputs": [1}', "a comma after row 1 is missing"),
-        (JSON, b'{"inputs": [1]} 2', "something follows its end"),
+        (JSON, b'{"inputs": [1]} 2', "there is text after its end"),
         (JSON, b"{inputs: [1]}", "a field is missing"),
         (JSON, b'{"inputs": {}}', "inputs must be a list"),
         (JSON, b"{}", 'no list "inputs"'),
@@ -138,7 +147,7 @@ async def test_metadata_nested_without_end_are_a_bad_row(kind: str) -> None:
     deep = "[" * 100_000
     line = f'url,metadata\nhttps://x.example/1.pdf,"{deep}"\n' if kind == "text/csv" else f'{{"metadata": {deep}\n'
     (row,) = await read(kind, line.encode())
-    assert isinstance(row, Unreadable)
+    assert isinstance(row, UnreadableRow)
 
 
 # --- one reader, one verdict
@@ -171,7 +180,7 @@ def verdicts(kind: str, body: bytes) -> list[Any]:
 
 
 def values(kind: str, body: bytes) -> list[Any]:
-    return [value for _, value in Reading(kind, io.BytesIO(body))]
+    return [value for _, value in RowReader(kind, io.BytesIO(body))]
 
 
 @given(st.lists(row_texts, max_size=6))
@@ -221,7 +230,7 @@ def test_a_byte_order_mark_decides_the_encoding(kind: str, mark: str) -> None:
     "name", ["hex", "zip", "rot13", "punycode", "unicode_escape", "no such", "a\x00b", "\udcff", "idna"]
 )
 def test_only_encodings_of_text_are_taken(name: str) -> None:
-    with pytest.raises(UploadError, match="is no known encoding"):
+    with pytest.raises(UploadError, match="is not a known encoding"):
         read_all(NDJSON, b"1\n", encoding=name)
 
 
@@ -245,11 +254,11 @@ def test_a_stray_quote_costs_its_row_alone_and_an_open_one_names_the_row_it_open
     body = 'id,url,note\n1,https://e.com/a.pdf,12" screen\n2,https://e.com/a.pdf,"12" screen"\n' + good
     one, two, three = read_all(CSV, body.encode())
     assert one["metadata"] == {"note": '12" screen'}
-    assert "a quote within a quoted field is written" in two.reason
+    assert "for a quote inside a quoted field" in two.reason
     assert three["id"] == "9"
     body = 'id,url,note\n1,https://e.com/a.pdf,x\n2,https://e.com/a.pdf,"12 screen\n' + good * 100_000
     one, two = read_all(CSV, body.encode())
-    assert "does not end: everything down to line 100003" in two.reason
+    assert "does not end, so everything down to line 100003" in two.reason
     assert lines(CSV, body.encode()) == [2, 3]
 
 
@@ -295,7 +304,7 @@ def test_a_long_text_is_refused_by_its_row_alone_whatever_the_format() -> None:
     ):
         one, two = [check_row(1, value, "sub_x", 900_000) for value in values(kind, body.encode())]
         assert isinstance(one, BadRow)
-        assert "at most 900000 fit" in one.reason
+        assert "the maximum is 900000" in one.reason
         assert not isinstance(two, BadRow)
 
 

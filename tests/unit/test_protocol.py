@@ -1,4 +1,4 @@
-"""What a happening makes of a chunk, where the model's search says only that no promise breaks."""
+"""What a trigger makes of a chunk, where the model's search says only that no promise breaks."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ import pytest
 from msgspec.structs import replace
 
 from everyrun.log import events
-from everyrun.submission.dispatch.classify import InDoubt, Rejected, Returned, Taken
+from everyrun.submission.dispatch.classify import Accepted, InDoubt, Refused, Returned
 from everyrun.submission.dispatch.protocol import (
     Answered,
     ChunkState,
     Claimed,
+    ClaimRevoked,
     Discarded,
-    Evidence,
+    EvidenceFound,
     Expired,
-    Happening,
-    Lost,
     NeverAnnounced,
     NotPossibleError,
     Resent,
-    Say,
-    Unclaimed,
+    StepEvent,
+    Trigger,
     WindowPassed,
+    WorkerLost,
     step,
 )
-from everyrun.submission.recovery.chunk_recovery import read_chunks, take_over
+from everyrun.submission.recovery.chunk_recovery import merge_logged, read_chunks
 
-REFUSED = Rejected(400, "INVALID_REQUEST", "no")
+REFUSED = Refused(400, "INVALID_REQUEST", "no")
 
 
 def claimed(size: int = 1, **more: Any) -> ChunkState:
@@ -37,24 +37,24 @@ def claimed(size: int = 1, **more: Any) -> ChunkState:
 
 def test_a_refused_chunk_of_several_is_cut_and_of_one_is_refused() -> None:
     done = step(claimed(5), Answered(1, REFUSED))
-    assert (done.after.state, done.say, done.parts) == ("cut", (Say("batch-cut", 1),), ((0, 2), (3, 4)))
+    assert (done.after.state, done.events, done.parts) == ("cut", (StepEvent("batch-cut", 1),), ((0, 2), (3, 4)))
     done = step(claimed(5), Answered(1, replace(REFUSED, named=(1,))))
     assert done.parts == ((0, 0), (1, 1), (2, 4))
     done = step(claimed(1), Answered(1, replace(REFUSED, named=(0,))))
-    assert (done.after.state, done.say, done.parts) == ("refused", (Say("batch-rejected", 1),), ())
-    assert not done.block
+    assert (done.after.state, done.events, done.parts) == ("refused", (StepEvent("batch-rejected", 1),), ())
+    assert not done.pause_workflow
 
 
 @pytest.mark.parametrize("size", [1, 5])
 def test_a_chunk_with_a_doubt_behind_it_is_neither_cut_nor_refused(size: int) -> None:
     done = step(claimed(size, resends=1), Answered(1, REFUSED))
-    assert (done.after.state, done.say, done.parts) == ("held", (Say("batch-returned", 1),), ())
+    assert (done.after.state, done.events, done.parts) == ("held", (StepEvent("batch-returned", 1),), ())
     done = step(claimed(size, batch_id="batch_1"), Answered(1, REFUSED))
-    assert (done.after.state, done.say, done.parts) == ("sent", (Say("batch-returned", 1),), ())
+    assert (done.after.state, done.events, done.parts) == ("submitted", (StepEvent("batch-returned", 1),), ())
 
 
 def test_a_late_refusal_of_an_attempt_in_doubt_cuts_it_too() -> None:
-    in_doubt = step(claimed(4), Lost(1)).after
+    in_doubt = step(claimed(4), WorkerLost(1)).after
     assert step(in_doubt, Answered(1, REFUSED)).after.state == "cut"
 
 
@@ -62,14 +62,14 @@ CUT = step(claimed(4), Answered(1, REFUSED)).after
 
 
 def test_nothing_more_happens_to_a_chunk_that_was_cut_but_that_evidence_is_said() -> None:
-    done = step(CUT, Evidence(1, "batch_1", "run_1"))
-    assert (done.after, done.say) == (CUT, (Say("batch-submitted", 1),))
-    assert step(CUT, Answered(1, Taken("batch_1"))).say == (Say("batch-submitted", 1),)
-    never: list[Happening] = [Claimed(), Lost(1), Unclaimed(1), NeverAnnounced(1), Resent("ann", "go on")]
+    done = step(CUT, EvidenceFound(1, "batch_1", "run_1"))
+    assert (done.after, done.events) == (CUT, (StepEvent("batch-submitted", 1),))
+    assert step(CUT, Answered(1, Accepted("batch_1"))).events == (StepEvent("batch-submitted", 1),)
+    never: list[Trigger] = [Claimed(), WorkerLost(1), ClaimRevoked(1), NeverAnnounced(1), Resent("ann", "go on")]
     never += [Discarded("ann", "no"), WindowPassed(1, 3), Answered(1, InDoubt("x")), Answered(1, Returned("x"))]
-    for happening in never:
+    for trigger in never:
         with pytest.raises(NotPossibleError):
-            step(CUT, happening)
+            step(CUT, trigger)
 
 
 def test_an_attempt_without_a_claim_that_the_log_does_not_have_waits_again() -> None:
@@ -77,22 +77,22 @@ def test_an_attempt_without_a_claim_that_the_log_does_not_have_waits_again() -> 
     assert (chunk.claimed, chunk.announced) == (True, False)
     with pytest.raises(NotPossibleError):
         step(chunk, NeverAnnounced(1))
-    taken_away = step(chunk, Unclaimed(1))
-    assert (taken_away.after, taken_away.say) == (replace(chunk, claimed=False), ())
+    taken_away = step(chunk, ClaimRevoked(1))
+    assert (taken_away.after, taken_away.events) == (replace(chunk, claimed=False), ())
     done = step(taken_away.after, NeverAnnounced(1))
-    assert (done.after.state, done.after.attempt, done.after.resends, done.say) == ("waiting", 1, 0, ())
+    assert (done.after.state, done.after.attempt, done.after.resends, done.events) == ("waiting", 1, 0, ())
     with pytest.raises(NotPossibleError):
         step(replace(taken_away.after, announced=True), NeverAnnounced(1))
-    for happening in (Unclaimed(2), NeverAnnounced(2)):
+    for trigger in (ClaimRevoked(2), NeverAnnounced(2)):
         with pytest.raises(NotPossibleError):
-            step(taken_away.after, happening)
+            step(taken_away.after, trigger)
     # Its worker was only slow, and says so.
     assert step(taken_away.after, Answered(1, Expired())).after.state == "waiting"
 
 
 def test_one_whose_earlier_attempt_was_taken_is_not_sent_again() -> None:
     chunk = claimed(3, claimed=False, batch_id="batch_1")
-    assert step(chunk, NeverAnnounced(1)).after.state == "sent"
+    assert step(chunk, NeverAnnounced(1)).after.state == "submitted"
 
 
 def logged(*found: Any) -> Any:
@@ -107,16 +107,16 @@ CUT_EVENT = events.BatchCut(**AT, attempt=1, status=400, code="X", message="no",
 def test_the_log_makes_a_forgetful_queue_cut_the_same_parts() -> None:
     found = logged(CUT_EVENT)
     assert (list(found.parts), found.submission_id) == (PARTS, "sub_x")
-    for chunk in (ChunkState("waiting", size=4), claimed(4), step(claimed(4), Lost(1)).after):
-        after = take_over(chunk, found)
+    for chunk in (ChunkState("waiting", size=4), claimed(4), step(claimed(4), WorkerLost(1)).after):
+        after = merge_logged(chunk, found)
         assert (after.state, after.attempt, after.claimed, after.announced) == ("cut", 1, False, False)
-    assert take_over(CUT, found) == CUT
+    assert merge_logged(CUT, found) == CUT
 
 
 def test_what_was_cut_stays_so_whatever_else_the_log_says() -> None:
     proved: Any = msgspec_event(events.BatchSubmitted, batch_id="batch_1")
     for order in ((CUT_EVENT, proved), (proved, CUT_EVENT)):
-        assert take_over(claimed(4), logged(*order)).state == "cut"
+        assert merge_logged(claimed(4), logged(*order)).state == "cut"
 
 
 def msgspec_event(kind: type, **given: Any) -> Any:
@@ -126,9 +126,9 @@ def msgspec_event(kind: type, **given: Any) -> Any:
 
 def test_an_announced_attempt_is_known_as_such_and_that_is_no_news() -> None:
     requested = logged(msgspec_event(events.BatchRequested))
-    after = take_over(claimed(4, reason="as it was"), requested)
+    after = merge_logged(claimed(4, reason="as it was"), requested)
     assert after == claimed(4, reason="as it was", announced=True)
     again = replace(claimed(4), attempt=2)
-    assert not take_over(again, requested).announced, "an earlier attempt's event announces no later one"
-    forgotten = take_over(ChunkState("waiting", size=4), requested)
+    assert not merge_logged(again, requested).announced, "an earlier attempt's event announces no later one"
+    forgotten = merge_logged(ChunkState("waiting", size=4), requested)
     assert (forgotten.state, forgotten.claimed, forgotten.announced) == ("sending", False, True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from everyrun.submission.intake.chunks import cut_chunks
+from everyrun.submission.chunks import cut_chunks
 from everyrun.submission.intake.refill import Range, gaps, number_gaps, number_of
 
 

@@ -14,11 +14,11 @@ from everyrun.submission.intake.rows import (
     BadRow,
     GoodRow,
     QuickRow,
-    Unreadable,
+    UnreadableRow,
     _QuickFile,
     check_row,
     redact_file,
-    shown_file,
+    redacted_json,
 )
 
 MAX = 900_000
@@ -36,7 +36,7 @@ def check(row: Any, number: int = 7) -> GoodRow | BadRow:
         ({"id": "a"}, "file", "is required"),
         ({"file": {}}, "file", "exactly one of url, id and text"),
         ({"file": {"url": "https://a/b", "text": "x"}}, "file", "it has text, url"),
-        ({"file": {"id": "file_1", "name": "x"}}, "file.name", "unknown beside id"),
+        ({"file": {"id": "file_1", "name": "x"}}, "file.name", "unknown for a file with id"),
         ({"file": {"url": ""}}, "file.url", "not empty text"),
         ({"file": {"url": 5}}, "file.url", "not a number"),
         ({"file": {"url": "ftp://a/b"}}, "file.url", "not an http or https URL"),
@@ -50,15 +50,15 @@ def check(row: Any, number: int = 7) -> GoodRow | BadRow:
         ({"file": URL, "id": "a\tb"}, "id", "cannot be printed"),
         ({"file": URL, "metadata": [1]}, "metadata", "must be an object, not a list"),
         ({"file": URL, "metadata": "no"}, "metadata", "must be an object, not text"),
-        ({"file": {**URL, "redacted": True}}, "file.redacted", "give a fresh link"),
-        ({"file": {"url": URL["url"] + REDACTED}}, "file.url", "give a fresh link"),
-        (QuickRow(file=_QuickFile(URL["url"] + REDACTED)), "file.url", "give a fresh link"),
-        (Unreadable("broken", "metadata"), "metadata", "broken"),
-        ({"file": URL, "metadata": {"everyrun:x": 1}}, "metadata.everyrun:x", "Everyrun's own"),
-        ({"file": URL, "metadata": {"a": "x" * 10_240}}, "metadata", "Extend takes 10240"),
+        ({"file": {**URL, "redacted": True}}, "file.redacted", "give a new link"),
+        ({"file": {"url": URL["url"] + REDACTED}}, "file.url", "give a new link"),
+        (QuickRow(file=_QuickFile(URL["url"] + REDACTED)), "file.url", "give a new link"),
+        (UnreadableRow("broken", "metadata"), "metadata", "broken"),
+        ({"file": URL, "metadata": {"everyrun:x": 1}}, "metadata.everyrun:x", "are reserved for Everyrun"),
+        ({"file": URL, "metadata": {"a": "x" * 10_240}}, "metadata", "Extend accepts 10240"),
         ({"file": URL, "metadata": {"a": "\x00"}}, "metadata", "NUL"),
-        ({"file": {"text": "a" * MAX}}, "file", "at most 900000 fit"),
-        ({"file": URL, "secrets": {}}, "secrets", "not taken yet"),
+        ({"file": {"text": "a" * MAX}}, "file", "the maximum is 900000"),
+        ({"file": URL, "secrets": {}}, "secrets", "not supported yet"),
         ({"file": URL, "meta": {}}, "meta", "unknown field"),
     ],
 )
@@ -145,4 +145,4 @@ def test_what_is_secret_is_not_shown() -> None:
     ],
 )
 def test_what_is_hashed_for_the_log_is_what_the_log_shows(file) -> None:
-    assert shown_file(msgspec.json.encode(file)) == msgspec.json.encode(redact_file(file))
+    assert redacted_json(msgspec.json.encode(file)) == msgspec.json.encode(redact_file(file))

@@ -12,7 +12,7 @@ import pytest
 from everyrun.extend.client import Extend
 from everyrun.settings import Settings
 from everyrun.submission.intake import workflows
-from everyrun.submission.intake.workflows import UnknownVersionError, UnknownWorkflowError, Workflows, not_there
+from everyrun.submission.intake.workflows import UnknownWorkflowError, Workflows, unknown_workflow
 
 NONE = {"code": "NOT_FOUND", "message": "no such workflow", "retryable": False}
 LIST = {"object": "list", "data": [{"object": "workflow", "id": "workflow_invoices", "name": "Invoices"}]}
@@ -21,7 +21,7 @@ Answers = Callable[[httpx.Request], httpx.Response]
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workflows, "_WITHIN", 0.3)
+    monkeypatch.setattr(workflows, "_TIMEOUT", 0.3)
 
 
 def by(one: httpx.Response, listed: httpx.Response) -> Answers:
@@ -126,12 +126,12 @@ async def test_while_extend_is_away_it_is_asked_once_for_all() -> None:
     [
         ("invoices", LIST["data"], True, "did you mean workflow_invoices (Invoices)?"),
         ("WORKFLOW_INVOICES", LIST["data"], True, "did you mean workflow_invoices (Invoices)?"),
-        ("w", LIST["data"], True, "; there are: workflow_invoices (Invoices)"),
-        ("w", LIST["data"], False, "; there are: workflow_invoices (Invoices), ..."),
+        ("w", LIST["data"], True, "; it has: workflow_invoices (Invoices)"),
+        ("w", LIST["data"], False, "; it has: workflow_invoices (Invoices), ..."),
         ("w", [{"id": f"workflow_{n}"} for n in range(9)], True, "workflow_3, workflow_4, ..."),
-        ("w", [], True, "nor any other: is it the key of the right workspace?"),
-        ("w", [None, {"id": 3}], True, "nor any other"),
+        ("w", [], True, "and no other. Is it the key of the right workspace?"),
+        ("w", [None, {"id": 3}], True, "and no other"),
     ],
 )
 def test_what_is_said_of_one_that_is_not_there(asked: str, listed: Any, complete: bool, said: str) -> None:
-    assert said in str(not_there(asked, listed, complete=complete))
+    assert said in str(unknown_workflow(asked, listed, complete=complete))

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from typing import IO, Any
 
-from everyrun.submission.intake.cells import line
+from everyrun.submission.intake.columns import csv_line
 
 Place = tuple[str, ...]
 """Where a value stands: the step's name, then a key a level."""
@@ -61,8 +61,8 @@ def write_table(
             waiting.write(json.dumps([row, list(texts.items())]) + "\n")
         waiting.seek(0)
         file.write("\ufeff" if bom else "")
-        file.write(line([*header, *names_of(list(places), header)]))
+        file.write(csv_line([*header, *names_of(list(places), header)]))
         for kept in waiting:
             row, cells = json.loads(kept)
             given = dict(cells)
-            file.write(line([*row, *(given.get(number, "") for number in range(len(places)))]))
+            file.write(csv_line([*row, *(given.get(number, "") for number in range(len(places)))]))

@@ -14,11 +14,11 @@ import msgspec
 from everyrun.cli import folder
 from everyrun.cli.folder import shown
 from everyrun.errors import Invalid
+from everyrun.submission.chunks import Cutter
 from everyrun.submission.intake.accept import new_submission_id
-from everyrun.submission.intake.chunks import Cutter
 from everyrun.submission.intake.columns import DELIMITERS, Options
-from everyrun.submission.intake.parse import CSV, JSON, NDJSON, Reading, Row
-from everyrun.submission.intake.rows import BadRow, check_row, id_twice
+from everyrun.submission.intake.parse import CSV, JSON, NDJSON, Row, RowReader
+from everyrun.submission.intake.rows import BadRow, check_row, duplicate_id
 from everyrun.submission.intake.text import EncodingError, UploadError
 
 KINDS = {".csv": CSV, ".tsv": CSV, ".ndjson": NDJSON, ".jsonl": NDJSON, ".json": JSON}
@@ -83,7 +83,7 @@ class Checked:
                 self._refuse(checked)
                 continue
             if (first := seen.setdefault(checked.external_id, self.count)) != self.count:
-                self._refuse(id_twice(self.count, checked.external_id, first, shown_line))
+                self._refuse(duplicate_id(self.count, checked.external_id, first, shown_line))
                 continue
             cutter.add(checked.size)
             if local is not None:
@@ -201,7 +201,7 @@ def read(source: str, options: Options, file: IO[bytes], local: bool = True) -> 
     checked = Checked(file)
     try:
         with path.open("rb") as opened:
-            reading = Reading(KINDS[path.suffix.lower()], opened, options)
+            reading = RowReader(KINDS[path.suffix.lower()], opened, options)
             checked.check(reading, path.parent if local else None)
     except EncodingError as error:
         remedy = "" if error.named else " with --encoding, for example: --encoding windows-1252"

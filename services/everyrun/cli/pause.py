@@ -112,8 +112,8 @@ def lines_of(kind: str, of: str, found: dict[str, Any]) -> list[str]:
     if inputs["in_doubt"]:
         only = f" --submission {of}" if kind == "submissions" else ""
         lines.append(f"{_are(inputs['in_doubt'])} in doubt. See: everyrun doubt list{only}")
-    if inputs["sent"]:
-        lines.append(f"Sent before, and not affected: {_inputs(inputs['sent'])}.")
+    if inputs["submitted"]:
+        lines.append(f"Sent before, and not affected: {_inputs(inputs['submitted'])}.")
     return lines
 
 

@@ -128,7 +128,7 @@ def csv_row(row: dict[str, Any]) -> list[str]:
 
 def _csv(rows: Iterator[dict[str, Any]], file: IO[str], extracted: bool, bom: bool) -> int:
     from everyrun.cli.extracted import write_table
-    from everyrun.submission.intake.cells import line
+    from everyrun.submission.intake.columns import csv_line
 
     redacted = 0
 
@@ -142,8 +142,8 @@ def _csv(rows: Iterator[dict[str, Any]], file: IO[str], extracted: bool, bom: bo
         write_table(counted(), CSV_COLUMNS, file, bom)
         return redacted
     file.write("\ufeff" if bom else "")
-    file.write(line(CSV_COLUMNS))
-    file.writelines(line(row) for row, _ in counted())
+    file.write(csv_line(CSV_COLUMNS))
+    file.writelines(csv_line(row) for row, _ in counted())
     return redacted
 
 

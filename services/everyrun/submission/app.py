@@ -1,11 +1,14 @@
-"""The submission service's process: the API, the announcer, the dispatcher."""
+"""Run the submission service: wire its parts, serve the API, and run its periodic tasks."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 
 import asyncpg
+from fastapi import FastAPI
 
 from everyrun.extend.budget import shared
 from everyrun.extend.client import Extend
@@ -13,28 +16,84 @@ from everyrun.extend.installation_binding import PART, wait_until_bound
 from everyrun.extend.metrics import count_requests
 from everyrun.health import Health
 from everyrun.log import topics
-from everyrun.log.producer import Producer
+from everyrun.log.producer import Log, Producer
 from everyrun.serve import http_server, run_service, with_health
 from everyrun.settings import Settings
 from everyrun.store.pool import POSTGRES_AWAY, is_slow, open_pool
 from everyrun.store.probe import keep_probing
 from everyrun.store.sql import beside
+from everyrun.submission.announcer import Announcer, announce_tokens
 from everyrun.submission.api.request_body import Uploads
 from everyrun.submission.api.submissions import submission_api
-from everyrun.submission.dispatch.dispatcher import AWAY, Dispatcher
+from everyrun.submission.decisions.doubts import Doubts
+from everyrun.submission.dispatch.dispatcher import UNAVAILABLE, Dispatcher
 from everyrun.submission.dispatch.resolver import Resolver
 from everyrun.submission.dispatch.transitions import Transitions
-from everyrun.submission.doubts import Doubts
 from everyrun.submission.intake.workflows import Workflows
-from everyrun.submission.keeper import Announcer, forget, repeat
 from everyrun.submission.metrics import Metrics
-from everyrun.submission.recovery.queue_recovery import Level
-from everyrun.submission.token_events import announce_tokens
+from everyrun.submission.recovery.queue_recovery import QueueRecovery
+from everyrun.submission.redaction import redact_due
 from everyrun.telemetry import log
 
 _log = log(__name__)
 _sql = beside(__file__, "queue.sql")
 _STOP_WITHIN = 8.0
+
+
+@dataclass(frozen=True)
+class Service:
+    """The wired parts of the submission service."""
+
+    recovery: QueueRecovery
+    transitions: Transitions
+    dispatcher: Dispatcher
+    resolver: Resolver
+    doubts: Doubts
+    announcer: Announcer
+    uploads: Uploads
+    api: FastAPI
+
+
+def wire(settings: Settings, pool: asyncpg.Pool, extend: Extend, log: Log, installation: str) -> Service:
+    """Return the parts of the service, connected to each other. A test can pass fakes for the arguments."""
+    recovery = QueueRecovery(settings, pool)
+    transitions = Transitions(settings, pool, log)
+    dispatcher = Dispatcher(settings, pool, extend, log, installation, recovery, transitions)
+    doubts = Doubts(pool, extend, recovery, transitions, installation)
+    announcer = Announcer(pool, log, dispatcher.wake)
+    uploads = Uploads()
+    return Service(
+        recovery,
+        transitions,
+        dispatcher,
+        Resolver(settings, pool, recovery, transitions, installation),
+        doubts,
+        announcer,
+        uploads,
+        submission_api(settings, pool, announcer.wake, log, doubts, recovery, uploads, Workflows(extend)),
+    )
+
+
+async def run_periodically(
+    task: Callable[[], Awaitable[object]], seconds: float, stop: asyncio.Event, wake: asyncio.Event | None = None
+) -> None:
+    """Run a task every ``seconds`` seconds, and when ``wake`` is set, until ``stop`` is set.
+
+    A failure is logged; the next run is the retry.
+    """
+    while not stop.is_set():
+        try:
+            await task()
+        except UNAVAILABLE as error:
+            _log.warning("will retry", error=f"{type(error).__name__}: {error}")
+        except Exception:
+            _log.exception("will retry")
+        waits = [asyncio.create_task(event.wait()) for event in (stop, wake) if event is not None]
+        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        if wake is not None:
+            wake.clear()
 
 
 async def _pool(settings: Settings, health: Health) -> asyncpg.Pool:
@@ -46,31 +105,31 @@ async def _pool(settings: Settings, health: Health) -> asyncpg.Pool:
             await asyncio.sleep(0.5)
 
 
-async def _kept_level(level: Level, health: Health) -> None:
-    """Bring the queue level with the log; readyz says what is in the way."""
+async def _catch_up(recovery: QueueRecovery, health: Health) -> None:
+    """Catch the queue up with the log; show in ``/readyz`` what prevents it."""
     try:
-        await level.advance()
-    except AWAY as error:
+        await recovery.catch_up()
+    except UNAVAILABLE as error:
         if not is_slow(error):
             health.not_ready("log_position", str(error) or type(error).__name__)
         raise
     health.ready("log_position")
 
 
-async def _is_level(level: Level, health: Health) -> None:
+async def _until_caught_up(recovery: QueueRecovery, health: Health) -> None:
     while True:
         try:
-            return await _kept_level(level, health)
-        except AWAY as error:
-            _log.warning("waiting to be level with the log", error=f"{type(error).__name__}: {error}")
+            return await _catch_up(recovery, health)
+        except UNAVAILABLE as error:
+            _log.warning("waiting to catch up with the log", error=f"{type(error).__name__}: {error}")
             await asyncio.sleep(0.5)
 
 
 async def _main(settings: Settings, stop: asyncio.Event) -> None:
-    # Callers ask that inputs be taken in, and those are kept in Postgres: they are announced and sent once Kafka is
-    # back. At the start Kafka is needed all the same: a restored queue learns from the log what it was handed before.
+    # Without Kafka the service still accepts submissions: Postgres keeps them until they can be announced and sent. At
+    # the start Kafka is needed all the same, because a restored queue learns from the log what it lost.
     health = Health(PART, "database", at_start=("topics", "kafka", "log_position"))
-    # Without the API: what it took in would be for the other Extend.
+    # Until the binding is checked only health is served: the API would accept inputs for another Extend.
     async with http_server(settings.submission_listen, with_health(health), drain=1.0, keep_alive=settings.keep_alive):
         await wait_until_bound(settings, health)
     async with AsyncExitStack() as stack:
@@ -78,40 +137,32 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
         extend = await stack.enter_async_context(Extend(settings, budget=shared(settings)))
         await topics.wait_until_valid(settings, health)
         producer = await stack.enter_async_context(Producer(settings, compression="zstd"))
+        service = wire(settings, pool, extend, producer, await pool.fetchval(_sql["installation"]))
         metrics = Metrics()
         count_requests(metrics.registry, extend.sent)
-        installation = await pool.fetchval(_sql["installation"])
-        level = Level(settings, pool)
-        transitions = Transitions(settings, pool, producer)
-        dispatcher = Dispatcher(settings, pool, extend, producer, installation, level, transitions)
-        resolver = Resolver(settings, pool, level, transitions, installation)
-        doubts = Doubts(pool, extend, level, transitions, installation)
-        announcer = Announcer(pool, producer, dispatcher)
-        uploads = Uploads()
-        metrics.count_uploads(uploads)
-        workflows = Workflows(extend)
-        served = submission_api(settings, pool, announcer, producer, doubts, level, uploads, workflows)
-        app = with_health(health, served, metrics.registry)
+        metrics.add_uploads(service.uploads)
+        app = with_health(health, service.api, metrics.registry)
         await stack.enter_async_context(http_server(settings.submission_listen, app, keep_alive=settings.keep_alive))
         health.ready("database")
-        await _is_level(level, health)
+        await _until_caught_up(service.recovery, health)
+        announcer = service.announcer
         tasks = [
-            asyncio.create_task(repeat(announcer.announce, 1.0, stop, announcer.poke)),
-            asyncio.create_task(repeat(lambda: announce_tokens(pool, producer), 1.0, stop)),
-            asyncio.create_task(repeat(resolver.resolve, 1.0, stop)),
-            asyncio.create_task(repeat(lambda: _kept_level(level, health), 30.0, stop)),
-            asyncio.create_task(repeat(lambda: forget(pool, producer, settings), 60.0, stop)),
-            asyncio.create_task(repeat(lambda: metrics.look(pool), 15.0, stop)),
-            *(asyncio.create_task(dispatcher.work(stop)) for _ in range(settings.dispatch_workers)),
+            asyncio.create_task(run_periodically(announcer.announce, 1.0, stop, announcer.wake)),
+            asyncio.create_task(run_periodically(lambda: announce_tokens(pool, producer), 1.0, stop)),
+            asyncio.create_task(run_periodically(service.resolver.resolve, 1.0, stop)),
+            asyncio.create_task(run_periodically(lambda: _catch_up(service.recovery, health), 30.0, stop)),
+            asyncio.create_task(run_periodically(lambda: redact_due(pool, producer, settings), 60.0, stop)),
+            asyncio.create_task(run_periodically(lambda: metrics.update(pool), 15.0, stop)),
+            *(asyncio.create_task(service.dispatcher.work(stop)) for _ in range(settings.dispatch_workers)),
         ]
-        looking = [
-            asyncio.create_task(topics.keep_checking(settings, health)),
+        probes = [
+            asyncio.create_task(topics.keep_looking(settings, health)),
             asyncio.create_task(keep_probing(settings, health, "database", name="submission")),
         ]
         await stop.wait()
-        for task in looking:
+        for task in probes:
             task.cancel()
-        # Calls under way may end; what does not end in time stays `sending` and is resolved after the next start.
+        # Calls in progress may end. A call that does not end in time stays `sending` until the next start resolves it.
         _, unfinished = await asyncio.wait(tasks, timeout=_STOP_WITHIN)
         for task in unfinished:
             task.cancel()

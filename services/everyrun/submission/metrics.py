@@ -1,4 +1,4 @@
-"""What the submission service shows of the queue, as Prometheus reads it at ``/metrics``."""
+"""Prometheus metrics of the queue and of uploads, at ``/metrics``."""
 
 from __future__ import annotations
 
@@ -13,32 +13,29 @@ STATES = ("waiting", "sending", "in_doubt", "held")
 
 
 class Metrics:
-    """The queue's metrics, in a registry of their own; ``look`` brings them up to date."""
+    """The metrics of the submission service, in their own registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        #: Held chunks wait for a person; in_doubt for evidence.
         self.chunks = Gauge(
             "everyrun_queue_chunks",
-            "Chunks of the whole queue that are not sent or refused yet, by state: take max over processes, not sum.",
+            "Chunks of the whole queue that are not submitted or refused, by state: use max over processes, not sum.",
             ["state"],
             registry=self.registry,
         )
-        self.paused = Gauge(
-            "everyrun_queue_paused_workflows", "Workflows that nothing is sent for.", registry=self.registry
-        )
+        self.paused = Gauge("everyrun_queue_paused_workflows", "Paused workflows.", registry=self.registry)
 
-    def count_uploads(self, uploads: Uploads) -> None:
-        """Show the uploads that this process has under way."""
-        number = Gauge("everyrun_uploads", "Uploads under way in this process.", registry=self.registry)
+    def add_uploads(self, uploads: Uploads) -> None:
+        """Add the uploads in progress in this process."""
+        number = Gauge("everyrun_uploads", "Uploads in progress in this process.", registry=self.registry)
         number.set_function(lambda: len(uploads))
         size = Gauge(
-            "everyrun_upload_bytes", "Bytes of the uploads under way, in temporary files.", registry=self.registry
+            "everyrun_upload_bytes", "Bytes of the uploads in progress, in temporary files.", registry=self.registry
         )
         size.set_function(lambda: uploads.size)
 
-    async def look(self, pool: asyncpg.Pool) -> None:
-        """Count. Raises asyncpg's errors."""
+    async def update(self, pool: asyncpg.Pool) -> None:
+        """Count chunks and paused workflows. Raises asyncpg's errors."""
         rows = await pool.fetch(_sql["chunks_by_state"])
         counted = {row["state"]: row["chunks"] for row in rows}
         for state in STATES:

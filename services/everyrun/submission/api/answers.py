@@ -1,4 +1,4 @@
-"""What the submission service answers, as types. They are for the OpenAPI document: routes answer what they read."""
+"""Types of the submission service's answers, for the OpenAPI document. Routes answer plain dictionaries."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from typing import Annotated, Literal
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from everyrun.openapi import Problem
-from everyrun.submission.batch_registration import Registered
-from everyrun.submission.intake.accept import Accepted
+from everyrun.submission.intake.accept import AcceptedSubmission
+from everyrun.submission.intake.batch_registration import Registered
 from everyrun.submission.intake.rows import BadRow
 
-__all__ = ["Accepted", "Registered"]
+__all__ = ["AcceptedSubmission", "Registered"]
 
 Time = Annotated[str, Meta(description="RFC 3339, with its offset.")]
-NextCursor = Annotated[str | None, Meta(description="Give it as `cursor` for the next page; null on the last.")]
+NextCursor = Annotated[str | None, Meta(description="Pass it as `cursor` for the next page; null on the last page.")]
 
 
-class Submitted(Accepted, frozen=True, kw_only=True):
-    """What was taken in."""
+class Submitted(AcceptedSubmission, frozen=True, kw_only=True):
+    """An accepted submission."""
 
     workflow_unchecked: Annotated[
-        str | UnsetType, Meta(description="Why Extend could not be asked whether it has the workflow.")
+        str | UnsetType, Meta(description="Why Extend could not be asked for the workflow.")
     ] = UNSET
 
 
 class RegisteredBatch(Registered, frozen=True, kw_only=True):
-    """What is accounted for."""
+    """A registered batch."""
 
     workflow_unchecked: Annotated[
-        str | UnsetType, Meta(description="Why Extend could not be asked whether it has the workflow.")
+        str | UnsetType, Meta(description="Why Extend could not be asked for the workflow.")
     ] = UNSET
 
 
@@ -44,40 +44,44 @@ class CheckedWorkflow(Struct, frozen=True, kw_only=True):
 
 
 class SubmittedBefore(Problem, frozen=True, kw_only=True):
-    """The Idempotency-Key, or the very same rows, were submitted before."""
+    """The Idempotency-Key was used before, or the same rows were submitted before."""
 
-    submission_id: Annotated[str | UnsetType, Meta(description="The submission with the same rows.")] = UNSET
+    submission_id: Annotated[str | UnsetType, Meta(description="The earlier submission with the same rows.")] = UNSET
     created_at: Time | UnsetType = UNSET
 
 
 class BadUpload(Problem, frozen=True, kw_only=True):
-    """What is wrong with which row; nothing was taken in."""
+    """The bad rows and what is wrong with each; nothing was accepted."""
 
-    bad_rows: Annotated[int | UnsetType, Meta(description="How many rows are bad.")] = UNSET
-    rows: Annotated[list[BadRow] | UnsetType, Meta(description="The first of them.")] = UNSET
+    bad_rows: Annotated[int | UnsetType, Meta(description="Number of bad rows.")] = UNSET
+    rows: Annotated[list[BadRow] | UnsetType, Meta(description="The first bad rows.")] = UNSET
     did_you_mean: Annotated[
-        list[str] | UnsetType, Meta(description="Workflows with a similar id, or the versions that the workflow has.")
+        list[str] | UnsetType, Meta(description="Ids of similar workflows, if Extend does not have this one.")
     ] = UNSET
 
 
 class Submission(Struct, frozen=True, kw_only=True):
-    """A submission as the queue has it."""
+    """A submission in the queue."""
 
     submission_id: str
     workflow_id: str
     workflow_version: str | None
     priority: int | None
-    expected: Annotated[int, Meta(description="Its inputs.")]
-    batches: Annotated[int, Meta(description="The chunks that it was cut into.")]
-    registered_batch: Annotated[str | None, Meta(description="The batch at Extend, if somebody else submitted it.")]
+    expected: Annotated[int, Meta(description="Number of inputs.")]
+    batches: Annotated[int, Meta(description="Number of chunks.")]
+    registered_batch: Annotated[str | None, Meta(description="The batch at Extend, if another caller sent it.")]
     idempotency_key: str | None
-    lost_inputs: Annotated[int, Meta(description="Inputs that a restored backup of the queue does not have.")]
-    lost_files: Annotated[int, Meta(description="Inputs whose links or passwords a restored backup does not have.")]
+    lost_inputs: Annotated[
+        int, Meta(description="Number of inputs that were lost with a restored backup of the queue.")
+    ]
+    lost_files: Annotated[
+        int, Meta(description="Number of inputs whose query strings or passwords were lost with a restored backup.")
+    ]
     created_at: Time
-    chunks: Annotated[dict[str, int], Meta(description="Its chunks by state.")]
-    paused: Annotated[str | None, Meta(description="Why its workflow or the submission itself is paused.")]
+    chunks: Annotated[dict[str, int], Meta(description="Number of chunks by state.")]
+    paused: Annotated[str | None, Meta(description="Why its workflow or the submission is paused; null if neither is.")]
     retry_at: Time | None
-    held_up_by: Annotated[list[str], Meta(description="What stands in the way of its chunks.")]
+    held_up_by: Annotated[list[str], Meta(description="What delays its chunks.")]
 
 
 class Submissions(Struct, frozen=True):
@@ -88,7 +92,7 @@ class Submissions(Struct, frozen=True):
 
 
 class Doubt(Struct, frozen=True, kw_only=True):
-    """A chunk whose outcome is unknown, or that a person asked for."""
+    """A chunk of unknown outcome, or any chunk that was requested by its id."""
 
     chunk: str
     submission_id: str
@@ -96,15 +100,19 @@ class Doubt(Struct, frozen=True, kw_only=True):
     state: str
     inputs: int
     attempt: int
-    resends: Annotated[int, Meta(description="Attempts that were given up.")]
+    resends: Annotated[int, Meta(description="Number of attempts that were given up.")]
     reason: str | None
     batch_id: str | None
-    runs: Annotated[int, Meta(description="Runs that name the chunk and match no input.")]
-    window_ends: Annotated[str | None, Meta(description="Until when evidence may come; null if it is not in doubt.")]
+    runs: Annotated[int, Meta(description="Number of unmatched runs that name the chunk.")]
+    window_ends: Annotated[
+        str | None, Meta(description="When the window for evidence ends; null if the chunk is not in doubt.")
+    ]
     window_is_over: bool | None
     waits_for: str
-    can: Annotated[list[Literal["adopt", "resend", "discard"]], Meta(description="Decisions that are possible.")]
-    with_force: Annotated[list[Literal["adopt", "resend", "discard"]], Meta(description="Those that need `force`.")]
+    can: Annotated[list[Literal["adopt", "resend", "discard"]], Meta(description="Decisions that are possible now.")]
+    with_force: Annotated[
+        list[Literal["adopt", "resend", "discard"]], Meta(description="Decisions that need `force` now.")
+    ]
 
 
 class Doubts(Struct, frozen=True):
@@ -114,8 +122,8 @@ class Doubts(Struct, frozen=True):
     next_cursor: NextCursor
 
 
-class Tried(Struct, frozen=True, kw_only=True):
-    """An attempt at the chunk, by the tables."""
+class AttemptSummary(Struct, frozen=True, kw_only=True):
+    """An attempt of the chunk, from the result tables."""
 
     attempt: int
     state: str
@@ -141,72 +149,74 @@ class Evidence(Struct, frozen=True, kw_only=True):
 
 
 class DoubtDecision(Struct, frozen=True, kw_only=True):
-    """What was decided of the chunk."""
+    """A decision about the chunk."""
 
     kind: str
     attempt: int | None
     batch_id: str | None
-    decided_by: Annotated[str | None, Meta(description="Null if Everyrun decided by its own rules.")]
+    decided_by: Annotated[str | None, Meta(description="Null if Everyrun decided by its rules.")]
     reason: str
     decided_at: Time
 
 
-class OneDoubt(Doubt, frozen=True, kw_only=True):
-    """A chunk with its attempts, the runs that name it, and the decisions taken."""
+class DoubtDetail(Doubt, frozen=True, kw_only=True):
+    """A chunk with its attempts, the runs that name it, and the decisions about it."""
 
-    attempts: list[Tried]
+    attempts: list[AttemptSummary]
     evidence: list[Evidence]
     decisions: list[DoubtDecision]
 
 
 class PausedWorkflow(Struct, frozen=True):
-    """A workflow that nothing is sent for."""
+    """A paused workflow."""
 
     workflow_id: str
     reason: str
-    by: Annotated[str | None, Meta(description="Null if Extend refused.")]
+    by: Annotated[str | None, Meta(description="Null if Extend blocked it.")]
     since: Time
 
 
 class PausedWorkflows(Struct, frozen=True):
-    """A page of them."""
+    """A page of paused workflows."""
 
     workflows: list[PausedWorkflow]
     next_cursor: NextCursor
 
 
-class Stopped(Struct, frozen=True):
-    """How many inputs of what was paused or resumed stand where."""
+class PauseCounts(Struct, frozen=True):
+    """Numbers of inputs of the workflow or submission that was paused or resumed."""
 
-    sent: Annotated[int, Meta(description="Extend has them; a pause stops none of them.")]
+    submitted: Annotated[int, Meta(description="Extend has accepted them; a pause does not affect them.")]
     waiting: int
-    will_be_sent: Annotated[int, Meta(description="Of those that wait: nothing stops them.")]
-    calling: Annotated[int, Meta(description="Their call is in progress.")]
-    in_doubt: Annotated[int, Meta(description="The outcome of their call is unknown, or a person must decide.")]
-    waits_for: Annotated[dict[str, int], Meta(description="Those without a result, by what they wait for.")]
+    will_be_sent: Annotated[int, Meta(description="Waiting inputs that nothing delays.")]
+    calling: Annotated[int, Meta(description="Inputs whose call is in progress.")]
+    in_doubt: Annotated[
+        int, Meta(description="Inputs whose call has an unknown outcome, or needs a person's decision.")
+    ]
+    waits_for: Annotated[dict[str, int], Meta(description="Inputs without a result, by what they wait for.")]
 
 
 class WorkflowPause(Struct, frozen=True):
-    """Whether a workflow is paused now, and whether this call changed that."""
+    """A workflow: if it is paused now, and if this call changed that."""
 
     workflow_id: str
     paused: bool
     changed: bool
-    inputs: Stopped
+    inputs: PauseCounts
 
 
 class SubmissionPause(Struct, frozen=True):
-    """Whether a submission is paused now, and whether this call changed that."""
+    """A submission: if it is paused now, and if this call changed that."""
 
     submission_id: str
     workflow_id: str | None
     paused: bool
     changed: bool
-    inputs: Stopped
+    inputs: PauseCounts
 
 
 class MessageOutcome(Struct, frozen=True):
-    """What became of a message."""
+    """The outcome of a decision about a message."""
 
     source: str
     outcome: Literal["published", "dropped", "not-understood", "discarded", "not-open", "unknown"]
@@ -214,6 +224,6 @@ class MessageOutcome(Struct, frozen=True):
 
 
 class Outcomes(Struct, frozen=True):
-    """What became of each message, in the order that they were given."""
+    """The outcome for each message, in the order of the request."""
 
     decided: list[MessageOutcome]

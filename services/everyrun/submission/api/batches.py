@@ -1,7 +1,8 @@
-"""``POST /v1/batches``: registering a batch that somebody else submitted."""
+"""Serve ``POST /v1/batches``: register a batch that another caller sent to Extend."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated
 
 import asyncpg
@@ -13,11 +14,17 @@ from everyrun.http import BODY_BYTES, ApiError, scope
 from everyrun.openapi import answers
 from everyrun.settings import Settings
 from everyrun.submission.api.answers import BadUpload, RegisteredBatch
-from everyrun.submission.api.request_body import BODY, UPLOAD_REFUSED, Uploads, check_workflow, no_nul, rows_of
-from everyrun.submission.batch_registration import BatchKnownError, BatchTooLargeError, register
+from everyrun.submission.api.request_body import (
+    BODY,
+    UPLOAD_REFUSED,
+    Uploads,
+    check_workflow,
+    refuse_nul,
+    uploaded_rows,
+)
+from everyrun.submission.intake.batch_registration import BatchKnownError, BatchTooLargeError, register
 from everyrun.submission.intake.workflows import Workflows
-from everyrun.submission.keeper import Announcer
-from everyrun.submission.recovery.queue_recovery import Level, restored
+from everyrun.submission.recovery.queue_recovery import QueueRecovery, require_restored
 
 Id = Annotated[str, Query(min_length=1, max_length=255)]
 
@@ -26,9 +33,9 @@ def batch_routes(
     app: FastAPI,
     settings: Settings,
     pool: asyncpg.Pool,
-    announcer: Announcer,
+    wake_announcer: asyncio.Event,
     uploads: Uploads,
-    level: Level,
+    recovery: QueueRecovery,
     workflows: Workflows | None = None,
 ) -> None:
     """Add ``/v1/batches``."""
@@ -48,26 +55,26 @@ def batch_routes(
         workflow_id: Id,
         workflow_version: Annotated[str | None, Query(min_length=1, max_length=255)] = None,
     ) -> JSONResponse:
-        """Account for a batch that was sent to Extend by somebody else: with its inputs, all of them, as sent.
+        """Register a batch that another caller sent to Extend. The body has all inputs of the batch, as they were sent.
 
-        Answers 202 with submission_id, batch_id, expected and ambiguous: how many inputs have metadata equal to
-        another's, so that no run can be told to be theirs. The same again answers the same; other inputs, or a batch
-        that Everyrun sent, 409. A workflow that Extend says it does not have, 422 UNKNOWN_WORKFLOW.
+        Answers 202 with submission_id, batch_id, expected and ambiguous: how many inputs have the same metadata as
+        another, so no run can be matched to them. A repeated call gets the same answer. Answers 409 for other inputs,
+        or a batch that Everyrun sent, and 422 UNKNOWN_WORKFLOW if Extend does not have the workflow.
         """
         for name, value in (
             ("batch_id", batch_id),
             ("workflow_id", workflow_id),
             ("workflow_version", workflow_version),
         ):
-            no_nul(name, value or "")
+            refuse_nul(name, value or "")
         try:
-            async with rows_of(request, uploads, BODY_BYTES) as given:
-                await restored(level)
-                unchecked = await check_workflow(workflows, workflow_id, None)
+            async with uploaded_rows(request, uploads, BODY_BYTES) as rows:
+                await require_restored(recovery)
+                unchecked = await check_workflow(workflows, workflow_id)
                 registered = await register(
                     pool,
                     settings,
-                    given,
+                    rows,
                     batch_id=batch_id,
                     workflow_id=workflow_id,
                     workflow_version=workflow_version,
@@ -76,6 +83,6 @@ def batch_routes(
             raise ApiError(413, "TOO_LARGE", str(error)) from None
         except BatchKnownError as error:
             raise ApiError(409, "BATCH_KNOWN", str(error)) from None
-        announcer.poke.set()
+        wake_announcer.set()
         more = {} if unchecked is None else {"workflow_unchecked": unchecked}
         return JSONResponse({**msgspec.to_builtins(registered), **more}, 202)

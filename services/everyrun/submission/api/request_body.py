@@ -1,23 +1,24 @@
-"""What the calls that take rows have in common: the body, its limits, and how bad rows are answered."""
+"""Receive the body of an upload on disk, and answer what is wrong with its rows."""
 
 from __future__ import annotations
 
+import asyncio
+import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from email.message import Message
-from typing import Any, NamedTuple
+from typing import IO, NamedTuple
 
 import msgspec
 from fastapi import Request
 
 from everyrun.errors import Unavailable
 from everyrun.http import ApiError
-from everyrun.submission.api.body import BodyTooLargeError, receive
 from everyrun.submission.intake import parse
 from everyrun.submission.intake.accept import BadRowsError
 from everyrun.submission.intake.columns import Columns
-from everyrun.submission.intake.text import EncodingError
-from everyrun.submission.intake.workflows import UnknownVersionError, UnknownWorkflowError, Workflows
+from everyrun.submission.intake.text import EncodingError, UploadError
+from everyrun.submission.intake.workflows import UnknownWorkflowError, Workflows
 
 _ROW = {
     "type": "object",
@@ -36,7 +37,7 @@ _ROW = {
                 "settings": {"type": "object", "properties": {"password": {"type": "string"}}},
             },
         },
-        "metadata": {"type": "object", "description": "At most 10 KB; no key begins everyrun:."},
+        "metadata": {"type": "object", "description": "At most 10 KB. Keys must not begin with everyrun:."},
     },
 }
 BODY = {
@@ -49,53 +50,55 @@ BODY = {
                 "properties": {"inputs": {"type": "array", "minItems": 1, "items": _ROW}},
             }
         },
-        parse.NDJSON: {"schema": {"type": "string", "description": "A row, as in inputs above, a line."}},
+        parse.NDJSON: {"schema": {"type": "string", "description": "A row per line, like the rows of inputs above."}},
         parse.CSV: {"schema": {"type": "string", "description": (Columns.row.__doc__ or "").strip()}},
     },
 }
 
 
-#: What 422 of a call that takes rows means.
+#: The codes of 422 of a call that takes rows.
 UPLOAD_REFUSED = (
-    "BAD_ROWS: rows are wrong, `rows` lists the first. NO_ROWS: there are none. UNREADABLE: the body is not what its "
-    "content-type says. INVALID_REQUEST: a parameter is wrong; `field` names it. UNKNOWN_WORKFLOW: Extend does not "
-    "have the workflow; `did_you_mean` lists similar ids. UNKNOWN_VERSION: the workflow has no such "
-    "version; `did_you_mean` lists those that it has. Nothing was taken in."
+    "BAD_ROWS: rows are wrong; `rows` lists the first. NO_ROWS: the upload has no rows. UNREADABLE: the body does not "
+    "match its content-type. INVALID_REQUEST: a parameter is wrong; `field` names it. UNKNOWN_WORKFLOW: Extend has no "
+    "such workflow; `did_you_mean` lists similar ids. No row was accepted."
 )
 
-#: Of the pool's connections (submission/app.py) the others are left to the API, the dispatcher and the resolver.
-_AT_ONCE = 4
+#: The pool (submission/app.py) keeps its other connections for the API, the dispatcher and the resolver.
+_MAX_UPLOADS = 4
+#: Bytes that are written or unpacked at a time.
+_PART = 1 << 20
 
 
 class UploadsFullError(Unavailable):
-    """As many uploads as are taken at a time are under way; the text says what to do."""
+    """The maximum number of uploads is in progress; the text says what to do."""
 
     code = "BUSY"
     retry_after = 10
 
 
 class Uploads:
-    """The uploads under way: each takes disk while its caller sends, and then a connection to Postgres."""
+    """Count the uploads in progress. Each one takes disk while its body arrives, and then a Postgres connection."""
 
     def __init__(self) -> None:
         self._sizes: dict[object, int] = {}
 
     def __len__(self) -> int:
-        """Return how many are under way."""
+        """Return the number of uploads in progress."""
         return len(self._sizes)
 
     @property
     def size(self) -> int:
-        """The bytes that all of them have on disk."""
+        """The bytes on disk of all uploads in progress."""
         return sum(self._sizes.values())
 
     @contextmanager
-    def one_more(self) -> Iterator[Callable[[int], None]]:
-        """Make room for one upload while the block runs, and give what its size is told to. Raises UploadsFullError."""
-        if len(self) >= _AT_ONCE:
-            raise UploadsFullError(
-                f"{_AT_ONCE} uploads are under way, which is as many as are taken at once; try again"
-            )
+    def reserve(self) -> Iterator[Callable[[int], None]]:
+        """Reserve room for one upload while the block runs; yield the function that takes its current size.
+
+        Raises UploadsFullError.
+        """
+        if len(self) >= _MAX_UPLOADS:
+            raise UploadsFullError(f"{_MAX_UPLOADS} uploads are in progress, which is the maximum; try again later")
         upload = object()
         self._sizes[upload] = 0
         try:
@@ -104,17 +107,99 @@ class Uploads:
             del self._sizes[upload]
 
 
-class Kind(NamedTuple):
-    """What a request says of its body."""
+class BodyTooLargeError(Exception):
+    """The unpacked body exceeds the size limit."""
+
+
+class _PlainWriter:
+    """Write a body to a file, up to ``max_bytes``."""
+
+    def __init__(self, file: IO[bytes], max_bytes: int) -> None:
+        self._file = file
+        self._left = max_bytes
+
+    def write(self, part: bytes) -> None:
+        """Write a part. Raises BodyTooLargeError."""
+        self._left -= len(part)
+        if self._left < 0:
+            raise BodyTooLargeError
+        self._file.write(part)
+
+    def finish(self) -> None:
+        """Complete the body after its last part."""
+
+
+class _GzipWriter(_PlainWriter):
+    """Unpack a gzip body to a file, a megabyte at a time, so that a small body cannot fill the memory."""
+
+    def __init__(self, file: IO[bytes], max_bytes: int) -> None:
+        super().__init__(file, max_bytes)
+        self._unpacker = zlib.decompressobj(wbits=31)
+        self._begun = False
+
+    def write(self, part: bytes) -> None:
+        """Unpack and write a part. A body may have several gzip members. Raises BodyTooLargeError, UploadError."""
+        try:
+            while part:
+                if self._unpacker.eof:
+                    self._unpacker = zlib.decompressobj(wbits=31)
+                self._begun = True
+                super().write(self._unpacker.decompress(part, _PART))
+                part = self._unpacker.unconsumed_tail or self._unpacker.unused_data
+        except zlib.error as error:
+            raise UploadError(f"the body is not valid gzip, as Content-Encoding says: {error}") from None
+
+    def finish(self) -> None:
+        """Write the rest. Raises UploadError if the body ends too early, and BodyTooLargeError."""
+        while self._begun and not self._unpacker.eof:
+            try:
+                rest = self._unpacker.decompress(self._unpacker.unconsumed_tail, _PART)
+            except zlib.error as error:
+                raise UploadError(f"the body is not valid gzip, as Content-Encoding says: {error}") from None
+            if not rest and not self._unpacker.eof:
+                raise UploadError("the gzip body ends too early")
+            super().write(rest)
+
+
+async def receive(
+    body: AsyncIterator[bytes], max_bytes: int, gzip: bool, on_growth: Callable[[int], None] = lambda _size: None
+) -> IO[bytes]:
+    """Return a file with the whole body; ``on_growth`` is called with its size from time to time.
+
+    The file has no name, so it disappears with the process. Raises BodyTooLargeError, UploadError and the errors of
+    reading the body.
+    """
+    file = parse.spool()
+    try:
+        writer = _GzipWriter(file, max_bytes) if gzip else _PlainWriter(file, max_bytes)
+        buffered, size = [], 0
+        async for part in body:
+            buffered.append(part)
+            size += len(part)
+            if size >= _PART:
+                await asyncio.to_thread(writer.write, b"".join(buffered))
+                on_growth(file.tell())
+                buffered, size = [], 0
+        await asyncio.to_thread(writer.write, b"".join(buffered))
+        await asyncio.to_thread(writer.finish)
+        on_growth(file.tell())
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+class BodyFormat(NamedTuple):
+    """The format of a body, from the headers of its request."""
 
     content_type: str
     charset: str | None
     gzip: bool
 
 
-def kind_of(request: Request) -> Kind:
-    """Return what the head says of the body. Raises ApiError (415) for what is not taken."""
-    # The parser of mail heads knows quotes and parameters.
+def body_format(request: Request) -> BodyFormat:
+    """Return the format of the body. Raises ApiError (415) if it is not supported."""
+    # The mail parser handles quotes and parameters of the header.
     head = Message()
     head["content-type"] = request.headers.get("content-type", "")
     content_type = head.get_content_type() if head["content-type"] else ""
@@ -125,61 +210,61 @@ def kind_of(request: Request) -> Kind:
     codings = request.headers.getlist("content-encoding")
     coding = ",".join(codings).strip().lower()
     if coding not in ("", "identity", "gzip", "x-gzip"):
-        message = f"Content-Encoding {coding!r} is not taken: send the body as it is, or with gzip"
+        message = f"Content-Encoding {coding!r} is not supported: send the body uncompressed, or with gzip"
         raise ApiError(415, "UNSUPPORTED_ENCODING", message)
-    return Kind(content_type, charset if isinstance(charset, str) else None, coding.endswith("gzip"))
+    return BodyFormat(content_type, charset if isinstance(charset, str) else None, coding.endswith("gzip"))
 
 
 @asynccontextmanager
-async def rows_of(request: Request, uploads: Uploads, most: int) -> AsyncIterator[AsyncIterator[parse.Piece]]:
-    """Receive a request's body whole, of ``most`` bytes when it is unpacked, and give its rows to the block.
+async def uploaded_rows(
+    request: Request, uploads: Uploads, max_bytes: int
+) -> AsyncIterator[AsyncIterator[parse.RowGroup]]:
+    """Receive the whole body of a request, of at most ``max_bytes`` unpacked, and give its rows to the block.
 
-    While the body comes in, no transaction is open. Raises ApiError, UploadsFullError.
+    No transaction is open while the body arrives. Raises ApiError, UploadsFullError.
     """
-    kind = kind_of(request)
-    with uploads.one_more() as grown:
+    format = body_format(request)
+    with uploads.reserve() as on_growth:
         try:
-            file = await receive(request.stream(), most, kind.gzip, grown)
+            file = await receive(request.stream(), max_bytes, format.gzip, on_growth)
         except BodyTooLargeError:
-            what = "upload, unpacked," if kind.gzip else "upload"
-            raise ApiError(413, "TOO_LARGE", f"the {what} is larger than {most} bytes; split it") from None
+            what = "unpacked upload" if format.gzip else "upload"
+            raise ApiError(413, "TOO_LARGE", f"the {what} is larger than {max_bytes} bytes; split it") from None
         except OSError as error:
             message = f"no room for the upload in the folder for temporary files ({error.strerror}); see TMPDIR"
             raise ApiError(507, "NO_ROOM", message) from None
-        except parse.UploadError as error:
+        except UploadError as error:
             raise ApiError(422, "UNREADABLE", str(error)) from None
         with file:
             try:
-                yield parse.pieces(parse.Reading(kind.content_type, file, parse.Options(kind.charset)))
+                options = parse.Options(format.charset)
+                yield parse.row_groups(parse.RowReader(format.content_type, file, options))
             except EncodingError as error:
                 remedy = "" if error.named else ": content-type: text/csv; charset=windows-1252"
                 raise ApiError(422, "UNREADABLE", f"{error}{remedy}") from None
-            except parse.UploadError as error:
+            except UploadError as error:
                 raise ApiError(422, "UNREADABLE", str(error)) from None
             except BadRowsError as error:
-                raise bad_rows(error) from None
+                raise bad_rows_error(error) from None
 
 
-def bad_rows(error: BadRowsError) -> ApiError:
-    """The answer 422 that lists what is wrong with which row."""
+def bad_rows_error(error: BadRowsError) -> ApiError:
+    """Return the answer 422 that lists the bad rows and what is wrong with each."""
     if not error.count:
-        return ApiError(422, "NO_ROWS", "the upload has no rows; nothing was taken in", bad_rows=0, rows=[])
-    message = f"{error.count} bad rows, so nothing was taken in; the first {len(error.rows)} are listed"
+        return ApiError(422, "NO_ROWS", "the upload has no rows, so nothing was accepted", bad_rows=0, rows=[])
+    message = f"{error.count} bad rows, so nothing was accepted; the first {len(error.rows)} are listed"
     rows = [msgspec.to_builtins(row) for row in error.rows]
     return ApiError(422, "BAD_ROWS", message, bad_rows=error.count, rows=rows)
 
 
-def no_nul(field: str, value: str) -> None:
-    """Refuse with 422 what Postgres cannot hold."""
+def refuse_nul(field: str, value: str) -> None:
+    """Raise ApiError (422) if Postgres could not store the value."""
     if "\x00" in value:
         raise ApiError(422, "INVALID_REQUEST", f"{field}: has a NUL character", field=field)
 
 
-async def check_workflow(workflows: Workflows | None, workflow_id: str, version: str | None) -> str | None:
-    """Return why Extend could not be asked about a workflow and its version; None if it has them.
-
-    Raises ApiError if it has not.
-    """
+async def check_workflow(workflows: Workflows | None, workflow_id: str) -> str | None:
+    """Return why Extend could not be asked about a workflow; None if Extend has it. Raises ApiError if it has not."""
     if workflows is None:
         return None
     try:

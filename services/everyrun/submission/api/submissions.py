@@ -1,7 +1,8 @@
-"""The HTTP API that takes inputs in."""
+"""Serve the submission API: accept submissions, and show them."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any
 
 import asyncpg
@@ -31,41 +32,41 @@ from everyrun.submission.api.request_body import (
     UPLOAD_REFUSED,
     Uploads,
     check_workflow,
-    no_nul,
-    rows_of,
+    refuse_nul,
+    uploaded_rows,
 )
-from everyrun.submission.doubts import Doubts
+from everyrun.submission.decisions.doubts import Doubts
+from everyrun.submission.decisions.quarantine import Quarantine
 from everyrun.submission.intake.accept import (
     IdempotencyConflictError,
     QueueReplacedError,
     SubmittedBeforeError,
-    take_in,
+    accept_submission,
+    is_known,
 )
 from everyrun.submission.intake.workflows import Workflows
-from everyrun.submission.keeper import Announcer
-from everyrun.submission.quarantine import Quarantine
-from everyrun.submission.recovery.queue_recovery import Level, NotLevelError, restored
+from everyrun.submission.recovery.queue_recovery import NotCaughtUpError, QueueRecovery, require_restored
 
-_sql = beside(__file__, "../queue.sql")
+_sql = beside(__file__, "api.sql")
 
 
 def submission_api(
     settings: Settings,
     pool: asyncpg.Pool,
-    announcer: Announcer,
+    wake_announcer: asyncio.Event,
     log: Log,
     doubts: Doubts,
-    level: Level,
+    recovery: QueueRecovery,
     uploads: Uploads | None = None,
     workflows: Workflows | None = None,
 ) -> FastAPI:
     """Return the submission service's API. Errors are ``{"code", "message"}``; see the OpenAPI document.
 
-    Without ``workflows`` nobody is asked whether Extend has a workflow.
+    ``wake_announcer`` is set after each accepted submission. Without ``workflows``, workflow ids are not checked.
     """
     app = api(
         "Everyrun submission",
-        "Takes inputs in, in bulk. What is answered with 202 is sent to Extend and accounted for.",
+        "Accepts inputs in bulk. Everyrun sends every input that it answered with 202 to Extend, and accounts for it.",
         settings,
         pool,
         frozenset({"/v1/submissions"}),
@@ -77,8 +78,8 @@ def submission_api(
         Submitted,
         {
             409: (
-                "IDEMPOTENCY_CONFLICT: the Idempotency-Key was used for other content. SUBMITTED_BEFORE: the very same "
-                "rows were submitted before, and `once` was asked for.",
+                "IDEMPOTENCY_CONFLICT: the Idempotency-Key was used for other content. SUBMITTED_BEFORE: the same rows "
+                "were submitted before, and `once` was set.",
                 SubmittedBefore,
             ),
             415: "UNSUPPORTED_MEDIA_TYPE: the body is neither JSON, NDJSON nor CSV, or its Content-Encoding not gzip.",
@@ -92,32 +93,31 @@ def submission_api(
         priority: Annotated[int, Query(ge=1, le=100)] = 90,
         idempotency_key: Annotated[str | None, Header(min_length=1, max_length=MAX_IDEMPOTENCY_KEY)] = None,
         once: Annotated[
-            bool, Query(description="Refuse with 409 (SUBMITTED_BEFORE) if the very same rows were submitted before.")
+            bool, Query(description="Refuse with 409 (SUBMITTED_BEFORE) if the same rows were submitted before.")
         ] = False,
     ) -> JSONResponse:
-        """Take inputs in: all of them, or none. Answers 202 with submission_id, expected and batches (a count).
+        """Accept all inputs, or none. Answers 202 with submission_id, expected and batches (a count).
 
-        The same content under the same Idempotency-Key is the same submission: the answer is the first one's. What a
-        submission lost to a restored backup of the queue is filled in, and sent. Without a key the submission's id is
-        its key.
+        The same content with the same Idempotency-Key is the same submission, and gets the first one's answer. If the
+        submission lost inputs with a restored backup of the queue, they are restored and sent. Without a key the
+        submission's id is its key.
 
-        Extend is asked whether it has the workflow: 422 UNKNOWN_WORKFLOW with `did_you_mean` if it says that it has
-        not, and 422 UNKNOWN_VERSION if the workflow has no such version. If Extend cannot be asked, the inputs are
-        taken in, and `workflow_unchecked` says why.
+        Everyrun asks Extend if it has the workflow, and answers 422 UNKNOWN_WORKFLOW with `did_you_mean` if not. If
+        Extend cannot be asked, the inputs are accepted, and `workflow_unchecked` says why.
         """
-        no_nul("workflow_id", workflow_id)
-        no_nul("workflow_version", workflow_version or "")
+        refuse_nul("workflow_id", workflow_id)
+        refuse_nul("workflow_version", workflow_version or "")
         try:
-            async with rows_of(request, uploads, settings.upload_max_bytes) as given:
-                # Of an upload with a key the log must have been asked first, if the queue may be an older one.
-                incarnation = None if idempotency_key is None else await restored(level)
-                # What was taken in before is answered as then, whatever became of the workflow.
-                again = idempotency_key and await pool.fetchval(_sql["by_idempotency_key"], idempotency_key)
-                unchecked = None if again else await check_workflow(workflows, workflow_id, workflow_version)
-                accepted = await take_in(
+            async with uploaded_rows(request, uploads, settings.upload_max_bytes) as rows:
+                # A restored queue may not know the key of an earlier upload, so recover it from the log first.
+                incarnation = None if idempotency_key is None else await require_restored(recovery)
+                # A repeated upload gets its first answer, even if the workflow is gone since.
+                repeated = idempotency_key is not None and await is_known(pool, idempotency_key)
+                unchecked = None if repeated else await check_workflow(workflows, workflow_id)
+                accepted = await accept_submission(
                     pool,
                     settings,
-                    given,
+                    rows,
                     workflow_id=workflow_id,
                     workflow_version=workflow_version,
                     priority=priority,
@@ -126,14 +126,14 @@ def submission_api(
                     once=once,
                 )
         except QueueReplacedError:
-            raise NotLevelError("the database was replaced while the upload came in; send it again") from None
+            raise NotCaughtUpError("the database was replaced during the upload; send it again") from None
         except SubmittedBeforeError as error:
             before = {"submission_id": error.submission_id, "created_at": error.created_at.isoformat()}
             raise ApiError(409, "SUBMITTED_BEFORE", str(error), **before) from None
         except IdempotencyConflictError:
-            message = "this Idempotency-Key was used for other content; use a new key, or send the same content again"
+            message = "this Idempotency-Key was used for other content; use a new key, or send the first content again"
             raise ApiError(409, "IDEMPOTENCY_CONFLICT", message) from None
-        announcer.poke.set()
+        wake_announcer.set()
         more = {} if unchecked is None else {"workflow_unchecked": unchecked}
         return JSONResponse({**msgspec.to_builtins(accepted), **more}, 202)
 
@@ -142,42 +142,24 @@ def submission_api(
     async def submissions(
         cursor: str | None = None, limit: Annotated[int, Query(ge=1, le=1000)] = 100
     ) -> dict[str, Any]:
-        """The submissions, newest first, with what became of their chunks; next_cursor where there are more."""
-        no_nul("cursor", cursor or "")
-        rows = await pool.fetch(_sql["submissions"], None, cursor, limit + 1)
-        more = len(rows) > limit
-        shown = [_shown(row) for row in rows[:limit]]
+        """List submissions, newest first, with the states of their chunks; next_cursor is set if there are more."""
+        refuse_nul("cursor", cursor or "")
+        found = await pool.fetch(_sql["submissions"], None, cursor, limit + 1)
+        more = len(found) > limit
+        shown = [_shown(row) for row in found[:limit]]
         return {"submissions": shown, "next_cursor": shown[-1]["submission_id"] if more else None}
 
     @app.get("/v1/submissions/{submission_id}", dependencies=[scope("read")])
     @answers(Submission, {404: "NOT_FOUND: there is no such submission."})
     async def submission(submission_id: str) -> dict[str, Any]:
-        """One submission: its chunks by state, and what holds them up."""
-        no_nul("submission_id", submission_id)
+        """Show a submission: its chunks by state, and what delays them."""
+        refuse_nul("submission_id", submission_id)
         row = await pool.fetchrow(_sql["submissions"], submission_id, None, 1)
         if row is None:
             raise ApiError(404, "NOT_FOUND", f"there is no submission {submission_id}")
         return _shown(row)
 
-    @app.get("/v1/workflows/{workflow_id}/check", dependencies=[scope("submit")])
-    @answers(
-        CheckedWorkflow,
-        {422: ("UNKNOWN_WORKFLOW or UNKNOWN_VERSION: Extend does not have it; `did_you_mean` lists.", BadUpload)},
-    )
-    async def check(
-        workflow_id: str, workflow_version: Annotated[str | None, Query(min_length=1, max_length=255)] = None
-    ) -> dict[str, Any]:
-        """Check that Extend has a workflow, and a version of it, before anything is uploaded for it.
-
-        If Extend cannot be asked, `workflow_unchecked` says why.
-        """
-        no_nul("workflow_id", workflow_id)
-        no_nul("workflow_version", workflow_version or "")
-        unchecked = await check_workflow(workflows, workflow_id, workflow_version)
-        more = {} if unchecked is None else {"workflow_unchecked": unchecked}
-        return {"workflow_id": workflow_id, "workflow_version": workflow_version, **more}
-
-    batch_routes(app, settings, pool, announcer, uploads, level, workflows)
+    batch_routes(app, settings, pool, wake_announcer, uploads, recovery, workflows)
     quarantine_routes(app, Quarantine(pool, log))
     doubt_routes(app, doubts)
     pause_routes(app, pool, log)

@@ -1,7 +1,7 @@
-"""What an answer to a batch POST, or the lack of one, means. Pure.
+"""Decide what the answer to a batch call means, or that no answer came. Pure.
 
-Only a body of Extend's own form is Extend's word (``read_problem``). The table by status is in
-docs/explanation/delivery.md.
+Only a body in Extend's own form counts as Extend's word (``read_problem``). docs/explanation/delivery.md has the table
+of verdicts by status.
 """
 
 from __future__ import annotations
@@ -15,17 +15,16 @@ import msgspec
 
 from everyrun.extend.client import Problem, clean, read_error, read_json, read_problem, retry_after
 from everyrun.redact import describe
-from everyrun.submission.dispatch.cutting import named
 
 
-class Taken(msgspec.Struct, frozen=True):
-    """Extend took the batch."""
+class Accepted(msgspec.Struct, frozen=True):
+    """Extend accepted the batch."""
 
     batch_id: str
 
 
-class Rejected(msgspec.Struct, frozen=True):
-    """Extend made nothing of the call because of its inputs; ``named`` are the places of those it names, from 0."""
+class Refused(msgspec.Struct, frozen=True):
+    """Extend refused the call because of its inputs, and made nothing. ``named`` are indexes of inputs it names."""
 
     status: int
     code: str
@@ -34,61 +33,58 @@ class Rejected(msgspec.Struct, frozen=True):
 
 
 class Returned(msgspec.Struct, frozen=True):
-    """Not taken, for now: nothing was made of it.
+    """The batch was not accepted for now, and Extend made nothing: it will be retried.
 
-    ``wait`` is how long Extend asked to wait, in seconds; ``limited`` is set for a 429; ``heard`` if Extend itself
-    said so.
+    ``wait`` is how long Extend asked to wait, in seconds. ``rate_limited`` is set for a 429, ``from_extend`` if Extend
+    itself answered.
     """
 
     reason: str
     wait: float | None = None
-    limited: bool = False
-    heard: bool = False
+    rate_limited: bool = False
+    from_extend: bool = False
 
 
 class Blocked(msgspec.Struct, frozen=True):
-    """Not accepted, and it will not be before a person acts.
-
-    ``scope`` is what to pause: the workflow, for an error of the workflow, the key, the credits or the permission; the
-    submission, for an error of the workflow version that it names, which concerns no other submission.
-    """
+    """The batch was not accepted, and will not be before a person fixes the workflow, key, credits or permission."""
 
     reason: str
     scope: Literal["workflow", "submission"] = "workflow"
 
 
 class Unclear(msgspec.Struct, frozen=True):
-    """Taken, by its status, but without a batchId: a person must look."""
+    """The status says accepted, but there is no batchId: a person must decide."""
 
     reason: str
 
 
 class InDoubt(msgspec.Struct, frozen=True):
-    """It may have been taken, or not."""
+    """The batch may have been accepted or not."""
 
     reason: str
 
 
-Verdict = Taken | Rejected | Returned | Blocked | Unclear | InDoubt
+Verdict = Accepted | Refused | Returned | Blocked | Unclear | InDoubt
 
-#: No whole request was sent. LocalProtocolError is our own side's: h11 refuses to write what is not HTTP, such as a
-#: header with a line break. A batch call's body is whole when it begins, so nothing of it can be refused later.
+#: The request was not sent whole. LocalProtocolError is raised by our own side: h11 refuses to write invalid HTTP, such
+#: as a header with a line break. It never comes in the middle of a body, because a batch call's body is complete before
+#: the call.
 _NOT_SENT = (
     *(httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol, httpx.ProxyError),
     httpx.LocalProtocolError,
 )
 
-#: Statuses that refuse a request before anything is made of it, whoever answers (RFC 9110, 6585, 7725).
-_NOTHING_MADE = frozenset(
+#: Statuses that refuse a request before it has any effect, from any server (RFC 9110, 6585, 7725).
+_NO_EFFECT = frozenset(
     {400, 401, 402, 403, 404, 405, 406, 407, 410, 411, 413, 414, 415, 417, 421, 422, 426, 428, 429, 431, 451}
 )
-#: Statuses that can follow a request that was, or is still being, worked on.
-_MAY_BE_MADE = frozenset({408, 409, 425, 499})
+#: Statuses of a request that may have had an effect, or may still have one.
+_MAY_HAVE_EFFECT = frozenset({408, 409, 425, 499})
 
-#: Statuses of Extend's own that can be about the inputs. Others are about the workflow or the account.
+#: Statuses of Extend that can be about the inputs. All others are about the workflow or the account.
 _OF_INPUTS = frozenset({400, 413, 422})
 _CODES_OF_ACCOUNT = frozenset({"UNAUTHORIZED", "FORBIDDEN", "USAGE_BLOCKED", "ENDPOINT_REMOVED"})
-#: Words of an error of the workflow or the account. A "workflow run" is what an input becomes, not the workflow.
+#: Words in an error about the workflow or the account. A "workflow run" is made from an input, so it does not count.
 _WORKFLOW = re.compile(
     r"workflow(?![ _-]?runs?\b)|deploy|publish|\bdraft|api[ _-]?(key|version)|x-extend-|workspace|organi[sz]ation"
     r"|account|credit|billing|quota|permission|authori[sz]|endpoint|priority",
@@ -97,11 +93,14 @@ _WORKFLOW = re.compile(
 #: Words of an error of the workflow version that the call names. The API's own version is another thing.
 _VERSION = re.compile(r"(?<!api.)\bversions?\b|\bdraft", re.IGNORECASE)
 _FILE = re.compile(r"\bfiles?\b", re.IGNORECASE)
+#: ``inputs[3]``, ``inputs.3`` or ``inputs/3``, counted from 0 like Extend's own request.
+_INDEX = re.compile(r"\binputs?(?:\[(\d{1,6})\]|[./](\d{1,6})(?!\d))")
+_WORD = re.compile(r"[A-Za-z0-9_-]+")
 
-#: A chunk that was not taken waits for 1 s at first, twice as long each time, at most this long, in seconds.
-LONGEST_RETURNED = 300.0
-#: While Extend itself is not heard, calls are held up for 1 s at first, twice as long each time, at most this long.
-LONGEST_UNHEARD = 60.0
+#: A returned chunk waits 1 s at first, then twice as long after each attempt, up to this maximum, in seconds.
+MAX_CHUNK_WAIT = 300.0
+#: While Extend itself does not answer, all calls wait 1 s at first, then twice as long, up to this maximum, in seconds.
+MAX_CALLS_WAIT = 60.0
 
 
 def classify_failure(error: httpx.HTTPError) -> Verdict:
@@ -122,37 +121,45 @@ def classify_response(
         return _success(response.content)
     problem = read_problem(response.content)
     if problem is None:
-        return _of_a_stranger(response)
+        return _not_from_extend(response)
     reason = f"{status} {problem.code}: {problem.message}"
     wait = retry_after(response.headers) or None
     if status == 429:
-        return Returned(reason, wait, limited=True, heard=True)
-    if not 400 <= status < 500 or status in _MAY_BE_MADE:
-        # Also if it is retryable: to Extend a second batch is a retry, to us it is every document twice.
+        return Returned(reason, wait, rate_limited=True, from_extend=True)
+    if not 400 <= status < 500 or status in _MAY_HAVE_EFFECT:
+        # Even if Extend calls it retryable: a second batch would process every document twice.
         return InDoubt(reason)
     if problem.retryable:
-        return Returned(reason, wait, heard=True)
-    places = named(problem.message, files)
-    if _is_of_inputs(status, problem, places):
-        return Rejected(status, problem.code, problem.message, places)
-    return Blocked(reason, "submission" if _is_of_version(status, problem, version) else "workflow")
+        return Returned(reason, wait, from_extend=True)
+    named = named_inputs(problem.message, files)
+    if _is_of_inputs(status, problem, named):
+        return Refused(status, problem.code, problem.message, named)
+    return Blocked(reason)
 
 
-def _of_a_stranger(response: httpx.Response) -> Verdict:
-    """The verdict on an error that is not in Extend's form: a proxy, a firewall, a portal said it."""
+def named_inputs(message: str, files: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
+    """Return the indexes of the inputs that a message names, by their index or by the id of their file."""
+    words = set(_WORD.findall(message))
+    found = {int(match[1] or match[2]) for match in _INDEX.finditer(message)}
+    found |= {index for index, file in enumerate(files) if file.get("id") in words}
+    return tuple(sorted(index for index in found if index < len(files)))
+
+
+def _not_from_extend(response: httpx.Response) -> Verdict:
+    """Return the verdict on an error that is not in Extend's form: a proxy, firewall or portal answered."""
     status = response.status_code
     shown = read_error(response.content)[1]
     reason = f"{status}, and the body is not Extend's: {shown}" if shown else f"{status}, and the body is not Extend's"
-    if status in _NOTHING_MADE:
-        return Returned(reason, retry_after(response.headers) or None, limited=status == 429)
+    if status in _NO_EFFECT:
+        return Returned(reason, retry_after(response.headers) or None, rate_limited=status == 429)
     return InDoubt(reason)
 
 
-def _is_of_inputs(status: int, problem: Problem, places: tuple[int, ...]) -> bool:
-    """Tell an error of the inputs from one of the workflow or the account. If it cannot be told, it is the latter."""
+def _is_of_inputs(status: int, problem: Problem, named: tuple[int, ...]) -> bool:
+    """Return if the error is about the inputs. If in doubt, it is about the workflow or the account."""
     if problem.code in _CODES_OF_ACCOUNT or status not in _OF_INPUTS | {404, 415}:
         return False
-    if places:
+    if named:
         return True
     if _WORKFLOW.search(f"{problem.code} {problem.message}"):
         return False
@@ -169,34 +176,34 @@ def _success(content: bytes) -> Verdict:
     try:
         body = read_json(content)
     except ValueError:
-        # Not Extend's own answer, so it says nothing of whether the batch was made: evidence decides.
+        # Extend answers in JSON, so this is not Extend's answer and proves nothing: evidence decides.
         return InDoubt("a success whose body is not JSON")
     batch_id = body.get("batchId") if isinstance(body, dict) else None
     if isinstance(batch_id, str) and 0 < len(batch_id) <= 255 and clean(batch_id) == batch_id:
-        return Taken(batch_id)
+        return Accepted(batch_id)
     return Unclear("a success without a batchId")
 
 
-def is_heard(outcome: object) -> bool:
-    """Return if Extend itself answered, whatever it said."""
-    return outcome.heard if isinstance(outcome, Returned) else not isinstance(outcome, InDoubt)
+def is_from_extend(outcome: object) -> bool:
+    """Return if Extend itself answered the call."""
+    return outcome.from_extend if isinstance(outcome, Returned) else not isinstance(outcome, InDoubt)
 
 
 def chunk_wait(returned: Returned, attempt: int) -> float:
-    """Return how long a chunk waits after an attempt that was not taken, in seconds."""
-    return _doubled(attempt, LONGEST_RETURNED) if returned.wait is None else returned.wait
+    """Return how long a chunk waits after a returned attempt, in seconds."""
+    return _doubled(attempt, MAX_CHUNK_WAIT) if returned.wait is None else returned.wait
 
 
 def calls_wait(outcome: object, in_a_row: int) -> float:
-    """Return for how long no call is made, in seconds.
+    """Return how long all calls wait after an outcome, in seconds.
 
-    That is after a 429, or after ``in_a_row`` answers (this one included) that were not Extend's. A single one of
-    those holds up nothing: a firewall may dislike one chunk.
+    They wait after a 429, and after ``in_a_row`` answers (this one included) that were not Extend's. A single answer
+    that is not Extend's delays nothing: a firewall may reject one particular chunk.
     """
-    if isinstance(outcome, Returned) and outcome.limited:
-        return _doubled(in_a_row, LONGEST_UNHEARD) if outcome.wait is None else outcome.wait
-    return _doubled(in_a_row - 1, LONGEST_UNHEARD) if in_a_row > 1 else 0.0
+    if isinstance(outcome, Returned) and outcome.rate_limited:
+        return _doubled(in_a_row, MAX_CALLS_WAIT) if outcome.wait is None else outcome.wait
+    return _doubled(in_a_row - 1, MAX_CALLS_WAIT) if in_a_row > 1 else 0.0
 
 
-def _doubled(times: int, most: float) -> float:
-    return min(2.0 ** min(max(times - 1, 0), 30), most)
+def _doubled(times: int, maximum: float) -> float:
+    return min(2.0 ** min(max(times - 1, 0), 30), maximum)

@@ -1,7 +1,9 @@
-"""The dispatch protocol as one pure transition function: from a chunk's state and what happens to the state after.
+"""The dispatch protocol as one pure transition function: a chunk's state and a trigger give the next state.
 
-What is said to the log is acknowledged before the new state is kept, so a crash between the two repeats an event
-with the same id and loses none. tests/model checks every interleaving of it within small bounds.
+The events of a step are acknowledged by the log before the new state is stored. So a crash between the two repeats an
+event with the same id, and loses none. tests/model checks every interleaving within small bounds.
+
+The module exceeds 300 lines so that all rules about a chunk can be read in one place.
 """
 
 from __future__ import annotations
@@ -12,36 +14,37 @@ import msgspec
 from msgspec.structs import replace
 
 from everyrun.errors import Conflict
-from everyrun.submission.dispatch.classify import Blocked, InDoubt, Rejected, Returned, Taken, Unclear, Verdict
-from everyrun.submission.dispatch.cutting import cut
+from everyrun.submission.chunks import Range, cut_refused
+from everyrun.submission.dispatch.classify import Accepted, Blocked, InDoubt, Refused, Returned, Unclear, Verdict
 
-#: Why a chunk is held whose files the restored queue does not have: Extend did not take it, or gave no sign of it.
+#: The reasons of a held chunk whose files the restored queue does not have: Extend did not accept it, or there was no
+#: evidence that it did.
 FILES_LOST_UNSENT = (
-    "the queue was restored from a backup that does not have this chunk, and the log shows its files without what "
-    "opens them; Extend did not take it: repeat the upload with the same Idempotency-Key, or discard the chunk"
+    "the queue was restored from a backup without this chunk, and the log shows its files without query strings and "
+    "passwords. Extend did not accept it: repeat the upload with the same Idempotency-Key, or discard the chunk"
 )
 FILES_LOST_IN_DOUBT = (
-    "the queue was restored from a backup that does not have this chunk, and the log shows its files without what "
-    "opens them; no evidence came within the window: repeat the upload with the same Idempotency-Key, or discard the "
+    "the queue was restored from a backup without this chunk, and the log shows its files without query strings and "
+    "passwords. No evidence came within the window: repeat the upload with the same Idempotency-Key, or discard the "
     "chunk"
 )
 
-State = Literal["waiting", "sending", "in_doubt", "held", "sent", "refused", "cut"]
+StateName = Literal["waiting", "sending", "in_doubt", "held", "submitted", "refused", "cut"]
 
 
 class ChunkState(msgspec.Struct, frozen=True):
-    """Where a chunk stands.
+    """The state of a chunk.
 
-    ``resends`` counts the attempts given up without proof that they were not taken. ``batch_id`` is of an attempt that
-    was taken: the chunk's own where it is sent, an earlier one's where it is sending. ``size`` counts its inputs.
-    ``files_lost``: it cannot be sent, since the queue has its inputs from the log alone, which shows no query strings
-    and passwords.
+    ``resends`` counts the attempts that were given up without proof that Extend did not accept them. ``batch_id`` is
+    the batch of an accepted attempt: of this one if the chunk is submitted, of an earlier one if it is sending.
+    ``size`` counts its inputs. A chunk with ``files_lost`` cannot be sent: the queue has its inputs only from the log,
+    which shows no query strings and passwords.
 
-    Of a chunk that is sending: ``claimed`` if a worker may still begin the call, ``announced`` if the queue has read
-    the attempt's batch-requested in the log.
+    Only for a chunk that is sending: ``claimed`` if a worker may still begin the call; ``announced`` if the queue has
+    read the attempt's batch-requested in the log.
     """
 
-    state: State
+    state: StateName
     attempt: int = 0
     resends: int = 0
     batch_id: str | None = None
@@ -53,48 +56,51 @@ class ChunkState(msgspec.Struct, frozen=True):
 
 
 class Claimed(msgspec.Struct, frozen=True):
-    """A worker takes the chunk to send it."""
+    """A worker claims the chunk, to send it.
+
+    The queue does this step itself, in the SQL function ``everyrun_queue.claim``; tests compare the two.
+    """
 
 
 class Unannounced(msgspec.Struct, frozen=True):
-    """Kafka did not acknowledge batch-requested: nothing was sent."""
+    """Kafka did not acknowledge batch-requested, so nothing was sent."""
 
 
 class Expired(msgspec.Struct, frozen=True):
-    """The attempt's deadline passed before the call was begun: nothing was sent."""
+    """The deadline passed before the call began, so nothing was sent."""
 
 
 class Answered(msgspec.Struct, frozen=True):
-    """What the worker that made the attempt says of it; it may come when the attempt was given to doubt already."""
+    """The worker of the attempt reports its outcome. It may come after the attempt was found in doubt."""
 
     attempt: int
     outcome: Verdict | Expired | Unannounced
 
 
-class Lost(msgspec.Struct, frozen=True):
-    """The attempt's call has ended by now, and nobody knows how: its worker is gone."""
+class WorkerLost(msgspec.Struct, frozen=True):
+    """The call of the attempt has ended by now, with an unknown outcome: its worker is gone."""
 
     attempt: int
 
 
-class Unclaimed(msgspec.Struct, frozen=True):
-    """The claim of the attempt is taken away: a worker that has not begun the call by now never does."""
+class ClaimRevoked(msgspec.Struct, frozen=True):
+    """The claim is revoked: a worker that has not begun the call by now never begins it."""
 
     attempt: int
 
 
 class NeverAnnounced(msgspec.Struct, frozen=True):
-    """The log, read to its end after the claim was taken away, has no batch-requested of the attempt.
+    """The log, read to its end after the claim was revoked, has no batch-requested of the attempt.
 
-    A worker looks for its claim after the log has acknowledged batch-requested, and before it calls. So no call was
-    made, and none will be.
+    A worker checks its claim after the log acknowledged batch-requested and before it calls. So there was no call, and
+    there will be none.
     """
 
     attempt: int
 
 
-class Evidence(msgspec.Struct, frozen=True):
-    """A run names this attempt: it was taken."""
+class EvidenceFound(msgspec.Struct, frozen=True):
+    """A run names this attempt, so Extend accepted it."""
 
     attempt: int
     batch_id: str
@@ -102,7 +108,7 @@ class Evidence(msgspec.Struct, frozen=True):
 
 
 class WindowPassed(msgspec.Struct, frozen=True):
-    """No evidence came in the time in which it can come; ``witness`` is a run that names the chunk, but no batch."""
+    """No evidence came within the window. ``witness`` is a run that names the chunk, but no batch."""
 
     attempt: int
     resends_allowed: int
@@ -110,7 +116,7 @@ class WindowPassed(msgspec.Struct, frozen=True):
 
 
 class Adopted(msgspec.Struct, frozen=True):
-    """A person named the batch, and this run of it names the attempt."""
+    """A person named the batch, and this run of the batch names the attempt."""
 
     attempt: int
     batch_id: str
@@ -120,23 +126,23 @@ class Adopted(msgspec.Struct, frozen=True):
 
 
 class Resent(msgspec.Struct, frozen=True):
-    """A person decided to send the chunk again."""
+    """A person decided to resend the chunk."""
 
     by: str
     why: str
 
 
 class Discarded(msgspec.Struct, frozen=True):
-    """A person decided that the chunk is not sent again."""
+    """A person decided never to resend the chunk."""
 
     by: str
     why: str
 
 
-Decision = Adopted | Resent | Discarded
-Happening = Claimed | Answered | Unclaimed | NeverAnnounced | Lost | Evidence | WindowPassed | Decision
+DoubtDecision = Adopted | Resent | Discarded
+Trigger = Claimed | Answered | ClaimRevoked | NeverAnnounced | WorkerLost | EvidenceFound | WindowPassed | DoubtDecision
 
-Kind = Literal[
+EventKind = Literal[
     "batch-requested",
     "batch-returned",
     "batch-in-doubt",
@@ -149,157 +155,161 @@ Kind = Literal[
 ]
 
 
-class Say(msgspec.Struct, frozen=True):
-    """An event for ``batches``: its type, and the attempt it is of."""
+class StepEvent(msgspec.Struct, frozen=True):
+    """An event to publish to ``batches``: its type and its attempt."""
 
-    kind: Kind
+    kind: EventKind
     attempt: int
 
 
 class Step(msgspec.Struct, frozen=True):
-    """The state after, what to say before it is kept, and what is to be paused: the workflow, or the submission.
+    """The next state, the events to publish before it is stored, and if the workflow must be paused.
 
-    ``parts`` are the chunks that a chunk was cut into, as the first and last place of each, from 0.
+    ``parts`` are the parts of a chunk that was cut, as indexes of its inputs.
     """
 
     after: ChunkState
-    say: tuple[Say, ...] = ()
-    block: Literal["workflow", "submission"] | None = None
-    parts: tuple[tuple[int, int], ...] = ()
+    events: tuple[StepEvent, ...] = ()
+    pause_workflow: bool = False
+    parts: tuple[Range, ...] = ()
 
 
 class NotPossibleError(Conflict):
-    """This cannot happen to a chunk in this state; it is left as it is."""
+    """The trigger is not possible in this state of the chunk, so nothing changes."""
 
 
-def step(chunk: ChunkState, happening: Happening) -> Step:
-    """Return what a happening makes of a chunk. Raises NotPossibleError."""
-    done = _step(chunk, happening)
+def step(chunk: ChunkState, trigger: Trigger) -> Step:
+    """Return the step of a chunk. Raises NotPossibleError."""
+    done = _step(chunk, trigger)
     if done.after.state == "sending":
         return done
     return replace(done, after=replace(done.after, claimed=False, announced=False))
 
 
-def _step(chunk: ChunkState, happening: Happening) -> Step:
-    match happening:
+def _step(chunk: ChunkState, trigger: Trigger) -> Step:
+    match trigger:
         case Claimed() if chunk.state == "waiting" and not chunk.files_lost:
             after = replace(
                 chunk, state="sending", attempt=chunk.attempt + 1, reason=None, claimed=True, announced=False
             )
-            return Step(after, (Say("batch-requested", after.attempt),))
+            return Step(after, (StepEvent("batch-requested", after.attempt),))
         case Answered():
-            return _answered(chunk, happening)
-        case Unclaimed() if chunk.state == "sending" and chunk.attempt == happening.attempt and not chunk.announced:
+            return _answered(chunk, trigger)
+        case ClaimRevoked() if chunk.state == "sending" and chunk.attempt == trigger.attempt and not chunk.announced:
             return Step(replace(chunk, claimed=False))
-        case NeverAnnounced() if chunk.state == "sending" and chunk.attempt == happening.attempt:
+        case NeverAnnounced() if chunk.state == "sending" and chunk.attempt == trigger.attempt:
             if chunk.claimed or chunk.announced:
-                raise NotPossibleError("the attempt may have been called")
-            return replace(_returned(chunk, "its worker ended before it told the log"), say=())
-        case Lost() if chunk.state == "sending" and chunk.attempt == happening.attempt:
+                raise NotPossibleError("the worker of the attempt may have called Extend")
+            return replace(_returned(chunk, "its worker ended before it announced the attempt"), events=())
+        case WorkerLost() if chunk.state == "sending" and chunk.attempt == trigger.attempt:
             return _unknown(chunk, "in_doubt", "the worker ended during the call")
-        case Evidence():
-            return _proved(chunk, happening.attempt, happening.batch_id, "batch-submitted")
+        case EvidenceFound():
+            return _proved(chunk, trigger.attempt, trigger.batch_id, "batch-submitted")
         case Adopted():
-            return _proved(chunk, happening.attempt, happening.batch_id, "doubt-adopted")
-        case WindowPassed() if chunk.state == "in_doubt" and chunk.attempt == happening.attempt:
-            if happening.witness is not None:
-                return Step(replace(chunk, state="held", reason=f"{happening.witness} names it, but no batch"))
+            return _proved(chunk, trigger.attempt, trigger.batch_id, "doubt-adopted")
+        case WindowPassed() if chunk.state == "in_doubt" and chunk.attempt == trigger.attempt:
+            if trigger.witness is not None:
+                return Step(replace(chunk, state="held", reason=f"{trigger.witness} names the chunk, but no batch"))
             if chunk.files_lost:
                 return Step(replace(chunk, state="held", reason=FILES_LOST_IN_DOUBT))
-            if chunk.resends >= happening.resends_allowed:
-                return Step(replace(chunk, state="held", reason="in doubt, and sent again as often as is allowed"))
-            return _again(chunk, "no evidence within the window")
+            if chunk.resends >= trigger.resends_allowed:
+                return Step(replace(chunk, state="held", reason="in doubt, after the maximum number of resends"))
+            return _resend(chunk, "no evidence within the window")
         case Resent() if chunk.state in ("in_doubt", "held") and not chunk.files_lost:
-            return _again(chunk, happening.why)
+            return _resend(chunk, trigger.why)
         case Discarded() if chunk.state in ("in_doubt", "held"):
-            after = replace(chunk, state="refused", reason=f"discarded by {happening.by}: {happening.why}")
-            return Step(after, (Say("doubt-discarded", chunk.attempt),))
+            after = replace(chunk, state="refused", reason=f"discarded by {trigger.by}: {trigger.why}")
+            return Step(after, (StepEvent("doubt-discarded", chunk.attempt),))
         case _:
-            raise NotPossibleError(f"{type(happening).__name__} in state {chunk.state}")
+            raise NotPossibleError(f"{type(trigger).__name__} in state {chunk.state}")
 
 
 def refilled(chunk: ChunkState) -> ChunkState:
-    """Return the chunk with its files there again. What was held for them alone goes on from where it was held.
+    """Return the chunk after its files were restored. A chunk that was held only for them leaves that state.
 
-    So in a doubt evidence is looked for once more before the chunk is sent again.
+    If it was in doubt before, it is in doubt again: evidence is awaited once more before a resend.
     """
-    goes_on: dict[str | None, State] = {FILES_LOST_UNSENT: "waiting", FILES_LOST_IN_DOUBT: "in_doubt"}
-    if chunk.state == "held" and chunk.reason in goes_on:
+    before: dict[str | None, StateName] = {FILES_LOST_UNSENT: "waiting", FILES_LOST_IN_DOUBT: "in_doubt"}
+    if chunk.state == "held" and chunk.reason in before:
         reason = "the upload was repeated after the queue had lost its files"
-        return replace(chunk, files_lost=False, state=goes_on[chunk.reason], reason=reason)
+        return replace(chunk, files_lost=False, state=before[chunk.reason], reason=reason)
     return replace(chunk, files_lost=False)
 
 
 def _answered(chunk: ChunkState, answered: Answered) -> Step:
     outcome = answered.outcome
-    present = answered.attempt == chunk.attempt
-    settles = not isinstance(outcome, InDoubt | Unclear)
-    if present and (chunk.state == "sending" or (chunk.state == "in_doubt" and settles)):
+    current = answered.attempt == chunk.attempt
+    is_certain = not isinstance(outcome, InDoubt | Unclear)
+    if current and (chunk.state == "sending" or (chunk.state == "in_doubt" and is_certain)):
         return _ended(chunk, outcome)
-    if isinstance(outcome, Taken):
+    if isinstance(outcome, Accepted):
         return _proved(chunk, answered.attempt, outcome.batch_id, "batch-submitted")
     raise NotPossibleError(f"{type(outcome).__name__} of attempt {answered.attempt} in state {chunk.state}")
 
 
 def _ended(chunk: ChunkState, outcome: Verdict | Expired | Unannounced) -> Step:
     match outcome:
-        case Taken():
-            after = replace(chunk, state="sent", batch_id=chunk.batch_id or outcome.batch_id, reason=None)
-            return Step(after, (Say("batch-submitted", chunk.attempt),))
-        case Rejected() if chunk.resends or chunk.batch_id:
-            # An earlier attempt was given up, not disproved: refusing or cutting its inputs could be a lie.
-            reason = f"refused ({outcome.status} {outcome.code}), but an earlier attempt may have been taken"
+        case Accepted():
+            after = replace(chunk, state="submitted", batch_id=chunk.batch_id or outcome.batch_id, reason=None)
+            return Step(after, (StepEvent("batch-submitted", chunk.attempt),))
+        case Refused() if chunk.resends or chunk.batch_id:
+            # Extend may have accepted an earlier attempt, so refusing or cutting the inputs could be wrong.
+            reason = f"refused ({outcome.status} {outcome.code}), but an earlier attempt may have been accepted"
             return _returned(chunk, reason, "held")
-        case Rejected() if chunk.size > 1:
-            # Nothing was made of any input, and it is not known which of them are refused.
+        case Refused() if chunk.size > 1:
+            # Extend made nothing of any input, and it is unknown which inputs it refuses.
             reason = f"refused, and cut: {outcome.status} {outcome.code}: {outcome.message}"
             after = replace(chunk, state="cut", reason=reason)
-            return Step(after, (Say("batch-cut", chunk.attempt),), parts=cut(chunk.size, outcome.named))
-        case Rejected():
+            return Step(after, (StepEvent("batch-cut", chunk.attempt),), parts=cut_refused(chunk.size, outcome.named))
+        case Refused():
             after = replace(chunk, state="refused", reason=f"{outcome.status} {outcome.code}: {outcome.message}")
-            return Step(after, (Say("batch-rejected", chunk.attempt),))
+            return Step(after, (StepEvent("batch-rejected", chunk.attempt),))
         case Returned():
             return _returned(chunk, outcome.reason)
         case Blocked():
-            return replace(_returned(chunk, outcome.reason), block=outcome.scope)
+            return replace(_returned(chunk, outcome.reason), pause_workflow=True)
         case Expired():
-            return _returned(chunk, "the deadline passed before the call was begun")
+            return _returned(chunk, "the deadline passed before the call began")
         case Unannounced():
-            return replace(_returned(chunk, "Kafka did not acknowledge batch-requested"), say=())
+            return replace(_returned(chunk, "Kafka did not acknowledge batch-requested"), events=())
         case Unclear():
             return _unknown(chunk, "held", outcome.reason)
         case InDoubt():
             return _unknown(chunk, "in_doubt", outcome.reason)
 
 
-def _returned(chunk: ChunkState, reason: str, state: State = "waiting") -> Step:
-    """The attempt was not taken. Where an earlier one was, the chunk is not sent again."""
+def _returned(chunk: ChunkState, reason: str, state: StateName = "waiting") -> Step:
+    """Extend did not accept the attempt. The chunk is not sent again if an earlier attempt was accepted."""
     if chunk.files_lost and state == "waiting":
         state, reason = "held", FILES_LOST_UNSENT
-    after = replace(chunk, state="sent" if chunk.batch_id else state, reason=None if chunk.batch_id else reason)
-    return Step(after, (Say("batch-returned", chunk.attempt),))
+    return Step(_unless_submitted(chunk, state, reason), (StepEvent("batch-returned", chunk.attempt),))
 
 
-def _unknown(chunk: ChunkState, state: State, reason: str) -> Step:
-    """Nobody knows whether the attempt was taken. Where an earlier one was, the chunk is not sent again."""
-    after = replace(chunk, state="sent" if chunk.batch_id else state, reason=None if chunk.batch_id else reason)
-    return Step(after, (Say("batch-in-doubt", chunk.attempt),))
+def _unknown(chunk: ChunkState, state: StateName, reason: str) -> Step:
+    """The outcome is unknown. The chunk is not sent again if an earlier attempt was accepted."""
+    return Step(_unless_submitted(chunk, state, reason), (StepEvent("batch-in-doubt", chunk.attempt),))
 
 
-def _again(chunk: ChunkState, reason: str) -> Step:
+def _unless_submitted(chunk: ChunkState, state: StateName, reason: str) -> ChunkState:
+    if chunk.batch_id:
+        return replace(chunk, state="submitted", reason=None)
+    return replace(chunk, state=state, reason=reason)
+
+
+def _resend(chunk: ChunkState, reason: str) -> Step:
     after = replace(chunk, state="waiting", resends=chunk.resends + 1, reason=reason)
-    return Step(after, (Say("doubt-resent", chunk.attempt),))
+    return Step(after, (StepEvent("doubt-resent", chunk.attempt),))
 
 
-def _proved(chunk: ChunkState, attempt: int, batch_id: str, kind: Kind) -> Step:
-    """The attempt was taken, whatever was thought of it: the present one, or one given up, which makes two batches."""
+def _proved(chunk: ChunkState, attempt: int, batch_id: str, kind: EventKind) -> Step:
+    """Extend accepted the attempt. If that is an earlier attempt than the accepted one, the chunk has two batches."""
     if attempt > chunk.attempt:
-        raise NotPossibleError(f"attempt {attempt} of a chunk that had {chunk.attempt}")
-    say = (Say(kind, attempt),)
-    if chunk.state in ("sent", "cut"):
-        # A chunk that was cut stays so: its inputs live on in its parts.
-        return Step(chunk, say)
+        raise NotPossibleError(f"attempt {attempt} of a chunk with {chunk.attempt} attempts")
+    published = (StepEvent(kind, attempt),)
+    if chunk.state in ("submitted", "cut"):
+        # A chunk that was cut stays cut: its inputs continue in its parts.
+        return Step(chunk, published)
     if chunk.state == "sending" and attempt < chunk.attempt:
-        # The present attempt's call ends by itself; no further one is made.
-        return Step(replace(chunk, batch_id=batch_id), say)
-    return Step(replace(chunk, state="sent", batch_id=chunk.batch_id or batch_id, reason=None), say)
+        # The call of the current attempt ends by itself. No further call follows.
+        return Step(replace(chunk, batch_id=batch_id), published)
+    return Step(replace(chunk, state="submitted", batch_id=chunk.batch_id or batch_id, reason=None), published)

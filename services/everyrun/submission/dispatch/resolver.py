@@ -1,8 +1,8 @@
-"""Resolves calls of unknown outcome: by evidence, by the log, or by sending again when the window for it is over."""
+"""Resolve calls of unknown outcome: by evidence, by the log, or by a resend after the window for evidence."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import asyncpg
 
@@ -11,129 +11,153 @@ from everyrun.settings import Settings
 from everyrun.store.sql import beside
 from everyrun.submission.dispatch.protocol import (
     ChunkState,
-    Evidence,
-    Happening,
-    Lost,
+    ClaimRevoked,
+    EvidenceFound,
     NeverAnnounced,
     NotPossibleError,
-    Unclaimed,
+    Trigger,
     WindowPassed,
+    WorkerLost,
 )
-from everyrun.submission.dispatch.transitions import Transitions, UnknownChunkError, state_of
-from everyrun.submission.recovery.queue_recovery import MARGIN, Level
+from everyrun.submission.dispatch.transitions import Transitions, UnknownChunkError, chunk_state
+from everyrun.submission.recovery.queue_recovery import CALL_MARGIN, QueueRecovery
 from everyrun.telemetry import log
 
 _log = log(__name__)
-_sql = beside(__file__, "../queue.sql")
+_sql = beside(__file__, "dispatch.sql")
 
-#: So many complete sweeps must have begun after the window before an attempt is given up: a page can drift under one.
-SWEEPS = 2
+#: An attempt is given up only after this many complete sweeps that began after its window. One is not enough: runs can
+#: move between pages while they are listed.
+REQUIRED_SWEEPS = 2
 
-#: The topics that could hold a run that names an attempt: a webhook whose payload is behind a link lies in deliveries.
-_WITNESSES = ("batches", "runs", "deliveries")
+#: The topics that could hold a run that names an attempt. ``deliveries`` has webhooks whose payload is behind a link.
+_EVIDENCE_TOPICS = ("batches", "runs", "deliveries")
+
+
+class _Attempt(NamedTuple):
+    chunk: str
+    number: int
+
+
+class _Proof(NamedTuple):
+    """An attempt and the batch that a run names."""
+
+    chunk: str
+    attempt: int
+    batch_id: str
+
+
+async def mark_adopted(connection: Any, chunk: str, attempt: int, batch_id: str) -> None:
+    """Store that the attempt became the batch, so that its evidence is not applied again."""
+    await connection.execute(_sql["adopted"], chunk, attempt, batch_id)
 
 
 class Resolver:
-    """Looks at attempts of unknown outcome; several processes may."""
+    """Resolve attempts of unknown outcome. Several processes may do so at once."""
 
     def __init__(
-        self, settings: Settings, pool: asyncpg.Pool, level: Level, transitions: Transitions, installation: str
+        self,
+        settings: Settings,
+        pool: asyncpg.Pool,
+        recovery: QueueRecovery,
+        transitions: Transitions,
+        installation: str,
     ) -> None:
         self._settings = settings
         self._pool = pool
-        self._level = level
+        self._recovery = recovery
         self._transitions = transitions
         self._installation = installation
-        #: Where the log ended when the window of an attempt was found to be over.
-        self._ends: dict[tuple[str, int], dict[tuple[str, int], int]] = {}
-        #: Evidence that fitted no attempt, and the state that the chunk was in: tried again once that is another.
-        self._refused: dict[tuple[str, int, str], ChunkState] = {}
+        #: The end of the log when the window of an attempt was found to be over.
+        self._ends: dict[_Attempt, dict[tuple[str, int], int]] = {}
+        #: Evidence that matched no attempt, and the chunk's state then: it is retried after that state changed.
+        self._unmatched: dict[_Proof, ChunkState] = {}
 
     async def resolve(self) -> None:
-        """Look once at every attempt of unknown outcome.
+        """Check every attempt of unknown outcome once.
 
         Raises aiokafka.errors.KafkaError and asyncpg's errors.
         """
-        await self._level.check()
-        await self.adopt()
+        await self._recovery.ensure_caught_up()
+        await self.adopt_evidence()
         found = await self._pool.fetch(_sql["unresolved"])
         lost = [row for row in found if row["state"] == "sending"]
-        over = [row for row in found if row["state"] == "in_doubt" and row["sweeps"] >= SWEEPS]
-        call_time = self._settings.call_timeout + MARGIN
+        over = [row for row in found if row["state"] == "in_doubt" and row["sweeps"] >= REQUIRED_SWEEPS]
+        call_time = self._settings.call_timeout + CALL_MARGIN
         unannounced = await self._pool.fetch(_sql["unannounced_claims"], call_time)
         for row in unannounced:
-            await self._take(row["chunk"], Unclaimed(row["attempt"]))
+            await self._apply(row["chunk"], ClaimRevoked(row["attempt"]))
         if lost or unannounced:
-            # The log is read after the claims are gone: what it has not by now it never has, but from a worker that
-            # then finds its claim gone. And a worker that told it of the answer, and did not come to keep it, is not
+            # Read the log after the claims were revoked: if it has no batch-requested by now, a worker that publishes
+            # one later finds its claim revoked. And a worker that published the answer but did not store it is not
             # lost.
-            await self._level.advance()
-            incarnation = await self._level.check()
-            never = {
+            await self._recovery.catch_up()
+            incarnation = await self._recovery.ensure_caught_up()
+            never_called = {
                 row["chunk"]
                 for row in unannounced
-                if await self._take(row["chunk"], NeverAnnounced(row["attempt"]), incarnation)
+                if await self._apply(row["chunk"], NeverAnnounced(row["attempt"]), incarnation)
             }
             for row in lost:
-                if row["chunk"] not in never:
-                    await self._take(row["chunk"], Lost(row["attempt"]))
-        ripe = await self._looked_at_in_full(over)
-        if ripe:
-            # What came into the tables, and into the log, since the evidence was last looked at.
-            await self.adopt()
-            await self._level.advance()
-            for row in ripe:
+                if row["chunk"] not in never_called:
+                    await self._apply(row["chunk"], WorkerLost(row["attempt"]))
+        given_up = await self._with_log_applied(over)
+        if given_up:
+            # Evidence may have reached the tables and the log since it was last read.
+            await self.adopt_evidence()
+            await self._recovery.catch_up()
+            for row in given_up:
                 witness = await self._pool.fetchval(_sql["witness"], row["chunk"], self._installation)
-                await self._take(row["chunk"], WindowPassed(row["attempt"], self._settings.doubt_resends, witness))
+                await self._apply(row["chunk"], WindowPassed(row["attempt"], self._settings.doubt_resends, witness))
 
-    async def _take(self, chunk: str, happening: Happening, incarnation: str | None = None) -> bool:
+    async def _apply(self, chunk: str, trigger: Trigger, incarnation: str | None = None) -> bool:
         try:
-            await self._transitions.take(chunk, happening, incarnation=incarnation)
+            await self._transitions.apply(chunk, trigger, incarnation=incarnation)
         except (NotPossibleError, UnknownChunkError) as error:
             _log.info("resolved otherwise", chunk=chunk, why=str(error))
             return False
         return True
 
-    async def _looked_at_in_full(self, over: list[Any]) -> list[Any]:
-        """Of the attempts whose window is over, those for which all that the log held by then is in the tables.
+    async def _with_log_applied(self, over: list[Any]) -> list[Any]:
+        """Return the attempts for which the tables hold everything that was in the log when their window was over.
 
-        By then, not by now: while runs flow the tables never reach the log's present end.
+        The log's end at that time counts, not its present end: the tables never reach that one while runs arrive.
         """
-        attempts = [(row["chunk"], row["attempt"]) for row in over]
+        attempts = [_Attempt(row["chunk"], row["attempt"]) for row in over]
         if set(attempts) - self._ends.keys():
-            ends = await end_offsets(self._settings, _WITNESSES)
+            ends = await end_offsets(self._settings, _EVIDENCE_TOPICS)
             self._ends = {attempt: self._ends.get(attempt, ends) for attempt in attempts}
         if not over:
             self._ends = {}
             return []
-        rows = await self._pool.fetch(_sql["applied_up_to"], _WITNESSES)
+        rows = await self._pool.fetch(_sql["applied_up_to"], _EVIDENCE_TOPICS)
         applied = {(row["topic"], row["partition"]): row["next_offset"] for row in rows}
         return [
             row
             for row, attempt in zip(over, attempts, strict=True)
-            if all(applied.get(place, 0) >= end for place, end in self._ends[attempt].items())
+            if all(applied.get(partition, 0) >= end for partition, end in self._ends[attempt].items())
         ]
 
-    async def adopt(self) -> None:
-        """Runs that the projection knows no batch for, but whose key names an attempt of ours: it was taken."""
-        refused, self._refused = self._refused, {}
+    async def adopt_evidence(self) -> None:
+        """Apply the evidence of unmatched runs whose reserved key names an attempt of this installation."""
+        unmatched, self._unmatched = self._unmatched, {}
         for found in await self._pool.fetch(_sql["evidence"], self._installation):
             row: Any = await self._pool.fetchrow(_sql["attempt"], found["chunk"])
-            if row is None or (row["batch_id"] == found["batch_id"] and state_of(row).state == "sent"):
+            if row is None or (row["batch_id"] == found["batch_id"] and chunk_state(row).state == "submitted"):
                 continue
             if row["state"] == "sending" and row["attempt"] == found["attempt"] and not row["overdue"]:
-                continue  # its call has not ended: the answer will say the same, or the deadline passes
-            key = (found["chunk"], found["attempt"], found["batch_id"])
-            if refused.get(key) == state_of(row):
-                self._refused[key] = refused[key]
+                continue  # The call is in progress: its answer will say the same, or its deadline passes.
+            proof = _Proof(found["chunk"], found["attempt"], found["batch_id"])
+            if unmatched.get(proof) == chunk_state(row):
+                self._unmatched[proof] = unmatched[proof]
                 continue
             try:
-                await self._transitions.take(
-                    found["chunk"], Evidence(found["attempt"], found["batch_id"], found["run_id"])
+                await self._transitions.apply(
+                    proof.chunk, EvidenceFound(proof.attempt, proof.batch_id, found["run_id"])
                 )
             except (NotPossibleError, UnknownChunkError) as error:
-                _log.warning("evidence that fits no attempt", chunk=found["chunk"], problem=str(error))
-                self._refused[key] = state_of(row)
+                _log.warning("the evidence matches no attempt", chunk=proof.chunk, problem=str(error))
+                self._unmatched[proof] = chunk_state(row)
                 continue
-            _log.info("adopted", chunk=found["chunk"], attempt=found["attempt"], batch_id=found["batch_id"])
-            await self._pool.execute(_sql["adopted"], *key)
+            _log.info("adopted", chunk=proof.chunk, attempt=proof.attempt, batch_id=proof.batch_id)
+            await mark_adopted(self._pool, *proof)

@@ -1,7 +1,7 @@
-"""How a happening takes effect: under the lock of the chunk's row, step, say, keep.
+"""Apply a trigger to a chunk: under the lock of its row, compute the step, publish its events, store the new state.
 
-So no two processes step the same chunk at once, nothing is decided on a state that has moved on, and nothing is kept
-that the log has not acknowledged.
+So no two processes step the same chunk at once, no step starts from an outdated state, and nothing is stored before
+the log has acknowledged its events.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from everyrun.log import events
 from everyrun.log.producer import Log
 from everyrun.settings import Settings
 from everyrun.store.sql import beside
-from everyrun.submission import pauses
+from everyrun.submission.decisions import pauses
 from everyrun.submission.dispatch import event_records
-from everyrun.submission.dispatch.classify import Taken
+from everyrun.submission.dispatch.classify import Accepted
 from everyrun.submission.dispatch.protocol import (
     Answered,
     ChunkState,
-    Evidence,
-    Happening,
+    EvidenceFound,
     NotPossibleError,
     Step,
+    Trigger,
     step,
 )
 from everyrun.telemetry import log
 
 _log = log(__name__)
-_sql = beside(__file__, "../queue.sql")
+_sql = beside(__file__, "dispatch.sql")
 
 
 class UnknownChunkError(NotFound):
     """The queue has no such chunk."""
 
 
-def state_of(row: Any) -> ChunkState:
-    """A chunk's state, out of its row."""
+def chunk_state(row: Any) -> ChunkState:
+    """Return the state of a chunk from its row."""
     sending = row["state"] == "sending"
     return ChunkState(
         row["state"],
@@ -57,25 +57,29 @@ def state_of(row: Any) -> ChunkState:
     )
 
 
-async def inputs_of(connection: Any, row: Any) -> list[events.Input]:
-    """The inputs of a chunk, in order, as they were handed in: with their presigned URLs and passwords."""
-    where = (row["submission_id"], row["first_position"], row["last_position"])
+async def read_inputs(connection: Any, submission_id: str, first: int, last: int) -> list[events.Input]:
+    """Return inputs of a submission by position, as they were submitted: with presigned URLs and passwords."""
     return [
         events.Input(
-            input_id=f"{row['submission_id']}:{r['external_id']}",
-            external_id=r["external_id"],
-            position=r["position"],
-            file=msgspec.json.decode(r["file"]),
-            metadata=msgspec.json.decode(r["metadata"]),
+            input_id=f"{submission_id}:{row['external_id']}",
+            external_id=row["external_id"],
+            position=row["position"],
+            file=msgspec.json.decode(row["file"]),
+            metadata=msgspec.json.decode(row["metadata"]),
         )
-        for r in await connection.fetch(_sql["chunk_inputs"], *where)
+        for row in await connection.fetch(_sql["chunk_inputs"], submission_id, first, last)
     ]
 
 
-async def insert_parts(connection: Any, cuts: Iterable[tuple[str, Iterable[events.Part]]]) -> list[str]:
-    """Put the parts of chunks into the queue, unless they are there or their submission, named with them, is not.
+async def inputs_of(connection: Any, row: Any) -> list[events.Input]:
+    """Return the inputs of a chunk, as ``read_inputs`` does; ``row`` is the chunk's."""
+    return await read_inputs(connection, row["submission_id"], row["first_position"], row["last_position"])
 
-    Return those that were not there.
+
+async def insert_parts(connection: Any, cuts: Iterable[tuple[str, Iterable[events.Part]]]) -> list[str]:
+    """Insert the parts of chunks that were cut, each cut with its submission id; return the ids of new parts.
+
+    Parts that exist, and parts of a submission that the queue does not have, are skipped.
     """
     rows = [
         (part.chunk, submission_id, part.first_position, part.last_position)
@@ -89,79 +93,78 @@ async def insert_parts(connection: Any, cuts: Iterable[tuple[str, Iterable[event
 
 
 class Transitions:
-    """Steps chunks of the queue."""
+    """Apply triggers to the chunks of the queue."""
 
     def __init__(self, settings: Settings, pool: asyncpg.Pool, log: Log) -> None:
         self._settings = settings
         self._pool = pool
         self._log = log
 
-    async def take(
+    async def apply(
         self,
         chunk: str,
-        happening: Happening,
+        trigger: Trigger,
         *,
-        told: bool = False,
+        published: bool = False,
         wait: float = 0.0,
         incarnation: str | None = None,
     ) -> Step:
-        """Let it happen to the chunk; ``told``: the log knows what there is to say.
+        """Apply a trigger to a chunk. With ``published``, the log has the events already.
 
-        A chunk that waits after it is not claimed before ``wait`` seconds are over, by the database's clock.
+        If the chunk is waiting afterwards, it is not claimed for ``wait`` seconds, by the database's clock.
 
-        What is about a claim made in one incarnation of the database is not possible in another: the attempt there may
-        be another worker's.
+        ``incarnation`` is that of the database in which the attempt was claimed. In another one the trigger is not
+        possible: the attempt of the same number may be another worker's.
 
-        Raises NotPossibleError and UnknownChunkError, after which nothing was said or changed; KafkaError and
-        asyncpg's errors, after which it may have been said, and is not kept: it may be taken again.
+        Raises NotPossibleError and UnknownChunkError; then nothing was published or changed. Raises KafkaError and
+        asyncpg's errors; then the events may have been published, but nothing was stored, so a retry is safe.
         """
         async with self._pool.acquire() as connection, connection.transaction():
             row: Any = await connection.fetchrow(_sql["lock_chunk"], chunk)
             if row is None:
                 raise UnknownChunkError(f"there is no chunk {chunk}")
             if incarnation is not None and row["incarnation"] != incarnation:
-                raise NotPossibleError("the queue is another one than the chunk was claimed in")
-            before = state_of(row)
-            done = step(before, happening)
-            kinds = {say.kind for say in done.say}
-            if done.say and not told:
-                inputs = await inputs_of(connection, row) if kinds & event_records.WHOLE else []
-                await self._say(row, done, happening, inputs)
+                raise NotPossibleError("the database changed since the claim")
+            before = chunk_state(row)
+            done = step(before, trigger)
+            if done.events and not published:
+                with_inputs = any(event.kind in event_records.WITH_INPUTS for event in done.events)
+                inputs = await inputs_of(connection, row) if with_inputs else []
+                await self._publish(row, done, trigger, inputs)
             if done.after != before:
-                await self._keep(connection, chunk, done.after, wait)
+                await self._store(connection, chunk, done.after, wait)
             if done.parts:
                 await insert_parts(connection, [(row["submission_id"], event_records.parts_of(row, done))])
-            if done.block:
-                blocked = pauses.Pause(done.block, row[f"{done.block}_id"])
-                await pauses.pause_blocked(connection, self._log, blocked, done.after.reason or "")
-        if done.after.state not in ("sent", "waiting") or done.after.reason:
-            after = done.after
+            if done.pause_workflow:
+                await pauses.pause_blocked(connection, self._log, row["workflow_id"], done.after.reason or "")
+        after = done.after
+        if after.state not in ("submitted", "waiting") or after.reason:
             _log.info("chunk", chunk=chunk, attempt=after.attempt, state=after.state, reason=after.reason)
-        if isinstance(happening, Answered):
+        if isinstance(trigger, Answered):
             hit("dispatcher.after_row")
-        elif isinstance(happening, Evidence):
+        elif isinstance(trigger, EvidenceFound):
             hit("adopt.after_row")
         return done
 
-    async def tell_taken(self, row: Any, inputs: list[events.Input], answered: Answered) -> None:
-        """Tell the log of an answer that says the batch was taken: that is so, whatever became of the queue since."""
-        assert isinstance(answered.outcome, Taken)
+    async def publish_accepted(self, row: Any, inputs: list[events.Input], answered: Answered) -> None:
+        """Publish that Extend accepted the batch, which is true whatever happened to the queue since the claim."""
+        assert isinstance(answered.outcome, Accepted)
         sending = ChunkState("sending", row["attempt"])
-        await self._say(row, step(sending, answered), answered, inputs)
+        await self._publish(row, step(sending, answered), answered, inputs)
 
-    async def _say(self, row: Any, done: Step, happening: Happening, inputs: list[events.Input]) -> None:
-        if isinstance(happening, Answered):
+    async def _publish(self, row: Any, done: Step, trigger: Trigger, inputs: list[events.Input]) -> None:
+        if isinstance(trigger, Answered):
             hit("dispatcher.before_produce")
-        elif isinstance(happening, Evidence):
+        elif isinstance(trigger, EvidenceFound):
             hit("adopt.before_produce")
-        await self._log.append(event_records.said(row, done, happening, inputs, datetime.now(UTC)))
-        if isinstance(happening, Answered):
+        await self._log.append(event_records.step_records(row, done, trigger, inputs, datetime.now(UTC)))
+        if isinstance(trigger, Answered):
             hit("dispatcher.after_produce")
-        elif isinstance(happening, Evidence):
+        elif isinstance(trigger, EvidenceFound):
             hit("adopt.after_produce")
 
-    async def _keep(self, connection: Any, chunk: str, after: ChunkState, wait: float) -> None:
-        # By the database's clock, which says when the window is over.
+    async def _store(self, connection: Any, chunk: str, after: ChunkState, wait: float) -> None:
+        # The window is measured by the database's clock, like the statement that finds it over.
         window = self._settings.doubt_window if after.state in ("in_doubt", "held") else None
         values = (after.state, after.resends, wait, after.reason, window, after.batch_id, after.claimed)
-        await connection.execute(_sql["keep"], chunk, *values)
+        await connection.execute(_sql["store_state"], chunk, *values)

@@ -1,127 +1,135 @@
-"""The columns of a CSV: which of them says what, and a record as a row. Pure."""
+"""Map the columns of a CSV to the fields of a row, and escape cells for spreadsheets. Pure.
+
+A spreadsheet runs a cell as a formula if it begins like one (OWASP, "CSV Injection"). What Everyrun exports is
+therefore escaped, and unescaped when it is submitted again.
+"""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+import io
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 
-from everyrun.submission.intake.cells import unescape
-from everyrun.submission.intake.numbers import InexactError, decode
-from everyrun.submission.intake.rows import Unreadable
+from everyrun.submission.intake.json_text import InexactError, decode
+from everyrun.submission.intake.rows import UnreadableRow
 from everyrun.submission.intake.text import UploadError
 
-#: Columns of what ``everyrun results --format csv`` writes that say what became of an input.
+#: The columns of ``everyrun results --format csv`` that show the outcome of an input.
 OUTCOME_COLUMNS = ("status", "failure_reason", "failure_message", "run_id", "batch_id", "settled_at")
 _FILE_COLUMNS = ("url", "file_id", "text")
 _OWN_COLUMNS = ("id", *_FILE_COLUMNS, "name", "password", "metadata")
 _FIELDS = {"url": "url", "file_id": "id", "text": "text", "name": "name", "path": "path"}
 DELIMITERS = (",", ";", "\t")
+#: The start of a formula in Excel, LibreOffice and Google Sheets, also in full-width characters.
+_FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+#: A plain number is no formula, and must stay a number in the spreadsheet.
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 
 
 class Options(NamedTuple):
-    """How a manifest is read. Without any, as over HTTP."""
+    """How to read a manifest. The defaults are those of an upload over HTTP."""
 
     encoding: str | None = None
-    #: One character; recognised by the header where it is None.
+    #: One character; None to detect it from the header.
     delimiter: str | None = None
     id_column: str | None = None
     url_column: str | None = None
-    #: The columns that go into the metadata; "*" stands for all that have no other use.
+    #: The columns that go into the metadata; "*" stands for all columns without another use.
     metadata_columns: Sequence[str] = ("*",)
-    #: On a command line: a column ``path`` names local files, and errors name the options that help.
+    #: True on the command line: a column ``path`` names local files, and errors name the options that help.
     local: bool = False
 
 
 class Columns:
-    """What each column of a CSV is for.
+    """The use of each column of a CSV.
 
-    Everyrun's own names are recognised in capitals too. Raises UploadError if the header cannot be used.
+    Everyrun's own column names are recognised in any case. Raises UploadError if the header cannot be used.
     """
 
     def __init__(self, header: Sequence[str], options: Options) -> None:
-        #: Results as they were exported: cells that a spreadsheet would run as formulas are escaped.
+        #: True for exported results, whose cells are escaped.
         self.exported = set(OUTCOME_COLUMNS) <= {name.strip() for name in header}
         self.header = [(unescape(name) if self.exported else name).strip() for name in header]
         self._local = options.local
-        #: By own column, its place.
-        self.places: dict[str, int] = {}
+        #: The index of each of Everyrun's own columns.
+        self.indexes: dict[str, int] = {}
         chosen = {"id": options.id_column, "url": options.url_column}
         for column in (*_OWN_COLUMNS, *(["path"] if options.local else [])):
             wanted = chosen.get(column)
-            place = self._place(wanted or column, needed=wanted is not None)
-            if place is not None:
-                self.places[column] = place
+            index = self._index(wanted or column, needed=wanted is not None)
+            if index is not None:
+                self.indexes[column] = index
         self._need_file()
         self._set_metadata(options.metadata_columns)
 
-    def _place(self, wanted: str, needed: bool) -> int | None:
-        exact = [place for place, name in enumerate(self.header) if name == wanted]
-        found = exact or [place for place, name in enumerate(self.header) if name.casefold() == wanted.casefold()]
+    def _index(self, wanted: str, needed: bool) -> int | None:
+        exact = [index for index, name in enumerate(self.header) if name == wanted]
+        found = exact or [index for index, name in enumerate(self.header) if name.casefold() == wanted.casefold()]
         if len(found) > 1:
-            raise UploadError(f"the CSV has the column {self.header[found[1]]!r} twice; give one of them another name")
+            raise UploadError(f"the CSV has the column {self.header[found[1]]!r} twice; rename one of them")
         if not exact and not found and needed:
-            raise UploadError(f"there is no column {wanted!r}; {self._there_are()}")
-        # Another spelling of the same name beside it would be passed over without a word.
-        others = [name for place, name in enumerate(self.header) if place not in found]
+            raise UploadError(f"there is no column {wanted!r}; {self._column_list()}")
+        # Otherwise the second spelling of the name would be ignored silently.
+        others = [name for index, name in enumerate(self.header) if index not in found]
         if found and not needed and any(name.casefold() == wanted.casefold() for name in others):
-            raise UploadError(f"the CSV has the column {wanted!r} twice, in capitals and not; rename one of them")
+            raise UploadError(f"the CSV has the column {wanted!r} twice, in different case; rename one of them")
         return found[0] if found else None
 
-    def _there_are(self) -> str:
-        return "there are: " + ", ".join(name or "(no name)" for name in self.header)
+    def _column_list(self) -> str:
+        return "the columns are: " + ", ".join(name or "(no name)" for name in self.header)
 
     def _need_file(self) -> None:
         files = (*_FILE_COLUMNS, "path") if self._local else _FILE_COLUMNS
-        if not any(name in self.places for name in files):
-            remedy = "; with --url-column NAME any column can hold the links" if self._local else ""
+        if not any(name in self.indexes for name in files):
+            remedy = ", or name the column of the links with --url-column" if self._local else ""
             raise UploadError(
-                f"the CSV has no column for the file: name one of them {', '.join(files)}{remedy}; {self._there_are()}"
+                f"the CSV has no column for the file: name one of them {', '.join(files)}{remedy}; "
+                f"{self._column_list()}"
             )
 
     def _set_metadata(self, wanted: Sequence[str]) -> None:
-        used = set(self.places.values())
-        outcome = set()
-        if self.exported:
-            # What became of the inputs says nothing of how to submit them again.
-            outcome = {self.header.index(name) for name in OUTCOME_COLUMNS}
-        self._unnamed = [place for place, name in enumerate(self.header) if not name]
-        named = {self._place(name, needed=True) for name in wanted if name != "*"}
+        used = set(self.indexes.values())
+        # The outcome of an earlier submission is no metadata of a new one.
+        outcome = {self.header.index(name) for name in OUTCOME_COLUMNS} if self.exported else set()
+        self._unnamed = [index for index, name in enumerate(self.header) if not name]
+        named = {self._index(name, needed=True) for name in wanted if name != "*"}
         rest = set(range(len(self.header))) - used - outcome - set(self._unnamed)
-        keep = {place for place in named if place is not None} | (rest if "*" in wanted else set())
-        #: The columns that go into the metadata, as place and name.
-        self.metadata = [(place, self.header[place]) for place in sorted(keep)]
-        for place, name in self.metadata:
-            if self.header.index(name) != place:
-                raise UploadError(f"the CSV has the column {name!r} twice; give one of them another name")
-        #: The columns that are left out.
-        self.ignored = [self.header[place] for place in sorted(rest - keep)]
+        keep = {index for index in named if index is not None} | (rest if "*" in wanted else set())
+        #: The columns that go into the metadata, as index and name.
+        self.metadata = [(index, self.header[index]) for index in sorted(keep)]
+        for index, name in self.metadata:
+            if self.header.index(name) != index:
+                raise UploadError(f"the CSV has the column {name!r} twice; rename one of them")
+        #: The columns that are not used.
+        self.ignored = [self.header[index] for index in sorted(rest - keep)]
 
     @property
     def ids_from(self) -> str | None:
-        """The name of the column that the ids come from."""
-        return self.header[self.places["id"]] if "id" in self.places else None
+        """The name of the column that holds the ids."""
+        return self.header[self.indexes["id"]] if "id" in self.indexes else None
 
     def row(self, fields: Sequence[str]) -> Any:
-        """Return a record as a ROW, or Unreadable.
+        """Return a record as a row, or UnreadableRow.
 
         Columns: ``id``; ``url``, ``file_id`` or ``text`` for the file, with ``name`` and ``password``; ``metadata``
-        holds a JSON object; every other column becomes a text in the metadata under its name. An empty field is left
+        holds a JSON object; every other column becomes a text in the metadata under its name. Empty fields are left
         out.
         """
         if len(fields) != len(self.header):
-            return Unreadable(
+            return UnreadableRow(
                 f"the line has {len(fields)} fields, the header {len(self.header)}; "
-                "a field that holds the delimiter must stand in double quotes"
+                "put a field that contains the delimiter in double quotes"
             )
         if self.exported:
             fields = [unescape(field) for field in fields]
-        own = {name: fields[place] for name, place in self.places.items() if fields[place] != ""}
-        for place in self._unnamed:
-            if fields[place] != "":
-                return Unreadable(f"field {place + 1} holds a value, but its column has no name", id=own.get("id"))
+        own = {name: fields[index] for name, index in self.indexes.items() if fields[index] != ""}
+        for index in self._unnamed:
+            if fields[index] != "":
+                return UnreadableRow(f"field {index + 1} has a value, but its column has no name", id=own.get("id"))
         file: dict[str, Any] = {field: own[column] for column, field in _FIELDS.items() if column in own}
         if "password" in own:
             file["settings"] = {"password": own["password"]}
@@ -130,19 +138,19 @@ class Columns:
             try:
                 metadata = decode(own["metadata"])
             except (msgspec.DecodeError, RecursionError, UnicodeError, InexactError) as error:
-                return Unreadable(f"is not valid JSON: {error}", "metadata", own.get("id"))
-        others = {name: fields[place] for place, name in self.metadata if fields[place] != ""}
+                return UnreadableRow(f"is not valid JSON: {error}", "metadata", own.get("id"))
+        others = {name: fields[index] for index, name in self.metadata if fields[index] != ""}
         if others and isinstance(metadata, dict):
             if both := metadata.keys() & others.keys():
-                reason = f"has the key {min(both)!r}, which is a column too"
-                return Unreadable(reason, "metadata", own.get("id"))
+                reason = f"has the key {min(both)!r}, which is also the name of a column"
+                return UnreadableRow(reason, "metadata", own.get("id"))
             metadata = {**metadata, **others}
         row: dict[str, Any] = {"file": file, "metadata": metadata}
         return {"id": own["id"], **row} if "id" in own else row
 
 
 def delimiter_of(line: str, options: Options) -> str:
-    """Return what separates the fields of a header: the delimiter by which it has the most columns that are known."""
+    """Return the delimiter of a header: the one that gives the most known column names."""
     if options.delimiter:
         return options.delimiter
     known = {*_OWN_COLUMNS, "path", options.id_column, options.url_column, *options.metadata_columns}
@@ -156,3 +164,28 @@ def delimiter_of(line: str, options: Options) -> str:
         return sum(name.strip().casefold() in folded for name in names), len(names)
 
     return max(DELIMITERS, key=score)
+
+
+def escape(cell: str) -> str:
+    """Return the cell with an apostrophe in front if a spreadsheet would run it as a formula.
+
+    A text of apostrophes before a formula gets another one, so that :func:`unescape` restores every text.
+    """
+    return "'" + cell if _is_formula(cell) else cell
+
+
+def unescape(cell: str) -> str:
+    """Return the text that :func:`escape` was given."""
+    return cell[1:] if cell.startswith("'") and _is_formula(cell[1:]) else cell
+
+
+def csv_line(cells: Iterable[str]) -> str:
+    """Return a line of a CSV with the escaped cells. Ends in a line feed."""
+    written = io.StringIO()
+    # With this line terminator the writer also quotes a carriage return inside a cell.
+    csv.writer(written, lineterminator="\r\n").writerow(map(escape, cells))
+    return written.getvalue()[:-2] + "\n"
+
+
+def _is_formula(cell: str) -> bool:
+    return _FORMULA.match(cell) is not None and _NUMBER.fullmatch(cell) is None

@@ -1,4 +1,4 @@
-"""Reading what is handed in row by row: JSON, NDJSON or CSV. The command line and the service read by this code."""
+"""Read the rows of a manifest: JSON, NDJSON or CSV. The command line and the service share this code."""
 
 from __future__ import annotations
 
@@ -11,44 +11,51 @@ from collections.abc import AsyncIterator, Iterator
 from itertools import islice
 from typing import IO, Any
 
-import msgspec
-
 from everyrun.submission.intake.columns import Columns, Options, delimiter_of
-from everyrun.submission.intake.numbers import InexactError, decode, decode_quick
-from everyrun.submission.intake.rows import Unreadable
+from everyrun.submission.intake.json_text import ROW_MAX_BYTES, JsonText, decode_row
+from everyrun.submission.intake.rows import UnreadableRow
 from everyrun.submission.intake.text import UploadError, not_utf8, utf8
 
-__all__ = ["CSV", "JSON", "KINDS", "NDJSON", "Options", "Piece", "Reading", "Unreadable", "UploadError", "pieces"]
+__all__ = [
+    "CSV",
+    "JSON",
+    "KINDS",
+    "NDJSON",
+    "Options",
+    "RowGroup",
+    "RowReader",
+    "UnreadableRow",
+    "UploadError",
+    "row_groups",
+]
 
 JSON, NDJSON, CSV = "application/json", "application/x-ndjson", "text/csv"
 KINDS = (JSON, NDJSON, CSV)
 
-#: Bytes of a row that are looked at, at most; the limit of an input (rows.py) is far below.
-_ROW_MAX = 16 << 20
-#: Rows, and bytes, given out together.
-_TOGETHER, _TOGETHER_BYTES = 500, 1 << 20
-_PART, _BLOCK = 1 << 16, 1 << 18
+#: A group ends at either limit.
+_GROUP_ROWS, _GROUP_BYTES = 500, 1 << 20
+_BLOCK = 1 << 18
 
 Row = tuple[int, Any]
-"""The line that a row begins in, from 1; and its decoded value, a QuickRow or Unreadable."""
-Piece = list[Row]
-"""Rows that follow each other."""
+"""The line where a row begins, from 1, and its decoded value: a QuickRow, another value, or UnreadableRow."""
+RowGroup = list[Row]
+"""Consecutive rows."""
 
-# Limited by what is read of a row, in _CsvLines; the module's own limit is of a field and not enough.
-csv.field_size_limit(2 * _ROW_MAX)
+# _CsvLines limits a record. The module's own limit is for a field, so it must not come first.
+csv.field_size_limit(2 * ROW_MAX_BYTES)
 
 
-class Reading:
-    """The rows of a seekable file. Iterating raises UploadError."""
+class RowReader:
+    """Iterate over the rows of a seekable file. Raises UploadError."""
 
     def __init__(self, kind: str, file: IO[bytes], options: Options = Options()) -> None:  # noqa: B008
         self._kind = kind
         self._file = file
         self._options = options
-        #: Of a CSV, once its header was read.
+        #: The columns of a CSV, after its header was read.
         self.columns: Columns | None = None
-        #: Bytes, or characters, that were read for the rows so far.
-        self.taken = 0
+        #: Bytes (CSV: characters) of the rows read so far.
+        self.consumed = 0
 
     def __iter__(self) -> Iterator[Row]:
         """Read from the beginning."""
@@ -56,27 +63,27 @@ class Reading:
         return {JSON: self._json, NDJSON: self._ndjson, CSV: self._csv}[self._kind](file)
 
     def _ndjson(self, file: IO[bytes]) -> Iterator[Row]:
-        """A ROW a line; empty lines are passed over."""
-        line, left, more = 0, b"", True
+        """Yield a row per line. Empty lines are skipped."""
+        line, rest, more = 0, b"", True
         while more:
             part = file.read(_BLOCK)
             more = bool(part)
-            self.taken += len(part)
-            *whole, left = (left + part).split(b"\n")
-            for raw in whole if more else (*whole, left):
+            self.consumed += len(part)
+            *lines, rest = (rest + part).split(b"\n")
+            for raw in lines if more else (*lines, rest):
                 line += 1
                 if raw and not raw.isspace():
-                    yield line, _decoded(raw, line)
-            if len(left) > _ROW_MAX:
+                    yield line, decode_row(raw, line)
+            if len(rest) > ROW_MAX_BYTES:
                 line += 1
-                yield line, Unreadable(f"the line is longer than {_ROW_MAX} bytes")
+                yield line, UnreadableRow(f"the line is longer than {ROW_MAX_BYTES} bytes")
                 while part and b"\n" not in part:
                     part = file.read(_BLOCK)
-                left = part.partition(b"\n")[2]
+                rest = part.partition(b"\n")[2]
 
     def _json(self, file: IO[bytes]) -> Iterator[Row]:
-        """``{"inputs": [ROW, ...]}``: the same rows in a list."""
-        text = _JsonText(file)
+        """Yield the rows of ``{"inputs": [ROW, ...]}``."""
+        text = JsonText(file)
         if text.next() != b"{":
             raise UploadError('the body must be an object: {"inputs": [...]}')
         text.skip()
@@ -98,17 +105,17 @@ class Reading:
             text.next()
             line = text.line()
             raw = text.value(f"row {number}")
-            self.taken += len(raw)
-            yield line, _decoded(raw, line)
+            self.consumed += len(raw)
+            yield line, decode_row(raw, line)
         text.skip()
         if text.next() == b",":
             raise UploadError("unknown field after the list: the body has only inputs")
         text.expect(b"}", "the end of the object after the list")
         if text.next():
-            raise UploadError(f"the body is not valid JSON: something follows its end, in line {text.line()}")
+            raise UploadError(f"the body is not valid JSON: there is text after its end, in line {text.line()}")
 
     def _csv(self, file: IO[bytes]) -> Iterator[Row]:
-        """A header, then a ROW a record; empty records are passed over. See :class:`Columns`."""
+        """Yield a row per record after the header. Empty records are skipped. See :class:`Columns`."""
         text = io.TextIOWrapper(file, "utf-8", errors="surrogateescape", newline="")
         try:
             yield from self._records(_CsvLines(text))
@@ -119,7 +126,7 @@ class Reading:
         options = self._options
         first = lines.first()
         if separator := re.fullmatch(r'"?sep=(.)"?\s*', first):
-            # Excel's own way to name the delimiter.
+            # Excel writes such a line to name the delimiter.
             options = options._replace(delimiter=options.delimiter or separator[1])
             next(lines)
             first = lines.first()
@@ -127,7 +134,7 @@ class Reading:
         records = csv.reader(lines, delimiter=delimiter, strict=True)
         row = 0
         while True:
-            start = lines.begin()
+            start = lines.start_record()
             try:
                 fields = next(records)
             except StopIteration:
@@ -136,14 +143,14 @@ class Reading:
                 if self.columns is None:
                     raise UploadError(f"the header (line {start}) is not valid CSV: {error}") from None
                 row += 1
-                yield start, Unreadable(lines.problem(error, start))
+                yield start, UnreadableRow(lines.problem(error, start))
                 continue
-            except _TooLongError:
+            except _RecordTooLongError:
                 raise UploadError(
-                    f"row {row + 1}, which begins in line {start}, is longer than {_ROW_MAX} characters: "
-                    "does a quoted field that opens there not end?"
+                    f"row {row + 1}, which begins in line {start}, is longer than {ROW_MAX_BYTES} characters. "
+                    "Is the closing quote of a field missing?"
                 ) from None
-            self.taken += lines.size
+            self.consumed += lines.size
             if not any(fields):
                 continue
             if self.columns is None:
@@ -153,25 +160,25 @@ class Reading:
             yield start, self.columns.row(fields)
 
 
-class _TooLongError(Exception):
+class _RecordTooLongError(Exception):
     pass
 
 
 class _CsvLines:
-    """The lines of a CSV, counted. Raises EncodingError, and _TooLongError if one record takes too many."""
+    """Iterate over the lines of a CSV and count them. Raises EncodingError and _RecordTooLongError."""
 
     def __init__(self, text: io.TextIOWrapper) -> None:
         self._text = text
         self._first: str | None = None
         self.count = 0
-        #: Characters of the record so far.
+        #: Characters of the current record so far.
         self.size = 0
 
     def __iter__(self) -> _CsvLines:
         return self
 
     def first(self) -> str:
-        """Return the next line that is not empty, and leave it to be read; the empty ones before it are passed over."""
+        """Return the next line that is not empty, without consuming it. The empty lines before it are skipped."""
         if self._first is None:
             for line in self:
                 if line.strip("\r\n"):
@@ -180,176 +187,62 @@ class _CsvLines:
                     break
         return self._first or ""
 
-    def begin(self) -> int:
-        """Begin a record; return its first line."""
+    def start_record(self) -> int:
+        """Start a record; return its first line."""
         self.size = 0
         return self.count + 1
 
     def __next__(self) -> str:
         line, self._first = self._first, None
         if line is None:
-            line = self._text.readline(_ROW_MAX + 1)
+            line = self._text.readline(ROW_MAX_BYTES + 1)
             if not line.isascii() and (error := not_utf8(line.encode("utf-8", "surrogateescape"), self.count + 1)):
                 raise error
         if not line:
             raise StopIteration
         self.count += 1
         self.size += len(line)
-        if self.size > _ROW_MAX:
-            raise _TooLongError
+        if self.size > ROW_MAX_BYTES:
+            raise _RecordTooLongError
         return line
 
     def problem(self, error: csv.Error, start: int) -> str:
-        """Say what is wrong with the record that begins in a line."""
+        """Return what is wrong with the record that begins in line ``start``."""
         if "unexpected end" in str(error):
             return (
-                f"a quoted field that opens here does not end: everything down to line {self.count} was read as part "
-                'of it; close it with ", and write "" for a quote within it'
+                f"a quoted field that opens here does not end, so everything down to line {self.count} belongs to it. "
+                'Close it with ", and write "" for a quote inside it'
             )
-        where = "" if self.count == start else f", in line {self.count},"
-        return f'not valid CSV: {error}; a quote within a quoted field{where} is written ""'
+        where = "" if self.count == start else f" in line {self.count}"
+        return f'not valid CSV{where}: {error}. Write "" for a quote inside a quoted field'
 
 
-_AFTER_SPACE = re.compile(rb"[ \t\r\n]*").match
-_OPENING = (b"[", b"{")
-#: All up to the next bracket, or to a string that does not end in what is held.
-_FLAT = re.compile(rb'(?:[^"\[\]{}]++|"[^"\\]*+(?:\\.[^"\\]*+)*+")*+', re.DOTALL).match
-_WORD = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[^\s,:\[\]{}"]*', re.DOTALL).match
+async def row_groups(reader: RowReader) -> AsyncIterator[RowGroup]:
+    """Yield the rows in groups, read in a thread. Raises UploadError."""
+    rows = iter(reader)
+    while group := await asyncio.to_thread(_row_group, reader, rows):
+        yield group
 
 
-class _JsonText:
-    """JSON cut into values by its brackets and quotes, in linear time; whether they are right is seen by decoding."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._data = b""
-        self._at = 0
-        self._line = 1
-        self._counted = 0
-
-    def _more(self, what: str) -> bool:
-        """Read on, at least as much as is held, and forget what is behind."""
-        held = len(self._data) - self._at
-        if held > _ROW_MAX:
-            raise UploadError(f"{what} is longer than {_ROW_MAX} bytes")
-        self.line()
-        part = self._file.read(max(_PART, held))
-        self._data = self._data[self._at :] + part
-        self._counted = self._at = 0
-        return bool(part)
-
-    def line(self) -> int:
-        """Return the line of the next byte."""
-        self._line += self._data.count(b"\n", self._counted, self._at)
-        self._counted = self._at
-        return self._line
-
-    def next(self) -> bytes:
-        """Return the next byte that is no white space, without taking it; none at the end."""
-        while True:
-            found = _AFTER_SPACE(self._data, self._at)
-            self._at = found.end() if found else self._at
-            if self._at < len(self._data):
-                return self._data[self._at : self._at + 1]
-            if not self._more("white space"):
-                return b""
-
-    def skip(self) -> None:
-        """Take the next byte."""
-        self._at += 1
-
-    def expect(self, byte: bytes, what: str) -> None:
-        """Take the byte. Raises UploadError if another one comes."""
-        if self.next() != byte:
-            raise UploadError(f"the body is not valid JSON: {what} is missing in line {self.line()}")
-        self.skip()
-
-    def value(self, what: str) -> bytes:
-        """Take a value that begins here. Raises UploadError if it does not end."""
-        if self.next() not in _OPENING:
-            return self._word(what)
-        # Places count from the beginning of the value: what lies before it may be forgotten meanwhile.
-        depth, place = 0, 0
-        while True:
-            found = _FLAT(self._data, self._at + place)
-            place = found.end() - self._at if found else place
-            byte = self._data[self._at + place : self._at + place + 1]
-            if byte in (b"", b'"'):
-                # All that is held was seen, or a string goes on beyond it.
-                if not self._more(what):
-                    raise UploadError(f"the body is not valid JSON: it ends within {what}")
-                continue
-            place += 1
-            depth += 1 if byte in b"[{" else -1
-            if depth <= 0:
-                return self._take(place, what)
-
-    def _take(self, size: int, what: str) -> bytes:
-        if size > _ROW_MAX:
-            raise UploadError(f"{what} is longer than {_ROW_MAX} bytes")
-        raw = self._data[self._at : self._at + size]
-        self._at += size
-        return raw
-
-    def _word(self, what: str) -> bytes:
-        """Take a text, a number, or true, false or null."""
-        while True:
-            found = _WORD(self._data, self._at)
-            end = found.end() if found else self._at
-            complete = end < len(self._data) and self._data[end : end + 1] != b'"'
-            if complete or self._data[end - 1 : end] == b'"' or not self._more(what):
-                break
-        if end == self._at:
-            raise UploadError(f"the body is not valid JSON: {what} is missing in line {self.line()}")
-        return self._take(end - self._at, what)
-
-
-_HALF = re.compile(rb"\\u[dD][89a-fA-F]").search
-
-
-def _decoded(raw: bytes, line: int) -> Any:
-    """Return the value of a row. Raises EncodingError."""
-    try:
-        return decode_quick(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, InexactError):
-        pass
-    try:
-        return decode(raw)
-    except InexactError as error:
-        return Unreadable(str(error))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        if problem := not_utf8(raw, line):
-            raise problem from None
-        half = "; a \\u escape is half of a character" if _HALF(raw) else ""
-        return Unreadable(f"is not valid JSON: {error}{half}")
-
-
-async def pieces(reading: Reading) -> AsyncIterator[Piece]:
-    """Yield the rows piece by piece, read in a thread. Raises UploadError."""
-    rows = iter(reading)
-    while piece := await asyncio.to_thread(_piece, reading, rows):
-        yield piece
-
-
-def _piece(reading: Reading, rows: Iterator[Row]) -> Piece:
-    enough = reading.taken + _TOGETHER_BYTES
-    piece: Piece = []
-    for row in islice(rows, _TOGETHER):
-        piece.append(row)
-        if reading.taken >= enough:
+def _row_group(reader: RowReader, rows: Iterator[Row]) -> RowGroup:
+    enough = reader.consumed + _GROUP_BYTES
+    group: RowGroup = []
+    for row in islice(rows, _GROUP_ROWS):
+        group.append(row)
+        if reader.consumed >= enough:
             break
-    return piece
+    return group
 
 
 def spool() -> IO[bytes]:
-    """Return a file for an upload, in the folder for temporary files (TMPDIR)."""
+    """Return a nameless temporary file for an upload, in the folder for temporary files (TMPDIR)."""
     return tempfile.TemporaryFile()
 
 
-async def rows(kind: str, body: AsyncIterator[bytes]) -> AsyncIterator[Piece]:
-    """Yield the rows of a body, once it is whole. Raises UploadError; KeyError for another kind."""
+async def read_rows(kind: str, body: AsyncIterator[bytes]) -> AsyncIterator[RowGroup]:
+    """Receive a body whole, then yield its rows in groups. Raises UploadError; KeyError for an unknown ``kind``."""
     with spool() as file:
         async for part in body:
             await asyncio.to_thread(file.write, part)
-        async for piece in pieces(Reading(kind, file)):
-            yield piece
+        async for group in row_groups(RowReader(kind, file)):
+            yield group

@@ -1,7 +1,7 @@
-"""Fill in what a submission lost to a restored backup, from the same upload repeated under its Idempotency-Key.
+"""Restore what a submission lost with a restored backup, from the same upload repeated under its Idempotency-Key.
 
 Chunks that the log knows keep their numbers, ranges and states, so nothing is sent twice. Only the gaps between them
-are cut. With the settings of the first upload they are cut as they were then.
+are cut into new chunks. With the settings of the first upload, the new chunks equal the lost ones.
 """
 
 from __future__ import annotations
@@ -12,18 +12,15 @@ from typing import Any
 
 from everyrun.settings import Settings
 from everyrun.store.sql import beside
+from everyrun.submission.chunks import Cutter, Range, chunk_id
 from everyrun.submission.dispatch.protocol import refilled
-from everyrun.submission.dispatch.transitions import state_of
-from everyrun.submission.intake.chunks import Cutter, chunk_id
+from everyrun.submission.dispatch.transitions import chunk_state
 from everyrun.submission.intake.rows import size_in_batch
 
-_sql = beside(__file__, "../queue.sql")
-#: Moving or counting millions of inputs takes longer than other statements may, in seconds.
-_WITHIN = 3600.0
+_sql = beside(__file__, "intake.sql")
+#: Timeout for moving and counting millions of inputs, in seconds: it takes longer than other statements may.
+_TIMEOUT = 3600.0
 _NUMBER = re.compile(r"\.c(\d+)")
-
-Range = tuple[int, int]
-"""First and last position, both included."""
 
 
 def gaps(known: Iterable[Range], expected: int) -> list[Range]:
@@ -37,18 +34,18 @@ def gaps(known: Iterable[Range], expected: int) -> list[Range]:
 
 
 def number_gaps(known: Sequence[tuple[int, Range]], cut: Iterable[Range], batches: int) -> list[tuple[int, Range]]:
-    """Return the ranges cut from gaps, each with the number of its chunk. Pure.
+    """Return the ranges cut from gaps, each with a chunk number. Pure.
 
-    A gap gets the numbers between those of its neighbours, which nothing else had. If it is cut into more chunks than
-    at first, because the settings changed, the others get numbers after all that were ever given.
+    A gap gets the unused numbers between those of its neighbours. If it is now cut into more chunks than at first,
+    because the settings changed, the rest gets numbers after the highest one ever used.
     """
     used = {number for number, _ in known}
     after = max([batches, *used]) + 1
     numbered = []
     for first, last in cut:
-        before = max((number for number, (_, end) in known if end < first), default=0)
-        behind = min((number for number, (start, _) in known if start > last), default=batches + 1)
-        number = next((n for n in range(before + 1, behind) if n not in used), after)
+        low = max((number for number, (_, end) in known if end < first), default=0)
+        high = min((number for number, (start, _) in known if start > last), default=batches + 1)
+        number = next((n for n in range(low + 1, high) if n not in used), after)
         after += number == after
         used.add(number)
         numbered.append((number, (first, last)))
@@ -56,20 +53,23 @@ def number_gaps(known: Sequence[tuple[int, Range]], cut: Iterable[Range], batche
 
 
 def number_of(chunk: str) -> int:
-    """Return the number of a chunk, or of the one that it was cut from. Pure."""
+    """Return the number of a chunk, or of the chunk that a part was cut from. Pure."""
     found = _NUMBER.search(chunk)
     return int(found[1]) if found else 0
 
 
-async def refill(connection: Any, settings: Settings, submission: Any, copied: str, full: bytes, shown: bytes) -> None:
-    """Give the submission the inputs and files that it lost, out of the upload copied as submission ``copied``.
+async def refill(
+    connection: Any, settings: Settings, submission: Any, copied: str, full: bytes, redacted: bytes
+) -> None:
+    """Restore the inputs and files that a submission lost, from the upload copied as submission ``copied``.
 
-    ``submission`` is its row, locked; the upload has the same content. Must be called in a transaction.
+    ``submission`` is the locked row of the submission. The upload must have the same content. Must be called in a
+    transaction.
     """
     submission_id = submission["submission_id"]
-    await connection.execute(_sql["refill_files"], submission_id, copied, timeout=_WITHIN)
-    await connection.execute(_sql["refill_inputs"], submission_id, copied, timeout=_WITHIN)
-    await connection.execute(_sql["drop_copied"], copied, timeout=_WITHIN)
+    await connection.execute(_sql["refill_files"], submission_id, copied, timeout=_TIMEOUT)
+    await connection.execute(_sql["refill_inputs"], submission_id, copied, timeout=_TIMEOUT)
+    await connection.execute(_sql["drop_copied"], copied, timeout=_TIMEOUT)
     ranges = [
         (number_of(row["chunk"]), (row["first_position"], row["last_position"]))
         for row in await connection.fetch(_sql["ranges_of"], submission_id)
@@ -86,10 +86,10 @@ async def refill(connection: Any, settings: Settings, submission: Any, copied: s
         [last for _, (_, last) in numbered],
     )
     held = await connection.fetch(_sql["lock_files_lost"], submission_id)
-    after = [refilled(state_of(row)) for row in held]
+    after = [refilled(chunk_state(row)) for row in held]
     columns = ([row["chunk"] for row in held], [chunk.state for chunk in after], [chunk.reason for chunk in after])
     await connection.execute(_sql["refill_chunks"], *columns)
-    await connection.execute(_sql["refilled"], submission_id, full, shown)
+    await connection.execute(_sql["mark_refilled"], submission_id, full, redacted)
 
 
 async def _cut(connection: Any, settings: Settings, submission_id: str, gap: Range) -> list[Range]:

@@ -1,4 +1,4 @@
-"""Checking one input as it is handed in. Pure; the command line uses the same rules for a dry run."""
+"""Check the rows of a submission. Pure; the command line uses the same rules for a dry run."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from everyrun.extend import reserved
 
 _encode = msgspec.json.Encoder().encode
 
-#: Fields of each kind of file, in the order they are kept in (Extend's SDK 1.20.0, workflow_runs/types: FileFromUrl,
-#: FileFromId, FileFromText).
+#: The fields of each kind of file, in the order of the stored JSON (Extend's SDK 1.20.0, workflow_runs/types:
+#: FileFromUrl, FileFromId, FileFromText).
 FILE_FIELDS = {"url": ("url", "name", "settings"), "id": ("id",), "text": ("text", "name")}
-#: Room for the reserved key in the metadata's 10 KB, beside the ids in it: also if the chunk is cut, and cut again.
+#: Bytes of the reserved key in the metadata's 10 KB, without the ids in it. Enough for a chunk that is cut repeatedly.
 _RESERVED_ROOM = 240
 
 
-#: The end of a link in what ``everyrun results`` writes if its query was not kept: such a link leads nowhere.
+#: ``everyrun results`` ends a link with this if its query string was not kept: such a link cannot be opened.
 REDACTED = "#everyrun-redacted"
-_GIVE_ANEW = "it was handed in with a query or a password, which is not kept: give a fresh link, and the password"
+_REPLACE = "its query string or password was not kept: give a new link, with the password if it has one"
 
 
 class BadRow(msgspec.Struct, frozen=True):
@@ -35,8 +35,8 @@ class BadRow(msgspec.Struct, frozen=True):
     line: int | None = None
 
 
-class Unreadable(msgspec.Struct, frozen=True):
-    """A row that could not be read at all, and why."""
+class UnreadableRow(msgspec.Struct, frozen=True):
+    """A row that could not be parsed, and why."""
 
     reason: str
     field: str = ""
@@ -44,7 +44,7 @@ class Unreadable(msgspec.Struct, frozen=True):
 
 
 class GoodRow(msgspec.Struct, frozen=True):
-    """An input as the queue holds it; ``file`` and ``metadata`` are JSON text, ``size`` its bytes in a batch."""
+    """An input as the queue stores it. ``file`` and ``metadata`` are JSON text; ``size`` is its bytes in a batch."""
 
     position: int
     external_id: str
@@ -59,18 +59,18 @@ class _QuickFile(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True)
 
 
 class QuickRow(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """A row of the common form, a file by its URL: decoding checks most of it."""
+    """A row in the most common form, with a URL. Decoding it checks most of its rules."""
 
     file: _QuickFile
     id: Annotated[str, Meta(min_length=1, max_length=reserved.EXTERNAL_ID_MAX)] | None = None
     metadata: dict[str, Any] | None = None
 
 
-#: A URL that needs no closer look.
+#: A URL that needs no further check.
 _PLAIN_URL = re.compile(r"https?://[A-Za-z0-9.-]+(?:/[!-~]*)?").fullmatch
 
 
-#: The JSON text of a file by a URL with a query string: the common form of a signed link.
+#: The JSON text of a file with a query string in its URL: the common form of a signed link.
 _SIGNED_URL = re.compile(
     rb'(\{"url":"https?://[A-Za-z0-9.-]+(?::\d+)?/[^"\\?#@]*)[?#][^"\\]+("(?:,"name":"[^"\\]*")?)\}'
 ).fullmatch
@@ -85,14 +85,14 @@ class _BadFieldError(Exception):
 def check_row(row: int, given: Any, submission_id: str, max_bytes: int, line: int | None = None) -> GoodRow | BadRow:
     """Return the input of row number ``row`` (from 1), or what is wrong with it.
 
-    ``given`` is a decoded value or Unreadable; a QuickRow gives what the same row decoded in full would give.
+    ``given`` is a decoded value or UnreadableRow. A QuickRow gives the same result as the fully decoded row.
     """
     if type(given) is QuickRow:
         good = _quick(row, given, submission_id, max_bytes)
         if good is not None:
             return good
         given = msgspec.to_builtins(given)
-    if isinstance(given, Unreadable):
+    if isinstance(given, UnreadableRow):
         return BadRow(row, _shown_id(given.id), given.field, given.reason, line)
     identifier = given.get("id") if isinstance(given, dict) else None
     try:
@@ -100,7 +100,7 @@ def check_row(row: int, given: Any, submission_id: str, max_bytes: int, line: in
             raise _BadFieldError("", "a row is an object with id, file and metadata")
         unknown = sorted(set(given) - {"id", "file", "metadata"})
         if "secrets" in unknown:
-            raise _BadFieldError("secrets", "secrets are not taken yet: they would have to be kept; leave them out")
+            raise _BadFieldError("secrets", "secrets are not supported yet; remove them")
         if unknown:
             raise _BadFieldError(unknown[0], "unknown field; a row has id, file and metadata")
         external_id = _external_id(identifier, row)
@@ -109,16 +109,16 @@ def check_row(row: int, given: Any, submission_id: str, max_bytes: int, line: in
         size = _size(file, metadata, submission_id, external_id)
         if size > max_bytes:
             raise _BadFieldError(
-                "file", f"the input is {size} bytes; at most {max_bytes} fit. Hand it in as a URL or upload it"
+                "file", f"the input is {size} bytes; the maximum is {max_bytes}. Submit it as a URL, or upload the file"
             )
         return GoodRow(row, external_id, file, metadata, size)
     except _BadFieldError as error:
         return BadRow(row, _shown_id(identifier), error.field, str(error), line)
 
 
-def id_twice(row: int, external_id: str, first: int, line: int | None = None) -> BadRow:
-    """Return what is wrong with a row whose id is that of an earlier one."""
-    reason = f"is the id of row {first} too; an id is unique in its submission (a row without one has its number)"
+def duplicate_id(row: int, external_id: str, first: int, line: int | None = None) -> BadRow:
+    """Return what is wrong with a row that repeats the id of an earlier row."""
+    reason = f"is also the id of row {first}; ids must be unique in a submission (a row without one gets its number)"
     return BadRow(row, external_id, "id", reason, line)
 
 
@@ -127,7 +127,7 @@ def _shown_id(given: Any) -> str | None:
 
 
 def _quick(row: int, given: QuickRow, submission_id: str, max_bytes: int) -> GoodRow | None:
-    """The input, where a few tests show that nothing is wrong with it; None where it needs a closer look."""
+    """Return the input if a few quick tests find nothing wrong; None if the row needs the full check."""
     external_id = str(row) if given.id is None else given.id
     url = given.file.url
     if not _PLAIN_URL(url) or url.endswith(REDACTED) or not external_id.isprintable():
@@ -149,12 +149,12 @@ def _size(file: bytes, metadata: bytes, submission_id: str, external_id: str) ->
 
 
 def size_in_batch(content: int, submission_id: int, external_id: int) -> int:
-    """Return the bytes of an input in a batch, at most, from the bytes of its parts: with the reserved key and ids."""
+    """Return the maximum bytes of an input in a batch, with the reserved key and ids, from the bytes of its parts."""
     return content + 2 * (submission_id + external_id) + 440
 
 
 def _metadata_size(metadata: bytes, submission_id: str, external_id: str) -> int:
-    """Bytes of the metadata as Extend counts them, with the reserved key."""
+    """Return the bytes of the metadata as Extend counts them, with the reserved key."""
     return len(metadata) + _RESERVED_ROOM + 2 * len(submission_id) + len(external_id.encode())
 
 
@@ -174,7 +174,7 @@ def _file(given: Any) -> dict[str, Any]:
     if not isinstance(given, dict):
         raise _BadFieldError("file", "is required: an object with url, id or text")
     if given.get("redacted"):
-        raise _BadFieldError("file.redacted", _GIVE_ANEW)
+        raise _BadFieldError("file.redacted", _REPLACE)
     kinds = sorted(kind for kind in FILE_FIELDS if kind in given)
     if len(kinds) != 1:
         raise _BadFieldError(
@@ -184,7 +184,7 @@ def _file(given: Any) -> dict[str, Any]:
     for field, value in given.items():
         if field not in FILE_FIELDS[kind]:
             raise _BadFieldError(
-                f"file.{field}", f"unknown beside {kind}; allowed: {', '.join(sorted(FILE_FIELDS[kind]))}"
+                f"file.{field}", f"unknown for a file with {kind}; allowed: {', '.join(sorted(FILE_FIELDS[kind]))}"
             )
         if field == "settings":
             if (
@@ -194,22 +194,22 @@ def _file(given: Any) -> dict[str, Any]:
             ):
                 raise _BadFieldError("file.settings", 'must be an object like {"password": "..."}')
         elif not isinstance(value, str) or not value:
-            raise _BadFieldError(f"file.{field}", f"must be text that is not empty, not {_kind(value)}")
+            raise _BadFieldError(f"file.{field}", f"must be non-empty text, not {_kind(value)}")
     if kind == "url":
         _check_url(given["url"])
-    # In one order, so that the same file is the same text however it was written.
+    # In a fixed order, so that equal files give equal text.
     return {field: given[field] for field in FILE_FIELDS[kind] if field in given}
 
 
 def _check_url(url: str) -> None:
     if url.endswith(REDACTED):
-        raise _BadFieldError("file.url", f"ends in {REDACTED}: {_GIVE_ANEW}")
+        raise _BadFieldError("file.url", f"ends in {REDACTED}: {_REPLACE}")
     try:
         parts = urlsplit(url)
         right = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
     except ValueError:
         right = False
-    # Of what is white space only the plain space counts as printable.
+    # Of all white space only the plain space is printable.
     if not right or not url.isprintable() or " " in url:
         raise _BadFieldError("file.url", "is not an http or https URL; spaces must be written %20")
 
@@ -221,11 +221,13 @@ def _metadata(given: Any, submission_id: str, external_id: str) -> dict[str, Any
         raise _BadFieldError("metadata", f"must be an object, not {_kind(given)}")
     for key in given:
         if key.startswith(reserved.PREFIX):
-            raise _BadFieldError(f"metadata.{key}"[:200], f"keys that begin {reserved.PREFIX} are Everyrun's own")
+            raise _BadFieldError(
+                f"metadata.{key}"[:200], f"keys that begin with {reserved.PREFIX} are reserved for Everyrun"
+            )
     size = _metadata_size(_storable("metadata", given), submission_id, external_id)
     if size > reserved.METADATA_MAX_BYTES:
         raise _BadFieldError(
-            "metadata", f"is {size} bytes with Everyrun's key; Extend takes {reserved.METADATA_MAX_BYTES}"
+            "metadata", f"is {size} bytes with Everyrun's key; Extend accepts {reserved.METADATA_MAX_BYTES}"
         )
     return given
 
@@ -254,22 +256,22 @@ def _kind(value: Any) -> str:
 
 
 def redact_file(file: dict[str, Any]) -> dict[str, Any]:
-    """The file as the log and the tables show it: without a URL's query, fragment and user, and without a password.
+    """Return the file as the log and the tables show it: without password and a URL's query, fragment and user.
 
-    Where something was taken out, ``redacted`` is true: the file cannot be handed in again from it.
+    If something was removed, ``redacted`` is true: the file cannot be submitted again from it.
     """
     shown = {key: value for key, value in file.items() if key != "settings"}
-    taken = "settings" in file
+    removed = "settings" in file
     if "url" in shown:
         parts = urlsplit(shown["url"])
         plain = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-        taken = taken or plain != shown["url"]
+        removed = removed or plain != shown["url"]
         shown["url"] = plain
-    return {**shown, "redacted": True} if taken else shown
+    return {**shown, "redacted": True} if removed else shown
 
 
-def shown_file(file: bytes) -> bytes:
-    """Return a file's JSON text as the log shows it, for hashing: what redact_file gives, found quickly."""
+def redacted_json(file: bytes) -> bytes:
+    """Return a file's JSON text as the log shows it, for hashing. A faster ``redact_file``."""
     if b"?" not in file and b"#" not in file and b"@" not in file and b'"settings"' not in file:
         return file
     signed = _SIGNED_URL(file)

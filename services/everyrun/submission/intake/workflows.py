@@ -1,7 +1,4 @@
-"""Check at intake that Extend has a workflow and its version.
-
-So a typing error is refused at once, and does not end in inputs that can never be sent.
-"""
+"""Check at intake that Extend has the workflow, so that a mistyped id does not end in thousands of refusals."""
 
 from __future__ import annotations
 
@@ -17,18 +14,18 @@ from everyrun.telemetry import log
 
 _log = log(__name__)
 
-#: How long an answer counts, in seconds: that it is there; that it is not, or that Extend could not be asked.
+#: How long an answer is valid, in seconds: that Extend has the workflow; that it has not, or could not be asked.
 _KNOWN_FOR, _UNSURE_FOR = 300.0, 15.0
-#: An upload waits so long for the answer, in seconds.
-_WITHIN = 3.0
+#: How long an upload waits for the answer, in seconds.
+_TIMEOUT = 3.0
 _REMEMBERED, _NEAR, _LISTED = 1000, 3, 5
 
 
-class Asks(Protocol):
-    """What is needed of :class:`everyrun.extend.client.Extend`."""
+class WorkflowSource(Protocol):
+    """The part of :class:`everyrun.extend.client.Extend` that is needed here."""
 
     async def get_workflow(self, workflow_id: str, within: float) -> bytes:
-        """Raise ExtendError if there is none."""
+        """Raise ExtendError if there is no such workflow."""
 
     async def list_workflows(self, within: float) -> Page:
         """Return a page of summaries."""
@@ -41,7 +38,7 @@ class Asks(Protocol):
 
 
 class UnknownWorkflowError(Invalid):
-    """Extend has no workflow of that id; the text says so, and what is near. ``near`` has those ids."""
+    """Extend has no workflow with this id. The text and ``near`` name similar ids."""
 
     def __init__(self, message: str, near: list[str]) -> None:
         super().__init__(message)
@@ -66,38 +63,31 @@ class _Key(NamedTuple):
 
 class _Answer(NamedTuple):
     until: float
-    #: Why it could not be found out; None if it is there, or is not.
+    #: Why Extend could not be asked; None if it answered.
     unchecked: str | None = None
     unknown: _Unknown | None = None
 
 
 class Workflows:
-    """Ask Extend about workflows and their versions, and remember the answers for some minutes.
+    """Ask Extend about workflows, within the budget of GETs, and cache the answers for some minutes."""
 
-    The requests count against the budget of GETs.
-    """
-
-    def __init__(self, extend: Asks, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, extend: WorkflowSource, clock: Callable[[], float] = time.monotonic) -> None:
         self._extend = extend
         self._clock = clock
-        self._answers: dict[_Key, _Answer] = {}
-        #: While Extend cannot be asked, no upload waits to find that out again.
-        self._away = _Answer(0.0)
-        self._one = asyncio.Lock()
+        self._answers: dict[str, _Answer] = {}
+        #: While Extend is unavailable, other uploads do not wait to find that out again.
+        self._unavailable = _Answer(0.0)
+        self._lock = asyncio.Lock()
 
-    async def check(self, workflow_id: str, version: str | None = None) -> str | None:
-        """Return None if Extend has the workflow, and the version if one is named; else why that is not known.
+    async def check(self, workflow_id: str) -> str | None:
+        """Return None if Extend has the workflow, else why Extend could not be asked.
 
-        Raises UnknownWorkflowError and UnknownVersionError if Extend says that it has no such.
+        Raises UnknownWorkflowError if Extend answers that it has no such workflow.
         """
-        unchecked = await self._check(_Key(workflow_id))
-        return unchecked if unchecked or version is None else await self._check(_Key(workflow_id, version))
-
-    async def _check(self, key: _Key) -> str | None:
-        answer = self._remembered(key)
+        answer = self._cached(workflow_id)
         if answer is None:
-            async with self._one:
-                answer = self._remembered(key) or await self._ask(key)
+            async with self._lock:
+                answer = self._cached(workflow_id) or await self._ask(workflow_id)
                 if len(self._answers) >= _REMEMBERED:
                     self._answers.clear()
                 self._answers[key] = answer
@@ -105,46 +95,44 @@ class Workflows:
             raise type(answer.unknown)(str(answer.unknown), answer.unknown.near)
         return answer.unchecked
 
-    def _remembered(self, key: _Key) -> _Answer | None:
+    def _cached(self, workflow_id: str) -> _Answer | None:
         now = self._clock()
         answer = self._answers.get(key)
         if answer is not None and now < answer.until:
             return answer
-        return self._away if self._away.unchecked is not None and now < self._away.until else None
+        return self._unavailable if self._unavailable.unchecked is not None and now < self._unavailable.until else None
 
     async def _ask(self, key: _Key) -> _Answer:
         unknown: _Unknown | None
         try:
-            async with asyncio.timeout(_WITHIN):
-                if key.version is None:
-                    unknown = await self._unknown(key.workflow_id)
-                else:
-                    unknown = await self._unknown_version(key.workflow_id, key.version)
+            async with asyncio.timeout(_TIMEOUT):
+                unknown = await self._find_unknown(workflow_id)
         except ExtendError as error:
             return self._not_asked(key.workflow_id, str(error))
         except TimeoutError:
-            return self._not_asked(key.workflow_id, f"no answer within {_WITHIN:.0f} s")
+            return self._not_asked(workflow_id, f"no answer within {_TIMEOUT:.0f} s")
         now = self._clock()
         return _Answer(now + _KNOWN_FOR) if unknown is None else _Answer(now + _UNSURE_FOR, unknown=unknown)
 
     def _not_asked(self, workflow_id: str, why: str) -> _Answer:
-        _log.warning("a workflow could not be checked; its upload is taken in", workflow=workflow_id, error=why)
-        self._away = _Answer(self._clock() + _UNSURE_FOR, unchecked=why)
-        return self._away
+        _log.warning("a workflow could not be checked; its upload is accepted", workflow=workflow_id, error=why)
+        self._unavailable = _Answer(self._clock() + _UNSURE_FOR, unchecked=why)
+        return self._unavailable
 
-    async def _unknown(self, workflow_id: str) -> UnknownWorkflowError | None:
+    async def _find_unknown(self, workflow_id: str) -> UnknownWorkflowError | None:
+        """Return the error if Extend has no such workflow, else None. Raises ExtendError."""
         try:
-            await self._extend.get_workflow(workflow_id, within=_WITHIN)
+            await self._extend.get_workflow(workflow_id, within=_TIMEOUT)
         except ExtendError as error:
             if error.status != 404 or not error.from_extend:
                 raise
         else:
             return None
-        # Of an Extend that cannot list workflows its 404 may mean the path, not the workflow: an error then.
-        listed = await self._extend.list_workflows(within=_WITHIN)
+        # If Extend cannot list workflows either, its 404 may be about the path. Then this raises.
+        listed = await self._extend.list_workflows(within=_TIMEOUT)
         if any(isinstance(one, dict) and one.get("id") == workflow_id for one in listed.data):
             return None
-        return not_there(workflow_id, listed.data, complete=listed.token is None)
+        return unknown_workflow(workflow_id, listed.data, complete=listed.token is None)
 
     async def _unknown_version(self, workflow_id: str, version: str) -> UnknownVersionError | None:
         try:
@@ -164,8 +152,8 @@ class Workflows:
         return UnknownVersionError(f"workflow {workflow_id} has no version {version!r} at Extend{there}", versions)
 
 
-def not_there(workflow_id: str, listed: Iterable[Any], *, complete: bool) -> UnknownWorkflowError:
-    """Return the error that names the workflows near an id, or of that name; else some of all. Pure."""
+def unknown_workflow(workflow_id: str, listed: Iterable[Any], *, complete: bool) -> UnknownWorkflowError:
+    """Return the error that names workflows of a similar id or of that name, else some of all. Pure."""
     summaries = [one for one in listed if isinstance(one, dict) and isinstance(one.get("id"), str)]
     names = {one["id"]: str(one.get("name") or "") for one in summaries}
     wanted = workflow_id.casefold()
@@ -179,7 +167,7 @@ def not_there(workflow_id: str, listed: Iterable[Any], *, complete: bool) -> Unk
     if near:
         return UnknownWorkflowError(f"{message}; did you mean {shown(near)}?", near)
     if not names:
-        return UnknownWorkflowError(f"{message}, nor any other: is it the key of the right workspace?", [])
+        return UnknownWorkflowError(f"{message}, and no other. Is it the key of the right workspace?", [])
     some = list(names)[:_LISTED]
     more = ", ..." if len(names) > _LISTED or not complete else ""
-    return UnknownWorkflowError(f"{message}; there are: {shown(some)}{more}", [])
+    return UnknownWorkflowError(f"{message}; it has: {shown(some)}{more}", [])

@@ -435,7 +435,7 @@ with queued as (
 compared as (
     select q.*, l.requested_at,
            case
-               when q.state in ('sent', 'refused') then 'in_transit'
+               when q.state in ('submitted', 'refused') then 'in_transit'
                when q.state = 'held' then 'held'
                when q.state = 'in_doubt' and q.deadline > now() then 'in_doubt'
                when q.state = 'in_doubt' then 'sweeps'
@@ -447,7 +447,7 @@ compared as (
                when q.not_before > now() then 'retry'
                else 'queued'
            end as waits_for,
-           q.state in ('sent', 'refused') or (q.state <> 'held' and q.status <> l.status) as in_transit
+           q.state in ('submitted', 'refused') or (q.state <> 'held' and q.status <> l.status) as in_transit
     from queued q
     left join lateral (
         select case when bool_or(b.state = 'IN_DOUBT') then 'IN_DOUBT' when bool_or(b.state = 'SENDING') then 'SENDING'

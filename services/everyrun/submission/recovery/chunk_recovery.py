@@ -1,6 +1,6 @@
-"""What the log makes of a chunk that a restored queue remembers otherwise. Pure.
+"""Merge what the log knows of a chunk into the state that a restored queue has of it. Pure.
 
-The log's events of a chunk lie in several partitions, so nothing here depends on their order.
+The events of a chunk are in several partitions, so the result does not depend on their order.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from msgspec.structs import replace
 
 from everyrun.log import events
 from everyrun.projection.rules.merge import instant
-from everyrun.submission.dispatch.protocol import FILES_LOST_UNSENT, ChunkState, State
+from everyrun.submission.dispatch.protocol import FILES_LOST_UNSENT, ChunkState, StateName
 
 
-class Logged(msgspec.Struct, frozen=True):
-    """What the log says of a chunk: how its newest attempt ended, and of all of them what forbids sending it again."""
+class LoggedChunk(msgspec.Struct, frozen=True):
+    """What the log knows of a chunk: the outcome of its newest attempt, and what forbids sending it again."""
 
     attempt: int
-    state: State
+    state: StateName
     resends: int = 0
     batch_id: str | None = None
     call_deadline: datetime | None = None
-    #: Of what said so, as _TELLING has it.
+    #: The rank of the event that gave the state, as in _OUTCOMES.
     rank: int = 0
-    #: What it was cut into: once it is cut it stays so. Then its submission is named too.
+    #: The parts of a chunk that was cut, which it stays; and its submission, which is set only then.
     parts: tuple[events.Part, ...] = ()
     submission_id: str | None = None
 
 
-#: What an event says of its attempt, and which of several of one attempt is the more telling.
-_TELLING: dict[Any, tuple[int, State]] = {
+#: The state that an event gives its attempt, and its rank: of several events of one attempt the highest rank decides.
+_OUTCOMES: dict[Any, tuple[int, StateName]] = {
     events.BatchRequested: (0, "sending"),
     events.BatchInDoubt: (1, "in_doubt"),
     events.BatchReturned: (2, "waiting"),
@@ -41,22 +41,19 @@ _TELLING: dict[Any, tuple[int, State]] = {
     events.BatchRejected: (4, "refused"),
     events.BatchCut: (4, "cut"),
     events.DoubtDiscarded: (4, "refused"),
-    events.BatchSubmitted: (5, "sent"),
-    events.DoubtAdopted: (5, "sent"),
+    events.BatchSubmitted: (5, "submitted"),
+    events.DoubtAdopted: (5, "submitted"),
 }
 
 
-def read_chunks(found: Iterable[Any], logged: dict[str, Logged] | None = None) -> dict[str, Logged]:
-    """By chunk what events of ``batches`` say of it, beside what others said that were read before (``logged``).
-
-    Events of other things are passed over; none is kept.
-    """
+def read_chunks(found: Iterable[Any], logged: dict[str, LoggedChunk] | None = None) -> dict[str, LoggedChunk]:
+    """Add events of ``batches`` to ``logged`` (by chunk), and return it. Events of other kinds are skipped."""
     logged = {} if logged is None else logged
     for event in found:
-        if type(event) not in _TELLING:
+        if type(event) not in _OUTCOMES:
             continue
-        rank, state = _TELLING[type(event)]
-        known = logged.get(event.chunk, Logged(0, "waiting"))
+        rank, state = _OUTCOMES[type(event)]
+        known = logged.get(event.chunk, LoggedChunk(0, "waiting"))
         if (event.attempt, rank) >= (known.attempt, known.rank):
             known = replace(known, attempt=event.attempt, state=state, rank=rank)
         deadline = instant(getattr(event, "deadline", None))
@@ -72,22 +69,22 @@ def read_chunks(found: Iterable[Any], logged: dict[str, Logged] | None = None) -
     return logged
 
 
-def take_over(chunk: ChunkState, logged: Logged) -> ChunkState:
-    """The chunk's state by what it was and what the log says; itself where the log says nothing new.
+def merge_logged(chunk: ChunkState, logged: LoggedChunk) -> ChunkState:
+    """Return the chunk's state after what the log knows; the same state if the log knows nothing new.
 
-    An attempt that the log knows is never waiting again because the queue forgot it; one that was taken is never sent
-    again, whichever it was; what was given up stays counted.
+    An attempt in the log never waits again because the queue forgot it. A chunk with an accepted attempt, whichever it
+    was, is never sent again. Attempts that were given up stay counted.
     """
     given_up = logged.resends > chunk.resends
     after = replace(chunk, resends=max(chunk.resends, logged.resends), batch_id=chunk.batch_id or logged.batch_id)
     if logged.attempt > chunk.attempt:
         after = replace(after, attempt=logged.attempt, state=logged.state, claimed=False)
-    elif logged.attempt == chunk.attempt and _ends(chunk.state, logged.state, given_up):
+    elif logged.attempt == chunk.attempt and _knows_outcome(chunk.state, logged.state, given_up):
         after = replace(after, state=logged.state)
     if logged.parts:
         after = replace(after, state="cut")
     elif after.batch_id is not None and after.state != "sending":
-        after = replace(after, state="sent")
+        after = replace(after, state="submitted")
     lost = after.state == "waiting" and after.files_lost
     if lost:
         after = replace(after, state="held")
@@ -95,15 +92,15 @@ def take_over(chunk: ChunkState, logged: Logged) -> ChunkState:
         after = replace(after, claimed=False, announced=False)
     if after != chunk:
         found = FILES_LOST_UNSENT if lost else "found in the log"
-        after = replace(after, reason=None if after.state == "sent" else found)
-    # That the log knows of the attempt is no news of what became of it.
+        after = replace(after, reason=None if after.state == "submitted" else found)
+    # `announced` only says that the log knows the attempt. It does not count as a change of the outcome.
     return replace(after, announced=after.state == "sending" and (chunk.announced or logged.attempt == after.attempt))
 
 
-def _ends(state: State, logged: State, given_up: bool) -> bool:
-    """Whether the log knows of an end of the attempt that the queue has not marked."""
-    if logged == "sent":
-        return state != "sent"
+def _knows_outcome(state: StateName, logged: StateName, given_up: bool) -> bool:
+    """Return if the log knows an outcome of the attempt that the queue does not."""
+    if logged == "submitted":
+        return state != "submitted"
     if logged in ("refused", "cut"):
         return state in ("sending", "in_doubt", "held")
     if logged == "waiting":

@@ -1,8 +1,8 @@
-"""Put back what a restored queue lost: submissions, chunks and inputs, as far as the log has them.
+"""Restore submissions, chunks and inputs that the queue lost, as far as the log has them.
 
-``submission-accepted`` has the submission. ``batch-requested``, which is in the log before Extend is called, has a
-chunk's inputs as the log shows them. Inputs that were never sent are in no event: they are counted, and a repeated
-upload brings them back (:mod:`everyrun.submission.intake.refill`).
+``submission-accepted`` has the submission. ``batch-requested``, which is in the log before Extend is called, has the
+inputs of a chunk as the log shows them. Inputs that were never sent are in no event: they are counted as lost, and a
+repeated upload restores them (:mod:`everyrun.submission.intake.refill`).
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from everyrun.submission.dispatch.protocol import FILES_LOST_UNSENT
 from everyrun.telemetry import log
 
 _log = log(__name__)
-_sql = beside(__file__, "../queue.sql")
+_sql = beside(__file__, "recovery.sql")
 _decode = msgspec.json.Decoder(events.BatchEvent).decode
 _encode = msgspec.json.Encoder().encode
 
 
-class Place(NamedTuple):
-    """Where a record of ``batches`` lies."""
+class RecordAddress(NamedTuple):
+    """The partition and offset of a record of ``batches``."""
 
     partition: int
     offset: int
@@ -40,13 +40,13 @@ async def restore_submissions(connection: Any, accepted: Iterable[events.Submiss
 
     Must be called in a transaction.
     """
-    known = {event.submission_id: event for event in accepted}
-    if not known:
+    logged = {event.submission_id: event for event in accepted}
+    if not logged:
         return []
-    there = {row["submission_id"] for row in await connection.fetch(_sql["submissions_known"], sorted(known))}
-    missing = sorted(known.keys() - there)
+    known = {row["submission_id"] for row in await connection.fetch(_sql["submissions_known"], sorted(logged))}
+    missing = sorted(logged.keys() - known)
     for submission_id in missing:
-        event = known[submission_id]
+        event = logged[submission_id]
         await connection.execute(
             _sql["restore_submission"],
             submission_id,
@@ -62,22 +62,22 @@ async def restore_submissions(connection: Any, accepted: Iterable[events.Submiss
     return missing
 
 
-async def restore_chunks(connection: Any, settings: Settings, places: Mapping[str, Place]) -> set[str]:
-    """Insert the chunks that the queue does not have, with their inputs; return the submissions they are of.
+async def restore_chunks(connection: Any, settings: Settings, addresses: Mapping[str, RecordAddress]) -> set[str]:
+    """Insert the chunks that the queue does not have, with their inputs; return the ids of their submissions.
 
-    ``places`` tells for each chunk where an event with its inputs lies: it is read again, so that memory holds one
-    chunk at a time. Inputs that the queue has are left as they are. Must be called in a transaction.
+    ``addresses`` has, for each chunk, an event with its inputs. The event is read again here, so that memory holds one
+    chunk at a time. Inputs that the queue has stay unchanged. Must be called in a transaction.
     Raises aiokafka.errors.KafkaError.
     """
-    missing = [row["chunk"] for row in await connection.fetch(_sql["chunks_missing"], sorted(places))]
-    touched = set()
-    async for event in _events_at(settings, [places[chunk] for chunk in missing]):
+    missing = [row["chunk"] for row in await connection.fetch(_sql["chunks_missing"], sorted(addresses))]
+    restored = set()
+    async for event in _events_at(settings, [addresses[chunk] for chunk in missing]):
         if not await connection.fetch(_sql["submissions_known"], [event.submission_id]):
             _log.warning("a chunk of a submission that the log does not know", chunk=event.chunk)
             continue
         await _restore_chunk(connection, event)
-        touched.add(event.submission_id)
-    return touched
+        restored.add(event.submission_id)
+    return restored
 
 
 async def _restore_chunk(connection: Any, event: Any) -> None:
@@ -94,10 +94,10 @@ async def _restore_chunk(connection: Any, event: Any) -> None:
     await connection.execute(_sql["hold_lost_files"], [event.chunk], FILES_LOST_UNSENT)
 
 
-async def _events_at(settings: Settings, places: Iterable[Place]) -> AsyncIterator[Any]:
+async def _events_at(settings: Settings, addresses: Iterable[RecordAddress]) -> AsyncIterator[Any]:
     wanted = defaultdict(set)
-    for place in places:
-        wanted[place.partition].add(place.offset)
+    for address in addresses:
+        wanted[address.partition].add(address.offset)
     for partition, offsets in sorted(wanted.items()):
         async for poll in read_polls(settings, ("batches", partition), min(offsets), max(offsets) + 1):
             for record in poll.records:

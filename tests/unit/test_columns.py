@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from everyrun.cli.results import CSV_COLUMNS, csv_row
-from everyrun.submission.intake.cells import escape, line, unescape
-from everyrun.submission.intake.columns import Options
-from everyrun.submission.intake.parse import CSV, Reading
+from everyrun.submission.intake.columns import Options, csv_line, escape, unescape
+from everyrun.submission.intake.parse import CSV, RowReader
 from tests.unit.test_cli_results import results, table
 
 FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d")
@@ -43,15 +42,15 @@ def test_an_export_is_read_as_what_was_submitted(given_rows: list[tuple[str, str
         {"id": identifier, "file": {"text": "=" + text, **({"name": name} if name else {})}, "metadata": {"n": 1}}
         for identifier, text, name in given_rows
     ]
-    exported = line(CSV_COLUMNS)
+    exported = csv_line(CSV_COLUMNS)
     for row in submitted:
         found: dict[str, Any] = {"external_id": row["id"], "file": row["file"], "metadata": row["metadata"]}
-        exported += line(csv_row({**found, "status": "FAILED", "failure_message": "=1+1"}))
-    assert [value for _, value in Reading(CSV, io.BytesIO(exported.encode()), Options())] == submitted
+        exported += csv_line(csv_row({**found, "status": "FAILED", "failure_message": "=1+1"}))
+    assert [value for _, value in RowReader(CSV, io.BytesIO(exported.encode()), Options())] == submitted
 
 
 def test_a_manifest_of_ones_own_is_read_as_it_is() -> None:
-    ((_, row),) = Reading(CSV, io.BytesIO(b"id,text,note\n'=1,'+2,'@3\n"), Options())
+    ((_, row),) = RowReader(CSV, io.BytesIO(b"id,text,note\n'=1,'+2,'@3\n"), Options())
     assert row == {"id": "'=1", "file": {"text": "'+2"}, "metadata": {"note": "'@3"}}
 
 

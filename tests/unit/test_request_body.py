@@ -12,15 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from everyrun.submission.api.body import BodyTooLargeError, receive
-from everyrun.submission.api.request_body import Uploads
+from everyrun.submission.api.request_body import BodyTooLargeError, Uploads, receive
 from everyrun.submission.metrics import Metrics
 
 PART = b"x" * (1 << 20)
 
 ENDLESS = """
 import asyncio
-from everyrun.submission.api.body import receive
+from everyrun.submission.api.request_body import receive
 
 async def body():
     for _ in range(3):
@@ -54,19 +53,19 @@ async def parts(number: int) -> AsyncIterator[bytes]:
 async def test_what_is_on_disk_is_counted_while_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     uploads, metrics, seen = Uploads(), Metrics(), []
-    metrics.count_uploads(uploads)
+    metrics.add_uploads(uploads)
 
     async def watched() -> AsyncIterator[bytes]:
         async for part in parts(3):
             seen.append(uploads.size)
             yield part
 
-    with uploads.one_more() as grown, await receive(watched(), 1 << 30, False, grown):
+    with uploads.reserve() as grown, await receive(watched(), 1 << 30, False, grown):
         assert seen == [0, len(PART), 2 * len(PART)]
         assert metrics.registry.get_sample_value("everyrun_uploads") == 1
         assert metrics.registry.get_sample_value("everyrun_upload_bytes") == 3 * len(PART)
     assert (len(uploads), uploads.size) == (0, 0)
-    with pytest.raises(BodyTooLargeError), uploads.one_more() as grown:
+    with pytest.raises(BodyTooLargeError), uploads.reserve() as grown:
         await receive(parts(3), 2 * len(PART), False, grown)
     assert (len(uploads), uploads.size) == (0, 0)
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,1 @@
+"""Decisions of people: chunks in doubt, pauses, and quarantined messages."""

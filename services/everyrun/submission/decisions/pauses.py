@@ -1,0 +1,135 @@
+"""Pause and resume workflows and submissions: publish the event, then store it.
+
+A person pauses either. Everyrun pauses a workflow when Extend blocks it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+
+from everyrun.log import events
+from everyrun.log.cloudevents import event_type, record, timestamp
+from everyrun.log.producer import Log
+from everyrun.store.sql import beside
+from everyrun.submission.dispatch.event_records import SOURCE, digest
+
+_sql = beside(__file__, "decisions.sql")
+
+
+class PauseTarget(NamedTuple):
+    """What is paused."""
+
+    kind: Literal["workflow", "submission"]
+    id: str
+
+
+class LoggedPause(NamedTuple):
+    """The newest event about a pause in the log."""
+
+    at: datetime
+    event_id: str
+    paused: bool
+    reason: str
+    by: str | None
+
+
+PauseEvent = events.WorkflowPaused | events.WorkflowResumed | events.SubmissionPaused | events.SubmissionResumed
+
+
+async def pause(connection: Any, log: Log, target: PauseTarget, reason: str, by: str | None) -> bool:
+    """Pause the target; return False if it is paused already. Must be called in a transaction."""
+    if await connection.fetchval(_sql["is_paused"], *target) is not None:
+        return False
+    event = (
+        events.WorkflowPaused(target.id, reason, by)
+        if target.kind == "workflow"
+        else events.SubmissionPaused(target.id, reason, by)
+    )
+    at = await _publish(log, target, event)
+    await connection.execute(_sql["pause"], *target, reason, by, at)
+    return True
+
+
+def blocked(workflow_id: str, reason: str) -> str:
+    """Return the reason of a pause after Extend blocked a workflow: what happened, and what to do. Pure."""
+    return (
+        f"Extend answered {reason}. No input was refused: they wait. After fixing the workflow, the key, the credits "
+        f"or the permission, run: everyrun workflow resume {workflow_id} --reason WHY"
+    )
+
+
+async def pause_blocked(connection: Any, log: Log, workflow_id: str, reason: str) -> bool:
+    """Pause a workflow that Extend blocked; return False if it is paused already. Must be called in a transaction."""
+    return await pause(connection, log, PauseTarget("workflow", workflow_id), blocked(workflow_id, reason), None)
+
+
+async def resume(connection: Any, log: Log, target: PauseTarget, reason: str, by: str | None) -> bool:
+    """Resume the target; return False if it is not paused. Must be called in a transaction."""
+    if await connection.fetchval(_sql["is_paused"], *target) is None:
+        return False
+    event = (
+        events.WorkflowResumed(target.id, reason, by)
+        if target.kind == "workflow"
+        else events.SubmissionResumed(target.id, reason, by)
+    )
+    await _publish(log, target, event)
+    await connection.execute(_sql["resume"], *target)
+    return True
+
+
+async def _publish(log: Log, target: PauseTarget, event: PauseEvent) -> datetime:
+    at = datetime.now(UTC)
+    time = timestamp(at)
+    identifier = f"{target.id}/{event_type(event)}/{time}/{digest(event.reason, event.by or '')}"
+    await log.append([record("batches", event, key=target.id, id=identifier, source=SOURCE, time=time)])
+    return at
+
+
+async def store(connection: Any, target: PauseTarget, logged: LoggedPause) -> None:
+    """Store a pause or a resume that the log has already."""
+    if logged.paused:
+        await connection.execute(_sql["pause"], *target, logged.reason, logged.by, logged.at)
+    else:
+        await connection.execute(_sql["resume"], *target)
+
+
+def newest_pauses(
+    found: Iterable[tuple[msgspec.Struct, datetime, str]], newest: dict[PauseTarget, LoggedPause] | None = None
+) -> dict[PauseTarget, LoggedPause]:
+    """Add events of the log, each with its time and id, to ``newest``, and return it.
+
+    Events of other kinds are skipped.
+    """
+    newest = {} if newest is None else newest
+    for event, at, event_id in found:
+        target: PauseTarget
+        if isinstance(event, events.WorkflowPaused | events.WorkflowResumed):
+            target = PauseTarget("workflow", event.workflow_id)
+        elif isinstance(event, events.SubmissionPaused | events.SubmissionResumed):
+            target = PauseTarget("submission", event.submission_id)
+        else:
+            continue
+        paused = isinstance(event, events.WorkflowPaused | events.SubmissionPaused)
+        logged = LoggedPause(at, event_id, paused, event.reason, event.by)
+        if target not in newest or logged[:2] > newest[target][:2]:
+            newest[target] = logged
+    return newest
+
+
+def pause_counts(waits_for: Mapping[str, int]) -> dict[str, int]:
+    """Return how many inputs without a result wait, are in a call or in doubt, from the counts by cause. Pure."""
+
+    def count(*kinds: str) -> int:
+        return sum(waits_for.get(kind, 0) for kind in kinds)
+
+    will_be_sent = count("queued", "retry", "unannounced")
+    return {
+        "waiting": will_be_sent + count("workflow_paused", "submission_paused", "secrets_removed"),
+        "will_be_sent": will_be_sent,
+        "calling": count("calling"),
+        "in_doubt": count("in_doubt", "sweeps", "held"),
+    }

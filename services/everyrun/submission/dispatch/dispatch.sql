@@ -1,0 +1,96 @@
+-- name: something_waits
+-- In the order of an index: where much waits, Postgres would take the whole table for the shorter way to one row.
+select (select chunk from everyrun_queue.chunks
+        where state = 'waiting' and not aside and not_before = '-infinity' order by chunk limit 1) is not null
+    or coalesce((select not_before from everyrun_queue.chunks
+                 where state = 'waiting' and not_before > '-infinity' order by not_before limit 1) <= now(), false)
+
+-- name: claim
+-- The function is in the migration, beside the indexes that keep its cost the same however long the queue is.
+select claimed as chunk, ends_at as deadline from everyrun_queue.claim($1, $2, $3)
+
+-- name: attempt
+select c.chunk, c.submission_id, c.state, c.attempt, c.resends, c.deadline, c.owner, c.announced, c.batch_id, c.reason,
+       c.files_lost,
+       c.deadline <= now() as overdue, s.workflow_id, s.workflow_version, s.priority, c.first_position, c.last_position
+from everyrun_queue.chunks c join everyrun_queue.submissions s using (submission_id)
+where c.chunk = $1
+
+-- name: chunk_inputs
+select position, external_id, file, metadata from everyrun_queue.inputs
+where submission_id = $1 and position between $2 and $3
+order by position
+
+-- name: still_claimed
+-- In a database that was replaced meanwhile it is not. batch_id: an earlier attempt is known by now to have been taken.
+select batch_id from everyrun_queue.chunks
+where chunk = $1 and attempt = $2 and state = 'sending' and owner = $3 and deadline = $4
+  and everyrun_queue.incarnation() = $5
+
+-- name: lock_chunk
+select everyrun_queue.incarnation() as incarnation, c.chunk, c.submission_id, c.state, c.attempt, c.resends, c.deadline, c.owner, c.announced, c.batch_id, c.reason,
+       c.files_lost, s.workflow_id, s.workflow_version, s.priority, c.first_position, c.last_position
+from everyrun_queue.chunks c join everyrun_queue.submissions s using (submission_id)
+where c.chunk = $1
+for update of c
+
+-- name: store_state
+update everyrun_queue.chunks
+set state = $2, resends = $3, not_before = clock_timestamp() + make_interval(secs => $4), reason = $5,
+    deadline = case when $2 = 'sending' then deadline else clock_timestamp() + make_interval(secs => $6) end,
+    batch_id = $7, owner = case when $8 then owner end
+where chunk = $1
+
+-- name: insert_parts
+-- Of chunks that were cut. One of a submission that the queue has lost has no place here.
+insert into everyrun_queue.chunks (chunk, submission_id, first_position, last_position)
+select given.c, given.s, given.f, given.l
+from unnest($1::text[], $2::text[], $3::int[], $4::int[]) as given (c, s, f, l)
+where exists (select from everyrun_queue.submissions s where s.submission_id = given.s)
+order by given.c
+on conflict do nothing
+returning chunk
+
+-- name: unresolved
+-- Of attempts in doubt the window for evidence is over; how many sweeps begun since are complete.
+select c.chunk, c.attempt, c.state,
+       (select count(*) from everyrun_queue.sweeps w
+        where w.workflow_id = s.workflow_id and w.begun_at > c.deadline) as sweeps
+from everyrun_queue.chunks c join everyrun_queue.submissions s using (submission_id)
+where c.state in ('sending', 'in_doubt') and c.deadline <= now()
+order by c.chunk
+
+-- name: unannounced_claims
+-- Chunks that are claimed and have not begun a call in the time for it, as far as the queue has read the log. Once the
+-- claim is taken away and the log read to its end, it is known which of them never begin one. $1: a call's time.
+select chunk, attempt from everyrun_queue.chunks
+where state = 'sending' and announced < attempt and deadline - make_interval(secs => $1) <= now()
+order by chunk
+
+-- name: applied_up_to
+select topic, partition, next_offset, cluster_id from everyrun.applied_offsets where topic = any ($1::text[])
+
+-- name: evidence
+select u.chunk, u.attempt, min(u.batch_id) as batch_id, min(u.run_id) as run_id
+from everyrun.unmatched_runs u
+where u.installation = $1 and u.batch_id is not null and u.reason = 'batch_unknown'
+  and not exists (
+      select from everyrun_queue.adopted a
+      where a.chunk = u.chunk and a.attempt = u.attempt and a.batch_id = u.batch_id)
+group by u.chunk, u.attempt
+
+-- name: adopted
+insert into everyrun_queue.adopted (chunk, attempt, batch_id) values ($1, $2, $3) on conflict do nothing
+
+-- name: witness
+-- A run that names the chunk and is in no batch that is known: it was taken, whichever attempt it was.
+select run_id from (
+    select run_id from everyrun.unmatched_runs where chunk = $1 and installation = $2
+    union all
+    select d.run_id from everyrun.deliveries d
+    where d.chunk = $1
+      and not exists (select from everyrun.results r where r.run_id = d.run_id)
+      and not exists (select from everyrun.duplicate_runs r where r.run_id = d.run_id)
+      and not exists (select from everyrun.unmatched_runs r where r.run_id = d.run_id)
+) witnesses
+order by run_id limit 1

@@ -1,0 +1,153 @@
+"""Cut JSON text into rows, and decode them with exact numbers. Pure but for reading the file."""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+from typing import IO, Any
+
+import msgspec
+
+from everyrun.submission.intake.rows import QuickRow, UnreadableRow
+from everyrun.submission.intake.text import UploadError, not_utf8
+
+#: Maximum size of a row, in bytes. The limit of an input (rows.py) is far below.
+ROW_MAX_BYTES = 16 << 20
+_READ_SIZE = 1 << 16
+
+
+class InexactError(Exception):
+    """A number has more digits than a double holds, or is too large for one."""
+
+
+def _exact(text: str) -> float:
+    value = float(text)
+    try:
+        same = Decimal(text) == Decimal(repr(value))
+    except ArithmeticError:
+        same = False
+    if not same:
+        raise InexactError(
+            f"the number {text[:40]} cannot be kept exactly (17 digits, up to 1.8e308); write it as text"
+        )
+    return value
+
+
+#: Decode JSON. Raises InexactError for a number that would change.
+decode = msgspec.json.Decoder(float_hook=_exact).decode
+_decode_quick = msgspec.json.Decoder(QuickRow, float_hook=_exact).decode
+_HALF_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]").search
+
+
+def decode_row(raw: bytes, line: int) -> Any:
+    """Return the value of the row that begins in ``line``: a QuickRow, another value, or UnreadableRow.
+
+    Raises EncodingError if the row is not UTF-8.
+    """
+    try:
+        return _decode_quick(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, InexactError):
+        pass
+    try:
+        return decode(raw)
+    except InexactError as error:
+        return UnreadableRow(str(error))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        if problem := not_utf8(raw, line):
+            raise problem from None
+        half = r"; a \u escape is only half of a character" if _HALF_ESCAPE(raw) else ""
+        return UnreadableRow(f"is not valid JSON: {error}{half}")
+
+
+_SPACE = re.compile(rb"[ \t\r\n]*").match
+_OPENING = (b"[", b"{")
+#: Everything up to the next bracket, or up to a string that does not end in the text read so far.
+_FLAT = re.compile(rb'(?:[^"\[\]{}]++|"[^"\\]*+(?:\\.[^"\\]*+)*+")*+', re.DOTALL).match
+_WORD = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[^\s,:\[\]{}"]*', re.DOTALL).match
+
+
+class JsonText:
+    """Cut JSON into values by its brackets and quotes, in linear time. Decoding finds out if a value is valid."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._data = b""
+        self._at = 0
+        self._line = 1
+        self._counted = 0
+
+    def _read_more(self, what: str) -> bool:
+        """Read at least as much again as is still unused, and drop what was used."""
+        unused = len(self._data) - self._at
+        if unused > ROW_MAX_BYTES:
+            raise UploadError(f"{what} is longer than {ROW_MAX_BYTES} bytes")
+        self.line()
+        part = self._file.read(max(_READ_SIZE, unused))
+        self._data = self._data[self._at :] + part
+        self._counted = self._at = 0
+        return bool(part)
+
+    def line(self) -> int:
+        """Return the line of the next byte."""
+        self._line += self._data.count(b"\n", self._counted, self._at)
+        self._counted = self._at
+        return self._line
+
+    def next(self) -> bytes:
+        """Return the next byte that is not white space, without consuming it; empty at the end."""
+        while True:
+            found = _SPACE(self._data, self._at)
+            self._at = found.end() if found else self._at
+            if self._at < len(self._data):
+                return self._data[self._at : self._at + 1]
+            if not self._read_more("white space"):
+                return b""
+
+    def skip(self) -> None:
+        """Consume the next byte."""
+        self._at += 1
+
+    def expect(self, byte: bytes, what: str) -> None:
+        """Consume the byte. Raises UploadError if another byte comes."""
+        if self.next() != byte:
+            raise UploadError(f"the body is not valid JSON: {what} is missing in line {self.line()}")
+        self.skip()
+
+    def value(self, what: str) -> bytes:
+        """Consume and return the value that begins here. Raises UploadError if it does not end."""
+        if self.next() not in _OPENING:
+            return self._word(what)
+        # Counted from the start of the value, because _read_more drops the text before it.
+        depth, size = 0, 0
+        while True:
+            found = _FLAT(self._data, self._at + size)
+            size = found.end() - self._at if found else size
+            byte = self._data[self._at + size : self._at + size + 1]
+            if byte in (b"", b'"'):
+                # The text read so far ends here, or within a string.
+                if not self._read_more(what):
+                    raise UploadError(f"the body is not valid JSON: it ends within {what}")
+                continue
+            size += 1
+            depth += 1 if byte in b"[{" else -1
+            if depth <= 0:
+                return self._consume(size, what)
+
+    def _consume(self, size: int, what: str) -> bytes:
+        if size > ROW_MAX_BYTES:
+            raise UploadError(f"{what} is longer than {ROW_MAX_BYTES} bytes")
+        raw = self._data[self._at : self._at + size]
+        self._at += size
+        return raw
+
+    def _word(self, what: str) -> bytes:
+        """Consume a string, a number, or true, false or null."""
+        while True:
+            found = _WORD(self._data, self._at)
+            end = found.end() if found else self._at
+            complete = end < len(self._data) and self._data[end : end + 1] != b'"'
+            if complete or self._data[end - 1 : end] == b'"' or not self._read_more(what):
+                break
+        if end == self._at:
+            raise UploadError(f"the body is not valid JSON: {what} is missing in line {self.line()}")
+        return self._consume(end - self._at, what)

@@ -1,0 +1,90 @@
+-- name: incarnation
+select everyrun_queue.incarnation()
+
+-- name: positions
+select partition, next_offset, cluster_id from everyrun_queue.log_position
+
+-- name: move_position
+insert into everyrun_queue.log_position (partition, next_offset, cluster_id) values ($1, $2, $3)
+on conflict (partition) do update set next_offset = excluded.next_offset, cluster_id = excluded.cluster_id
+
+-- name: lock_chunks
+select chunk, state, attempt, resends, batch_id, reason, files_lost, deadline, owner, announced, first_position, last_position
+from everyrun_queue.chunks where chunk = any ($1::text[])
+order by chunk
+for update
+
+-- name: store_merged
+update everyrun_queue.chunks c
+set state = given.state, attempt = given.attempt, resends = given.resends, batch_id = given.batch_id,
+    reason = given.reason, announced = case when given.announced then given.attempt else c.announced end,
+    owner = case when given.claimed then c.owner end,
+    deadline = case when given.state in ('in_doubt', 'held') then clock_timestamp() + make_interval(secs => $10)
+                    else given.deadline end
+from unnest($1::text[], $2::text[], $3::int[], $4::int[], $5::text[], $6::text[], $7::timestamptz[], $8::bool[],
+            $9::bool[])
+     as given (chunk, state, attempt, resends, batch_id, reason, deadline, claimed, announced)
+where c.chunk = given.chunk
+
+-- name: lock_restoring
+-- One process at a time puts back what the queue lost.
+select pg_advisory_xact_lock(hashtextextended('everyrun_queue.restoring', 0))
+
+-- name: nothing_missing
+-- Whether the queue has all of these submissions, and all of these chunks.
+select not exists (
+    select from unnest($1::text[]) as given (submission_id)
+    where not exists (select from everyrun_queue.submissions s where s.submission_id = given.submission_id))
+and not exists (
+    select from unnest($2::text[]) as given (chunk)
+    where not exists (select from everyrun_queue.chunks c where c.chunk = given.chunk))
+
+-- name: chunks_missing
+select given.chunk from unnest($1::text[]) as given (chunk)
+where not exists (select from everyrun_queue.chunks c where c.chunk = given.chunk)
+
+-- name: submissions_known
+select submission_id from everyrun_queue.submissions where submission_id = any ($1::text[])
+
+-- name: restore_submission
+-- The key is left out where the same upload was taken in again meanwhile: the key then leads to that one.
+insert into everyrun_queue.submissions
+    (submission_id, workflow_id, workflow_version, priority, expected, batches, content_hash, created_at, announced_at,
+     idempotency_key)
+select $1, $2, $3, $4, $5, $6, $7, $8, $8,
+       case when not exists (select from everyrun_queue.submissions where idempotency_key = $9) then $9 end
+on conflict (submission_id) do nothing
+
+-- name: restore_chunk
+insert into everyrun_queue.chunks (chunk, submission_id, first_position, last_position) values ($1, $2, $3, $4)
+on conflict do nothing
+
+-- name: restore_inputs
+insert into everyrun_queue.inputs (submission_id, position, external_id, file, metadata)
+select $1, p, e, f, m from unnest($2::int[], $3::text[], $4::text[], $5::text[]) as given (p, e, f, m)
+on conflict (submission_id, position) do nothing
+
+-- name: hold_lost_files
+-- Of chunks that were put back: those whose files the log shows only in part, which nobody may claim as they are.
+update everyrun_queue.chunks c
+set files_lost = true, state = case when c.state = 'waiting' then 'held' else c.state end,
+    reason = case when c.state = 'waiting' then $2 else c.reason end
+where c.chunk = any ($1::text[]) and exists (
+    select from everyrun_queue.inputs i
+    where i.submission_id = c.submission_id and i.position between c.first_position and c.last_position
+      and i.file::json ->> 'redacted' = 'true')
+
+-- name: count_lost
+update everyrun_queue.submissions s
+set lost_inputs = expected - (select count(*) from everyrun_queue.inputs i where i.submission_id = s.submission_id)
+where submission_id = any ($1::text[]) and registered_batch is null
+
+-- name: revoke_token
+update everyrun_queue.tokens
+set revoked_at = coalesce(revoked_at, $2), revoked_by = coalesce(revoked_by, $3),
+    revoked_reason = coalesce(revoked_reason, $4), revoked_announced_at = coalesce(revoked_announced_at, now())
+where token_id = $1
+
+-- name: mark_tokens_caught_up
+update everyrun_queue.tokens_level set incarnation = everyrun_queue.incarnation()
+where incarnation is distinct from everyrun_queue.incarnation()
