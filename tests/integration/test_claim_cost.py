@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import asyncpg
 import pytest
 
+from everyrun.submission.announcer import _sql as _announcer_sql
 from everyrun.submission.decisions.pauses import _sql as _pauses_sql
 from everyrun.submission.dispatch.dispatcher import _sql
 from everyrun.submission.recovery.queue_recovery import _sql as _recovery_sql
@@ -170,7 +171,7 @@ async def test_nothing_stays_aside_when_claims_and_resumes_meet(database: str) -
         async def ends() -> None:
             for number in range(1, 41):
                 await pool.execute(_pauses_sql["resume"], "submission", f"a_{number:06d}")
-                await pool.execute(_sql["mark_announced"], f"b_{number:06d}")
+                await pool.execute(_announcer_sql["mark_announced"], f"b_{number:06d}")
             ended.set()
 
         async with asyncio.timeout(60), asyncio.TaskGroup() as group:

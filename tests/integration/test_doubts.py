@@ -327,7 +327,7 @@ async def test_evidence_is_found_without_reading_the_runs_of_others(world: World
         """
     )
     await world.pool.execute("analyze everyrun.unmatched_runs")
-    evidence = queue_recovery._sql["evidence"]
+    evidence = transitions._sql["evidence"]
     async with world.pool.acquire() as connection:
         assert len(await connection.fetch(evidence, "inst_test")) == 5
         for mode in ("force_custom_plan", "force_generic_plan"):

@@ -28,9 +28,9 @@ select submission_id, expected, created_at, now() as now from everyrun_queue.sub
 where redact_after <= now() order by redact_after limit 1000
 
 -- name: all_settled_at
--- When the last chunk of a submission settled; null while one is not settled. Each chunk counts once, however often it
--- was taken: it is settled when an attempt is, and no other that was taken is still open. A chunk that was cut is not
--- counted; the chunks that it was cut into are.
+-- The time when the last chunk of a submission settled; null while one is not settled. A chunk counts once, even if
+-- Extend accepted several attempts: it is settled if an attempt is, and no accepted attempt is still open. The parts of
+-- a chunk that was cut count in its place.
 select case when bool_and(settled_at is not null) then max(settled_at) end
 from (
     select (select max(b.settled_at) from everyrun.batches b
@@ -51,7 +51,7 @@ select exists (
     select from everyrun_queue.chunks where submission_id = $1 and state in ('waiting', 'sending', 'in_doubt', 'held'))
 
 -- name: files
--- Without those that are a text, which may be long: they hold nothing to redact.
+-- Files given as text are skipped: they may be long, and have nothing to redact.
 select position, file from everyrun_queue.inputs
 where submission_id = $1 and position between $2 and $3 and file not like '{"text":%'
 

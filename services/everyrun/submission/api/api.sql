@@ -33,8 +33,8 @@ select exists (select from everyrun_queue.submissions where submission_id = $1)
 select workflow_id from everyrun_queue.submissions where submission_id = $1
 
 -- name: unsettled_inputs
--- Inputs of a submission or a workflow ($1, $2) without a result, by what they wait for. Those whose links were taken
--- out of the queue cannot be sent, though no claim may have found that yet.
+-- The number of inputs of a submission or a workflow ($1, $2) without a result, by what they wait for. Inputs whose
+-- secrets were removed cannot be sent, even if no claim has found that yet.
 select case when u.waits_for in ('queued', 'retry') and s.redacted_at is not null and exists (
                 select from everyrun_queue.inputs i
                 where i.submission_id = u.submission_id and i.position between u.first_position and u.last_position

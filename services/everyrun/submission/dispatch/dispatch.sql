@@ -1,12 +1,12 @@
 -- name: something_waits
--- In the order of an index: where much waits, Postgres would take the whole table for the shorter way to one row.
+-- Ordered by an index. Without the order, Postgres would scan the whole table if many chunks wait.
 select (select chunk from everyrun_queue.chunks
         where state = 'waiting' and not aside and not_before = '-infinity' order by chunk limit 1) is not null
     or coalesce((select not_before from everyrun_queue.chunks
                  where state = 'waiting' and not_before > '-infinity' order by not_before limit 1) <= now(), false)
 
 -- name: claim
--- The function is in the migration, beside the indexes that keep its cost the same however long the queue is.
+-- The function is in the migration, with the indexes that keep its cost independent of the length of the queue.
 select claimed as chunk, ends_at as deadline from everyrun_queue.claim($1, $2, $3)
 
 -- name: attempt
@@ -22,7 +22,8 @@ where submission_id = $1 and position between $2 and $3
 order by position
 
 -- name: still_claimed
--- In a database that was replaced meanwhile it is not. batch_id: an earlier attempt is known by now to have been taken.
+-- No row if the claim was revoked or the database was replaced. batch_id is set if an earlier attempt is now known to
+-- be accepted.
 select batch_id from everyrun_queue.chunks
 where chunk = $1 and attempt = $2 and state = 'sending' and owner = $3 and deadline = $4
   and everyrun_queue.incarnation() = $5
@@ -42,7 +43,7 @@ set state = $2, resends = $3, not_before = clock_timestamp() + make_interval(sec
 where chunk = $1
 
 -- name: insert_parts
--- Of chunks that were cut. One of a submission that the queue has lost has no place here.
+-- The parts of chunks that were cut. Skips parts of a submission that the queue does not have.
 insert into everyrun_queue.chunks (chunk, submission_id, first_position, last_position)
 select given.c, given.s, given.f, given.l
 from unnest($1::text[], $2::text[], $3::int[], $4::int[]) as given (c, s, f, l)
@@ -52,7 +53,8 @@ on conflict do nothing
 returning chunk
 
 -- name: unresolved
--- Of attempts in doubt the window for evidence is over; how many sweeps begun since are complete.
+-- Attempts whose deadline (sending) or window for evidence (in doubt) has passed, with the number of complete sweeps
+-- that began afterwards.
 select c.chunk, c.attempt, c.state,
        (select count(*) from everyrun_queue.sweeps w
         where w.workflow_id = s.workflow_id and w.begun_at > c.deadline) as sweeps
@@ -61,8 +63,9 @@ where c.state in ('sending', 'in_doubt') and c.deadline <= now()
 order by c.chunk
 
 -- name: unannounced_claims
--- Chunks that are claimed and have not begun a call in the time for it, as far as the queue has read the log. Once the
--- claim is taken away and the log read to its end, it is known which of them never begin one. $1: a call's time.
+-- Claimed chunks whose call should have begun by now, but whose batch-requested the queue has not read in the log. After
+-- the claim is revoked and the log is read to its end, it is known which of them never begin a call. $1: the maximum
+-- duration of a call, in seconds.
 select chunk, attempt from everyrun_queue.chunks
 where state = 'sending' and announced < attempt and deadline - make_interval(secs => $1) <= now()
 order by chunk
@@ -83,7 +86,7 @@ group by u.chunk, u.attempt
 insert into everyrun_queue.adopted (chunk, attempt, batch_id) values ($1, $2, $3) on conflict do nothing
 
 -- name: witness
--- A run that names the chunk and is in no batch that is known: it was taken, whichever attempt it was.
+-- A run that names the chunk and is in no known batch. It proves that Extend accepted some attempt.
 select run_id from (
     select run_id from everyrun.unmatched_runs where chunk = $1 and installation = $2
     union all

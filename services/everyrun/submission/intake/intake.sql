@@ -10,11 +10,11 @@ from everyrun_queue.submissions s where idempotency_key = $1
 select submission_id from everyrun_queue.submissions where idempotency_key = $1 for update
 
 -- name: lock_content
--- Until the end of the transaction: of two that bring the same at once the second sees the first.
+-- Held until the end of the transaction, so that of two equal uploads at once the second one sees the first.
 select pg_advisory_xact_lock(hashtextextended('everyrun_queue.content/' || encode($1::bytea, 'hex'), 0))
 
 -- name: submitted_before
--- Of a submission that was put back from the log only what the log shows is known.
+-- A submission that was restored from the log has no full_hash, so the redacted content_hash decides.
 select submission_id, expected, created_at from everyrun_queue.submissions
 where content_hash = $2 and (full_hash = $1 or full_hash is null) and registered_batch is null
 order by created_at desc limit 1
@@ -29,7 +29,7 @@ insert into everyrun_queue.chunks (chunk, submission_id, first_position, last_po
 select c, $1, f, l from unnest($2::text[], $3::int[], $4::int[]) as given (c, f, l)
 
 -- name: duplicate_ids
--- The first hundred rows whose id an earlier row has, with that row, and how many there are in all.
+-- The first hundred rows with the id of an earlier row, that row, and the total number of such rows.
 with repeated as (
     select external_id, min(position) as first, count(*) - 1 as more
     from everyrun_queue.inputs where submission_id = $1
@@ -41,7 +41,7 @@ where i.position <> repeated.first
 order by i.position limit 100
 
 -- name: refill_files
--- $1 is the submission, $2 the one under which the repeated upload was copied.
+-- $1 is the submission, $2 the id under which the repeated upload was copied.
 update everyrun_queue.inputs known
 set file = given.file
 from everyrun_queue.chunks c, everyrun_queue.inputs given
@@ -64,7 +64,7 @@ select chunk, first_position, last_position from everyrun_queue.chunks where sub
 order by first_position, last_position
 
 -- name: sizes_of
--- As check_row counts the bytes of an input in a batch.
+-- The bytes that check_row counts for an input in a batch.
 select octet_length(file) + octet_length(metadata) as content, octet_length(external_id) as external_id
 from everyrun_queue.inputs where submission_id = $1 and position between $2 and $3 order by position
 
@@ -73,7 +73,7 @@ select chunk, state, attempt, resends, batch_id, reason, files_lost, owner, anno
 from everyrun_queue.chunks where submission_id = $1 and files_lost order by chunk for update
 
 -- name: refill_chunks
--- The window of a doubt that goes on is over: only sweeps are waited for.
+-- A chunk that is in doubt again does not get a new window: it waits only for sweeps.
 update everyrun_queue.chunks c
 set files_lost = false, state = given.state, reason = given.reason,
     deadline = case when given.state = 'in_doubt' and c.state = 'held' then least(c.deadline, clock_timestamp())
@@ -88,7 +88,7 @@ update everyrun_queue.submissions set lost_inputs = 0, full_hash = $2, content_h
 select submission_id, expected, content_hash from everyrun_queue.submissions where registered_batch = $1
 
 -- name: batch_is_known
--- Sent by this installation, as the queue knows, or the log, or a run that names it though its call had no answer.
+-- True if this installation sent the batch: the queue or the log has it, or an unmatched run of ours is in it.
 select exists (select from everyrun_queue.chunks where batch_id = $1)
     or exists (select from everyrun_queue.adopted where batch_id = $1)
     or exists (select from everyrun.batches where batch_id = $1)

@@ -1,19 +1,19 @@
 -- migrate:up
 create schema if not exists everyrun_queue;
 
-comment on schema everyrun_queue is 'What is still to be sent, and how far that has come. Not a projection: back it up.';
+comment on schema everyrun_queue is 'Accepted submissions, and how far sending them has come. Not rebuilt from the log: back it up.';
 
 create table everyrun_queue.installation (
     singleton boolean primary key default true check (singleton),
     installation text not null,
     vendor text
 );
-comment on table everyrun_queue.installation is 'Which installation of Everyrun this queue is of. One row.';
+comment on table everyrun_queue.installation is 'The installation of this queue. One row.';
 comment on column everyrun_queue.installation.singleton is 'Always true: there is one row.';
 comment on column everyrun_queue.installation.installation is
-    'The id that every run of ours carries in its reserved metadata key.';
+    'The id of the installation, in the reserved metadata key of each of its runs.';
 comment on column everyrun_queue.installation.vendor is
-    'The Extend that this queue and its log are of: its base URL, or emulator. Of the first start; another one is refused.';
+    'The Extend that this queue and its log are bound to since the first start: its base URL, or emulator. Any other one is refused.';
 insert into everyrun_queue.installation (installation) values ('inst_' || replace(gen_random_uuid()::text, '-', ''));
 
 create table everyrun_queue.submissions (
@@ -34,32 +34,32 @@ create table everyrun_queue.submissions (
     redact_after timestamptz default now()
 );
 comment on table everyrun_queue.submissions is
-    'One row per submission that was accepted, and per batch that was registered.';
+    'One row per accepted submission, and per registered batch.';
 comment on column everyrun_queue.submissions.submission_id is 'The id that everyrun submit prints.';
 comment on column everyrun_queue.submissions.workflow_id is 'The workflow at Extend.';
 comment on column everyrun_queue.submissions.workflow_version is
-    'The version that was asked for; null for the newest published one.';
+    'The requested version; null for the newest published one.';
 comment on column everyrun_queue.submissions.priority is
-    'Extend''s priority, 1 to 100, lower first; null of a registered batch.';
-comment on column everyrun_queue.submissions.expected is 'How many inputs it has.';
-comment on column everyrun_queue.submissions.batches is 'How many chunks it was cut into.';
-comment on column everyrun_queue.submissions.created_at is 'When it was accepted.';
+    'Extend''s priority, 1 to 100, lower first; null for a registered batch.';
+comment on column everyrun_queue.submissions.expected is 'Number of inputs.';
+comment on column everyrun_queue.submissions.batches is 'Number of chunks.';
+comment on column everyrun_queue.submissions.created_at is 'When the submission was accepted.';
 comment on column everyrun_queue.submissions.announced_at is
-    'When Kafka had acknowledged submission-accepted (nothing is sent before), or batch-registered.';
-comment on column everyrun_queue.submissions.registered_batch is 'Of a batch that somebody else submitted: its id at Extend.';
+    'When Kafka had acknowledged submission-accepted or batch-registered. Nothing is sent before.';
+comment on column everyrun_queue.submissions.registered_batch is 'The id of a registered batch at Extend; null for other submissions.';
 comment on column everyrun_queue.submissions.redacted_at is
-    'When presigned URLs and passwords began to be taken out of its inputs. What is not sent by then, and had some, never is.';
+    'When Everyrun began to remove presigned URLs and passwords from the inputs. Unsent inputs that had some can no longer be sent.';
 comment on column everyrun_queue.submissions.redact_after is
-    'When it is next looked at whether its secrets can be taken out. Null once they are.';
+    'When Everyrun next checks if the secrets can be removed. Null after they were removed.';
 create index submissions_to_redact on everyrun_queue.submissions (redact_after) where redact_after is not null;
 comment on column everyrun_queue.submissions.idempotency_key is
-    'Of the upload; the submission id where it had none, so that any upload can be repeated.';
+    'The Idempotency-Key of the upload; the submission id if it had none, so that any upload can be repeated.';
 comment on column everyrun_queue.submissions.content_hash is
-    'SHA-256 of what was handed in, as the log shows it: without the query strings of URLs and without passwords.';
+    'SHA-256 of the content as the log shows it: without query strings of URLs and without passwords.';
 comment on column everyrun_queue.submissions.full_hash is
-    'SHA-256 of all that was handed in. Null where the submission was put back from the log, which does not have it.';
+    'SHA-256 of the whole content. Null if the submission was restored from the log, which does not have it.';
 comment on column everyrun_queue.submissions.lost_inputs is
-    'Inputs that the queue lost to a restored backup and the log does not have: the upload, repeated with the same Idempotency-Key, brings them back.';
+    'Number of inputs that the queue lost with a restored backup, and the log does not have. Repeating the upload with the same Idempotency-Key restores them.';
 create index submissions_incomplete on everyrun_queue.submissions (submission_id) where lost_inputs > 0;
 create index submissions_content on everyrun_queue.submissions (content_hash);
 create index submissions_unannounced on everyrun_queue.submissions (created_at) where announced_at is null;
@@ -72,13 +72,13 @@ create table everyrun_queue.inputs (
     metadata text not null,
     primary key (submission_id, position)
 );
-comment on table everyrun_queue.inputs is 'The inputs, as they are sent to Extend.';
+comment on table everyrun_queue.inputs is 'The inputs, in the form in which they are sent to Extend.';
 comment on column everyrun_queue.inputs.submission_id is 'The submission.';
-comment on column everyrun_queue.inputs.position is 'Place in the submission, from 1.';
+comment on column everyrun_queue.inputs.position is 'Position in the submission, from 1.';
 comment on column everyrun_queue.inputs.external_id is 'The caller''s own id, or the position as text.';
 comment on column everyrun_queue.inputs.file is
-    'The file as JSON text, links and passwords included until they are taken out (submissions.redacted_at).';
-comment on column everyrun_queue.inputs.metadata is 'The metadata as JSON text, as handed in.';
+    'The file as JSON text, with query strings and passwords until they are removed (submissions.redacted_at).';
+comment on column everyrun_queue.inputs.metadata is 'The metadata as JSON text, as submitted.';
 create index inputs_external_id on everyrun_queue.inputs (submission_id, external_id);
 
 create table everyrun_queue.chunks (
@@ -98,30 +98,30 @@ create table everyrun_queue.chunks (
     aside boolean not null default false,
     files_lost boolean not null default false
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
-comment on table everyrun_queue.chunks is 'Inputs that go to Extend in one call, and how far that has come.';
-comment on column everyrun_queue.chunks.chunk is 'The id; chunks are sent in its order.';
+comment on table everyrun_queue.chunks is 'Chunks: inputs that are sent to Extend in one call, and the state of that.';
+comment on column everyrun_queue.chunks.chunk is 'The id. Chunks are sent in the order of their ids.';
 comment on column everyrun_queue.chunks.submission_id is 'The submission.';
-comment on column everyrun_queue.chunks.first_position is 'Place of its first input in the submission.';
-comment on column everyrun_queue.chunks.last_position is 'Place of its last input in the submission.';
-comment on column everyrun_queue.chunks.attempt is 'The newest attempt at sending it; 0 before the first.';
-comment on column everyrun_queue.chunks.resends is 'How many attempts were given up.';
-comment on column everyrun_queue.chunks.reason is 'Why it is in this state, or why its last attempt was not taken.';
-comment on column everyrun_queue.chunks.batch_id is 'Extend''s batchId, if it is sent.';
-comment on column everyrun_queue.chunks.state is 'waiting, sending, in_doubt, held, sent, refused, cut (its inputs live on in the chunks CHUNK-1, CHUNK-2, ...)';
-comment on column everyrun_queue.chunks.owner is 'sending: the worker that may still begin the call; null once its claim was taken away.';
+comment on column everyrun_queue.chunks.first_position is 'Position of its first input in the submission.';
+comment on column everyrun_queue.chunks.last_position is 'Position of its last input in the submission.';
+comment on column everyrun_queue.chunks.attempt is 'The number of the newest attempt; 0 before the first.';
+comment on column everyrun_queue.chunks.resends is 'Number of attempts that were given up.';
+comment on column everyrun_queue.chunks.reason is 'Why it is in this state, or why its last attempt was returned.';
+comment on column everyrun_queue.chunks.batch_id is 'Extend''s batchId, if Extend accepted an attempt.';
+comment on column everyrun_queue.chunks.state is 'waiting, sending, in_doubt, held, submitted, refused, cut (its inputs continue in the chunks CHUNK-1, CHUNK-2, ...)';
+comment on column everyrun_queue.chunks.owner is 'sending: the worker that may still begin the call; null after its claim was revoked.';
 comment on column everyrun_queue.chunks.announced is 'The newest attempt whose batch-requested the queue has read in the log.';
-comment on column everyrun_queue.chunks.deadline is 'sending: a call of this attempt has ended by then. in_doubt, held: the window for evidence ends.';
+comment on column everyrun_queue.chunks.deadline is 'sending: when a call of this attempt has ended at the latest. in_doubt, held: when the window for evidence ends.';
 comment on column everyrun_queue.chunks.files_lost is
-    'It was put back from the log, which shows files without query strings and passwords: it cannot be sent until the upload is repeated.';
+    'True if it was restored from the log, which shows files without query strings and passwords. It cannot be sent until the upload is repeated.';
 create index chunks_files_lost on everyrun_queue.chunks (submission_id) where files_lost;
 create index chunks_submission on everyrun_queue.chunks (submission_id);
-comment on column everyrun_queue.chunks.not_before is '-infinity: at once. A later time: not claimed before; the claim sets it to -infinity once it has passed.';
+comment on column everyrun_queue.chunks.not_before is '-infinity: it can be claimed now. A time: it cannot be claimed before; the claim function sets it to -infinity after it has passed.';
 comment on column everyrun_queue.chunks.aside is
-    'Found at the head of the line while its workflow or submission was paused, or the submission not announced: taken back when that ends. Or without the secrets that it would be sent with.';
--- The line: what can be claimed at once, in the order of sending. Nothing else is in it, so that a claim reads its head.
+    'True if a claim skipped the chunk: because its workflow or submission was paused, or its submission not announced (until that ends), or because its secrets were removed.';
+-- The chunks that can be claimed now, in the order of sending, and no others: a claim reads only the head of this index.
 create index chunks_line on everyrun_queue.chunks (chunk) where state = 'waiting' and not aside and not_before = '-infinity';
 create index chunks_delayed on everyrun_queue.chunks (not_before) where state = 'waiting' and not_before > '-infinity';
--- Counted every few seconds: few rows beside those that were sent.
+-- Counted every few seconds. It has few rows compared to the submitted chunks.
 create index chunks_unsent on everyrun_queue.chunks (state) where state in ('waiting', 'sending', 'in_doubt', 'held');
 create index chunks_aside on everyrun_queue.chunks (submission_id) where aside;
 create index chunks_batch on everyrun_queue.chunks (batch_id) where batch_id is not null;
@@ -134,18 +134,18 @@ create table everyrun_queue.adopted (
     primary key (chunk, attempt, batch_id)
 );
 comment on column everyrun_queue.adopted.chunk is 'The chunk.';
-comment on column everyrun_queue.adopted.attempt is 'The attempt at sending it.';
+comment on column everyrun_queue.adopted.attempt is 'The number of the attempt.';
 comment on column everyrun_queue.adopted.batch_id is 'The batch that the attempt became.';
-comment on table everyrun_queue.adopted is 'Attempts that a run proved to have been taken.';
+comment on table everyrun_queue.adopted is 'Attempts that a run proved to be accepted.';
 
 create unlogged table everyrun_queue.budgets (
     category text primary key,
     free_at timestamptz not null
 );
-comment on column everyrun_queue.budgets.category is 'GET, WRITE or RUN: Extend limits each on its own.';
+comment on column everyrun_queue.budgets.category is 'GET, WRITE or RUN. Extend limits each separately.';
 comment on column everyrun_queue.budgets.free_at is 'When the next request of the category may be sent.';
 comment on table everyrun_queue.budgets is
-    'When the next request of a category (GET, WRITE, RUN) may go to Extend, whichever process sends it. Unlogged: after a crash of Postgres it begins anew.';
+    'When any process may send the next request of a category (GET, WRITE, RUN) to Extend. Unlogged: it is empty after a crash of Postgres.';
 
 create table everyrun_queue.paused (
     kind text not null check (kind in ('workflow', 'submission')),
@@ -157,13 +157,13 @@ create table everyrun_queue.paused (
 );
 comment on column everyrun_queue.paused.kind is 'workflow or submission.';
 comment on column everyrun_queue.paused.id is 'Its id.';
-comment on column everyrun_queue.paused.reason is 'Why.';
-comment on column everyrun_queue.paused.decided_by is 'Who paused it; null if Extend refused.';
+comment on column everyrun_queue.paused.reason is 'The reason.';
+comment on column everyrun_queue.paused.decided_by is 'Who paused it; null if Extend blocked the workflow.';
 comment on column everyrun_queue.paused.since is 'Since when.';
 comment on table everyrun_queue.paused is
-    'Nothing is sent of it until it is resumed. decided_by is null where Extend said 401, 402 or 403 and a person must see to it.';
+    'Paused workflows and submissions: nothing of them is sent until a person resumes them. Extend blocks a workflow with 401, 402 or 403.';
 
-create function everyrun_queue.take_back_resumed() returns trigger language plpgsql as $$
+create function everyrun_queue.restore_skipped_after_resume() returns trigger language plpgsql as $$
 begin
     if old.kind = 'submission' then
         update everyrun_queue.chunks set aside = false where submission_id = old.id and aside;
@@ -173,17 +173,17 @@ begin
     end if;
     return null;
 end $$;
-create trigger take_back_resumed after delete on everyrun_queue.paused
-    for each row execute function everyrun_queue.take_back_resumed();
+create trigger restore_skipped_after_resume after delete on everyrun_queue.paused
+    for each row execute function everyrun_queue.restore_skipped_after_resume();
 
-create function everyrun_queue.take_back_announced() returns trigger language plpgsql as $$
+create function everyrun_queue.restore_skipped_after_announcement() returns trigger language plpgsql as $$
 begin
     update everyrun_queue.chunks set aside = false where submission_id = new.submission_id and aside;
     return null;
 end $$;
-create trigger take_back_announced after update of announced_at on everyrun_queue.submissions
+create trigger restore_skipped_after_announcement after update of announced_at on everyrun_queue.submissions
     for each row when (old.announced_at is null and new.announced_at is not null)
-    execute function everyrun_queue.take_back_announced();
+    execute function everyrun_queue.restore_skipped_after_announcement();
 
 create table everyrun_queue.sweeps (
     workflow_id text collate "C" not null,
@@ -195,7 +195,7 @@ comment on column everyrun_queue.sweeps.workflow_id is 'The workflow.';
 comment on column everyrun_queue.sweeps.begun_at is 'When the sweep began.';
 comment on column everyrun_queue.sweeps.complete_at is 'When it was complete.';
 comment on table everyrun_queue.sweeps is
-    'Complete sweeps of a workflow''s newest runs: all that changed since before the oldest call of unknown outcome was listed, what is unknown gotten and in the log. Such a call is given up only after two sweeps begun after its window.';
+    'Complete sweeps of a workflow. A sweep lists every run that changed since before the oldest call of unknown outcome, and fetches unknown runs into the log. Such a call is given up only after two sweeps that began after its window.';
 
 create table everyrun_queue.polls (
     batch_id text collate "C" primary key,
@@ -205,13 +205,13 @@ create table everyrun_queue.polls (
     due_at timestamptz,
     next_at timestamptz
 );
-comment on column everyrun_queue.polls.next_at is 'When the batch is polled next, as planned after its last poll: for people to be told.';
+comment on column everyrun_queue.polls.next_at is 'When the batch is polled next, as planned after its last poll. Only for display.';
 comment on column everyrun_queue.polls.batch_id is 'Extend''s batchId.';
-comment on column everyrun_queue.polls.complete_at is 'When the list was complete.';
-comment on column everyrun_queue.polls.listed is 'How many runs it had.';
-comment on column everyrun_queue.polls.running is 'How many of them were PENDING or PROCESSING.';
-comment on column everyrun_queue.polls.due_at is 'When a batch that only waits for a person is polled next; null of others.';
-comment on table everyrun_queue.polls is 'The last complete list of each batch: how many runs it had, and how many of them were under way.';
+comment on column everyrun_queue.polls.complete_at is 'When the list of its runs was complete.';
+comment on column everyrun_queue.polls.listed is 'Number of runs in the list.';
+comment on column everyrun_queue.polls.running is 'Number of runs in the list that were PENDING or PROCESSING.';
+comment on column everyrun_queue.polls.due_at is 'When a batch that only waits for a person is polled next; null for other batches.';
+comment on table everyrun_queue.polls is 'The last complete list of the runs of each batch.';
 
 create table everyrun_queue.gone_runs (
     run_id text collate "C" primary key,
@@ -219,9 +219,9 @@ create table everyrun_queue.gone_runs (
     gone_at timestamptz not null
 );
 comment on column everyrun_queue.gone_runs.run_id is 'Extend''s id of the run.';
-comment on column everyrun_queue.gone_runs.batch_id is 'Its batch, if that is known.';
-comment on column everyrun_queue.gone_runs.gone_at is 'When it was found to be gone.';
-comment on table everyrun_queue.gone_runs is 'Runs that were listed or told of and cannot be had: Extend answers 404 or 410, or no Get of a settled batch''s run came to an end. Read for the reason of what is overdue.';
+comment on column everyrun_queue.gone_runs.batch_id is 'Its batch, if known.';
+comment on column everyrun_queue.gone_runs.gone_at is 'When the run was found to be gone.';
+comment on table everyrun_queue.gone_runs is 'Known runs that cannot be fetched: Extend answers 404 or 410, or no fetch of the run of a settled batch succeeded. Shown as the reason of overdue inputs.';
 create index gone_runs_batch on everyrun_queue.gone_runs (batch_id);
 
 create table everyrun_queue.published_offsets (
@@ -233,10 +233,10 @@ create table everyrun_queue.published_offsets (
 );
 comment on column everyrun_queue.published_offsets.topic is 'The topic, without its prefix.';
 comment on column everyrun_queue.published_offsets.partition is 'The partition.';
-comment on column everyrun_queue.published_offsets.next_offset is 'The processors'' committed offset.';
-comment on column everyrun_queue.published_offsets.cluster_id is 'The Kafka cluster that it is of.';
+comment on column everyrun_queue.published_offsets.next_offset is 'The offset that the processors committed.';
+comment on column everyrun_queue.published_offsets.cluster_id is 'The Kafka cluster of the offset.';
 comment on table everyrun_queue.published_offsets is
-    'How far the processors had published what the log says, a few seconds ago at most: a copy of their group''s offsets, which Kafka forgets when the group is down for long.';
+    'How far the processors have published results, at most a few seconds ago. A copy of the offsets of their group, which Kafka deletes when the group is down for long.';
 
 create table everyrun_queue.log_position (
     partition int primary key,
@@ -244,9 +244,9 @@ create table everyrun_queue.log_position (
     cluster_id text not null
 );
 comment on column everyrun_queue.log_position.partition is 'A partition of everyrun.batches.';
-comment on column everyrun_queue.log_position.next_offset is 'The offset of the first record that was not read.';
-comment on column everyrun_queue.log_position.cluster_id is 'The Kafka cluster that it is of.';
-comment on table everyrun_queue.log_position is 'How far everyrun.batches was read when the queue was last compared with it.';
+comment on column everyrun_queue.log_position.next_offset is 'The offset of the first record that the queue has not read.';
+comment on column everyrun_queue.log_position.cluster_id is 'The Kafka cluster of the offset.';
+comment on table everyrun_queue.log_position is 'How far the queue has read everyrun.batches.';
 
 create table everyrun_queue.tokens (
     token_id text collate "C" primary key,
@@ -263,51 +263,51 @@ create table everyrun_queue.tokens (
     revoked_announced_at timestamptz
 );
 comment on column everyrun_queue.tokens.token_id is
-    'The part of the token before its last underscore; it is no secret.';
-comment on column everyrun_queue.tokens.name is 'Whose it is, or what for.';
-comment on column everyrun_queue.tokens.scopes is 'What it may be used for: submit, read, operate.';
-comment on column everyrun_queue.tokens.created_at is 'When it was made.';
-comment on column everyrun_queue.tokens.expires_at is 'When it ends; null for never.';
-comment on column everyrun_queue.tokens.created_by is 'Who made it.';
-comment on column everyrun_queue.tokens.revoked_at is 'When it was revoked; null while it is valid.';
-comment on column everyrun_queue.tokens.revoked_by is 'Who revoked it.';
-comment on column everyrun_queue.tokens.revoked_reason is 'Why.';
+    'The part of the token before its last underscore. It is not secret.';
+comment on column everyrun_queue.tokens.name is 'The owner or purpose of the token.';
+comment on column everyrun_queue.tokens.scopes is 'What the token permits: submit, read, operate.';
+comment on column everyrun_queue.tokens.created_at is 'When the token was created.';
+comment on column everyrun_queue.tokens.expires_at is 'When the token expires; null for never.';
+comment on column everyrun_queue.tokens.created_by is 'Who created the token.';
+comment on column everyrun_queue.tokens.revoked_at is 'When the token was revoked; null if it was not.';
+comment on column everyrun_queue.tokens.revoked_by is 'Who revoked the token.';
+comment on column everyrun_queue.tokens.revoked_reason is 'The reason.';
 comment on column everyrun_queue.tokens.created_announced_at is 'When Kafka had acknowledged token-created.';
 create index tokens_unannounced on everyrun_queue.tokens (token_id)
     where created_announced_at is null or (revoked_at is not null and revoked_announced_at is null);
-comment on table everyrun_queue.tokens is 'Who may call the APIs, and for what. A revoked token keeps its row.';
+comment on table everyrun_queue.tokens is 'Tokens of the APIs. A revoked token keeps its row.';
 comment on column everyrun_queue.tokens.revoked_announced_at is
-    'When Kafka had acknowledged token-revoked: from then on the token stays revoked in a database restored from any backup.';
-comment on column everyrun_queue.tokens.hash is 'SHA-256 of the token, which is kept nowhere.';
+    'When Kafka had acknowledged token-revoked. After that, the token stays revoked even if the database is restored from an older backup.';
+comment on column everyrun_queue.tokens.hash is 'SHA-256 of the token. The token itself is not stored.';
 
 create table everyrun_queue.tokens_level (
     singleton boolean primary key default true check (singleton),
     incarnation text
 );
 comment on column everyrun_queue.tokens_level.singleton is 'Always true: there is one row.';
-comment on column everyrun_queue.tokens_level.incarnation is 'What everyrun_queue.incarnation() said then.';
+comment on column everyrun_queue.tokens_level.incarnation is 'The result of everyrun_queue.incarnation() at that time.';
 insert into everyrun_queue.tokens_level default values;
 comment on table everyrun_queue.tokens_level is
-    'The incarnation of the database in which revocations were last read from the log. In any other one no token is valid yet.';
+    'The incarnation of the database in which revocations were last read from the log. No token is valid in any other incarnation.';
 
 create function everyrun_queue.incarnation() returns text language sql stable as $$
     select pg_postmaster_start_time()::text || ' ' || (select oid from pg_database where datname = current_database())
            || ' ' || pg_relation_filenode('everyrun_queue.chunks')
 $$;
 comment on function everyrun_queue.incarnation() is
-    'Another text after a restart, a failover, a restore or a replacement of the database: the queue may then be an older one than the log knows.';
+    'A text that changes when the database is restarted, fails over, is restored or replaced. The queue may then be older than the log.';
 
 create function everyrun_queue.claim(claimed_by text, ends_after double precision, known_incarnation text)
 returns table (claimed text, ends_at timestamptz) language plpgsql set enable_seqscan = off as $$
 declare
     next text;
     given everyrun_queue.submissions;
-    in_the_way boolean;
+    obstacle boolean;
 begin
     if everyrun_queue.incarnation() <> known_incarnation then
         return;
     end if;
-    -- Those whose time has come join the line.
+    -- Chunks whose not_before has passed can be claimed.
     update everyrun_queue.chunks set not_before = '-infinity'
     where chunk = any (array(
         select c.chunk from everyrun_queue.chunks c
@@ -320,27 +320,27 @@ begin
     loop
         select s.* into given from everyrun_queue.submissions s
         where s.submission_id = (select c.submission_id from everyrun_queue.chunks c where c.chunk = next);
-        -- What is in the way is locked until the chunk is marked: whoever ends it takes back all that are marked.
-        in_the_way := false;
+        -- Lock the obstacle until the chunk is marked as skipped: whoever removes it restores all skipped chunks.
+        obstacle := false;
         if given.announced_at is null then
             perform from everyrun_queue.submissions s
             where s.submission_id = given.submission_id and s.announced_at is null for share;
-            in_the_way := found;
+            obstacle := found;
         end if;
-        if not in_the_way then
+        if not obstacle then
             perform from everyrun_queue.paused p
             where (p.kind = 'workflow' and p.id = given.workflow_id)
                or (p.kind = 'submission' and p.id = given.submission_id)
             for share;
-            in_the_way := found;
+            obstacle := found;
         end if;
-        if not in_the_way and given.redacted_at is not null then
-            in_the_way := exists (
+        if not obstacle and given.redacted_at is not null then
+            obstacle := exists (
                 select from everyrun_queue.inputs i join everyrun_queue.chunks c on c.chunk = next
                 where i.submission_id = given.submission_id and i.position between c.first_position and c.last_position
                   and i.file like '%"redacted":true}');
         end if;
-        if in_the_way then
+        if obstacle then
             update everyrun_queue.chunks set aside = true where chunk = next and state = 'waiting';
             continue;
         end if;
@@ -359,7 +359,7 @@ begin
     end loop;
 end $$;
 comment on function everyrun_queue.claim(text, double precision, text) is
-    'Claims the first chunk that may be sent. Reads the head of the line; what cannot be sent is put aside on the way, a thousand chunks a call at most.';
+    'Claim the first chunk that may be sent. Reads only the head of the index chunks_line; marks at most a thousand chunks per call that must be skipped.';
 
 create table everyrun_queue.replay_jobs (
     job_id text collate "C" primary key,
@@ -379,26 +379,26 @@ create table everyrun_queue.replay_jobs (
 );
 comment on column everyrun_queue.replay_jobs.job_id is 'The id: job_ and 20 characters.';
 comment on column everyrun_queue.replay_jobs.kind is 'rebuild, audit, as-of, replay, archive or archive-verify.';
-comment on column everyrun_queue.replay_jobs.arguments is 'What was asked for, as in the request.';
+comment on column everyrun_queue.replay_jobs.arguments is 'The arguments of the request.';
 comment on column everyrun_queue.replay_jobs.state is 'WAITING, RUNNING, DONE, FAILED or CANCELLED.';
-comment on column everyrun_queue.replay_jobs.asked_by is 'The name of the token that asked.';
-comment on column everyrun_queue.replay_jobs.records_done is 'Records of the log that are read.';
-comment on column everyrun_queue.replay_jobs.records_total is 'Records that are to be read.';
-comment on column everyrun_queue.replay_jobs.rate is 'Records a second, lately.';
+comment on column everyrun_queue.replay_jobs.asked_by is 'The name of the token of the request.';
+comment on column everyrun_queue.replay_jobs.records_done is 'Number of log records read so far.';
+comment on column everyrun_queue.replay_jobs.records_total is 'Number of log records to read.';
+comment on column everyrun_queue.replay_jobs.rate is 'Present rate, in records per second.';
 comment on column everyrun_queue.replay_jobs.seconds_left is
-    'A guess from the rate; null if there is none, or the job is not running.';
-comment on column everyrun_queue.replay_jobs.outcome is 'What it found or made, once it is DONE.';
-comment on column everyrun_queue.replay_jobs.message is 'Why it failed, or what it waits for.';
-comment on column everyrun_queue.replay_jobs.created_at is 'When it was asked for.';
-comment on column everyrun_queue.replay_jobs.started_at is 'When it was first started.';
-comment on column everyrun_queue.replay_jobs.ended_at is 'When it ended.';
-comment on table everyrun_queue.replay_jobs is 'Rebuilds, audits and questions of the past asked for over HTTP: WAITING, RUNNING, DONE, FAILED, CANCELLED.';
+    'An estimate from the rate; null without a rate, or if the job is not running.';
+comment on column everyrun_queue.replay_jobs.outcome is 'The result of a job that is DONE.';
+comment on column everyrun_queue.replay_jobs.message is 'Why the job failed, or what it waits for.';
+comment on column everyrun_queue.replay_jobs.created_at is 'When the job was requested.';
+comment on column everyrun_queue.replay_jobs.started_at is 'When the job first started.';
+comment on column everyrun_queue.replay_jobs.ended_at is 'When the job ended.';
+comment on table everyrun_queue.replay_jobs is 'Replay jobs that were requested over HTTP.';
 create index replay_jobs_open on everyrun_queue.replay_jobs (created_at) where state in ('WAITING', 'RUNNING');
 
 create index chunks_open on everyrun_queue.chunks (submission_id)
     where state in ('waiting', 'sending', 'in_doubt', 'held');
 
--- In plpgsql, which looks its tables up when it is called: the schema everyrun may be dropped, rebuilt and exchanged.
+-- In plpgsql, which looks up its tables when it is called, because the schema everyrun can be dropped, rebuilt and swapped.
 create function everyrun_queue.unsent(
     submission text default null, after text default null, most bigint default null, wanted text default null
 ) returns table (
@@ -426,7 +426,7 @@ with queued as (
       and (wanted is null
            or wanted = case c.state when 'waiting' then 'WAITING' when 'in_doubt' then 'IN_DOUBT'
                                     when 'held' then 'IN_DOUBT' else 'SENDING' end)
-      -- What has rows in the tables is told by the tables.
+      -- Chunks with rows in the result tables have their status there.
       and not exists (
           select from everyrun.batches b where b.chunk = c.chunk and b.state in ('SUBMITTED', 'SETTLED', 'REFUSED'))
     order by c.chunk
@@ -475,7 +475,7 @@ select c.chunk, c.submission_id, c.workflow_id, c.first_position, c.last_positio
        c.created_at
 from compared c
 union all
--- Chunks of the submission that the log knows and the queue has lost.
+-- Chunks of the submission that the log has, and the queue has lost.
 select b.chunk, min(b.submission_id), min(b.workflow_id), null::int, null::int,
        (select n.input_ids from everyrun.batches n where n.chunk = b.chunk order by n.attempt desc limit 1),
        max(b.expected)::bigint, max(b.attempt),
@@ -489,7 +489,7 @@ group by b.chunk
 having not bool_or(b.state in ('SUBMITTED', 'SETTLED', 'REFUSED', 'CUT'));
 end $$;
 comment on function everyrun_queue.unsent is
-    'The chunks whose inputs have no row in everyrun.results, of one submission or all that are open: their status, what they wait for, until when, and whether the tables say something else still (in_transit). The status of an input is that of its row; of one without a row it is this.';
+    'The chunks whose inputs have no row in everyrun.results, of one submission or of all: their status, what they wait for and until when. in_transit is true if the result tables do not show that status yet. An input with a row has the status of its row.';
 
 -- migrate:down
 drop schema everyrun_queue cascade;

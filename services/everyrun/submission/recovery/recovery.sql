@@ -27,11 +27,11 @@ from unnest($1::text[], $2::text[], $3::int[], $4::int[], $5::text[], $6::text[]
 where c.chunk = given.chunk
 
 -- name: lock_restoring
--- One process at a time puts back what the queue lost.
+-- Only one process at a time restores what the queue lost.
 select pg_advisory_xact_lock(hashtextextended('everyrun_queue.restoring', 0))
 
 -- name: nothing_missing
--- Whether the queue has all of these submissions, and all of these chunks.
+-- True if the queue has all of these submissions and all of these chunks.
 select not exists (
     select from unnest($1::text[]) as given (submission_id)
     where not exists (select from everyrun_queue.submissions s where s.submission_id = given.submission_id))
@@ -47,7 +47,7 @@ where not exists (select from everyrun_queue.chunks c where c.chunk = given.chun
 select submission_id from everyrun_queue.submissions where submission_id = any ($1::text[])
 
 -- name: restore_submission
--- The key is left out where the same upload was taken in again meanwhile: the key then leads to that one.
+-- The key is left out if another submission has it by now, because the upload was repeated: the key belongs to that one.
 insert into everyrun_queue.submissions
     (submission_id, workflow_id, workflow_version, priority, expected, batches, content_hash, created_at, announced_at,
      idempotency_key)
@@ -65,7 +65,7 @@ select $1, p, e, f, m from unnest($2::int[], $3::text[], $4::text[], $5::text[])
 on conflict (submission_id, position) do nothing
 
 -- name: hold_lost_files
--- Of chunks that were put back: those whose files the log shows only in part, which nobody may claim as they are.
+-- Hold restored chunks whose files are redacted in the log, because they cannot be sent like that.
 update everyrun_queue.chunks c
 set files_lost = true, state = case when c.state = 'waiting' then 'held' else c.state end,
     reason = case when c.state = 'waiting' then $2 else c.reason end
