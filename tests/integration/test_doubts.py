@@ -77,6 +77,9 @@ class Vendor:
     async def get_workflow(self, workflow_id: str, within: float) -> bytes:
         return b"{}"
 
+    async def get_workflow_version(self, workflow_id: str, version: str, within: float) -> bytes:
+        return b"{}"
+
     async def get_run(self, run_id: str, within: float) -> bytes:
         batch_id = run_id.removeprefix("run of ")
         if batch_id not in self.batches:
@@ -493,7 +496,7 @@ async def test_a_version_that_extend_does_not_have_pauses_only_its_submission(wo
     await world.pool.execute("update everyrun_queue.chunks set not_before = '-infinity'")
     right = await world.hand_in()
     await world.send()
-    assert (await world.api.get(f"/v1/submissions/{right}")).json()["chunks"] == {"sent": 1}
+    assert (await world.api.get(f"/v1/submissions/{right}")).json()["chunks"] == {"submitted": 1}
     assert (await world.api.get(f"/v1/submissions/{wrong}")).json()["chunks"] == {"waiting": 1}
     assert "submission-paused" in await world.said()
 

@@ -50,7 +50,7 @@ async def lose(world: World) -> None:
         "truncate everyrun_queue.chunks, everyrun_queue.inputs, everyrun_queue.submissions, everyrun_queue.adopted,"
         " everyrun_queue.sweeps, everyrun_queue.log_position"
     )
-    world.resolver._refused.clear()
+    world.resolver._unmatched.clear()
 
 
 async def states(world: World) -> dict[str, str]:

@@ -42,7 +42,7 @@ def test_a_refused_chunk_of_several_is_cut_and_of_one_is_refused() -> None:
     assert done.parts == ((0, 0), (1, 1), (2, 4))
     done = step(claimed(1), Answered(1, replace(REFUSED, named=(0,))))
     assert (done.after.state, done.events, done.parts) == ("refused", (StepEvent("batch-rejected", 1),), ())
-    assert not done.pause_workflow
+    assert done.pause is None
 
 
 @pytest.mark.parametrize("size", [1, 5])

@@ -10,7 +10,6 @@ import pytest
 from everyrun.log.cloudevents import Record, header
 from everyrun.log.observation import interpret
 from everyrun.log.quarantine import RETRY_OF
-from everyrun.log.webhook import interpret
 from everyrun.submission.decisions.quarantine import QuarantinedMessage, retry_message
 from tests.records import at, run_event
 

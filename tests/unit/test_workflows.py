@@ -12,7 +12,7 @@ import pytest
 from everyrun.extend.client import Extend
 from everyrun.settings import Settings
 from everyrun.submission.intake import workflows
-from everyrun.submission.intake.workflows import UnknownWorkflowError, Workflows, unknown_workflow
+from everyrun.submission.intake.workflows import UnknownVersionError, UnknownWorkflowError, Workflows, unknown_workflow
 
 NONE = {"code": "NOT_FOUND", "message": "no such workflow", "retryable": False}
 LIST = {"object": "list", "data": [{"object": "workflow", "id": "workflow_invoices", "name": "Invoices"}]}
@@ -75,7 +75,7 @@ def versions(one: httpx.Response, listed: httpx.Response) -> Answers:
 
 async def test_a_version_that_is_not_there_is_refused_and_those_that_are_there_named() -> None:
     answer = versions(httpx.Response(404, json=NONE), httpx.Response(200, json=VERSIONS))
-    with pytest.raises(UnknownVersionError, match="no version '99' at Extend; there are: draft, 2, 1") as unknown:
+    with pytest.raises(UnknownVersionError, match="no version '99' at Extend; it has: draft, 2, 1") as unknown:
         await check(answer, "w", "99")
     assert unknown.value.near == ["draft", "2", "1"]
     assert await check(answer, "w") is None

@@ -156,7 +156,7 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
             *(asyncio.create_task(service.dispatcher.work(stop)) for _ in range(settings.dispatch_workers)),
         ]
         probes = [
-            asyncio.create_task(topics.keep_looking(settings, health)),
+            asyncio.create_task(topics.keep_checking(settings, health)),
             asyncio.create_task(keep_probing(settings, health, "database", name="submission")),
         ]
         await stop.wait()

@@ -39,7 +39,7 @@ class CheckedWorkflow(Struct, frozen=True, kw_only=True):
     workflow_id: str
     workflow_version: str | None
     workflow_unchecked: Annotated[
-        str | UnsetType, Meta(description="Why Extend could not be asked whether it has the workflow.")
+        str | UnsetType, Meta(description="Why Extend could not be asked for the workflow.")
     ] = UNSET
 
 
@@ -56,7 +56,7 @@ class BadUpload(Problem, frozen=True, kw_only=True):
     bad_rows: Annotated[int | UnsetType, Meta(description="Number of bad rows.")] = UNSET
     rows: Annotated[list[BadRow] | UnsetType, Meta(description="The first bad rows.")] = UNSET
     did_you_mean: Annotated[
-        list[str] | UnsetType, Meta(description="Ids of similar workflows, if Extend does not have this one.")
+        list[str] | UnsetType, Meta(description="Ids of similar workflows, or the versions of the workflow.")
     ] = UNSET
 
 

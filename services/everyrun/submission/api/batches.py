@@ -70,7 +70,7 @@ def batch_routes(
         try:
             async with uploaded_rows(request, uploads, BODY_BYTES) as rows:
                 await require_restored(recovery)
-                unchecked = await check_workflow(workflows, workflow_id)
+                unchecked = await check_workflow(workflows, workflow_id, None)
                 registered = await register(
                     pool,
                     settings,

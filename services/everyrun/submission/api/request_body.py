@@ -7,7 +7,7 @@ import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from email.message import Message
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import msgspec
 from fastapi import Request
@@ -18,7 +18,7 @@ from everyrun.submission.intake import parse
 from everyrun.submission.intake.accept import BadRowsError
 from everyrun.submission.intake.columns import Columns
 from everyrun.submission.intake.text import EncodingError, UploadError
-from everyrun.submission.intake.workflows import UnknownWorkflowError, Workflows
+from everyrun.submission.intake.workflows import UnknownVersionError, UnknownWorkflowError, Workflows
 
 _ROW = {
     "type": "object",
@@ -60,7 +60,8 @@ BODY = {
 UPLOAD_REFUSED = (
     "BAD_ROWS: rows are wrong; `rows` lists the first. NO_ROWS: the upload has no rows. UNREADABLE: the body does not "
     "match its content-type. INVALID_REQUEST: a parameter is wrong; `field` names it. UNKNOWN_WORKFLOW: Extend has no "
-    "such workflow; `did_you_mean` lists similar ids. No row was accepted."
+    "such workflow; `did_you_mean` lists similar ids. UNKNOWN_VERSION: the workflow has no such version; "
+    "`did_you_mean` lists its versions. No row was accepted."
 )
 
 #: The pool (submission/app.py) keeps its other connections for the API, the dispatcher and the resolver.
@@ -263,8 +264,11 @@ def refuse_nul(field: str, value: str) -> None:
         raise ApiError(422, "INVALID_REQUEST", f"{field}: has a NUL character", field=field)
 
 
-async def check_workflow(workflows: Workflows | None, workflow_id: str) -> str | None:
-    """Return why Extend could not be asked about a workflow; None if Extend has it. Raises ApiError if it has not."""
+async def check_workflow(workflows: Workflows | None, workflow_id: str, version: str | None) -> str | None:
+    """Return why Extend could not be asked about a workflow and its version; None if Extend has them.
+
+    Raises ApiError if Extend does not have them.
+    """
     if workflows is None:
         return None
     try:

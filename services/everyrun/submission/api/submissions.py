@@ -102,8 +102,9 @@ def submission_api(
         submission lost inputs with a restored backup of the queue, they are restored and sent. Without a key the
         submission's id is its key.
 
-        Everyrun asks Extend if it has the workflow, and answers 422 UNKNOWN_WORKFLOW with `did_you_mean` if not. If
-        Extend cannot be asked, the inputs are accepted, and `workflow_unchecked` says why.
+        Everyrun asks Extend if it has the workflow and its version, and answers 422 UNKNOWN_WORKFLOW or
+        UNKNOWN_VERSION with `did_you_mean` if not. If Extend cannot be asked, the inputs are accepted, and
+        `workflow_unchecked` says why.
         """
         refuse_nul("workflow_id", workflow_id)
         refuse_nul("workflow_version", workflow_version or "")
@@ -113,7 +114,7 @@ def submission_api(
                 incarnation = None if idempotency_key is None else await require_restored(recovery)
                 # A repeated upload gets its first answer, even if the workflow is gone since.
                 repeated = idempotency_key is not None and await is_known(pool, idempotency_key)
-                unchecked = None if repeated else await check_workflow(workflows, workflow_id)
+                unchecked = None if repeated else await check_workflow(workflows, workflow_id, workflow_version)
                 accepted = await accept_submission(
                     pool,
                     settings,
@@ -158,6 +159,29 @@ def submission_api(
         if row is None:
             raise ApiError(404, "NOT_FOUND", f"there is no submission {submission_id}")
         return _shown(row)
+
+    @app.get("/v1/workflows/{workflow_id}/check", dependencies=[scope("submit")])
+    @answers(
+        CheckedWorkflow,
+        {
+            422: (
+                "UNKNOWN_WORKFLOW, UNKNOWN_VERSION: Extend does not have it; `did_you_mean` lists alternatives.",
+                BadUpload,
+            )
+        },
+    )
+    async def check(
+        workflow_id: str, workflow_version: Annotated[str | None, Query(min_length=1, max_length=255)] = None
+    ) -> dict[str, Any]:
+        """Check that Extend has a workflow, and a version of it, before anything is uploaded for it.
+
+        If Extend cannot be asked, `workflow_unchecked` says why.
+        """
+        refuse_nul("workflow_id", workflow_id)
+        refuse_nul("workflow_version", workflow_version or "")
+        unchecked = await check_workflow(workflows, workflow_id, workflow_version)
+        more = {} if unchecked is None else {"workflow_unchecked": unchecked}
+        return {"workflow_id": workflow_id, "workflow_version": workflow_version, **more}
 
     batch_routes(app, settings, pool, wake_announcer, uploads, recovery, workflows)
     quarantine_routes(app, Quarantine(pool, log))

@@ -54,17 +54,23 @@ async def pause(connection: Any, log: Log, target: PauseTarget, reason: str, by:
     return True
 
 
-def blocked(workflow_id: str, reason: str) -> str:
-    """Return the reason of a pause after Extend blocked a workflow: what happened, and what to do. Pure."""
+def blocked(target: PauseTarget, reason: str) -> str:
+    """Return the reason of a pause after Extend blocked the target: what happened, and what to do. Pure."""
+    if target.kind == "submission":
+        return (
+            f"Extend answered {reason}. Only this submission is paused. No input was refused: they wait. Submit the "
+            "rows again with an existing version (--workflow-version). Or, after Extend has this version, run: "
+            f"everyrun submission resume {target.id} --reason WHY"
+        )
     return (
         f"Extend answered {reason}. No input was refused: they wait. After fixing the workflow, the key, the credits "
-        f"or the permission, run: everyrun workflow resume {workflow_id} --reason WHY"
+        f"or the permission, run: everyrun workflow resume {target.id} --reason WHY"
     )
 
 
-async def pause_blocked(connection: Any, log: Log, workflow_id: str, reason: str) -> bool:
-    """Pause a workflow that Extend blocked; return False if it is paused already. Must be called in a transaction."""
-    return await pause(connection, log, PauseTarget("workflow", workflow_id), blocked(workflow_id, reason), None)
+async def pause_blocked(connection: Any, log: Log, target: PauseTarget, reason: str) -> bool:
+    """Pause what Extend blocked; return False if it is paused already. Must be called in a transaction."""
+    return await pause(connection, log, target, blocked(target, reason), None)
 
 
 async def resume(connection: Any, log: Log, target: PauseTarget, reason: str, by: str | None) -> bool:

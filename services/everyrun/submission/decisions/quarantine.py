@@ -11,12 +11,12 @@ from typing import Any, Literal, NamedTuple
 import asyncpg
 import msgspec
 
-from everyrun.log import webhook
+from everyrun.log import observation
 from everyrun.log.cloudevents import Record, record, timestamp
 from everyrun.log.events import TOPICS, QuarantineDiscarded, QuarantineRetried
 from everyrun.log.producer import Log
 from everyrun.log.quarantine import RETRY_OF
-from everyrun.projection.decode import NotUnderstoodError, fact_of, run_of
+from everyrun.projection.decode import InvalidRecordError, event_of, run_of
 from everyrun.store.sql import beside
 from everyrun.submission.dispatch.event_records import SOURCE
 
@@ -53,8 +53,8 @@ def retry_message(message: QuarantinedMessage) -> Retried:
     """Interpret a message with the present rules. Pure: the same message gives the same record, ids included."""
     if message.topic == "webhook":
         try:
-            meaning = webhook.understand(message.value or b"", message.time)
-        except webhook.NotUnderstoodError as error:
+            meaning = observation.understand(message.value or b"", message.time)
+        except observation.InvalidWebhookError as error:
             return Retried("not-understood", str(error))
         if meaning.record is None:
             return Retried("dropped", meaning.outcome)
@@ -65,8 +65,8 @@ def retry_message(message: QuarantinedMessage) -> Retried:
         if message.topic == "runs":
             run_of(message)
         else:
-            fact_of(message.topic, message)
-    except NotUnderstoodError as error:
+            event_of(message.topic, message)
+    except InvalidRecordError as error:
         return Retried("not-understood", str(error))
     headers = [(name, value) for name, value in message.headers if name != RETRY_OF]
     headers.append((RETRY_OF, message.source.encode()))

@@ -46,7 +46,11 @@ class Returned(msgspec.Struct, frozen=True):
 
 
 class Blocked(msgspec.Struct, frozen=True):
-    """The batch was not accepted, and will not be before a person fixes the workflow, key, credits or permission."""
+    """The batch was not accepted, and will not be before a person acts.
+
+    ``scope`` is what must be paused: the workflow, for an error of the workflow, key, credits or permission; the
+    submission, for an error of the workflow version that it names, which affects no other submission.
+    """
 
     reason: str
     scope: Literal["workflow", "submission"] = "workflow"
@@ -90,7 +94,7 @@ _WORKFLOW = re.compile(
     r"|account|credit|billing|quota|permission|authori[sz]|endpoint|priority",
     re.IGNORECASE,
 )
-#: Words of an error of the workflow version that the call names. The API's own version is another thing.
+#: Words in an error about the workflow version that the call names, but not about the version of the API.
 _VERSION = re.compile(r"(?<!api.)\bversions?\b|\bdraft", re.IGNORECASE)
 _FILE = re.compile(r"\bfiles?\b", re.IGNORECASE)
 #: ``inputs[3]``, ``inputs.3`` or ``inputs/3``, counted from 0 like Extend's own request.
@@ -114,7 +118,7 @@ def classify_response(
 ) -> Verdict:
     """Return the verdict on an answer.
 
-    ``files`` are those of the call's inputs, in order; ``version`` is the workflow version that the call names.
+    ``files`` are the files of the call's inputs, in order. ``version`` is the workflow version that the call names.
     """
     status = response.status_code
     if 200 <= status < 300:
@@ -134,7 +138,7 @@ def classify_response(
     named = named_inputs(problem.message, files)
     if _is_of_inputs(status, problem, named):
         return Refused(status, problem.code, problem.message, named)
-    return Blocked(reason)
+    return Blocked(reason, "submission" if _is_of_version(status, problem, version) else "workflow")
 
 
 def named_inputs(message: str, files: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
@@ -167,7 +171,7 @@ def _is_of_inputs(status: int, problem: Problem, named: tuple[int, ...]) -> bool
 
 
 def _is_of_version(status: int, problem: Problem, version: str | None) -> bool:
-    """Return if an error is of the workflow version that the call names, and not of the whole workflow."""
+    """Return if the error is about the workflow version that the call names, and not about the whole workflow."""
     of_account = problem.code in _CODES_OF_ACCOUNT or status not in (400, 404, 422)
     return version is not None and not of_account and _VERSION.search(problem.message) is not None
 

@@ -126,7 +126,7 @@ class Dispatcher:
         may_call = still_claimed is not None and still_claimed["batch_id"] is None
         body = self._body(row, inputs) if may_call else b""
         may_call = may_call and self._clock() <= begin_by
-        outcome = await self._call(body, inputs) if may_call else Expired()
+        outcome = await self._call(body, inputs, row["workflow_version"]) if may_call else Expired()
         await self._apply(row, inputs, Answered(row["attempt"], outcome), incarnation)
         return True
 

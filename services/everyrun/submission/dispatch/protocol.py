@@ -163,14 +163,14 @@ class StepEvent(msgspec.Struct, frozen=True):
 
 
 class Step(msgspec.Struct, frozen=True):
-    """The next state, the events to publish before it is stored, and if the workflow must be paused.
+    """The next state, the events to publish before it is stored, and what to pause.
 
     ``parts`` are the parts of a chunk that was cut, as indexes of its inputs.
     """
 
     after: ChunkState
     events: tuple[StepEvent, ...] = ()
-    pause_workflow: bool = False
+    pause: Literal["workflow", "submission"] | None = None
     parts: tuple[Range, ...] = ()
 
 
@@ -267,7 +267,7 @@ def _ended(chunk: ChunkState, outcome: Verdict | Expired | Unannounced) -> Step:
         case Returned():
             return _returned(chunk, outcome.reason)
         case Blocked():
-            return replace(_returned(chunk, outcome.reason), pause_workflow=True)
+            return replace(_returned(chunk, outcome.reason), pause=outcome.scope)
         case Expired():
             return _returned(chunk, "the deadline passed before the call began")
         case Unannounced():

@@ -135,8 +135,9 @@ class Transitions:
                 await self._store(connection, chunk, done.after, wait)
             if done.parts:
                 await insert_parts(connection, [(row["submission_id"], event_records.parts_of(row, done))])
-            if done.pause_workflow:
-                await pauses.pause_blocked(connection, self._log, row["workflow_id"], done.after.reason or "")
+            if done.pause is not None:
+                target = pauses.PauseTarget(done.pause, row[f"{done.pause}_id"])
+                await pauses.pause_blocked(connection, self._log, target, done.after.reason or "")
         after = done.after
         if after.state not in ("submitted", "waiting") or after.reason:
             _log.info("chunk", chunk=chunk, attempt=after.attempt, state=after.state, reason=after.reason)

@@ -1,4 +1,7 @@
-"""Check at intake that Extend has the workflow, so that a mistyped id does not end in thousands of refusals."""
+"""Check at intake that Extend has a workflow and its version.
+
+So a typing error is refused at once, and does not end in inputs that can never be sent.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ class WorkflowSource(Protocol):
         """Return a page of summaries."""
 
     async def get_workflow_version(self, workflow_id: str, version: str, within: float) -> bytes:
-        """Raise ExtendError if there is none."""
+        """Raise ExtendError if the workflow has no such version."""
 
     async def list_workflow_versions(self, workflow_id: str, within: float) -> Page:
         """Return a page of summaries."""
@@ -46,7 +49,7 @@ class UnknownWorkflowError(Invalid):
 
 
 class UnknownVersionError(Invalid):
-    """The workflow has no such version; the text says so, and which there are. ``near`` has those."""
+    """The workflow has no such version. The text and ``near`` name the versions that it has."""
 
     def __init__(self, message: str, near: list[str]) -> None:
         super().__init__(message)
@@ -69,25 +72,32 @@ class _Answer(NamedTuple):
 
 
 class Workflows:
-    """Ask Extend about workflows, within the budget of GETs, and cache the answers for some minutes."""
+    """Ask Extend about workflows and their versions, and cache the answers for some minutes.
+
+    The requests count against the budget of GETs.
+    """
 
     def __init__(self, extend: WorkflowSource, clock: Callable[[], float] = time.monotonic) -> None:
         self._extend = extend
         self._clock = clock
-        self._answers: dict[str, _Answer] = {}
+        self._answers: dict[_Key, _Answer] = {}
         #: While Extend is unavailable, other uploads do not wait to find that out again.
         self._unavailable = _Answer(0.0)
         self._lock = asyncio.Lock()
 
-    async def check(self, workflow_id: str) -> str | None:
-        """Return None if Extend has the workflow, else why Extend could not be asked.
+    async def check(self, workflow_id: str, version: str | None = None) -> str | None:
+        """Return None if Extend has the workflow, and the version if one is named; else why Extend could not be asked.
 
-        Raises UnknownWorkflowError if Extend answers that it has no such workflow.
+        Raises UnknownWorkflowError or UnknownVersionError if Extend answers that it has no such one.
         """
-        answer = self._cached(workflow_id)
+        unchecked = await self._check(_Key(workflow_id))
+        return unchecked if unchecked or version is None else await self._check(_Key(workflow_id, version))
+
+    async def _check(self, key: _Key) -> str | None:
+        answer = self._cached(key)
         if answer is None:
             async with self._lock:
-                answer = self._cached(workflow_id) or await self._ask(workflow_id)
+                answer = self._cached(key) or await self._ask(key)
                 if len(self._answers) >= _REMEMBERED:
                     self._answers.clear()
                 self._answers[key] = answer
@@ -95,7 +105,7 @@ class Workflows:
             raise type(answer.unknown)(str(answer.unknown), answer.unknown.near)
         return answer.unchecked
 
-    def _cached(self, workflow_id: str) -> _Answer | None:
+    def _cached(self, key: _Key) -> _Answer | None:
         now = self._clock()
         answer = self._answers.get(key)
         if answer is not None and now < answer.until:
@@ -106,11 +116,14 @@ class Workflows:
         unknown: _Unknown | None
         try:
             async with asyncio.timeout(_TIMEOUT):
-                unknown = await self._find_unknown(workflow_id)
+                if key.version is None:
+                    unknown = await self._unknown_workflow(key.workflow_id)
+                else:
+                    unknown = await self._unknown_version(key.workflow_id, key.version)
         except ExtendError as error:
             return self._not_asked(key.workflow_id, str(error))
         except TimeoutError:
-            return self._not_asked(workflow_id, f"no answer within {_TIMEOUT:.0f} s")
+            return self._not_asked(key.workflow_id, f"no answer within {_TIMEOUT:.0f} s")
         now = self._clock()
         return _Answer(now + _KNOWN_FOR) if unknown is None else _Answer(now + _UNSURE_FOR, unknown=unknown)
 
@@ -119,7 +132,7 @@ class Workflows:
         self._unavailable = _Answer(self._clock() + _UNSURE_FOR, unchecked=why)
         return self._unavailable
 
-    async def _find_unknown(self, workflow_id: str) -> UnknownWorkflowError | None:
+    async def _unknown_workflow(self, workflow_id: str) -> UnknownWorkflowError | None:
         """Return the error if Extend has no such workflow, else None. Raises ExtendError."""
         try:
             await self._extend.get_workflow(workflow_id, within=_TIMEOUT)
@@ -135,21 +148,22 @@ class Workflows:
         return unknown_workflow(workflow_id, listed.data, complete=listed.token is None)
 
     async def _unknown_version(self, workflow_id: str, version: str) -> UnknownVersionError | None:
+        """Return the error if the workflow has no such version, else None. Raises ExtendError."""
         try:
-            await self._extend.get_workflow_version(workflow_id, version, within=_WITHIN)
+            await self._extend.get_workflow_version(workflow_id, version, within=_TIMEOUT)
         except ExtendError as error:
             if error.status != 404 or not error.from_extend:
                 raise
         else:
             return None
         # As above: an Extend without these routes must refuse nothing.
-        listed = await self._extend.list_workflow_versions(workflow_id, within=_WITHIN)
+        listed = await self._extend.list_workflow_versions(workflow_id, within=_TIMEOUT)
         versions = [str(one["version"]) for one in listed.data if isinstance(one, dict) and one.get("version")]
         if version in versions:
             return None
         more = "" if listed.token is None else ", ..."
-        there = f"; there are: {', '.join(versions)}{more}" if versions else ""
-        return UnknownVersionError(f"workflow {workflow_id} has no version {version!r} at Extend{there}", versions)
+        known = f"; it has: {', '.join(versions)}{more}" if versions else ""
+        return UnknownVersionError(f"workflow {workflow_id} has no version {version!r} at Extend{known}", versions)
 
 
 def unknown_workflow(workflow_id: str, listed: Iterable[Any], *, complete: bool) -> UnknownWorkflowError:
