@@ -8,6 +8,7 @@ from everyrun.log import topics
 from everyrun.log.reading import end_offsets, read_polls
 from everyrun.projection import tables
 from everyrun.projection.apply import apply
+from everyrun.projection.offsets import INPUTS
 from everyrun.settings import Settings
 
 # fmt: off
@@ -15,7 +16,6 @@ TABLES = (
     "submissions", "batches", "results", "duplicate_runs", "unmatched_runs", "deliveries", "quarantine", "decisions",
 )
 # fmt: on
-INPUTS = ("batches", "deliveries", "quarantine", "runs")
 
 
 async def connect(dsn: str) -> asyncpg.Connection:

@@ -1,6 +1,6 @@
-"""Topics that were made anew on the same cluster under tables and a queue that know the former ones are refused.
+"""Tables and a queue refuse topics that were recreated on the same cluster.
 
-Otherwise the first records of the new topics would pass for those that were applied already.
+Otherwise the first records of the new topics would look like records that were applied already.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.integration.test_backfill import say, until_acknowledged, worlds
 pytestmark = pytest.mark.stack
 
 
-async def make_topics_anew(settings: Settings) -> None:
+async def recreate_topics(settings: Settings) -> None:
     admin = AIOKafkaAdminClient(**kafka_options(settings))
     await admin.start()
     try:
@@ -50,7 +50,7 @@ async def test_recreated_topics_are_refused_by_a_running_processor(service: Any,
     await until_acknowledged(settings)
     database = await connect(settings.postgres_dsn.get_secret_value())
     before = await contents(database, "applied_offsets")
-    await make_topics_anew(settings)
+    await recreate_topics(settings)
     assert await asyncio.to_thread(first.process.wait, 90) != 0
 
     second: ServiceProcess = service("processor")
@@ -62,14 +62,14 @@ async def test_recreated_topics_are_refused_by_a_running_processor(service: Any,
         except httpx.TransportError:
             return False
 
-    await eventually(refused, "readyz says that the tables are ahead", 60)
+    await eventually(refused, "readyz reports that the tables are ahead", 60)
     assert await second.status("/readyz") == 503
     assert await second.status("/healthz") == 200
     assert "refusing this Kafka" in second.log.read_text()
     await say(settings, worlds(31, 1)[0][:5])
     assert await contents(database, "applied_offsets") == before
 
-    # The remedy that it names.
+    # Follow the remedy in the message.
     await database.execute("drop schema everyrun cascade")
     await database.close()
     await second.ready()

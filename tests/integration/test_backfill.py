@@ -1,7 +1,7 @@
 """The database is dropped, restored or replaced under a running processor, which backfills the tables.
 
-Whatever is done to it, the tables are in the end those of an undisturbed projection of the same log, row for row, and
-what the group had acknowledged before is not published again.
+In the end, the tables equal those of an undisturbed projection of the same log, row for row. What the group had
+acknowledged is not published again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which offsets are locked, split, missing or ahead."""
+"""Offsets are locked in one order, polls are split at them, and gaps and foreign logs are found."""
 
 from __future__ import annotations
 

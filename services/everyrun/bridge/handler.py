@@ -27,8 +27,7 @@ OUTCOMES = (
     *("self_test", "self_test_refused"),
 )
 
-#: Extend waits 30 s for an answer (docs.extend.ai, webhooks, best practices). These timeouts, in seconds, keep ours
-#: below that.
+#: Timeouts in seconds. Extend waits 30 s for an answer (docs.extend.ai, webhooks, best practices).
 _ACKNOWLEDGED_WITHIN = 20.0
 _BODY_WITHIN = 25.0
 #: Maximum bytes of all bodies in memory, signed or not, from their first byte to the log's acknowledgement. Beyond it,

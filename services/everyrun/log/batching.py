@@ -16,7 +16,7 @@ def group_by_weight(
 ) -> Iterator[list[T]]:
     """Yield the items in order, in groups of at most ``max_count`` items and ``max_weight`` in total.
 
-    An item heavier than ``max_weight`` is a group by itself.
+    An item heavier than ``max_weight`` has a group of its own.
     """
     group: list[T] = []
     total = 0

@@ -241,7 +241,7 @@ class BatchRegistered(Struct, frozen=True, tag="batch-registered", tag_field="ty
 
 
 class WorkflowPaused(Struct, frozen=True, tag="workflow-paused", tag_field="type"):
-    """Nothing is sent for the workflow until it is resumed. Key: workflow id. On ``batches``."""
+    """The workflow's chunks wait until it is resumed. Key: workflow id. On ``batches``."""
 
     workflow_id: WorkflowId
     reason: Reason
@@ -257,7 +257,7 @@ class WorkflowResumed(Struct, frozen=True, tag="workflow-resumed", tag_field="ty
 
 
 class SubmissionPaused(Struct, frozen=True, tag="submission-paused", tag_field="type"):
-    """Nothing is sent for the submission until it is resumed. Key: submission id. On ``batches``."""
+    """The submission's chunks wait until it is resumed. Key: submission id. On ``batches``."""
 
     submission_id: SubmissionId
     reason: Reason

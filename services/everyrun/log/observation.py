@@ -38,7 +38,7 @@ Outcome = Literal["observed", "deferred", "step", "self_test", "quarantined"]
 
 
 class Interpretation(NamedTuple):
-    """How to count a webhook, and the record to write; None if the webhook is dropped."""
+    """The outcome to count for a webhook, and the record to write; None if the webhook is dropped."""
 
     outcome: Outcome
     record: Record | None

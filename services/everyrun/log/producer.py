@@ -207,7 +207,7 @@ async def _start(kafka: AIOKafkaProducer) -> None:
 
 
 async def _stop(kafka: AIOKafkaProducer, flush_within: float) -> None:
-    """Send what waits, for at most so many seconds, and stop. The rest is never sent, so no older record follows."""
+    """Flush for at most ``flush_within`` seconds, and stop. The rest is never sent, so no older record follows."""
     stopping = asyncio.create_task(kafka.stop())
     await asyncio.wait({stopping}, timeout=flush_within)
     if not stopping.done():

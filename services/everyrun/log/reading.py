@@ -60,7 +60,7 @@ class LogRecord(Protocol):
 
     @property
     def timestamp(self) -> int:
-        """When it was appended, in milliseconds since 1970."""
+        """The time of the append, in milliseconds since 1970."""
 
 
 class Poll(NamedTuple):

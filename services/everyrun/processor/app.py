@@ -20,7 +20,7 @@ from everyrun.log.batching import group_by_weight, join_polls, size_of
 from everyrun.log.producer import Producer
 from everyrun.log.reading import Partition, Poll
 from everyrun.memory import reduce_garbage_collection
-from everyrun.processor.backfill import INPUTS, Backfill, recreate_schema
+from everyrun.processor.backfill import Backfill, recreate_schema
 from everyrun.processor.faust_adapter import faust_app
 from everyrun.processor.metrics import Metrics
 from everyrun.processor.publisher import Publisher
@@ -28,7 +28,7 @@ from everyrun.processor.stall_watchdog import StallWatchdog
 from everyrun.projection import tables
 from everyrun.projection.apply import Applied
 from everyrun.projection.feed import Feed
-from everyrun.projection.offsets import ForeignLogError, greatest
+from everyrun.projection.offsets import INPUTS, ForeignLogError, greatest
 from everyrun.redact import describe
 from everyrun.serve import http_server, run_service, with_health
 from everyrun.settings import Settings

@@ -14,7 +14,7 @@ from everyrun.log.reading import Partition, end_offsets
 from everyrun.processor.published_offsets import PublishedOffsets
 from everyrun.projection import offsets
 from everyrun.projection.feed import UNAVAILABLE, Feed
-from everyrun.projection.offsets import ForeignLogError, greatest
+from everyrun.projection.offsets import INPUTS, ForeignLogError, greatest
 from everyrun.projection.tables import SCHEMA
 from everyrun.settings import Settings
 from everyrun.store.migrate import SCHEMAS, migrate
@@ -22,8 +22,6 @@ from everyrun.telemetry import log
 
 _log = log(__name__)
 
-#: The topics that the tables are made of.
-INPUTS = ("batches", "runs", "deliveries", "quarantine")
 #: Seconds between two comparisons of the tables with what was acknowledged.
 _EVERY = 2.0
 #: Seconds until the second look at a log that seems to end too early.

@@ -157,7 +157,7 @@ class Publisher:
 def pages(sizes: Iterable[tuple[str, int]]) -> Iterator[list[str]]:
     """Yield input ids, each given with the bytes of its run, in pages that keep the limits. Pure.
 
-    An input with a larger run is a page by itself.
+    An input with a larger run has a page of its own.
     """
     for page in group_by_weight(sizes, lambda sized: sized[1], _PAGE_BYTES, _PAGE_ROWS):
         yield [identifier for identifier, _ in page]

@@ -29,7 +29,7 @@ class Feeding(Protocol):
 
 
 class LastProgress(NamedTuple):
-    """What was acknowledged and backfilled at the last progress, and when that was."""
+    """The acknowledged offsets and the backfilled records at the last progress, and its time."""
 
     acknowledged: Mapping[Partition, int]
     backfilled: int

@@ -47,7 +47,7 @@ SetAside = Callable[[Sequence[Poison]], Awaitable[None]]
 
 
 class Applied(NamedTuple):
-    """What a transaction touched, for publishing. ``states`` are the rows of inputs as it left them."""
+    """Everything that a transaction touched, for publishing. ``states`` are the rows of inputs as it left them."""
 
     states: dict[str, InputState]
     inputs: set[str]

@@ -14,6 +14,8 @@ from everyrun.store.sql import beside
 
 _sql = beside(__file__, "apply.sql")
 
+#: The topics that the tables are made of.
+INPUTS = ("batches", "runs", "deliveries", "quarantine")
 #: The two topics that say something of a chunk. Their partitions of one number are locked together, so that neither is
 #: applied without seeing the other.
 JOINED = ("batches", "runs")
