@@ -17,7 +17,7 @@ from everyrun.log.reading import bounds, read_ranges
 from everyrun.log.topics import cluster_id
 from everyrun.replay.archive.verify import verify
 from everyrun.replay.archive.writer import archive
-from everyrun.replay.history.index import Index, catch_up
+from everyrun.replay.history.event_index import EventIndex, catch_up
 
 #: Number of runs. The target for history is about a million; EVENTS=1000000 takes some minutes.
 _EVENTS = int(os.environ.get("EVENTS", "200000"))
@@ -69,7 +69,7 @@ async def indexed(servers: Servers) -> tuple[int, float]:
     """Index the whole log; return the number of records, and the seconds that it took."""
     async with asyncpg.create_pool(servers.dsn, min_size=1, max_size=3) as pool:
         began = time.monotonic()
-        count = await catch_up(servers.settings, Index(pool, await cluster_id(servers.settings)))
+        count = await catch_up(servers.settings, EventIndex(pool, await cluster_id(servers.settings)))
         seconds = time.monotonic() - began
         await pool.execute("analyze everyrun_index.places")
     return count, seconds

@@ -19,9 +19,9 @@ from everyrun.log import events, topics
 from everyrun.log.cloudevents import record, timestamp
 from everyrun.log.reading import read_ranges
 from everyrun.projection import tables
-from everyrun.replay.log_position import offsets_of
-from everyrun.replay.rebuild.engine import AT_ONCE, INPUTS, Engine, tables_connection, tables_pool
-from everyrun.replay.rebuild.rebuild import workplace
+from everyrun.replay.log_position import INPUT_TOPICS, resolve_offsets
+from everyrun.replay.rebuild.engine import AT_ONCE, Engine, tables_connection, tables_pool
+from everyrun.replay.rebuild.rebuild_schema import hold_schema
 from everyrun.store.sql import beside
 from everyrun.submission.chunks import chunk_id
 
@@ -80,12 +80,12 @@ def _requested(batches: int):
 
 async def _getmany(servers: Servers) -> float:
     """Return the seconds that it takes to read the log without processing it."""
-    ends = await offsets_of(servers.settings, None)
+    ends = await resolve_offsets(servers.settings, None)
     began, count = time.monotonic(), 0
     async for stretch in read_ranges(servers.settings, {p: (0, end) for p, end in ends.items()}, max_records=AT_ONCE):
         count += len(stretch.records)
     assert count == sum(ends.values())
-    assert set(INPUTS) == {topic for topic, _ in ends}
+    assert set(INPUT_TOPICS) == {topic for topic, _ in ends}
     return time.monotonic() - began
 
 
@@ -94,8 +94,8 @@ async def _upsert(servers: Servers, batches: int) -> float:
 
     Nothing is decoded, matched or counted, and preparing the values is not timed.
     """
-    async with workplace(servers.settings, "bare") as place:
-        await place.make()
+    async with hold_schema(servers.settings, "bare") as held:
+        await held.create()
         async with tables_connection(servers.settings, "bare") as connection:
             await connection.execute("set synchronous_commit = off")
             await connection.execute(_sql["create_staging"])
@@ -105,7 +105,7 @@ async def _upsert(servers: Servers, batches: int) -> float:
                 spent += await _batch(connection, batch, now)
             for start in range(0, batches * _INPUTS, AT_ONCE):
                 spent += await _runs(connection, range(start, min(start + AT_ONCE, batches * _INPUTS)), batches, now)
-        await place.drop()
+        await held.drop()
     return spent
 
 
@@ -113,7 +113,7 @@ async def _fill(servers: Servers) -> None:
     """Fill the live tables, so that there are rows to audit."""
     async with tables_pool(servers.settings, "everyrun") as pool:
         engine = Engine(servers.settings, pool, await topics.identity(servers.settings))
-        await engine.run({}, await offsets_of(servers.settings, None))
+        await engine.run({}, await resolve_offsets(servers.settings, None))
 
 
 def _id(number: int) -> str:

@@ -25,9 +25,8 @@ from everyrun.projection import tables
 from everyrun.replay import log_position
 from everyrun.replay.audit.as_of import SCHEMA as AS_OF_SCHEMA
 from everyrun.replay.audit.as_of import AsOf
-from everyrun.replay.rebuild.engine import INPUTS as TOPICS
 from everyrun.replay.rebuild.engine import applied_offsets, tables_connection
-from everyrun.replay.rebuild.rebuild import DEFAULT_SCHEMA
+from everyrun.replay.rebuild.rebuild_schema import DEFAULT_SCHEMA
 from everyrun.settings import Settings
 
 #: Seconds within which the tables hold everything that is in the log, once the jobs are over.
@@ -123,7 +122,9 @@ class AsOfMoments(ToolUnderTest):
                     offsets = await applied_offsets(live)
                     report = await AsOf(live, offsets).report(submission_id)
                 if report is not None:
-                    return NotedReport(log_position.text(offsets), submission_id, json.loads(json.dumps(report)))
+                    return NotedReport(
+                        log_position.format_offsets(offsets), submission_id, json.loads(json.dumps(report))
+                    )
                 await asyncio.sleep(0.1)
 
     async def prepare(self, submission_id: str) -> None:
@@ -207,7 +208,7 @@ async def quiet(settings: Settings) -> None:
     async with asyncio.timeout(_QUIET_WITHIN), tables_connection(settings, tables.SCHEMA) as live:
         while True:
             applied = await applied_offsets(live)
-            ends = (await bounds(settings, TOPICS)).end
+            ends = (await bounds(settings, log_position.INPUT_TOPICS)).end
             if all(applied.get(position, 0) == end for position, end in ends.items()):
                 return
             await asyncio.sleep(0.2)

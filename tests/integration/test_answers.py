@@ -16,7 +16,8 @@ from pydantic import SecretStr
 
 from everyrun.query.api import query_api
 from everyrun.replay.api import replay_api
-from everyrun.replay.history.history import History, IndexBehindError, NoHistoryError, Told
+from everyrun.replay.history.event_search import IndexBehindError
+from everyrun.replay.history.historian import History, HistoryEvent, NoHistoryError
 from everyrun.settings import Settings
 from everyrun.store import tokens
 from everyrun.store.pool import connection_setup
@@ -205,7 +206,7 @@ async def test_replay_responses_match_their_openapi_document(here: Here) -> None
     await here.call(here.replay, "GET", "/v1/jobs", 200)
     await here.call(here.replay, "GET", f"/v1/jobs/{job['job_id']}", 200)
     await here.call(here.replay, "POST", f"/v1/jobs/{job['job_id']}/cancel", 200)
-    event = Told("now", "then", "run-observed", "/bridge", "runs", 0, 7, None, "first seen", "PROCESSED")
+    event = HistoryEvent("now", "then", "run-observed", "/bridge", "runs", 0, 7, None, "first seen", "PROCESSED")
     waiting = Waiting("WAITING", "queued", 1, "waits for its turn", None, None)
     story = History("sub:1", "input", "WAITING", None, None, None, None, [event], [], waiting)
     await here.call(here.replaying(story), "GET", "/v1/history/sub:1", 200)

@@ -22,17 +22,18 @@ from moto.server import ThreadedMotoServer
 from everyrun.log import topics
 from everyrun.log.producer import Producer
 from everyrun.log.reading import bounds, read_ranges
+from everyrun.replay.archive import day_files, signing
 from everyrun.replay.archive import manifest as manifests
-from everyrun.replay.archive import signing
 from everyrun.replay.archive import writer as archives
 from everyrun.replay.archive.manifest import digest
 from everyrun.replay.archive.reader import ArchiveReader
-from everyrun.replay.archive.verify import Verified, verify
-from everyrun.replay.archive.writer import ArchiveError, archive
+from everyrun.replay.archive.verify import VerifyResult, verify
+from everyrun.replay.archive.writer import archive
+from everyrun.replay.errors import ArchiveError
 from everyrun.settings import Settings
 from tests.records import a_world
 
-TOPICS = archives.kept_topics()
+TOPICS = archives.archived_topics()
 
 
 async def write_world(settings: Settings, seed: int, times: int = 1) -> None:
@@ -97,7 +98,7 @@ async def test_it_goes_on_from_where_it_ended_and_reads_back_as_the_log(
     assert (await archive(settings, place)).files == 0
     await write_world(settings, 2)
     seen: list[tuple[int, int]] = []
-    second = await archive(settings, place, progress=lambda done, total: seen.append((done, total)))
+    second = await archive(settings, place, on_progress=lambda done, total: seen.append((done, total)))
     assert second.number == first.number + second.files
     assert seen[-1] == (second.records, second.records)
     assert await archive_digests(place) == await log_digests(settings)
@@ -124,18 +125,18 @@ async def test_a_run_that_is_killed_is_taken_up_by_the_next(
     await write_world(settings, 4, times=3)
     killer = (
         "import asyncio, os, signal, sys\n"
-        "from everyrun.replay import archive, objects\n"
+        "from everyrun.replay.archive import day_files, object_store, writer\n"
         "from everyrun.settings import load\n"
-        "archive.FILE_RECORDS = 30; archive.GROUP_RECORDS = 10\n"
+        "day_files.FILE_RECORDS = 30; day_files.GROUP_RECORDS = 10\n"
         "left = int(sys.argv[2])\n"
-        "put = objects.Objects.put\n"
+        "put = object_store.ObjectStore.put\n"
         "async def counted(self, path, content):\n"
         "    global left\n"
         "    await put(self, path, content)\n"
         "    left -= 1\n"
         "    if left == 0: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "objects.Objects.put = counted\n"
-        "asyncio.run(archive.archive(load(), sys.argv[1]))\n"
+        "object_store.ObjectStore.put = counted\n"
+        "asyncio.run(writer.archive(load(), sys.argv[1]))\n"
     )
     env = {
         **os.environ,
@@ -149,8 +150,8 @@ async def test_a_run_that_is_killed_is_taken_up_by_the_next(
         assert done.returncode == -signal.SIGKILL
     found = await verify(str(place), against_log=settings)
     assert found.findings == []
-    assert any("left of a run that was ended" in note for note in found.notes)
-    monkeypatch.setattr(archives, "FILE_RECORDS", 30)
+    assert any("an interrupted run left" in note for note in found.notes)
+    monkeypatch.setattr(day_files, "FILE_RECORDS", 30)
     await archive(settings, str(place))
     found = await verify(str(place), against_log=settings)
     assert (found.findings, found.notes) == ([], [])
@@ -159,22 +160,22 @@ async def test_a_run_that_is_killed_is_taken_up_by_the_next(
 
 async def test_two_runs_at_once_do_no_harm(settings: Settings, tmp_path: Path) -> None:
     await write_world(settings, 5)
-    other = archives._Writer.add
+    other = archives.ChainWriter.add
 
-    async def add(self: archives._Writer, built: archives._File) -> None:
+    async def add(self: archives.ChainWriter, built: day_files.DayFile) -> None:
         if self.number == 0 and not (tmp_path / "manifests").exists():
-            archives._Writer.add = other  # type: ignore[method-assign]
+            archives.ChainWriter.add = other  # type: ignore[method-assign]
             # So that the files of the two differ.
             await write_world(settings, 6)
             await archive(settings, str(tmp_path))
         await other(self, built)
 
-    archives._Writer.add = add  # type: ignore[method-assign]
+    archives.ChainWriter.add = add  # type: ignore[method-assign]
     try:
         with pytest.raises(ArchiveError, match="another run is writing"):
             await archive(settings, str(tmp_path))
     finally:
-        archives._Writer.add = other  # type: ignore[method-assign]
+        archives.ChainWriter.add = other  # type: ignore[method-assign]
     await archive(settings, str(tmp_path))
     found = await verify(str(tmp_path), against_log=settings)
     assert (found.findings, found.notes) == ([], [])
@@ -225,7 +226,7 @@ class Archive:
     def write(self, manifest: manifests.Manifest, table: pa.Table) -> None:
         pq.write_table(table, self.folder / manifest.file, compression="zstd")
 
-    async def verify(self, **more: object) -> Verified:
+    async def verify(self, **more: object) -> VerifyResult:
         return await verify(str(self.folder), **more)  # type: ignore[arg-type]
 
 
@@ -292,7 +293,7 @@ def doubled(archived: Archive) -> tuple[str, int, int, str]:
     table = archived.records(manifest)
     row = table.slice(4, 1).to_pylist()[0]
     archived.write(manifest, pa.concat_tables([table, table.slice(4, 1)]))
-    return manifest.topic, row["partition"], row["offset"], "is there 2 times"
+    return manifest.topic, row["partition"], row["offset"], "occurs 2 times"
 
 
 def reordered(archived: Archive) -> tuple[str, int, int, str]:
@@ -450,7 +451,7 @@ async def test_a_forged_file_does_not_hide_behind_an_end_that_the_log_never_had(
         previous = manifests.hash_of(stored)
     said = [f.what for f in (await verify(str(signed.folder), against_log=signed.settings)).findings]
     assert "the record differs from the log" in said
-    assert any("the log of it ends at" in what for what in said)
+    assert any("but the log ends at" in what for what in said)
 
 
 def _refitted(folder: Path, manifest: manifests.Manifest) -> manifests.Manifest:

@@ -18,9 +18,10 @@ from everyrun.log.producer import Producer
 from everyrun.log.reading import Poll, bounds, read_ranges
 from everyrun.projection.feed import Feed
 from everyrun.replay.audit.as_of import SCHEMA, as_of
-from everyrun.replay.log_position import MomentError, offsets_of
-from everyrun.replay.rebuild.engine import INPUTS, Engine, applied_offsets, tables_pool
-from everyrun.replay.rebuild.rebuild import DEFAULT_SCHEMA
+from everyrun.replay.errors import LogPositionError
+from everyrun.replay.log_position import INPUT_TOPICS, resolve_offsets
+from everyrun.replay.rebuild.engine import Engine, applied_offsets, tables_pool
+from everyrun.replay.rebuild.rebuild_schema import DEFAULT_SCHEMA
 from everyrun.settings import Settings
 from tests.integration.test_rebuild import contents, quiet
 from tests.records import a_world, apart
@@ -43,7 +44,7 @@ async def test_as_of_is_a_snapshot_taken_then(settings: Settings) -> None:
     chance = random.Random(7)
     for seed in (1, 2):
         await append(settings, apart(a_world(random.Random(seed), chunks=5, inputs=8), str(seed)))
-    ends = await offsets_of(settings, None)
+    ends = await resolve_offsets(settings, None)
     cluster_id = await topics.identity(settings)
     snapshots = []
     reached: dict = {}
@@ -57,7 +58,7 @@ async def test_as_of_is_a_snapshot_taken_then(settings: Settings) -> None:
     for offsets, tables in [snapshots[4], *snapshots]:
         async with as_of(settings, offsets, quiet):
             assert rows(await contents(settings, SCHEMA)) == rows(tables)
-    with pytest.raises(MomentError, match="ends at"):
+    with pytest.raises(LogPositionError, match="ends at"):
         async with as_of(settings, {("runs", 0): ends["runs", 0] + 1}, quiet):
             pass
 
@@ -65,7 +66,7 @@ async def test_as_of_is_a_snapshot_taken_then(settings: Settings) -> None:
 async def test_a_small_log_is_applied_in_few_transactions(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """A person waits for the answer; a transaction for ten records made it a matter of minutes."""
     await append(settings, apart(a_world(random.Random(5), chunks=10, inputs=20), "1"))
-    ends = await offsets_of(settings, None)
+    ends = await resolve_offsets(settings, None)
     applied, as_before = [], Feed.apply_once
 
     async def counted(feed: Feed, polls: Sequence[Poll]) -> None:
@@ -82,7 +83,7 @@ async def test_a_small_log_is_applied_in_few_transactions(settings: Settings, mo
 
 async def test_a_time_is_when_everyrun_was_told(settings: Settings) -> None:
     await append(settings, apart(a_world(random.Random(1)), "1"))
-    ends = (await bounds(settings, INPUTS)).end
+    ends = (await bounds(settings, INPUT_TOPICS)).end
     told = 0
     async for stretch in read_ranges(settings, {p: (0, end) for p, end in ends.items()}):
         told = max([told, *(record.timestamp for record in stretch.records)])
@@ -113,15 +114,15 @@ async def test_a_time_is_when_everyrun_was_told(settings: Settings) -> None:
 KILLED = """
 import asyncio, os, sys
 from everyrun.log.reading import RecordRange
-from everyrun.replay import engine
-from everyrun.replay.log_position import offsets_of
-from everyrun.replay.rebuild.rebuild import rebuild
+from everyrun.replay.rebuild import engine
+from everyrun.replay.log_position import resolve_offsets
+from everyrun.replay.rebuild.rebuild_schema import rebuild
 from everyrun.settings import load
 
 read = open(sys.argv[1], "a")
 most = int(sys.argv[2])
 
-class Counted(engine.Progress):
+class Counted(engine.RebuildProgress):
     # Every record read is told of before it is applied; at so many applied the process kills itself.
     def __setattr__(self, name, value):
         if name == "read" and value:
@@ -131,11 +132,11 @@ class Counted(engine.Progress):
         if name == "applied" and value > most:
             os.kill(os.getpid(), 9)
 
-engine.Progress = Counted
+engine.RebuildProgress = Counted
 
 async def main():
     settings = load()
-    await rebuild(settings, await offsets_of(settings, None), lambda _: None)
+    await rebuild(settings, await resolve_offsets(settings, None), lambda _: None)
 
 asyncio.run(main())
 """
@@ -146,7 +147,7 @@ async def test_a_rebuild_killed_three_times_ends_right_and_reads_little_twice(
 ) -> None:
     for seed in range(12):
         await append(settings, apart(a_world(random.Random(seed), chunks=8, inputs=10), str(seed)))
-    total = sum((await offsets_of(settings, None)).values())
+    total = sum((await resolve_offsets(settings, None)).values())
     read = tmp_path / "read"
     env = {
         "EVERYRUN_KAFKA_BOOTSTRAP": settings.kafka_bootstrap,
@@ -157,7 +158,7 @@ async def test_a_rebuild_killed_three_times_ends_right_and_reads_little_twice(
         process = await asyncio.create_subprocess_exec(sys.executable, "-c", KILLED, str(read), str(most), env=env)
         assert await process.wait() == status
     assert sum(map(int, read.read_text().split())) <= 1.1 * total
-    ends = await offsets_of(settings, None)
+    ends = await resolve_offsets(settings, None)
     async with tables_pool(settings, "everyrun") as pool:
         await Engine(settings, pool, await topics.identity(settings)).run({}, ends)
     assert rows(await contents(settings, DEFAULT_SCHEMA)) == rows(await contents(settings, "everyrun"))

@@ -13,9 +13,9 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from everyrun.log import events, topics
 from everyrun.log.cloudevents import Record
 from everyrun.log.producer import Producer
-from everyrun.replay.audit.audit import SCHEMA, Audited, audit
-from everyrun.replay.audit.compare import Selection
-from everyrun.replay.log_position import offsets_of
+from everyrun.replay.audit.compare import RowSelection
+from everyrun.replay.audit.table_audit import SCHEMA, AuditResult, audit
+from everyrun.replay.log_position import resolve_offsets
 from everyrun.replay.rebuild.engine import Engine, applied_offsets, tables_connection, tables_pool
 from everyrun.settings import Settings
 from tests.records import a_world, apart, at, batch_event, run_event
@@ -34,7 +34,7 @@ async def append(settings: Settings, *records: Record) -> None:
     async with Producer(settings) as producer:
         await producer.append(records)
     async with tables_pool(settings, "everyrun") as pool:
-        ends = await offsets_of(settings, None)
+        ends = await resolve_offsets(settings, None)
         await Engine(settings, pool, await topics.identity(settings)).run(await applied_offsets(pool), ends)
     consumer = AIOKafkaConsumer(
         bootstrap_servers=settings.kafka_bootstrap,
@@ -132,7 +132,7 @@ OFFSET = (
 )
 
 
-def said(found: Audited) -> list[tuple[str, str]]:
+def said(found: AuditResult) -> list[tuple[str, str]]:
     return [(difference.table, difference.column) for difference in found.differences]
 
 
@@ -167,12 +167,12 @@ async def test_a_selection_is_looked_at_alone(settings: Settings, live: asyncpg.
     row = await live.fetchrow("select * from results where batch_id is not null and run_id is not null limit 1")
     other = await live.fetchrow("select * from results where submission_id <> $1 limit 1", row["submission_id"])
     await live.execute("update results set status = 'LOST', batch_id = 'batch_x' where input_id = $1", row["input_id"])
-    mine = Selection(submission=row["submission_id"])
+    mine = RowSelection(submission=row["submission_id"])
     assert said(await audit(settings, quiet, mine)) == [("results", "batch_id"), ("results", "status")]
-    of_batch = Selection(batch=row["batch_id"], since=row["observed_at"])
+    of_batch = RowSelection(batch=row["batch_id"], since=row["observed_at"])
     assert len(said(await audit(settings, quiet, of_batch))) == 2
     first = min(row["observed_at"], row["settled_at"] or row["observed_at"])
-    assert (await audit(settings, quiet, Selection(submission=other["submission_id"], until=first))).agrees
+    assert (await audit(settings, quiet, RowSelection(submission=other["submission_id"], until=first))).agrees
 
 
 async def test_an_attempt_whose_worker_died_before_it_told_the_log_is_in_order(
@@ -199,7 +199,7 @@ async def test_what_is_wrong_with_the_log_is_found(settings: Settings, live: asy
     assert not found.differences
     whats = sorted(finding.what for finding in found.findings)
     assert whats == [
-        "an attempt at sending without batch-requested",
-        "attempts at sending of a submission without submission-accepted",
+        "an attempt without batch-requested",
+        "attempts of a submission without submission-accepted",
         "one event id with different contents",
     ], found.findings

@@ -22,11 +22,12 @@ from everyrun.log.topics import cluster_id, identity
 from everyrun.projection import tables
 from everyrun.projection.apply import apply
 from everyrun.replay.api import replay_api
-from everyrun.replay.history import history as history_module
-from everyrun.replay.history import index as indexing
-from everyrun.replay.history.event_index_keys import TOPICS, Place, said_by
-from everyrun.replay.history.history import Historian, IndexBehindError, NoHistoryError, historian
-from everyrun.replay.history.index import ForeignIndexError, Index, catch_up
+from everyrun.replay.history import event_search
+from everyrun.replay.history.event_index import EventIndex, ForeignIndexError, catch_up
+from everyrun.replay.history.event_index_keys import EventLocation, subjects_of
+from everyrun.replay.history.event_search import IndexBehindError
+from everyrun.replay.history.historian import NoHistoryError, historian
+from everyrun.replay.log_position import INPUT_TOPICS
 from everyrun.settings import Settings
 from tests.conftest import eventually
 from tests.integration.test_replay_jobs import TOKEN
@@ -51,7 +52,7 @@ async def applied(settings: Settings) -> None:
     done = {
         (r["topic"], r["partition"]): r["next_offset"] for r in await connection.fetch("select * from applied_offsets")
     }
-    limits = await bounds(settings, TOPICS)
+    limits = await bounds(settings, INPUT_TOPICS)
     async for stretch in read_ranges(settings, {p: (done.get(p, 0), end) for p, end in limits.end.items()}):
         if stretch.records:
             poll = Poll(stretch.topic, stretch.partition, stretch.records)
@@ -101,18 +102,21 @@ def a_story() -> list[Any]:
 
 
 CHANGES = [
-    "2 inputs were handed in for workflow_1",
-    "attempt 1 at sub_1.c1 is about to be made; WAITING becomes SENDING",
-    "attempt 1 at sub_1.c1 was not taken for now: 429; SENDING becomes WAITING",
-    "attempt 2 at sub_1.c1 is about to be made; WAITING becomes SENDING",
-    "webhook says run_b is PROCESSING: first seen of this run; not counted yet, batch_unknown",
-    "attempt 2 at sub_1.c1 was taken as batch_1: answer; run_b stands for the input; SENDING becomes PROCESSING",
-    "webhook says run_b is FAILED (INTERNAL_ERROR): stands, its status is further on; PROCESSING becomes FAILED",
-    "webhook says run_b is FAILED (INTERNAL_ERROR): nothing, it was known already",
-    "poll says run_b is PROCESSING: nothing, FAILED by webhook stands, its status is further on",
-    "webhook says run_a is PROCESSED: first seen of this run; run_a stands, run_b is a duplicate: "
-    "of several final runs the smallest id stands; FAILED becomes PROCESSED",
-    "poll says run_b is PROCESSED: stands, its own time is later; run_a still stands over run_b",
+    "2 inputs were submitted for workflow_1",
+    "attempt 1 of chunk sub_1.c1 is about to be sent; WAITING becomes SENDING",
+    "attempt 1 of chunk sub_1.c1 was not accepted for now: 429; SENDING becomes WAITING",
+    "attempt 2 of chunk sub_1.c1 is about to be sent; WAITING becomes SENDING",
+    "webhook reports run_b as PROCESSING: first observation of this run; not matched yet (batch_unknown)",
+    "attempt 2 of chunk sub_1.c1 was accepted as batch_1: answer; run_b becomes the current run; "
+    "SENDING becomes PROCESSING",
+    "webhook reports run_b as FAILED (INTERNAL_ERROR): replaces the known state, its status is further on; "
+    "PROCESSING becomes FAILED",
+    "webhook reports run_b as FAILED (INTERNAL_ERROR): no change, it was known already",
+    "poll reports run_b as PROCESSING: no change, FAILED by webhook stays, its status is further on",
+    "webhook reports run_a as PROCESSED: first observation of this run; run_a becomes the current run, "
+    "run_b is a duplicate: of several final runs the smallest id is current; FAILED becomes PROCESSED",
+    "poll reports run_b as PROCESSED: replaces the known state, its own time is later; "
+    "run_a stays the current run, before run_b",
 ]
 
 
@@ -121,7 +125,7 @@ async def test_it_tells_what_each_event_changed(settings: Settings, pool: asyncp
     story = a_story()
     async with historian(settings, pool) as asked:
         await append(settings, story[:7])
-        index = Index(pool, await cluster_id(settings))
+        index = EventIndex(pool, await cluster_id(settings))
         if indexed != "nothing":
             assert await catch_up(settings, index) == 7
         await append(settings, story[7:])
@@ -142,7 +146,7 @@ async def test_it_tells_what_each_event_changed(settings: Settings, pool: asyncp
         for short, full in (("sub_1:99", []), ("1", ["sub_1:1"]), ("batch_", ["batch_1"]), ("run_", [])):
             with pytest.raises(NoHistoryError) as unknown:
                 await asked.history(short)
-            assert unknown.value.near == full
+            assert unknown.value.did_you_mean == full
         assert "did you mean" not in str(unknown.value)
 
 
@@ -151,7 +155,7 @@ async def test_the_events_make_what_the_tables_say(settings: Settings, pool: asy
     world = a_world(random.Random(seed))
     async with Producer(settings) as producer:
         await producer.append(world)
-    await catch_up(settings, Index(pool, await cluster_id(settings)))
+    await catch_up(settings, EventIndex(pool, await cluster_id(settings)))
     await applied(settings)
     rows = await pool.fetch("select input_id, status, version, run_id from everyrun.results")
     async with historian(settings, pool) as asked:
@@ -172,7 +176,7 @@ async def test_a_row_that_was_changed_does_not_agree(settings: Settings, pool: a
     }
     done = await asyncio.to_thread(everyrun, "history", "sub_1:1", **env)
     assert (done.returncode, "status: the tables say 'FAILED'" in done.stderr) == (1, True), done.stderr
-    assert "run_a stands" in done.stdout
+    assert "run_a becomes the current run" in done.stdout
     done = await asyncio.to_thread(everyrun, "history", "run_b", "--json", **env)
     assert (done.returncode, json.loads(done.stdout)["status"]) == (0, "PROCESSED")
     done = await asyncio.to_thread(everyrun, "history", "run_zzz", **env)
@@ -262,30 +266,34 @@ async def test_an_input_that_is_only_in_the_queue_has_a_history(settings: Settin
 
 async def test_an_index_of_another_log_is_not_used(settings: Settings, pool: asyncpg.Pool) -> None:
     await append(settings, a_story()[:2])
-    await catch_up(settings, Index(pool, "another cluster"))
+    await catch_up(settings, EventIndex(pool, "another cluster"))
     async with historian(settings, pool) as asked:
         assert len((await asked.history("sub_1:1")).events) == 2
     with pytest.raises(ForeignIndexError, match="another Kafka cluster"):
-        await catch_up(settings, Index(pool, await cluster_id(settings)))
+        await catch_up(settings, EventIndex(pool, await cluster_id(settings)))
 
 
 def test_a_place_is_a_number_and_back() -> None:
-    for place in (Place("runs", 7, 123_456_789_012), Place("batches", 0, 0), Place("quarantine", 9_999, 1)):
-        assert Place.of(place.number()) == place
+    for place in (
+        EventLocation("runs", 7, 123_456_789_012),
+        EventLocation("batches", 0, 0),
+        EventLocation("quarantine", 9_999, 1),
+    ):
+        assert EventLocation.of(place.number()) == place
         assert place.number() < 2**63
 
 
 def test_what_is_not_understood_speaks_of_nothing() -> None:
     bad = type("Bad", (), {"value": b"{", "key": b"k", "headers": (), "offset": 1})()
-    assert said_by("batches", bad) == said_by("runs", bad) == (set(), None)
+    assert subjects_of("batches", bad) == subjects_of("runs", bad) == (set(), None)
 
 
 async def test_the_service_keeps_the_index_and_tells(service: Any, settings: Settings, pool: asyncpg.Pool) -> None:
     await append(settings, a_story()[:7])
     replay = await service("replay", EVERYRUN_API_TOKEN=TOKEN).ready()
     await append(settings, a_story()[7:])
-    index = Index(pool, await cluster_id(settings))
-    ends = {place: end for place, end in (await bounds(settings, TOPICS)).end.items() if end}
+    index = EventIndex(pool, await cluster_id(settings))
+    ends = {place: end for place, end in (await bounds(settings, INPUT_TOPICS)).end.items() if end}
 
     async def indexed() -> bool:
         return await index.positions() == ends
@@ -307,16 +315,10 @@ async def test_what_the_tables_have_not_taken_in_is_no_disagreement(settings: Se
         assert (behind.status, behind.row and behind.row["status"], behind.agrees) == ("PROCESSED", "FAILED", None)
 
 
-def test_the_topics_of_the_index_are_those_of_the_tables() -> None:
-    assert set(TOPICS) == {"batches", "runs", "deliveries", "quarantine"}
-    assert indexing.TOPICS is TOPICS
-    assert Historian
-
-
 async def test_a_log_that_is_not_indexed_is_not_read_whole_for_one_question(
     service: Any, settings: Settings, pool: asyncpg.Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(history_module, "TAIL_RECORDS", 5)
+    monkeypatch.setattr(event_search, "TAIL_RECORDS", 5)
     await append(settings, a_story())
     read = 0
 
@@ -326,7 +328,7 @@ async def test_a_log_that_is_not_indexed_is_not_read_whole_for_one_question(
             read += len(stretch.records)
             yield stretch
 
-    monkeypatch.setattr(history_module, "read_ranges", counted)
+    monkeypatch.setattr(event_search, "read_ranges", counted)
     async with historian(settings, pool) as asked:
         app = replay_api(settings.model_copy(update={"api_token": SecretStr(TOKEN)}), pool, lambda: asked)
         transport = httpx.ASGITransport(app)
@@ -337,8 +339,8 @@ async def test_a_log_that_is_not_indexed_is_not_read_whole_for_one_question(
             assert (answer.json()["indexed"], answer.json()["total"]) == (0, len(a_story()))
             assert int(answer.headers["retry-after"]) >= 5
             # Few records may be large, too.
-            monkeypatch.setattr(history_module, "TAIL_RECORDS", 1000)
-            monkeypatch.setattr(history_module, "TAIL_BYTES", 100)
+            monkeypatch.setattr(event_search, "TAIL_RECORDS", 1000)
+            monkeypatch.setattr(event_search, "TAIL_BYTES", 100)
             assert (await http.get("/v1/history/sub_1:1")).status_code == 503
             await catch_up(settings, asked.index)
             answer = await http.get("/v1/history/sub_1:1")
@@ -351,7 +353,7 @@ async def test_without_an_index_the_question_is_refused_with_how_far_it_is(
 ) -> None:
     """Who may not write cannot index: the log is read, as far as it is short."""
     await append(settings, a_story())
-    monkeypatch.setattr(history_module, "TAIL_RECORDS", 5)
+    monkeypatch.setattr(event_search, "TAIL_RECORDS", 5)
     with pytest.raises(IndexBehindError, match=f"0 of {len(a_story())} records"):
         async with historian(settings, pool) as asked:
             await asked.history("sub_1:1")

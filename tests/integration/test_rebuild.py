@@ -21,12 +21,13 @@ from everyrun.log import topics
 from everyrun.log.producer import Producer
 from everyrun.log.reading import bounds
 from everyrun.projection import tables
-from everyrun.replay.log_position import offsets_of
-from everyrun.replay.rebuild import rebuild as rebuilding
+from everyrun.replay.errors import RebuildError
+from everyrun.replay.log_position import INPUT_TOPICS, resolve_offsets
+from everyrun.replay.rebuild import rebuild_schema as rebuilding
 from everyrun.replay.rebuild import swap
-from everyrun.replay.rebuild.engine import INPUTS, applied_offsets
-from everyrun.replay.rebuild.parallel_rebuild import Share, ShareError, apply_shares, split
-from everyrun.replay.rebuild.rebuild import DEFAULT_SCHEMA, ReplayError, rebuild
+from everyrun.replay.rebuild.engine import applied_offsets
+from everyrun.replay.rebuild.parallel_rebuild import PartitionShare, apply_shares, split_partitions
+from everyrun.replay.rebuild.rebuild_schema import DEFAULT_SCHEMA, rebuild
 from everyrun.replay.rebuild.swap import rebuild_and_swap
 from everyrun.settings import Settings
 from everyrun.store.migrate import SCHEMAS, migrate
@@ -87,12 +88,12 @@ async def everything_applied(settings: Settings) -> None:
         await connection.close()
 
 
-async def ends(settings: Settings, topics: Sequence[str] = INPUTS) -> dict:
+async def ends(settings: Settings, topics: Sequence[str] = INPUT_TOPICS) -> dict:
     return (await bounds(settings, topics)).end
 
 
-async def rebuilt(settings: Settings, **more) -> rebuilding.Rebuilt:
-    return await rebuild(settings, await offsets_of(settings, None), quiet, **more)
+async def rebuilt(settings: Settings, **more) -> rebuilding.RebuildResult:
+    return await rebuild(settings, await resolve_offsets(settings, None), quiet, **more)
 
 
 async def test_a_rebuild_has_the_rows_of_the_live_tables_and_publishes_nothing(
@@ -110,7 +111,7 @@ async def test_a_rebuild_has_the_rows_of_the_live_tables_and_publishes_nothing(
     told: list[tuple[int, int]] = []
     shared = await rebuild(
         settings,
-        await offsets_of(settings, None),
+        await resolve_offsets(settings, None),
         lambda progress: told.append((progress.applied, progress.total)),
         schema="in_two",
         processes=2,
@@ -122,7 +123,7 @@ async def test_a_rebuild_has_the_rows_of_the_live_tables_and_publishes_nothing(
     # What came since is added; what is there already is not read again.
     await write(settings, 3)
     assert (await rebuilt(settings)).before == made.applied
-    with pytest.raises(ReplayError, match="past that moment"):
+    with pytest.raises(RebuildError, match="already past"):
         await rebuild(settings, {}, quiet)
 
 
@@ -135,15 +136,15 @@ async def rows(settings: Settings, schema: str) -> dict[str, list[str]]:
 
 async def test_a_process_that_ends_early_ends_the_rebuild_and_says_why(settings: Settings) -> None:
     await write(settings, 1)
-    end = await offsets_of(settings, None)
+    end = await resolve_offsets(settings, None)
     cluster_id = await topics.identity(settings)
     await rebuild(settings, {}, quiet, schema="in_two", processes=2)
-    first, second = split(end, 2)
+    first, second = split_partitions(end, 2)
     shares = [
-        Share(settings, "in_two", cluster_id, {}, first),
-        Share(settings, "not_there", cluster_id, {}, second),
+        PartitionShare(settings, "in_two", cluster_id, {}, first),
+        PartitionShare(settings, "not_there", cluster_id, {}, second),
     ]
-    with pytest.raises(ShareError, match="UndefinedTableError"):
+    with pytest.raises(RebuildError, match="UndefinedTableError"):
         await apply_shares(shares)
     assert not multiprocessing.active_children()
     made = await rebuild(settings, end, quiet, schema="in_two", processes=2)
@@ -162,7 +163,7 @@ async def test_schemas_that_no_rebuild_made_are_left_alone(settings: Settings) -
     connection = await connect(settings)
     await connection.execute("create schema mine")
     for name in ("everyrun", "everyrun_queue", "public", "mine", "x; drop schema mine"):
-        with pytest.raises(ReplayError):
+        with pytest.raises(RebuildError):
             await rebuilt(settings, schema=name)
     await rebuilt(settings)
     await connection.execute(f"comment on schema {DEFAULT_SCHEMA} is '{rebuilding._MARK}older rules'")
@@ -171,8 +172,8 @@ async def test_schemas_that_no_rebuild_made_are_left_alone(settings: Settings) -
     )
     await rebuilt(settings)
     assert await connection.fetchval(f"select count(*) from {DEFAULT_SCHEMA}.submissions") == 0
-    async with rebuilding.workplace(settings, DEFAULT_SCHEMA):
-        with pytest.raises(ReplayError, match="another process"):
+    async with rebuilding.hold_schema(settings, DEFAULT_SCHEMA):
+        with pytest.raises(RebuildError, match="another process"):
             await rebuilt(settings)
     await connection.close()
 
@@ -254,14 +255,14 @@ async def owned_by(settings: Settings, admin: asyncpg.Connection, role: str) -> 
 
 def during_the_rebuild(monkeypatch: pytest.MonkeyPatch, what: Callable[[], Awaitable[object]]) -> None:
     """Do something once, after the rebuild has begun and before it is put live."""
-    whole, done = rebuilding.Workplace.bring_to, []
+    whole, done = rebuilding.RebuildSchema.apply_until, []
 
-    async def bring_to(*args, **more):
+    async def apply_until(*args, **more):
         if not done:
             done.append(await what())
         return await whole(*args, **more)
 
-    monkeypatch.setattr(rebuilding.Workplace, "bring_to", bring_to)
+    monkeypatch.setattr(rebuilding.RebuildSchema, "apply_until", apply_until)
 
 
 @pytest.mark.parametrize(
@@ -293,12 +294,12 @@ async def test_what_is_hung_on_the_live_tables_during_the_rebuild_is_not_lost(
     await connection.execute("create function mine.f() returns trigger language plpgsql as 'begin return new; end'")
     before = await connection.fetchval("select 'everyrun.results'::regclass::oid")
     during_the_rebuild(monkeypatch, lambda: connection.execute(made))
-    with pytest.raises(ReplayError, match=named):
+    with pytest.raises(RebuildError, match=named):
         await rebuild_and_swap(settings, quiet)
     assert await connection.fetchval("select 'everyrun.results'::regclass::oid") == before
     # The next time it is found before anything is rebuilt.
-    monkeypatch.setattr(rebuilding.Workplace, "bring_to", None)
-    with pytest.raises(ReplayError, match=named):
+    monkeypatch.setattr(rebuilding.RebuildSchema, "apply_until", None)
+    with pytest.raises(RebuildError, match=named):
         await rebuild_and_swap(settings, quiet)
     monkeypatch.undo()
     await connection.execute(dropped)
@@ -321,10 +322,10 @@ async def test_old_tables_on_which_something_hangs_are_left_and_it_is_said_why(
     monkeypatch.setattr(swap, "_drop_old", late)
     done = await rebuild_and_swap(settings, quiet)
     assert done.left_over == "everyrun_before"
-    assert "mine.v" in done.why
+    assert "mine.v" in done.reason
     assert await connection.fetch("select * from mine.v") == []
     monkeypatch.undo()
-    with pytest.raises(ReplayError, match=r"mine\.v"):
+    with pytest.raises(RebuildError, match=r"mine\.v"):
         await rebuild_and_swap(settings, quiet)
     await connection.execute("drop view mine.v")
     assert (await rebuild_and_swap(settings, quiet)).left_over is None
@@ -335,7 +336,7 @@ async def test_a_schema_of_that_name_that_no_swap_left_behind_is_not_dropped(set
     connection = await connect(settings)
     await connection.execute("create schema everyrun_before")
     await connection.execute("create table everyrun_before.mine ()")
-    with pytest.raises(ReplayError, match="everyrun_before"):
+    with pytest.raises(RebuildError, match="everyrun_before"):
         await rebuild_and_swap(settings, quiet)
     assert await connection.fetchval("select to_regclass('everyrun_before.mine') is not null")
     await connection.close()
@@ -370,13 +371,13 @@ async def test_no_swap_is_made_past_a_reader_that_cannot_be_seen(
     reader = await connect(settings)
     role = await a_role(reader)
     own = await owned_by(settings, reader, role)
-    with pytest.raises(ReplayError, match=f"grant pg_read_all_stats to {role}"):
+    with pytest.raises(RebuildError, match=f"grant pg_read_all_stats to {role}"):
         await rebuild_and_swap(own, quiet)
     # With the right to see it: waited for while it looks, and no longer.
     await reader.execute(f"grant pg_read_all_stats to {role}")
     async with reader.transaction(isolation="repeatable_read"):
         await reader.fetch("select * from everyrun.results")
-        with pytest.raises(ReplayError, match="looks at the tables as they were"):
+        with pytest.raises(RebuildError, match="still reads the tables from before the swap"):
             await rebuild_and_swap(own, quiet)
     assert (await rebuild_and_swap(own, quiet)).left_over is None
     await drop_role(reader, role)
@@ -398,7 +399,7 @@ async def test_a_reader_that_comes_during_the_rebuild_and_cannot_be_seen_stops_t
         came.append(await connect(as_role(settings, other)))
 
     during_the_rebuild(monkeypatch, come)
-    with pytest.raises(ReplayError, match=f"session of {other}"):
+    with pytest.raises(RebuildError, match=f"session of {other}"):
         await rebuild_and_swap(own, quiet)
     await came[0].close()
     admin = await connect(settings)

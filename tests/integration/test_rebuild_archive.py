@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from everyrun.replay.archive.reader import ArchiveAndLog
-from everyrun.replay.archive.writer import ArchiveError, archive
+from everyrun.replay.archive.writer import archive
+from everyrun.replay.errors import ArchiveError
 from everyrun.settings import Settings
 from tests.integration.test_rebuild import contents, rebuilt, write
 

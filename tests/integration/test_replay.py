@@ -31,10 +31,12 @@ from everyrun.log.producer import Producer
 from everyrun.log.reading import Partition, bounds, read_ranges
 from everyrun.replay.archive.reader import ArchiveReader
 from everyrun.replay.archive.writer import archive
+from everyrun.replay.errors import SelectionError, TargetError
 from everyrun.replay.export import publish
 from everyrun.replay.export.foreign_topics import sibling_prefix
-from everyrun.replay.export.selection import INPUTS, Selection, SelectionError, narrowed, parse_offsets, subject_of
-from everyrun.replay.export.targets import TargetError, ToUrl, structured
+from everyrun.replay.export.selection import EventSelection, parse_offsets, scope_of, selected_ranges
+from everyrun.replay.export.targets import ToUrl, structured
+from everyrun.replay.log_position import INPUT_TOPICS
 from everyrun.settings import Settings
 from tests.integration.conftest import read_topic
 from tests.records import a_world
@@ -90,7 +92,7 @@ async def target(settings: Settings) -> AsyncIterator[str]:
 
 async def in_log(settings: Settings, *names: str) -> dict[str, Any]:
     """Every record of the log by its place, topic/partition/offset."""
-    limits = await bounds(settings, names or INPUTS)
+    limits = await bounds(settings, names or INPUT_TOPICS)
     found = {}
     async for stretch in read_ranges(settings, {p: (0, end) for p, end in limits.end.items()}):
         for record in stretch.records:
@@ -166,7 +168,7 @@ async def test_a_topic_with_live_events_is_refused_whatever_its_name(
         await producer.append([live._replace(topic=target)])
     refused = await run(settings, tmp_path, *flags, "--anew")
     assert refused.returncode == 1
-    assert f"{target} has events that an Everyrun wrote and that are no replays (run-observed at" in plain(refused)
+    assert f"{target} has live events of an Everyrun installation (run-observed at" in plain(refused)
     assert "Replay to a topic that is empty or has only replays" in plain(refused)
 
 
@@ -197,14 +199,14 @@ async def test_a_dry_run_counts_and_writes_nothing(settings: Settings, tmp_path:
 
 
 async def chosen_places(settings: Settings, **more: Any) -> set[str]:
-    selection = Selection(**more)
+    selection = EventSelection(**more)
     source = publish.LogSource(settings)
     limits = await bounds(settings, {*selection.topics, "batches"})
     has = {place: (0, end) for place, end in limits.end.items()}
-    ranges = await publish.timed(settings, selection, narrowed(selection, has), live=True)
-    subject = await subject_of(selection, source, has)
+    ranges = await publish.skip_other_times(settings, selection, selected_ranges(selection, has))
+    subject = await scope_of(selection, source, has)
     taken = Taken()
-    await publish.replay(source, ranges, selection, subject, taken, publish.Keeper(None))
+    await publish.publish(source, ranges, selection, subject, taken, publish.CheckpointFile(None))
     return set(taken.places)
 
 
@@ -274,7 +276,7 @@ async def test_a_replay_that_is_killed_goes_on_and_says_each_event_once(settings
     out = tmp_path / "out.ndjson"
     killer = (
         "import os, signal, sys\n"
-        "from everyrun.replay import targets\n"
+        "from everyrun.replay.export import targets\n"
         "targets.ToFile.at_once = 11\n"
         "left = 4\n"
         "deliver = targets.ToFile.deliver\n"

@@ -19,7 +19,7 @@ from everyrun.doctor import ask_postgres, ask_progress, judge_stores
 from everyrun.embedded.kafka import EmbeddedKafka
 from everyrun.embedded.postgres import EmbeddedPostgres
 from everyrun.projection import tables
-from everyrun.replay.rebuild.rebuild import workplace
+from everyrun.replay.rebuild.rebuild_schema import hold_schema
 from everyrun.settings import Settings
 from everyrun.store.migrate import MigrationError, migrate
 from everyrun.store.pool import SlowStatementError, open_pool
@@ -101,7 +101,7 @@ async def test_sessions_have_no_limits_and_keep_their_settings(hurried: str) -> 
     assert await unlimited(single)
     await single.fetch("select * from applied_offsets")
     await single.close()
-    async with workplace(settings, "some_schema") as place:
+    async with hold_schema(settings, "some_schema") as place:
         assert await unlimited(place.connection)
 
 
@@ -245,7 +245,7 @@ async def test_pgbouncer_in_session_mode_works(pooled: str, settings: Settings) 
     assert (facts.problem, facts.shared, workflows) == (None, False, ["workflow_a"])
     following = await ask_progress.ask_progress(settings.model_copy(update={"postgres_dsn": behind.postgres_dsn}))
     assert following.problem is None
-    async with workplace(behind, "some_schema"):
+    async with hold_schema(behind, "some_schema"):
         pass
 
 

@@ -12,7 +12,8 @@ import pytest
 
 from everyrun.atomic_file import whole, write_bytes, write_text
 from everyrun.replay.archive.signing import make_keys
-from everyrun.replay.export.targets import TargetError, ToFile
+from everyrun.replay.errors import TargetError
+from everyrun.replay.export.targets import ToFile
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions")
 
@@ -98,10 +99,10 @@ async def test_a_replayed_file_appears_when_it_is_whole(tmp_path: Path) -> None:
     second.finish()
     second.close()
     assert path.read_bytes() == b"1\n2\n"
-    # Killed after the rename, before its place was forgotten: it ends as it did.
+    # Killed after the rename, before the checkpoint was deleted: it finishes again.
     third = ToFile(str(path), 4)
     third.finish()
     third.close()
     assert path.read_bytes() == b"1\n2\n"
-    with pytest.raises(TargetError, match="is not what an earlier run"):
+    with pytest.raises(TargetError, match="is shorter than the 5 bytes"):
         ToFile(str(path), 5)

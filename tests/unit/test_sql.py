@@ -18,11 +18,11 @@ _SQL = re.compile(
 _NAMES = {
     ("embedded/postgres.py", "OWNER"),
     # The schema of a rebuild, which is checked: lower case, digits and _.
-    ("replay/rebuild/rebuild.py", "self.name"),
-    ("replay/rebuild/rebuild.py", "self.name, table"),
+    ("replay/rebuild/rebuild_schema.py", "self.name"),
+    ("replay/rebuild/rebuild_schema.py", "self.name, table"),
     ("replay/rebuild/swap.py", "BEFORE"),
     ("replay/rebuild/swap.py", "LIVE, BEFORE"),
-    ("replay/rebuild/swap.py", "place.name, LIVE"),
+    ("replay/rebuild/swap.py", "rebuilt.name, LIVE"),
 }
 
 

@@ -16,7 +16,7 @@ from everyrun.cli.backends import run, settings_of
 from everyrun.cli.console import err, fail, folding, out, print_table
 
 if TYPE_CHECKING:
-    from everyrun.replay.archive.verify import Verified
+    from everyrun.replay.archive.verify import VerifyResult
 
 archive_app = typer.Typer(
     invoke_without_command=True,
@@ -52,7 +52,7 @@ def archive(
     from everyrun.replay.archive import writer as archives
     from everyrun.replay.archive.signing import KeyFileError, private_key
 
-    unknown = set(topic or ()) - set(archives.kept_topics())
+    unknown = set(topic or ()) - set(archives.archived_topics())
     if unknown:
         raise typer.BadParameter(f"not a topic that is kept: {', '.join(sorted(unknown))}", param_hint="--topic")
     try:
@@ -62,7 +62,7 @@ def archive(
     settings = settings_of(data_dir, "kafka_bootstrap")
     with bulk_progress("archived", "records") as progress:
         done = run(
-            lambda: archives.archive(settings, to, topics=topic or (), sign_key=key, progress=progress),
+            lambda: archives.archive(settings, to, topics=topic or (), sign_key=key, on_progress=progress),
         )
     if not done.files:
         err.print(f"Nothing new since manifest {done.number}." if done.number else "The log is empty.")
@@ -102,7 +102,7 @@ def verify(
     settings = settings_of(data_dir, "kafka_bootstrap") if against_log else None
     with bulk_progress("verified", "records") as progress:
         found = run(
-            lambda: verifying.verify(place, public_key=key, head=head, against_log=settings, progress=progress),
+            lambda: verifying.verify(place, public_key=key, head=head, against_log=settings, on_progress=progress),
             exits.USAGE,
         )
     if as_json:
@@ -114,7 +114,7 @@ def verify(
         raise typer.Exit(exits.ERROR)
 
 
-def _show(found: Verified) -> None:
+def _show(found: VerifyResult) -> None:
     for finding in found.findings:
         out.print(f"[red]{escape(str(finding))}[/]", soft_wrap=True)
     for note in found.notes:

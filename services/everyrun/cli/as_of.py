@@ -57,7 +57,7 @@ def as_of(
             # The bar ends before anything is written: it would take standard output for itself.
             with counted("as of") as tell:
                 found = await stack.enter_async_context(tables(settings, chosen, tell))
-            offsets = log_position.text(found.offsets) or "nothing"
+            offsets = log_position.format_offsets(found.offsets) or "nothing"
             err.print(f"As of {escape(when)}, the log up to: {offsets}", soft_wrap=True)
             return await _show(found, what, of, format_)
 

@@ -17,8 +17,8 @@ from everyrun.cli.console import err, folding, out, print_table
 from everyrun.cli.rebuild import counted, run
 
 if TYPE_CHECKING:
-    from everyrun.replay.audit.audit import Audited
     from everyrun.replay.audit.row_diff import Difference
+    from everyrun.replay.audit.table_audit import AuditResult
 
 _DIFFERENCES, _COULD_NOT_RUN = 1, 2
 _WIDE = 60
@@ -44,10 +44,10 @@ def audit(
 
     Example: everyrun audit --submission sub_01k... --format jsonl > differences.jsonl
     """
-    from everyrun.replay.audit.audit import audit as compare
-    from everyrun.replay.audit.compare import Selection
+    from everyrun.replay.audit.compare import RowSelection
+    from everyrun.replay.audit.table_audit import audit as compare
 
-    chosen = Selection(batch, submission, _time(since, "--since"), _time(until, "--until"))
+    chosen = RowSelection(batch, submission, _time(since, "--since"), _time(until, "--until"))
     settings = settings_of(data_dir, "kafka_bootstrap", "postgres_dsn")
     with counted("audit") as tell:
         note = _as_line if format_ == "jsonl" else lambda _: None
@@ -82,12 +82,12 @@ def _as_line(d: Difference) -> None:
     typer.echo(json.dumps(row, ensure_ascii=False))
 
 
-def _as_lines(found: Audited) -> None:
+def _as_lines(found: AuditResult) -> None:
     for finding in found.findings:
         typer.echo(json.dumps({"finding": finding.what, "where": finding.where}, ensure_ascii=False))
 
 
-def _as_table(found: Audited) -> None:
+def _as_table(found: AuditResult) -> None:
     if found.differences:
         table = Table("table", "key", "column", folding("live"), folding("log"))
         for d in found.differences:

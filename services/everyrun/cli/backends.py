@@ -44,7 +44,7 @@ def run(work: Callable[[], Coroutine[Any, Any, T]], code: int = exits.ERROR) -> 
 
     from everyrun.cli.signals import StoppedError, until_stopped
     from everyrun.redact import describe
-    from everyrun.replay.archive.object_store import ObjectsError
+    from everyrun.replay.archive.object_store import OBJECT_STORE_ERRORS
 
     try:
         return asyncio.run(until_stopped(work()))
@@ -58,5 +58,5 @@ def run(work: Callable[[], Coroutine[Any, Any, T]], code: int = exits.ERROR) -> 
         fail(f"Kafka: {describe(error)}", code)
     except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
         fail(f"Postgres: {describe(error)}", code)
-    except ObjectsError as error:
+    except OBJECT_STORE_ERRORS as error:
         fail(describe(error), code)

@@ -16,7 +16,7 @@ from everyrun.cli.backends import run, settings_of
 from everyrun.cli.console import err, folding, out, print_table
 
 if TYPE_CHECKING:
-    from everyrun.replay.history.history import History
+    from everyrun.replay.history.historian import History
     from everyrun.settings import Settings
 
 
@@ -52,8 +52,8 @@ def history(
 async def _ask(settings: Settings, identifier: str, progress: Callable[[int, int], None]) -> History:
     import asyncpg
 
-    from everyrun.replay.history.history import historian
-    from everyrun.replay.history.index import ForeignIndexError, catch_up
+    from everyrun.replay.history.event_index import ForeignIndexError, catch_up
+    from everyrun.replay.history.historian import historian
     from everyrun.store.pool import open_pool
 
     no_index = (asyncpg.InsufficientPrivilegeError, asyncpg.ReadOnlySQLTransactionError, asyncpg.UndefinedTableError)

@@ -16,8 +16,8 @@ from everyrun.cli.console import err, fail
 from everyrun.errors import EveryrunError
 
 if TYPE_CHECKING:
-    from everyrun.replay.log_position import Moment
-    from everyrun.replay.rebuild.engine import Progress
+    from everyrun.replay.log_position import LogPosition
+    from everyrun.replay.progress import RebuildProgress
 
 T = TypeVar("T")
 
@@ -53,7 +53,7 @@ def rebuild(
     """
     from everyrun.replay import log_position
     from everyrun.replay.archive.reader import ArchiveAndLog
-    from everyrun.replay.rebuild import rebuild
+    from everyrun.replay.rebuild import rebuild_schema
     from everyrun.replay.rebuild import swap as swapping
 
     if swap and until is not None:
@@ -64,23 +64,23 @@ def rebuild(
         raise typer.BadParameter("--from-archive reads in one process: give no --processes with it")
     wanted = None if until is None else moment_of(until, "--until")
     settings = settings_of(data_dir, "kafka_bootstrap", "postgres_dsn")
-    name = schema or rebuild.DEFAULT_SCHEMA
+    name = schema or rebuild_schema.DEFAULT_SCHEMA
 
-    async def work(tell: Callable[[Progress], None]) -> None:
+    async def work(tell: Callable[[RebuildProgress], None]) -> None:
         if swap:
             done = await swapping.rebuild_and_swap(
-                settings, tell, schema=name, fresh=fresh, processes=processes, say=_say
+                settings, tell, schema=name, fresh=fresh, processes=processes, notify=_say
             )
             err.print(
                 f"The rebuilt tables are live: {done.records} records; the last {done.last} under the lock, which was "
-                f"held for {done.held * 1000:.0f} ms."
+                f"held for {done.lock_seconds * 1000:.0f} ms."
             )
             if done.left_over:
-                err.print(f"[yellow]The tables before are still there, in schema {done.left_over}: {done.why}[/]")
+                err.print(f"[yellow]The tables before are still there, in schema {done.left_over}: {done.reason}[/]")
             return
-        offsets = await log_position.offsets_of(settings, wanted)
+        offsets = await log_position.resolve_offsets(settings, wanted)
         source = await ArchiveAndLog.open(from_archive, settings) if from_archive else None
-        made = await rebuild.rebuild(
+        made = await rebuild_schema.rebuild(
             settings, offsets, tell, schema=name, fresh=fresh, source=source, processes=processes
         )
         again = f", {made.before} were there before" if made.before else ""
@@ -90,13 +90,14 @@ def rebuild(
         run(work(tell))
 
 
-def moment_of(text: str, option: str) -> Moment:
+def moment_of(text: str, option: str) -> LogPosition:
     """The moment that a parameter names. Ends the command as wrongly called where it names none."""
     from everyrun.replay import log_position
+    from everyrun.replay.errors import LogPositionError
 
     try:
-        return log_position.parse(text)
-    except log_position.MomentError as error:
+        return log_position.parse_position(text)
+    except LogPositionError as error:
         raise typer.BadParameter(str(error), param_hint=option) from None
 
 
@@ -105,7 +106,7 @@ def _say(text: str) -> None:
 
 
 @contextmanager
-def counted(what: str) -> Iterator[Callable[[Progress], None]]:
+def counted(what: str) -> Iterator[Callable[[RebuildProgress], None]]:
     """A bar of the records done, their rate and the time left."""
     from everyrun.cli.progress_bar import bulk_progress
 

@@ -56,21 +56,22 @@ def replay(
     Example: everyrun replay --to audit-2026 --batch batch_01k... --since 2026-03-03T12:00:00Z
     """
     from everyrun.cli.progress_bar import bulk_progress
+    from everyrun.replay.errors import SelectionError, TargetError
     from everyrun.replay.export import replay_events
-    from everyrun.replay.export import selection as selecting
-    from everyrun.replay.export.targets import TargetError
+    from everyrun.replay.export.selection import EventSelection, check_topics, parse_offsets
+    from everyrun.replay.log_position import INPUT_TOPICS
 
     try:
-        selection = selecting.Selection(
-            topics=selecting.known_topics(topic) if topic else selecting.INPUTS,
+        selection = EventSelection(
+            topics=check_topics(topic) if topic else INPUT_TOPICS,
             batch=batch,
             submission=submission,
             types=tuple(sorted(type_ or ())),
             since=_time(since, "--since"),
             until=_time(until, "--until"),
-            offsets=selecting.parse_offsets(from_offsets) if from_offsets else {},
+            offsets=parse_offsets(from_offsets) if from_offsets else {},
         )
-    except selecting.SelectionError as error:
+    except SelectionError as error:
         raise typer.BadParameter(str(error)) from None
     settings = _settings(data_dir, to, from_archive, dry_run)
     kind = replay_events.kind_of(to)
@@ -79,22 +80,24 @@ def replay(
             replay_events.refuse_own(settings, to)
         except TargetError as error:
             fail(f"{error}. --force, if that is meant.")
-    place = None if dry_run or to == "-" else replay_events.place_of(settings, data_dir, to, selection, from_archive)
-    if place is not None and anew:
-        place.unlink(missing_ok=True)
-    if kind == "file" and place is not None and Path(to).exists() and not place.exists():
+    checkpoint = (
+        None if dry_run or to == "-" else replay_events.checkpoint_path(settings, data_dir, to, selection, from_archive)
+    )
+    if checkpoint is not None and anew:
+        checkpoint.unlink(missing_ok=True)
+    if kind == "file" and checkpoint is not None and Path(to).exists() and not checkpoint.exists():
         fail(f"{to} is there already: take it away, or choose another")
     with bulk_progress("read", "records") as progress:
         counts = run(
-            lambda: replay_events.replay_to(
+            lambda: replay_events.replay(
                 settings,
                 selection,
                 None if dry_run else to,
                 from_archive=from_archive,
-                place=place,
+                checkpoint=checkpoint,
                 rate=rate,
-                progress=progress,
-                going_on=_say_going_on,
+                on_progress=progress,
+                on_resume=_say_going_on,
                 force=force,
             )
         )

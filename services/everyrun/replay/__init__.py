@@ -1,1 +1,1 @@
-"""The log again: archives, history, replays, rebuilds."""
+"""The replay service and its commands: archive, rebuild, audit, as-of, history, replay."""

@@ -1,4 +1,4 @@
-"""``python -m everyrun.replay``."""
+"""Run the replay service: ``python -m everyrun.replay``."""
 
 from everyrun.replay.app import main
 

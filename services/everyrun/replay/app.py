@@ -1,4 +1,4 @@
-"""The replay service's process: rebuilds and audits as jobs, history by an index that it keeps; over HTTP."""
+"""Run the replay service: jobs, the index of events, and the HTTP API."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from everyrun.http import ApiError
 from everyrun.log import topics
 from everyrun.memory import reduce_garbage_collection
 from everyrun.replay.api import replay_api
-from everyrun.replay.history.history import Historian, historian
-from everyrun.replay.history.index import follow
-from everyrun.replay.jobs.jobs import AWAY, Worker
+from everyrun.replay.history.event_index import follow
+from everyrun.replay.history.historian import Historian, historian
+from everyrun.replay.jobs.worker import UNAVAILABLE, Worker
 from everyrun.serve import http_server, run_service, with_health
 from everyrun.settings import Settings
 from everyrun.store.pool import POSTGRES_AWAY, is_slow, open_pool
@@ -26,6 +26,7 @@ _log = log(__name__)
 
 
 async def _pool(settings: Settings, health: Health) -> asyncpg.Pool:
+    """Open the pool; retry while Postgres is unavailable."""
     while True:
         try:
             return await open_pool(settings, name="replay", max_size=4)
@@ -35,63 +36,63 @@ async def _pool(settings: Settings, health: Health) -> asyncpg.Pool:
 
 
 async def _work(settings: Settings, pool: asyncpg.Pool, health: Health) -> None:
-    """Work on jobs for ever; what is away is waited for, and the job goes on from where it was."""
+    """Run jobs until cancelled. While Postgres or Kafka is unavailable, retry; the job then resumes."""
     await topics.wait_until_valid(settings, health)
     worker = Worker(settings, pool)
     while True:
         try:
             health.ready("jobs")
             await worker.run()
-        except AWAY as error:
-            _log.warning("waiting", error=f"{type(error).__name__}: {error}")
+        except UNAVAILABLE as error:
+            _log.warning("running jobs failed; retrying", error=f"{type(error).__name__}: {error}")
             if not is_slow(error):
                 health.not_ready("jobs", f"{type(error).__name__}: {error}")
         await asyncio.sleep(0.5)
 
 
-class Asked:
-    """Who answers for history: nobody until Kafka has answered once."""
+class HistorianHolder:
+    """Holds the historian; there is none until Kafka has answered for the first time."""
 
     def __init__(self) -> None:
         self._historian: Historian | None = None
 
-    def __call__(self) -> Historian:
-        """The one that answers. Raises ApiError 503 where there is none yet."""
+    def get(self) -> Historian:
+        """Return the historian. Raises ApiError 503 if there is none yet."""
         if self._historian is None:
-            raise ApiError(503, "NOT_READY", "Kafka has not answered yet; see /readyz and ask again")
+            raise ApiError(503, "NOT_READY", "Kafka has not answered yet; see /readyz, and try again")
         return self._historian
 
-    async def answer(self, settings: Settings, pool: asyncpg.Pool) -> None:
-        """Answer, for ever."""
+    async def keep_open(self, settings: Settings, pool: asyncpg.Pool) -> None:
+        """Keep a historian open until cancelled; retry while Kafka is unavailable."""
         while True:
             try:
                 async with historian(settings, pool) as self._historian:
                     await asyncio.Event().wait()
             except (OSError, KafkaError) as error:
-                _log.warning("no history yet", error=f"{type(error).__name__}: {error}")
+                _log.warning("opening the historian failed; retrying", error=f"{type(error).__name__}: {error}")
                 await asyncio.sleep(1.0)
             finally:
                 self._historian = None
 
 
 async def _main(settings: Settings, stop: asyncio.Event) -> None:
-    # Callers ask for histories, which are read from the log, and for jobs, which are kept in Postgres until they can
-    # be worked on. Once it was made, an index that is behind makes a history slower, not impossible.
+    # Histories are read from the log, so the service is not ready without Kafka. Jobs are kept in Postgres until they
+    # can run. The index must exist once; after that, one that lags makes histories slower, not impossible.
     health = Health("database", "topics", "kafka", at_start=("index",), reported=("jobs",))
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(await _pool(settings, health))
-        asked = Asked()
+        holder = HistorianHolder()
         tasks = [
             asyncio.create_task(_work(settings, pool, health)),
             asyncio.create_task(follow(settings, pool, health)),
-            asyncio.create_task(asked.answer(settings, pool)),
+            asyncio.create_task(holder.keep_open(settings, pool)),
             asyncio.create_task(topics.keep_checking(settings, health)),
             asyncio.create_task(keep_probing(settings, health, "database", name="replay")),
         ]
-        app = with_health(health, replay_api(settings, pool, asked))
+        app = with_health(health, replay_api(settings, pool, holder.get))
         await stack.enter_async_context(http_server(settings.replay_listen, app, keep_alive=settings.keep_alive))
         await stop.wait()
-        # A job stays RUNNING, and the next process goes on with it.
+        # A job that runs stays RUNNING; the next process resumes it.
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks, timeout=5.0)

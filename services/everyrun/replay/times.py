@@ -1,4 +1,4 @@
-"""Times as people write them: with a zone, or from now backwards. Pure but for the clock handed in."""
+"""Parse times as people write them: with a time zone, or as an age (-5m)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from everyrun.errors import Invalid
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _AGO = re.compile(r"-(?:\d+[smhdw])+")
 _PART = re.compile(r"(\d+)([smhdw])")
-#: A day, a time on it, a zone: each after a space; in RFC 3339 the time comes after a T.
+#: A day, a time and a zone, separated by spaces; RFC 3339 has a T between day and time.
 _WRITTEN = re.compile(
     r"(?P<day>today|yesterday|\d{4}-\d{2}-\d{2})"
     r"(?:(?:[Tt]|\s+)(?P<time>\d{1,2}:\d{2}(?::\d{2}(?:\.\d{1,6})?)?))?"
@@ -21,15 +21,18 @@ _EXAMPLES = "2026-03-03T12:00:00Z, '2026-03-03 12:00 Europe/Berlin', 'yesterday 
 
 
 class TimeError(Invalid, ValueError):
-    """The text is no time, or not one alone; says what to write."""
+    """The text names no time, or several; the message shows how to write one."""
 
 
 def parse_time(text: str, now: datetime | None = None) -> datetime:
-    """Return the time that a text names.
+    """Parse a time. Raises TimeError if the text names none, or has no time zone.
 
-    RFC 3339 (``2026-03-03T12:00:00Z``); a day or ``today`` or ``yesterday``, a time and a zone (``yesterday 12:00
-    Europe/Berlin``), a day alone being its first moment; ``now``; or so long ago (``-5m``, ``-1h30m``, ``-2d``).
-    Raises TimeError: a time without a zone is another one for every reader.
+    Accepted are:
+
+    - RFC 3339: ``2026-03-03T12:00:00Z``;
+    - a date, ``today`` or ``yesterday``, with an optional time and a zone: ``yesterday 12:00 Europe/Berlin``. Without
+      a time it is the start of the day;
+    - ``now``, and ages: ``-5m``, ``-1h30m``, ``-2d``.
     """
     now = now or datetime.now(UTC)
     stripped = text.strip()
@@ -39,16 +42,14 @@ def parse_time(text: str, now: datetime | None = None) -> datetime:
         try:
             return now - sum((timedelta(**{_UNITS[u]: int(n)}) for n, u in _PART.findall(stripped)), timedelta())
         except OverflowError:
-            raise TimeError(f"{text!r} is before the first year") from None
+            raise TimeError(f"{text!r} is before the year 1") from None
     written = _WRITTEN.fullmatch(stripped)
     if written is None:
         raise TimeError(f"{text!r} is not a time; write {_EXAMPLES}")
     if written["zone"] is None:
         plain = f"{written['day']} {written['time'] or '00:00'}"
         utc = plain.replace(" ", "T") + "Z" if written["day"][0].isdigit() else f"{plain} UTC"
-        raise TimeError(
-            f"{text!r} does not say in which time zone; write '{plain} Europe/Berlin' for a place, or {utc} for UTC"
-        )
+        raise TimeError(f"{text!r} has no time zone; write '{plain} Europe/Berlin' for a place, or {utc} for UTC")
     zone = _zone(written["zone"])
     try:
         clock = time.fromisoformat(_two_digits(written["time"] or "00:00"))
@@ -79,17 +80,17 @@ def _zone(written: str) -> tzinfo | None:
         return ZoneInfo(written)
     except (ZoneInfoNotFoundError, ValueError, OSError):
         raise TimeError(
-            f"this machine knows no time zone {written!r}: write one as Europe/Berlin, or the difference from UTC as "
-            "+02:00. (If it knows none at all, install the package tzdata.)"
+            f"unknown time zone {written!r}: write a name such as Europe/Berlin, or an offset from UTC such as +02:00. "
+            "(If no name works, install the Python package tzdata.)"
         ) from None
 
 
 def _on_the_clock(moment: datetime, text: str) -> datetime:
-    """Return the moment in UTC. Raises TimeError if clocks showed that time twice, or never."""
+    """Convert a local time to UTC. Raises TimeError if clocks showed it twice or never."""
     first, second = (moment.replace(fold=fold).astimezone(UTC) for fold in (0, 1))
     if first == second:
         return first
     if first.astimezone(moment.tzinfo).replace(tzinfo=None) != moment.replace(tzinfo=None, fold=0):
-        raise TimeError(f"{text!r}: clocks were put forward over that time; write it in UTC")
+        raise TimeError(f"{text!r}: clocks skipped that time when they were put forward; write it in UTC")
     offsets = " or ".join(f"{m.astimezone(moment.tzinfo):%z}" for m in (first, second))
-    raise TimeError(f"{text!r}: clocks showed that time twice; write it with {offsets} in the place of the zone")
+    raise TimeError(f"{text!r}: clocks showed that time twice; write {offsets} instead of the zone")

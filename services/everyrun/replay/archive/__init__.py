@@ -1,1 +1,1 @@
-"""Archives: write the log to files, read them, verify them."""
+"""Archive the log as Parquet files, read an archive, and verify it."""

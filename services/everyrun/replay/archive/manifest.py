@@ -1,7 +1,7 @@
-"""What an archive says of itself: a manifest a file, each with the hash of the one before. Pure.
+"""Describe the files of an archive in manifests, each with the hash of the previous one. Pure.
 
-The chain is one an archive: manifest 1 has no ``previous``, manifest n has the SHA-256 of manifest n-1 as it is
-stored. Whoever knows the newest manifest's hash can therefore tell whether anything before it was touched.
+An archive has one chain of manifests. Manifest 1 has no ``previous``; manifest n has the SHA-256 of manifest n-1 as it
+is stored. So anyone who knows the hash of the newest manifest can detect a change in any earlier one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MANIFESTS = "manifests"
 RECORDS = "records"
 DIGESTS = "digests"
 SIGNATURES = "signatures"
-#: Bytes of each record's digest that are kept beside the file, to name a record that was changed.
+#: Bytes of each record's digest that the file of digests keeps. They show which record of a changed file differs.
 SHORT = 8
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -28,7 +28,7 @@ _NUMBER = re.compile(r"(?:^|/)(\d{10})[.-]")
 
 
 class Covered(msgspec.Struct, frozen=True):
-    """What a file has of one partition: every record from ``first`` up to, without, ``end``."""
+    """The offsets of one partition that a file covers: from ``first`` up to, but not including, ``end``."""
 
     partition: int
     first: int
@@ -37,7 +37,7 @@ class Covered(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What one file of an archive holds. ``previous`` and the other hashes are SHA-256 in hexadecimal."""
+    """The description of one file of records. ``previous`` and the other hashes are SHA-256 in hexadecimal."""
 
     format: int = FORMAT
     archive: str
@@ -56,61 +56,61 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     partitions: list[Covered]
 
 
-class NotAManifestError(Invalid):
-    """The bytes are no manifest of a format that is known; the text says why."""
+class ManifestFormatError(Invalid):
+    """The bytes are not a manifest, or one of an unknown format."""
 
 
 def to_bytes(manifest: Manifest) -> bytes:
-    """The manifest as it is stored."""
+    """Encode a manifest as it is stored."""
     return msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
 
 
 def from_bytes(stored: bytes) -> Manifest:
-    """Read a manifest. Raises NotAManifestError."""
+    """Decode a stored manifest. Raises ManifestFormatError."""
     try:
         manifest = msgspec.json.decode(stored, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise NotAManifestError(str(error)) from None
+        raise ManifestFormatError(str(error)) from None
     if manifest.format != FORMAT:
-        raise NotAManifestError(f"its format is {manifest.format}, known is {FORMAT}: use a newer Everyrun")
+        raise ManifestFormatError(f"its format is {manifest.format}, this Everyrun reads {FORMAT}: use a newer one")
     return manifest
 
 
 def hash_of(stored: bytes) -> str:
-    """The hash that the next manifest carries."""
+    """Return the hash of a stored manifest, which the next manifest names as ``previous``."""
     return hashlib.sha256(stored).hexdigest()
 
 
 def manifest_path(number: int) -> str:
-    """Where manifest ``number`` lies in the archive."""
+    """Return the path of a manifest."""
     return f"{MANIFESTS}/{number:010d}.json"
 
 
 def signature_path(number: int) -> str:
-    """Where the signature of manifest ``number`` lies."""
+    """Return the path of the signature of a manifest."""
     return f"{SIGNATURES}/{number:010d}.json"
 
 
 def number_in(path: str) -> int | None:
-    """The manifest number that a path of the archive belongs to; None where it is not named as ours are."""
+    """Return the number in the name of a file of the archive; None if the name has another form."""
     found = _NUMBER.search(path)
     return int(found.group(1)) if found else None
 
 
 def record_path(topic: str, day: str, number: int, sha256: str) -> str:
-    """Where the records of a file lie. The hash keeps two writers of one number from touching each other's file."""
+    """Return the path of a file of records. The hash gives two writers of the same number different paths."""
     return f"{RECORDS}/topic={topic}/day={day}/{number:010d}-{sha256[:12]}.parquet"
 
 
 def digest_path(number: int, sha256: str) -> str:
-    """Where the digests of a file's records lie."""
+    """Return the path of a file of digests."""
     return f"{DIGESTS}/{number:010d}-{sha256[:12]}.parquet"
 
 
 def digest(record: Any) -> bytes:
-    """SHA-256 of a record: of [partition, offset, timestamp, timestamp type, key, headers, value] as MessagePack.
+    """Return the SHA-256 of a record, the same for one from Kafka and one from an archive.
 
-    The same for a record as Kafka gives it and as it comes out of an archive.
+    Hashed is [partition, offset, timestamp, timestamp type, key, headers, value] as MessagePack.
     """
     return hashlib.sha256(
         _encode(
@@ -128,24 +128,24 @@ def digest(record: Any) -> bytes:
 
 
 class Content:
-    """The content hash of a file: SHA-256 of its topic, a line feed, and the digests of its records in order."""
+    """The content hash of a file: the SHA-256 of its topic, a line feed, and the digests of its records in order."""
 
     def __init__(self, topic: str) -> None:
         self._hash = hashlib.sha256(topic.encode() + b"\n")
         self.count = 0
 
     def add(self, digests: Sequence[bytes]) -> None:
-        """Take the next records' digests."""
+        """Add the digests of the next records."""
         self._hash.update(b"".join(digests))
         self.count += len(digests)
 
     def hexdigest(self) -> str:
-        """The hash so far."""
+        """Return the hash of the records so far, in hexadecimal."""
         return self._hash.hexdigest()
 
 
-def ends(manifests: Iterable[Manifest]) -> dict[tuple[str, int], int]:
-    """How far each partition is archived: by (topic, partition) the offset that is next."""
+def archived_ends(manifests: Iterable[Manifest]) -> dict[tuple[str, int], int]:
+    """Return the next offset to archive of each (topic, partition)."""
     found: dict[tuple[str, int], int] = {}
     for manifest in manifests:
         for covered in manifest.partitions:

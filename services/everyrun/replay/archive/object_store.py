@@ -1,4 +1,4 @@
-"""Where an archive lies: a folder, or an object store by URL (s3://, gs://, az://); the same code for all."""
+"""Store an archive in a folder or in an object store (s3://, gs://, az://)."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from obstore.store import LocalStore, from_url
 
 from everyrun.errors import Conflict
 
-#: What reading and writing raise where the store does not answer or refuses.
-ObjectsError = (BaseError, OSError)
+#: The errors of a store that does not answer or refuses a request.
+OBJECT_STORE_ERRORS = (BaseError, OSError)
 
 
-class TakenError(Conflict):
-    """The object is there already."""
+class ObjectExistsError(Conflict):
+    """An object with this path exists already."""
 
 
-class Objects:
-    """The objects of an archive, by path. Every write is whole or not at all."""
+class ObjectStore:
+    """The objects of an archive, by path. A write stores the whole object or nothing."""
 
-    def __init__(self, place: str, *, create: bool = False) -> None:
-        """``place`` is a folder or a URL. With ``create`` a folder that is missing is made; else it is an OSError.
+    def __init__(self, location: str, *, create: bool = False) -> None:
+        """Open a folder or URL. Raises FileNotFoundError if the folder is missing, unless ``create`` makes it.
 
-        An object store takes its credentials and endpoint from the environment, as its own tools do (AWS_...).
+        An object store takes credentials and endpoint from the environment, as its own tools do (AWS_...).
         """
-        self.place = place
+        self.location = location
         self._store: Any
-        if "://" in place and not place.startswith("file://"):
-            self._store = from_url(place.rstrip("/"))
+        if "://" in location and not location.startswith("file://"):
+            self._store = from_url(location.rstrip("/"))
             return
-        folder = Path(place.removeprefix("file://")).expanduser().resolve()
+        folder = Path(location.removeprefix("file://")).expanduser().resolve()
         if create:
             folder.mkdir(parents=True, exist_ok=True)
         if not folder.is_dir():
@@ -42,11 +42,11 @@ class Objects:
         self._store = LocalStore(folder)
 
     async def get(self, path: str) -> bytes:
-        """A small object, whole. Raises FileNotFoundError."""
+        """Return a small object. Raises FileNotFoundError."""
         return bytes(await (await obstore.get_async(self._store, path)).bytes_async())
 
     async def fetch(self, path: str, into: IO[bytes]) -> str:
-        """Copy an object into a file, which is then at its begin; its SHA-256. Raises FileNotFoundError."""
+        """Copy an object into a file, rewind the file, and return the SHA-256. Raises FileNotFoundError."""
         sha256 = hashlib.sha256()
         async for part in (await obstore.get_async(self._store, path)).stream():
             into.write(part)
@@ -56,26 +56,26 @@ class Objects:
         return sha256.hexdigest()
 
     async def put(self, path: str, content: bytes | Path) -> None:
-        """Write an object, over one that is there."""
+        """Write an object; one with the same path is replaced."""
         await obstore.put_async(self._store, path, content)
 
     async def create(self, path: str, content: bytes) -> None:
-        """Write an object that is not there yet. Raises TakenError where it is."""
+        """Write a new object. Raises ObjectExistsError if the path is taken."""
         try:
             await obstore.put_async(self._store, path, content, mode="create")
         except AlreadyExistsError:
-            raise TakenError(path) from None
+            raise ObjectExistsError(path) from None
 
     async def paths(self, folder: str) -> list[str]:
-        """The paths of every object below a folder, sorted."""
+        """Return the paths of all objects below a folder, sorted."""
         return sorted([path async for path in self._paths(folder)])
 
     async def _paths(self, folder: str) -> AsyncIterator[str]:
-        async for chunk in obstore.list(self._store, prefix=folder):
-            for meta in chunk:
+        async for page in obstore.list(self._store, prefix=folder):
+            for meta in page:
                 yield meta["path"]
 
     async def delete(self, paths: list[str]) -> None:
-        """Remove objects."""
+        """Delete objects."""
         if paths:
             await obstore.delete_async(self._store, paths)

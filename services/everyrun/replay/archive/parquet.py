@@ -1,4 +1,4 @@
-"""Records as Parquet and back: key, headers, value, partition, offset, timestamp, timestamp type; zstd."""
+"""Write records to Parquet files and read them back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from everyrun.replay.archive.manifest import SHORT
 
 _HEADERS = pa.list_(pa.struct([pa.field("name", pa.string(), nullable=False), pa.field("value", pa.binary())]))
 
-#: The columns of a file of records. The topic and the day are in its path, as Hive partitions.
+#: The columns of a file of records. Topic and day are in the file's path, as Hive partitions.
 RECORDS = pa.schema(
     [
         pa.field("key", pa.binary()),
@@ -26,7 +26,7 @@ RECORDS = pa.schema(
     ]
 )
 
-#: The columns of a file of digests: the place of each record, and the head of its digest.
+#: The columns of a file of digests: each record's partition and offset, and the first bytes of its digest.
 DIGESTS = pa.schema(
     [
         pa.field("partition", pa.int32(), nullable=False),
@@ -34,11 +34,11 @@ DIGESTS = pa.schema(
         pa.field("digest", pa.binary(SHORT), nullable=False),
     ]
 )
-_PLACES = {"partition": "DELTA_BINARY_PACKED", "offset": "DELTA_BINARY_PACKED"}
+_DELTA_ENCODED = {"partition": "DELTA_BINARY_PACKED", "offset": "DELTA_BINARY_PACKED"}
 
 
-class Archived(NamedTuple):
-    """A record out of an archive, as aiokafka would read it; ``topic`` is the short name."""
+class ArchivedRecord(NamedTuple):
+    """A record from an archive, with the attributes of an aiokafka record; ``topic`` is the short name."""
 
     topic: str
     partition: int
@@ -51,7 +51,7 @@ class Archived(NamedTuple):
 
 
 def records_table(records: Sequence[Any]) -> pa.Table:
-    """A table of records."""
+    """Return records as a table."""
     headers = [header for record in records for header in record.headers]
     starts = list(accumulate((len(record.headers) for record in records), initial=0))
     pairs = pa.StructArray.from_arrays(
@@ -73,7 +73,7 @@ def records_table(records: Sequence[Any]) -> pa.Table:
 
 
 def digests_table(records: Sequence[Any], digests: Sequence[bytes]) -> pa.Table:
-    """A table of the digests of records."""
+    """Return the digests of records as a table."""
     return pa.Table.from_arrays(
         [
             pa.array([record.partition for record in records], pa.int32()),
@@ -85,25 +85,28 @@ def digests_table(records: Sequence[Any], digests: Sequence[bytes]) -> pa.Table:
 
 
 def records_writer(file: IO[bytes]) -> pq.ParquetWriter:
-    """Writes tables of records, a row group each."""
+    """Return a writer of tables of records. Each table becomes a row group, compressed with zstd."""
     return pq.ParquetWriter(
         file,
         RECORDS,
         compression="zstd",
         compression_level=1,
         use_dictionary=["headers.list.element.name", "headers.list.element.value", "key"],
-        column_encoding={**_PLACES, "timestamp": "DELTA_BINARY_PACKED"},
+        column_encoding={**_DELTA_ENCODED, "timestamp": "DELTA_BINARY_PACKED"},
         write_statistics=["partition", "offset", "timestamp"],
     )
 
 
 def digests_writer(file: IO[bytes]) -> pq.ParquetWriter:
-    """Writes tables of digests."""
-    return pq.ParquetWriter(file, DIGESTS, compression="zstd", use_dictionary=False, column_encoding=_PLACES)
+    """Return a writer of tables of digests."""
+    return pq.ParquetWriter(file, DIGESTS, compression="zstd", use_dictionary=False, column_encoding=_DELTA_ENCODED)
 
 
-def read_records(topic: str, file: IO[bytes], size: int = 5000) -> Iterator[list[Archived]]:
-    """The records of a file in order, ``size`` at a time. Raises pyarrow.ArrowException or OSError for another file."""
+def read_records(topic: str, file: IO[bytes], size: int = 5000) -> Iterator[list[ArchivedRecord]]:
+    """Yield the records of a file in order, ``size`` at a time.
+
+    Raises pyarrow.ArrowException or OSError if the file is damaged.
+    """
     for batch in pq.ParquetFile(file).iter_batches(size):
         columns = {name: batch.column(name) for name in RECORDS.names}
         headers = columns["headers"]
@@ -121,13 +124,13 @@ def read_records(topic: str, file: IO[bytes], size: int = 5000) -> Iterator[list
             strict=True,
         )
         yield [
-            Archived(topic, partition, offset, key, value, tuple(flat[first:end]), timestamp, kind)
+            ArchivedRecord(topic, partition, offset, key, value, tuple(flat[first:end]), timestamp, kind)
             for partition, offset, key, value, (first, end), timestamp, kind in rows
         ]
 
 
 def read_digests(file: IO[bytes]) -> list[tuple[tuple[int, int], bytes]]:
-    """The digests of a file in order: ((partition, offset), head of the digest)."""
+    """Return the digests of a file in order: ((partition, offset), first bytes of the digest)."""
     table = pq.read_table(file)
-    places = zip(table.column("partition").to_pylist(), table.column("offset").to_pylist(), strict=True)
-    return list(zip(places, table.column("digest").to_pylist(), strict=True))
+    offsets = zip(table.column("partition").to_pylist(), table.column("offset").to_pylist(), strict=True)
+    return list(zip(offsets, table.column("digest").to_pylist(), strict=True))

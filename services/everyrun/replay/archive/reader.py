@@ -1,118 +1,145 @@
-"""Reading an archive: its records in order, each file checked against its manifest before anything of it is given."""
+"""Read records from an archive; each file is checked against its manifest before any of its records is returned."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import AsyncIterator, Iterable, Mapping
+from typing import NamedTuple
 
 from everyrun.log.reading import OffsetRange, Partition, RecordRange, read_ranges
 from everyrun.log.topics import cluster_id
 from everyrun.replay.archive import manifest as manifests
 from everyrun.replay.archive import parquet
 from everyrun.replay.archive.manifest import Manifest
-from everyrun.replay.archive.object_store import Objects
-from everyrun.replay.archive.writer import ArchiveError, NoArchiveError, read_manifests
+from everyrun.replay.archive.object_store import ObjectStore
+from everyrun.replay.errors import ArchiveError, NoArchiveError
 from everyrun.settings import Settings
 
 
-class ArchiveReader:
-    """The records of an archive whose chain of manifests is whole."""
+class ManifestChain(NamedTuple):
+    """All manifests of an archive, and the hash of the newest; no hash if there is none."""
 
-    def __init__(self, objects: Objects, chain: list[Manifest]) -> None:
-        self._objects = objects
+    manifests: list[Manifest]
+    hash: str | None
+
+
+async def read_chain(store: ObjectStore) -> ManifestChain:
+    """Read the manifests of an archive, and check each against the next. Raises ArchiveError if one does not fit."""
+    found: list[Manifest] = []
+    previous: str | None = None
+    for path in await store.paths(manifests.MANIFESTS):
+        stored = await store.get(path)
+        try:
+            manifest = manifests.from_bytes(stored)
+        except manifests.ManifestFormatError as error:
+            raise ArchiveError(f"{path} is not a manifest: {error}") from None
+        if manifest.number != len(found) + 1 or manifest.previous != previous:
+            raise ArchiveError(
+                f"the chain of manifests is broken at {path}; see: everyrun archive verify --from {store.location}"
+            )
+        found.append(manifest)
+        previous = manifests.hash_of(stored)
+    return ManifestChain(found, previous)
+
+
+class ArchiveReader:
+    """Reads the records of an archive."""
+
+    def __init__(self, store: ObjectStore, chain: list[Manifest]) -> None:
+        self._store = store
         self.manifests = chain
 
     @classmethod
-    async def open(cls, place: str) -> ArchiveReader:
-        """Read the manifests. Raises ArchiveError where there are none, or where the chain is broken."""
-        objects = Objects(place)
-        newest = await read_manifests(objects)
-        if not newest.manifests:
-            raise NoArchiveError(f"there is no archive in {place}")
-        return cls(objects, newest.manifests)
+    async def open(cls, location: str) -> ArchiveReader:
+        """Read the manifests. Raises NoArchiveError if there are none, ArchiveError if their chain is broken."""
+        store = ObjectStore(location)
+        chain = await read_chain(store)
+        if not chain.manifests:
+            raise NoArchiveError(f"there is no archive in {location}")
+        return cls(store, chain.manifests)
 
     @property
     def cluster_id(self) -> str:
-        """The Kafka cluster that was archived."""
+        """The id of the Kafka cluster that was archived."""
         return self.manifests[0].cluster_id
 
     def bounds(self, topics: Iterable[str]) -> dict[Partition, OffsetRange]:
-        """The offsets that are archived, from the first up to, without, the second, of each partition."""
+        """Return the range of offsets that is archived of each partition of the topics."""
         wanted = set(topics)
         found: dict[Partition, OffsetRange] = {}
         for manifest in self.manifests:
             for covered in manifest.partitions if manifest.topic in wanted else ():
-                place = (manifest.topic, covered.partition)
-                found[place] = (found[place][0] if place in found else covered.first, covered.end)
+                position = (manifest.topic, covered.partition)
+                found[position] = (found[position][0] if position in found else covered.first, covered.end)
         return found
 
     async def read(self, ranges: Mapping[Partition, OffsetRange]) -> AsyncIterator[RecordRange]:
-        """The archived records within the ranges; each partition in order.
+        """Yield the archived records within the ranges; each partition in order.
 
-        Raises ArchiveError where a file is not what its manifest says, before a record of it is given.
+        Raises ArchiveError if a file differs from its manifest, before any record of it is yielded.
         """
         for manifest in self.manifests:
             wanted = {
                 covered.partition: ranges[manifest.topic, covered.partition]
                 for covered in manifest.partitions
-                if _meet(ranges.get((manifest.topic, covered.partition)), covered)
+                if _overlap(ranges.get((manifest.topic, covered.partition)), covered)
             }
             if wanted:
-                async for stretch in self._file(manifest, wanted):
-                    yield stretch
+                async for record_range in self._file(manifest, wanted):
+                    yield record_range
 
     async def _file(self, manifest: Manifest, wanted: Mapping[int, OffsetRange]) -> AsyncIterator[RecordRange]:
         with tempfile.TemporaryFile(prefix="everyrun-archive-") as file:
             try:
-                sha256 = await self._objects.fetch(manifest.file, file)
+                sha256 = await self._store.fetch(manifest.file, file)
             except FileNotFoundError:
                 raise ArchiveError(f"{manifest.file} is missing; see: everyrun archive verify") from None
             if sha256 != manifest.sha256:
                 raise ArchiveError(f"{manifest.file} was changed; see: everyrun archive verify")
             for batch in parquet.read_records(manifest.topic, file):
-                parts: dict[int, list[parquet.Archived]] = {}
+                by_partition: dict[int, list[parquet.ArchivedRecord]] = {}
                 for record in batch:
-                    between = wanted.get(record.partition)
-                    if between is not None and between[0] <= record.offset < between[1]:
-                        parts.setdefault(record.partition, []).append(record)
-                for partition, records in parts.items():
+                    range_ = wanted.get(record.partition)
+                    if range_ is not None and range_[0] <= record.offset < range_[1]:
+                        by_partition.setdefault(record.partition, []).append(record)
+                for partition, records in by_partition.items():
                     yield RecordRange(manifest.topic, partition, records, records[-1].offset + 1)
         for covered in manifest.partitions:
             if covered.partition in wanted:
-                # Behind the last record a compacted topic may have offsets without one.
+                # A compacted topic may have offsets without records after the last one.
                 end = min(covered.end, wanted[covered.partition][1])
                 yield RecordRange(manifest.topic, covered.partition, [], end)
 
 
 class ArchiveAndLog:
-    """An archive, and behind its end the live log that it is of: a source as the log alone is one."""
+    """Reads an archive as far as it goes, and then the live log that was archived."""
 
     def __init__(self, reader: ArchiveReader, settings: Settings) -> None:
         self._reader = reader
         self._settings = settings
 
     @classmethod
-    async def open(cls, place: str, settings: Settings) -> ArchiveAndLog:
-        """Read the manifests. Raises ArchiveError as ArchiveReader does, and where it is of another log."""
-        reader = await ArchiveReader.open(place)
+    async def open(cls, location: str, settings: Settings) -> ArchiveAndLog:
+        """Read the manifests. Raises as ArchiveReader.open, and ArchiveError if another log was archived."""
+        reader = await ArchiveReader.open(location)
         cluster = await cluster_id(settings)
         if reader.cluster_id != cluster:
-            raise ArchiveError(f"{place} is the archive of Kafka cluster {reader.cluster_id}, not of {cluster}")
+            raise ArchiveError(f"{location} is the archive of Kafka cluster {reader.cluster_id}, not of {cluster}")
         return cls(reader, settings)
 
     async def read(self, ranges: Mapping[Partition, OffsetRange]) -> AsyncIterator[RecordRange]:
-        """The records within the ranges; each partition in order, from the archive as far as it reaches."""
+        """Yield the records within the ranges; each partition in order."""
         archived = self._reader.bounds({topic for topic, _ in ranges})
-        old, rest = {}, {}
-        for place, (first, end) in ranges.items():
-            begin, reached = archived.get(place, (first, first))
-            middle = min(max(first, reached), end) if begin <= first else first
-            old[place], rest[place] = (first, middle), (middle, end)
-        async for stretch in self._reader.read(old):
-            yield stretch
-        async for stretch in read_ranges(self._settings, rest):
-            yield stretch
+        from_archive, from_log = {}, {}
+        for position, (first, end) in ranges.items():
+            archived_first, archived_end = archived.get(position, (first, first))
+            middle = min(max(first, archived_end), end) if archived_first <= first else first
+            from_archive[position], from_log[position] = (first, middle), (middle, end)
+        async for record_range in self._reader.read(from_archive):
+            yield record_range
+        async for record_range in read_ranges(self._settings, from_log):
+            yield record_range
 
 
-def _meet(between: OffsetRange | None, covered: manifests.Covered) -> bool:
-    return between is not None and between[0] < covered.end and covered.first < between[1]
+def _overlap(range_: OffsetRange | None, covered: manifests.Covered) -> bool:
+    return range_ is not None and range_[0] < covered.end and covered.first < range_[1]

@@ -1,4 +1,4 @@
-"""Ed25519 over the newest manifest's hash: who holds the public key can tell that the archive is the signer's."""
+"""Sign the hash of the newest manifest with Ed25519, and check signatures with the public key."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from everyrun.errors import Invalid
 
 
 class KeyFileError(Invalid):
-    """The file holds no such key; the text says what it should hold."""
+    """The file holds no key of the expected kind."""
 
 
 class Signature(msgspec.Struct, frozen=True):
-    """What is stored beside a manifest. ``key`` is the public key and ``signature`` the signature, base64."""
+    """The signature of a manifest, as it is stored. ``key``, the public key, and ``signature`` are base64."""
 
     archive: str
     number: int
@@ -46,7 +46,7 @@ def sign(key: Ed25519PrivateKey, archive: str, number: int, manifest: str) -> Si
 
 
 def problem(signature: Signature, key: Ed25519PublicKey, archive: str, number: int, manifest: str) -> str | None:
-    """None where the signature is this key's, over this manifest; else what is wrong with it."""
+    """Return what is wrong with a signature; None if it is this key's signature of this manifest."""
     if signature.key != base64.b64encode(_raw(key)).decode():
         return "it was made with another key"
     try:
@@ -57,9 +57,9 @@ def problem(signature: Signature, key: Ed25519PublicKey, archive: str, number: i
 
 
 def make_keys(path: Path) -> Path:
-    """Write a new private key to ``path``, for its owner alone, and the public key beside it; the latter's path.
+    """Write a new private key to ``path``, readable by its owner only, and the public key to ``path``.pub.
 
-    Raises FileExistsError rather than write over a key; neither file is left behind then.
+    Returns the path of the public key. Raises FileExistsError if one of the files exists, and writes neither then.
     """
     key = Ed25519PrivateKey.generate()
     public = path.with_name(path.name + ".pub")
@@ -81,7 +81,7 @@ def make_keys(path: Path) -> Path:
 
 
 def private_key(path: Path) -> Ed25519PrivateKey:
-    """Read a private key as ``make_keys`` writes it. Raises KeyFileError or OSError."""
+    """Read a private key that ``make_keys`` wrote. Raises KeyFileError or OSError."""
     try:
         key = serialization.load_pem_private_key(path.read_bytes(), None)
     except (ValueError, TypeError) as error:
@@ -92,7 +92,7 @@ def private_key(path: Path) -> Ed25519PrivateKey:
 
 
 def public_key(path: Path) -> Ed25519PublicKey:
-    """Read a public key as ``make_keys`` writes it. Raises KeyFileError or OSError."""
+    """Read a public key that ``make_keys`` wrote. Raises KeyFileError or OSError."""
     try:
         key = serialization.load_pem_public_key(path.read_bytes())
     except (ValueError, TypeError) as error:

@@ -1,1 +1,1 @@
-"""Audits: compare the tables with the log, and the log with itself; tables as of an earlier position."""
+"""Audit the tables and the log, and show the tables as of an earlier position of the log."""

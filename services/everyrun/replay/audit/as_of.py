@@ -1,4 +1,4 @@
-"""``as-of``: the tables as the log had them at a moment, asked for a report, for results, for a row."""
+"""Show the tables as of an earlier position of the log: a report, results, or a row (``everyrun as-of``)."""
 
 from __future__ import annotations
 
@@ -10,40 +10,42 @@ import asyncpg
 import msgspec
 
 from everyrun.log.reading import Partition
-from everyrun.replay.log_position import Moment, offsets_of
+from everyrun.replay.log_position import LogPosition, resolve_offsets
+from everyrun.replay.progress import OnRebuildProgress
 from everyrun.replay.rebuild.engine import applied_offsets, tables_connection
-from everyrun.replay.rebuild.rebuild import Tell, past, workplace
+from everyrun.replay.rebuild.rebuild_schema import hold_schema, partitions_past
 from everyrun.settings import Settings
 from everyrun.store.sql import beside
 
 _sql = beside(__file__, "as_of.sql")
 
-#: Kept between questions: the next one of the same moment, or of a later one, has less to read.
+#: The schema is kept: the next question about the same or a later position has less to read.
 SCHEMA = "everyrun_as_of"
-#: Records a transaction. A person waits; what a killed command has to do again of a small log takes seconds.
-_AT_ONCE = 1000
+#: Minimum number of records of a transaction. Larger than a rebuild's: a person waits, and a killed command loses only
+#: seconds of a small log.
+_LEAST_AT_ONCE = 1000
 
 
 class AsOf:
-    """The tables at a moment. ``offsets`` is where each partition of the log was."""
+    """The tables as of a position; ``offsets`` are the next offsets of the partitions."""
 
     def __init__(self, connection: asyncpg.Connection, offsets: dict[Partition, int]) -> None:
         self.connection = connection
         self.offsets = offsets
 
     async def report(self, submission_id: str) -> dict[str, Any] | None:
-        """What was known of a submission: how many inputs had which status, what added up; None where nothing was."""
+        """Return the report of a submission; None if the log did not have it yet."""
         row = await self.connection.fetchrow(_sql["report"], submission_id)
         return None if row is None else {name: _plain(value) for name, value in row.items()}
 
     async def results(self, submission_id: str) -> AsyncIterator[dict[str, Any]]:
-        """Every row of the submission, in the order of the input ids, without the whole run."""
+        """Yield the submission's rows of ``results`` by input id, without the column ``run``."""
         async with self.connection.transaction():
             async for row in self.connection.cursor(_sql["results"], submission_id, prefetch=1000):
                 yield {name: _plain(value) for name, value in row.items()}
 
     async def row(self, input_id: str) -> dict[str, Any] | None:
-        """The row of an input whole; of one that was under way its attempt; None where the log had neither."""
+        """Return an input's row of ``results``, or else its latest attempt; None if the log had neither."""
         for name in ("row", "attempt"):
             row = await self.connection.fetchrow(_sql[name], input_id)
             if row is not None:
@@ -52,24 +54,25 @@ class AsOf:
 
 
 def _plain(value: Any) -> Any:
-    """Columns of jsonb come as bytes."""
+    """Convert a column to plain JSON types; jsonb comes as bytes."""
     return msgspec.to_builtins(msgspec.json.decode(value) if isinstance(value, bytes) else value)
 
 
 @asynccontextmanager
-async def as_of(settings: Settings, moment: Moment, tell: Tell) -> AsyncIterator[AsOf]:
-    """The tables as of the moment, made from the log in a schema of their own; nobody else may ask meanwhile.
+async def as_of(settings: Settings, position: LogPosition, on_progress: OnRebuildProgress) -> AsyncIterator[AsOf]:
+    """Build the tables as of a position in a schema of their own, and hold them while the block runs.
 
-    Raises MomentError where the log does not reach the moment; else as :func:`everyrun.replay.rebuild.rebuild.rebuild`.
+    Raises LogPositionError if the log does not reach the position, and what
+    :func:`everyrun.replay.rebuild.rebuild_schema.rebuild` raises.
     """
-    offsets = await offsets_of(settings, moment)
-    async with workplace(settings, SCHEMA) as place:
-        await place.make(unlogged=True)
+    offsets = await resolve_offsets(settings, position)
+    async with hold_schema(settings, SCHEMA) as held:
+        await held.create(unlogged=True)
         async with tables_connection(settings, SCHEMA) as connection:
             start = await applied_offsets(connection)
-        if past(start, offsets):
-            await place.drop()
-            await place.make(unlogged=True)
-        await place.bring_to(offsets, tell, least_at_once=_AT_ONCE)
+        if partitions_past(start, offsets):
+            await held.drop()
+            await held.create(unlogged=True)
+        await held.apply_until(offsets, on_progress, least_at_once=_LEAST_AT_ONCE)
         async with tables_connection(settings, SCHEMA) as connection:
             yield AsOf(connection, offsets)

@@ -28,6 +28,6 @@ select * from results where input_id = $1
 -- name: attempt
 select $1 as input_id, submission_id, chunk, attempt, state, reason, requested_at, in_doubt_at, returned_at
 from batches where $1 = any (input_ids)
--- Of a chunk that was cut the part is newer, and its id is longer.
+-- The parts of a cut chunk are newer than the chunk, and have longer ids.
 order by length(chunk) desc, attempt desc
 limit 1

@@ -1,5 +1,5 @@
 -- name: tables
--- Columns in the order of their names: a schema that was migrated step by step has them in another.
+-- Columns are sorted by name: their order differs between a schema that was migrated in steps and a new one.
 select c.relname as name,
        array_agg(a.attname::text order by a.attname) as columns,
        array_agg(format_type(a.atttypid, null) order by a.attname) as types,
@@ -13,21 +13,21 @@ group by c.oid, c.relname
 order by 1
 
 -- name: buckets
--- Names come from the catalog and are put in by format.
+-- The names in braces come from the catalog; Python puts them in with format().
 select bucket, count(*) as rows, sha256(string_agg(digest, '' order by key)) as digest
 from (
-    select {place} collate "C" as key, sha256(convert_to({row}, 'UTF8')) as digest,
-           hashtextextended({place}, 0) & 4095 as bucket
+    select {key} collate "C" as key, sha256(convert_to({row}, 'UTF8')) as digest,
+           hashtextextended({key}, 0) & 4095 as bucket
     from {table}
 ) rows
 group by bucket
 
 -- name: digests
-select {place} as key, sha256(convert_to({row}, 'UTF8')) as digest
-from {table} where hashtextextended({place}, 0) & 4095 = any ($1::bigint[])
+select {key} as key, sha256(convert_to({row}, 'UTF8')) as digest
+from {table} where hashtextextended({key}, 0) & 4095 = any ($1::bigint[])
 
 -- name: keys
-select {place} as key from {table} where {where}
+select {key} as key from {table} where {where}
 
 -- name: of_submission_by_submission_id
 submission_id = $1
@@ -48,4 +48,4 @@ input_id in (select unnest(b.input_ids) from batches b where b.batch_id = $2)
 ("{time}" >= coalesce($3, '-infinity') and "{time}" < coalesce($4, 'infinity'))
 
 -- name: rows
-select {place} as __key, {columns} from {table} where {place} = any ($1::text[])
+select {key} as __key, {columns} from {table} where {key} = any ($1::text[])

@@ -1,7 +1,7 @@
-"""The log itself, looked at while it is read: the sequence of offsets, ids used twice, events without the other side.
+"""Check the log itself: gaps in the offsets, event ids that were used twice, events whose counterpart is missing.
 
-What is seen of each record is kept beside the rebuilt tables, so that memory stays flat, and an audit that was killed
-goes on.
+While the audit reads the log, it notes what it sees of each record in tables beside the rebuilt ones. So memory stays
+flat, and an interrupted audit resumes.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from everyrun.settings import Settings
 from everyrun.store.sql import beside
 
 _sql = beside(__file__, "log_check.sql")
-#: Tables of ours beside the rebuilt ones.
+#: The tables of the check, beside the rebuilt ones.
 SEEN, GAPS = "audit_seen", "audit_gaps"
 _COLUMNS = ("topic", "partition", "offset", "id", "content")
-#: What may differ in a repeated event: it was said again after a crash, later, or by other evidence.
+#: Fields that may differ if a service writes an event again after a crash: at a later time, or by other evidence.
 _VARYING = frozenset(
     {"submitted_at", "rejected_at", "registered_at", "deadline", "evidence", "reason", "by", "url", "headers"}
 )
@@ -30,15 +30,15 @@ _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _decode = msgspec.json.Decoder()
 
 
-class Finding(msgspec.Struct, frozen=True):
-    """Something wrong with the log: what, and where."""
+class LogDefect(msgspec.Struct, frozen=True):
+    """A defect of the log: what is wrong, and where."""
 
     what: str
     where: str
 
 
-def content(topic: str, value: bytes) -> int:
-    """What an event says, without what may differ in a repetition of it, as a number."""
+def content_number(topic: str, value: bytes) -> int:
+    """Hash an event without the fields that may differ in a repetition of it."""
     digest = hashlib.blake2b(digest_size=8)
     if topic == "runs":
         digest.update(value)
@@ -53,75 +53,83 @@ def content(topic: str, value: bytes) -> int:
     return int.from_bytes(digest.digest(), "big", signed=True)
 
 
-def identity(headers: Iterable[tuple[str, bytes]]) -> int | None:
-    """The event's id as a number; None where there is none."""
+def id_number(headers: Iterable[tuple[str, bytes]]) -> int | None:
+    """Hash the event's id; None if the record has none."""
     for name, value in headers:
         if name == "ce_id":
             return int.from_bytes(hashlib.blake2b(value or b"", digest_size=8).digest(), "big", signed=True)
     return None
 
 
-async def prepare(connection: asyncpg.Connection) -> None:
-    """Have the tables for what is seen."""
-    await connection.execute(_sql["make"])
+async def create_tables(connection: asyncpg.Connection) -> None:
+    """Create the tables of the check unless they exist."""
+    await connection.execute(_sql["create_tables"])
 
 
 def observer(pool: asyncpg.Pool, start: Offsets) -> Callable[[RecordRange], Awaitable[None]]:
-    """What an engine that begins at ``start`` is to tell of what it reads."""
+    """Return the function that notes each range which an engine reads from ``start`` on."""
     expected: dict[Partition, int] = dict(start)
 
-    async def observe(stretch: RecordRange) -> None:
-        position = (stretch.topic, stretch.partition)
+    async def observe(record_range: RecordRange) -> None:
+        position = (record_range.topic, record_range.partition)
         gaps = []
-        at = expected.get(position, 0)
-        for record in stretch.records:
-            if record.offset != at:
-                gaps.append((*position, at, record.offset))
-            at = record.offset + 1
-        if at < stretch.next_offset:
-            gaps.append((*position, at, stretch.next_offset))
-        expected[position] = stretch.next_offset
+        next_offset = expected.get(position, 0)
+        for record in record_range.records:
+            if record.offset != next_offset:
+                gaps.append((*position, next_offset, record.offset))
+            next_offset = record.offset + 1
+        if next_offset < record_range.next_offset:
+            gaps.append((*position, next_offset, record_range.next_offset))
+        expected[position] = record_range.next_offset
         rows = [
-            (*position, record.offset, identity(record.headers), content(stretch.topic, record.value or b""))
-            for record in stretch.records
+            (
+                *position,
+                record.offset,
+                id_number(record.headers),
+                content_number(record_range.topic, record.value or b""),
+            )
+            for record in record_range.records
         ]
         async with pool.acquire() as connection:
             if rows:
                 await connection.copy_records_to_table(SEEN, records=rows, columns=_COLUMNS)
             if gaps:
-                await connection.executemany(_sql["gap"], gaps)
+                await connection.executemany(_sql["add_gap"], gaps)
 
     return observe
 
 
-async def findings(
+async def defects(
     settings: Settings, connection: asyncpg.Connection, offsets: Offsets, ends: Mapping[Partition, int]
-) -> list[Finding]:
-    """What is wrong with the log up to the offsets; ``ends`` is where it ends now."""
+) -> list[LogDefect]:
+    """List the defects of the log up to the offsets; ``ends`` are the ends of its partitions now."""
     found = [
-        Finding(f"offsets {row['start']} to {row['next'] - 1} are missing", f"{row['topic']}:{row['partition']}")
+        LogDefect(f"offsets {row['start']} to {row['next'] - 1} are missing", f"{row['topic']}:{row['partition']}")
         for row in await connection.fetch(_sql["gaps"])
     ]
-    for row in await connection.fetch(_sql["reused"]):
-        found.append(Finding("one event id with different contents", ", ".join(row["places"])))
-    lonely = {(row["what"], row["name"]): row["said"] for row in await connection.fetch(_sql["lonely"])}
-    if lonely:
-        # The other side lies in another partition, and may be in the log without being applied.
-        later = await _said_later(settings, offsets, ends)
-        found += [Finding(said, name) for (what, name), said in lonely.items() if (what, name) not in later]
+    for row in await connection.fetch(_sql["reused_ids"]):
+        found.append(LogDefect("one event id with different contents", ", ".join(row["records"])))
+    rows = await connection.fetch(_sql["missing_counterparts"])
+    missing = {(row["type"], row["subject"]): row["defect"] for row in rows}
+    if missing:
+        # The counterpart is in another partition: the log may have it after the offsets.
+        later = await _events_after(settings, offsets, ends)
+        found += [
+            LogDefect(defect, subject) for (kind, subject), defect in missing.items() if (kind, subject) not in later
+        ]
     return found
 
 
-async def _said_later(settings: Settings, offsets: Offsets, ends: Mapping[Partition, int]) -> set[tuple[str, str]]:
-    """What the log has behind the offsets, as (event type, the attempt or submission it is of)."""
+async def _events_after(settings: Settings, offsets: Offsets, ends: Mapping[Partition, int]) -> set[tuple[str, str]]:
+    """Return (event type, attempt or submission) of each event of ``batches`` after the offsets."""
     ranges = {position: (offsets.get(position, 0), end) for position, end in ends.items() if position[0] == "batches"}
-    said = set()
-    async for stretch in read_ranges(settings, ranges):
-        for record in stretch.records:
+    found = set()
+    async for record_range in read_ranges(settings, ranges):
+        for record in record_range.records:
             try:
                 event: Any = _decode.decode(record.value or b"")
-                name = f"{event['chunk']}/{event['attempt']}" if "chunk" in event else event["submission_id"]
-                said.add((event["type"], name))
+                subject = f"{event['chunk']}/{event['attempt']}" if "chunk" in event else event["submission_id"]
+                found.add((event["type"], subject))
             except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError):
                 continue
-    return said
+    return found

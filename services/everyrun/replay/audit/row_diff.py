@@ -1,4 +1,4 @@
-"""Where two values of a column differ, down to the place inside its JSON. Pure."""
+"""List where two rows differ, down to the value inside a JSON column. Pure."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ ABSENT = object()
 
 
 class Difference(msgspec.Struct, frozen=True):
-    """A value that is not what the log says: in which table, row and column, what is live and what the log says.
+    """A value of the live tables that differs from the log's.
 
-    ``column`` may go on into JSON (``run.stepRuns[0].status``); it is '*' where the whole row is on one side only,
-    and the other side is None.
+    ``column`` may be a path into JSON: ``run.stepRuns[0].status``. If only one side has the row, ``column`` is ``*``
+    and the other side's value is None.
     """
 
     table: str
@@ -28,7 +28,7 @@ class Difference(msgspec.Struct, frozen=True):
 def rows_differ(
     table: str, key: str, live: Mapping[str, Any] | None, log: Mapping[str, Any] | None
 ) -> Iterator[Difference]:
-    """Every difference of a row; None is a side that does not have it. Columns of bytes are JSON text."""
+    """Yield every difference of a row; None if a side does not have it. Values of bytes are JSON text."""
     if live is None or log is None:
         yield Difference(table, key, "*", live and "a row", log and "a row")
         return
@@ -45,15 +45,15 @@ def _values(table: str, key: str, path: str, live: Any, log: Any) -> Iterator[Di
         for name in [*live, *(name for name in log if name not in live)]:
             yield from _values(table, key, f"{path}.{name}", live.get(name, ABSENT), log.get(name, ABSENT))
     elif isinstance(live, list) and isinstance(log, list):
-        for at in range(max(len(live), len(log))):
-            sides = (side[at] if at < len(side) else ABSENT for side in (live, log))
-            yield from _values(table, key, f"{path}[{at}]", *sides)
+        for index in range(max(len(live), len(log))):
+            sides = (side[index] if index < len(side) else ABSENT for side in (live, log))
+            yield from _values(table, key, f"{path}[{index}]", *sides)
     elif type(live) is not type(log) or live != log:
-        yield Difference(table, key, path, shown(live), shown(log))
+        yield Difference(table, key, path, as_json(live), as_json(log))
 
 
-def shown(value: Any) -> Any:
-    """A value as it is shown: plain JSON, what is absent as the word."""
+def as_json(value: Any) -> Any:
+    """Convert a value to plain JSON types; one that is absent becomes ``(absent)``."""
     if value is ABSENT:
         return "(absent)"
     return msgspec.to_builtins(value, str_keys=True)

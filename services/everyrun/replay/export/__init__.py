@@ -1,1 +1,1 @@
-"""Replays: publish selected events again to a topic, an HTTP address or a file."""
+"""Replay selected events of the log to a topic, an HTTP address or a file."""

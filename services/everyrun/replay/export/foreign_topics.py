@@ -1,7 +1,7 @@
-"""Tell if a topic is one that an Everyrun reads or writes: what is written there would be taken as new.
+"""Detect topics of an Everyrun installation: it would process replayed events there as new ones.
 
-There are two signs. Its records: events of Everyrun without the mark of a replay. Its name: a topic beside its
-siblings, ``x.runs`` where there are ``x.batches`` and the others, is of an installation, even while it is empty.
+There are two signs. The records: events of Everyrun without the mark of a replay. The name: if ``x.batches`` and all
+the other topics exist, ``x.runs`` belongs to an installation, even if it is empty.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from everyrun.log.connection import connection
 from everyrun.replay.export.targets import MARK
 from everyrun.settings import Settings
 
-#: Records that are looked at, from the beginning and from the end of each partition.
-_LOOKED_AT = 50
+#: Records that are read from the beginning and from the end of each partition.
+_SAMPLE = 50
 _TYPES = {str(cast(Any, kind).__struct_config__.tag) for kinds in events.TOPICS.values() for kind in kinds}
 _WITHIN_MS = 10_000
 
 
 def sibling_prefix(topic: str, there: Collection[str]) -> str | None:
-    """Return the prefix of the installation that the topic belongs to by its name; None if it belongs to none. Pure.
+    """Return the topic prefix of the installation that has this topic, judged by its name; None if none has. Pure.
 
-    It belongs to one if all the topics that an Everyrun needs are there under the same prefix.
+    An installation has all the topics that Everyrun needs under one prefix.
     """
     needed = {declared.name for declared in topics.declared()} - {"probes"}
     for name in sorted(needed, key=len, reverse=True):
@@ -38,13 +38,13 @@ def sibling_prefix(topic: str, there: Collection[str]) -> str | None:
 
 
 def live_event(headers: Any) -> str | None:
-    """Return the type of an event that an Everyrun wrote, and did not replay; None for anything else. Pure."""
+    """Return the type of an event that Everyrun wrote live; None for replayed events and other records. Pure."""
     kind = header(headers, "ce_type")
     return kind if kind in _TYPES and not header(headers, f"ce_{MARK}") else None
 
 
-async def reason_against(settings: Settings, topic: str, partitions: Collection[int]) -> str | None:
-    """Return why nothing should be replayed into a topic (its full name), None if nothing speaks against it.
+async def reason_to_refuse(settings: Settings, topic: str, partitions: Collection[int]) -> str | None:
+    """Return why events should not be replayed to a topic (a full name); None if it belongs to no installation.
 
     Raises aiokafka.errors.KafkaError.
     """
@@ -55,32 +55,32 @@ async def reason_against(settings: Settings, topic: str, partitions: Collection[
     finally:
         await admin.close()
     if prefix is not None:
-        return f"{topic} is a topic of the Everyrun whose topics begin with {prefix!r}"
-    return await _by_its_records(settings, [TopicPartition(topic, number) for number in sorted(partitions)])
+        return f"{topic} is a topic of the Everyrun installation whose topics begin with {prefix!r}"
+    return await _reason_in_records(settings, [TopicPartition(topic, number) for number in sorted(partitions)])
 
 
-async def _by_its_records(settings: Settings, parts: list[TopicPartition]) -> str | None:
+async def _reason_in_records(settings: Settings, parts: list[TopicPartition]) -> str | None:
     consumer = AIOKafkaConsumer(enable_auto_commit=False, auto_offset_reset="earliest", **connection(settings))
     await consumer.start()
     try:
         first, end = await consumer.beginning_offsets(parts), await consumer.end_offsets(parts)
         for part in parts:
-            for start in sorted({first[part], max(first[part], end[part] - _LOOKED_AT)}):
-                if (found := await _live_in(consumer, part, start, end[part])) is not None:
+            for start in sorted({first[part], max(first[part], end[part] - _SAMPLE)}):
+                if (found := await _live_event_in(consumer, part, start, end[part])) is not None:
                     return found
         return None
     finally:
         await consumer.stop()
 
 
-async def _live_in(consumer: AIOKafkaConsumer, part: TopicPartition, start: int, end: int) -> str | None:
-    """Look at the records from ``start``; waits for no record that is not there."""
+async def _live_event_in(consumer: AIOKafkaConsumer, part: TopicPartition, start: int, end: int) -> str | None:
+    """Read a sample of the records from ``start``, and say where a live event is; None if there is none."""
     if start >= end:
         return None
     consumer.assign([part])
     consumer.seek(part, start)
-    for record in (await consumer.getmany(part, timeout_ms=_WITHIN_MS, max_records=_LOOKED_AT)).get(part, ()):
+    for record in (await consumer.getmany(part, timeout_ms=_WITHIN_MS, max_records=_SAMPLE)).get(part, ()):
         if (kind := live_event(record.headers)) is not None:
             where = f"partition {part.partition}, offset {record.offset}"
-            return f"{part.topic} has events that an Everyrun wrote and that are no replays ({kind} at {where})"
+            return f"{part.topic} has live events of an Everyrun installation ({kind} at {where})"
     return None

@@ -1,11 +1,11 @@
-"""Publishing chosen events again: in order within each partition, at a rate, and on from where a killed run was."""
+"""Deliver selected events to a target: in order within each partition, at a limited rate, with a checkpoint."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,10 @@ import msgspec
 from everyrun.atomic_file import write_bytes
 from everyrun.log.cloudevents import header
 from everyrun.log.reading import OffsetRange, Partition, RecordRange, offsets_at, read_ranges
-from everyrun.replay.export.selection import Selection, Source, Subject, chosen
+from everyrun.replay.export.selection import EventSelection, SelectionScope, Source, select
 from everyrun.replay.export.targets import Target
+from everyrun.replay.progress import OnProgress, no_progress
 from everyrun.settings import Settings
-
-Progress = Callable[[int, int], None]
-"""Told how many records are read and how many there are to read."""
 
 
 class LogSource:
@@ -29,117 +27,119 @@ class LogSource:
         self._settings = settings
 
     def read(self, ranges: Mapping[Partition, OffsetRange]) -> AsyncIterator[RecordRange]:
-        """The records within the ranges; each partition in order."""
+        """Yield the records within the ranges; each partition in order."""
         return read_ranges(self._settings, ranges)
 
 
-async def timed(
-    settings: Settings, selection: Selection, ranges: Mapping[Partition, OffsetRange], *, live: bool
+async def skip_other_times(
+    settings: Settings, selection: EventSelection, ranges: Mapping[Partition, OffsetRange]
 ) -> dict[Partition, OffsetRange]:
-    """The ranges without what lies before ``since`` or after ``until`` by Kafka's own index of times; only a live log
-    has one, of an archive each record is looked at. Raises aiokafka.errors.KafkaError."""
+    """Cut off what Kafka's time index shows to be before ``since`` or after ``until``. For the live log only.
+
+    Raises aiokafka.errors.KafkaError.
+    """
     found = dict(ranges)
-    if live and selection.since is not None:
+    if selection.since is not None:
         starts = await offsets_at(settings, selection.topics, selection.since)
-        found = {place: (max(first, starts[place]), end) for place, (first, end) in found.items()}
-    if live and selection.until is not None:
+        found = {position: (max(first, starts[position]), end) for position, (first, end) in found.items()}
+    if selection.until is not None:
         ends = await offsets_at(settings, selection.topics, selection.until)
-        found = {place: (first, max(first, min(end, ends[place]))) for place, (first, end) in found.items()}
-    return {place: (min(first, end), end) for place, (first, end) in found.items()}
+        found = {position: (first, max(first, min(end, ends[position]))) for position, (first, end) in found.items()}
+    return {position: (min(first, end), end) for position, (first, end) in found.items()}
 
 
-class Place(msgspec.Struct):
-    """How far a replay is: the next offset by topic and partition, how many events were published, and the size of
-    the file they are in."""
+class ReplayCheckpoint(msgspec.Struct):
+    """The progress of a replay: next offsets by topic and partition, events published, and the target file's size."""
 
     next: dict[str, dict[int, int]] = {}
     published: int = 0
     size: int = 0
 
 
-class Keeper:
-    """Keeps the place of a replay in a file, until it is done."""
+class CheckpointFile:
+    """Keeps the checkpoint of a replay in a file until the replay is done; without a path, in memory only."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self.place = Place()
+        self.checkpoint = ReplayCheckpoint()
         if path is not None and path.exists():
-            self.place = msgspec.json.decode(path.read_bytes(), type=Place)
+            self.checkpoint = msgspec.json.decode(path.read_bytes(), type=ReplayCheckpoint)
 
     def save(self, topic: str, partition: int, next_offset: int, published: int, target: Target) -> None:
-        """Keep the place, whole or not at all."""
-        self.place.next.setdefault(topic, {})[partition] = next_offset
-        self.place.published = published
-        self.place.size = target.size()
-        self.begin()
+        """Update the checkpoint and write it."""
+        self.checkpoint.next.setdefault(topic, {})[partition] = next_offset
+        self.checkpoint.published = published
+        self.checkpoint.size = target.size()
+        self.write()
 
-    def begin(self) -> None:
-        """Keep the place as it is: also of a replay that has published nothing yet, so that it is known as begun."""
+    def write(self) -> None:
+        """Write the checkpoint atomically. One that has published nothing yet shows that the replay has begun."""
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_bytes(self._path, msgspec.json.encode(self.place))
+            write_bytes(self._path, msgspec.json.encode(self.checkpoint))
 
-    def left(self, ranges: Mapping[Partition, OffsetRange]) -> dict[Partition, OffsetRange]:
-        """What of the ranges is not done yet."""
-        done = self.place.next
+    def remaining(self, ranges: Mapping[Partition, OffsetRange]) -> dict[Partition, OffsetRange]:
+        """Return the ranges without what is done already."""
+        done = self.checkpoint.next
         return {
             (topic, partition): (max(first, done.get(topic, {}).get(partition, first)), end)
             for (topic, partition), (first, end) in ranges.items()
         }
 
-    def forget(self) -> None:
-        """The replay is done."""
+    def delete(self) -> None:
+        """Delete the file: the replay is done."""
         if self._path is not None:
             self._path.unlink(missing_ok=True)
 
 
-async def replay(
+async def publish(
     source: Source,
     ranges: Mapping[Partition, OffsetRange],
-    selection: Selection,
-    subject: Subject,
+    selection: EventSelection,
+    scope: SelectionScope,
     target: Target | None,
-    keeper: Keeper,
+    checkpoint_file: CheckpointFile,
     *,
     rate: float | None = None,
-    progress: Progress = lambda done, total: None,
+    on_progress: OnProgress = no_progress,
 ) -> Counter[str]:
-    """Hand the chosen events to the target; how many of each topic and type. Without a target they are only counted.
+    """Deliver the selected events to the target, and count them by ``topic type``. Without a target, only count them.
 
-    ``rate`` is events a second at most. Topics go one after another, as the selection names them. Raises TargetError,
-    and what the source raises; the place is kept then.
+    ``rate`` is the maximum number of events per second. Topics follow one another, in the selection's order. Raises
+    TargetError and the source's errors; the checkpoint stays then.
     """
     counts: Counter[str] = Counter()
-    left = keeper.left(ranges)
+    remaining = checkpoint_file.remaining(ranges)
     total = sum(end - first for first, end in ranges.values())
-    done = total - sum(max(end - first, 0) for first, end in left.values())
-    began, handed = time.monotonic(), 0
-    for name in selection.topics:
-        at = {partition: first for (topic, partition), (first, _) in left.items() if topic == name}
-        async for stretch in source.read({place: range_ for place, range_ in left.items() if place[0] == name}):
-            found = chosen(selection, subject, stretch)
-            counts.update(f"{name} {_type(record)}" for record in found)
+    done = total - sum(max(end - first, 0) for first, end in remaining.values())
+    began, delivered = time.monotonic(), 0
+    for topic in selection.topics:
+        next_offsets = {partition: first for (name, partition), (first, _) in remaining.items() if name == topic}
+        async for record_range in source.read({p: range_ for p, range_ in remaining.items() if p[0] == topic}):
+            partition = record_range.partition
+            found = select(selection, scope, record_range)
+            counts.update(f"{topic} {_type(record)}" for record in found)
             if target is not None:
                 for part in in_parts(found, target.at_once, rate):
                     if rate is not None:
-                        await asyncio.sleep(max(began + handed / rate - time.monotonic(), 0))
-                    await target.deliver(name, part)
-                    handed += len(part)
-                    keeper.save(
-                        name, stretch.partition, part[-1].offset + 1, keeper.place.published + len(part), target
-                    )
-                keeper.save(name, stretch.partition, stretch.next_offset, keeper.place.published, target)
-            done += max(stretch.next_offset - at[stretch.partition], 0)
-            at[stretch.partition] = stretch.next_offset
-            progress(done, total)
+                        await asyncio.sleep(max(began + delivered / rate - time.monotonic(), 0))
+                    await target.deliver(topic, part)
+                    delivered += len(part)
+                    published = checkpoint_file.checkpoint.published + len(part)
+                    checkpoint_file.save(topic, partition, part[-1].offset + 1, published, target)
+                published = checkpoint_file.checkpoint.published
+                checkpoint_file.save(topic, partition, record_range.next_offset, published, target)
+            done += max(record_range.next_offset - next_offsets[partition], 0)
+            next_offsets[partition] = record_range.next_offset
+            on_progress(done, total)
     if target is not None:
         target.finish()
-    keeper.forget()
+    checkpoint_file.delete()
     return counts
 
 
 def in_parts(records: Sequence[Any], at_once: int, rate: float | None) -> Iterator[Sequence[Any]]:
-    """The records in parts of at most ``at_once``; with a rate, of no more than a quarter of a second's."""
+    """Cut records into parts of at most ``at_once``; with a rate, of at most a quarter second's records."""
     size = at_once if rate is None else max(min(at_once, int(rate / 4)), 1)
     for start in range(0, len(records), size):
         yield records[start : start + size]

@@ -1,4 +1,4 @@
-"""Which events of the log are meant: by batch, submission, type, time or offsets. Pure but for what is read of it."""
+"""Select events of the log by batch, submission, type, time or offsets."""
 
 from __future__ import annotations
 
@@ -9,33 +9,30 @@ from typing import Any, Protocol
 
 import msgspec
 
-from everyrun.errors import Invalid
 from everyrun.extend import reserved
 from everyrun.log.cloudevents import header
 from everyrun.log.reading import OffsetRange, Partition, RecordRange, milliseconds
 from everyrun.log.topics import declared
+from everyrun.replay.errors import SelectionError
+from everyrun.replay.log_position import INPUT_TOPICS
 
 _OFFSETS = re.compile(r"([a-z]+):(\d+)=(\d+)(?:\.\.(\d+))?")
 
-#: What is replayed where no topic is named: what was heard and decided, not what was made of it.
-INPUTS = ("batches", "runs", "deliveries", "quarantine")
-
-
-class SelectionError(Invalid, ValueError):
-    """The text selects nothing that there is; says what would."""
-
 
 class Source(Protocol):
-    """Where records are read: the log, or an archive."""
+    """A source of records: the log, or an archive."""
 
     def read(self, ranges: Mapping[Partition, OffsetRange]) -> AsyncIterator[RecordRange]:
-        """The records within the ranges; each partition in order."""
+        """Yield the records within the ranges; each partition in order."""
 
 
-class Selection(msgspec.Struct, frozen=True, kw_only=True):
-    """What is to be chosen; what is not given does not narrow. ``since`` and ``until`` are times of append."""
+class EventSelection(msgspec.Struct, frozen=True, kw_only=True):
+    """The events to replay; a field that is not given does not restrict.
 
-    topics: tuple[str, ...] = INPUTS
+    ``since`` and ``until`` compare with the time at which the broker appended the event.
+    """
+
+    topics: tuple[str, ...] = INPUT_TOPICS
     batch: str | None = None
     submission: str | None = None
     types: tuple[str, ...] = ()
@@ -44,17 +41,17 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
     offsets: dict[Partition, tuple[int, int | None]] = {}
 
 
-class Subject:
-    """The attempts, batches and submissions that a selection is about, learned from the events of ``batches``."""
+class SelectionScope:
+    """The attempts, batches and submissions of a selection, learned from the events of ``batches``."""
 
-    def __init__(self, selection: Selection) -> None:
+    def __init__(self, selection: EventSelection) -> None:
         self.submissions = {selection.submission} - {None}
         self.batches = {selection.batch} - {None}
         self.attempts: set[tuple[str, int]] = set()
         self._all = not self.submissions and not self.batches
 
     def learn(self, records: Iterable[Any]) -> None:
-        """Take what events say of which attempt a batch is, and whose."""
+        """Learn from events of ``batches`` which attempts and batches belong to the selection."""
         for record in records:
             head = _head(record)
             if head.chunk is None or head.attempt is None:
@@ -65,7 +62,7 @@ class Subject:
                     self.batches.add(head.batch_id)
 
     def touches(self, topic: str, record: Any) -> bool:
-        """Whether an event is about it."""
+        """Return true if an event belongs to one of them."""
         if self._all:
             return True
         if topic == "runs":
@@ -79,7 +76,7 @@ class Subject:
         return (head.chunk, head.attempt) in self.attempts
 
     def _observes(self, record: Any) -> bool:
-        """Return whether the run belongs to one of the batches, or, if it names none, to one of the attempts."""
+        """Return true if the run belongs to one of the batches or, if it names none, to one of the attempts."""
         try:
             run = _observed(record.value or b"").run
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -120,46 +117,52 @@ def _head(record: Any) -> _Head:
         return _Head()
 
 
-def chosen(selection: Selection, subject: Subject, stretch: RecordRange) -> list[Any]:
-    """The records of a stretch that the selection means."""
+def select(selection: EventSelection, scope: SelectionScope, record_range: RecordRange) -> list[Any]:
+    """Return the records of a range that belong to the selection."""
     since = None if selection.since is None else milliseconds(selection.since)
     until = None if selection.until is None else milliseconds(selection.until)
     return [
         record
-        for record in stretch.records
+        for record in record_range.records
         if (not selection.types or header(record.headers, "ce_type") in selection.types)
         and (since is None or record.timestamp >= since)
         and (until is None or record.timestamp < until)
-        and subject.touches(stretch.topic, record)
+        and scope.touches(record_range.topic, record)
     ]
 
 
-async def subject_of(selection: Selection, source: Source, bounds: Mapping[Partition, OffsetRange]) -> Subject:
-    """Learn what the selection is about from every event of ``batches``; ``bounds`` is what the source has."""
-    subject = Subject(selection)
+async def scope_of(
+    selection: EventSelection, source: Source, bounds: Mapping[Partition, OffsetRange]
+) -> SelectionScope:
+    """Read all events of ``batches`` and learn the scope of a selection; ``bounds`` are those of the source."""
+    scope = SelectionScope(selection)
     if selection.batch is not None or selection.submission is not None:
-        async for stretch in source.read({place: range_ for place, range_ in bounds.items() if place[0] == "batches"}):
-            subject.learn(stretch.records)
-    return subject
+        of_batches = {position: range_ for position, range_ in bounds.items() if position[0] == "batches"}
+        async for record_range in source.read(of_batches):
+            scope.learn(record_range.records)
+    return scope
 
 
-def narrowed(selection: Selection, bounds: Mapping[Partition, OffsetRange]) -> dict[Partition, OffsetRange]:
-    """What is to be read of what the source has. Raises SelectionError for a partition that is not there."""
-    ranges = {place: range_ for place, range_ in bounds.items() if place[0] in selection.topics}
+def selected_ranges(selection: EventSelection, bounds: Mapping[Partition, OffsetRange]) -> dict[Partition, OffsetRange]:
+    """Return the ranges of the source to read. Raises SelectionError if a partition does not exist."""
+    ranges = {position: range_ for position, range_ in bounds.items() if position[0] in selection.topics}
     if not selection.offsets:
         return ranges
     missing = sorted(set(selection.offsets) - set(bounds))
     if missing:
         raise SelectionError(f"there is no partition {missing[0][0]}:{missing[0][1]}")
     found = {}
-    for place, (first, end) in selection.offsets.items():
-        has = bounds[place]
-        found[place] = (max(first, has[0]), has[1] if end is None else min(end, has[1]))
+    for position, (first, end) in selection.offsets.items():
+        source_first, source_end = bounds[position]
+        found[position] = (max(first, source_first), source_end if end is None else min(end, source_end))
     return found
 
 
 def parse_offsets(text: str) -> dict[Partition, tuple[int, int | None]]:
-    """``runs:0=400,runs:1=20..90``: from an offset on, or up to, without, another. Raises SelectionError."""
+    """Parse ranges of offsets. Raises SelectionError.
+
+    ``runs:0=400`` is partition 0 of ``runs`` from offset 400; ``runs:1=20..90`` ends before offset 90.
+    """
     found: dict[Partition, tuple[int, int | None]] = {}
     for part in text.split(","):
         match = _OFFSETS.fullmatch(part.strip())
@@ -167,12 +170,12 @@ def parse_offsets(text: str) -> dict[Partition, tuple[int, int | None]]:
             raise SelectionError(f"{part.strip()!r} is not TOPIC:PARTITION=FIRST or TOPIC:PARTITION=FIRST..END")
         topic, partition, first, end = match.groups()
         found[topic, int(partition)] = (int(first), None if end is None else int(end))
-    known_topics(topic for topic, _ in found)
+    check_topics(topic for topic, _ in found)
     return found
 
 
-def known_topics(names: Iterable[str]) -> tuple[str, ...]:
-    """The same, where each is a topic of ours. Raises SelectionError."""
+def check_topics(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the names. Raises SelectionError if one is not a topic of Everyrun."""
     given = tuple(names)
     known = {topic.name for topic in declared()}
     unknown = sorted(set(given) - known)

@@ -1,1 +1,1 @@
-"""History: every event that concerns an input, a run or a batch, found by an index."""
+"""Show the history of an input, a run or a batch: every event that touched it, and what each changed."""

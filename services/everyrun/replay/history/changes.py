@@ -1,4 +1,4 @@
-"""What each event changed for one input: merge and select, a step at a time, in the order of the log. Pure."""
+"""Say what each event changed: project the events of one input, one at a time, in the order of the log. Pure."""
 
 from __future__ import annotations
 
@@ -16,155 +16,137 @@ from everyrun.projection.rules.merge import Binding, Run, merge, why_greater
 from everyrun.projection.rules.run_selection import Selection, version_of_run
 from everyrun.projection.tables import RESULT_COLUMNS, InputState
 
-#: What an event of an attempt makes of an input that has no row yet.
-_WITHOUT_ROW: dict[type, str] = {
-    events.BatchRequested: "SENDING",
-    events.BatchReturned: "WAITING",
-    events.BatchInDoubt: "IN_DOUBT",
-    events.DoubtResent: "WAITING",
-    events.BatchCut: "WAITING",
+#: The status of an input without a row after an event of its attempt, and what the event says of the attempt.
+_WITHOUT_ROW: dict[type, tuple[str, str]] = {
+    events.BatchRequested: ("SENDING", "is about to be sent"),
+    events.BatchReturned: ("WAITING", "was not accepted for now"),
+    events.BatchInDoubt: ("IN_DOUBT", "got no answer"),
+    events.DoubtResent: ("WAITING", "was given up; its chunk will be sent again"),
+    events.BatchCut: ("WAITING", "was refused because of some of its inputs; its chunk was cut"),
 }
 
 
 class Change(NamedTuple):
-    """What an event changed: in words, and the input's status after it."""
+    """What an event changed, in words, and the status after it."""
 
     what: str
     status: str
 
 
-class InputStory:
-    """The state of one input as its events make it."""
+class InputProjection:
+    """The state of one input after the events that were applied."""
 
     def __init__(self, input_id: str) -> None:
         self._input_id = input_id
         self._runs: dict[str, Run] = {}
-        self._seen_with: dict[str, list[str]] = {}
+        self._fingerprints: dict[str, list[str]] = {}
         self._bindings: dict[str, list[Binding]] = {}
         self._batches: dict[str, Batch] = {}
-        self._row = ""
+        self._row_version = ""
         self._row_status = ""
-        #: The row that an attempt brought, until a run stands for it; and the file of each event that brought one:
-        #: the queue forgets files after a while, so that they may differ.
-        self._brought: InputState | None = None
+        #: The row that an attempt made; it holds until a run of the input is known.
+        self._attempt_row: InputState | None = None
+        #: The file in each event that made a row. They may differ: the queue forgets files after a while.
         self.files: list[bytes] = []
         self._without_row = "WAITING"
-        self._standing: str | None = None
+        self._current: str | None = None
 
     @property
     def status(self) -> str:
-        """The input's status after the events so far."""
-        if self._standing is not None:
-            return self._runs[self._standing].status
+        """The input's status."""
+        if self._current is not None:
+            return self._runs[self._current].status
         return self._row_status or self._without_row
 
     @property
     def version(self) -> str | None:
-        """The version of its row; None where it has none yet."""
-        if self._standing is not None:
-            return _version(self._runs[self._standing])
-        return self._row or None
+        """The version of the input's row; None if it has no row yet."""
+        if self._current is not None:
+            return _version(self._runs[self._current])
+        return self._row_version or None
 
     @property
     def row(self) -> dict[str, Any] | None:
-        """The whole row of ``results`` that the events make; JSON as text. None where they make none."""
-        if self._brought is None:
+        """The input's row of ``results``, with JSON as text; None if it has no row yet."""
+        if self._attempt_row is None:
             return None
-        state = self._brought
-        if self._standing is not None:
-            run = self._runs[self._standing]
+        state = self._attempt_row
+        if self._current is not None:
+            run = self._runs[self._current]
             batch = self._batches[run.batch_id or ""]
-            # A run is counted at the attempt that its batch is, whatever its own metadata say.
+            # A run counts for the attempt of its batch, even if its metadata name another attempt.
             run = replace(run, binding=Binding(self._input_id, batch.chunk, batch.attempt, ""))
             state = InputState(state.row, selection=Selection(state.row, run, _version(run), ()))
         return dict(zip(RESULT_COLUMNS, state.values(), strict=True))
 
     @property
     def run_id(self) -> str | None:
-        """The run that stands for it."""
-        return self._standing
+        """The id of the current run."""
+        return self._current
 
-    def take(self, topic: str, record: Any) -> Change:
-        """Take the next event; what it changed."""
+    def apply(self, topic: str, record: Any) -> Change:
+        """Apply the next event, and say what it changed."""
         before = self.status
         try:
-            what = self._take_run(run_of(record)) if topic == "runs" else self._take_fact(topic, record)
+            what = self._apply_run(run_of(record)) if topic == "runs" else self._apply_event(topic, record)
         except InvalidRecordError as error:
-            return Change(f"nothing: it is not understood ({error})", before)
+            return Change(f"no change: the event cannot be decoded ({error})", before)
         after = self.status
         return Change(what if before == after else f"{what}; {before} becomes {after}", after)
 
-    def _take_fact(self, topic: str, record: Any) -> str:
-        fact = event_of(topic, record)
-        event: Any = fact.event
+    def _apply_event(self, topic: str, record: Any) -> str:
+        logged = event_of(topic, record)
+        event: Any = logged.event
         if isinstance(event, events.SubmissionAccepted):
-            return f"{event.expected} inputs were handed in for {event.workflow_id}"
+            return f"{event.expected} inputs were submitted for {event.workflow_id}"
         if isinstance(event, events.DeliveryDeferred):
-            return f"{event.event_type} of {event.run_id} came as a link to fetch"
+            return f"{event.event_type} of {event.run_id} arrived as a link to fetch"
         if isinstance(event, events.MessageQuarantined):
             return f"quarantined: {event.reason}"
         if not hasattr(event, "attempt"):
-            return f"{_said(event)}: nothing of this input"
-        return self._take_attempt(fact)
+            return f"{_details(event)}: no change of this input"
+        return self._apply_attempt(logged)
 
-    def _take_attempt(self, fact: LoggedEvent) -> str:
-        event: Any = fact.event
-        attempt = f"attempt {event.attempt} at {event.chunk}"
-        kind: Any = type(event)
-        if kind in _WITHOUT_ROW:
-            self._without_row = _WITHOUT_ROW[kind]
-            words = {
-                events.BatchRequested: "is about to be made",
-                events.BatchReturned: "was not taken for now",
-                events.BatchInDoubt: "has no answer",
-                events.DoubtResent: "was given up, the chunk is sent again",
-                events.BatchCut: "was refused because of some of its inputs, and cut",
-            }[kind]
-            return f"{attempt} {words}{_said(event)}"
-        self._batches |= batches_of([fact])
-        own = [brought for brought in rows_of(fact) if brought[0].input_id == self._input_id]
-        told = (
-            f"{attempt} was taken as {event.batch_id}" if getattr(event, "batch_id", None) else f"{attempt} was refused"
-        )
-        told += _said(event)
+    def _apply_attempt(self, logged: LoggedEvent) -> str:
+        event: Any = logged.event
+        attempt = f"attempt {event.attempt} of chunk {event.chunk}"
+        if type(event) in _WITHOUT_ROW:
+            self._without_row, what = _WITHOUT_ROW[type(event)]
+            return f"{attempt} {what}{_details(event)}"
+        self._batches |= batches_of([logged])
+        own = [brought for brought in rows_of(logged) if brought[0].input_id == self._input_id]
+        batch_id = getattr(event, "batch_id", None)
+        what = (f"{attempt} was accepted as {batch_id}" if batch_id else f"{attempt} was refused") + _details(event)
         for row, reason, message in own:
             self.files.append(row.file)
-            if row.version > self._row:
-                self._row, self._row_status = row.version, row.status
-                self._brought = InputState(row, reason, message)
+            if row.version > self._row_version:
+                self._row_version, self._row_status = row.version, row.status
+                self._attempt_row = InputState(row, reason, message)
             else:
-                told += "; an attempt that was taken stands"
-        return f"{told}{self._choose()}"
+                what += "; an earlier attempt was accepted and stays"
+        return f"{what}{self._select_run()}"
 
-    def _take_run(self, run: Run) -> str:
-        name = f"{run.source} says {run.run_id} is {run.status}"
-        name += f" ({run.failure_reason})" if run.failure_reason else ""
-        self._seen_with.setdefault(run.run_id, []).append(fingerprint(run.metadata) or "")
+    def _apply_run(self, run: Run) -> str:
+        self._fingerprints.setdefault(run.run_id, []).append(fingerprint(run.metadata) or "")
         if run.binding is not None:
             self._bindings.setdefault(run.run_id, []).append(run.binding)
         known = self._runs.get(run.run_id)
         merged = run if known is None else merge(known, run)
         self._runs[run.run_id] = merged
+        what = _observation(known, run, merged)
         if known is not None and merged.order == known.order:
-            why = why_greater(known.order, run.order)
-            again = "it was known already" if why is None else f"{known.status} by {known.source} stands, {why}"
-            # An observation that does not stand may still be the first to name the batch or the input.
-            before, chosen = self._standing, self._choose()
-            return f"{name}: nothing, {again}{chosen if self._standing != before else ''}"
-        seen = (
-            f"{name}: first seen of this run"
-            if known is None
-            else f"{name}: stands, {why_greater(run.order, known.order)}"
-        )
-        belongs = self._belongs(merged)
-        return seen + (f"; not counted yet, {belongs.reason}" if isinstance(belongs, Unmatched) else self._choose())
+            # An older observation may still be the first one that names the batch or the input.
+            before, selected = self._current, self._select_run()
+            return what + (selected if self._current != before else "")
+        owner = self._input_of(merged)
+        return what + (f"; not matched yet ({owner.reason})" if isinstance(owner, Unmatched) else self._select_run())
 
-    def _belongs(self, run: Run) -> str | Unmatched:
+    def _input_of(self, run: Run) -> str | Unmatched:
         batch = self._batches.get(run.batch_id or "")
         bindings = in_order(self._bindings.get(run.run_id, ()))
-        found = match(run.batch_id, batch, bindings, self._seen_with.get(run.run_id, ()))
-        # A run that was matched once stays so, whatever later metadata say.
-        if run.run_id == self._standing:
+        found = match(run.batch_id, batch, bindings, self._fingerprints.get(run.run_id, ()))
+        # A run that was matched stays matched, whatever later metadata say.
+        if run.run_id == self._current:
             return self._input_id
         if isinstance(found, Unmatched):
             return found
@@ -172,28 +154,42 @@ class InputStory:
         assert batch.members is not None
         return next((input_id for input_id in found if input_id in batch.members), Unmatched(INPUT_UNKNOWN))
 
-    def _choose(self) -> str:
-        mine = [run for run in self._runs.values() if self._belongs(run) == self._input_id]
-        if not mine:
+    def _select_run(self) -> str:
+        own = [run for run in self._runs.values() if self._input_of(run) == self._input_id]
+        if not own:
             return ""
-        winner = max(mine, key=_version)
-        before, self._standing = self._standing, winner.run_id
-        others = [run.run_id for run in mine if run.run_id != winner.run_id]
+        winner = max(own, key=_version)
+        before, self._current = self._current, winner.run_id
+        others = ", ".join(run.run_id for run in own if run.run_id != winner.run_id)
         if before == winner.run_id:
-            return f"; {winner.run_id} still stands over {', '.join(others)}" if others else ""
+            return f"; {winner.run_id} stays the current run, before {others}" if others else ""
         if before is None and not others:
-            return f"; {winner.run_id} stands for the input"
-        why = "of several final runs the smallest id stands" if winner.final else "of several open runs the smallest id"
-        if winner.final and any(not run.final for run in mine):
-            why = "a final run stands before an open one"
-        return f"; {winner.run_id} stands, {', '.join(others)} is a duplicate: {why}"
+            return f"; {winner.run_id} becomes the current run"
+        reason = f"of several {'final' if winner.final else 'open'} runs the smallest id is current"
+        if winner.final and any(not run.final for run in own):
+            reason = "a final run comes before an open one"
+        return f"; {winner.run_id} becomes the current run, {others} is a duplicate: {reason}"
 
 
 def _version(run: Run) -> str:
     return version_of_run(run.run_id, run.final, run.order)
 
 
-def _said(event: Any) -> str:
+def _observation(known: Run | None, run: Run, merged: Run) -> str:
+    """Say what an observation changed of its run."""
+    text = f"{run.source} reports {run.run_id} as {run.status}"
+    text += f" ({run.failure_reason})" if run.failure_reason else ""
+    if known is None:
+        return f"{text}: first observation of this run"
+    if merged.order != known.order:
+        return f"{text}: replaces the known state, {why_greater(run.order, known.order)}"
+    reason = why_greater(known.order, run.order)
+    return f"{text}: no change, " + (
+        "it was known already" if reason is None else f"{known.status} by {known.source} stays, {reason}"
+    )
+
+
+def _details(event: Any) -> str:
     parts = [
         str(getattr(event, name)) for name in ("code", "reason", "message", "evidence") if getattr(event, name, None)
     ]
@@ -202,29 +198,20 @@ def _said(event: Any) -> str:
 
 
 def run_changes(records: Sequence[tuple[str, Any]]) -> list[Change]:
-    """What each event changed of the runs it speaks of, for the history of a run or a batch."""
+    """Say what each event changed of its run, for the history of a run or a batch; records are (topic, record)."""
     runs: dict[str, Run] = {}
     changes = []
     for topic, record in records:
         if topic != "runs":
-            story = InputStory("")
-            changes.append(Change(story.take(topic, record).what.partition(";")[0], ""))
+            projection = InputProjection("")
+            changes.append(Change(projection.apply(topic, record).what.partition(";")[0], ""))
             continue
         try:
             run = run_of(record)
         except InvalidRecordError as error:
-            changes.append(Change(f"nothing: it is not understood ({error})", ""))
+            changes.append(Change(f"no change: the event cannot be decoded ({error})", ""))
             continue
         known = runs.get(run.run_id)
         runs[run.run_id] = merged = run if known is None else merge(known, run)
-        name = f"{run.source} says {run.run_id} is {run.status}"
-        name += f" ({run.failure_reason})" if run.failure_reason else ""
-        if known is None:
-            what = f"{name}: first seen of this run"
-        elif merged.order == known.order:
-            why = why_greater(known.order, run.order)
-            what = f"{name}: nothing, " + ("it was known already" if why is None else f"{known.status} stands, {why}")
-        else:
-            what = f"{name}: stands, {why_greater(run.order, known.order)}"
-        changes.append(Change(what, merged.status))
+        changes.append(Change(_observation(known, run, merged), merged.status))
     return changes

@@ -1,7 +1,7 @@
-"""Which events speak of which inputs, runs and batches, as numbers for an index. Pure.
+"""Compute the keys of the event index: the ids that an event mentions, and its location, as numbers. Pure.
 
-An id is the first 8 bytes of its BLAKE2b hash: two ids may share a number, so what is found is read and looked at.
-A place is topic, partition and offset in one number.
+An id becomes the first 8 bytes of its BLAKE2b hash. Two ids may share a number, so whoever uses the index checks the
+events it finds. A location becomes topic, partition and offset in one number.
 """
 
 from __future__ import annotations
@@ -13,34 +13,36 @@ import msgspec
 
 from everyrun.extend import reserved
 from everyrun.log.cloudevents import header
+from everyrun.replay.log_position import INPUT_TOPICS
 
-#: The topics whose events make the tables, in the order of their numbers; never change it.
-TOPICS = ("batches", "runs", "deliveries", "quarantine")
 _OFFSET_BITS, _PARTITION_BITS = 46, 14
 
 
-class Place(NamedTuple):
-    """Where a record lies; ``topic`` is the short name."""
+class EventLocation(NamedTuple):
+    """The location of an event in the log; ``topic`` is the short name."""
 
     topic: str
     partition: int
     offset: int
 
     def number(self) -> int:
-        """The place as a number."""
-        topic = TOPICS.index(self.topic)
+        """Return the location as a number."""
+        topic = INPUT_TOPICS.index(self.topic)
         return (topic << (_PARTITION_BITS + _OFFSET_BITS)) | (self.partition << _OFFSET_BITS) | self.offset
 
     @classmethod
-    def of(cls, number: int) -> Place:
-        """The place that a number means."""
+    def of(cls, number: int) -> EventLocation:
+        """Return the location of a number."""
         offset = number & ((1 << _OFFSET_BITS) - 1)
         partition = (number >> _OFFSET_BITS) & ((1 << _PARTITION_BITS) - 1)
-        return cls(TOPICS[number >> (_OFFSET_BITS + _PARTITION_BITS)], partition, offset)
+        return cls(INPUT_TOPICS[number >> (_OFFSET_BITS + _PARTITION_BITS)], partition, offset)
 
 
-class Said(NamedTuple):
-    """What an event speaks of: ids that few events speak of, and the batch whose run it observed."""
+class EventSubjects(NamedTuple):
+    """The ids that an event mentions.
+
+    ``ids`` occur in few events each. ``batch`` is the batch of an observed run, which occurs in many.
+    """
 
     ids: set[str]
     batch: str | None
@@ -76,37 +78,39 @@ _KEY = f'"{reserved.KEY}"'.encode()
 
 
 def number_of(identifier: str) -> int:
-    """The number of an id, as Postgres keeps a bigint."""
+    """Return the number of an id, in the range of a Postgres bigint."""
     digest = hashlib.blake2b(identifier.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big", signed=True)
 
 
-def said_by(topic: str, record: Any) -> Said:
-    """What an event speaks of; nothing, where it is not understood.
+def subjects_of(topic: str, record: Any) -> EventSubjects:
+    """Return the ids that an event mentions; none if it cannot be decoded.
 
-    An input of a chunk is spoken of by the events that bring it; the others of the chunk are found by the chunk.
-    A submission is spoken of by the events that are about no chunk of it.
+    The index leaves out ids that other ids lead to:
+
+    - an input belongs to the events that list it; all other events of its chunk are found by the chunk's id;
+    - a submission belongs to the events that concern no chunk.
     """
     try:
         if topic == "runs":
             return _of_run(record)
         head = _head.decode(record.value or b"")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return Said(set(), None)
+        return EventSubjects(set(), None)
     ids = {head.chunk, head.batch_id, head.run_id}
     ids |= {head.submission_id} if head.chunk is None else set()
     ids |= {*head.input_ids, *(given.input_id for given in head.inputs)}
     if topic == "deliveries":
         key = reserved.read(head.metadata)
         ids |= {key.input} if key else set()
-    return Said({identifier for identifier in ids if identifier}, None)
+    return EventSubjects({identifier for identifier in ids if identifier}, None)
 
 
-def _of_run(record: Any) -> Said:
+def _of_run(record: Any) -> EventSubjects:
     value = record.value or b""
     run_id, batch = header(record.headers, "ce_subject"), (record.key or b"").decode("utf-8", "replace")
     if run_id and _KEY not in value:
-        return Said({run_id}, batch if batch != run_id else None)
+        return EventSubjects({run_id}, batch if batch != run_id else None)
     run = _observed.decode(value).run
     key = reserved.read(run.metadata)
-    return Said({run.id, key.input} if key else {run.id}, run.batchId)
+    return EventSubjects({run.id, key.input} if key else {run.id}, run.batchId)

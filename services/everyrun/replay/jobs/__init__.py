@@ -1,1 +1,1 @@
-"""Jobs of the replay service, run one after another and kept in Postgres."""
+"""Run the replay service's jobs, one after another. Jobs are kept in Postgres."""

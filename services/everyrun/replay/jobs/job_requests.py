@@ -1,4 +1,4 @@
-"""What may be asked of the replay service as a job. Pure: what cannot be meant is refused when it is asked."""
+"""Define and validate the jobs that can be requested from the replay service. Pure."""
 
 from __future__ import annotations
 
@@ -7,98 +7,118 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, field_validator, model_validator
 
-from everyrun.replay import log_position
 from everyrun.replay.export import replay_events
-from everyrun.replay.export.selection import INPUTS, Selection, known_topics, parse_offsets
-from everyrun.replay.rebuild.rebuild import DEFAULT_SCHEMA
+from everyrun.replay.export.selection import EventSelection, check_topics, parse_offsets
+from everyrun.replay.log_position import INPUT_TOPICS, parse_position
+from everyrun.replay.rebuild.rebuild_schema import DEFAULT_SCHEMA
 
 
 class _Job(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-def _moment(text: str | None) -> str | None:
-    """Return the moment as it is when it is asked for: a job may have to wait."""
-    found = None if text is None else log_position.parse(text)
+def _absolute(text: str | None) -> str | None:
+    """Make an age such as ``-5m`` a time: the job may have to wait before it runs."""
+    found = None if text is None else parse_position(text)
     return found.isoformat() if isinstance(found, datetime) else text
 
 
-def _with_zone(moment: datetime | None) -> datetime | None:
-    if moment is not None and moment.tzinfo is None:
-        raise ValueError(f"does not say in which time zone; write {moment.isoformat()}Z for UTC")
-    return moment
+def _with_zone(time: datetime | None) -> datetime | None:
+    if time is not None and time.tzinfo is None:
+        raise ValueError(f"has no time zone; write {time.isoformat()}Z for UTC")
+    return time
 
 
-class Rebuild(_Job):
-    """Every table anew in a schema of its own; put live afterwards with ``swap``."""
+class RebuildJob(_Job):
+    """Rebuild every table from the log in a schema of its own; with `swap`, swap the tables in afterwards."""
 
     kind: Literal["rebuild"]
-    schema_: Annotated[str, Field(alias="schema", pattern="^[a-z_][a-z0-9_]{0,50}$")] = DEFAULT_SCHEMA
-    until: Annotated[str | None, Field(description="A time, or batches:0=12,runs:0=400,...; not with swap.")] = None
-    fresh: bool = False
-    swap: bool = False
-    processes: Annotated[int, Field(ge=1, le=16, description="Processes that share the partitions.")] = 1
+    schema_: Annotated[
+        str,
+        Field(alias="schema", pattern="^[a-z_][a-z0-9_]{0,50}$", description="The schema of the rebuilt tables."),
+    ] = DEFAULT_SCHEMA
+    until: Annotated[
+        str | None,
+        Field(description="Rebuild up to this time or these offsets (batches:0=12,runs:0=400,...). Not with swap."),
+    ] = None
+    fresh: Annotated[bool, Field(description="Start from the beginning instead of resuming an earlier rebuild.")] = (
+        False
+    )
+    swap: Annotated[bool, Field(description="Swap the rebuilt tables in for the live ones.")] = False
+    processes: Annotated[int, Field(ge=1, le=16, description="Number of processes that share the partitions.")] = 1
 
-    _until = field_validator("until")(_moment)
+    _until = field_validator("until")(_absolute)
 
     @model_validator(mode="after")
-    def _swap_is_of_now(self) -> Rebuild:
+    def _swap_without_until(self) -> RebuildJob:
         if self.swap and self.until is not None:
-            raise ValueError("swap puts the tables live as they are now: leave out until, or swap")
+            raise ValueError("swap rebuilds up to the present: give either swap or until")
         return self
 
 
-class Audit(_Job):
-    """The live tables compared with the log; everything where nothing is selected."""
+class AuditJob(_Job):
+    """Compare the live tables with the log; without a selection, every row."""
 
     kind: Literal["audit"]
-    batch: str | None = None
-    submission: str | None = None
-    since: Annotated[datetime | None, AfterValidator(_with_zone)] = None
-    until: Annotated[datetime | None, AfterValidator(_with_zone)] = None
+    batch: Annotated[str | None, Field(description="Only rows of this batch.")] = None
+    submission: Annotated[str | None, Field(description="Only rows of this submission.")] = None
+    since: Annotated[
+        datetime | None, AfterValidator(_with_zone), Field(description="Only rows that have a time from here on.")
+    ] = None
+    until: Annotated[
+        datetime | None, AfterValidator(_with_zone), Field(description="Only rows that have a time before this.")
+    ] = None
 
 
-class AsOf(_Job):
-    """A report or a row as the log had it at a moment."""
+class AsOfJob(_Job):
+    """Return a report or a row as the log had it at a time or at offsets."""
 
     kind: Literal["as-of"]
-    moment: Annotated[str, Field(description="A time, or batches:0=12,runs:0=400,...")]
-    what: Literal["report", "row"]
-    id: Annotated[str, Field(description="A submission; for a row an input id.")]
+    moment: Annotated[str, Field(description="A time, or offsets: batches:0=12,runs:0=400,...")]
+    what: Annotated[Literal["report", "row"], Field(description="What to return.")]
+    id: Annotated[str, Field(description="A submission id for a report, an input id for a row.")]
 
-    _of = field_validator("moment")(_moment)
+    _moment = field_validator("moment")(_absolute)
 
 
-class Replay(_Job):
-    """Chosen events again, marked as replays, to a topic or an address; one like it that was ended is gone on with."""
+class ReplayJob(_Job):
+    """Replay selected events to a topic or an HTTP address. An interrupted identical replay resumes."""
 
     kind: Literal["replay"]
-    to: Annotated[str, Field(description="A topic's full name, or a URL within EVERYRUN_REPLAY_ORIGINS.")]
-    batch: str | None = None
-    submission: str | None = None
-    types: list[str] = []
-    topics: list[str] = []
-    since: Annotated[datetime | None, AfterValidator(_with_zone)] = None
-    until: Annotated[datetime | None, AfterValidator(_with_zone)] = None
-    from_offsets: Annotated[str | None, Field(description="runs:0=400,runs:1=20..90")] = None
-    rate: Annotated[float | None, Field(gt=0, description="Events a second at most.")] = None
+    to: Annotated[str, Field(description="A topic's full name, or a URL whose origin is in EVERYRUN_REPLAY_ORIGINS.")]
+    batch: Annotated[str | None, Field(description="Only events about this batch.")] = None
+    submission: Annotated[str | None, Field(description="Only events about this submission.")] = None
+    types: Annotated[list[str], Field(description="Only events of these types.")] = []
+    topics: Annotated[
+        list[str], Field(description="Only events of these topics, instead of batches, runs, deliveries, quarantine.")
+    ] = []
+    since: Annotated[
+        datetime | None, AfterValidator(_with_zone), Field(description="Only events appended from this time on.")
+    ] = None
+    until: Annotated[
+        datetime | None, AfterValidator(_with_zone), Field(description="Only events appended before this time.")
+    ] = None
+    from_offsets: Annotated[
+        str | None, Field(description="Only these partitions and offsets: runs:0=400,runs:1=20..90")
+    ] = None
+    rate: Annotated[float | None, Field(gt=0, description="Maximum number of events per second.")] = None
 
     @field_validator("to")
     @classmethod
-    def _no_file(cls, value: str) -> str:
+    def _not_a_file(cls, value: str) -> str:
         if replay_events.kind_of(value) == "file":
-            raise ValueError("a file is written by the command line: everyrun replay")
+            raise ValueError("a job cannot write a file; use the command: everyrun replay")
         return value
 
     @model_validator(mode="after")
-    def _of_what_there_is(self) -> Replay:
+    def _valid_selection(self) -> ReplayJob:
         self.selection()
         return self
 
-    def selection(self) -> Selection:
-        """What is chosen. Raises SelectionError."""
-        return Selection(
-            topics=known_topics(self.topics) if self.topics else INPUTS,
+    def selection(self) -> EventSelection:
+        """Return the selection of events. Raises SelectionError."""
+        return EventSelection(
+            topics=check_topics(self.topics) if self.topics else INPUT_TOPICS,
             batch=self.batch,
             submission=self.submission,
             types=tuple(sorted(self.types)),
@@ -108,23 +128,25 @@ class Replay(_Job):
         )
 
 
-class Archive(_Job):
-    """The archive of EVERYRUN_ARCHIVE_TO brought up to where the log ends. The newest manifest is not signed."""
+class ArchiveJob(_Job):
+    """Bring the archive in EVERYRUN_ARCHIVE_TO up to the end of the log. The newest manifest is not signed."""
 
     kind: Literal["archive"]
 
 
-class VerifyArchive(_Job):
-    """Every record of that archive looked at; ``head`` is a manifest's hash noted earlier."""
+class VerifyArchiveJob(_Job):
+    """Verify every record of the archive in EVERYRUN_ARCHIVE_TO."""
 
     kind: Literal["archive-verify"]
-    head: str | None = None
-    against_log: bool = False
+    head: Annotated[
+        str | None, Field(description="The hash of a manifest, noted earlier, that must be in the chain.")
+    ] = None
+    against_log: Annotated[bool, Field(description="Compare every record with the live log.")] = False
 
 
-Job = Annotated[
-    Rebuild | Audit | AsOf | Replay | Archive | VerifyArchive,
+JobRequest = Annotated[
+    RebuildJob | AuditJob | AsOfJob | ReplayJob | ArchiveJob | VerifyArchiveJob,
     Field(discriminator="kind"),
 ]
-#: From the kind and the arguments of a job to what was asked.
-jobs: TypeAdapter[Any] = TypeAdapter(Job)
+#: Validates a job's kind and arguments.
+job_request: TypeAdapter[Any] = TypeAdapter(JobRequest)

@@ -1,1 +1,1 @@
-"""Rebuilds: make every table again from the log, and swap the tables in."""
+"""Rebuild every table from the log, and swap the rebuilt tables in."""

@@ -1,14 +1,13 @@
-"""The bulk engine: a stretch of every partition of the log into the tables of one schema, as fast as they take it.
+"""Apply a range of the log to the tables of one schema, in bulk.
 
-The same ``apply`` as the live path, without Faust. Two lanes, each with a connection and half of the partitions: while
-one waits for Postgres the other decodes. What is applied is in the schema's own ``applied_offsets``, in the same
-transactions as the tables, so an engine that was killed is begun again and goes on from there.
+The engine calls the same ``apply`` as the processor, without Faust. It works in two lanes, each with a connection and
+half of the partitions: one lane decodes while the other waits for Postgres. Each transaction also moves the schema's
+``applied_offsets``, so an engine that was killed resumes from there.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 
@@ -21,69 +20,40 @@ from everyrun.log.topics import LogIdentity
 from everyrun.projection import tables
 from everyrun.projection.feed import Feed
 from everyrun.replay.export.selection import Source
+from everyrun.replay.log_position import INPUT_TOPICS
+from everyrun.replay.progress import RebuildProgress
 from everyrun.settings import Settings
 from everyrun.store.pool import open_pool
 from everyrun.store.session import connect
 from everyrun.store.sql import beside
 
-_sql = beside(__file__, "../replay.sql")
+_sql = beside(__file__, "engine.sql")
 
-#: The topics that the tables are made from. ``batches`` is read first: then a run finds its row, and need not wait.
-INPUTS = ("batches", "runs", "deliveries", "quarantine")
 LANES = 2
-#: Records, and bytes of their values, that go into one transaction at most; fewer of a small log, down to the least.
+#: Limits of one transaction: records, and bytes of their values. A small log has transactions of fewer records, but of
+#: at least LEAST_AT_ONCE.
 AT_ONCE, LEAST_AT_ONCE, BYTES_AT_ONCE = 4000, 10, 6 << 20
-#: A killed engine has read up to eight transactions that it did not commit (in each lane one under way, one in its
-#: queue, one waiting for the queue; two being read): this keeps three such deaths within a tenth.
+#: A log is cut into about as many transactions. A killed engine loses up to eight of them: in each lane one in
+#: progress, one in its queue and one waiting for the queue, and two that are being read. So three kills cost at most a
+#: tenth of the work.
 _TRANSACTIONS = 250
 
 Offsets = Mapping[Partition, int]
-"""The next offset of each partition; one that is not named is at 0."""
+"""The next offset of each partition; a partition that is not named is at 0."""
 
 
-class Progress:
-    """How far an engine is: records read, applied, and to be applied in all; those that were there before it apart."""
-
-    def __init__(self) -> None:
-        self.before = 0
-        self.total = 0
-        self.read = 0
-        self.applied = 0
-        self._began = time.monotonic()
-
-    def expect(self, start: Offsets, end: Offsets) -> None:
-        """Add what is there before, and what is to be applied, on the way from ``start`` to ``end``."""
-        self.before += sum(min(start.get(position, 0), offset) for position, offset in end.items())
-        self.total += sum(max(offset - start.get(position, 0), 0) for position, offset in end.items())
-
-    @property
-    def seconds(self) -> float:
-        """Since it began."""
-        return time.monotonic() - self._began
-
-    @property
-    def rate(self) -> float:
-        """Records applied a second."""
-        return self.applied / max(self.seconds, 1e-6)
-
-    @property
-    def left(self) -> float | None:
-        """Seconds left at this rate; None where nothing is known of it yet."""
-        return (self.total - self.applied) / self.rate if self.applied else None
-
-
-class _Nowhere:
-    """The quarantine of a rebuild, which publishes nothing: the live path has said it already, and that is read too."""
+class _NoQuarantine:
+    """Publishes no quarantined messages: the processor did, and the rebuild reads what it published."""
 
     async def append(self, records: Iterable[Record]) -> None:
-        """Drop them."""
+        """Drop the records."""
 
 
 @asynccontextmanager
 async def tables_pool(settings: Settings, schema: str, size: int = LANES) -> AsyncIterator[asyncpg.Pool]:
-    """Connections that find the tables of a schema, for ``apply``; they do not wait for the disk at each commit.
+    """Open a pool whose connections use the tables of a schema, for ``apply``. Commits do not wait for the disk.
 
-    What a crash of Postgres takes of the last commits it takes of ``applied_offsets`` too.
+    If Postgres crashes, the last commits may be lost, but tables and ``applied_offsets`` lose the same ones.
     """
     async with await open_pool(
         settings,
@@ -98,7 +68,7 @@ async def tables_pool(settings: Settings, schema: str, size: int = LANES) -> Asy
 
 @asynccontextmanager
 async def tables_connection(settings: Settings, schema: str) -> AsyncIterator[asyncpg.Connection]:
-    """One connection that finds the tables of a schema; jsonb comes as the bytes of its text."""
+    """Open a connection that uses the tables of a schema; it returns jsonb as bytes of JSON text."""
     connection = await connect(settings.postgres_dsn.get_secret_value(), name="replay", own={"search_path": schema})
     try:
         await tables.setup_connection(connection)
@@ -108,16 +78,16 @@ async def tables_connection(settings: Settings, schema: str) -> AsyncIterator[as
 
 
 async def applied_offsets(connection: asyncpg.Connection | asyncpg.Pool) -> dict[Partition, int]:
-    """How far the tables are that this connection finds."""
+    """Return the next offset that the tables of this connection need, by partition."""
     rows = await connection.fetch(_sql["applied_offsets"])
     return {(row["topic"], row["partition"]): row["next_offset"] for row in rows}
 
 
 class Engine:
-    """Applies the log to the tables that a pool of :func:`tables_pool` finds. One at a time for each schema.
+    """Applies the log to the tables of a pool (:func:`tables_pool`). Run one engine per schema and partition.
 
-    ``observe`` is given each stretch as it is read, before any of it is applied. ``source`` is read in the place of
-    the live log. ``least_at_once`` records go into a transaction, if there are as many.
+    ``observe`` gets each range of records before any of it is applied. ``source`` is read instead of the live log.
+    ``least_at_once`` is the minimum number of records of a transaction, if the log has as many.
     """
 
     def __init__(
@@ -133,35 +103,35 @@ class Engine:
         self._least_at_once = least_at_once
         self._settings = settings
         self._source = source
-        self._feed = Feed(settings, pool, identity, _Nowhere())
+        self._feed = Feed(settings, pool, identity, _NoQuarantine())
         self._observe = observe
         self._at_once = AT_ONCE
-        self.progress = Progress()
+        self.progress = RebuildProgress()
 
     async def run(self, start: Offsets, end: Offsets) -> None:
-        """Apply what lies between, all partitions; ``start`` is what the tables say is applied.
+        """Apply the records of every partition from ``start``, which must be the applied offsets, up to ``end``.
 
-        Raises errors of asyncpg and aiokafka, OSError and ForeignLogError; what was applied until then stays so.
+        Raises ForeignLogError, OSError, and errors of asyncpg and aiokafka. What was applied until then stays.
         """
         ranges = {position: (start.get(position, 0), offset) for position, offset in end.items()}
         self.progress.expect(start, end)
-        whole = (self.progress.before + self.progress.total) // _TRANSACTIONS
-        self._at_once = max(self._least_at_once, min(AT_ONCE, whole))
-        for topics in (INPUTS[:1], INPUTS[1:]):
+        per_transaction = (self.progress.before + self.progress.total) // _TRANSACTIONS
+        self._at_once = max(self._least_at_once, min(AT_ONCE, per_transaction))
+        for topics in (INPUT_TOPICS[:1], INPUT_TOPICS[1:]):
             await self._run({position: range_ for position, range_ in ranges.items() if position[0] in topics})
 
     async def _run(self, ranges: Mapping[Partition, OffsetRange]) -> None:
         queues: list[asyncio.Queue[list[Poll]]] = [asyncio.Queue(1) for _ in range(LANES)]
         numbers = sorted({partition for _, partition in ranges})
-        lane_of = {partition: place % LANES for place, partition in enumerate(numbers)}
+        lane_of = {partition: index % LANES for index, partition in enumerate(numbers)}
         try:
             async with asyncio.TaskGroup() as group:
                 lanes = [group.create_task(self._lane(queue)) for queue in queues]
                 async for polls in self._read(ranges):
                     for lane, queue in enumerate(queues):
-                        mine = [poll for poll in polls if lane_of[poll.partition] == lane]
-                        if mine:
-                            await queue.put(mine)
+                        of_lane = [poll for poll in polls if lane_of[poll.partition] == lane]
+                        if of_lane:
+                            await queue.put(of_lane)
                 for queue, lane_task in zip(queues, lanes, strict=True):
                     await queue.join()
                     lane_task.cancel()
@@ -169,22 +139,22 @@ class Engine:
             raise errors.exceptions[0] from None
 
     async def _read(self, ranges: Mapping[Partition, OffsetRange]) -> AsyncIterator[list[Poll]]:
-        """Polls of all partitions, joined to about what two transactions take."""
+        """Yield polls of all partitions, each time about as many records as one transaction of every lane takes."""
         held: list[RecordRange] = []
         count = size = 0
         if self._source is not None:
-            stretches = self._source.read(ranges)
+            record_ranges = self._source.read(ranges)
         else:
-            stretches = read_ranges(self._settings, ranges, max_records=self._at_once)
-        async for stretch in stretches:
+            record_ranges = read_ranges(self._settings, ranges, max_records=self._at_once)
+        async for record_range in record_ranges:
             if self._observe is not None:
-                await self._observe(stretch)
-            if not stretch.records:
+                await self._observe(record_range)
+            if not record_range.records:
                 continue
-            self.progress.read += len(stretch.records)
-            held.append(stretch)
-            count += len(stretch.records)
-            size += size_of(stretch.records)
+            self.progress.read += len(record_range.records)
+            held.append(record_range)
+            count += len(record_range.records)
+            size += size_of(record_range.records)
             if count >= self._at_once * LANES or size >= BYTES_AT_ONCE * LANES:
                 yield join_polls(held)
                 held, count, size = [], 0, 0

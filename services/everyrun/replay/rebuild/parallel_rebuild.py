@@ -1,6 +1,7 @@
-"""A rebuild in several processes: each has a share of the partitions, with both sides of its batches.
+"""Rebuild in several processes, each with a share of the partitions.
 
-Each share is an engine of its own; what they have applied is in the schema's ``applied_offsets``, as ever.
+A share has the same partitions of every topic, so a batch and its runs are in the same share. Each process runs an
+engine of its own; all of them move the same ``applied_offsets``.
 """
 
 from __future__ import annotations
@@ -15,25 +16,21 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import NamedTuple
 
-from everyrun.errors import EveryrunError
 from everyrun.log.reading import Partition
 from everyrun.log.topics import LogIdentity
 from everyrun.memory import reduce_garbage_collection
 from everyrun.redact import describe
+from everyrun.replay.errors import RebuildError
 from everyrun.replay.rebuild.engine import LANES, Engine, Offsets, tables_pool
 from everyrun.settings import Settings
 
 _SPAWN = multiprocessing.get_context("spawn")
-#: How often a process looks whether the one that started it is still there, in seconds.
-_LOOKS_EVERY = 0.5
+#: Seconds between two checks that the parent process is alive.
+_PARENT_CHECK_SECONDS = 0.5
 
 
-class ShareError(EveryrunError):
-    """A process of the rebuild ended before its share was done; the text says why."""
-
-
-class Share(NamedTuple):
-    """What one process applies: from ``start`` up to ``end``, to the tables of ``schema``."""
+class PartitionShare(NamedTuple):
+    """The work of one process: apply the records from ``start`` up to ``end`` to the tables of ``schema``."""
 
     settings: Settings
     schema: str
@@ -42,25 +39,29 @@ class Share(NamedTuple):
     end: dict[Partition, int]
 
 
-def split(end: Offsets, processes: int) -> list[dict[Partition, int]]:
-    """The ends of so many shares: a partition of every topic is in the same one."""
+def split_partitions(end: Offsets, processes: int) -> list[dict[Partition, int]]:
+    """Split the end offsets into one share per process; partitions of the same number share a process."""
     numbers = sorted({partition for _, partition in end})
-    of = {partition: place % processes for place, partition in enumerate(numbers)}
-    shares = [{position: offset for position, offset in end.items() if of[position[1]] == n} for n in range(processes)]
+    process_of = {partition: index % processes for index, partition in enumerate(numbers)}
+    shares = [
+        {position: offset for position, offset in end.items() if process_of[position[1]] == process}
+        for process in range(processes)
+    ]
     return [share for share in shares if share]
 
 
-async def apply_shares(shares: Sequence[Share]) -> None:
-    """Apply the first here and each of the others in a process of its own; return when all are done.
+async def apply_shares(shares: Sequence[PartitionShare]) -> None:
+    """Apply the first share in this process and each other one in a process of its own; return when all are done.
 
-    The processes end with this one, however it ends. Raises ShareError, or what ``Engine.run`` raises.
+    The processes end when this one ends, even if it is killed. Raises RebuildError if one of them fails, or what
+    ``Engine.run`` raises.
     """
     if not shares:
         return
     first, *others = shares
     with _processes(others) as started:
         here = asyncio.create_task(_apply(first))
-        tasks = [here, *(asyncio.create_task(_ended(process, said)) for process, said in started)]
+        tasks = [here, *(asyncio.create_task(_ended(process, errors)) for process, errors in started)]
         try:
             for task in asyncio.as_completed(tasks):
                 await task
@@ -72,60 +73,62 @@ async def apply_shares(shares: Sequence[Share]) -> None:
 
 
 @contextmanager
-def _processes(shares: Sequence[Share]) -> Iterator[list[tuple[SpawnProcess, Connection]]]:
+def _processes(shares: Sequence[PartitionShare]) -> Iterator[list[tuple[SpawnProcess, Connection]]]:
+    """Start a process per share, each with the pipe that brings its error; end them after the block."""
     started = []
     try:
         for share in shares:
-            ours, theirs = _SPAWN.Pipe(duplex=False)
-            process = _SPAWN.Process(target=_work, args=(share, os.getpid(), theirs))
+            receiver, sender = _SPAWN.Pipe(duplex=False)
+            process = _SPAWN.Process(target=_work, args=(share, os.getpid(), sender))
             process.start()
-            theirs.close()
-            started.append((process, ours))
+            sender.close()
+            started.append((process, receiver))
         yield started
     finally:
-        for process, said in started:
+        for process, receiver in started:
             process.terminate()
             process.join()
-            said.close()
+            receiver.close()
 
 
-async def _ended(process: SpawnProcess, said: Connection) -> None:
+async def _ended(process: SpawnProcess, errors: Connection) -> None:
+    """Wait for a process. Raises RebuildError if it failed."""
     await asyncio.to_thread(process.join)
     if process.exitcode != 0:
         try:
-            why = said.recv() if said.poll() else f"exit code {process.exitcode}"
+            reason = errors.recv() if errors.poll() else f"exit code {process.exitcode}"
         except EOFError:
-            why = f"exit code {process.exitcode}"
-        raise ShareError(f"a process of the rebuild ended: {why}. What is done stays so")
+            reason = f"exit code {process.exitcode}"
+        raise RebuildError(f"a process of the rebuild failed: {reason}. The same command resumes the rebuild")
 
 
-def _work(share: Share, parent: int, says: Connection) -> None:
-    """A process: its share, unless the process that started it is gone."""
+def _work(share: PartitionShare, parent: int, errors: Connection) -> None:
+    """Run in a child process: apply the share, and exit early if the parent process ends."""
 
     async def work() -> None:
-        looking = asyncio.create_task(_look(parent))
+        watching = asyncio.create_task(_exit_without_parent(parent))
         try:
             await _apply(share)
         finally:
-            looking.cancel()
+            watching.cancel()
 
-    # Ctrl-C reaches every process of a terminal; the one that started this one decides.
+    # Ctrl-C reaches every process of the terminal. The parent decides what to do, and ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     reduce_garbage_collection()
     try:
         asyncio.run(work())
     except Exception as error:
-        says.send(describe(error))
+        errors.send(describe(error))
         raise SystemExit(1) from None
 
 
-async def _look(parent: int) -> None:
+async def _exit_without_parent(parent: int) -> None:
     while os.getppid() == parent:
-        await asyncio.sleep(_LOOKS_EVERY)
+        await asyncio.sleep(_PARENT_CHECK_SECONDS)
     os._exit(1)
 
 
-async def _apply(share: Share) -> None:
+async def _apply(share: PartitionShare) -> None:
     async with tables_pool(share.settings, share.schema, LANES + 1) as pool:
         engine = Engine(share.settings, pool, share.identity)
         await engine.run(share.start, share.end)

@@ -1,8 +1,8 @@
-"""``--swap``: rebuilt tables take the place of the live ones, while processors and readers go on.
+"""Swap rebuilt tables in for the live ones while processors and readers go on (``everyrun rebuild --swap``).
 
-Both schemas are renamed in one transaction, under a lock of ``applied_offsets`` that lets readers pass and no
-processor. A processor's transaction is wholly before it or wholly after it: its first statement in the tables is the
-one that waits for this lock, and names are looked up again once it has it. See docs/adr/ for why.
+One transaction renames both schemas under a lock on ``applied_offsets``. The lock lets readers pass and stops
+processors. The first statement of a processor's transaction waits for this lock, and Postgres looks names up again
+once it has it; so each such transaction is wholly before the swap or wholly after it. See docs/adr/0010.
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ from msgspec import Struct
 
 from everyrun.log.reading import Partition, bounds
 from everyrun.projection import tables
-from everyrun.replay.rebuild.engine import INPUTS, applied_offsets, tables_connection
-from everyrun.replay.rebuild.rebuild import DEFAULT_SCHEMA, ReplayError, Tell, Workplace, workplace
+from everyrun.replay.errors import RebuildError
+from everyrun.replay.log_position import INPUT_TOPICS
+from everyrun.replay.progress import OnRebuildProgress
+from everyrun.replay.rebuild.engine import applied_offsets, tables_connection
+from everyrun.replay.rebuild.rebuild_schema import DEFAULT_SCHEMA, RebuildSchema, hold_schema
 from everyrun.settings import Settings
 from everyrun.store.sql import beside
 
@@ -26,214 +29,236 @@ _sql = beside(__file__, "swap.sql")
 
 LIVE = tables.SCHEMA
 BEFORE = LIVE + "_before"
-#: The comment by which an old schema is known as ours to drop.
+#: A schema with this comment was left by a swap and may be dropped. Schemas in existing databases have it: do not
+#: change the text.
 _REPLACED = "Replaced by a rebuild. It may be dropped."
-#: Nearer than this the lock is taken; the rest is applied under it.
+#: The lock is taken once fewer records than this are left to apply; the rest is applied under it.
 _NEAR = 2000
-#: Rounds of catching up before the lock is taken however far it is.
+#: Rounds of catching up after which the lock is taken all the same.
 _ROUNDS = 20
-#: The lock is not taken while a transaction looks that is older than this, in seconds; how long that is waited for.
+#: The lock is not taken while a transaction is older than _LONG. Seconds to wait for such a transaction.
 _LONG, _LONG_WITHIN = timedelta(seconds=5), 600.0
-#: Seconds that the lock is held for the transactions that began before the last record was applied under it.
+#: Seconds to wait, under the lock, for transactions that began before its last record was applied.
 _SHORT_WITHIN = 30.0
 _TRIES = 5
-#: Seconds that readers from before the swap get to end in, before the old tables are dropped.
+#: Seconds to wait for readers from before the swap to end, before the old tables are dropped.
 _READERS_WITHIN = 60.0
 
-Say = Callable[[str], None]
+Notify = Callable[[str], None]
+"""Called with a sentence for the person who waits."""
 
 
-class Swapped(Struct, frozen=True):
-    """What was done: records applied in all, and under the lock; seconds it was held; the old schema if it is left."""
+class SwapResult(Struct, frozen=True):
+    """The result of a swap. ``last`` counts the records applied under the lock, ``lock_seconds`` how long it was held.
+
+    ``left_over`` names the schema of the old tables if it could not be dropped, and ``reason`` says why.
+    """
 
     records: int
     last: int
-    held: float
+    lock_seconds: float
     left_over: str | None
-    why: str
+    reason: str
 
 
 class _TryAgainError(Exception):
-    """The lock was given up for now."""
+    """The lock was released without a swap; a retry may succeed."""
 
 
 async def rebuild_and_swap(
     settings: Settings,
-    tell: Tell,
+    on_progress: OnRebuildProgress,
     *,
     schema: str = DEFAULT_SCHEMA,
     fresh: bool = False,
     processes: int = 1,
-    say: Say = lambda _: None,
-) -> Swapped:
-    """Rebuild up to the live tables' offsets, then put it live at exactly those. Publishes nothing.
+    notify: Notify = lambda _: None,
+) -> SwapResult:
+    """Rebuild up to the live tables' offsets, then swap the rebuilt tables in at exactly these. Publishes nothing.
 
-    What somebody hangs on the live tables is never dropped: it is looked for at the start, again under the lock, and in
-    the old tables before they are dropped, which are then left. Raises ReplayError where there is such a thing, where a
-    schema ``everyrun_before`` is not ours to drop, where transactions that would see half of the new tables do not end,
-    or this role may not see those of another role's session; else what
-    :func:`everyrun.replay.rebuild.rebuild.rebuild` raises. The live tables are then as before.
+    Objects of others that depend on the live tables are never dropped. They are looked for at the start, again under
+    the lock, and in the old tables before these are dropped.
+
+    Raises what :func:`everyrun.replay.rebuild.rebuild_schema.rebuild` raises, and RebuildError if:
+
+    - an object of others depends on the live tables;
+    - a schema ``everyrun_before`` exists that no swap left;
+    - transactions that would see a part of the new tables do not end;
+    - this role may not see the transaction of another role's session.
+
+    The live tables are unchanged then.
     """
-    async with workplace(settings, schema) as place:
+    async with hold_schema(settings, schema) as rebuilt:
         if fresh:
-            await place.drop()
-        await place.make()
-        await _check_dependents(place.connection, place)
-        await _check_seen(place.connection)
-        await _drop_unfinished(place.connection)
-        done = _Records(tell)
+            await rebuilt.drop()
+        await rebuilt.create()
+        await _check_dependents(rebuilt.connection, rebuilt)
+        await _check_visible(rebuilt.connection)
+        await _drop_left_over(rebuilt.connection)
+        done = _CountedRebuild(on_progress)
         async with tables_connection(settings, LIVE) as live:
             for _ in range(_ROUNDS):
-                target = await _target(settings, live, place, say)
-                if await done.bring(place, target, processes) < _NEAR:
+                target = await _target(settings, live, rebuilt, notify)
+                if await done.apply_until(rebuilt, target, processes) < _NEAR:
                     break
-            last, held, since = await _swap_again(settings, live, place, done, say)
-            left = await _drop_old(place, live, since)
-    return Swapped(done.applied, last, held, BEFORE if left else None, left)
+            last, seconds, swapped_at = await _swap_with_retries(settings, live, rebuilt, done, notify)
+            reason = await _drop_old(rebuilt, live, swapped_at)
+    return SwapResult(done.applied, last, seconds, BEFORE if reason else None, reason)
 
 
-class _Records:
-    """Counts what is applied over all rounds."""
+class _CountedRebuild:
+    """Counts the records that are applied over all rounds."""
 
-    def __init__(self, tell: Tell) -> None:
+    def __init__(self, on_progress: OnRebuildProgress) -> None:
         self.applied = 0
-        self._tell = tell
+        self._on_progress = on_progress
 
-    async def bring(self, place: Workplace, target: dict[Partition, int], processes: int = 1) -> int:
-        made = await place.bring_to(target, self._tell, processes=processes)
-        self.applied += made.applied
-        return made.applied
+    async def apply_until(self, rebuilt: RebuildSchema, target: dict[Partition, int], processes: int = 1) -> int:
+        """Apply the log up to the target; return the number of records."""
+        result = await rebuilt.apply_until(target, self._on_progress, processes=processes)
+        self.applied += result.applied
+        return result.applied
 
 
-async def _target(settings: Settings, live: asyncpg.Connection, place: Workplace, say: Say) -> dict[Partition, int]:
-    """Where the live tables are; waits until they are nowhere behind the rebuilt ones."""
-    said = False
+async def _target(
+    settings: Settings, live: asyncpg.Connection, rebuilt: RebuildSchema, notify: Notify
+) -> dict[Partition, int]:
+    """Return the live tables' offsets, once these are nowhere behind the rebuilt ones."""
+    notified = False
     while True:
         target = await _live_offsets(settings, live)
-        async with tables_connection(settings, place.name) as there:
-            made = await applied_offsets(there)
-        behind = [position for position, offset in made.items() if target.get(position, 0) < offset]
+        async with tables_connection(settings, rebuilt.name) as connection:
+            applied = await applied_offsets(connection)
+        behind = [position for position, offset in applied.items() if target.get(position, 0) < offset]
         if not behind:
             return target
-        if not said:
-            say(f"The live tables are behind the rebuilt ones in {len(behind)} partitions; waiting for the processor.")
-            said = True
+        if not notified:
+            notify(
+                f"The live tables are behind the rebuilt ones in {len(behind)} partitions; waiting for the processor."
+            )
+            notified = True
         await asyncio.sleep(0.2)
 
 
 async def _live_offsets(settings: Settings, live: asyncpg.Connection) -> dict[Partition, int]:
-    """The live offsets of every partition, none past the end of the log (one that was tampered with may be)."""
+    """Return the live tables' offset of every partition, limited to the end of the log: a tampered row may be past."""
     applied = await applied_offsets(live)
-    ends = (await bounds(settings, INPUTS)).end
+    ends = (await bounds(settings, INPUT_TOPICS)).end
     return {position: min(applied.get(position, 0), end) for position, end in ends.items()}
 
 
-async def _swap_again(
-    settings: Settings, live: asyncpg.Connection, place: Workplace, done: _Records, say: Say
+async def _swap_with_retries(
+    settings: Settings, live: asyncpg.Connection, rebuilt: RebuildSchema, done: _CountedRebuild, notify: Notify
 ) -> tuple[int, float, datetime]:
-    why = ""
+    reason = ""
     for _ in range(_TRIES):
         try:
-            await _wait_for_snapshots(place, live, await _clock(place) - _LONG, _LONG_WITHIN, say)
-            return await _swap(settings, live, place, done)
+            await _wait_for_snapshots(rebuilt, live, await _server_time(rebuilt) - _LONG, _LONG_WITHIN, notify)
+            return await _swap(settings, live, rebuilt, done)
         except _TryAgainError as error:
-            why = str(error)
-            say(f"Not yet: {why}.")
-            await done.bring(place, await _target(settings, live, place, say))
-    raise ReplayError(f"not swapped, the live tables are as before: {why}")
+            reason = str(error)
+            notify(f"Not swapped yet: {reason}. Trying again.")
+            await done.apply_until(rebuilt, await _target(settings, live, rebuilt, notify))
+    raise RebuildError(f"not swapped, the live tables are unchanged: {reason}")
 
 
 async def _swap(
-    settings: Settings, live: asyncpg.Connection, place: Workplace, done: _Records
+    settings: Settings, live: asyncpg.Connection, rebuilt: RebuildSchema, done: _CountedRebuild
 ) -> tuple[int, float, datetime]:
-    """Everything under the lock: the last records, the wait for old snapshots, the renaming."""
+    """Apply the last records, wait for old snapshots and rename the schemas, all under the lock.
+
+    Returns the number of records, the seconds that the lock was held, and the server's time after the renaming.
+    """
     async with live.transaction():
         await live.execute(_sql["lock_offsets"])
         began = time.monotonic()
         target = await _live_offsets(settings, live)
-        last = await done.bring(place, target)
-        async with tables_connection(settings, place.name) as there:
-            made = await applied_offsets(there)
-        different = [p for p in target if made.get(p, 0) != target[p]]
+        last = await done.apply_until(rebuilt, target)
+        async with tables_connection(settings, rebuilt.name) as connection:
+            applied = await applied_offsets(connection)
+        different = [position for position in target if applied.get(position, 0) != target[position]]
         if different:
-            raise _TryAgainError(f"the rebuilt tables are elsewhere in {len(different)} partitions")
-        await _wait_for_snapshots(place, live, await _clock(place), _SHORT_WITHIN)
-        # The rebuild may have taken an hour.
-        await _check_dependents(live, place)
+            raise _TryAgainError(f"the rebuilt tables have other offsets in {len(different)} partitions")
+        await _wait_for_snapshots(rebuilt, live, await _server_time(rebuilt), _SHORT_WITHIN)
+        # Checked again: the rebuild may have taken an hour.
+        await _check_dependents(live, rebuilt)
         comment = await live.fetchval(_sql["schema_comment"], LIVE)
-        for (grant,) in await live.fetch(_sql["grants"], LIVE, place.name):
+        for (grant,) in await live.fetch(_sql["grants"], LIVE, rebuilt.name):
             await live.execute(grant)
         await live.execute(f"alter schema {LIVE} rename to {BEFORE}")
-        await live.execute(f"alter schema {place.name} rename to {LIVE}")
+        await live.execute(f"alter schema {rebuilt.name} rename to {LIVE}")
         await live.execute(await live.fetchval(_sql["comment"], LIVE, comment))
         await live.execute(f"comment on schema {BEFORE} is '{_REPLACED}'")
-    return last, time.monotonic() - began, await _clock(place)
+    return last, time.monotonic() - began, await _server_time(rebuilt)
 
 
-async def _clock(place: Workplace) -> datetime:
-    """The server's own."""
-    moment: datetime = await place.connection.fetchval(_sql["clock"])
-    return moment
+async def _server_time(rebuilt: RebuildSchema) -> datetime:
+    now: datetime = await rebuilt.connection.fetchval(_sql["server_time"])
+    return now
 
 
 async def _wait_for_snapshots(
-    place: Workplace, live: asyncpg.Connection, moment: datetime, seconds: float, say: Say = lambda _: None
+    rebuilt: RebuildSchema,
+    live: asyncpg.Connection,
+    before: datetime,
+    seconds: float,
+    notify: Notify = lambda _: None,
 ) -> None:
-    """Return when no transaction has a snapshot older than the moment: it would see the new tables only in part.
+    """Wait until no transaction has a snapshot from before this time: it would see only a part of the new tables.
 
-    Raises _TryAgainError where one is still there after so many seconds, ReplayError where one could not be seen.
+    Raises _TryAgainError if one is still open after ``seconds``, and RebuildError if a session is not visible.
     """
     began = time.monotonic()
-    said = False
+    notified = False
     while True:
-        await _check_seen(place.connection)
-        old = await place.connection.fetchrow(_sql["old_snapshots"], moment, live.get_server_pid())
+        await _check_visible(rebuilt.connection)
+        old = await rebuilt.connection.fetchrow(_sql["old_snapshots"], before, live.get_server_pid())
         if old is None:
             return
-        who = f"{old['application_name'] or 'somebody'} (pid {old['pid']}), begun {old['age']} ago"
+        session = f"{old['application_name'] or 'an unnamed application'} (pid {old['pid']}), begun {old['age']} ago"
         if time.monotonic() - began > seconds:
-            raise _TryAgainError(f"a transaction of {who}, looks at the tables as they were")
-        if not said and time.monotonic() - began > 1:
-            say(f"Waiting for a transaction of {who}.")
-            said = True
+            raise _TryAgainError(f"a transaction of {session}, still reads the tables from before the swap")
+        if not notified and time.monotonic() - began > 1:
+            notify(f"Waiting for a transaction of {session}.")
+            notified = True
         await asyncio.sleep(0.02)
 
 
-async def _check_seen(connection: asyncpg.Connection) -> None:
-    """Raise ReplayError where there is a session whose transaction this role may not see."""
-    unseen = await connection.fetchrow(_sql["unseen"])
-    if unseen is not None:
-        raise ReplayError(
-            f"whether the session of {unseen['usename']} (pid {unseen['pid']}) looks at the tables cannot be seen, so "
-            f"it cannot be waited for. A superuser may allow it: grant pg_read_all_stats to {unseen['own']}"
+async def _check_visible(connection: asyncpg.Connection) -> None:
+    """Raise RebuildError if this role may not see the transaction of some session."""
+    hidden = await connection.fetchrow(_sql["hidden_session"])
+    if hidden is not None:
+        raise RebuildError(
+            f"the session of {hidden['usename']} (pid {hidden['pid']}) is hidden from this role, so the swap cannot "
+            f"wait for its transaction. A superuser may allow it: grant pg_read_all_stats to {hidden['own']}"
         )
 
 
-async def _hung_on(connection: asyncpg.Connection, schema: str, other: str) -> str:
-    """What is not Everyrun's own and hangs on the schema, or is in it and not in the other; empty where nothing."""
+async def _foreign_objects(connection: asyncpg.Connection, schema: str, other: str) -> str:
+    """List objects of others that depend on the schema, or are in it and not in the other one; empty if none."""
     found = [row[0] for row in await connection.fetch(_sql["dependents"], schema)]
     found += [row[0] for row in await connection.fetch(_sql["foreign_objects"], schema, other)]
     return ", ".join(found)
 
 
-async def _check_dependents(connection: asyncpg.Connection, place: Workplace) -> None:
-    found = await _hung_on(connection, LIVE, place.name)
+async def _check_dependents(connection: asyncpg.Connection, rebuilt: RebuildSchema) -> None:
+    found = await _foreign_objects(connection, LIVE, rebuilt.name)
     if found:
-        raise ReplayError(
-            f"{found}: not Everyrun's own, and would stay with the old tables. Drop it before the swap and make it "
+        raise RebuildError(
+            f"{found}: not Everyrun's own, and would stay with the old tables. Drop it before the swap and create it "
             "again after it."
         )
 
 
 async def _drop_before(connection: asyncpg.Connection) -> str:
-    """Drop the old tables; why not, where that would take something with it, or somebody does not let go of them."""
+    """Drop the old tables and return an empty text, or return why they cannot be dropped."""
     try:
         async with connection.transaction():
             await connection.execute(_sql["lock_within"], str(int(_READERS_WITHIN * 1000)))
-            # So that nothing is hung on them between the look and the drop.
+            # Locked first, so that nobody creates a dependent object between the check and the drop.
             for (lock,) in await connection.fetch(_sql["lock_all"], BEFORE):
                 await connection.execute(lock)
-            found = await _hung_on(connection, BEFORE, LIVE)
+            found = await _foreign_objects(connection, BEFORE, LIVE)
             if not found:
                 await connection.execute(f"drop schema {BEFORE} cascade")
                 return ""
@@ -242,22 +267,25 @@ async def _drop_before(connection: asyncpg.Connection) -> str:
     return f"{found}: not Everyrun's own, and would be dropped with the old tables"
 
 
-async def _drop_unfinished(connection: asyncpg.Connection) -> None:
-    """Drop what an earlier swap left behind. Raises ReplayError where it is not ours to drop."""
+async def _drop_left_over(connection: asyncpg.Connection) -> None:
+    """Drop the old tables that an earlier swap left. Raises RebuildError if they cannot be dropped."""
     if not await connection.fetchval("select to_regnamespace($1) is not null", BEFORE):
         return
     if await connection.fetchval(_sql["schema_comment"], BEFORE) != _REPLACED:
-        raise ReplayError(f"there is a schema {BEFORE} that no swap left behind; rename it, the swap needs its name")
-    why = await _drop_before(connection)
-    if why:
-        raise ReplayError(f"the schema {BEFORE} of an earlier swap cannot be dropped: {why}")
+        raise RebuildError(f"the schema {BEFORE} exists and no swap left it; rename it: the swap needs this name")
+    reason = await _drop_before(connection)
+    if reason:
+        raise RebuildError(f"the schema {BEFORE} of an earlier swap cannot be dropped: {reason}")
 
 
-async def _drop_old(place: Workplace, live: asyncpg.Connection, swapped_at: datetime) -> str:
-    """Drop the old tables once nobody can be reading them any more; why not, where somebody may."""
+async def _drop_old(rebuilt: RebuildSchema, live: asyncpg.Connection, swapped_at: datetime) -> str:
+    """Drop the old tables once nobody can be reading them; return why not, or an empty text."""
     try:
-        await _wait_for_snapshots(place, live, swapped_at, _READERS_WITHIN)
-        why = await _drop_before(place.connection)
-    except (_TryAgainError, ReplayError) as error:
-        why = str(error)
-    return why and f"{why}. The next swap drops it when nothing is in the way, or: drop schema {BEFORE} cascade"
+        await _wait_for_snapshots(rebuilt, live, swapped_at, _READERS_WITHIN)
+        reason = await _drop_before(rebuilt.connection)
+    except (_TryAgainError, RebuildError) as error:
+        reason = str(error)
+    return (
+        reason
+        and f"{reason}. The next swap drops it if nothing is in the way. To drop it now: drop schema {BEFORE} cascade"
+    )

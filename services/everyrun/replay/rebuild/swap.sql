@@ -1,5 +1,5 @@
 -- name: lock_offsets
--- Lets readers pass. A processor's transaction begins with "select ... for update" here, which waits.
+-- Readers are not blocked. A processor's transaction begins with "select ... for update" on this table, and waits.
 lock table applied_offsets in exclusive mode
 
 -- name: schema_comment
@@ -8,13 +8,13 @@ select obj_description(oid, 'pg_namespace') from pg_namespace where nspname = $1
 -- name: comment
 select format('comment on schema %I is %L', $1::text, $2::text)
 
--- name: clock
+-- name: server_time
 select clock_timestamp()
 
 -- name: old_snapshots
--- Transactions of this database that hold a snapshot and began before, but for the one that swaps. One that waits for
--- that is a processor's at its first statement, and takes another snapshot for each. Asked outside a transaction:
--- inside one the answer would be the same each time.
+-- The oldest transaction of this database that holds a snapshot and began before $1, other than the swap's own ($2).
+-- Transactions that wait for the swap are left out: they are processors at their first statement, which take a new
+-- snapshot for each statement. Run this outside a transaction: inside one, Postgres returns the same answer each time.
 select pid, application_name, date_trunc('second', clock_timestamp() - xact_start) as age
 from pg_stat_activity
 where datname = current_database() and backend_type = 'client backend' and pid <> pg_backend_pid()
@@ -22,16 +22,15 @@ where datname = current_database() and backend_type = 'client backend' and pid <
 order by xact_start
 limit 1
 
--- name: unseen
--- A session of another role, of which this one may see neither the transaction nor what kind of process it is. Those of
--- the server itself have no role.
+-- name: hidden_session
+-- A session of another role whose transaction this role may not see. The server's own processes have no role.
 select pid, usename, quote_ident(current_user) as own from pg_stat_activity
 where datname = current_database() and usesysid is not null and query = '<insufficient privilege>'
 limit 1
 
 -- name: grants
--- Rights that others were given on the live schema, what is in it and single columns, as statements that give them on
--- the rebuilt.
+-- The grants to other roles on the live schema, its tables, views and single columns, as statements that grant the
+-- same on the rebuilt schema.
 select format('grant %s%s to %s%s', given.privilege_type, given.place,
               case given.grantee when 0 then 'public' else quote_ident(pg_get_userbyid(given.grantee)) end,
               case when given.is_grantable then ' with grant option' else '' end)
@@ -50,9 +49,9 @@ from (
 ) given
 
 -- name: dependents
--- What depends on the schema or on anything in it and is not itself one of the kinds of thing that Everyrun has there:
--- views elsewhere, foreign keys, publications (also of the whole schema), triggers, rules, policies, functions, types of
--- columns, statistics, default rights. Row security without a policy is no object, and hides every row all the same.
+-- Objects that depend on the schema or on its contents and are of no kind that Everyrun creates there: views in other
+-- schemas, foreign keys, publications (also of the whole schema), triggers, rules, policies, functions, types of columns,
+-- statistics, default privileges. Row security is listed apart: without a policy it is no object, but hides every row.
 with own as (
     select 'pg_namespace'::regclass as classid, $1::text::regnamespace::oid as objid
     union all
@@ -84,7 +83,7 @@ from pg_class where relnamespace = $1::text::regnamespace and relrowsecurity
 order by 1
 
 -- name: foreign_objects
--- What somebody has put into the schema that the other one does not have.
+-- Relations and columns in the first schema that the second one does not have.
 select format('%s %I.%I', case c.relkind when 'i' then 'index' when 'v' then 'view' else 'relation' end, $1::text, c.relname)
 from pg_class c
 where c.relnamespace = $1::text::regnamespace and c.relkind in ('r', 'v', 'i', 'm', 'S', 'f', 'p')
@@ -103,7 +102,7 @@ order by 1
 select set_config('lock_timeout', $1, true)
 
 -- name: lock_all
--- Statements that keep everybody from the schema's tables and views until the transaction's end.
+-- Statements that lock every table and view of the schema until the end of the transaction.
 select format('lock table %I.%I in access exclusive mode', $1::text, relname)
 from pg_class where relnamespace = $1::text::regnamespace and relkind in ('r', 'v')
 order by relkind, relname

@@ -2,7 +2,7 @@
 create schema if not exists everyrun_index;
 
 comment on schema everyrun_index is
-    'Where in the log each input, run and batch is spoken of. Made from the log by the replay service; drop it, and it is made again.';
+    'An index of the events that mention each input, run and batch. The replay service makes it from the log; it may be dropped, and is made again.';
 
 create table positions (
     topic text collate "C" not null,
@@ -11,19 +11,19 @@ create table positions (
     cluster_id text not null,
     primary key (topic, partition)
 );
-comment on column positions.topic is 'The topic, without its prefix.';
+comment on column positions.topic is 'The topic, without prefix.';
 comment on column positions.partition is 'The partition.';
 comment on column positions.next_offset is 'The offset of the first record that is not indexed yet.';
-comment on column positions.cluster_id is 'The Kafka cluster that it is of.';
-comment on table positions is 'How far each partition is indexed; moved in the same transaction as the places.';
+comment on column positions.cluster_id is 'The id of the Kafka cluster.';
+comment on table positions is 'The progress of the index in each partition, updated in the transaction that adds the events.';
 
 create table places (
     id bigint not null,
     place bigint not null
 );
-comment on column places.id is 'A number made from the id that the event speaks of.';
+comment on column places.id is 'A number made from an id that the event mentions.';
 comment on column places.place is 'Topic, partition and offset of the event, as one number.';
-comment on table places is 'An event that speaks of an id. Of both there is a number: see everyrun/replay/history/event_index_keys.py.';
+comment on table places is 'The location of each event that mentions an id, both as numbers: see everyrun/replay/history/event_index_keys.py.';
 create index places_id on places (id);
 
 create table batch_places (
@@ -31,8 +31,8 @@ create table batch_places (
     places bigint[] not null
 );
 comment on column batch_places.id is 'A number made from the batchId.';
-comment on column batch_places.places is 'Topic, partition and offset of each, as one number.';
-comment on table batch_places is 'The observations of a batch''s runs, some at a time.';
+comment on column batch_places.places is 'Topic, partition and offset of each event, as one number.';
+comment on table batch_places is 'The locations of observations of a batch''s runs; several rows per batch.';
 create index batch_places_id on batch_places (id);
 
 -- migrate:down

@@ -1,48 +1,32 @@
--- name: lead
+-- name: try_lead
 select pg_try_advisory_lock(hashtext('everyrun replay jobs'))
 
--- name: unlead
+-- name: stop_leading
 select pg_advisory_unlock(hashtext('everyrun replay jobs'))
 
 -- name: next
--- One that is RUNNING while nobody leads was left by a process that ended.
+-- If a job is RUNNING and nobody leads, its process ended: resume it before others.
 select job_id, kind, arguments, started_at from everyrun_queue.replay_jobs
 where state in ('RUNNING', 'WAITING')
 order by state, created_at, job_id
 limit 1
 
--- name: start
+-- name: run
 update everyrun_queue.replay_jobs set state = 'RUNNING', message = null where job_id = $1
 
--- name: begin
--- From now on a process that takes the job over goes on with it.
+-- name: mark_started
+-- From here on another process resumes the job instead of starting it.
 update everyrun_queue.replay_jobs set started_at = coalesce(started_at, now()) where job_id = $1
 
--- name: progress
+-- name: report_progress
 update everyrun_queue.replay_jobs set records_done = $2, records_total = $3, rate = $4, seconds_left = $5
 where job_id = $1
 returning state
 
--- name: trouble
+-- name: set_message
 update everyrun_queue.replay_jobs set message = $2 where job_id = $1
 
 -- name: end
 update everyrun_queue.replay_jobs
 set state = $2, outcome = $3, message = $4, seconds_left = null, ended_at = now()
 where job_id = $1 and state = 'RUNNING'
-
--- name: add
-insert into everyrun_queue.replay_jobs (job_id, kind, arguments, asked_by)
-values ($1, $2, $3, $4)
-returning *
-
--- name: job
-select * from everyrun_queue.replay_jobs where job_id = $1
-
--- name: jobs
-select * from everyrun_queue.replay_jobs order by created_at desc, job_id desc limit $1
-
--- name: cancel
-update everyrun_queue.replay_jobs set state = 'CANCELLED', seconds_left = null, ended_at = now()
-where job_id = $1 and state in ('WAITING', 'RUNNING')
-returning *

@@ -1,0 +1,7 @@
+-- name: applied_offsets
+select topic, partition, next_offset, cluster_id, partitions from applied_offsets
+
+-- name: same_texts
+-- Both sessions then write the same value as the same text.
+select set_config('timezone', 'UTC', false), set_config('datestyle', 'ISO', false),
+       set_config('extra_float_digits', '1', false), set_config('bytea_output', 'hex', false)

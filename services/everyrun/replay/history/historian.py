@@ -1,0 +1,211 @@
+"""Tell the history of an id: find its events, say what each changed, and compare with the live row."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Any
+
+import asyncpg
+import msgspec
+
+from everyrun.errors import NotFound
+from everyrun.log import topics as log_topics
+from everyrun.log.cloudevents import header, timestamp
+from everyrun.log.reading import RecordReader
+from everyrun.replay.audit.row_diff import Difference
+from everyrun.replay.export.targets import MARK
+from everyrun.replay.history.changes import Change, InputProjection, run_changes
+from everyrun.replay.history.event_index import EventIndex
+from everyrun.replay.history.event_index_keys import EventLocation
+from everyrun.replay.history.event_search import FoundEvents, open_search
+from everyrun.replay.history.live_rows import JSON_COLUMNS, LiveRows, json_value
+from everyrun.replay.log_position import INPUT_TOPICS
+from everyrun.replay.progress import OnProgress, no_progress
+from everyrun.settings import Settings
+from everyrun.waiting import Waiting, waiting_of
+
+_OF_SUBMISSION = ("submission-accepted", "submission-paused", "submission-resumed")
+
+
+class NoHistoryError(NotFound):
+    """No event mentions the id; ``did_you_mean`` has the ids that a short one may mean."""
+
+    def __init__(self, identifier: str, did_you_mean: Sequence[str] = ()) -> None:
+        text = f"no event mentions {identifier}, and the queue does not have it"
+        if did_you_mean:
+            text += f"; did you mean {' or '.join(did_you_mean)}?"
+        super().__init__(text)
+        self.did_you_mean = list(did_you_mean)
+
+    def details(self) -> dict[str, Any]:
+        """Return the ids that a short one may mean."""
+        return {"did_you_mean": self.did_you_mean}
+
+
+class HistoryEvent(msgspec.Struct, frozen=True):
+    """An event of a history.
+
+    ``appended_at`` is the broker's time, ``time`` that of the service which wrote the event. ``replayed`` is the
+    position that the event was replayed from, if it was. ``what`` says what it changed; ``status`` is the status after
+    it.
+    """
+
+    appended_at: str
+    time: str
+    type: str
+    source: str
+    topic: str
+    partition: int
+    offset: int
+    replayed: str | None
+    what: str
+    status: str
+
+
+class History(msgspec.Struct, frozen=True):
+    """The history of an id.
+
+    - ``kind`` is input, run or batch.
+    - ``row`` is the input's row in the live tables.
+    - ``agrees`` is true if every column of the row follows from the events. It is null if there is no row, or if the
+      tables have not applied all of the events yet. ``differences`` are the values that differ.
+    - ``waiting`` says what an input without a row waits for. Then ``status`` is its status in the queue.
+    """
+
+    id: str
+    kind: str
+    status: str | None
+    version: str | None
+    run_id: str | None
+    row: dict[str, Any] | None
+    agrees: bool | None
+    events: list[HistoryEvent]
+    differences: list[Difference] = []
+    waiting: Waiting | None = None
+
+
+class Historian:
+    """Tells histories of one installation."""
+
+    def __init__(self, settings: Settings, pool: asyncpg.Pool, index: EventIndex, records: RecordReader) -> None:
+        self._settings = settings
+        self._live = LiveRows(pool)
+        self.index = index
+        self._records = records
+        #: One question at a time: each holds the part of the log that is not indexed.
+        self._turn = asyncio.Lock()
+
+    async def history(self, identifier: str, on_progress: OnProgress = no_progress) -> History:
+        """Return the history of an input, a run or a batch.
+
+        Raises NoHistoryError, IndexBehindError, aiokafka.errors.KafkaError, asyncpg.PostgresError.
+        """
+        async with self._turn:
+            return await self._history(identifier, on_progress)
+
+    async def _history(self, identifier: str, on_progress: OnProgress) -> History:
+        # The row is read before the log, so that the log has every event that made it.
+        row, applied = await self._live.row(identifier)
+        search = await open_search(self._settings, self.index, self._records, on_progress)
+        found = await search.find({identifier}, {identifier})
+        queued = await self._live.queued(identifier) if row is None else None
+        if not found and queued is None:
+            raise NoHistoryError(identifier, await self._live.similar_ids(identifier))
+        kind = _kind(identifier, found)
+        if kind == "run":
+            return _without_row(identifier, kind, await search.of_run(found))
+        if kind == "batch":
+            return _without_row(identifier, kind, await search.of_batch(identifier, found))
+        found = await search.of_input(identifier, found)
+        if queued is not None:
+            # Nothing of the input was sent yet: only events of its submission concern it.
+            of_submission = await search.find({queued["submission_id"]}, set())
+            found |= {location: event for location, event in of_submission.items() if event.type in _OF_SUBMISSION}
+        projection = InputProjection(identifier)
+        events = [
+            _history_event(location, record, projection.apply(location.topic, record))
+            for location, record in _in_order(found)
+        ]
+        # Events that the tables have not applied yet cannot show in the row.
+        comparable = row is not None and all(
+            location.offset < applied.get((location.topic, location.partition), 0) for location in found
+        )
+        differences = await self._live.differences(row, projection) if row is not None and comparable else []
+        waiting = None if queued is None else waiting_of(queued)
+        return History(
+            identifier,
+            kind,
+            projection.status if waiting is None else waiting.status,
+            projection.version,
+            projection.run_id,
+            None if row is None else {name: _plain(name, row[name]) for name in row if name != "run"},
+            not differences if comparable else None,
+            events,
+            differences,
+            waiting,
+        )
+
+
+def _without_row(identifier: str, kind: str, found: FoundEvents) -> History:
+    """Return the history of a run or a batch."""
+    ordered = _in_order(found)
+    changes = run_changes([(location.topic, record) for location, record in ordered])
+    status = changes[-1].status or None if kind == "run" and changes else None
+    events = [
+        _history_event(location, record, change) for (location, record), change in zip(ordered, changes, strict=True)
+    ]
+    return History(identifier, kind, status, None, None, None, None, events)
+
+
+def _in_order(found: FoundEvents) -> list[tuple[EventLocation, Any]]:
+    """Sort events by the broker's time, then by topic and location."""
+    ordered = sorted(
+        found.items(), key=lambda item: (item[1].record.timestamp, INPUT_TOPICS.index(item[0].topic), item[0])
+    )
+    return [(location, event.record) for location, event in ordered]
+
+
+def _kind(identifier: str, found: FoundEvents) -> str:
+    """Return the kind of an id: input, run or batch. The ids of chunks and submissions count as a batch's."""
+    if any(event.subjects.batch == identifier or event.field("batch_id") == identifier for event in found.values()):
+        return "batch"
+    for location, event in found.items():
+        if location.topic == "runs" and header(event.record.headers, "ce_subject") == identifier:
+            return "run"
+        if location.topic == "deliveries" and event.field("run_id") == identifier:
+            return "run"
+        if identifier in (event.field("chunk"), event.field("submission_id")):
+            return "batch"
+    return "input"
+
+
+def _plain(column: str, value: Any) -> Any:
+    if column in JSON_COLUMNS:
+        return json_value(value)
+    return timestamp(value) if isinstance(value, datetime) else value
+
+
+def _history_event(location: EventLocation, record: Any, change: Change) -> HistoryEvent:
+    return HistoryEvent(
+        appended_at=timestamp(record.timestamp / 1000),
+        time=header(record.headers, "ce_time"),
+        type=header(record.headers, "ce_type"),
+        source=header(record.headers, "ce_source"),
+        topic=location.topic,
+        partition=location.partition,
+        offset=location.offset,
+        replayed=header(record.headers, f"ce_{MARK}") or None,
+        what=change.what,
+        status=change.status,
+    )
+
+
+@asynccontextmanager
+async def historian(settings: Settings, pool: asyncpg.Pool) -> AsyncIterator[Historian]:
+    """Open a historian for the block. Raises aiokafka.errors.KafkaError if Kafka is unavailable."""
+    index = EventIndex(pool, await log_topics.cluster_id(settings))
+    async with RecordReader(settings, INPUT_TOPICS) as records:
+        yield Historian(settings, pool, index, records)

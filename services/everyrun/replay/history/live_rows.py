@@ -1,0 +1,89 @@
+"""Read an input's row from the live tables and the queue, and compare it with the row that its events make."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import asyncpg
+import msgspec
+
+from everyrun.log.reading import Partition
+from everyrun.replay.audit.row_diff import Difference, rows_differ
+from everyrun.replay.history.changes import InputProjection
+from everyrun.store.sql import beside
+
+_sql = beside(__file__, "live_rows.sql")
+
+#: Columns of ``results`` that are jsonb.
+JSON_COLUMNS = ("file", "metadata", "run")
+#: Lengths of an id for which similar ones are looked up. Too many ids begin with fewer characters, and no id is longer.
+_SHORTEST, _LONGEST = 6, 600
+#: The errors of a database without a queue, or whose queue this role may not read.
+_NO_QUEUE = (asyncpg.UndefinedTableError, asyncpg.UndefinedFunctionError, asyncpg.InsufficientPrivilegeError)
+
+
+class LiveRows:
+    """Reads rows of the live tables and of the queue."""
+
+    def __init__(self, pool: asyncpg.Pool) -> None:
+        self._pool = pool
+
+    async def row(self, input_id: str) -> tuple[dict[str, Any] | None, dict[Partition, int]]:
+        """Return an input's row of ``results``, and the applied offsets, from the same snapshot."""
+        try:
+            async with (
+                self._pool.acquire() as connection,
+                connection.transaction(isolation="repeatable_read", readonly=True),
+            ):
+                row = await connection.fetchrow(_sql["row_of_input"], input_id)
+                offsets = await connection.fetch(_sql["applied_offsets"])
+        except asyncpg.UndefinedTableError:
+            return None, {}
+        applied = {(r["topic"], r["partition"]): r["next_offset"] for r in offsets}
+        return None if row is None else dict(row), applied
+
+    async def queued(self, identifier: str) -> dict[str, Any] | None:
+        """Return an input's status in the queue; None if the queue does not have it."""
+        submission_id, colon, external_id = identifier.partition(":")
+        if not colon or "\x00" in identifier:
+            return None
+        try:
+            row = await self._pool.fetchrow(_sql["queued_input"], submission_id, external_id)
+        except _NO_QUEUE:
+            return None
+        return None if row is None else dict(row)
+
+    async def similar_ids(self, identifier: str) -> list[str]:
+        """Return up to three full ids that a short one may mean."""
+        if "\x00" in identifier or len(identifier) > _LONGEST:
+            return []
+        try:
+            found = await self._pool.fetch(_sql["similar_ids"], identifier, len(identifier) >= _SHORTEST)
+        except _NO_QUEUE:
+            return []
+        return [row["id"] for row in found]
+
+    async def differences(self, row: Mapping[str, Any], projection: InputProjection) -> list[Difference]:
+        """Return every value of a row that differs from the row that the events make."""
+        made = projection.row
+        key = str(row["input_id"])
+        if made is None:
+            return list(rows_differ("results", key, row, None))
+        texts = {name: made[name] and made[name].decode() for name in JSON_COLUMNS}
+        files = [file.decode() for file in projection.files]
+        live, log = dict(row), dict(made)
+        columns = [*JSON_COLUMNS, *["file"] * len(files)]
+        values = [row[name] for name in columns]
+        compared = await self._pool.fetch(_sql["compare_json"], columns, values, [*texts.values(), *files])
+        same = {one["column"] for one in compared if one["same"]}
+        normal = {one["column"]: one["log"] for one in compared[: len(JSON_COLUMNS)]}
+        for name in JSON_COLUMNS:
+            # Both sides as Postgres writes them: else 1.0 and 1 would count as a difference.
+            live[name], log[name] = (None, None) if name in same else (json_value(row[name]), json_value(normal[name]))
+        return list(rows_differ("results", key, live, log))
+
+
+def json_value(text: str | None) -> Any:
+    """Decode the text of a jsonb column."""
+    return None if text is None else msgspec.json.decode(text)

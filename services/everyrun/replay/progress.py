@@ -1,0 +1,53 @@
+"""Progress of long work, for progress bars and jobs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+from everyrun.log.reading import Partition
+
+OnProgress = Callable[[int, int], None]
+"""Called with the number of records done and the number in all."""
+
+
+def no_progress(done: int, total: int) -> None:
+    """Report nothing."""
+
+
+class RebuildProgress:
+    """Records that a rebuild has read and applied.
+
+    ``before`` counts the records that earlier runs applied; ``total`` those that this run has to apply.
+    """
+
+    def __init__(self) -> None:
+        self.before = 0
+        self.total = 0
+        self.read = 0
+        self.applied = 0
+        self._began = time.monotonic()
+
+    def expect(self, start: Mapping[Partition, int], end: Mapping[Partition, int]) -> None:
+        """Add the records up to ``start`` to ``before``, and those from ``start`` to ``end`` to ``total``."""
+        self.before += sum(min(start.get(position, 0), offset) for position, offset in end.items())
+        self.total += sum(max(offset - start.get(position, 0), 0) for position, offset in end.items())
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._began
+
+    @property
+    def rate(self) -> float:
+        """Records applied per second."""
+        return self.applied / max(self.seconds, 1e-6)
+
+    @property
+    def left(self) -> float | None:
+        """Seconds left at this rate; None until the first record is applied."""
+        return (self.total - self.applied) / self.rate if self.applied else None
+
+
+OnRebuildProgress = Callable[[RebuildProgress], None]
+"""Called several times a second with the progress so far."""

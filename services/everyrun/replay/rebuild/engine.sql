@@ -1,0 +1,2 @@
+-- name: applied_offsets
+select topic, partition, next_offset from applied_offsets
