@@ -1,4 +1,4 @@
-"""The archive: whole after kills, and whatever is done to it is found and named."""
+"""Archives survive kills and concurrent runs, and verification finds every kind of tampering."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ async def archive_digests(place: str) -> dict[tuple[str, int], list[bytes]]:
 
 @pytest.fixture(scope="module")
 async def settings(kafka: str) -> Settings:
-    """A log for all of these tests: each has archives of its own of it."""
+    """The log of all tests in this module; each test makes its own archive."""
     settings = Settings(kafka_bootstrap=kafka, topic_prefix=f"t{uuid.uuid4().hex[:8]}.")
     await topics.create(settings)
     return settings
@@ -69,7 +69,7 @@ async def settings(kafka: str) -> Settings:
 
 @pytest.fixture(scope="module")
 def s3() -> Iterator[str]:
-    """An S3 server with a bucket; its credentials are in the environment."""
+    """The URL of a bucket on a local S3 server. The environment has the credentials."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
     host, port = server.get_host_and_port()
@@ -89,7 +89,7 @@ def s3() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("kind", ["folder", "s3"])
-async def test_it_goes_on_from_where_it_ended_and_reads_back_as_the_log(
+async def test_a_second_run_adds_only_new_records_and_the_archive_equals_the_log(
     settings: Settings, tmp_path: Path, s3: str, kind: str
 ) -> None:
     place = str(tmp_path / "archive") if kind == "folder" else f"{s3}/{settings.topic_prefix}archive"
@@ -106,7 +106,7 @@ async def test_it_goes_on_from_where_it_ended_and_reads_back_as_the_log(
     assert (found.findings, found.records) == ([], first.records + second.records)
 
 
-async def test_a_file_is_parquet_that_others_read(settings: Settings, tmp_path: Path) -> None:
+async def test_other_tools_can_read_the_parquet_files(settings: Settings, tmp_path: Path) -> None:
     await write_world(settings, 3)
     await archive(settings, str(tmp_path), topics=["runs"])
     table = pq.read_table(tmp_path / "records")
@@ -118,7 +118,7 @@ async def test_a_file_is_parquet_that_others_read(settings: Settings, tmp_path: 
     assert headers["ce_type"] == b"run-observed"
 
 
-async def test_a_run_that_is_killed_is_taken_up_by_the_next(
+async def test_the_next_run_continues_after_a_kill(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = tmp_path / "archive"
@@ -158,14 +158,16 @@ async def test_a_run_that_is_killed_is_taken_up_by_the_next(
     assert await archive_digests(str(place)) == await log_digests(settings)
 
 
-async def test_two_runs_at_once_do_no_harm(settings: Settings, tmp_path: Path) -> None:
+async def test_one_of_two_concurrent_runs_fails_and_the_archive_stays_correct(
+    settings: Settings, tmp_path: Path
+) -> None:
     await write_world(settings, 5)
     other = archives.ChainWriter.add
 
     async def add(self: archives.ChainWriter, built: day_files.DayFile) -> None:
         if self.number == 0 and not (tmp_path / "manifests").exists():
             archives.ChainWriter.add = other  # type: ignore[method-assign]
-            # So that the files of the two differ.
+            # The files of the two runs then differ.
             await write_world(settings, 6)
             await archive(settings, str(tmp_path))
         await other(self, built)
@@ -181,11 +183,11 @@ async def test_two_runs_at_once_do_no_harm(settings: Settings, tmp_path: Path) -
     assert (found.findings, found.notes) == ([], [])
 
 
-async def test_a_file_that_two_killed_runs_left_is_removed(settings: Settings, tmp_path: Path) -> None:
+async def test_a_run_deletes_files_that_killed_runs_left(settings: Settings, tmp_path: Path) -> None:
     await write_world(settings, 5)
     await archive(settings, str(tmp_path))
     count = len(list((tmp_path / "manifests").iterdir()))
-    # One run put it and was killed; another took the number, and was killed before it removed it.
+    # One run stored the file and was killed. Another took the number, and was killed before it deleted the file.
     left = tmp_path / manifests.digest_path(count, "0" * 64)
     left.write_bytes(b"?")
     assert (await verify(str(tmp_path))).findings
@@ -194,7 +196,7 @@ async def test_a_file_that_two_killed_runs_left_is_removed(settings: Settings, t
     assert (await verify(str(tmp_path), against_log=settings)).findings == []
 
 
-async def test_another_log_is_refused(settings: Settings, tmp_path: Path) -> None:
+async def test_archive_refuses_another_log(settings: Settings, tmp_path: Path) -> None:
     await write_world(settings, 6)
     await archive(settings, str(tmp_path))
     empty = settings.model_copy(update={"topic_prefix": settings.topic_prefix + "other."})
@@ -203,11 +205,11 @@ async def test_another_log_is_refused(settings: Settings, tmp_path: Path) -> Non
         await archive(empty, str(tmp_path))
 
 
-# --- whatever is done to an archive is found
+# --- verification finds tampering
 
 
 class Archive:
-    """An archive that a test may do things to."""
+    """An archive that a test may tamper with."""
 
     def __init__(self, folder: Path, settings: Settings) -> None:
         self.folder = folder
@@ -248,7 +250,7 @@ async def made(settings: Settings, tmp_path_factory: pytest.TempPathFactory, key
 
 @pytest.fixture
 def signed(settings: Settings, made: Path, tmp_path: Path) -> Archive:
-    """A copy of an archive of two runs, each of them signed."""
+    """A copy of an archive of two signed runs."""
     shutil.copytree(made, tmp_path / "archive")
     return Archive(tmp_path / "archive", settings)
 
@@ -305,9 +307,11 @@ def reordered(archived: Archive) -> tuple[str, int, int, str]:
     return manifest.topic, rows[0]["partition"], rows[0]["offset"], "was reordered"
 
 
-@pytest.mark.parametrize("deed", [changed, a_header_changed, removed, added, doubled, reordered])
-async def test_a_record_is_found(signed: Archive, deed: Callable[[Archive], tuple[str, int, int, str]]) -> None:
-    topic, partition, offset, what = deed(signed)
+@pytest.mark.parametrize("tamper", [changed, a_header_changed, removed, added, doubled, reordered])
+async def test_verify_finds_a_tampered_record(
+    signed: Archive, tamper: Callable[[Archive], tuple[str, int, int, str]]
+) -> None:
+    topic, partition, offset, what = tamper(signed)
     found = (await signed.verify()).findings
     named = [(f.topic, f.partition, f.offset) for f in found if what in f.what]
     assert (topic, partition, offset) in named, found
@@ -329,7 +333,7 @@ def a_file_added(archived: Archive) -> str:
     return extra
 
 
-def a_file_of_nobody_added(archived: Archive) -> str:
+def a_file_without_number_added(archived: Archive) -> str:
     (archived.folder / "records" / "extra.parquet").write_bytes(b"x")
     return "records/extra.parquet"
 
@@ -376,9 +380,9 @@ def the_newest_manifests_cut_off(archived: Archive) -> str:
 
 def a_signature_changed(archived: Archive) -> str:
     path = sorted((archived.folder / "signatures").iterdir())[0]
-    said = msgspec.json.decode(path.read_bytes())
-    said["signature"] = said["signature"].swapcase()
-    path.write_bytes(msgspec.json.encode(said))
+    signature = msgspec.json.decode(path.read_bytes())
+    signature["signature"] = signature["signature"].swapcase()
+    path.write_bytes(msgspec.json.encode(signature))
     return f"signatures/{path.name}"
 
 
@@ -389,26 +393,33 @@ def the_newest_signature_removed(archived: Archive) -> str:
 
 
 @pytest.mark.parametrize(
-    "deed",
+    "tamper",
     [
-        *(a_file_removed, a_file_added, a_file_of_nobody_added, bytes_changed, digests_changed, a_manifest_changed),
+        *(
+            a_file_removed,
+            a_file_added,
+            a_file_without_number_added,
+            bytes_changed,
+            digests_changed,
+            a_manifest_changed,
+        ),
         *(a_manifest_removed, a_manifest_unreadable, the_newest_manifests_cut_off, a_signature_changed),
         the_newest_signature_removed,
     ],
 )
-async def test_a_file_is_found(signed: Archive, deed: Callable[[Archive], str], keys: Path) -> None:
+async def test_verify_finds_a_tampered_file(signed: Archive, tamper: Callable[[Archive], str], keys: Path) -> None:
     key = signing.public_key(keys.with_name("key.pub"))
-    file = deed(signed)
+    file = tamper(signed)
     assert file in {f.file for f in (await signed.verify(public_key=key)).findings}
 
 
-async def test_a_chain_made_anew_is_found_by_the_key_the_noted_hash_and_the_log(
+async def test_key_noted_hash_and_log_each_detect_a_recomputed_chain(
     signed: Archive, keys: Path, tmp_path: Path
 ) -> None:
     noted = (await signed.verify()).hash
     changed(signed)
     manifest = signed.largest()
-    # Whoever can write everything makes every hash fit again, from the changed file to the newest manifest.
+    # Recompute every hash, from the changed file to the newest manifest.
     forged = tmp_path / "forged"
     shutil.copytree(signed.folder, forged)
     count = len(list((forged / "manifests").iterdir()))
@@ -416,7 +427,7 @@ async def test_a_chain_made_anew_is_found_by_the_key_the_noted_hash_and_the_log(
     for number in range(1, count + 1):
         own = signed.manifest(number)
         if number == manifest.number:
-            own = _refitted(forged, own)
+            own = _rehashed(forged, own)
         own = msgspec.structs.replace(own, previous=previous)
         stored = manifests.to_bytes(own)
         (forged / manifests.manifest_path(number)).write_bytes(stored)
@@ -430,9 +441,7 @@ async def test_a_chain_made_anew_is_found_by_the_key_the_noted_hash_and_the_log(
 
 
 @pytest.mark.parametrize("partition", [0, 999])
-async def test_a_forged_file_does_not_hide_behind_an_end_that_the_log_never_had(
-    signed: Archive, partition: int
-) -> None:
+async def test_a_manifest_past_the_end_of_the_log_does_not_hide_a_forged_file(signed: Archive, partition: int) -> None:
     changed(signed)
     count = len(list((signed.folder / "manifests").iterdir()))
     forged = signed.largest().number
@@ -440,7 +449,7 @@ async def test_a_forged_file_does_not_hide_behind_an_end_that_the_log_never_had(
     for number in range(1, count + 1):
         own = signed.manifest(number)
         if number == forged:
-            own = _refitted(signed.folder, own)
+            own = _rehashed(signed.folder, own)
             beyond = manifests.Covered(999, 0, 1, 0) if partition == 999 else own.partitions[0]
             longer = msgspec.structs.replace(beyond, end=beyond.end + 10**6)
             others = own.partitions if partition == 999 else own.partitions[1:]
@@ -449,12 +458,12 @@ async def test_a_forged_file_does_not_hide_behind_an_end_that_the_log_never_had(
         stored = manifests.to_bytes(own)
         (signed.folder / manifests.manifest_path(number)).write_bytes(stored)
         previous = manifests.hash_of(stored)
-    said = [f.what for f in (await verify(str(signed.folder), against_log=signed.settings)).findings]
-    assert "the record differs from the log" in said
-    assert any("but the log ends at" in what for what in said)
+    defects = [f.what for f in (await verify(str(signed.folder), against_log=signed.settings)).findings]
+    assert "the record differs from the log" in defects
+    assert any("but the log ends at" in what for what in defects)
 
 
-def _refitted(folder: Path, manifest: manifests.Manifest) -> manifests.Manifest:
+def _rehashed(folder: Path, manifest: manifests.Manifest) -> manifests.Manifest:
     import hashlib
 
     from everyrun.replay.archive import parquet
@@ -471,13 +480,13 @@ def _refitted(folder: Path, manifest: manifests.Manifest) -> manifests.Manifest:
     return msgspec.structs.replace(manifest, sha256=hashes[0], digests_sha256=hashes[1], content=content.hexdigest())
 
 
-async def test_nothing_is_found_on_an_untouched_archive(signed: Archive, keys: Path) -> None:
+async def test_verify_finds_nothing_in_an_intact_archive(signed: Archive, keys: Path) -> None:
     key = signing.public_key(keys.with_name("key.pub"))
     found = await signed.verify(public_key=key, against_log=signed.settings)
     assert (found.findings, found.notes, found.signed) == ([], [], found.number)
 
 
-async def test_another_key_is_found(signed: Archive, tmp_path: Path) -> None:
+async def test_verify_detects_another_key(signed: Archive, tmp_path: Path) -> None:
     signing.make_keys(tmp_path / "other")
     found = (await signed.verify(public_key=signing.public_key(tmp_path / "other.pub"))).findings
     assert {f.what for f in found} == {"the signature is wrong: it was made with another key"}

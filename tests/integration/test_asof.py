@@ -1,4 +1,4 @@
-"""The tables as of a moment are the tables as they were; a rebuild that is killed loses little of its reading."""
+"""Tables as of a position equal the live tables at that time, and a killed rebuild repeats little work."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ async def append(settings: Settings, records: list[Record]) -> None:
 
 
 def rows(tables: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Without partitions nothing of which is applied: whether they have a row says nothing."""
+    """Return the rows without partitions at offset 0: they may or may not have a row."""
     return tables | {"applied_offsets": [row for row in tables["applied_offsets"] if ",0," not in row]}
 
 
-async def test_as_of_is_a_snapshot_taken_then(settings: Settings) -> None:
-    """At ten random moments the live tables are copied, with the offsets that they name; then the log is asked."""
+async def test_as_of_equals_a_snapshot_taken_at_the_time(settings: Settings) -> None:
+    """Copy the live tables and their offsets at ten random times, then compare with as-of."""
     chance = random.Random(7)
     for seed in (1, 2):
         await append(settings, apart(a_world(random.Random(seed), chunks=5, inputs=8), str(seed)))
@@ -63,8 +63,10 @@ async def test_as_of_is_a_snapshot_taken_then(settings: Settings) -> None:
             pass
 
 
-async def test_a_small_log_is_applied_in_few_transactions(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A person waits for the answer; a transaction for ten records made it a matter of minutes."""
+async def test_as_of_applies_a_small_log_in_few_transactions(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A transaction per ten records took minutes, while a person waits."""
     await append(settings, apart(a_world(random.Random(5), chunks=10, inputs=20), "1"))
     ends = await resolve_offsets(settings, None)
     applied, as_before = [], Feed.apply_once
@@ -77,11 +79,11 @@ async def test_a_small_log_is_applied_in_few_transactions(settings: Settings, mo
     async with as_of(settings, ends, quiet):
         pass
     assert sum(applied) == sum(ends.values()) > 300
-    # Two lanes, each once for the batches and once for the rest.
+    # Each of the two lanes has one for the batches and one for the other topics.
     assert len(applied) <= 4
 
 
-async def test_a_time_is_when_everyrun_was_told(settings: Settings) -> None:
+async def test_a_time_is_compared_with_the_time_of_append(settings: Settings) -> None:
     await append(settings, apart(a_world(random.Random(1)), "1"))
     ends = (await bounds(settings, INPUT_TOPICS)).end
     told = 0
@@ -123,7 +125,7 @@ read = open(sys.argv[1], "a")
 most = int(sys.argv[2])
 
 class Counted(engine.RebuildProgress):
-    # Every record read is told of before it is applied; at so many applied the process kills itself.
+    # Writes down every record that is read, and kills the process after the given number of applied records.
     def __setattr__(self, name, value):
         if name == "read" and value:
             read.write(f"{value - self.read}\\n")
@@ -142,7 +144,7 @@ asyncio.run(main())
 """
 
 
-async def test_a_rebuild_killed_three_times_ends_right_and_reads_little_twice(
+async def test_a_rebuild_killed_three_times_is_correct_and_reads_little_twice(
     settings: Settings, tmp_path: Path
 ) -> None:
     for seed in range(12):

@@ -1,4 +1,4 @@
-"""An audit finds every kind of tampering with tables, offsets and log, names it, and finds nothing else."""
+"""An audit finds every kind of tampering with tables, offsets and log, and nothing else."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def quiet(_progress: object) -> None:
 
 
 async def append(settings: Settings, *records: Record) -> None:
-    """Append to the log, take it in as the processor does, and acknowledge it to the processor's group."""
+    """Append to the log, apply it and commit the offsets, as the processor does."""
     async with Producer(settings) as producer:
         await producer.append(records)
     async with tables_pool(settings, "everyrun") as pool:
@@ -51,7 +51,7 @@ async def append(settings: Settings, *records: Record) -> None:
 
 @pytest.fixture
 async def live(settings: Settings) -> AsyncIterator[asyncpg.Connection]:
-    """The live tables of two worlds, and a copy of them in the schema kept."""
+    """A connection to live tables, of which the schema ``kept`` has a copy."""
     for seed in (3, 4):
         await append(settings, *apart(a_world(random.Random(seed), chunks=5, inputs=6), str(seed)))
     async with tables_connection(settings, "everyrun") as connection:
@@ -73,7 +73,7 @@ class Tampering(NamedTuple):
     column: str
 
 
-#: On rows of their own: {row} is an input with a run, another for each.
+#: Each changes a row of its own: {row} is an input with a run.
 OF_RESULTS = (
     Tampering("a status", "update results set status = 'LOST' where input_id = {row}", "results", "status"),
     Tampering(
@@ -132,11 +132,11 @@ OFFSET = (
 )
 
 
-def said(found: AuditResult) -> list[tuple[str, str]]:
+def columns(found: AuditResult) -> list[tuple[str, str]]:
     return [(difference.table, difference.column) for difference in found.differences]
 
 
-async def test_every_tampering_is_found_and_nothing_else(settings: Settings, live: asyncpg.Connection) -> None:
+async def test_audit_finds_every_tampering_and_nothing_else(settings: Settings, live: asyncpg.Connection) -> None:
     untouched = await audit(settings, quiet)
     assert untouched.agrees, untouched
     assert untouched.rows["results"] == await live.fetchval("select count(*) from results") > 20
@@ -151,34 +151,34 @@ async def test_every_tampering_is_found_and_nothing_else(settings: Settings, liv
         of_row = [d.column for d in found.differences if d.key == row and d.table == "results"]
         assert of_row == [tampering.column], tampering.what
     for tampering in OF_TABLES:
-        assert (tampering.table, tampering.column) in said(found), tampering.what
+        assert (tampering.table, tampering.column) in columns(found), tampering.what
     assert [d.key for d in found.differences if d.table == "results"] == sorted([*inputs[: len(OF_RESULTS)], "added"])
     for by in (1, -1):
         await restore(live)
         await live.execute(OFFSET.format(by=by))
-        assert ("applied_offsets", "next_offset") in said(await audit(settings, quiet)), by
+        assert ("applied_offsets", "next_offset") in columns(await audit(settings, quiet)), by
     await restore(live)
     after = await audit(settings, quiet)
     assert after.agrees, after
     assert await live.fetchval("select to_regnamespace($1)", SCHEMA) is None
 
 
-async def test_a_selection_is_looked_at_alone(settings: Settings, live: asyncpg.Connection) -> None:
+async def test_a_selection_restricts_the_audit(settings: Settings, live: asyncpg.Connection) -> None:
     row = await live.fetchrow("select * from results where batch_id is not null and run_id is not null limit 1")
     other = await live.fetchrow("select * from results where submission_id <> $1 limit 1", row["submission_id"])
     await live.execute("update results set status = 'LOST', batch_id = 'batch_x' where input_id = $1", row["input_id"])
     mine = RowSelection(submission=row["submission_id"])
-    assert said(await audit(settings, quiet, mine)) == [("results", "batch_id"), ("results", "status")]
+    assert columns(await audit(settings, quiet, mine)) == [("results", "batch_id"), ("results", "status")]
     of_batch = RowSelection(batch=row["batch_id"], since=row["observed_at"])
-    assert len(said(await audit(settings, quiet, of_batch))) == 2
+    assert len(columns(await audit(settings, quiet, of_batch))) == 2
     first = min(row["observed_at"], row["settled_at"] or row["observed_at"])
     assert (await audit(settings, quiet, RowSelection(submission=other["submission_id"], until=first))).agrees
 
 
-async def test_an_attempt_whose_worker_died_before_it_told_the_log_is_in_order(
+async def test_an_attempt_that_was_claimed_and_never_sent_is_no_defect(
     settings: Settings, live: asyncpg.Connection
 ) -> None:
-    """It was claimed and never sent: the log has its doubt, and that it was given up."""
+    """The dispatcher died before it wrote batch-requested: the log only has the doubt and the decision to resend."""
     (submission_id,) = await live.fetchrow("select submission_id from submissions limit 1")
     chunk = f"{submission_id}.c9"
     doubt = batch_event(events.BatchInDoubt, submission_id, chunk, 1, 5)
@@ -187,7 +187,7 @@ async def test_an_attempt_whose_worker_died_before_it_told_the_log_is_in_order(
     assert (await audit(settings, quiet)).agrees
 
 
-async def test_what_is_wrong_with_the_log_is_found(settings: Settings, live: asyncpg.Connection) -> None:
+async def test_audit_finds_defects_of_the_log(settings: Settings, live: asyncpg.Connection) -> None:
     given = {"batch_id": "batch_lonely", "inputs": []}
     lonely = batch_event(events.BatchSubmitted, "sub_unsaid", "sub_unsaid.c1", 1, 5, **given)
     one, other = (run_event("run_x", "batch_x", "PROCESSED", 5, key=None, end=4, row=n) for n in (1, 2))

@@ -1,4 +1,4 @@
-"""docs/how-to/audit.md: its commands are run as they stand, one after another, on a log of some submissions."""
+"""Run the commands of docs/how-to/audit.md as they stand, one after another."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def blocks() -> list[str]:
     return re.findall(r"^```sh\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
 
 
-async def test_the_page_leads_from_a_question_to_evidence(
+async def test_the_commands_of_the_page_work(
     settings: Settings, service: Callable[..., ServiceProcess], tmp_path: Path
 ) -> None:
     await append(settings, a_story())
@@ -59,14 +59,14 @@ async def test_the_page_leads_from_a_question_to_evidence(
         EVIDENCE=str(tmp_path / "evidence.ndjson"),
     )
     assert len(blocks()) >= 5
-    said = []
+    outputs = []
     for block in blocks():
         done = await asyncio.to_thread(
             subprocess.run, ["bash", "-euc", block], env=env, capture_output=True, text=True, timeout=120, check=False
         )
         assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
-        said.append(done.stdout)
-    assert "run_a" in said[0]
-    assert "The row in the tables says the same" in said[0]
+        outputs.append(done.stdout)
+    assert "run_a" in outputs[0]
+    assert "The row in the tables says the same" in outputs[0]
     evidence = [json.loads(line) for line in (tmp_path / "evidence.ndjson").read_text().splitlines()]
     assert {event["type"] for event in evidence} >= {"batch-submitted", "run-observed"}

@@ -1,4 +1,4 @@
-"""The archive by the command line, and its exit codes."""
+"""The archive commands and their exit codes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.records import a_world
 from tests.stack.up import everyrun
 
 
-async def test_archive_list_verify(settings: Settings, tmp_path: Path) -> None:
+async def test_archive_list_and_verify(settings: Settings, tmp_path: Path) -> None:
     async with Producer(settings) as producer:
         await producer.append(a_world(random.Random(1)))
     env = {"EVERYRUN_KAFKA_BOOTSTRAP": settings.kafka_bootstrap, "EVERYRUN_TOPIC_PREFIX": settings.topic_prefix}

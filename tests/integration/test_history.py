@@ -1,4 +1,4 @@
-"""History: every event that touched an id, in order, with what it changed; by the index and without it."""
+"""Histories list every event that touched an id and what it changed, with and without the index."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from everyrun.projection.apply import apply
 from everyrun.replay.api import replay_api
 from everyrun.replay.history import event_search
 from everyrun.replay.history.event_index import EventIndex, ForeignIndexError, catch_up
-from everyrun.replay.history.event_index_keys import EventLocation, subjects_of
 from everyrun.replay.history.event_search import IndexBehindError
 from everyrun.replay.history.historian import NoHistoryError, historian
 from everyrun.replay.log_position import INPUT_TOPICS
@@ -36,7 +35,7 @@ from tests.stack.up import everyrun
 
 
 async def append(settings: Settings, records: list[Any]) -> None:
-    """One after another, so that the log's order is this order."""
+    """Append records one after another: the log then has them in this order."""
     async with Producer(settings) as producer:
         for one in records:
             await producer.append([one])
@@ -44,7 +43,7 @@ async def append(settings: Settings, records: list[Any]) -> None:
 
 
 async def applied(settings: Settings) -> None:
-    """The live tables, as the processor makes them."""
+    """Apply the log to the live tables, as the processor does."""
     connection = await asyncpg.connect(
         settings.postgres_dsn.get_secret_value(), server_settings={"search_path": "everyrun"}
     )
@@ -71,7 +70,7 @@ async def pool(settings: Settings) -> AsyncIterator[asyncpg.Pool]:
 
 
 def a_story() -> list[Any]:
-    """An input that waits, is refused a place, sent, fails, is processed after all, and has a duplicate."""
+    """The events of an input that is returned, sent again, fails, and gets a second run that is processed."""
     given = [an_input("sub_1", n) for n in (1, 2)]
     accepted = events.SubmissionAccepted(
         submission_id="sub_1",
@@ -121,9 +120,9 @@ CHANGES = [
 
 
 @pytest.mark.parametrize("indexed", ["all", "some", "nothing"])
-async def test_it_tells_what_each_event_changed(settings: Settings, pool: asyncpg.Pool, indexed: str) -> None:
+async def test_a_history_says_what_each_event_changed(settings: Settings, pool: asyncpg.Pool, indexed: str) -> None:
     story = a_story()
-    async with historian(settings, pool) as asked:
+    async with historian(settings, pool) as histories:
         await append(settings, story[:7])
         index = EventIndex(pool, await cluster_id(settings))
         if indexed != "nothing":
@@ -133,39 +132,39 @@ async def test_it_tells_what_each_event_changed(settings: Settings, pool: asyncp
             assert await catch_up(settings, index) == 5
             assert await catch_up(settings, index) == 0
         await applied(settings)
-        found = await asked.history("sub_1:1")
+        found = await histories.history("sub_1:1")
         assert [event.what for event in found.events] == CHANGES
         assert (found.kind, found.status, found.run_id, found.agrees) == ("input", "PROCESSED", "run_a", True)
-        of_run = await asked.history("run_b")
+        of_run = await histories.history("run_b")
         assert of_run.kind == "run"
         assert [event.type for event in of_run.events].count("run-observed") == 5
         assert "batch-submitted" in [event.type for event in of_run.events]
-        of_batch = await asked.history("batch_1")
+        of_batch = await histories.history("batch_1")
         assert of_batch.kind == "batch"
         assert len(of_batch.events) == len(story) - 1
         for short, full in (("sub_1:99", []), ("1", ["sub_1:1"]), ("batch_", ["batch_1"]), ("run_", [])):
             with pytest.raises(NoHistoryError) as unknown:
-                await asked.history(short)
+                await histories.history(short)
             assert unknown.value.did_you_mean == full
         assert "did you mean" not in str(unknown.value)
 
 
 @pytest.mark.parametrize("seed", range(4))
-async def test_the_events_make_what_the_tables_say(settings: Settings, pool: asyncpg.Pool, seed: int) -> None:
+async def test_histories_agree_with_the_tables(settings: Settings, pool: asyncpg.Pool, seed: int) -> None:
     world = a_world(random.Random(seed))
     async with Producer(settings) as producer:
         await producer.append(world)
     await catch_up(settings, EventIndex(pool, await cluster_id(settings)))
     await applied(settings)
     rows = await pool.fetch("select input_id, status, version, run_id from everyrun.results")
-    async with historian(settings, pool) as asked:
+    async with historian(settings, pool) as histories:
         for row in rows:
-            found = await asked.history(row["input_id"])
+            found = await histories.history(row["input_id"])
             assert (found.status, found.version, found.run_id) == (row["status"], row["version"], row["run_id"])
             assert found.agrees is True
 
 
-async def test_a_row_that_was_changed_does_not_agree(settings: Settings, pool: asyncpg.Pool) -> None:
+async def test_a_tampered_row_does_not_agree(settings: Settings, pool: asyncpg.Pool) -> None:
     await append(settings, a_story())
     await applied(settings)
     await pool.execute("update everyrun.results set status = 'FAILED', run_id = 'run_x' where position = 1")
@@ -183,7 +182,7 @@ async def test_a_row_that_was_changed_does_not_agree(settings: Settings, pool: a
     assert done.returncode == 4
 
 
-#: What somebody may do to a row by SQL, and the places that are named then.
+#: Changes of a row by SQL, and the columns that differ then.
 TAMPERED = {
     "external_id = '7'": ["external_id"],
     "submission_id = 'sub_9'": ["submission_id"],
@@ -207,29 +206,29 @@ TAMPERED = {
 }
 
 
-async def test_every_column_of_a_row_is_compared(settings: Settings, pool: asyncpg.Pool) -> None:
-    """It said that the row says the same after metadata, a total, credits or settled_at were changed by SQL."""
+async def test_every_column_of_the_row_is_compared(settings: Settings, pool: asyncpg.Pool) -> None:
+    """Earlier versions did not notice changes of metadata, a total, credits or settled_at."""
     await append(settings, a_story())
     await applied(settings)
-    columns = await pool.fetch(
+    rows = await pool.fetch(
         "select column_name from information_schema.columns where table_schema = 'everyrun' and table_name = 'results'"
     )
-    assert {r["column_name"] for r in columns} - {"input_id"} == {
+    assert {r["column_name"] for r in rows} - {"input_id"} == {
         name.partition(".")[0] for names in TAMPERED.values() for name in names
     }
-    async with historian(settings, pool) as asked:
-        untouched = await asked.history("sub_1:1")
+    async with historian(settings, pool) as histories:
+        untouched = await histories.history("sub_1:1")
         assert (untouched.agrees, untouched.differences) == (True, [])
-        for change, places in TAMPERED.items():
+        for change, columns in TAMPERED.items():
             await pool.execute("create table kept as select * from everyrun.results")
             await pool.execute(f"update everyrun.results set {change} where input_id = 'sub_1:1'")
-            found = await asked.history("sub_1:1")
-            assert (found.agrees, [one.column for one in found.differences]) == (False, places), change
+            found = await histories.history("sub_1:1")
+            assert (found.agrees, [one.column for one in found.differences]) == (False, columns), change
             await pool.execute("truncate everyrun.results; insert into everyrun.results select * from kept")
             await pool.execute("drop table kept")
-        # The same JSON written otherwise is no difference.
+        # The same JSON in another notation is no difference.
         await pool.execute("""update everyrun.results set metadata = '{"row": 1.0}' where input_id = 'sub_1:1'""")
-        assert (await asked.history("sub_1:1")).agrees is True
+        assert (await histories.history("sub_1:1")).agrees is True
 
 
 async def test_an_input_that_is_only_in_the_queue_has_a_history(settings: Settings, pool: asyncpg.Pool) -> None:
@@ -242,17 +241,17 @@ async def test_an_input_that_is_only_in_the_queue_has_a_history(settings: Settin
         "insert into everyrun_queue.chunks (chunk, submission_id, first_position, last_position)"
         " values ('sub_1.c1', 'sub_1', 1, 2)"
     )
-    async with historian(settings, pool) as asked:
-        found = await asked.history("sub_1:1")
+    async with historian(settings, pool) as histories:
+        found = await histories.history("sub_1:1")
         assert (found.status, found.events, found.agrees) == ("WAITING", [], None)
         assert found.waiting is not None
         assert found.waiting.waits_for == "queued"
         await append(settings, a_story()[:1])
-        assert [event.type for event in (await asked.history("sub_1:1")).events] == ["submission-accepted"]
+        assert [event.type for event in (await histories.history("sub_1:1")).events] == ["submission-accepted"]
         with pytest.raises(NoHistoryError):
-            await asked.history("sub_1:2")
+            await histories.history("sub_1:2")
         with pytest.raises(NoHistoryError, match=r"queue does not have it; did you mean sub_1:1\?"):
-            await asked.history("1")
+            await histories.history("1")
     env = {
         "EVERYRUN_KAFKA_BOOTSTRAP": settings.kafka_bootstrap,
         "EVERYRUN_TOPIC_PREFIX": settings.topic_prefix,
@@ -267,33 +266,20 @@ async def test_an_input_that_is_only_in_the_queue_has_a_history(settings: Settin
 async def test_an_index_of_another_log_is_not_used(settings: Settings, pool: asyncpg.Pool) -> None:
     await append(settings, a_story()[:2])
     await catch_up(settings, EventIndex(pool, "another cluster"))
-    async with historian(settings, pool) as asked:
-        assert len((await asked.history("sub_1:1")).events) == 2
+    async with historian(settings, pool) as histories:
+        assert len((await histories.history("sub_1:1")).events) == 2
     with pytest.raises(ForeignIndexError, match="another Kafka cluster"):
         await catch_up(settings, EventIndex(pool, await cluster_id(settings)))
 
 
-def test_a_place_is_a_number_and_back() -> None:
-    for place in (
-        EventLocation("runs", 7, 123_456_789_012),
-        EventLocation("batches", 0, 0),
-        EventLocation("quarantine", 9_999, 1),
-    ):
-        assert EventLocation.of(place.number()) == place
-        assert place.number() < 2**63
-
-
-def test_what_is_not_understood_speaks_of_nothing() -> None:
-    bad = type("Bad", (), {"value": b"{", "key": b"k", "headers": (), "offset": 1})()
-    assert subjects_of("batches", bad) == subjects_of("runs", bad) == (set(), None)
-
-
-async def test_the_service_keeps_the_index_and_tells(service: Any, settings: Settings, pool: asyncpg.Pool) -> None:
+async def test_the_service_keeps_the_index_and_serves_histories(
+    service: Any, settings: Settings, pool: asyncpg.Pool
+) -> None:
     await append(settings, a_story()[:7])
     replay = await service("replay", EVERYRUN_API_TOKEN=TOKEN).ready()
     await append(settings, a_story()[7:])
     index = EventIndex(pool, await cluster_id(settings))
-    ends = {place: end for place, end in (await bounds(settings, INPUT_TOPICS)).end.items() if end}
+    ends = {position: end for position, end in (await bounds(settings, INPUT_TOPICS)).end.items() if end}
 
     async def indexed() -> bool:
         return await index.positions() == ends
@@ -305,17 +291,17 @@ async def test_the_service_keeps_the_index_and_tells(service: Any, settings: Set
         assert (await http.get("/v1/history/sub_9:1")).status_code == 404
 
 
-async def test_what_the_tables_have_not_taken_in_is_no_disagreement(settings: Settings, pool: asyncpg.Pool) -> None:
+async def test_a_row_behind_the_log_is_not_compared(settings: Settings, pool: asyncpg.Pool) -> None:
     await append(settings, a_story()[:7])
     await applied(settings)
-    async with historian(settings, pool) as asked:
-        assert (await asked.history("sub_1:1")).agrees is True
+    async with historian(settings, pool) as histories:
+        assert (await histories.history("sub_1:1")).agrees is True
         await append(settings, a_story()[7:])
-        behind = await asked.history("sub_1:1")
+        behind = await histories.history("sub_1:1")
         assert (behind.status, behind.row and behind.row["status"], behind.agrees) == ("PROCESSED", "FAILED", None)
 
 
-async def test_a_log_that_is_not_indexed_is_not_read_whole_for_one_question(
+async def test_a_large_unindexed_part_of_the_log_is_not_read_for_one_question(
     service: Any, settings: Settings, pool: asyncpg.Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(event_search, "TAIL_RECORDS", 5)
@@ -329,8 +315,8 @@ async def test_a_log_that_is_not_indexed_is_not_read_whole_for_one_question(
             yield stretch
 
     monkeypatch.setattr(event_search, "read_ranges", counted)
-    async with historian(settings, pool) as asked:
-        app = replay_api(settings.model_copy(update={"api_token": SecretStr(TOKEN)}), pool, lambda: asked)
+    async with historian(settings, pool) as histories:
+        app = replay_api(settings.model_copy(update={"api_token": SecretStr(TOKEN)}), pool, lambda: histories)
         transport = httpx.ASGITransport(app)
         headers = {"authorization": f"Bearer {TOKEN}"}
         async with httpx.AsyncClient(transport=transport, base_url="http://replay", headers=headers) as http:
@@ -338,24 +324,24 @@ async def test_a_log_that_is_not_indexed_is_not_read_whole_for_one_question(
             assert (answer.status_code, answer.json()["code"], read) == (503, "INDEX_BEHIND", 0)
             assert (answer.json()["indexed"], answer.json()["total"]) == (0, len(a_story()))
             assert int(answer.headers["retry-after"]) >= 5
-            # Few records may be large, too.
+            # Few records may be large.
             monkeypatch.setattr(event_search, "TAIL_RECORDS", 1000)
             monkeypatch.setattr(event_search, "TAIL_BYTES", 100)
             assert (await http.get("/v1/history/sub_1:1")).status_code == 503
-            await catch_up(settings, asked.index)
+            await catch_up(settings, histories.index)
             answer = await http.get("/v1/history/sub_1:1")
             assert answer.status_code == 200
             assert [event["what"] for event in answer.json()["events"]] == CHANGES
 
 
-async def test_without_an_index_the_question_is_refused_with_how_far_it_is(
+async def test_without_an_index_the_error_has_the_number_of_indexed_records(
     settings: Settings, pool: asyncpg.Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who may not write cannot index: the log is read, as far as it is short."""
+    """A role that may not write cannot index; then only a short log can be read."""
     await append(settings, a_story())
     monkeypatch.setattr(event_search, "TAIL_RECORDS", 5)
     with pytest.raises(IndexBehindError, match=f"0 of {len(a_story())} records"):
-        async with historian(settings, pool) as asked:
-            await asked.history("sub_1:1")
+        async with historian(settings, pool) as histories:
+            await histories.history("sub_1:1")
     assert IndexBehindError(0, 100).retry_after == 5
     assert IndexBehindError(0, 10**9).retry_after == 300

@@ -1,4 +1,4 @@
-"""A rebuild makes of the log what the processor made of it, and takes its place while everything runs."""
+"""A rebuild makes the same tables as the processor, and is swapped in while services and readers run."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def connect(settings: Settings, schema: str = "everyrun") -> asyncpg.Conne
 
 
 async def contents(settings: Settings, schema: str) -> dict[str, list[str]]:
-    """Every row of every table as text, with the offsets."""
+    """Return every row of every table as text, and the offsets."""
     connection = await connect(settings, schema)
     try:
         return {
@@ -66,7 +66,7 @@ async def contents(settings: Settings, schema: str) -> dict[str, list[str]]:
 
 
 async def write(settings: Settings, *seeds: int) -> None:
-    """Append a world of each seed, of submissions of its own."""
+    """Append the events of a random world per seed, with ids of its own."""
     async with Producer(settings) as producer:
         for seed in seeds:
             await producer.append(apart(a_world(random.Random(seed), chunks=6, inputs=10), str(seed)))
@@ -96,7 +96,7 @@ async def rebuilt(settings: Settings, **more) -> rebuilding.RebuildResult:
     return await rebuild(settings, await resolve_offsets(settings, None), quiet, **more)
 
 
-async def test_a_rebuild_has_the_rows_of_the_live_tables_and_publishes_nothing(
+async def test_a_rebuild_equals_the_live_tables_and_publishes_nothing(
     settings: Settings, service: Callable[..., ServiceProcess], tmp_path: Path
 ) -> None:
     await write(settings, 1, 2)
@@ -108,19 +108,19 @@ async def test_a_rebuild_has_the_rows_of_the_live_tables_and_publishes_nothing(
     assert {p: o for p, o in made.offsets.items() if o} == {p: o for p, o in (await ends(settings)).items() if o}
     live, beside = await rows(settings, "everyrun"), await rows(settings, DEFAULT_SCHEMA)
     assert beside == live
-    told: list[tuple[int, int]] = []
+    progress_seen: list[tuple[int, int]] = []
     shared = await rebuild(
         settings,
         await resolve_offsets(settings, None),
-        lambda progress: told.append((progress.applied, progress.total)),
+        lambda progress: progress_seen.append((progress.applied, progress.total)),
         schema="in_two",
         processes=2,
     )
     assert shared.applied == made.applied
-    assert told[-1] == (made.applied, made.applied)
+    assert progress_seen[-1] == (made.applied, made.applied)
     assert await rows(settings, "in_two") == beside
     assert await ends(settings, OUTPUTS) == published
-    # What came since is added; what is there already is not read again.
+    # A second run applies only the newer records.
     await write(settings, 3)
     assert (await rebuilt(settings)).before == made.applied
     with pytest.raises(RebuildError, match="already past"):
@@ -128,13 +128,13 @@ async def test_a_rebuild_has_the_rows_of_the_live_tables_and_publishes_nothing(
 
 
 async def rows(settings: Settings, schema: str) -> dict[str, list[str]]:
-    """As ``contents``, without the partitions of which nothing is applied."""
+    """Return ``contents`` without partitions at offset 0."""
     found = await contents(settings, schema)
     found["applied_offsets"] = [row for row in found["applied_offsets"] if ",0," not in row]
     return found
 
 
-async def test_a_process_that_ends_early_ends_the_rebuild_and_says_why(settings: Settings) -> None:
+async def test_a_failed_process_fails_the_rebuild_with_its_reason(settings: Settings) -> None:
     await write(settings, 1)
     end = await resolve_offsets(settings, None)
     cluster_id = await topics.identity(settings)
@@ -152,14 +152,14 @@ async def test_a_process_that_ends_early_ends_the_rebuild_and_says_why(settings:
 
 
 async def eventually_quiet(settings: Settings) -> dict:
-    """Where the published topics end, once the processor has published all it had to."""
+    """Return the ends of the published topics once they stop growing."""
     seen = None
     while seen != (seen := await ends(settings, OUTPUTS)):
         await asyncio.sleep(1)
     return seen
 
 
-async def test_schemas_that_no_rebuild_made_are_left_alone(settings: Settings) -> None:
+async def test_a_rebuild_does_not_touch_schemas_of_others(settings: Settings) -> None:
     connection = await connect(settings)
     await connection.execute("create schema mine")
     for name in ("everyrun", "everyrun_queue", "public", "mine", "x; drop schema mine"):
@@ -178,10 +178,10 @@ async def test_schemas_that_no_rebuild_made_are_left_alone(settings: Settings) -
     await connection.close()
 
 
-async def test_a_swap_under_traffic_is_seen_by_nobody(
+async def test_readers_do_not_notice_a_swap_under_traffic(
     settings: Settings, service: Callable[..., ServiceProcess], tmp_path: Path
 ) -> None:
-    """Writer, processor and readers go on; the readers never see fewer rows, an error, or numbers that disagree."""
+    """Readers never see fewer rows, an error, or an unbalanced report."""
     await write(settings, *range(10, 14))
     processor = await service("processor", EVERYRUN_DATA_DIR=tmp_path).ready()
     reader, asking = await connect(settings), await connect(settings)
@@ -194,21 +194,21 @@ async def test_a_swap_under_traffic_is_seen_by_nobody(
             assert not await reader.fetch("select * from everyrun.report where not balanced")
             assert seen == sorted(seen)
 
-    async def go_on_writing() -> None:
+    async def keep_writing() -> None:
         seed = 100
         while not stop.is_set():
             await write(settings, seed)
             seed += 1
             await asyncio.sleep(0.5)
 
-    tasks = [asyncio.create_task(read()), asyncio.create_task(go_on_writing())]
+    tasks = [asyncio.create_task(read()), asyncio.create_task(keep_writing())]
     await eventually(lambda: seen and seen[-1] > 0, "rows are there")
     before = await asking.fetchval("select 'everyrun.results'::regclass::oid")
     for _ in range(2):
         done = await rebuild_and_swap(settings, quiet)
         assert done.left_over is None, done
     after = len(seen)
-    await eventually(lambda: len(seen) > after + 5, "the reader goes on")
+    await eventually(lambda: len(seen) > after + 5, "the reader keeps reading")
     stop.set()
     await asyncio.gather(*tasks)
     assert await asking.fetchval("select 'everyrun.results'::regclass::oid") != before
@@ -225,7 +225,7 @@ async def test_a_swap_under_traffic_is_seen_by_nobody(
 
 
 async def a_role(connection: asyncpg.Connection) -> str:
-    """A role that may log in; roles are of the whole server, so its name is of the test's own."""
+    """Create a role that may log in. Its name is random: roles belong to the whole server."""
     name = "r" + uuid.uuid4().hex[:12]
     await connection.execute(f"create role {name} login password 'secret'")
     return name
@@ -238,14 +238,14 @@ async def drop_role(connection: asyncpg.Connection, role: str) -> None:
 
 
 def as_role(settings: Settings, role: str) -> Settings:
-    """The settings with another role's dsn."""
+    """Return the settings with another role's DSN."""
     parts = urlsplit(settings.postgres_dsn.get_secret_value())
     where = f"{role}:secret@{parts.hostname}:{parts.port}"
     return settings.model_copy(update={"postgres_dsn": SecretStr(urlunsplit(parts._replace(netloc=where)))})
 
 
 async def owned_by(settings: Settings, admin: asyncpg.Connection, role: str) -> Settings:
-    """The settings with a dsn of the role, which has made the schemas anew and is nothing more."""
+    """Drop the schemas, let the role create them, and return settings with its DSN."""
     own = as_role(settings, role)
     await admin.execute(f"grant create on database {await admin.fetchval('select current_database()')} to {role}")
     await admin.execute(f"drop schema {', '.join(SCHEMAS)} cascade")
@@ -254,7 +254,7 @@ async def owned_by(settings: Settings, admin: asyncpg.Connection, role: str) -> 
 
 
 def during_the_rebuild(monkeypatch: pytest.MonkeyPatch, what: Callable[[], Awaitable[object]]) -> None:
-    """Do something once, after the rebuild has begun and before it is put live."""
+    """Do something once, between the start of the rebuild and the swap."""
     whole, done = rebuilding.RebuildSchema.apply_until, []
 
     async def apply_until(*args, **more):
@@ -286,7 +286,7 @@ def during_the_rebuild(monkeypatch: pytest.MonkeyPatch, what: Callable[[], Await
         ("alter table everyrun.results add own int", "alter table everyrun.results drop own", "column own"),
     ],
 )
-async def test_what_is_hung_on_the_live_tables_during_the_rebuild_is_not_lost(
+async def test_a_dependent_object_created_during_the_rebuild_stops_the_swap(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, made: str, dropped: str, named: str
 ) -> None:
     connection = await connect(settings)
@@ -297,7 +297,7 @@ async def test_what_is_hung_on_the_live_tables_during_the_rebuild_is_not_lost(
     with pytest.raises(RebuildError, match=named):
         await rebuild_and_swap(settings, quiet)
     assert await connection.fetchval("select 'everyrun.results'::regclass::oid") == before
-    # The next time it is found before anything is rebuilt.
+    # The next run finds the object before it rebuilds anything.
     monkeypatch.setattr(rebuilding.RebuildSchema, "apply_until", None)
     with pytest.raises(RebuildError, match=named):
         await rebuild_and_swap(settings, quiet)
@@ -307,7 +307,7 @@ async def test_what_is_hung_on_the_live_tables_during_the_rebuild_is_not_lost(
     await connection.close()
 
 
-async def test_old_tables_on_which_something_hangs_are_left_and_it_is_said_why(
+async def test_old_tables_with_a_dependent_object_stay_and_the_result_says_why(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connection = await connect(settings)
@@ -315,7 +315,7 @@ async def test_old_tables_on_which_something_hangs_are_left_and_it_is_said_why(
     whole = swap._drop_old
 
     async def late(*args) -> str:
-        """Somebody was between looking the name up and having the view when the names were exchanged."""
+        """Create a view whose author had looked up the table's name before the swap."""
         await connection.execute("create view mine.v as select run_id from everyrun_before.results")
         return await whole(*args)
 
@@ -332,7 +332,7 @@ async def test_old_tables_on_which_something_hangs_are_left_and_it_is_said_why(
     await connection.close()
 
 
-async def test_a_schema_of_that_name_that_no_swap_left_behind_is_not_dropped(settings: Settings) -> None:
+async def test_a_schema_everyrun_before_of_others_is_not_dropped(settings: Settings) -> None:
     connection = await connect(settings)
     await connection.execute("create schema everyrun_before")
     await connection.execute("create table everyrun_before.mine ()")
@@ -342,7 +342,7 @@ async def test_a_schema_of_that_name_that_no_swap_left_behind_is_not_dropped(set
     await connection.close()
 
 
-async def test_rights_come_along_those_of_single_columns_too(settings: Settings) -> None:
+async def test_a_swap_keeps_grants_also_on_single_columns(settings: Settings) -> None:
     connection = await connect(settings)
     role = await a_role(connection)
     await connection.execute(f"grant usage on schema everyrun to {role} with grant option")
@@ -363,9 +363,7 @@ async def test_rights_come_along_those_of_single_columns_too(settings: Settings)
     await connection.close()
 
 
-async def test_no_swap_is_made_past_a_reader_that_cannot_be_seen(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_session_that_is_hidden_prevents_the_swap(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(swap, "_SHORT_WITHIN", 0.2)
     monkeypatch.setattr(swap, "_TRIES", 2)
     reader = await connect(settings)
@@ -373,7 +371,7 @@ async def test_no_swap_is_made_past_a_reader_that_cannot_be_seen(
     own = await owned_by(settings, reader, role)
     with pytest.raises(RebuildError, match=f"grant pg_read_all_stats to {role}"):
         await rebuild_and_swap(own, quiet)
-    # With the right to see it: waited for while it looks, and no longer.
+    # If the role may see the session, the swap waits for its transaction.
     await reader.execute(f"grant pg_read_all_stats to {role}")
     async with reader.transaction(isolation="repeatable_read"):
         await reader.fetch("select * from everyrun.results")
@@ -384,7 +382,7 @@ async def test_no_swap_is_made_past_a_reader_that_cannot_be_seen(
     await reader.close()
 
 
-async def test_a_reader_that_comes_during_the_rebuild_and_cannot_be_seen_stops_the_swap(
+async def test_a_hidden_session_that_begins_during_the_rebuild_stops_the_swap(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     admin = await connect(settings)
@@ -393,15 +391,15 @@ async def test_a_reader_that_comes_during_the_rebuild_and_cannot_be_seen_stops_t
     await admin.execute(f"grant usage on schema everyrun to {other}; grant select on everyrun.results to {other}")
     before = await admin.fetchval("select 'everyrun.results'::regclass::oid")
     await admin.close()
-    came: list[asyncpg.Connection] = []
+    sessions: list[asyncpg.Connection] = []
 
-    async def come() -> None:
-        came.append(await connect(as_role(settings, other)))
+    async def log_in() -> None:
+        sessions.append(await connect(as_role(settings, other)))
 
-    during_the_rebuild(monkeypatch, come)
+    during_the_rebuild(monkeypatch, log_in)
     with pytest.raises(RebuildError, match=f"session of {other}"):
         await rebuild_and_swap(own, quiet)
-    await came[0].close()
+    await sessions[0].close()
     admin = await connect(settings)
     assert await admin.fetchval("select 'everyrun.results'::regclass::oid") == before
     for name in (other, role):
@@ -409,10 +407,10 @@ async def test_a_reader_that_comes_during_the_rebuild_and_cannot_be_seen_stops_t
     await admin.close()
 
 
-async def test_tables_refuse_topics_that_grew_until_they_are_rebuilt(
+async def test_processors_refuse_topics_with_more_partitions_until_a_rebuild(
     settings: Settings, service: Callable[..., ServiceProcess], tmp_path: Path
 ) -> None:
-    """Under another number of partitions a key means another one: a chunk's old and new records lie apart."""
+    """With another number of partitions, old and new records of a chunk are in different partitions."""
     await write(settings, 1, 2)
     processor = await service("processor", EVERYRUN_DATA_DIR=tmp_path).ready()
     await everything_applied(settings)

@@ -1,4 +1,4 @@
-"""A rebuild from an archive and, behind its end, the log has the rows of one from the log."""
+"""A rebuild from an archive and the rest of the log equals a rebuild from the log."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from everyrun.settings import Settings
 from tests.integration.test_rebuild import contents, rebuilt, write
 
 
-async def test_a_rebuild_from_an_archive_and_the_log_is_one_from_the_log(settings: Settings, tmp_path: Path) -> None:
+async def test_a_rebuild_from_archive_and_log_equals_one_from_the_log(settings: Settings, tmp_path: Path) -> None:
     place = str(tmp_path / "archive")
     await write(settings, 1, 2)
     archived = await archive(settings, place)
@@ -24,7 +24,7 @@ async def test_a_rebuild_from_an_archive_and_the_log_is_one_from_the_log(setting
     assert by_archive.offsets == by_log.offsets
     assert by_archive.applied == by_log.applied > archived.records
     assert await contents(settings, "by_archive") == await contents(settings, "by_log")
-    # It was the archive that was read: without its files nothing comes of it.
+    # The archive was really read: with damaged files the rebuild fails.
     for path in (tmp_path / "archive" / "records").rglob("*.parquet"):
         path.write_bytes(b"x")
     with pytest.raises(ArchiveError, match="was changed"):

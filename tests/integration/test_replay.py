@@ -1,4 +1,4 @@
-"""Replays: chosen events again, marked, each once, to a topic, an address or a file."""
+"""Replays deliver selected events once, with a mark, to a topic, an HTTP address or a file."""
 
 from __future__ import annotations
 
@@ -31,10 +31,9 @@ from everyrun.log.producer import Producer
 from everyrun.log.reading import Partition, bounds, read_ranges
 from everyrun.replay.archive.reader import ArchiveReader
 from everyrun.replay.archive.writer import archive
-from everyrun.replay.errors import SelectionError, TargetError
+from everyrun.replay.errors import TargetError
 from everyrun.replay.export import publish
-from everyrun.replay.export.foreign_topics import sibling_prefix
-from everyrun.replay.export.selection import EventSelection, parse_offsets, scope_of, selected_ranges
+from everyrun.replay.export.selection import EventSelection, scope_of, selected_ranges
 from everyrun.replay.export.targets import ToUrl, structured
 from everyrun.replay.log_position import INPUT_TOPICS
 from everyrun.settings import Settings
@@ -47,7 +46,7 @@ SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
 @pytest.fixture(scope="module")
 async def settings(kafka: str) -> Settings:
-    """A log of some submissions that all tests here read."""
+    """The log of some submissions, which all tests in this module read."""
     settings = Settings(kafka_bootstrap=kafka, topic_prefix=f"t{uuid.uuid4().hex[:8]}.")
     await topics.create(settings)
     async with Producer(settings) as producer:
@@ -57,7 +56,7 @@ async def settings(kafka: str) -> Settings:
 
 
 def _of(seed: int, record: Record) -> Record:
-    """With ids that no other world has, as Extend's are."""
+    """Return the record with ids that no other world has."""
 
     def own(text: bytes) -> bytes:
         return re.sub(rb"(batch|sub)_(?=\d)", rb"\1_%d_" % seed, text)
@@ -91,7 +90,7 @@ async def target(settings: Settings) -> AsyncIterator[str]:
 
 
 async def in_log(settings: Settings, *names: str) -> dict[str, Any]:
-    """Every record of the log by its place, topic/partition/offset."""
+    """Return every record of the log by its position, topic/partition/offset."""
     limits = await bounds(settings, names or INPUT_TOPICS)
     found = {}
     async for stretch in read_ranges(settings, {p: (0, end) for p, end in limits.end.items()}):
@@ -101,7 +100,7 @@ async def in_log(settings: Settings, *names: str) -> dict[str, Any]:
 
 
 async def consume(settings: Settings, topic: str, count: int) -> list[Any]:
-    """As anybody would: a plain consumer that starts at the beginning."""
+    """Read a topic from its beginning with a plain consumer."""
     consumer = AIOKafkaConsumer(topic, bootstrap_servers=settings.kafka_bootstrap, auto_offset_reset="earliest")
     await consumer.start()
     try:
@@ -111,7 +110,9 @@ async def consume(settings: Settings, topic: str, count: int) -> list[Any]:
         await consumer.stop()
 
 
-async def test_a_plain_consumer_tells_replayed_from_live(settings: Settings, target: str, tmp_path: Path) -> None:
+async def test_a_plain_consumer_can_tell_replayed_from_live_events(
+    settings: Settings, target: str, tmp_path: Path
+) -> None:
     log = await in_log(settings, "runs")
     part = max({r.partition for r in log.values()}, key=lambda p: sum(r.partition == p for r in log.values()))
     done = await run(settings, tmp_path, "--to", target, "--from-offsets", f"runs:{part}=2..9")
@@ -129,7 +130,7 @@ async def test_a_plain_consumer_tells_replayed_from_live(settings: Settings, tar
             assert set(record.headers) - set(original.headers) == {("ce_everyrunreplay", mark)}
 
 
-async def test_what_is_live_is_not_written_to_unless_forced(settings: Settings, tmp_path: Path) -> None:
+async def test_own_and_missing_topics_are_refused(settings: Settings, tmp_path: Path) -> None:
     before = (await bounds(settings, ["runs"])).end
     refused = await run(settings, tmp_path, "--to", f"{settings.topic_prefix}runs")
     assert (refused.returncode, "--force" in refused.stderr) == (1, True)
@@ -138,15 +139,15 @@ async def test_what_is_live_is_not_written_to_unless_forced(settings: Settings, 
     assert (await bounds(settings, ["runs"])).end == before
 
 
-async def test_topics_of_another_everyrun_are_refused_by_their_records_and_by_their_siblings(
-    settings: Settings, tmp_path: Path
-) -> None:
+async def test_topics_of_another_installation_are_refused_unless_forced(settings: Settings, tmp_path: Path) -> None:
     other = settings.model_copy(update={"topic_prefix": f"other{uuid.uuid4().hex[:8]}."})
     await topics.create(other)
     for name in ("runs", "quarantine", "results"):
         refused = await run(settings, tmp_path, "--to", other.topic(name))
         assert refused.returncode == 1, name
-        assert f"is a topic of the Everyrun whose topics begin with '{other.topic_prefix}'" in plain(refused), name
+        assert f"is a topic of the Everyrun installation whose topics begin with '{other.topic_prefix}'" in plain(
+            refused
+        ), name
         assert "--force" in refused.stderr
     assert set((await bounds(other, ["runs", "quarantine", "results"])).end.values()) == {0}
     forced = await run(settings, tmp_path, "--to", other.topic("runs"), "--type", "submission-accepted", "--force")
@@ -159,12 +160,14 @@ async def test_a_topic_with_live_events_is_refused_whatever_its_name(
     flags = ("--to", target, "--type", "submission-accepted")
     assert (await run(settings, tmp_path, *flags)).returncode == 0
     again = await run(settings, tmp_path, *flags, "--anew")
-    assert again.returncode == 0, "what has replays only may have more of them"
+    assert again.returncode == 0, "a topic with only replays accepts more of them"
     plain_settings = settings.model_copy(update={"topic_prefix": ""})
     live = next(record for record in a_world(random.Random(98)) if record.topic == "runs")
     async with Producer(plain_settings) as producer:
-        await producer.append([live._replace(topic=target, key=b"by somebody else", headers=[])])
-        assert (await run(settings, tmp_path, *flags, "--anew")).returncode == 0, "it is no event of Everyrun's"
+        await producer.append([live._replace(topic=target, key=b"of another program", headers=[])])
+        assert (await run(settings, tmp_path, *flags, "--anew")).returncode == 0, (
+            "records of other programs do not matter"
+        )
         await producer.append([live._replace(topic=target)])
     refused = await run(settings, tmp_path, *flags, "--anew")
     assert refused.returncode == 1
@@ -173,21 +176,8 @@ async def test_a_topic_with_live_events_is_refused_whatever_its_name(
 
 
 def plain(done: subprocess.CompletedProcess[str]) -> str:
-    """What was said, in one line."""
+    """Return standard error in one line."""
     return " ".join(done.stderr.split())
-
-
-@pytest.mark.parametrize(
-    ("topic", "there", "prefix"),
-    [
-        ("b.runs", {"b.runs", "b.batches", "b.deliveries", "b.results", "b.reports", "b.quarantine"}, "b."),
-        ("runs", {"runs", "batches", "deliveries", "results", "reports", "quarantine"}, ""),
-        ("b.runs", {"b.runs", "b.batches", "c.deliveries"}, None),
-        ("audit", {"audit", "b.runs", "b.batches", "b.deliveries", "b.results", "b.reports", "b.quarantine"}, None),
-    ],
-)
-def test_a_topic_is_of_an_installation_if_its_siblings_are_there(topic, there, prefix) -> None:
-    assert sibling_prefix(topic, there) == prefix
 
 
 async def test_a_dry_run_counts_and_writes_nothing(settings: Settings, tmp_path: Path) -> None:
@@ -198,26 +188,26 @@ async def test_a_dry_run_counts_and_writes_nothing(settings: Settings, tmp_path:
     assert not (tmp_path / "out.ndjson").exists()
 
 
-async def chosen_places(settings: Settings, **more: Any) -> set[str]:
+async def selected_positions(settings: Settings, **more: Any) -> set[str]:
     selection = EventSelection(**more)
     source = publish.LogSource(settings)
     limits = await bounds(settings, {*selection.topics, "batches"})
     has = {place: (0, end) for place, end in limits.end.items()}
     ranges = await publish.skip_other_times(settings, selection, selected_ranges(selection, has))
-    subject = await scope_of(selection, source, has)
-    taken = Taken()
-    await publish.publish(source, ranges, selection, subject, taken, publish.CheckpointFile(None))
-    return set(taken.places)
+    scope = await scope_of(selection, source, has)
+    target = RecordingTarget()
+    await publish.publish(source, ranges, selection, scope, target, publish.CheckpointFile(None))
+    return set(target.positions)
 
 
-class Taken:
+class RecordingTarget:
     at_once = 7
 
     def __init__(self) -> None:
-        self.places: list[str] = []
+        self.positions: list[str] = []
 
     async def deliver(self, topic: str, records: Any) -> None:
-        self.places += [f"{topic}/{record.partition}/{record.offset}" for record in records]
+        self.positions += [f"{topic}/{record.partition}/{record.offset}" for record in records]
 
     def size(self) -> int:
         return 0
@@ -226,7 +216,7 @@ class Taken:
         pass
 
 
-async def test_a_batch_is_every_event_about_it(settings: Settings) -> None:
+async def test_a_batch_selects_every_event_about_it(settings: Settings) -> None:
     log = await in_log(settings)
     values = {place: json.loads(record.value) for place, record in log.items()}
     submitted = next(v for v in values.values() if v["type"] == "batch-submitted")
@@ -240,10 +230,10 @@ async def test_a_batch_is_every_event_about_it(settings: Settings) -> None:
         or (value.get("chunk"), value.get("attempt")) in homes
     }
     assert {values[place]["type"] for place in wanted} >= {"batch-requested", "batch-submitted", "run-observed"}
-    assert await chosen_places(settings, batch=batch) == wanted
+    assert await selected_positions(settings, batch=batch) == wanted
 
 
-async def test_a_submission_a_type_and_a_time(settings: Settings) -> None:
+async def test_a_submission_a_type_and_a_time_select_events(settings: Settings) -> None:
     log = await in_log(settings)
     values = {place: json.loads(record.value) for place, record in log.items()}
     submission = next(v["submission_id"] for v in values.values() if v["type"] == "batch-submitted")
@@ -254,25 +244,18 @@ async def test_a_submission_a_type_and_a_time(settings: Settings) -> None:
         if value.get("submission_id") == submission
         or (value["type"] == "run-observed" and value["run"]["batchId"] in batches)
     }
-    assert await chosen_places(settings, submission=submission) == wanted
+    assert await selected_positions(settings, submission=submission) == wanted
     requested = {place for place, value in values.items() if value["type"] == "batch-requested"}
-    assert await chosen_places(settings, types=("batch-requested",)) == requested
+    assert await selected_positions(settings, types=("batch-requested",)) == requested
     times = sorted(record.timestamp for record in log.values())
     first, end = times[len(times) // 4], times[len(times) * 3 // 4]
     between = {place for place, r in log.items() if first <= r.timestamp < end}
     since, until = (datetime.fromtimestamp(moment / 1000, UTC) for moment in (first, end))
-    assert await chosen_places(settings, since=since, until=until) == between
-    assert await chosen_places(settings, since=datetime.now(UTC) + timedelta(days=1)) == set()
+    assert await selected_positions(settings, since=since, until=until) == between
+    assert await selected_positions(settings, since=datetime.now(UTC) + timedelta(days=1)) == set()
 
 
-def test_offsets_are_read_as_they_are_written() -> None:
-    assert parse_offsets("runs:0=400, batches:1=2..9") == {("runs", 0): (400, None), ("batches", 1): (2, 9)}
-    for wrong in ("runs", "runs:0", "runs:0=x", "walks:0=1"):
-        with pytest.raises(SelectionError):
-            parse_offsets(wrong)
-
-
-async def test_a_replay_that_is_killed_goes_on_and_says_each_event_once(settings: Settings, tmp_path: Path) -> None:
+async def test_a_killed_replay_resumes_and_writes_each_event_once(settings: Settings, tmp_path: Path) -> None:
     out = tmp_path / "out.ndjson"
     killer = (
         "import os, signal, sys\n"
@@ -296,7 +279,7 @@ async def test_a_replay_that_is_killed_goes_on_and_says_each_event_once(settings
             timeout=120, check=False,
         )  # fmt: skip
         assert done.returncode == -signal.SIGKILL, done.stderr
-        assert not out.exists(), "a file that is not whole has not its name"
+        assert not out.exists(), "the file has its name only when it is complete"
         assert out.with_name("out.ndjson.part").stat().st_size > 0
     ended = await run(settings, tmp_path, "--to", out)
     assert ended.returncode == 0, ended.stderr
@@ -316,7 +299,7 @@ async def test_a_replay_that_is_killed_goes_on_and_says_each_event_once(settings
     assert (again.returncode, "is there already" in again.stderr) == (1, True)
 
 
-async def test_an_archive_replays_as_the_log_does(settings: Settings, tmp_path: Path) -> None:
+async def test_a_replay_from_an_archive_equals_one_from_the_log(settings: Settings, tmp_path: Path) -> None:
     await archive(settings, str(tmp_path / "archive"))
     flags = ("--type", "run-observed")
     for name, more in (("log", ()), ("archive", ("--from-archive", tmp_path / "archive"))):
@@ -328,7 +311,7 @@ async def test_an_archive_replays_as_the_log_does(settings: Settings, tmp_path: 
 
 
 class Receiver:
-    """A consumer of webhooks that refuses the first few."""
+    """A receiver of webhooks that refuses the first few."""
 
     def __init__(self, answers: list[int]) -> None:
         self.answers = answers
@@ -359,7 +342,7 @@ def receiver() -> Iterator[Receiver]:
     receiver.server.shutdown()
 
 
-async def test_webhooks_are_signed_as_standard_webhooks(settings: Settings, tmp_path: Path, receiver: Receiver) -> None:
+async def test_posts_are_signed_as_standard_webhooks(settings: Settings, tmp_path: Path, receiver: Receiver) -> None:
     done = await run(settings, tmp_path, "--to", receiver.url, "--type", "submission-accepted", "--rate", "500")
     assert done.returncode == 0, done.stderr
     log = await in_log(settings, "batches")
@@ -372,7 +355,9 @@ async def test_webhooks_are_signed_as_standard_webhooks(settings: Settings, tmp_
     assert not any("." in identifier for identifier in ids)
 
 
-async def test_what_is_refused_ends_the_replay_with_its_place(settings: Settings, receiver: Receiver) -> None:
+async def test_a_refused_event_ends_the_replay_and_the_error_has_its_position(
+    settings: Settings, receiver: Receiver
+) -> None:
     receiver.answers = [410]
     record = next(iter((await in_log(settings)).values()))
     async with httpx.AsyncClient() as http:
@@ -382,7 +367,7 @@ async def test_what_is_refused_ends_the_replay_with_its_place(settings: Settings
     assert receiver.taken[0][1] == structured("runs", record)
 
 
-async def test_the_archive_reader_gives_what_is_asked(settings: Settings, tmp_path: Path) -> None:
+async def test_the_archive_reader_returns_the_given_ranges(settings: Settings, tmp_path: Path) -> None:
     await archive(settings, str(tmp_path / "archive"))
     reader = await ArchiveReader.open(str(tmp_path / "archive"))
     has: dict[Partition, tuple[int, int]] = reader.bounds(["runs"])

@@ -1,4 +1,4 @@
-"""Rebuilds and audits over HTTP: asked for, followed, cancelled, gone on with after a kill."""
+"""Jobs over HTTP: request, follow, cancel, resume after a kill."""
 
 from __future__ import annotations
 
@@ -41,32 +41,34 @@ async def ended(http: httpx.AsyncClient, job: dict[str, Any]) -> dict[str, Any]:
     return seen
 
 
-async def test_jobs_are_done_in_turn_and_said(settings: Settings, service: Callable[..., ServiceProcess]) -> None:
+async def test_jobs_run_in_order_and_report_their_outcomes(
+    settings: Settings, service: Callable[..., ServiceProcess]
+) -> None:
     await append_and_apply(settings, *apart(a_world(random.Random(3), chunks=5, inputs=6), "3"))
     replay = await service("replay", EVERYRUN_API_TOKEN=TOKEN).ready()
     total = sum((await ends(settings)).values())
     async with client(replay) as http:
-        asked = [
+        requests = [
             {"kind": "rebuild", "schema": "mine"},
             {"kind": "audit"},
             {"kind": "rebuild", "swap": True},
             {"kind": "as-of", "moment": "2100-01-01T00:00:00Z", "what": "row", "id": "sub_3_0:unknown"},
             {"kind": "rebuild", "until": "runs:0=1000000"},
         ]
-        jobs = [await http.post("/v1/jobs", json=job) for job in asked]
+        jobs = [await http.post("/v1/jobs", json=job) for job in requests]
         assert [job.status_code for job in jobs] == [202] * len(jobs)
-        rebuilt, audited, swapped, told, failed = [await ended(http, job.json()) for job in jobs]
+        rebuilt, audited, swapped, as_of, failed = [await ended(http, job.json()) for job in jobs]
         assert (rebuilt["state"], rebuilt["records_done"], rebuilt["records_total"]) == ("DONE", total, total)
         assert rebuilt["outcome"]["records"] == total
         assert audited["outcome"]["agrees"]
         assert audited["asked_by"]
         assert (swapped["state"], swapped["outcome"]["left_over"]) == ("DONE", None)
-        assert told["outcome"]["row"] is None
+        assert as_of["outcome"]["row"] is None
         assert (failed["state"], "ends at" in failed["message"]) == ("FAILED", True)
         listed = (await http.get("/v1/jobs")).json()["jobs"]
         assert {job["job_id"] for job in listed} == {job.json()["job_id"] for job in jobs}
-        swap_of_then = {"kind": "rebuild", "swap": True, "until": "runs:0=1"}
-        for wrong in ({"kind": "other"}, {"kind": "audit", "x": 1}, {"kind": "rebuild", "until": "noon"}, swap_of_then):
+        swap_until = {"kind": "rebuild", "swap": True, "until": "runs:0=1"}
+        for wrong in ({"kind": "other"}, {"kind": "audit", "x": 1}, {"kind": "rebuild", "until": "noon"}, swap_until):
             assert (await http.post("/v1/jobs", json=wrong)).status_code == 422
         assert (await http.get("/v1/jobs/job_unknown")).status_code == 404
         assert (await http.post(f"/v1/jobs/{failed['job_id']}/cancel")).status_code == 409
@@ -89,9 +91,9 @@ async def test_events_are_replayed_and_archived_as_jobs(
     async with client(replay) as http:
 
         async def outcome(**job: Any) -> dict[str, Any]:
-            asked = await http.post("/v1/jobs", json=job)
-            assert asked.status_code == 202, asked.text
-            return await ended(http, asked.json())
+            answer = await http.post("/v1/jobs", json=job)
+            assert answer.status_code == 202, answer.text
+            return await ended(http, answer.json())
 
         again = await outcome(kind="replay", to=target)
         assert (again["state"], again["outcome"]["published"]) == ("DONE", total)
@@ -113,10 +115,10 @@ async def test_events_are_replayed_and_archived_as_jobs(
             assert (await http.post("/v1/jobs", json={"kind": "replay", **wrong})).status_code == 422
 
 
-async def test_what_waiting_does_not_mend_fails_and_holds_up_nobody(
+async def test_a_job_without_the_needed_right_fails_and_the_next_job_runs(
     settings: Settings, service: Callable[..., ServiceProcess]
 ) -> None:
-    """A role that may not make a schema cannot rebuild; it can still ask for the past as the log has it elsewhere."""
+    """A retry does not help a role that may not create schemas."""
     dsn = settings.postgres_dsn.get_secret_value()
     admin = await asyncpg.connect(dsn)
     role = f"reader_{random.randrange(10**9)}"
@@ -142,7 +144,7 @@ async def test_what_waiting_does_not_mend_fails_and_holds_up_nobody(
         await admin.close()
 
 
-async def test_a_job_is_gone_on_with_after_a_kill_and_can_be_cancelled(
+async def test_a_job_resumes_after_a_kill_and_a_waiting_one_can_be_cancelled(
     settings: Settings, service: Callable[..., ServiceProcess]
 ) -> None:
     for seed in range(8):

@@ -11,9 +11,6 @@ from pathlib import Path
 import pytest
 
 from everyrun.atomic_file import whole, write_bytes, write_text
-from everyrun.replay.archive.signing import make_keys
-from everyrun.replay.errors import TargetError
-from everyrun.replay.export.targets import ToFile
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions")
 
@@ -75,34 +72,3 @@ def test_text_is_utf8_in_every_locale(tmp_path: Path) -> None:
     env = {"PATH": os.environ["PATH"], "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], env=env, check=True)
     assert (tmp_path / "out").read_bytes() == "Müller 你 \\ud83d\n".encode()
-
-
-def test_keys_are_two_or_none(tmp_path: Path) -> None:
-    (tmp_path / "k.pub").write_text("somebody's")
-    with pytest.raises(FileExistsError):
-        make_keys(tmp_path / "k")
-    assert not (tmp_path / "k").exists()
-    assert make_keys(tmp_path / "j") == tmp_path / "j.pub"
-    assert stat.S_IMODE((tmp_path / "j").stat().st_mode) == 0o600
-
-
-async def test_a_replayed_file_appears_when_it_is_whole(tmp_path: Path) -> None:
-    path = tmp_path / "events.ndjson"
-    first = ToFile(str(path))
-    first._file.write(b"1\n")
-    await first.deliver("runs", [])
-    assert (first.size(), path.exists()) == (2, False)
-    first.close()
-    second = ToFile(str(path), 2)
-    second._file.write(b"2\n")
-    await second.deliver("runs", [])
-    second.finish()
-    second.close()
-    assert path.read_bytes() == b"1\n2\n"
-    # Killed after the rename, before the checkpoint was deleted: it finishes again.
-    third = ToFile(str(path), 4)
-    third.finish()
-    third.close()
-    assert path.read_bytes() == b"1\n2\n"
-    with pytest.raises(TargetError, match="is shorter than the 5 bytes"):
-        ToFile(str(path), 5)

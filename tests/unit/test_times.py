@@ -1,4 +1,4 @@
-"""Times as people write them."""
+"""Parsing of times as people write them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from everyrun.replay.times import TimeError, parse_time
 from tests.unit.cli import everyrun
 from tests.unit.test_cli_asof import STACK
 
-#: In Berlin it is half past midnight of the next day.
+#: Half past midnight of the next day in Berlin.
 NOW = datetime(2026, 11, 26, 23, 30, 15, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(
-    ("text", "meant"),
+    ("text", "expected"),
     [
         ("2026-03-03T12:00:00Z", "2026-03-03T12:00:00+00:00"),
         ("2026-03-03t12:00:00.123456+0130", "2026-03-03T10:30:00.123456+00:00"),
@@ -40,14 +40,14 @@ NOW = datetime(2026, 11, 26, 23, 30, 15, tzinfo=UTC)
         ("2026-10-25 02:30 +0200", "2026-10-25T00:30:00+00:00"),
     ],
 )
-def test_what_is_meant(text: str, meant: str) -> None:
+def test_parse_time(text: str, expected: str) -> None:
     found = parse_time(text, NOW)
-    assert found == datetime.fromisoformat(meant)
+    assert found == datetime.fromisoformat(expected)
     assert found.tzinfo == UTC
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("2026-03-03T12:00", "write '2026-03-03 12:00 Europe/Berlin' for a place, or 2026-03-03T12:00Z for UTC"),
         ("yesterday 12:00", "has no time zone; write 'yesterday 12:00 Europe/Berlin'"),
@@ -63,10 +63,10 @@ def test_what_is_meant(text: str, meant: str) -> None:
         ("5m", "is not a time"),
     ],
 )
-def test_what_cannot_be_meant_is_refused_with_the_remedy(text: str, said: str) -> None:
+def test_other_texts_are_refused_with_a_remedy(text: str, message: str) -> None:
     with pytest.raises(TimeError) as refused:
         parse_time(text, NOW)
-    assert said in str(refused.value)
+    assert message in str(refused.value)
 
 
 @given(st.text(st.sampled_from("0123456789-+:TZ. tody yesra/Eu"), max_size=40))
@@ -75,17 +75,17 @@ def test_any_text_is_a_time_or_refused(text: str) -> None:
         assert parse_time(text, NOW).tzinfo == UTC
 
 
-def test_the_command_takes_so_long_ago_for_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Any] = []
+def test_commands_accept_an_age_as_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    positions: list[Any] = []
 
-    def tables(_settings: Any, moment: Any, _tell: Any) -> Any:
-        asked.append(moment)
+    def tables(_settings: Any, position: Any, _on_progress: Any) -> Any:
+        positions.append(position)
         raise RuntimeError
 
     monkeypatch.setattr(as_of, "as_of", tables)
     for command in (("as-of", "-5m", "report", "sub_1"), ("as-of", "yesterday 12:00 Europe/Berlin", "row", "sub_1:a")):
         assert isinstance(everyrun(*command, **STACK).exception, RuntimeError)
-    assert timedelta(minutes=4) < datetime.now(UTC) - asked[0] < timedelta(minutes=6)
+    assert timedelta(minutes=4) < datetime.now(UTC) - positions[0] < timedelta(minutes=6)
     refused = everyrun("as-of", "2026-03-03T12:00:00", "report", "sub_1", **STACK)
     assert refused.exit_code == exits.USAGE
     assert everyrun("as-of", "-5m", "report", "sub_1", "--fromat", "jsonl", **STACK).exit_code == exits.USAGE
@@ -95,7 +95,7 @@ def test_the_command_takes_so_long_ago_for_a_time(monkeypatch: pytest.MonkeyPatc
         assert "time zone" in refused.output
 
 
-def test_a_job_is_of_the_moment_at_which_it_was_asked_for() -> None:
+def test_an_age_in_a_job_counts_from_its_request() -> None:
     job = job_request.validate_python({"kind": "as-of", "moment": "-5m", "what": "report", "id": "sub_1"})
     assert abs(datetime.fromisoformat(job.moment) + timedelta(minutes=5) - datetime.now(UTC)) < timedelta(minutes=1)
     for wrong in (

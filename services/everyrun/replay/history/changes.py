@@ -27,7 +27,7 @@ _WITHOUT_ROW: dict[type, tuple[str, str]] = {
 
 
 class Change(NamedTuple):
-    """What an event changed, in words, and the status after it."""
+    """The effect of an event, in words, and the status after it."""
 
     what: str
     status: str
