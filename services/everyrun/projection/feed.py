@@ -19,6 +19,7 @@ from everyrun.projection import offsets
 from everyrun.projection.apply import Applied, apply
 from everyrun.projection.decode import Poison, Unstorable
 from everyrun.projection.offsets import GapError, greatest
+from everyrun.projection.output_records import SOURCE
 from everyrun.projection.tables import ConflictError
 from everyrun.settings import Settings
 from everyrun.store.migrate import MigrationError
@@ -203,7 +204,7 @@ class Feed:
                 raw=p.record.value or b"",
                 headers=[(name, value.decode("utf-8", "replace")) for name, value in p.record.headers],
                 time=timestamp(p.record.timestamp / 1000),
-                service="/everyrun/processor",
+                service=SOURCE,
             )
             for p in poison
         )

@@ -18,6 +18,7 @@ from everyrun.log.producer import MAX_RECORD_BYTES
 from everyrun.projection.rules.merge import SETTLED
 
 Row = asyncpg.Record | dict[str, Any]
+#: The CloudEvents source of everything that the processor writes.
 SOURCE = "/everyrun/processor"
 _NULL = msgspec.Raw(b"null")
 #: Maximum bytes of a value: what Kafka accepts, less headers and key.
