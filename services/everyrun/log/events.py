@@ -8,7 +8,7 @@ Over 300 lines, so that all events are in one place.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from msgspec import Meta, Struct
@@ -470,29 +470,11 @@ QuarantineEvent = MessageQuarantined | QuarantineRetried | QuarantineDiscarded
 
 #: Event types by topic, as declared in infra/kafka/topics.yaml.
 TOPICS: dict[str, tuple[type[Struct], ...]] = {
-    "batches": (
-        SubmissionAccepted,
-        BatchRequested,
-        BatchReturned,
-        BatchInDoubt,
-        DoubtAdopted,
-        DoubtResent,
-        DoubtDiscarded,
-        BatchSubmitted,
-        BatchRejected,
-        BatchCut,
-        WorkflowPaused,
-        WorkflowResumed,
-        SubmissionPaused,
-        SubmissionResumed,
-        BatchRegistered,
-        TokenCreated,
-        TokenRevoked,
-    ),
-    "runs": (RunObserved, RunTrimmed),
+    "batches": get_args(BatchEvent),
+    "runs": get_args(RunEvent),
     "deliveries": (DeliveryDeferred,),
     "results": (ResultChanged, ResultSettled),
     "reports": (BatchProgressed, BatchSettled, SubmissionSettled),
-    "quarantine": (MessageQuarantined, QuarantineRetried, QuarantineDiscarded),
+    "quarantine": get_args(QuarantineEvent),
     "probes": (ProbeWritten,),
 }

@@ -34,19 +34,7 @@ _STATES = (
     ("requested_at", SENDING),
 )
 
-AttemptEvent = (
-    events.BatchRequested
-    | events.BatchReturned
-    | events.BatchInDoubt
-    | events.DoubtAdopted
-    | events.DoubtResent
-    | events.DoubtDiscarded
-    | events.BatchSubmitted
-    | events.BatchRejected
-    | events.BatchCut
-    | events.BatchRegistered
-)
-
+#: The column that an event's time goes to.
 _COLUMN: dict[type[msgspec.Struct], str] = {
     events.BatchRequested: "requested_at",
     events.BatchReturned: "returned_at",
