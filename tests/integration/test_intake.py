@@ -293,11 +293,11 @@ async def test_a_workflow_that_extend_does_not_have_is_refused_at_intake(
         assert (refused.status_code, refused.json()["code"]) == (422, "UNKNOWN_VERSION")
         assert (refused.json()["field"], refused.json()["did_you_mean"]) == ("workflow_version", ["draft", "2", "1"])
         # The same is asked before files are uploaded.
-        checked = await http.get("/v1/workflows/workflow_invoices/check", params={"workflow_version": "99"})
+        checked = await http.get("/v1/workflows/check", params=version)
         assert (checked.status_code, checked.json()["code"]) == (422, "UNKNOWN_VERSION")
-        checked = await http.get("/v1/workflows/workflow_invocies/check")
+        checked = await http.get("/v1/workflows/check", params={"workflow_id": "workflow_invocies"})
         assert (checked.status_code, checked.json()["code"]) == (422, "UNKNOWN_WORKFLOW")
-        checked = await http.get("/v1/workflows/workflow_invoices/check", params={"workflow_version": "2"})
+        checked = await http.get("/v1/workflows/check", params={**version, "workflow_version": "2"})
         assert checked.json() == {"workflow_id": "workflow_invoices", "workflow_version": "2"}
         # An Extend that cannot be asked refuses nobody, and that is said.
         extend.away = True

@@ -165,7 +165,7 @@ def test_a_folder_says_what_is_sent_and_what_is_left_out(tmp_path: Path, taken: 
     assert done.exit_code == 0, done.output
     assert "Found 9 files: 2 to send, 7 left out" in done.output
     assert "5 in a hidden folder or the trash: .Trash/0.pdf, .Trash/1.pdf, .Trash/2.pdf and 2 more" in done.output
-    assert "1 of a type that Extend does not take: e.docm" in done.output
+    assert "1 of a type that Extend does not accept: e.docm" in done.output
     assert [row["id"] for row in taken] == ["a.pdf", "scan0001"]
     assert ".Trash/4.pdf" in run(tmp_path, root, "--list-skipped", "--dry-run").output
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from everyrun.cli import folder
-from everyrun.cli.contents import kind_of
-from everyrun.cli.folder import Found, find, id_of_path
+from everyrun.cli.contents import EXTENSIONS, kind_of
+from everyrun.cli.folder import Found, PatternError, find, id_of_path, same_content
 from tests.unit.permissions import held_to
 
 
@@ -109,6 +109,117 @@ def test_globs_choose_by_name_and_by_path(tmp_path: Path) -> None:
     }
 
 
+EXCLUDED_SPELLINGS = [
+    *("rechnungen", "rechnungen/", "RECHNUNGEN", "rechnungen/*", "rechnungen/**", "**/rechnungen", "rech*"),
+    *("/rechnungen", "/rechnungen/", "./rechnungen", "./rechnungen/", "{folder}/rechnungen", "{folder}/rechnungen/"),
+    *("{parent}/./d/rechnungen", "d/rechnungen", "rechnungen/../rechnungen"),
+]
+
+
+@pytest.mark.parametrize("spelling", EXCLUDED_SPELLINGS)
+def test_a_folder_may_be_spelled_with_slashes_and_with_the_path_of_the_command(tmp_path: Path, spelling: str) -> None:
+    root = tmp_path / "d"
+    for name in ("a.pdf", "rechnungen/b.pdf", "rechnungen/alt/c.pdf"):
+        put(root / name)
+    pattern = spelling.format(folder=root, parent=tmp_path)
+    assert sent(find(root, exclude=[pattern])) == ["a.pdf"]
+    assert sent(find(root, include=[pattern])) == ["rechnungen/alt/c.pdf", "rechnungen/b.pdf"]
+
+
+def test_a_folder_below_is_excluded_by_its_name_and_not_by_a_path_from_the_top(tmp_path: Path) -> None:
+    for name in ("alt/a.pdf", "b/alt/c.pdf"):
+        put(tmp_path / name)
+    assert sent(find(tmp_path, exclude=["/alt"])) == ["b/alt/c.pdf"]
+    assert sent(find(tmp_path, exclude=["b/alt"])) == ["alt/a.pdf"]
+    with pytest.raises(PatternError, match="matches no file or folder"):
+        find(tmp_path, exclude=["alt"], include=["*.pdf", "nothing"])
+
+
+def test_an_exact_name_is_matched_as_it_stands(tmp_path: Path) -> None:
+    odd = "a [1] {x} (2).pdf"
+    for name in (odd, f"b/{odd}", "a 2 {x} (2).pdf", "u\u0308ber.pdf"):
+        put(tmp_path / name)
+    assert sent(find(tmp_path, include=[odd])) == [odd, f"b/{odd}"]
+    assert sent(find(tmp_path, include=[f"/{odd}"])) == [odd]
+    # The same name as macOS decomposes it, and as people type it.
+    assert sent(find(tmp_path, include=["\u00fcber.pdf"])) == ["u\u0308ber.pdf"]
+
+
+@pytest.mark.parametrize("option", ["include", "exclude"])
+@pytest.mark.parametrize("pattern", ["nothing", "*.docx", "a.pdf/", "", "sub\\a.pdf", "../x", "/sub/x"])
+def test_a_pattern_that_matches_nothing_is_an_error(tmp_path: Path, option: str, pattern: str) -> None:
+    put(tmp_path / "sub" / "a.pdf")
+    if pattern == "a.pdf/":
+        pattern = "b.pdf/"
+    with pytest.raises(PatternError) as error:
+        find(tmp_path, **{option: [pattern]})
+    assert f"--{option} {pattern!r} matches no file or folder" in str(error.value)
+
+
+def test_a_pattern_is_used_if_all_that_it_matches_is_left_out_already(tmp_path: Path) -> None:
+    for name in ("a.pdf", "drafts/b.pdf", "c.tmp", ".hidden/d.log"):
+        put(tmp_path / name)
+    assert sent(find(tmp_path, exclude=["drafts", "drafts/b.pdf", "*.tmp", "*.log"])) == ["a.pdf"]
+
+
+def test_what_is_excluded_is_not_sent_by_a_link_that_leads_to_it(tmp_path: Path) -> None:
+    root, outside = tmp_path / "d", tmp_path / "outside"
+    for path in (
+        root / "a.pdf",
+        root / "drafts/b.pdf",
+        root / "drafts/sub/c.pdf",
+        outside / "x.pdf",
+        outside / "in/y.pdf",
+    ):
+        put(path)
+    put(root / "drafts/empty.pdf", b"")
+    (root / "0drafts").symlink_to(root / "drafts")
+    (root / "0sub").symlink_to(root / "drafts/sub")
+    (root / "0b.pdf").symlink_to(root / "drafts/b.pdf")
+    (root / "0empty.pdf").symlink_to(root / "drafts/empty.pdf")
+    (root / "again.pdf").symlink_to(root / "a.pdf")
+    (root / "other").symlink_to(outside)
+    (root / "secret").symlink_to(outside / "in")
+    found = find(root, exclude=["drafts", "secret"])
+    assert (sent(found), found.broken) == (["a.pdf", "again.pdf", "other/x.pdf"], [])
+    assert {"0b.pdf", "0drafts/b.pdf", "0sub/c.pdf", "other/in/y.pdf"} <= set(found.skipped[folder.EXCLUDED])
+    assert found.skipped_count + len(found.documents) == 12
+
+
+def test_documents_of_the_same_content_are_found(tmp_path: Path) -> None:
+    for name, content in {"a.pdf": b"1", "b.pdf": b"1", "c.pdf": b"2", "d.pdf": b"22", "e/f.png": b"1"}.items():
+        put(tmp_path / name, content)
+    groups = same_content(find(tmp_path).documents)
+    assert [[document.shown for document in group] for group in groups] == [["a.pdf", "b.pdf", "e/f.png"]]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a.pdf~",
+        "notes~",
+        ".a.pdf.swp",
+        "a.pdf.swp",
+        "#a.pdf#",
+        "a.pdf.part",
+        "a.pdf.crdownload",
+        "A.PDF.PART",
+        "~$a.docx",
+    ],
+)
+def test_backups_and_unfinished_downloads_are_left_out(tmp_path: Path, name: str) -> None:
+    put(tmp_path / "a.pdf")
+    put(tmp_path / name)
+    found = find(tmp_path)
+    assert (sent(found), found.skipped) == (["a.pdf"], {folder.HIDDEN: [name]})
+
+
+def test_the_documentation_lists_the_accepted_extensions() -> None:
+    page = (Path(__file__).parents[2] / "docs/how-to/manifests.md").read_text()
+    listed = page.partition("**Accepted extensions:** ")[2].partition(".")[0]
+    assert sorted(listed.replace("\n", " ").split(", ")) == sorted(EXTENSIONS)
+
+
 def test_names_that_are_not_utf8_are_sent_under_ids_of_their_own(tmp_path: Path) -> None:
     for name in (b"Rechnung_\374.pdf", b"Rechnung_\366.pdf", b"scan\377"):
         put(Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name))))
@@ -167,6 +278,10 @@ def zipped(path: Path, **parts: bytes) -> bytes:
         (b"\x00\x00\x00\x18ftypheic", "heic"),
         (b"{\\rtf1", "rtf"),
         (b"PK\x03\x04 not a zip", None),
+        (b"PK\x03\x04\x14\x00\x00\x00a.pdf%PDF-1.7", None),
+        (b"\x1f\x8b\x08\x00a.pdf\x00%PDF-1.7", None),
+        (b"a.pdf".ljust(257, b"\x00") + b"ustar\x0000".ljust(255, b"\x00") + b"%PDF-1.7", None),
+        (b"7z\xbc\xaf\x27\x1c%PDF-1.7", None),
         (b"plain text", None),
         (b"", None),
     ],
@@ -183,3 +298,5 @@ def test_office_documents_are_recognised_by_what_they_hold(tmp_path: Path) -> No
     assert kind_of(path, zipped(path, xl__workbook_DOT_xml=b"")) == "xlsx"
     assert kind_of(path, zipped(path, mimetype=b"application/vnd.oasis.opendocument.text")) == "odt"
     assert kind_of(path, zipped(path, readme=b"")) is None
+    # A zip that is not compressed holds a PDF as it is.
+    assert kind_of(path, zipped(path, a_DOT_pdf=b"%PDF-1.7")) is None

@@ -45,7 +45,7 @@ AS_CSV = (
 ).encode()
 FROM_CSV = [
     {"id": "a", "file": {"url": "https://x.example/1.pdf"}, "metadata": {"n": 1, "customer": "c-1"}},
-    {"id": "b", "file": {"text": 'two\nlines, and a " mark'}, "metadata": {}},
+    {"id": "b", "file": {"text": 'two\nlines, and a " mark'}, "metadata": {"customer": ""}},
     {"file": {"id": "file_1"}, "metadata": {"customer": "c-3"}},
 ]
 
@@ -232,6 +232,79 @@ def test_a_byte_order_mark_decides_the_encoding(kind: str, mark: str) -> None:
 def test_only_encodings_of_text_are_taken(name: str) -> None:
     with pytest.raises(UploadError, match="is not a known encoding"):
         read_all(NDJSON, b"1\n", encoding=name)
+
+
+@pytest.mark.parametrize("encoding", ["windows-1252", "windows1252", "Latin-1", "cp850", "mac-roman", "gbk"])
+@pytest.mark.parametrize("long", [False, True])
+def test_utf8_is_not_read_as_another_encoding(encoding: str, long: bool) -> None:
+    body = "url,customer\nhttps://x.example/1.pdf,M\u00fcller\n" + "https://x.example/1.pdf,Meier\n" * 9000 * long
+    for kind, content in ((CSV, body.encode()), (NDJSON, b'{"id": "M\xc3\xbcller"}\n' + b"\n" * 99_999 * long)):
+        with pytest.raises(UploadError, match=r"valid UTF-8 \(it has 'M\u00fcller'\).*Leave the encoding out"):
+            read_all(kind, content, encoding=encoding)
+    # ASCII is the same in both, and of one byte that is not UTF-8 the file is what it is named.
+    assert read_all(CSV, b"url\nhttps://x.example/1.pdf\n", encoding=encoding)
+    if encoding != "gbk":
+        (row,) = read_all(CSV, b"url,c,d\nhttps://x.example/1.pdf,M\xc3\xbcller,\xfc\n", encoding=encoding)
+        assert len(row["metadata"]["c"]) == 7
+
+
+def test_utf16_without_a_mark_is_read_by_its_name() -> None:
+    body = "url,c\nhttps://x.example/1.pdf,M\u00fcller\n".encode("utf-16-le")
+    assert read_all(CSV, body, encoding="utf-16-le")[0]["metadata"] == {"c": "M\u00fcller"}
+
+
+def test_an_empty_field_of_a_metadata_column_is_kept() -> None:
+    body = b"id,url,text,customer,year\n1,https://x.example/1.pdf,,,2026\n"
+    (row,) = read_all(CSV, body, metadata_columns=("customer",))
+    assert row == {"id": "1", "file": {"url": "https://x.example/1.pdf"}, "metadata": {"customer": ""}}
+    assert read_all(CSV, body)[0]["metadata"] == {"customer": "", "year": "2026"}
+
+
+URL = '"file": {"url": "https://x.example/1.pdf"}'
+TWICE = [
+    ('{"id": "a", %s, "metadata": {"x": 1, "x": 2}}', "metadata", "x"),
+    ('{"id": "a", %s, "metadata": {"x" : {"y": [0, {"k": 1, "\\u006b": 1}]}}}', "metadata", "k"),
+    ('{"id": "a", %s, "metadata": {"": 1, "": 2, "z": "\\":"}}', "metadata", ""),
+    ('{"id": "a", %s, "metadata": {"n": 1e5, "n": 12345678901234567890}}', "metadata", "n"),
+    ('{"id": "a", "id": "b", %s}', "", "id"),
+    ('{"id": "a", %s, "file": {"id": "file_1"}}', "", "file"),
+    ('{"id": "a", "file": {"url": "https://x.example/1.pdf", "url": "https://x.example/2.pdf"}}', "file", "url"),
+    ('{"id": "a", "file": {"text": "t", "text": "u"}, "metadata": {}}', "file", "text"),
+]
+
+
+@pytest.mark.parametrize(("row", "field", "key"), TWICE)
+def test_a_key_that_stands_twice_makes_a_bad_row(row: str, field: str, key: str) -> None:
+    text = (row % URL if "%s" in row else row).encode()
+    expected = {"id": "b" if key == "id" else "a", "field": field}
+    for kind, body in ((NDJSON, text), (JSON, b'{"inputs": [%s]}' % text)):
+        (bad,) = read_all(kind, body)
+        assert isinstance(bad, UnreadableRow)
+        assert {"id": bad.id, "field": bad.field} == expected
+        assert f"has the key {key!r} twice" in bad.reason
+    metadata = text.partition(b'"metadata": ')[2].decode()[:-1]
+    if field == "metadata":
+        written = io.StringIO()
+        csv.writer(written).writerows([["id", "url", "metadata"], ["a", "https://x.example/1.pdf", metadata]])
+        (bad,) = read_all(CSV, written.getvalue().encode())
+        assert isinstance(bad, UnreadableRow)
+        assert (bad.id, bad.field) == ("a", "metadata")
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        '{"a": ":", "b": "\\":", "c": {"a": 1}, "d": [{"a": 1}, {"a": 1}]}',
+        "null",
+        "{}",
+        '{"\\"": "\\":\\":"}',
+        '{"a" :1}',
+    ],
+)
+def test_a_key_that_stands_once_in_each_object_is_no_error(metadata: str) -> None:
+    text = f'{{"id": null, {URL}, "metadata": {metadata}}}'.encode()
+    (row,) = read_all(NDJSON, text)
+    assert row.get("metadata") == json.loads(metadata)
 
 
 def test_a_csv_of_excel_in_german_is_read() -> None:

@@ -60,7 +60,10 @@ def read_folder(
     source: str, include: Sequence[str], exclude: Sequence[str], skip_unreadable: bool, every: bool, file: IO[bytes]
 ) -> manifest.Checked:
     """Check the documents in a folder and say what was found; ends the command if nothing can be sent."""
-    found = folder.find(Path(source), include, exclude)
+    try:
+        found = folder.find(Path(source), include, exclude)
+    except folder.PatternError as error:
+        fail(str(error), exits.USAGE)
     if skip_unreadable:
         found.leave_out_broken()
     count = len(found.documents)

@@ -1,4 +1,4 @@
-"""What kind of document a file without an extension is, by its first bytes. Only kinds that Extend takes."""
+"""Recognise the type of a file without an extension by its first bytes. Only types that Extend accepts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
-#: Extensions that Extend takes (docs.extend.ai, general/supported-file-types).
+#: Extensions that Extend accepts (docs.extend.ai, general/supported-file-types).
 # fmt: off
 EXTENSIONS = frozenset({
     "pdf", "png", "jpg", "jpeg", "tiff", "tif", "svg", "heic", "heif", "bmp", "gif", "webp", "psd", "xls", "xlsx",
@@ -18,20 +18,30 @@ _BEGINNINGS = (
     (b"GIF87a", "gif"), (b"GIF89a", "gif"), (b"8BPS\x00\x01", "psd"), (b"{\\rtf", "rtf"), (b"\xffWPC", "wpd"),
 )
 # fmt: on
-#: Of an Office document, which is a zip: what it holds.
+#: Beginnings of archives and compressed files, which may hold a PDF near their beginning.
+_ARCHIVES = (
+    *(b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08", b"\x1f\x8b", b"7z\xbc\xaf\x27\x1c", b"Rar!\x1a\x07"),
+    *(b"\xfd7zXZ\x00", b"BZh", b"\x28\xb5\x2f\xfd", b"MSCF", b"!<arch>\n", b"070701", b"070707"),
+)
+_TAR, _TAR_AT = b"ustar", 257
+#: What an Office document, which is a zip, holds.
 _PARTS = (("word/document.xml", "docx"), ("xl/workbook.xml", "xlsx"), ("ppt/presentation.xml", "pptx"))
 _OPEN_DOCUMENTS = {
     b"application/vnd.oasis.opendocument.text": "odt",
     b"application/vnd.oasis.opendocument.spreadsheet": "ods",
 }
-#: Readers of PDF look this far for its beginning.
+#: A PDF may begin this late: readers look so far for it.
 BEGINNING = 1024
 
 
 def kind_of(path: Path, beginning: bytes) -> str | None:
-    """Return the extension that the file should have; None if it is none that is recognised. ``path`` can be read."""
-    if b"%PDF-" in beginning[:BEGINNING]:
+    """Return the extension that the file should have, or None if it is not recognised. ``path`` must be readable."""
+    if beginning.startswith(b"%PDF-"):
         return "pdf"
+    if beginning.startswith(b"PK\x03\x04"):
+        return _office(path)
+    if beginning.startswith(_ARCHIVES) or beginning[_TAR_AT : _TAR_AT + len(_TAR)] == _TAR:
+        return None
     for start, extension in _BEGINNINGS:
         if beginning.startswith(start):
             return extension
@@ -41,7 +51,7 @@ def kind_of(path: Path, beginning: bytes) -> str | None:
         return "heic"
     if beginning[:2] == b"BM" and beginning[6:10] == bytes(4):
         return "bmp"
-    return _office(path) if beginning.startswith(b"PK\x03\x04") else None
+    return "pdf" if b"%PDF-" in beginning[:BEGINNING] else None
 
 
 def _office(path: Path) -> str | None:

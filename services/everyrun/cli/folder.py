@@ -1,4 +1,7 @@
-"""The documents in a folder: which are sent, which are not and why. Nothing is left out without being counted."""
+"""Find the documents in a folder: which are sent, which are not and why.
+
+Every file that is not sent is counted.
+"""
 
 from __future__ import annotations
 
@@ -6,49 +9,58 @@ import hashlib
 import os
 import re
 import stat
+import unicodedata
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
 from everyrun.cli.contents import BEGINNING, EXTENSIONS, kind_of
+from everyrun.errors import Invalid
 from everyrun.extend.reserved import EXTERNAL_ID_MAX
 
-#: Folders of desktops, file servers and archivers, where what was thrown away or made by them lies.
+#: Folders in which desktops, file servers and archivers put what was deleted, or their own files.
 _TRASH = frozenset(
     {"$recycle.bin", "recycler", "system volume information", "lost+found", "__macosx", "@eadir", "#recycle"}
 )
 _OF_THE_SYSTEM = frozenset({"thumbs.db", "desktop.ini", "icon\r"})
+#: Endings of backups and automatic saves of editors, and of unfinished downloads.
+_UNFINISHED = ("~", ".swp", ".swo", ".part", ".partial", ".crdownload", ".download", ".filepart")
 
 HIDDEN_FOLDER = "in a hidden folder or the trash"
-HIDDEN = "hidden, or a lock file of an open document"
-OTHER_TYPE = "of a type that Extend does not take"
-NO_TYPE = "without an extension, and of no type that is recognised by its content"
+HIDDEN = "hidden, a lock file, a backup, or an unfinished download"
+OTHER_TYPE = "of a type that Extend does not accept"
+NO_TYPE = "without an extension, and of a type that is not recognised by its content"
 EXCLUDED = "excluded (--exclude)"
 NOT_INCLUDED = "not included (--include)"
 NOT_REGULAR = "not a regular file"
-LINKED_TWICE = "linked folders that are in the list already"
-LINKED_ABOVE = "links to a folder above"
+LINKED_TWICE = "linked folders that are listed already"
+LINKED_ABOVE = "links to a parent folder"
 UNREADABLE = "cannot be read (--skip-unreadable)"
 
 
+class PatternError(Invalid):
+    """A pattern of ``--include`` or ``--exclude`` matches no file and no folder: probably a typing error."""
+
+
 class Document(NamedTuple):
-    """A file to be sent."""
+    """A file to send."""
 
     path: Path
     #: Its path in the folder, as text; bytes that are not UTF-8 are written \\xNN.
     shown: str
     id: str
-    #: Its name for Extend: with the extension that its content asks for, if it has none.
+    #: Its name for Extend: with the extension of its content, if it has none.
     name: str
+    size: int
 
 
 class Found:
-    """What lies in a folder."""
+    """The files of a folder: those to send, those that are left out, and those that cannot be read."""
 
     def __init__(self) -> None:
         self.documents: list[Document] = []
-        #: By reason, the paths of what is left out.
+        #: The paths that are left out, by reason.
         self.skipped: dict[str, list[str]] = {}
         #: Paths that cannot be read, and why.
         self.broken: list[tuple[str, str]] = []
@@ -59,11 +71,11 @@ class Found:
 
     @property
     def skipped_count(self) -> int:
-        """How many paths are left out."""
+        """Return how many paths are left out."""
         return sum(map(len, self.skipped.values()))
 
     def leave_out_broken(self) -> None:
-        """Count what cannot be read among what is left out."""
+        """Count the files that cannot be read as left out."""
         for name, why in self.broken:
             self.skipped.setdefault(UNREADABLE, []).append(f"{name} ({why})")
         self.broken = []
@@ -74,37 +86,124 @@ def shown(path: str | Path) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
+def same_content(documents: Sequence[Document]) -> list[list[Document]]:
+    """Return the groups of documents whose content is the same. Only files of the same size are read."""
+    by_size: dict[int, list[Document]] = {}
+    for document in documents:
+        by_size.setdefault(document.size, []).append(document)
+    by_digest: dict[bytes, list[Document]] = {}
+    for group in by_size.values():
+        for document in group if len(group) > 1 else ():
+            try:
+                with document.path.open("rb") as file:
+                    digest = hashlib.file_digest(file, "sha256").digest()
+            except OSError:
+                # It is gone, which the upload reports.
+                continue
+            by_digest.setdefault(digest, []).append(document)
+    return [group for group in by_digest.values() if len(group) > 1]
+
+
 def find(folder: Path, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Found:
-    """Look through a folder. Links to folders are followed, each folder once."""
+    """Look through a folder. Links to folders are followed, each folder once.
+
+    Raises PatternError if a pattern matches nothing.
+    """
     return _Walk(folder, include, exclude).run()
+
+
+class _Pattern:
+    """A pattern of ``--include`` or ``--exclude``.
+
+    It is a glob for the path in the folder or, without a slash, for a name; also exactly that path or name. A slash or
+    ``./`` before it, and the folder's own path or name, are accepted before a path in the folder, and a slash after it.
+    Case does not matter, nor how Unicode composes letters.
+    """
+
+    def __init__(self, option: str, given: str, folder: str) -> None:
+        self.option, self.given = option, given
+        self.has_matched = False
+        plain = given.rstrip("/") or given
+        inside = plain.lstrip("/") if plain.startswith("/") else os.path.normpath(plain)
+        paths = [inside, inside.removeprefix("**/")]
+        absolute, root = os.path.abspath(plain), os.path.abspath(folder)
+        if absolute.startswith(root.rstrip("/") + "/"):
+            paths.append(os.path.relpath(absolute, root))
+        first, _, rest = inside.partition("/")
+        if rest and first.casefold() == os.path.basename(root).casefold():
+            paths.append(rest)
+        self._paths = [_folded(path) for path in paths]
+        self._name = _folded(plain) if "/" not in plain else None
+
+    def matches(self, relative: str) -> bool:
+        """Return if the pattern matches a path in the folder, and remember it. ``relative`` is folded."""
+        found = any(relative == path or fnmatchcase(relative, path) for path in self._paths)
+        if not found and self._name is not None:
+            name = relative.rpartition("/")[2]
+            found = name == self._name or fnmatchcase(name, self._name)
+        self.has_matched = self.has_matched or found
+        return found
+
+
+def _folded(text: str) -> str:
+    return unicodedata.normalize("NFC", text.casefold())
 
 
 class _Place(NamedTuple):
     path: str
     relative: str
-    #: Why nothing below is sent; its files are counted all the same.
+    #: Why nothing below is sent; its files are counted nevertheless.
     reason: str | None
+    #: Whether a folder above is named by --include.
+    included: bool = False
 
 
 class _Walk:
     def __init__(self, folder: Path, include: Sequence[str], exclude: Sequence[str]) -> None:
         self._folder = str(folder)
-        self._include = [pattern.casefold() for pattern in include]
-        self._exclude = [pattern.casefold() for pattern in exclude]
+        self._include = [_Pattern("--include", pattern, self._folder) for pattern in include]
+        self._exclude = [_Pattern("--exclude", pattern, self._folder) for pattern in exclude]
         self._found = Found()
         self._seen: set[tuple[int, int]] = set()
         self._links: list[_Place] = []
+        #: Real paths of excluded files and folders: they stay excluded if a link leads to them.
+        self._excluded: set[str] = set()
+        self._unreadable: list[tuple[str, str]] = []
 
     def run(self) -> Found:
         self._walk(_Place(self._folder, "", None))
         # Last, so that a folder within the folder is found under its own name.
         for link in self._links:
             self._follow(link)
+        self._check_patterns()
+        self._leave_out_excluded()
         self._found.documents.sort(key=lambda document: document.shown)
         self._found.broken.sort()
         for names in self._found.skipped.values():
             names.sort()
         return self._found
+
+    def _check_patterns(self) -> None:
+        for pattern in (*self._include, *self._exclude):
+            if not pattern.has_matched:
+                raise PatternError(
+                    f"{pattern.option} {shown(pattern.given)!r} matches no file or folder in {shown(self._folder)}; "
+                    "nothing was sent. Write a name, or a path in that folder; * stands for any characters. A shell "
+                    "expands * unless it is in quotes"
+                )
+
+    def _leave_out_excluded(self) -> None:
+        """Leave out what a link leads to although it is excluded under its own path."""
+        is_excluded = _Within(self._excluded)
+        documents, self._found.documents = self._found.documents, []
+        for document in documents:
+            if is_excluded(str(document.path)):
+                self._found.skipped.setdefault(EXCLUDED, []).append(document.shown)
+            else:
+                self._found.documents.append(document)
+        for relative, why in self._unreadable:
+            if not is_excluded(os.path.join(self._folder, relative)):
+                self._found.broken.append((shown(relative or self._folder), why))
 
     def _follow(self, link: _Place) -> None:
         target = os.path.realpath(link.path)
@@ -141,52 +240,55 @@ class _Walk:
 
     def _broken(self, place: _Place, error: OSError) -> None:
         if place.reason is None:
-            self._found.broken.append((shown(place.relative or self._folder), error.strerror or str(error)))
+            self._unreadable.append((place.relative, error.strerror or str(error)))
 
     def _entry(self, entry: os.DirEntry[str], place: _Place) -> Iterator[_Place]:
         """Take a file, or yield a folder."""
         relative = f"{place.relative}/{entry.name}" if place.relative else entry.name
-        this = _Place(entry.path, relative, place.reason)
+        folded = _folded(relative) if self._include or self._exclude else ""
+        excluded = _any_matches(self._exclude, folded)
+        included = _any_matches(self._include, folded) or place.included
+        this = _Place(entry.path, relative, place.reason, included)
+        if excluded:
+            self._excluded.add(os.path.realpath(entry.path))
         try:
             if entry.is_dir():
-                this = this._replace(reason=place.reason or self._reason_of_folder(entry.name, relative))
+                this = this._replace(reason=place.reason or _reason_of_folder(entry.name, excluded))
                 if not entry.is_symlink():
                     yield this
                 elif this.reason:
                     self._found.skip(this.reason, relative)
                 else:
                     self._links.append(this)
-            elif reason := place.reason or self._reason_of_file(entry.name, relative):
+            elif reason := place.reason or self._reason_of_file(entry.name, excluded, included):
                 self._found.skip(reason, relative)
             else:
                 self._document(entry, relative)
         except OSError as error:
             self._broken(this, error)
 
-    def _reason_of_folder(self, name: str, relative: str) -> str | None:
-        if name.startswith(".") or name.casefold() in _TRASH:
-            return HIDDEN_FOLDER
-        return EXCLUDED if _matches(relative, name, self._exclude) else None
-
-    def _reason_of_file(self, name: str, relative: str) -> str | None:
+    def _reason_of_file(self, name: str, excluded: bool, included: bool) -> str | None:
         if name.startswith((".", "~$")) or name.casefold() in _OF_THE_SYSTEM:
             return HIDDEN
-        if _matches(relative, name, self._exclude):
+        if name.casefold().endswith(_UNFINISHED) or (name.startswith("#") and name.endswith("#")):
+            return HIDDEN
+        if excluded:
             return EXCLUDED
-        if self._include and not _matches(relative, name, self._include):
+        if self._include and not included:
             return NOT_INCLUDED
         extension = extension_of(name)
         return OTHER_TYPE if extension and extension not in EXTENSIONS else None
 
     def _document(self, entry: os.DirEntry[str], relative: str) -> None:
         """Take a file that can be read. Raises OSError."""
-        if not stat.S_ISREG(entry.stat().st_mode):
+        found = entry.stat()
+        if not stat.S_ISREG(found.st_mode):
             self._found.skip(NOT_REGULAR, relative)
             return
         with open(entry.path, "rb") as file:
             beginning = file.read(BEGINNING)
         if not beginning:
-            self._found.broken.append((shown(relative), "the file is empty"))
+            self._unreadable.append((relative, "the file is empty"))
             return
         path, name = Path(entry.path), shown(entry.name)
         if not extension_of(entry.name):
@@ -195,29 +297,56 @@ class _Walk:
                 self._found.skip(NO_TYPE, relative)
                 return
             name = f"{name}.{kind}"
-        self._found.documents.append(Document(path, shown(relative), id_of_path(relative), name))
+        self._found.documents.append(Document(path, shown(relative), id_of_path(relative), name, found.st_size))
 
 
 def _identity(found: os.stat_result) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def _matches(relative: str, name: str, patterns: Sequence[str]) -> bool:
-    """Whether a pattern is of the path in the folder, or of the name alone if it has no slash. Capitals are as good."""
-    return any(
-        fnmatchcase(relative.casefold(), pattern) or ("/" not in pattern and fnmatchcase(name.casefold(), pattern))
-        for pattern in patterns
-    )
+class _Within:
+    """Tell if a path, its links resolved, is one of some real paths or lies below one."""
+
+    def __init__(self, real_paths: set[str]) -> None:
+        self._real_paths = real_paths
+        self._folders: dict[str, str] = {}
+
+    def __call__(self, path: str) -> bool:
+        if not self._real_paths:
+            return False
+        folder, name = os.path.split(path)
+        real = self._folders.get(folder)
+        if real is None:
+            real = self._folders[folder] = os.path.realpath(folder)
+        real = os.path.realpath(path) if os.path.islink(path) else os.path.join(real, name)
+        while real not in self._real_paths:
+            above = os.path.dirname(real)
+            if above == real:
+                return False
+            real = above
+        return True
+
+
+def _any_matches(patterns: Sequence[_Pattern], relative: str) -> bool:
+    """Return if a pattern matches. Every pattern is tried, so that each that matches something is known."""
+    found = [pattern.matches(relative) for pattern in patterns]
+    return any(found)
+
+
+def _reason_of_folder(name: str, excluded: bool) -> str | None:
+    if name.startswith(".") or name.casefold() in _TRASH:
+        return HIDDEN_FOLDER
+    return EXCLUDED if excluded else None
 
 
 def extension_of(name: str) -> str:
-    """Return the extension in small letters; none if what follows the last dot looks like no extension ("Nr. 17")."""
+    """Return the extension in small letters, or "" if what follows the last dot is no extension ("Nr. 17")."""
     extension = os.path.splitext(name)[1][1:].lower()
     return extension if re.fullmatch(r"[a-z][a-z0-9]{0,9}|[0-9]+[a-z][a-z0-9]*", extension) else ""
 
 
 def id_of_path(relative: str) -> str:
-    """Return an external id for a path: itself, or a hash and its end if it is too long or cannot be printed."""
+    """Return an external id for a path: the path, or a hash and its end if it is too long or not printable."""
     if len(relative) <= EXTERNAL_ID_MAX and relative.isprintable():
         return relative
     digest = hashlib.sha256(relative.encode("utf-8", "surrogateescape")).hexdigest()[:16]

@@ -160,18 +160,23 @@ def submission_api(
             raise ApiError(404, "NOT_FOUND", f"there is no submission {submission_id}")
         return _shown(row)
 
-    @app.get("/v1/workflows/{workflow_id}/check", dependencies=[scope("submit")])
+    @app.get("/v1/workflows/check", dependencies=[scope("submit")])
     @answers(
         CheckedWorkflow,
+<<<<<<< HEAD
         {
             422: (
                 "UNKNOWN_WORKFLOW, UNKNOWN_VERSION: Extend does not have it; `did_you_mean` lists alternatives.",
                 BadUpload,
             )
         },
+=======
+        {422: ("UNKNOWN_WORKFLOW, UNKNOWN_VERSION: Extend does not have it; `did_you_mean` lists.", BadUpload)},
+>>>>>>> 4b3db5c (Match folders as people spell them; keep or refuse every value)
     )
     async def check(
-        workflow_id: str, workflow_version: Annotated[str | None, Query(min_length=1, max_length=255)] = None
+        workflow_id: Annotated[str, Query(min_length=1, max_length=255)],
+        workflow_version: Annotated[str | None, Query(min_length=1, max_length=255)] = None,
     ) -> dict[str, Any]:
         """Check that Extend has a workflow, and a version of it, before anything is uploaded for it.
 

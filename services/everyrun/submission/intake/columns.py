@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from everyrun.submission.intake.json_text import InexactError, decode
+from everyrun.submission.intake.duplicate_keys import duplicate_key
+from everyrun.submission.intake.json_text import InexactError, decode, key_twice
 from everyrun.submission.intake.rows import UnreadableRow
 from everyrun.submission.intake.text import UploadError
 
@@ -116,8 +117,8 @@ class Columns:
         """Return a record as a row, or UnreadableRow.
 
         Columns: ``id``; ``url``, ``file_id`` or ``text`` for the file, with ``name`` and ``password``; ``metadata``
-        holds a JSON object; every other column becomes a text in the metadata under its name. Empty fields are left
-        out.
+        holds a JSON object; every other column becomes a text in the metadata under its name, even if it is empty. An
+        empty field of the columns named here counts as missing.
         """
         if len(fields) != len(self.header):
             return UnreadableRow(
@@ -137,9 +138,12 @@ class Columns:
         if "metadata" in own:
             try:
                 metadata = decode(own["metadata"])
+                twice = duplicate_key(own["metadata"].encode("utf-8", "surrogateescape"), metadata)
             except (msgspec.DecodeError, RecursionError, UnicodeError, InexactError) as error:
                 return UnreadableRow(f"is not valid JSON: {error}", "metadata", own.get("id"))
-        others = {name: fields[index] for index, name in self.metadata if fields[index] != ""}
+            if twice is not None:
+                return UnreadableRow(key_twice(twice[1]), "metadata", own.get("id"))
+        others = {name: fields[index] for index, name in self.metadata}
         if others and isinstance(metadata, dict):
             if both := metadata.keys() & others.keys():
                 reason = f"has the key {min(both)!r}, which is also the name of a column"

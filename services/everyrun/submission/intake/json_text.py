@@ -8,6 +8,7 @@ from typing import IO, Any
 
 import msgspec
 
+from everyrun.submission.intake.duplicate_keys import duplicate_key
 from everyrun.submission.intake.rows import QuickRow, UnreadableRow
 from everyrun.submission.intake.text import UploadError, not_utf8
 
@@ -45,11 +46,11 @@ def decode_row(raw: bytes, line: int) -> Any:
     Raises EncodingError if the row is not UTF-8.
     """
     try:
-        return _decode_quick(raw)
+        return _without_duplicates(raw, _decode_quick(raw))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, InexactError):
         pass
     try:
-        return decode(raw)
+        return _without_duplicates(raw, decode(raw))
     except InexactError as error:
         return UnreadableRow(str(error))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -57,6 +58,20 @@ def decode_row(raw: bytes, line: int) -> Any:
             raise problem from None
         half = r"; a \u escape is only half of a character" if _HALF_ESCAPE(raw) else ""
         return UnreadableRow(f"is not valid JSON: {error}{half}")
+
+
+def _without_duplicates(raw: bytes, row: Any) -> Any:
+    """Return the row, or UnreadableRow if a key occurs twice in one of its objects."""
+    found = duplicate_key(raw, row)
+    if found is None:
+        return row
+    identifier = row.get("id") if isinstance(row, dict) else getattr(row, "id", None)
+    return UnreadableRow(key_twice(found[1]), found[0], identifier if isinstance(identifier, str) else None)
+
+
+def key_twice(key: str) -> str:
+    """Return what is wrong with an object that has a key twice."""
+    return f"has the key {key!r} twice in one object; only one of the values would be kept"
 
 
 _SPACE = re.compile(rb"[ \t\r\n]*").match

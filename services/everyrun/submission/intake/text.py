@@ -23,6 +23,8 @@ _OF_TEXT = re.compile(
     r"|euc_(jp|kr|jis_2004|jisx0213)|shift_jis(_2004|x0213)?|johab|tis-620|hp-roman8|ptcp154|kz1048"
 )
 _READ_SIZE = 1 << 16
+#: Text in these is never valid UTF-8 with characters outside ASCII, or is UTF-8.
+_UNICODE = frozenset(name for _, name in _MARKS) | {"utf-16", "utf-32"}
 
 
 class UploadError(Invalid):
@@ -39,6 +41,8 @@ class EncodingError(UploadError):
 
 def known_encoding(name: str) -> str:
     """Return Python's name of a text encoding. Raises EncodingError if there is none."""
+    # windows1252, Windows 1252, WIN-1252: what people write for cp1252.
+    name = re.sub(r"^\s*win(?:dows)?[-_ ]?(\d+)\s*$", r"cp\1", name, flags=re.IGNORECASE | re.ASCII)
     try:
         found = codecs.lookup(name).name if name.isascii() and "\x00" not in name else ""
     except (LookupError, ValueError):
@@ -53,6 +57,9 @@ def utf8(file: IO[bytes], encoding: str | None) -> IO[bytes]:
 
     A byte-order mark decides the encoding, else ``encoding``, else UTF-8. Reading another encoding raises EncodingError
     for invalid bytes. UTF-8 is passed on unchecked: the reader of the rows checks it, because it knows the line.
+
+    Raises EncodingError if ``encoding`` names another encoding and the file is valid UTF-8 with characters outside
+    ASCII. Text in another encoding almost never is, so its characters would be altered without notice.
     """
     named = known_encoding(encoding) if encoding else "utf-8"
     file.seek(0)
@@ -66,7 +73,33 @@ def utf8(file: IO[bytes], encoding: str | None) -> IO[bytes]:
         file.seek(0)
     if named in ("utf-8", "utf-8-sig", "ascii"):
         return file
+    if named not in _UNICODE and (word := _utf8_word(file)) is not None:
+        raise EncodingError(
+            f"the file is valid UTF-8 (it has {word!r}); reading it as {encoding} would alter it. Leave the encoding "
+            f"out. If the text really is {encoding}, convert it to UTF-8 first",
+            True,
+        )
     return cast(IO[bytes], io.BufferedReader(_RecodedFile(file, named), _READ_SIZE))
+
+
+def _utf8_word(file: IO[bytes]) -> str | None:
+    """Return a word with a character outside ASCII if the rest of a file is valid UTF-8 and has one.
+
+    The position in the file stays the same.
+    """
+    start, found, decoder = file.tell(), None, codecs.getincrementaldecoder("utf-8")()
+    try:
+        part: bytes | None = None
+        while part != b"":
+            part = file.read(_READ_SIZE)
+            text = decoder.decode(part, final=not part)
+            if found is None and not text.isascii() and (word := re.search(r"[^\s,;\"]*[^\x00-\x7f][^\s,;\"]*", text)):
+                found = word[0][:40]
+        return found
+    except UnicodeDecodeError:
+        return None
+    finally:
+        file.seek(start)
 
 
 class _RecodedFile(io.RawIOBase):
