@@ -163,16 +163,12 @@ def submission_api(
     @app.get("/v1/workflows/check", dependencies=[scope("submit")])
     @answers(
         CheckedWorkflow,
-<<<<<<< HEAD
         {
             422: (
                 "UNKNOWN_WORKFLOW, UNKNOWN_VERSION: Extend does not have it; `did_you_mean` lists alternatives.",
                 BadUpload,
             )
         },
-=======
-        {422: ("UNKNOWN_WORKFLOW, UNKNOWN_VERSION: Extend does not have it; `did_you_mean` lists.", BadUpload)},
->>>>>>> 4b3db5c (Match folders as people spell them; keep or refuse every value)
     )
     async def check(
         workflow_id: Annotated[str, Query(min_length=1, max_length=255)],
