@@ -87,7 +87,7 @@ schemas: .venv ## Generate schemas/ and pages of docs/reference/ from the code's
 .PHONY: release-schemas
 release-schemas: .venv ## Store schemas and golden events of event versions that have none yet
 	@$(BIN)/python -m everyrun.schema_compatibility
-	@EVERYRUN_WRITE=1 $(BIN)/pytest -q tests/unit/test_golden_events.py tests/unit/test_compatibility.py
+	@EVERYRUN_WRITE=1 $(BIN)/pytest -q tests/unit/test_golden_events.py tests/unit/test_schema_compatibility.py
 
 .PHONY: lock
 lock: .venv ## Update requirements.lock (needs uv)

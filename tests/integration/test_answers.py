@@ -39,7 +39,7 @@ NDJSON = {"content-type": "application/x-ndjson"}
 
 
 def told(history: object) -> Any:
-    """A historian that answers this, or fails with it."""
+    """A fake historian that returns a value or raises an error."""
 
     async def answer(_identifier: str) -> Any:
         if isinstance(history, Exception):
@@ -50,7 +50,7 @@ def told(history: object) -> Any:
 
 
 class Here:
-    """The three APIs over one database in which there is something of everything."""
+    """The three APIs over one database with rows of every kind."""
 
     def __init__(self, database: str, pool: asyncpg.Pool) -> None:
         self.pool = pool
@@ -100,7 +100,7 @@ async def here(database: str) -> AsyncIterator[Here]:
 
 
 def without_success(app: FastAPI) -> list[tuple[str, str]]:
-    """The routes of which no success was held against the document."""
+    """Return the routes of which no success was compared with the document."""
     seen = {(method, path) for method, path, status in CHECKED.get(app.title, ()) if status < 300}
     every = {(method.upper(), path) for path, methods in app.openapi()["paths"].items() for method in methods}
     return sorted(every - seen)
@@ -143,7 +143,7 @@ async def test_query_responses_match_their_openapi_document(here: Here) -> None:
 
 
 async def errors_of_every_call(here: Here, app: FastAPI, path: str) -> None:
-    """What any call can be answered without getting to its route: 401, 403, and 503 in a replaced database."""
+    """Check the responses that any call can have before its route: 401, 403, and 503 in a replaced database."""
     await here.pool.execute("update everyrun_queue.tokens_level set incarnation = everyrun_queue.incarnation()")
     await eventually(lambda: here.answered(app, path, "wrong", 401), "tokens are read again")
     narrow = await made(here, "submit")
@@ -185,7 +185,7 @@ async def test_every_answer_of_the_submission_service_fits_its_document(here: He
     for chunk in ("held", "queued", "doubt"):
         await here.call(app, "GET", f"/v1/doubts/{chunk}", 200)
     assert (await here.call(app, "GET", "/v1/workflows/paused", 200))["workflows"]
-    # Decisions need Kafka: test_doubts and test_quarantine make them, and are held against the document too.
+    # Decisions need Kafka: test_doubts and test_quarantine make them, and their responses are compared too.
     assert [path for method, path in without_success(app) if method == "GET"] == []
 
     for missing in ("submissions/x", "doubts/x"):

@@ -14,7 +14,7 @@ from everyrun.settings import Settings
 
 pytestmark = pytest.mark.stack
 
-#: Takes turns in a process of its own, eight at a time, and prints when each came (all processes read one clock).
+#: A process that takes turns, eight at a time, and prints the time of each. All processes read the same clock.
 TAKER = """
 import asyncio, sys, time
 from everyrun.extend.budget import GET, shared
@@ -37,7 +37,7 @@ asyncio.run(main(sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), int(sys.argv
 
 
 async def take(dsn: str, rate: float, each: int, pause_at: int = -1) -> list[tuple[str, float]]:
-    """What one process did, and when."""
+    """The times of one process's turns."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", TAKER, dsn, str(rate), str(each), str(pause_at)), stdout=asyncio.subprocess.PIPE
     )
@@ -48,7 +48,7 @@ async def take(dsn: str, rate: float, each: int, pause_at: int = -1) -> list[tup
 
 
 def most_over(times: list[float], rate: float) -> float:
-    """By how many the requests of any span of time exceed what the rate allows in it."""
+    """Return by how many the requests in any span of time exceed the rate."""
     # The largest of (j - i + 1) - rate * (t[j] - t[i]): one pass, with the best start so far.
     best, excess = float("-inf"), 0.0
     for place, moment in enumerate(times):
@@ -63,9 +63,9 @@ async def test_processes_share_the_rate_and_a_pause(database) -> None:
     [paused] = [moment for lines in done for what, moment in lines if what == "pause"]
     times = sorted(moment for lines in done for what, moment in lines if what == "turn")
     assert len(times) == 2 * each * 8
-    # Late is allowed: what a process holds when it is held up itself, a slice at most, may come at once.
+    # Late turns are allowed: a process that is delayed may use the turns that it holds (a slice at most) at once.
     assert most_over(times, rate) <= 1 + 2 * int(rate * SLICE)
-    # What the other had leased before it heard of the pause.
+    # The other process may use what it had leased before the pause.
     assert len([moment for moment in times if paused < moment < paused + 1.4]) <= int(rate * SLICE)
     assert times[-1] > paused + 1.4
 
@@ -86,7 +86,7 @@ async def test_process_uses_a_small_share_without_postgres(database) -> None:
     for _ in range(6):
         await budget.turn(GET)
         times.append(time.monotonic() - began)
-    # A late turn may be followed by one on time: so what counts is how many there were by then.
+    # A late turn may be followed by one on time, so count how many there were by then.
     assert all(time >= 0.1 * turn - 0.01 for turn, time in enumerate(times))
     await budget.aclose()
 

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.stack
 
 @pytest.fixture
 async def well(service: Any, emulator_with: Any, settings: Settings) -> Settings:
-    """Settings of a set-up in which everything is right: an emulator, a bridge, Kafka and Postgres."""
+    """Yield the settings of a working installation: an emulator, a bridge, Kafka and Postgres."""
     emulator, port = emulator_with(), free_port()
     url = f"http://127.0.0.1:{port}"
     secret = await register_webhook(emulator.url, KEY, WORKFLOW, url + "/webhooks/extend", 131_072)
@@ -59,7 +59,7 @@ NO_STORES = {"kafka_bootstrap": "", "postgres_dsn": SecretStr("")}
 
 
 async def bad(settings: Settings, workflow: str = WORKFLOW, **changes: Any) -> dict[str, Finding]:
-    """What failed, by check; every failure says what to do."""
+    """Return the failed findings by check, and assert that each says what to do."""
     findings = await examine(settings.model_copy(update=changes), workflow)
     found = {finding.check: finding for finding in findings if finding.level == "failed"}
     assert all(finding.found and finding.remedy for finding in found.values())
@@ -91,7 +91,7 @@ def doctor(env: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[
 async def test_working_installation_has_no_findings_and_no_events(well: Settings) -> None:
     said = doctor(environment(well), "--workflow", WORKFLOW, "--json")
     body = json.loads(said.stdout)
-    # What is not set to be here is said.
+    # Services whose URL is not set cause warnings.
     elsewhere = {"submission", "query", "processor", "reconciler", "replay"}
     assert {f["check"] for f in body["findings"] if f["level"] != "ok"} == elsewhere, body
     assert {f["level"] for f in body["findings"]} == {"ok", "warning"}, body
@@ -100,7 +100,7 @@ async def test_working_installation_has_no_findings_and_no_events(well: Settings
     assert {"Extend's key", "webhook address", "bridge", "Kafka", "Postgres", "clock of Kafka"} <= checks
     for name in ("runs", "batches", "quarantine"):
         assert await read_topic(well, name) == []
-    # One that fails: as text, with its remedy, and 1.
+    # A failure is printed with its remedy, and the exit code is 1.
     said = doctor({**environment(well), "EXTEND_API_KEY": "sk_wrong"}, "--workflow", WORKFLOW)
     assert said.returncode == 1
     assert "failed   Extend's key" in said.stdout
@@ -126,7 +126,7 @@ async def test_problems_at_extend_and_the_bridge_are_found(well: Settings) -> No
         (endpoint,) = (await http.get("/webhook_endpoints")).json()["data"]
         (subscription,) = (await http.get("/webhook_subscriptions")).json()["data"]
 
-        # The secret that signs is not the bridge's: seen by what the bridge refused.
+        # The bridge lacks the secret that signs, which its counter of refused webhooks shows.
         await http.post(well.bridge_url + "/webhooks/extend", content=b"{}")
         found = await bad(well)
         assert "1 refused" in found["webhooks so far"].found

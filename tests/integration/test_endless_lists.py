@@ -8,7 +8,6 @@ from typing import Any
 import httpx
 import pytest
 
-from everyrun.reconciler.run_lists import NO_PROGRESS, EndlessListDetector
 from tests.integration.test_sweeps import Bench, bench
 from tests.integration.vendor import Vendor
 
@@ -17,7 +16,7 @@ __all__ = ["bench"]
 
 
 class Endlessly(Vendor):
-    """Lists of one batch, or of the workflow, go on as ``page`` says: from the page's number to its runs and token."""
+    """Replace the lists of a batch, or of the workflow: ``page`` maps a page's number to its runs and next token."""
 
     def __init__(self, workflow: str, batch: str | None, page: Callable[[int], tuple[list[str], str]]) -> None:
         super().__init__(workflow)
@@ -27,7 +26,7 @@ class Endlessly(Vendor):
         query = dict(request.url.params)
         if request.url.path != "/workflow_runs" or query.get("batchId") != self._batch:
             return super().answer(request)
-        # So that a test of the old code ends.
+        # End the test if the list is never given up.
         assert self.pages < 10_000, "the list is read for ever"
         runs, token = self._page(self.pages)
         self.pages += 1
@@ -36,7 +35,7 @@ class Endlessly(Vendor):
 
 
 def cycle(length: int) -> Callable[[int], tuple[list[str], str]]:
-    """After 5 pages the same tokens come back, with runs that are always new."""
+    """After 5 pages the tokens repeat, while the runs are always new."""
     return lambda n: ([f"r-{n}"], f"t-{n if n < 5 else 5 + (n - 5) % length}")
 
 
@@ -63,7 +62,7 @@ async def test_other_batches_are_polled_and_swept_while_one_list_never_ends(benc
     assert bench.log.runs() == ["r-other"]
     assert await bench.swept() == 1
     assert 0 < vendor.pages <= most
-    # It is tried again, and again only so far.
+    # It is retried, and given up again after a bounded number of pages.
     await bench.polling.poll_due()
     assert 0 < vendor.pages <= 2 * most
 
@@ -79,13 +78,3 @@ async def test_endless_sweep_is_incomplete_and_polls_continue(bench: Bench, case
     assert (await bench.swept(), 0 < vendor.pages <= most) == (0, True)
     await bench.polling.poll_due()
     assert "r-other" in bench.log.runs()
-
-
-def test_long_list_with_moving_runs_and_empty_pages_is_not_endless() -> None:
-    endless = EndlessListDetector()
-    for page in range(3000):
-        # Each page repeats half of the one before; now and then one has nothing.
-        runs = [f"r-{number}" for number in range(page * 50, page * 50 + 100)] if page % 7 else []
-        assert endless.problem(runs, f"t-{page}") is None
-    assert len(endless._shown) == 2 << 20
-    assert NO_PROGRESS > 2

@@ -33,7 +33,7 @@ async def test_dropped_schema_is_created_again_and_the_other_keeps_its_rows(data
         assert await connection.fetchval("select one from everyrun_queue.kept") == 1
         await connection.execute("drop table everyrun_queue.kept")
         assert await _shape(connection) == before
-        # Nothing of ours, the record of migrations included, lies outside our schemas.
+        # Nothing of ours, including the record of migrations, is outside our schemas.
         assert await connection.fetchval("select count(*) from pg_tables where schemaname = 'public'") == 0
     finally:
         await connection.close()

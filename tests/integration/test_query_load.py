@@ -23,7 +23,7 @@ REPORT = "/v1/submissions/s/report"
 
 
 async def plan(connection: asyncpg.Connection, statement: str, *values: object) -> list[dict[str, Any]]:
-    """The nodes of the plan of a statement that was run."""
+    """Run a statement and return the nodes of its plan."""
     (found,) = json.loads(await connection.fetchval(f"explain (analyze, format json) {statement}", *values))
 
     def nodes(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -43,7 +43,7 @@ async def connection(database: str) -> AsyncIterator[asyncpg.Connection]:
 
 async def test_progress_reads_only_batches_of_its_submission(connection: asyncpg.Connection) -> None:
     await connection.execute("set enable_seqscan = off")
-    # What was not sent is asked of a function, whose plan is not shown: see test_status.
+    # Unsent inputs come from a function, whose plan is not shown: see test_status.
     scans = [n for n in await plan(connection, _sql["counts"], "s") if n.get("Relation Name") == "batches"]
     assert scans
     assert all("submission_id = 's'" in (n.get("Index Cond") or n["Recheck Cond"]) for n in scans)
@@ -72,7 +72,7 @@ async def test_overdue_reads_few_rows_per_input_for_any_batch_size(
         scans = [node for node in nodes if node.get("Relation Name") == "results"]
         read = [(n["Actual Rows"] + n.get("Rows Removed by Filter", 0)) * n["Actual Loops"] for n in scans]
         assert scans
-        # Not a thousand an input.
+        # It must not be a thousand per input.
         assert sum(read) <= 10 * batches * size
     async with connection.transaction():
         found = await overdue.overdue_by_reason(connection, Settings(overdue_after=3600), "s", {})
@@ -87,7 +87,7 @@ async def ask(app: Any, path: str) -> httpx.Response:
 
 @pytest.fixture
 async def locked(connection: asyncpg.Connection) -> AsyncIterator[None]:
-    """Nothing that reads batches or results comes to an end."""
+    """Lock batches and results, so that no read of them ends."""
     await connection.execute("insert into everyrun.submissions values ('s', 'w', null, 90, 1, now())")
     async with connection.transaction():
         await connection.execute("lock table everyrun.batches, everyrun.results in access exclusive mode")

@@ -27,7 +27,7 @@ def make_batch(url: str, size: int) -> str:
 
 
 async def note(settings: Settings, state: str, *, batch_id: str | None = None, size: int = 1) -> None:
-    """An attempt as the processor would have written it."""
+    """Insert an attempt, as the processor would."""
     connection = await asyncpg.connect(settings.postgres_dsn.get_secret_value())
     await connection.execute(
         "insert into everyrun.batches (chunk, attempt, batch_id, submission_id, workflow_id, expected, state,"
@@ -68,7 +68,7 @@ def variables(url: str, **more: object) -> dict[str, object]:
 
 
 async def until_runs(settings: Settings, run_ids: set[str]) -> list:
-    """The records of ``runs`` once they tell of all these runs at rest."""
+    """Wait until ``runs`` has all these runs at rest, and return its records."""
     found: list = []
 
     async def all_there() -> bool:
@@ -95,7 +95,7 @@ async def test_batch_is_accounted_for_without_any_webhook(service, emulator_with
     assert {event["source"] for event, _ in found} == {"poll"}
     assert all(event["run"]["metadata"] for event, _ in found)
     assert all(headers["ce_id"].startswith(f"poll/{event['run']['id']}/") for event, headers in found)
-    # A run at rest is asked for once, though the processor has not told of it yet.
+    # A run at rest is fetched once, although the processor has not applied it yet.
     assert len(found) == 120
     assert reconciler.terminate() < 8
 
@@ -129,7 +129,7 @@ async def test_runs_without_a_webhook_cost_one_request_each_and_little_more(serv
         return asked >= 400 + len(batches)
 
     await eventually(asked_for_all, "as many requests as it takes at the least", 120)
-    # A Get each, a full page a batch, and a fifth on top for polls before a run had ended.
+    # One request per run, one full page per batch, and a fifth more for polls before a run had ended.
     assert asked <= 1.2 * 400 + len(batches)
     found = await until_runs(settings, {line["run_id"] for line in emulator.truth()})
     assert len(found) == 400
@@ -168,7 +168,7 @@ async def test_deferred_delivery_is_fetched_by_link_or_by_run_id(service, emulat
 
 
 def bridge_fed_by(service, url: str) -> ServiceProcess:
-    """A bridge to which the emulator sends every run as a link."""
+    """Yield a bridge to which the emulator sends every run as a link."""
     port = free_port()
     body = {
         "url": f"http://127.0.0.1:{port}/webhooks/extend",

@@ -21,7 +21,7 @@ DAY = 86_400.0
 
 
 async def many(connection: asyncpg.Connection, size: int, state: str) -> None:
-    """So many batches of three workflows, sent over the last 20 days, of which two calls are in doubt."""
+    """Insert batches of three workflows, sent over the last 20 days, with two calls in doubt."""
     await connection.execute("truncate everyrun.batches, everyrun_queue.submissions cascade")
     await connection.execute("truncate everyrun_queue.polls")
     await connection.execute(
@@ -90,24 +90,24 @@ async def test_batch_that_only_waits_for_a_person_is_polled_at_growing_intervals
         bench.vendor.run("other", "NEEDS_REVIEW", "b", ago=9 * 3600)
     await bench.polling.poll_due()
     if why == "gone":
-        # It was told of, and is listed no more: asked for, and found to be gone.
+        # It was applied once and is no longer listed, so it is fetched and found to be gone.
         assert await bench.gone() == ["other"]
     due = await bench.pool.fetchval("select extract(epoch from due_at - now()) from everyrun_queue.polls")
     assert 5 * 3600 - 60 < due < 6 * 3600 + 60
     assert await bench.pool.fetchval("select next_at = due_at from everyrun_queue.polls")
-    # Also after a restart.
+    # This also holds after a restart.
     lists = len(bench.vendor.lists)
     bench.restart()
     await bench.polling.poll_due()
     assert len(bench.vendor.lists) == lists
-    # What a sweep sees is polled for at once.
+    # A batch in which a sweep finds a change is polled at once.
     bench.polling.hurry("b")
     await bench.polling.poll_due()
     assert len(bench.vendor.lists) == lists + 1
 
 
 async def test_next_poll_of_a_batch_is_saved_even_after_a_failed_poll(bench: Bench) -> None:
-    """For people who wait for what no webhook brings."""
+    """The API shows the time of the next poll, so it must be saved after every poll."""
     seconds = "select extract(epoch from next_at - now())::float8 from everyrun_queue.polls"
     bench.restart(poll_every=1000.0)
     await bench.batch("b", ago=10 * 3600, inputs=2)
@@ -143,7 +143,7 @@ async def test_batch_applied_late_is_polled_and_settled_batch_is_not(bench: Benc
 
 
 def back_to(bench: Bench) -> int:
-    """How many pages the last sweep read."""
+    """Return how many pages the last sweep read."""
     pages = len([query for query in bench.vendor.lists if query["maxPageSize"] == "100"])
     bench.vendor.lists.clear()
     return pages
@@ -169,16 +169,16 @@ async def test_sweeps_look_back_for_a_held_call_at_growing_intervals(bench: Benc
         await bench.sweep()
         return back_to(bench)
 
-    # Not every fifteen seconds: it is swept for with the workflow's turn.
+    # It is not swept every fifteen seconds, but with the workflow's regular sweep.
     (row,) = await bench.pool.fetch(sweeps._sql["workflows"], 30 * DAY, None)
     assert row["doubt_since"] is None
     assert await sweep() == 5
     assert [await sweep() for _ in range(3)] == [1, 1, 1]
-    # As long again as it has been in doubt.
+    # The wait is as long as it has been in doubt.
     for call in bench.sweeps._looked_back:
         bench.sweeps._looked_back[call] -= 4100
     assert [await sweep() for _ in range(2)] == [5, 1]
-    # A person has it sent again, and that call is in doubt: every sweep goes back to it.
+    # A person has it resent, and that call is in doubt, so every sweep looks back to it.
     await bench.queued("c-asked", "in_doubt")
     assert [await sweep() for _ in range(3)] == [5, 5, 5]
 

@@ -39,7 +39,7 @@ def settings_of(dsn: str) -> Settings:
 
 @pytest.fixture
 async def hurried(database: str) -> AsyncIterator[str]:
-    """The dsn of a role that owns the database's schemas, and whose limits are too short for nearly everything."""
+    """Yield the dsn of a role that owns the schemas, with limits that are too short for nearly everything."""
     role = "hurried_" + uuid.uuid4().hex[:8]
     name = urlsplit(database).path[1:]
     admin = await asyncpg.connect(database)
@@ -76,7 +76,7 @@ async def accepted(pool: asyncpg.Pool, settings: Settings, given: AsyncIterator[
 async def test_limits_of_the_role_do_not_end_a_long_upload(hurried: str) -> None:
     settings = settings_of(hurried)
     async with await open_pool(settings, name="test") as pool:
-        # Longer than each of the limits, and more than once over a connection that was given back.
+        # Take longer than each limit, several times, over a connection that was returned to the pool.
         for _ in range(2):
             assert await accepted(pool, settings, body(30, pause=0.2)) == 30
 
@@ -95,7 +95,7 @@ async def test_sessions_have_no_limits_and_keep_their_settings(hurried: str) -> 
                 assert await unlimited(connection)
                 assert await connection.fetchval("show synchronous_commit") == "off"
                 await connection.fetch("select * from applied_offsets")
-                # What a user of the connection sets does not stay.
+                # Settings that a user of the connection makes do not stay.
                 await connection.execute("set search_path to pg_catalog; set statement_timeout to '1s'")
     single = await connect(hurried, name="test", own={"search_path": "everyrun"})
     assert await unlimited(single)
@@ -110,7 +110,7 @@ async def test_limits_of_the_role_do_not_end_migrations(hurried: str) -> None:
     await admin.execute("drop schema everyrun cascade")
     held = admin.transaction()
     await held.start()
-    # Migrations wait for this lock for longer than the role's lock_timeout and statement_timeout.
+    # Migrations wait for this lock longer than the role's lock_timeout and statement_timeout.
     await admin.execute("create schema everyrun")
     migrating = asyncio.create_task(asyncio.to_thread(migrate, hurried))
     waits = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"

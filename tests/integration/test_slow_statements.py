@@ -39,7 +39,7 @@ async def test_slow_statement_is_named_and_is_not_an_outage(pool: asyncpg.Pool, 
         with pytest.raises(SlowStatementError, match=r"sleepy \(some.sql\) took too long") as found:
             await method(sleepy)
         assert is_slow(found.value)
-        # Whoever tries again later does so, as before.
+        # Code that retries on POSTGRES_AWAY retries this too.
         assert isinstance(found.value, POSTGRES_AWAY)
     async with pool.acquire() as connection:
         await connection.execute("set statement_timeout = 50")

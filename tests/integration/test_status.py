@@ -20,29 +20,29 @@ pytestmark = pytest.mark.stack
 TOKEN = "a-token-of-sixteen-or-more"
 SIZE = 10
 
-#: A chunk each: its state in the queue with more of its columns, the state of its attempt in the tables (None: the
-#: tables know none), the status and what it waits for that everybody shows, and whether the two differ still.
+#: For each chunk: its state in the queue with more of its columns, the state of its attempt in the tables (None: no
+#: row), the status and waits_for that everything must show, and True if queue and tables differ.
 _CALLS, _WINDOW = "deadline = now() + interval '5 minutes'", "deadline = now() + interval '9 minutes', reason = '502'"
 _OVER, _LATER = "deadline = now() - interval '1 minute'", "not_before = now() + interval '1 minute', reason = '429'"
 CHUNKS: dict[str, tuple[str, str, str | None, str, str, bool]] = {
     "queued": ("waiting", "", None, "WAITING", "queued", False),
     "retry": ("waiting", _LATER, "RETURNED", "WAITING", "retry", False),
-    # Its worker was killed after it claimed the chunk, before anything was in the log.
+    # Its worker was killed after it claimed the chunk, before it wrote to the log.
     "claimed": ("sending", _CALLS, None, "SENDING", "calling", True),
     "calling": ("sending", _CALLS, "SENDING", "SENDING", "calling", False),
-    # The tables follow later: what doubt list says is what the report says.
+    # The tables lag, and `doubt list` shows the same as the report.
     "doubt_ahead": ("in_doubt", _WINDOW, "SENDING", "IN_DOUBT", "in_doubt", True),
     "doubt": ("in_doubt", _WINDOW, "IN_DOUBT", "IN_DOUBT", "in_doubt", False),
     "window_over": ("in_doubt", _OVER, "IN_DOUBT", "IN_DOUBT", "sweeps", False),
     "held": ("held", "deadline = now(), reason = 'resent twice'", "IN_DOUBT", "IN_DOUBT", "held", False),
-    # Accepted, and its event is on its way to the tables.
+    # Accepted, and its event has not reached the tables.
     "submitted": ("submitted", "batch_id = 'b1'", "SENDING", "SENDING", "in_transit", True),
     "refused": ("refused", "reason = '400'", None, "SENDING", "in_transit", True),
 }
 
 
 class Installation:
-    """A queue and tables in which something is stuck everywhere, and a query service."""
+    """A query service over a queue and tables with a chunk that is stuck in every way."""
 
     def __init__(self, pool: asyncpg.Pool, settings: Settings) -> None:
         self.pool = pool
@@ -124,7 +124,7 @@ async def test_every_command_and_route_reports_the_same_status(here: Installatio
         assert said["by_status"] == expected
         assert sum(one["inputs"] for one in said["waiting"]) == SIZE * len(CHUNKS)
         assert said["in_transit"] == in_transit
-    # Nothing is wrong, and it is not balanced while the two disagree.
+    # Nothing is wrong, but the report is not balanced while queue and tables differ.
     assert (report["imbalances"], report["balanced"]) == ([], False)
 
     for status, number in expected.items():
@@ -140,7 +140,7 @@ async def test_every_command_and_route_reports_the_same_status(here: Installatio
         by_id = await here.get("/v1/results", submission_id="sub_1", external_id=f"i{number * SIZE + 3}", status=status)
         assert [row["chunk"] for row in by_id["results"]] == [chunk]
 
-    # What nobody need wait for is overdue; a retry, and what has its turn yet to come, is not.
+    # Chunks that need an action are overdue. A retry, and a chunk that waits for its turn, are not.
     late = ["calling", "doubt", "doubt_ahead", "held", "window_over"]
     overdue = await here.get("/v1/overdue", submission_id="sub_1")
     assert [one["chunk"] for one in overdue["unsent"]] == late
@@ -183,7 +183,7 @@ async def test_pauses_kafka_and_a_lost_queue_are_explained(here: Installation) -
     ((code, reason, helps),) = await waits("sub_slow")
     assert (code, "402" in reason, "workflow resume w" in str(helps)) == ("workflow_paused", True, True)
 
-    # The queue is lost: a chunk that the tables know, and inputs that nobody sent.
+    # The queue is lost, with a chunk that the tables have and with inputs that were never sent.
     await here.submission("sub_lost", {"lost.c1": ("in_doubt", "", "IN_DOUBT"), "lost.c2": ("waiting", "", None)})
     await here.pool.execute("delete from everyrun_queue.chunks where submission_id = 'sub_lost'")
     await here.pool.execute("delete from everyrun_queue.inputs where submission_id = 'sub_lost'")

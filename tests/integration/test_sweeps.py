@@ -1,4 +1,4 @@
-"""What polls and sweeps fetch and record, with a real Postgres and a fake Extend in the test's process."""
+"""Polls and sweeps fetch and record runs, with a real Postgres and a fake Extend in the test's process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WORKFLOW = "workflow_test"
 
 
 class Bench:
-    """A reconciler's parts over a vendor; ``restart`` makes them anew, as a new process would."""
+    """The reconciler's parts over a fake Extend. ``restart`` replaces them, like a new process."""
 
     def __init__(self, settings: Settings, pool: asyncpg.Pool) -> None:
         self.settings, self.pool = settings, pool
@@ -42,7 +42,7 @@ class Bench:
         self.sweeps = Sweeps(self.settings, self.pool, lists, gets, self.hurried.append)
 
     async def batch(self, batch_id: str, state: str = "SUBMITTED", *, ago: float = 100.0, inputs: int = 1) -> None:
-        """An attempt, as the processor would have written it, sent so many seconds ago."""
+        """Insert an attempt, as the processor would, sent ``ago`` seconds ago."""
         at = datetime.now(UTC) - timedelta(seconds=ago)
         await self.pool.execute(
             "insert into everyrun.batches (chunk, attempt, batch_id, submission_id, workflow_id, expected, state,"
@@ -68,7 +68,7 @@ class Bench:
         )
 
     async def row(self, run_id: str | None, status: str, batch_id: str, number: int = 0, *, ago: float = 50.0) -> None:
-        """An input's result that came to its status so many seconds ago."""
+        """Insert an input's result that reached its status ``ago`` seconds ago."""
         at = datetime.now(UTC) + self.vendor.ahead - timedelta(seconds=ago)
         settled = None if status in ("SUBMITTED", "PROCESSING") else at
         await self.pool.execute(
@@ -111,7 +111,7 @@ async def test_sweep_finds_one_run_of_each_unknown_batch_and_is_recorded_as_comp
     assert await bench.swept() == 1
     begun, complete = await bench.pool.fetchrow("select begun_at, complete_at from everyrun_queue.sweeps")
     assert begun <= complete
-    # The processor has not told of it yet: it is not asked for again.
+    # The processor has not applied it yet, but it is not fetched again.
     await bench.sweep()
     assert (len(bench.log.records), await bench.swept()) == (1, 2)
 
@@ -122,7 +122,7 @@ async def test_sweep_after_a_restart_starts_where_the_last_one_began(bench: Benc
     for number in range(350):
         bench.vendor.run(f"r-{number}", "PENDING", "ours", ago=1000 + number)
     await bench.sweep()
-    # A thousand a page was too much for this Extend.
+    # This Extend refused a thousand runs per page.
     assert [query["maxPageSize"] for query in bench.vendor.lists] == ["1000", "100", "100", "100", "100"]
     bench.restart()
     bench.vendor.lists.clear()
@@ -151,7 +151,7 @@ async def test_sweep_looks_back_to_before_a_call_in_doubt(bench: Bench) -> None:
     await bench.sweep()
     for number in range(150):
         bench.vendor.run(f"r-{number}", "PENDING", "ours", ago=10)
-    # It came to be listed long after it was made, with the time it was made.
+    # It was listed long after it was made, with the time of its creation.
     bench.vendor.run("late", "PENDING", "lost", ago=600)
     await bench.sweep()
     assert bench.log.records == []
@@ -161,7 +161,7 @@ async def test_sweep_looks_back_to_before_a_call_in_doubt(bench: Bench) -> None:
 
 
 async def test_sweep_looks_for_an_attempt_known_only_as_in_doubt(bench: Bench) -> None:
-    # Its worker was killed before the log had batch-requested: no workflow, and no time of asking.
+    # Its worker was killed before the log had batch-requested, so the workflow and the time of the call are unknown.
     bench.restart(sweep_every=3600)
     await bench.pool.execute(
         "insert into everyrun.submissions (submission_id, workflow_id, expected, created_at)"
@@ -182,8 +182,8 @@ async def test_sweep_finds_changes_of_settled_runs(bench: Bench) -> None:
     await bench.batch("done", "SETTLED", inputs=4)
     for number, status in enumerate(("FAILED", "FAILED", "FAILED", "PROCESSED")):
         await bench.row(f"r-{number}", status, "done", number)
-    bench.vendor.run("r-0", "PROCESSED", "done")  # run again, and it went well
-    bench.vendor.run("r-1", "FAILED", "done")  # run again, and it failed again
+    bench.vendor.run("r-0", "PROCESSED", "done")  # it ran again and succeeded
+    bench.vendor.run("r-1", "FAILED", "done")  # it ran again and failed again
     bench.vendor.run("r-2", "FAILED", "done", ago=60)
     bench.vendor.run("r-3", "PROCESSED", "done", ago=60)
     await bench.sweep()
@@ -201,7 +201,7 @@ async def test_ended_review_makes_the_poll_of_its_batch_due(bench: Bench) -> Non
     assert (bench.vendor.gets, bench.hurried) == ([], [])
     bench.vendor.run("r", "PROCESSED", "open")
     await bench.sweep()
-    # The poll gets it, so that it is asked for once.
+    # The poll fetches it, so that it is fetched once.
     assert (bench.vendor.gets, bench.hurried) == ([], ["open"])
     lists = len(bench.vendor.lists)
     await bench.polling.poll_due()
@@ -229,14 +229,14 @@ async def test_batch_that_can_never_be_fetched_does_not_block_later_calls(bench:
     bench.restart(sweep_margin=10)
     bench.vendor.run("foreign", "PENDING", "foreign", ago=600)
     bench.vendor.refused["foreign"] = 403
-    # It is listed in each sweep, and none of the calls in doubt can have made it.
+    # Each sweep lists it, and no call in doubt can have made it.
     await bench.batch("ours", ago=1000)
     await bench.batch("asked", "IN_DOUBT", ago=500)
     for complete in (1, 2, 3):
         await bench.pool.execute("update everyrun_queue.sweeps set begun_at = begun_at - interval '1000 s'")
         await bench.sweep()
         assert await bench.swept() == complete
-    # An attempt that was given up before is in doubt too, for as long as its chunk is.
+    # An earlier attempt that was given up is in doubt for as long as its chunk is.
     await bench.pool.execute(
         "insert into everyrun.batches (chunk, attempt, submission_id, workflow_id, expected, state, requested_at,"
         " input_ids) values ('c-asked', 0, 's', $1, 1, 'RESENT', now() - interval '700 s', '{}')",
@@ -255,7 +255,7 @@ async def test_sweep_is_incomplete_while_only_the_queue_has_a_call_in_doubt(benc
     await bench.queued("c-new", "in_doubt")
     await bench.sweep()
     assert await bench.swept() == 0
-    await bench.batch("new", "IN_DOUBT", ago=500)  # the processor has told of it
+    await bench.batch("new", "IN_DOUBT", ago=500)  # the processor has applied it
     await bench.sweep()
     assert await bench.swept() == 1
 
@@ -266,7 +266,7 @@ async def test_sweep_fetches_another_run_of_an_unknown_batch_if_one_is_unavailab
         bench.vendor.run(f"new-{number}", "PENDING", "new", ago=number)
     bench.vendor.refused.update({f"new-{number}": 403 for number in range(4)})
     await bench.sweep()
-    # A few are tried, and others the next time.
+    # A sweep tries a few runs, and the next sweep tries others.
     assert (bench.vendor.gets, await bench.swept()) == (["new-0", "new-1", "new-2"], 0)
     await bench.sweep()
     assert (bench.log.subjects(), await bench.swept()) == (["new-4"], 1)
@@ -282,7 +282,7 @@ async def test_unavailable_run_of_a_known_batch_leaves_the_sweep_complete(bench:
     for complete in (1, 2):
         await bench.sweep()
         assert await bench.swept() == complete
-    # The list shows it no more, and another process knows of it all the same.
+    # The list no longer shows it, but another process finds it in the database.
     await bench.pool.execute("update everyrun.batches set state = 'RESENT' where state = 'IN_DOUBT'")
     bench.restart()
     for number in range(150):
@@ -369,7 +369,7 @@ async def test_deleted_runs_are_recorded_and_forgotten_if_they_return(bench: Ben
     bench.vendor.run("running", "PROCESSING", "b")
     bench.vendor.deleted.add("listed")
     await bench.polling.poll("b", 3)
-    # One was listed and is not to be had; one was told of once, and is listed no more.
+    # One is listed and cannot be fetched. The other was applied once, and is no longer listed.
     assert await bench.gone() == ["listed", "told"]
     polled = await bench.pool.fetchrow("select listed, running from everyrun_queue.polls where batch_id = 'b'")
     assert tuple(polled) == (2, 1)
@@ -418,5 +418,5 @@ async def test_batch_without_listed_runs_is_polled_without_an_error(bench: Bench
     await bench.row(None, "SUBMITTED", "b", 0)
     await bench.row(None, "SUBMITTED", "b", 1)
     assert (await bench.polling.poll("b", 2)).found == 0
-    # Nor is anything asked for: an input without a run is no run that the list lacks.
+    # Nothing is fetched: an input without a run does not count as a run that is missing in the list.
     assert (bench.vendor.gets, bench.log.subjects(), await bench.gone()) == ([], [], [])

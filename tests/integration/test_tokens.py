@@ -115,7 +115,7 @@ async def test_token_revoked_after_a_backup_stays_revoked_after_restore(settings
             await announce_tokens(pool, producer)
             assert await tokens.is_durable(connection, token)
 
-        # The database is restored: its tables are those of the backup, and it is another incarnation.
+        # The database is restored: it has the tables of the backup, and is another incarnation.
         async with pool.acquire() as connection, connection.transaction():
             await connection.execute(
                 "truncate everyrun_queue.chunks, everyrun_queue.tokens, everyrun_queue.log_position"

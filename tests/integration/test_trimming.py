@@ -26,7 +26,7 @@ async def _nothing_aside(poison: object) -> None:
 
 
 class World:
-    """Tables of a log that grows, and the reconciler's trimming over them."""
+    """Tables of a growing log, with the reconciler's trimming."""
 
     def __init__(self, dsn: str, connection: asyncpg.Connection, pool: asyncpg.Pool) -> None:
         self.dsn, self.connection, self.pool, self.log = dsn, connection, pool, MemoryLog()
@@ -75,7 +75,7 @@ async def test_foreign_run_keeps_only_its_head(world: World):
     assert all(size < 600 for size in sizes.values()), sizes
     assert await world.trimming.trim() == 0
 
-    # A webhook that comes again brings nothing back; a later state comes whole, and is trimmed in its turn.
+    # A repeated webhook does not restore the content. A later state has its content, and is trimmed later.
     world.log.records.append(world.log.records[0])
     world.log.records.append(run_event("run_keyless", "batch_x", "PROCESSED", 30, key=None, end=29, size=_SIZE))
     found = await world.project(random.Random(3))
@@ -99,7 +99,7 @@ async def test_trimming_events_are_in_the_partition_of_the_run(world: World):
 
 
 async def test_trimmed_run_is_fetched_again_if_it_turns_out_to_be_ours(world: World):
-    """Its batch is registered: the row has the head, the reconciler takes it for unknown, its Get makes it whole."""
+    """After its batch is registered, the row has only the head, so the reconciler fetches the run again."""
     given = [msgspec.structs.replace(an_input("sub_r", 1), metadata={"n": 1})]
     seen = {"key": None, "metadata": {"n": 1}, "end": 8.0, "size": _SIZE}
     world.log.records.append(run_event("run_a", "batch_r", "PROCESSED", 9, **seen))

@@ -18,7 +18,7 @@ REAL = "https://api.extend.ai"
 
 
 async def a_waiting_chunk(connection: asyncpg.Connection) -> None:
-    """Of one input, announced: it is sent as soon as anything is."""
+    """Insert a submission of one input that is announced, so that it is sent as soon as possible."""
     await connection.execute(
         "insert into everyrun_queue.submissions (submission_id, workflow_id, priority, expected, batches, content_hash,"
         " created_at, announced_at) values ('sub_a', $1, 90, 1, 1, '', now(), now())",
@@ -58,7 +58,7 @@ async def test_another_extend_is_refused_and_receives_nothing(service, emulator_
     async with httpx.AsyncClient() as http:
         assert (await http.post(started[0].url + "/v1/submissions")).status_code == 404
     assert (await state(), requests()) == ("waiting", 0)
-    # And it is the difference that stood in the way: a person says that both are the same.
+    # Once a person writes the new address to the database, the services start.
     await connection.execute("update everyrun_queue.installation set vendor = 'emulator'")
     for process in started:
         await process.ready()

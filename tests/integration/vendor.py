@@ -1,4 +1,4 @@
-"""Extend's lists and Gets within a test's own process: every run, and what was asked, is at hand."""
+"""A fake Extend in the test's process: lists and runs, with a record of every request."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class Vendor:
         self.runs: dict[str, dict[str, Any]] = {}
         self.lists: list[dict[str, str]] = []
         self.gets: list[str] = []
-        #: Runs that are listed, and not there; and the status that a Get of a run answers instead.
+        #: Runs that are listed but cannot be fetched, with the status of the response instead.
         self.deleted: set[str] = set()
         self.refused: dict[str, int] = {}
 
     def run(
         self, run_id: str, status: str, batch_id: str | None, *, ago: float = 0.0, made: float | None = None
     ) -> None:
-        """A run that came to its status so many seconds ago."""
+        """Add a run that reached its status ``ago`` seconds ago."""
         now = datetime.now(UTC) + self.ahead
         changed = now - timedelta(seconds=ago)
         ended = changed if status not in ("PENDING", "PROCESSING") else None

@@ -17,7 +17,7 @@ from everyrun.settings import Settings
 
 
 class Noted(OwnTurns):
-    """Notes what is asked of it."""
+    """Fake turns that record their calls."""
 
     def __init__(self, rate: float) -> None:
         super().__init__(rate)

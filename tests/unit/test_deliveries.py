@@ -14,7 +14,6 @@ from everyrun.log.events import DeliveryDeferred, RunObserved
 from everyrun.log.observation import MAX_RUN_BYTES, InvalidRunError, fit, observed, read_head
 from everyrun.reconciler.deliveries import Deliveries
 from everyrun.reconciler.links import LinkError, Links, origin
-from everyrun.reconciler.run_fetcher import poll_record
 from everyrun.settings import Settings
 
 ORIGIN = "https://files.example"
@@ -154,17 +153,6 @@ async def test_unreadable_delivery_is_skipped() -> None:
     worker = Deliveries(links(refused), extend=None, log=None)
     for value in (b"", None, b"{}", b"\xff"):
         assert await worker.outcome(None, value, []) is None
-
-
-def test_id_of_a_poll_record_has_run_time_and_content() -> None:
-    body = json.dumps(RUN).encode()
-    time = "2026-01-01T00:00:00.000Z"
-    first, again = poll_record(body, "r", time), poll_record(body, "r", time)
-    assert first == again
-    other = poll_record(json.dumps({**RUN, "status": "FAILED"}).encode(), "r", time)
-    assert header(first.headers, "ce_id") != header(other.headers, "ce_id")
-    with pytest.raises(InvalidRunError):
-        poll_record(body, "another", time)
 
 
 def test_run_too_large_for_a_record_keeps_its_head() -> None:

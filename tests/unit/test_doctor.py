@@ -17,17 +17,19 @@ from everyrun.doctor.facts import (
     ExtendFacts,
     Following,
     KafkaFacts,
+    Late,
     PostgresFacts,
     SelfTest,
     Swept,
 )
 from everyrun.doctor.findings import Finding, judge_clock, judge_service
-from everyrun.doctor.judge_progress import judge_following, judge_sweeps
+from everyrun.doctor.judge_progress import judge_following, judge_late, judge_sweeps
 from everyrun.extend.client import API_VERSION
 from everyrun.log.observation import SELF_TEST_ANSWER
 from everyrun.settings import Settings
 from everyrun.store.migrate import SCHEMAS, versions
 from everyrun.store.sql import beside
+from everyrun.waiting import Waiting
 
 URL = "https://hooks.example.com/webhooks/extend"
 ENDPOINT = {"id": "wh_1", "url": URL, "status": "enabled", "apiVersion": API_VERSION}
@@ -117,7 +119,7 @@ def test_rotation_needs_every_endpoint_subscribed_to_all_events() -> None:
     assert says(judged(old, new), "ok", "5 needed events")
     for not_all in (judged(old), judged(old, some)):
         assert says(not_all, "warning", "wh_2 lacks events", "rotate-webhook-secret.md")
-    # One of another address may be another installation's.
+    # An endpoint with another address may belong to another installation.
     assert says(judged(old, of=(ENDPOINT, elsewhere)), "ok", "5 needed events")
 
 
@@ -157,7 +159,7 @@ def test_unused_secret_warns_during_a_rotation() -> None:
 
 def test_counters_of_the_bridge_are_judged() -> None:
     assert says(judge_webhook.judge_seen({"observed": 5}), "ok", "5 accepted")
-    # The doctor's own refused tests say nothing of Extend's secret.
+    # Refused self-tests of the doctor say nothing about Extend's secret.
     assert says(judge_webhook.judge_seen({"self_test_refused": 5}), "ok", "0 accepted")
     wrong = judge_webhook.judge_seen({"observed": 0, "unauthorized": 7})
     assert says(wrong, "failed", "7 refused", "EVERYRUN_WEBHOOK_SECRETS is not the secret")
@@ -278,3 +280,16 @@ def test_doctor_without_valid_settings_exits_with_2(
 def test_migrations_of_every_schema_are_read() -> None:
     asked = {name for name in beside(ask_postgres.__file__, "doctor.sql").names() if name.startswith("migrations_of_")}
     assert asked == {f"migrations_of_{schema}" for schema in SCHEMAS}
+
+
+def test_doctor_warns_or_fails_for_late_inputs() -> None:
+    def late(waits_for: str, *, passed: bool = False) -> Late:
+        return Late(Waiting("WAITING", waits_for, 400, "why", None, "everyrun x"), 2, passed)
+
+    levels = {kind: judge_late([late(kind)])[0].level for kind in ("unannounced", "held", "in_doubt", "calling")}
+    assert levels == {"unannounced": "failed", "held": "warning", "in_doubt": "warning", "calling": "warning"}
+    (finding,) = judge_late([late("calling", passed=True)])
+    assert finding.level == "failed"
+    assert "400 inputs of 2 submissions" in finding.found
+    assert "everyrun x" in finding.remedy
+    assert judge_late([])[0].level == "ok"

@@ -47,7 +47,7 @@ async def serving(keep_alive: int = 75) -> AsyncIterator[int]:
 
 
 async def said(port: int, *parts: bytes, pause: float = 0.0, ends: bool = False) -> bytes:
-    """All that the server says until it closes or resets the connection; ``ends`` says first that no more comes."""
+    """Return all that the server sends until it closes or resets the connection. ``ends`` first ends our side."""
     heard = b""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
 
@@ -68,7 +68,7 @@ async def said(port: int, *parts: bytes, pause: float = 0.0, ends: bool = False)
             while part := await reader.read(1 << 16):
                 heard += part
     except ConnectionResetError:
-        # Who still sends when the connection is closed is told so in this way.
+        # The connection was closed while the client was still sending.
         pass
     finally:
         speaking.cancel()
@@ -102,7 +102,7 @@ async def test_idle_connection_is_closed_after_keep_alive(
 
 
 async def test_load_balancer_may_keep_connections_for_a_minute() -> None:
-    """Its usual 60 s must be over before we close: the default of each service, and what the settings say."""
+    """The default of each service and of the setting is longer than the usual 60 s of a load balancer."""
     assert Settings().keep_alive > 60
     asked: list[int] = []
 
@@ -181,7 +181,7 @@ async def test_slow_head_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     async with serving() as port:
         assert await said(port, b"GET /", *[b"x"] * 1000, pause=0.05) == b""
         assert await said(port, HEAD, *[b"x: y\r\n"] * 1000, pause=0.05) == b""
-        # The second request of a connection too.
+        # The limit also holds for the second request of a connection.
         monkeypatch.setattr(limits, "HEAD_WITHIN", 3.0)
         first = HEAD + b"content-length: 0\r\n\r\n"
         assert statuses(await said(port, first, b"", HEAD, *[b"x: y\r\n"] * 1000, pause=0.05)) == [200]
@@ -194,7 +194,7 @@ async def test_slow_body_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
         answer = await said(port, head)
         assert statuses(answer) == [400]
         assert b"INCOMPLETE" in answer
-        # Who still sends when the connection is closed may miss the answer.
+        # A client that still sends when the connection is closed may miss the response.
         assert statuses(await said(port, head, *[b"x"] * 1000, pause=0.05)) in ([400], [])
 
 
@@ -266,7 +266,7 @@ async def test_garbage_is_refused_and_the_next_client_is_served(
     async with serving() as port:
         answer = await said(port, garbage, ends=True)
         assert set(statuses(answer)) <= {400, 401}, answer
-        # A good request before the garbage on one connection is answered.
+        # A valid request before the garbage on one connection is answered.
         pipelined = await said(port, HEAD + b"content-length: 0\r\n\r\n" + garbage, ends=True)
         assert set(statuses(pipelined)) <= {200, 400, 401}
         assert statuses(await said(port, good)) == [200]

@@ -1,4 +1,4 @@
-"""Which runs of a list are fetched."""
+"""Runs of a list are fetched if the tables do not have their state."""
 
 from __future__ import annotations
 

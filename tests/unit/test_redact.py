@@ -54,7 +54,7 @@ def test_settings_list_their_secrets() -> None:
 
 @pytest.fixture
 def written(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
-    """What a service of these settings writes to standard error."""
+    """Return the standard error of a service with these settings."""
     root, stream = logging.getLogger(), io.StringIO()
     handlers, level = root.handlers[:], root.level
     monkeypatch.setattr(sys, "stderr", stream)

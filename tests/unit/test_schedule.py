@@ -1,4 +1,4 @@
-"""When a batch is polled next, and when a workflow is swept."""
+"""The schedule decides when to poll a batch and when to sweep a workflow."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_sweeps_take_up_to_a_sixth_of_the_time_or_half_of_it_in_doubt(took, in_d
     wait = sweep_wait(in_doubt=in_doubt, every=300, in_doubt_every=15, took=took)
     assert wait >= (15 if in_doubt else 300)
     assert took <= wait / (2 if in_doubt else 6) + 1e-6
-    # A chunk in doubt waits for two sweeps: a slow one must not keep it for many times its own length.
+    # A chunk in doubt waits for two sweeps, so a slow sweep must not be followed by a long pause.
     assert not in_doubt or wait <= max(15, took * 2)
 
 

@@ -33,7 +33,7 @@ def test_committed_files_are_up_to_date(name: str) -> None:
 
 def test_no_stale_file_in_schemas() -> None:
     there = {p.relative_to(TOP).as_posix() for p in (TOP / "schemas").rglob("*") if p.is_file()}
-    # Released schemas stay unchanged; test_compatibility.py compares the present ones with them.
+    # Released schemas stay unchanged; test_schema_compatibility.py compares the present ones with them.
     there = {name for name in there if not name.startswith("schemas/released/")}
     assert there == {name for name in schemas.documents() if name.startswith("schemas/")}
 

@@ -21,7 +21,7 @@ from everyrun.redact import describe, remember
 from everyrun.settings import Settings, SettingsError, load
 from everyrun.submission.dispatch.classify import Returned, classify_failure
 
-#: Too short to be known by its form.
+#: Too short to be recognized by its form.
 KEY = "sk_live_0123"
 SECRETS = {
     "EXTEND_API_KEY": "extend_api_key",
@@ -54,7 +54,7 @@ def test_invisible_character_in_a_secret_is_refused_without_showing_it(
     variable: str, inside: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if inside == "\x00":
-        # No environment holds it; a file of settings of a stack may.
+        # An environment variable cannot hold a NUL, but a stack's settings file may.
         with pytest.raises(SettingsError, match=variable) as refused:
             load(**{SECRETS[variable]: f"some-secret{inside}of-some-length"})
     else:
@@ -97,7 +97,7 @@ def test_service_refuses_such_a_key_without_printing_it() -> None:
 
 
 async def listening() -> tuple[str, asyncio.Server]:
-    """A server that takes connections and answers nothing; its address."""
+    """Yield the address of a server that accepts connections and answers nothing."""
 
     async def answer(_reader: object, _writer: object) -> None: ...
 

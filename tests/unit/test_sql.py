@@ -14,7 +14,7 @@ _SQL = re.compile(
     r"(table|schema|database|index|view|role|temp|temporary|unlogged)|copy\s+\S+\s+(from|to)|set\s+search_path|lock\s+table)\b",
     re.IGNORECASE | re.DOTALL,
 )
-#: Identifiers cannot be parameters. By module: names that are inserted, fixed ones or ones that are checked first.
+#: Identifiers cannot be parameters. By module: inserted names that are fixed, or checked first.
 _NAMES = {
     ("embedded/postgres.py", "OWNER"),
     # The schema of a rebuild, which is checked: lower case, digits and _.

@@ -24,13 +24,13 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class Database:
-    """Stands in for a pool: the live tokens, and how often they were read."""
+    """A fake pool with the live tokens. It counts how often they are read."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
         self.reads = 0
         self.away = False
-        #: Whether revocations were read from the log in this incarnation of the database.
+        #: True if revocations were read from the log in this incarnation of the database.
         self.level = True
 
     async def fetch(self, _statement: str) -> list[dict[str, Any]]:
@@ -157,7 +157,7 @@ async def test_token_works_only_for_its_scopes_and_403_names_the_missing_one(dat
         else:
             assert (answer.status_code, answer.json()["scope"]) == (403, wanted)
             assert wanted in answer.json()["message"]
-            # Before anything else is said about the request.
+            # The scope is checked before anything else in the request.
             assert (
                 await http.get(f"/{wanted}?number=x", headers={"authorization": f"Bearer {token}"})
             ).status_code == 403

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import asyncpg
 from msgspec.structs import replace
@@ -44,7 +43,8 @@ async def ask_postgres(settings: Settings) -> tuple[PostgresFacts, list[str]]:
 
 async def _ask(connection: asyncpg.Connection, settings: Settings) -> tuple[PostgresFacts, list[str]]:
     began = time.time()
-    row: Any = await connection.fetchrow(_sql["server"])
+    row = await connection.fetchrow(_sql["server"])
+    assert row is not None
     clock = row["now"].timestamp() - (began + time.time()) / 2
     migrations: dict[str, list[str] | None] = {}
     for schema in SCHEMAS:

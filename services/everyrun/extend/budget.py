@@ -73,7 +73,7 @@ class OwnTurns:
 
 
 class SharedTurns:
-    """Turns of the whole installation. While Postgres does not answer, each process uses a small share by itself.
+    """Turns of the whole installation. While Postgres does not answer, each process uses a small share alone.
 
     With a share of ``1 / n``, up to n processes stay within the rate without Postgres.
     """

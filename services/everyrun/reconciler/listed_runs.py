@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from everyrun.projection.rules.merge import instant, own_time
 
-#: Statuses that a run leaves by itself, so they are not worth a request (SDK 1.20.0, types/workflow_run_status.py).
+#: Statuses that do not last, so they are not worth a request (SDK 1.20.0, types/workflow_run_status.py).
 _PASSING = frozenset({"PENDING", "PROCESSING"})
 
 #: The state of a run in a row: its status, and when it reached that status by its own times.

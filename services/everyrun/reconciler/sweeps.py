@@ -31,7 +31,7 @@ _sql = beside(__file__, "reconciler.sql")
 
 #: Shortest time between two reads of the workflows, in seconds.
 _LOOK_EVERY = 10.0
-#: Runs of an unknown batch that are tried on a page before the sweep goes on without one.
+#: Runs of an unknown batch that are tried on a page before the sweep continues without one.
 _TRIES = 3
 #: Maximum number of unknown batches remembered as found. The tables have those that are forgotten.
 _REMEMBERED = 10_000
