@@ -155,7 +155,7 @@ async def test_problems_at_extend_and_the_bridge_are_found(well: Settings) -> No
         (await http.delete(f"/webhook_endpoints/{endpoint['id']}")).raise_for_status()
         none = (await bad(well))["webhook endpoint"]
         assert "none of Extend's 0 endpoints" in none.found
-        assert "Make one" in none.remedy
+        assert "Create one" in none.remedy
 
 
 async def test_wrong_clock_is_found(emulator_with: Any) -> None:
