@@ -25,7 +25,7 @@ def test_cursor_of_other_filters_is_refused() -> None:
 
 @pytest.mark.parametrize("cursor", ["", "?", "bm8", make_cursor(FILTERS, "a\x00")])
 def test_malformed_cursor_is_refused(cursor: str) -> None:
-    with pytest.raises(InvalidFieldError, match=r"^cursor|^cursor: has a NUL"):
+    with pytest.raises(InvalidFieldError, match=r"^cursor: "):
         read_cursor(FILTERS, cursor)
 
 
@@ -44,5 +44,5 @@ def test_last_page_has_no_cursor() -> None:
 
 @pytest.mark.parametrize("value", ["a\x00b", "a\nb", "\u202e"])
 def test_text_that_cannot_be_printed_is_refused(value: str) -> None:
-    with pytest.raises(InvalidFieldError, match="^reason: has a"):
+    with pytest.raises(InvalidFieldError, match=r"^reason: has a"):
         check_text(reason=value, batch_id=None)
