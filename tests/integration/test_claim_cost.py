@@ -11,6 +11,8 @@ import pytest
 from everyrun.submission.announcer import _sql as _announcer_sql
 from everyrun.submission.decisions.pauses import _sql as _pauses_sql
 from everyrun.submission.dispatch.dispatcher import _sql
+from everyrun.submission.dispatch.protocol import Claimed, step
+from everyrun.submission.dispatch.transitions import chunk_state
 from everyrun.submission.recovery.queue_recovery import _sql as _recovery_sql
 from tests.integration.costs import pages, settled
 
@@ -48,6 +50,15 @@ async def submission(
 async def claim(connection: asyncpg.Connection) -> str | None:
     incarnation = await connection.fetchval(_recovery_sql["incarnation"])
     return await connection.fetchval(_sql["claim"], "me", 60.0, incarnation)
+
+
+async def test_the_claim_function_does_the_step_of_the_protocol(connection: asyncpg.Connection) -> None:
+    await submission(connection, "a", 1)
+    await connection.execute(f"update {CHUNKS} set resends = 1, reason = 'no evidence within the window', attempt = 1")
+    before = await connection.fetchrow(f"select * from {CHUNKS}")
+    assert await claim(connection) == before["chunk"]
+    after = await connection.fetchrow(f"select * from {CHUNKS}")
+    assert chunk_state(after) == step(chunk_state(before), Claimed()).after
 
 
 async def cost(connection: asyncpg.Connection) -> int:

@@ -100,7 +100,10 @@ class FakeQueue:
         try:
             yield
         except BaseException:
-            self.chunks = before
+            for chunk in set(self.chunks) - set(before):
+                del self.chunks[chunk]
+            for chunk, row in before.items():
+                self.chunks[chunk].update(row)
             raise
 
     async def fetch(self, statement: str, *arguments: Any) -> list[Any]:
@@ -269,6 +272,8 @@ class Dispatch:
         self.queue = FakeQueue(self.journal, self.clock)
         self.log = JournalLog(self.journal)
         self.extend = FakeExtend(self.journal)
+        #: The end of each partition of the log, for the resolver.
+        self.log_ends: dict[tuple[str, int], int] = {}
         self.recovery = FakeRecovery(self.queue)
         queue: Any = self.queue
         log: Any = self.log

@@ -21,7 +21,7 @@ _sql = beside(__file__, "decisions.sql")
 
 
 class PauseTarget(NamedTuple):
-    """What is paused."""
+    """A workflow or a submission that can be paused."""
 
     kind: Literal["workflow", "submission"]
     id: str

@@ -227,7 +227,7 @@ def _step(chunk: ChunkState, trigger: Trigger) -> Step:
 def refilled(chunk: ChunkState) -> ChunkState:
     """Return the chunk after its files were restored. A chunk that was held only for them leaves that state.
 
-    If it was in doubt before, it is in doubt again: evidence is awaited once more before a resend.
+    If it was in doubt before, it is in doubt again, so evidence can still prevent a resend.
     """
     before: dict[str | None, StateName] = {FILES_LOST_UNSENT: "waiting", FILES_LOST_IN_DOUBT: "in_doubt"}
     if chunk.state == "held" and chunk.reason in before:
@@ -310,6 +310,6 @@ def _proved(chunk: ChunkState, attempt: int, batch_id: str, kind: EventKind) -> 
         # A chunk that was cut stays cut: its inputs continue in its parts.
         return Step(chunk, published)
     if chunk.state == "sending" and attempt < chunk.attempt:
-        # The call of the current attempt ends by itself. No further call follows.
+        # The call of the current attempt continues. No further call follows.
         return Step(replace(chunk, batch_id=batch_id), published)
     return Step(replace(chunk, state="submitted", batch_id=chunk.batch_id or batch_id, reason=None), published)

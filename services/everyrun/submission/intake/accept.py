@@ -147,8 +147,8 @@ def is_incomplete(known: Any) -> bool:
 def same_content(known: Any, full: bytes, redacted: bytes) -> bool:
     """Return if an upload with these hashes repeats the submission. Pure.
 
-    The redacted hash decides for a submission that was restored from the log, which has only redacted files, and for
-    one that lacks inputs, because its links may have been signed again since.
+    The redacted hash decides in two cases. The log has only redacted files, so a submission restored from it has no
+    other hash. And the links of a submission that lacks inputs may have been signed again since.
     """
     if known["full_hash"] == full:
         return True

@@ -42,7 +42,7 @@ class Registered(msgspec.Struct, frozen=True):
 
 
 class Registration(NamedTuple):
-    """What the queue stores of a registered batch. Its inputs are in the log."""
+    """A registered batch as the queue stores it. Its inputs are in the log."""
 
     submission_id: str
     chunk: str

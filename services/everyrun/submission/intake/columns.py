@@ -32,7 +32,7 @@ _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 
 
 class Options(NamedTuple):
-    """How to read a manifest. The defaults are those of an upload over HTTP."""
+    """Options for reading a manifest. The defaults are those of an upload over HTTP."""
 
     encoding: str | None = None
     #: One character; None to detect it from the header.

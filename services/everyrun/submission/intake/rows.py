@@ -26,7 +26,7 @@ _REPLACE = "its query string or password was not kept: give a new link, with the
 
 
 class BadRow(msgspec.Struct, frozen=True):
-    """What is wrong with a row: its number from 1, its id if it has one, the field, the reason, and its first line."""
+    """A bad row: its number from 1, its id if it has one, the bad field, the reason, and its first line."""
 
     row: int
     id: str | None

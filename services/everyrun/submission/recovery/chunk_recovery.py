@@ -18,7 +18,7 @@ from everyrun.submission.dispatch.protocol import FILES_LOST_UNSENT, ChunkState,
 
 
 class LoggedChunk(msgspec.Struct, frozen=True):
-    """What the log knows of a chunk: the outcome of its newest attempt, and what forbids sending it again."""
+    """A chunk as the log knows it: the outcome of its newest attempt, and what forbids sending it again."""
 
     attempt: int
     state: StateName
