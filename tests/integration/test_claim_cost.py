@@ -1,4 +1,4 @@
-"""A claim costs the same however many chunks were sent, wait for later, or are paused; and it keeps the order."""
+"""The cost of a claim does not depend on the number of submitted, delayed or paused chunks; claims keep the order."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def connection(database: str) -> AsyncIterator[asyncpg.Connection]:
 async def submission(
     connection: asyncpg.Connection, name: str, chunks: int, *, of: int = 1, workflow: str = "w", announced: bool = True
 ) -> None:
-    """``of`` submissions of so many chunks each, under one name."""
+    """Insert ``of`` submissions with this number of chunks each."""
     await connection.execute(
         f"insert into {SUBMISSIONS} (submission_id, workflow_id, expected, batches, content_hash, created_at,"
         " announced_at) select $1 || '_' || lpad(n::text, 6, '0'), $2, $3::int, $3::int, '', now(),"
@@ -115,7 +115,7 @@ async def unannounced(connection: asyncpg.Connection, size: int) -> None:
     "in_front",
     [sent, later, later_in_many, a_paused_submission, paused_submissions, a_paused_workflow, unannounced],
 )
-async def test_a_claim_costs_the_same_whatever_is_in_front(
+async def test_the_cost_of_a_claim_does_not_depend_on_skipped_chunks(
     database: str, postgres: Callable[[str], str], in_front: Callable[[asyncpg.Connection, int], Awaitable[None]]
 ) -> None:
     costs = []
@@ -125,7 +125,7 @@ async def test_a_claim_costs_the_same_whatever_is_in_front(
         await in_front(connection, size)
         await submission(connection, "b", 2)
         await submission(connection, "c", size)
-        # What cannot be sent is put aside once, a thousand chunks a call.
+        # Chunks that cannot be sent are marked as skipped once, a thousand chunks a call.
         for _ in range(size // 1000 + 1):
             if (first := await claim(connection)) is not None:
                 break
@@ -137,7 +137,7 @@ async def test_a_claim_costs_the_same_whatever_is_in_front(
     assert costs[1] < 300
 
 
-async def test_chunks_are_claimed_in_their_order_also_after_they_waited_or_were_paused(
+async def test_chunks_are_claimed_in_order_even_after_waits_and_pauses(
     connection: asyncpg.Connection,
 ) -> None:
     await submission(connection, "a", 3)
@@ -159,8 +159,8 @@ async def test_chunks_are_claimed_in_their_order_also_after_they_waited_or_were_
     assert await connection.fetchval(_sql["claim"], "me", 60.0, "another incarnation") is None
 
 
-async def test_nothing_stays_aside_when_claims_and_resumes_meet(database: str) -> None:
-    """Resumes and announcements come at any moment of a claim: what is in the way no more is claimed."""
+async def test_no_chunk_stays_skipped_when_claims_and_resumes_coincide(database: str) -> None:
+    """Resumes and announcements come at any moment of a claim. Chunks that nothing blocks any longer are claimed."""
     async with asyncpg.create_pool(database, min_size=6, max_size=6) as pool:
         async with pool.acquire() as connection:
             await submission(connection, "a", 1, of=40)

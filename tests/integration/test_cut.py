@@ -1,4 +1,4 @@
-"""Chunks that Extend refuses, and answers that are not Extend's, on a real Kafka and Postgres; Extend is a stand-in."""
+"""Refused chunks, and answers that are not Extend's, on a real Kafka and Postgres with a fake Extend."""
 
 # ruff: noqa: F811
 from __future__ import annotations
@@ -29,7 +29,7 @@ def error(status: int, message: str, code: str = "INVALID_REQUEST") -> httpx.Res
 
 
 class Strict(Vendor):
-    """Refuses a batch for one bad file, as Extend does; ``tells`` if it says where, ``answer`` what it says instead."""
+    """Refuses a batch for one bad file, like Extend. ``tells``: it names the input; ``answer``: it gives this instead."""
 
     def __init__(self, *, tells: bool = False) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Strict(Vendor):
 
 
 def strict(world: World, **more: Any) -> Strict:
-    """Have a strict Extend in the place of the world's own."""
+    """Replace the world's Extend with a strict one."""
     vendor = Strict(**more)
     world.vendor = vendor
     extend: Any = vendor
@@ -60,7 +60,7 @@ def strict(world: World, **more: Any) -> Strict:
 
 
 async def hand_in(world: World, count: int, *bad: int) -> str:
-    """A submission of so many inputs, of which those at the positions ``bad`` have a file that Extend does not know."""
+    """Submit inputs, of which those at the positions ``bad`` have a file that Extend does not know."""
     rows = [{"file": {"id": BAD if n in bad else f"file_{n}"}, "id": f"row-{n}"} for n in range(1, count + 1)]
 
     async def parts() -> AsyncIterator[bytes]:
@@ -80,13 +80,13 @@ async def hand_in(world: World, count: int, *bad: int) -> str:
 
 
 async def send_all(world: World) -> None:
-    """Send until nothing waits any more."""
+    """Send until no chunk waits."""
     while await world.dispatcher.send_one():
         pass
 
 
 async def counts(world: World, submission: str) -> dict[str, int]:
-    """The inputs by status, as the tables have them."""
+    """Return the inputs by status, from the tables."""
     await world.project()
     query = "select status, sum(inputs)::int from everyrun.submission_counts where submission_id = $1 group by 1"
     return dict(await world.pool.fetch(query, submission))
@@ -97,7 +97,7 @@ async def chunks(world: World) -> dict[str, str]:
 
 
 async def soon(world: World) -> None:
-    """Whatever waits may be sent at once."""
+    """Let every waiting chunk be sent now."""
     await world.pool.execute("update everyrun_queue.chunks set not_before = '-infinity'")
 
 
@@ -120,7 +120,7 @@ async def test_one_bad_input_of_a_thousand_is_refused_alone(world: World, tells:
     assert set((await chunks(world)).values()) == {"cut", "submitted", "refused"}
 
 
-async def test_the_counts_add_up_while_the_parts_wait_and_in_order(world: World) -> None:
+async def test_the_counts_add_up_while_the_parts_wait(world: World) -> None:
     strict(world)
     first = await hand_in(world, 8, 3)
     second = await hand_in(world, 2)
@@ -140,7 +140,7 @@ async def test_the_counts_add_up_while_the_parts_wait_and_in_order(world: World)
         assert [f"{first}:row-{n}" for n in places] == event["input_ids"]
 
 
-async def test_every_input_bad_takes_less_than_two_calls_each(world: World) -> None:
+async def test_if_every_input_is_bad_each_takes_less_than_two_calls(world: World) -> None:
     vendor = strict(world)
     submission = await hand_in(world, 20, *range(1, 21))
     await send_all(world)
@@ -148,7 +148,7 @@ async def test_every_input_bad_takes_less_than_two_calls_each(world: World) -> N
     assert len(vendor.calls) < 40
 
 
-async def test_a_cut_that_was_said_and_not_kept_is_taken_over_from_the_log(
+async def test_a_cut_that_was_published_but_not_stored_is_restored_from_the_log(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vendor = strict(world)
@@ -170,7 +170,7 @@ async def test_a_cut_that_was_said_and_not_kept_is_taken_over_from_the_log(
     assert len(vendor.calls) == 5
 
 
-async def test_an_older_queue_knows_of_the_cut_from_the_log(world: World) -> None:
+async def test_a_restored_queue_learns_of_the_cut_from_the_log(world: World) -> None:
     vendor = strict(world)
     submission = await hand_in(world, 8, 8)
     await world.recovery.ensure_caught_up()
@@ -195,8 +195,8 @@ async def test_an_older_queue_knows_of_the_cut_from_the_log(world: World) -> Non
     assert len(vendor.calls) > calls
 
 
-async def test_evidence_for_a_chunk_that_was_cut_is_seen(world: World) -> None:
-    """Extend says that it made nothing of it, and a run of it comes all the same."""
+async def test_evidence_for_a_cut_chunk_is_published(world: World) -> None:
+    """Extend answers that it made nothing, but a run of the chunk comes."""
     vendor = strict(world)
     submission = await hand_in(world, 2, 1)
     await world.send()
@@ -230,7 +230,7 @@ HTML = "<html><body>nginx</body></html>"
     ],
     ids=lambda answer: getattr(answer, "status_code", "unreachable"),
 )
-async def test_an_outage_of_hours_ends_with_every_input_sent_and_few_calls(world: World, answer: Any) -> None:
+async def test_after_an_outage_of_hours_every_input_is_sent_with_few_calls(world: World, answer: Any) -> None:
     vendor = strict(world)
     submission = await hand_in(world, 3)
     waits = []
@@ -262,7 +262,7 @@ async def test_an_outage_of_hours_ends_with_every_input_sent_and_few_calls(world
     ],
     ids=lambda answer: answer.json()["message"],
 )
-async def test_an_error_of_the_workflow_pauses_it_and_refuses_nothing(world: World, answer: httpx.Response) -> None:
+async def test_an_error_about_the_workflow_pauses_it_and_refuses_nothing(world: World, answer: httpx.Response) -> None:
     vendor = strict(world)
     submission = await hand_in(world, 5)
     await world.send(answer)
@@ -279,7 +279,7 @@ async def test_an_error_of_the_workflow_pauses_it_and_refuses_nothing(world: Wor
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 422])
-async def test_a_retryable_error_is_tried_again(world: World, status: int) -> None:
+async def test_a_retryable_error_is_retried(world: World, status: int) -> None:
     strict(world)
     submission = await hand_in(world, 2)
     body = {"code": "BUSY", "message": "not now", "retryable": True}
@@ -292,7 +292,7 @@ async def test_a_retryable_error_is_tried_again(world: World, status: int) -> No
 
 
 @pytest.mark.parametrize("header", ["nan", "inf", "1e300", "315360000", "-1", "Fri, 31 Dec 9999 23:59:59 GMT"])
-async def test_a_wait_that_extend_asks_for_is_an_hour_at_most(world: World, header: str) -> None:
+async def test_a_wait_that_extend_asks_for_is_limited_to_an_hour(world: World, header: str) -> None:
     vendor = strict(world)
     await hand_in(world, 2)
     await world.send(httpx.Response(429, headers={"retry-after": header}))
@@ -318,15 +318,15 @@ async def test_a_text_that_cannot_be_stored_is_cleaned(world: World, status: int
     assert await world.pool.fetchval("select count(*) from everyrun.quarantine") == 0
 
 
-# --- an attempt that was claimed and never announced
+# --- attempts that were claimed and never announced
 
 
 class DiesError(Exception):
-    """The worker ends here."""
+    """Raised to end the worker."""
 
 
 class DyingLog:
-    """A log of whose worker nothing is heard any more: before it has the record, or after."""
+    """A log that ends its worker before or after it has the record."""
 
     def __init__(self, world: World, *, has_it: bool) -> None:
         self.world, self.has_it = world, has_it
@@ -338,12 +338,12 @@ class DyingLog:
 
 
 async def time_to_begin_is_over(world: World) -> None:
-    """As if the time to begin the call were over, and the call's own time not."""
+    """Let the time to begin the call pass, but not the duration of the call."""
     most = world.settings.call_timeout
     await world.pool.execute("update everyrun_queue.chunks set deadline = now() + make_interval(secs => $1)", most)
 
 
-async def test_an_attempt_that_was_never_announced_is_sent_again_without_a_doubt(world: World) -> None:
+async def test_an_unannounced_attempt_is_retried_without_a_doubt(world: World) -> None:
     submission = await world.hand_in()
     world.dispatcher._log = DyingLog(world, has_it=False)  # type: ignore[assignment]
     with pytest.raises(DiesError):
@@ -362,13 +362,13 @@ async def test_an_attempt_that_was_never_announced_is_sent_again_without_a_doubt
 
 
 @pytest.mark.parametrize("read_before", [False, True])
-async def test_one_that_was_announced_is_in_doubt_after_the_time_of_a_call(world: World, read_before: bool) -> None:
+async def test_an_announced_attempt_is_in_doubt_after_the_duration_of_a_call(world: World, read_before: bool) -> None:
     await world.hand_in()
     world.dispatcher._log = DyingLog(world, has_it=True)  # type: ignore[assignment]
     with pytest.raises(DiesError):
         await world.send()
     if read_before:
-        # What the queue has read of the log once it does not read again.
+        # The position of the queue after it has read the log.
         await world.recovery.catch_up()
     await time_to_begin_is_over(world)
     for _ in range(3):
@@ -380,7 +380,7 @@ async def test_one_that_was_announced_is_in_doubt_after_the_time_of_a_call(world
     assert (await world.chunk())["state"] == "in_doubt"
 
 
-async def test_a_worker_whose_claim_was_taken_away_does_not_call(world: World) -> None:
+async def test_a_worker_whose_claim_was_revoked_does_not_call(world: World) -> None:
     await world.hand_in()
 
     class Slow:
@@ -400,7 +400,7 @@ async def test_a_worker_whose_claim_was_taken_away_does_not_call(world: World) -
     assert (await world.chunk())["state"] == "submitted"
 
 
-async def test_a_worker_between_its_claim_and_its_call_is_waited_for(world: World) -> None:
+async def test_the_resolver_waits_for_a_worker_between_claim_and_call(world: World) -> None:
     await world.hand_in()
 
     async def meanwhile() -> None:
@@ -415,7 +415,7 @@ async def test_a_worker_between_its_claim_and_its_call_is_waited_for(world: Worl
     assert (await world.chunk())["state"] == "submitted"
 
 
-async def test_a_worker_that_announces_late_and_finds_its_claim_gone_gives_the_attempt_back(world: World) -> None:
+async def test_a_worker_that_announces_late_returns_the_attempt(world: World) -> None:
     await world.hand_in()
 
     class Late:
@@ -431,7 +431,7 @@ async def test_a_worker_that_announces_late_and_finds_its_claim_gone_gives_the_a
     assert await world.said() == ["batch-requested", "batch-returned"]
 
 
-async def test_no_answer_is_in_doubt_as_ever(world: World) -> None:
+async def test_a_call_without_an_answer_is_in_doubt(world: World) -> None:
     await hand_in(world, 3)
     await world.send(NO_ANSWER)
     await time_to_begin_is_over(world)
@@ -439,7 +439,7 @@ async def test_no_answer_is_in_doubt_as_ever(world: World) -> None:
     assert (await world.chunk())["state"] == "in_doubt"
 
 
-async def test_a_refusal_of_many_after_a_doubt_is_held_and_not_cut(world: World) -> None:
+async def test_a_refused_chunk_after_a_doubt_is_held_and_not_cut(world: World) -> None:
     vendor = strict(world)
     await hand_in(world, 4, 1)
     await world.send(NO_ANSWER)
@@ -448,8 +448,8 @@ async def test_a_refusal_of_many_after_a_doubt_is_held_and_not_cut(world: World)
     assert (len(vendor.calls), list((await chunks(world)).values())) == (2, ["held"])
 
 
-async def test_the_tables_are_the_same_in_any_order(world: World, settings: Any) -> None:
-    """A chunk's events and its parts' may lie in different partitions, which are applied in any order."""
+async def test_the_tables_do_not_depend_on_the_order_of_events(world: World, settings: Any) -> None:
+    """The events of a chunk and of its parts may be in different partitions, which are applied in any order."""
     strict(world, tells=True)
     submission = await hand_in(world, 9, 2, 7)
     await send_all(world)

@@ -1,4 +1,4 @@
-"""Calls of unknown outcome: what rules and people decide, on a real Kafka and Postgres; Extend is a stand-in."""
+"""Calls of unknown outcome, resolved by rules and by people, on a real Kafka and Postgres with a fake Extend."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ WHY = {"reason": "seen", "by": "ann"}
 
 
 class Vendor:
-    """Extend, as far as these tests need it: the next answers, and the batches that it took."""
+    """A fake Extend with the next answers, and the batches that it accepted."""
 
     def __init__(self) -> None:
         self.answers: list[httpx.Response | httpx.HTTPError] = []
@@ -98,7 +98,7 @@ class Vendor:
 
 
 class World:
-    """The parts of the submission service, and the projection, in this process."""
+    """The wired submission service, and the projection, in this process."""
 
     def __init__(self, settings: Settings, pool: asyncpg.Pool, producer: Producer, tables_pool: asyncpg.Pool) -> None:
         self.vendor = Vendor()
@@ -132,7 +132,7 @@ class World:
         return accepted.submission_id
 
     async def send(self, *answers: httpx.Response | httpx.HTTPError, takes: bool = False) -> None:
-        """The dispatcher sends what it can, once; Extend answers so."""
+        """Let the dispatcher send one chunk, to which Extend gives these answers."""
         self.vendor.answers, self.vendor.takes = list(answers), takes
         await self.dispatcher.send_one()
 
@@ -140,7 +140,7 @@ class World:
         return await self.pool.fetchrow("select * from everyrun_queue.chunks")
 
     async def project(self) -> None:
-        """Apply all of the log to the tables."""
+        """Apply the whole log to the tables."""
         ends = await end_offsets(self.settings, ("batches", "runs", "deliveries"))
         applied = {
             (row["topic"], row["partition"]): row["next_offset"]
@@ -152,7 +152,7 @@ class World:
         )
 
     async def observe(self, batch_id: str) -> None:
-        """A webhook of a run of the batch comes."""
+        """Publish a webhook of a run of the batch."""
         run = self.vendor.run(batch_id)
         event = RunObserved(source="webhook", run=msgspec.Raw(json.dumps(run).encode()))
         now = timestamp(datetime.now(UTC))
@@ -160,7 +160,7 @@ class World:
         await self.producer.append([said])
 
     async def defer(self, batch_id: str) -> None:
-        """A webhook of a run of the batch comes, whose payload is behind a link."""
+        """Publish a webhook of a run of the batch whose payload is behind a link."""
         run = self.vendor.run(batch_id)
         event = DeliveryDeferred("workflow_run.completed", run["id"], "https://link.example", run["metadata"])
         now = timestamp(datetime.now(UTC))
@@ -205,7 +205,7 @@ async def world(settings: Settings) -> AsyncIterator[World]:
 NO_ANSWER = httpx.ReadTimeout("no answer")
 
 
-async def test_it_is_sent_again_only_after_the_window_and_two_sweeps_begun_after_it(world: World) -> None:
+async def test_a_chunk_is_resent_only_after_the_window_and_two_later_sweeps(world: World) -> None:
     await world.hand_in()
     await world.send(NO_ANSWER)
     chunk = await world.chunk()
@@ -219,14 +219,14 @@ async def test_it_is_sent_again_only_after_the_window_and_two_sweeps_begun_after
     await world.window_passes()
     await world.resolver.resolve()
     assert (await world.chunk())["state"] == "waiting"
-    # In doubt once more, and sent again as often as is allowed: held.
+    # In doubt again after the maximum number of resends: held.
     await world.send(NO_ANSWER)
     await world.project()
     await world.window_passes()
     await world.resolver.resolve()
     chunk = await world.chunk()
     assert (chunk["state"], chunk["attempt"], chunk["resends"]) == ("held", 2, 1)
-    # What is offered is what is taken: a decision that evidence may contradict needs sweeps, also of a held chunk.
+    # A decision that evidence may contradict needs sweeps, even for a held chunk, and is offered only then.
     held = (await world.api.get("/v1/doubts", params={"state": "held"})).json()["doubts"][0]
     assert (held["can"], held["with_force"]) == (["adopt"], ["resend", "discard"])
     assert (await world.decide("resend")).json()["code"] == "WINDOW_OPEN"
@@ -236,7 +236,7 @@ async def test_it_is_sent_again_only_after_the_window_and_two_sweeps_begun_after
     assert (await world.decide("resend")).status_code == 200
 
 
-async def test_the_window_is_not_over_while_the_tables_lag_or_a_run_names_the_chunk(world: World) -> None:
+async def test_a_chunk_is_not_resent_while_the_tables_lag_or_a_run_names_it(world: World) -> None:
     await world.hand_in()
     await world.send(NO_ANSWER, takes=True)
     await world.project()
@@ -251,7 +251,7 @@ async def test_the_window_is_not_over_while_the_tables_lag_or_a_run_names_the_ch
     assert await world.said() == ["batch-in-doubt", "batch-requested", "batch-submitted"]
 
 
-async def test_a_webhook_behind_a_link_that_is_not_in_the_tables_yet_is_waited_for(world: World) -> None:
+async def test_a_chunk_waits_for_a_webhook_behind_a_link(world: World) -> None:
     await world.hand_in()
     await world.send(NO_ANSWER, takes=True)
     await world.project()
@@ -266,7 +266,7 @@ async def test_a_webhook_behind_a_link_that_is_not_in_the_tables_yet_is_waited_f
 
 
 @pytest.mark.parametrize("days", [-1, 1])
-async def test_the_window_is_as_long_as_it_should_be_by_the_clock_of_the_database(
+async def test_the_window_is_measured_by_the_clock_of_the_database(
     world: World, monkeypatch: pytest.MonkeyPatch, days: int
 ) -> None:
     class Wrong(datetime):
@@ -294,12 +294,12 @@ async def test_the_window_is_as_long_as_it_should_be_by_the_clock_of_the_databas
     assert window - 20 < await world.pool.fetchval(left) <= window
 
 
-async def test_evidence_that_fits_no_attempt_is_tried_again_only_when_the_chunk_has_moved_on(world: World) -> None:
+async def test_evidence_that_matches_no_attempt_is_retried_only_after_the_chunk_changed(world: World) -> None:
     await world.hand_in()
     await world.send(NO_ANSWER, takes=True)
     await world.observe("batch_1")
     await world.project()
-    # The queue has forgotten the attempt, as one that was restored has until it is level with the log.
+    # The queue has lost the attempt, like a restored queue before it is caught up with the log.
     await world.pool.execute("update everyrun_queue.chunks set state = 'waiting', attempt = 0")
     tried = []
     apply = world.resolver._transitions.apply
@@ -318,7 +318,7 @@ async def test_evidence_that_fits_no_attempt_is_tried_again_only_when_the_chunk_
     assert (len(tried), chunk["state"], chunk["batch_id"]) == (2, "submitted", "batch_1")
 
 
-async def test_evidence_is_found_without_reading_the_runs_of_others(world: World) -> None:
+async def test_evidence_is_found_without_reading_foreign_runs(world: World) -> None:
     await world.pool.execute(
         """
         insert into everyrun.unmatched_runs
@@ -343,7 +343,7 @@ async def test_evidence_is_found_without_reading_the_runs_of_others(world: World
             assert "Seq Scan on unmatched_runs" not in plan
 
 
-async def test_a_person_adopts_what_a_run_proves(world: World) -> None:
+async def test_a_person_adopts_a_batch_that_a_run_proves(world: World) -> None:
     submission = await world.hand_in()
     await world.send(httpx.Response(200, json={}))
     chunk = await world.chunk()
@@ -373,7 +373,7 @@ async def test_a_person_adopts_what_a_run_proves(world: World) -> None:
     assert (answer.status_code, answer.json()["code"]) == (409, "BATCH_KNOWN")
 
 
-async def test_what_is_discarded_is_refused_and_a_run_of_it_is_seen_all_the_same(world: World) -> None:
+async def test_a_discarded_chunk_is_refused_and_its_later_run_is_shown(world: World) -> None:
     submission = await world.hand_in()
     await world.send(NO_ANSWER, takes=True)
     answer = await world.decide("discard")
@@ -393,7 +393,7 @@ async def test_what_is_discarded_is_refused_and_a_run_of_it_is_seen_all_the_same
     assert sorted(rows) == ["PROCESSING", "SUBMITTED"]
 
 
-async def test_a_person_sends_it_again(world: World) -> None:
+async def test_a_person_resends_a_chunk(world: World) -> None:
     await world.hand_in()
     await world.send(NO_ANSWER)
     assert (await world.decide("resend")).json()["code"] == "WINDOW_OPEN"
@@ -403,7 +403,7 @@ async def test_a_person_sends_it_again(world: World) -> None:
     assert (chunk["state"], chunk["attempt"], chunk["batch_id"]) == ("submitted", 2, "batch_2")
 
 
-async def test_an_attempt_is_not_made_once_an_earlier_one_is_known_to_have_been_taken(world: World) -> None:
+async def test_no_call_after_an_earlier_attempt_is_known_to_be_accepted(world: World) -> None:
     await world.hand_in()
     await world.send(NO_ANSWER, takes=True)
     await world.decide("resend", force=True)
@@ -423,7 +423,7 @@ async def test_an_attempt_is_not_made_once_an_earlier_one_is_known_to_have_been_
     assert "batch-returned" in await world.said()
 
 
-async def test_a_worker_that_is_lost_after_an_earlier_attempt_was_proved_is_noticed(world: World) -> None:
+async def test_a_lost_worker_is_noticed_after_an_earlier_attempt_was_proved(world: World) -> None:
     await world.hand_in()
     await world.send(NO_ANSWER, takes=True)
     await world.decide("resend", force=True)
@@ -444,7 +444,7 @@ async def test_a_worker_that_is_lost_after_an_earlier_attempt_was_proved_is_noti
     assert (await world.chunk())["state"] == "submitted"
 
 
-async def test_a_refusal_after_a_doubt_is_held(world: World) -> None:
+async def test_a_chunk_refused_after_a_doubt_is_held(world: World) -> None:
     await world.hand_in()
     await world.send(NO_ANSWER)
     await world.decide("resend", force=True)
@@ -453,7 +453,7 @@ async def test_a_refusal_after_a_doubt_is_held(world: World) -> None:
     assert (chunk["state"], "earlier attempt" in chunk["reason"]) == ("held", True)
 
 
-async def test_unknown_chunks_and_missing_reasons_are_said(world: World) -> None:
+async def test_unknown_chunks_and_missing_reasons_are_errors(world: World) -> None:
     await world.hand_in()
     assert (await world.api.get("/v1/doubts")).json() == {"doubts": [], "next_cursor": None}
     assert (await world.api.get("/v1/doubts/nothing")).status_code == 404
@@ -463,7 +463,7 @@ async def test_unknown_chunks_and_missing_reasons_are_said(world: World) -> None
 
 
 @pytest.mark.parametrize("status", [401, 402, 403])
-async def test_a_workflow_that_extend_refuses_is_paused_until_a_person_resumes_it(world: World, status: int) -> None:
+async def test_a_workflow_that_extend_blocks_is_paused_until_a_person_resumes_it(world: World, status: int) -> None:
     await world.hand_in()
     await world.send(httpx.Response(status, json={"code": "NO", "message": "credits", "retryable": False}))
     paused = (await world.api.get("/v1/workflows/paused")).json()["workflows"]
@@ -485,7 +485,7 @@ async def test_a_workflow_that_extend_refuses_is_paused_until_a_person_resumes_i
     assert (said.count("workflow-paused"), said.count("workflow-resumed")) == (1, 1)
 
 
-async def test_a_version_that_extend_does_not_have_pauses_only_its_submission(world: World) -> None:
+async def test_an_unknown_version_pauses_only_its_submission(world: World) -> None:
     wrong = await world.hand_in(version="99")
     message = "version 99 of workflow workflow_1 not found"
     await world.send(httpx.Response(404, json={"code": "NOT_FOUND", "message": message, "retryable": False}))
@@ -517,7 +517,7 @@ async def test_a_paused_submission_waits(world: World) -> None:
     assert (again["inputs"]["waiting"], again["inputs"]["submitted"]) == (0, paused["inputs"]["waiting"])
 
 
-async def test_an_old_queue_under_a_running_service_sends_nothing_twice(world: World) -> None:
+async def test_an_older_queue_under_a_running_service_sends_nothing_twice(world: World) -> None:
     await world.hand_in()
     await world.recovery.ensure_caught_up()
     tables_kept = ("submissions", "inputs", "chunks", "log_position", "paused")
@@ -526,7 +526,7 @@ async def test_an_old_queue_under_a_running_service_sends_nothing_twice(world: W
     await world.decide("resend", force=True)
     await world.send(NO_ANSWER)
     assert (await world.chunk())["attempt"] == 2
-    # The queue as it was, in the same database, under the same connections.
+    # Restore the queue of before, in the same database, with the same connections.
     async with world.pool.acquire() as connection, connection.transaction():
         await connection.execute(f"truncate {', '.join('everyrun_queue.' + name for name in tables_kept)} cascade")
         for name, rows in before.items():
@@ -539,7 +539,7 @@ async def test_an_old_queue_under_a_running_service_sends_nothing_twice(world: W
     assert (chunk["state"], chunk["attempt"], chunk["resends"]) == ("in_doubt", 2, 1)
 
 
-async def test_a_lost_queue_takes_over_what_the_log_knows_and_holds_no_inputs_meanwhile(
+async def test_a_lost_queue_is_restored_without_holding_all_inputs_in_memory(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.settings.chunk_max_inputs = 1
@@ -576,7 +576,7 @@ async def test_the_log_of_another_kafka_is_refused(world: World) -> None:
 
 
 class Refuses:
-    """A log that takes nothing of one key."""
+    """A log that refuses the records of one key."""
 
     def __init__(self, log: Producer, key: str) -> None:
         self.log, self.key = log, key.encode()
@@ -588,7 +588,7 @@ class Refuses:
         await self.log.append(given)
 
 
-async def test_a_chunk_that_the_log_does_not_take_lets_others_go_first(world: World) -> None:
+async def test_a_chunk_that_kafka_does_not_accept_delays_no_other(world: World) -> None:
     world.settings.chunk_max_inputs = 1
     await world.hand_in(2)
     first, second = [
@@ -614,7 +614,7 @@ async def test_a_chunk_that_the_log_does_not_take_lets_others_go_first(world: Wo
     assert await state(first) == "submitted"
 
 
-async def test_a_submission_that_the_log_does_not_take_holds_up_no_other(world: World) -> None:
+async def test_a_submission_that_kafka_does_not_accept_delays_no_other(world: World) -> None:
     first = await world.hand_in()
     await world.pool.execute("update everyrun_queue.submissions set announced_at = null")
     world.announcer._log = Refuses(world.producer, first)
@@ -626,7 +626,7 @@ async def test_a_submission_that_the_log_does_not_take_holds_up_no_other(world: 
     assert await world.pool.fetch(unannounced) == []
 
 
-async def test_files_are_forgotten_slice_by_slice_and_one_that_fails_holds_up_no_other(
+async def test_files_are_redacted_in_slices_and_a_failure_delays_no_other(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(redaction, "_SLICE", 2)

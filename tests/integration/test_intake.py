@@ -1,4 +1,4 @@
-"""Handing in, on a real Postgres: all rows as they were given, or none."""
+"""Accepting submissions on a real Postgres: all rows are stored unchanged, or none."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ async def counts(pool: asyncpg.Pool) -> tuple[int, ...]:
     return tuple([await pool.fetchval(f"select count(*) from everyrun_queue.{name}") for name in tables])
 
 
-async def test_every_row_is_kept_as_it_was_given(pool: asyncpg.Pool, settings: Settings) -> None:
+async def test_every_row_is_stored_unchanged(pool: asyncpg.Pool, settings: Settings) -> None:
     settings.chunk_max_inputs = 3
     accepted = await hand_in(pool, settings, [line(id, **{id: id + "\n\t\\"}) for id in AWKWARD])
     assert (accepted.expected, accepted.batches) == (8, 3)
@@ -72,17 +72,17 @@ async def test_every_row_is_kept_as_it_was_given(pool: asyncpg.Pool, settings: S
     assert [row["position"] for row in kept] == list(range(1, 9))
 
 
-async def test_one_bad_row_and_nothing_is_taken_in(pool: asyncpg.Pool, settings: Settings) -> None:
+async def test_one_bad_row_refuses_the_whole_upload(pool: asyncpg.Pool, settings: Settings) -> None:
     with pytest.raises(BadRowsError) as bad:
         await hand_in(pool, settings, [line("a"), b'{"id": "b"}\n', b"\n", line("c"), b"not json\n", line("a")])
     found = [(row.row, row.line, row.id, row.field) for row in bad.value.rows]
-    # An id that comes twice is listed among the others.
+    # A duplicate id is listed with the other bad rows.
     assert found == [(2, 2, "b", "file"), (4, 5, None, ""), (5, None, "a", "id")]
     assert bad.value.count == 3
     assert await counts(pool) == (0, 0, 0)
 
 
-async def test_an_id_that_comes_twice_is_named_with_both_rows(pool: asyncpg.Pool, settings: Settings) -> None:
+async def test_a_duplicate_id_is_named_with_both_rows(pool: asyncpg.Pool, settings: Settings) -> None:
     with pytest.raises(BadRowsError) as bad:
         await hand_in(pool, settings, [line("a"), line("b"), line("a"), line("a")])
     assert [(row.row, row.id, row.field) for row in bad.value.rows] == [(3, "a", "id"), (4, "a", "id")]
@@ -91,7 +91,7 @@ async def test_an_id_that_comes_twice_is_named_with_both_rows(pool: asyncpg.Pool
     assert await counts(pool) == (0, 0, 0)
 
 
-async def test_an_upload_that_breaks_off_leaves_nothing_and_the_connection_is_good(
+async def test_an_interrupted_upload_stores_nothing_and_keeps_the_connection(
     pool: asyncpg.Pool, settings: Settings
 ) -> None:
     async def broken() -> AsyncIterator[Any]:
@@ -106,7 +106,7 @@ async def test_an_upload_that_breaks_off_leaves_nothing_and_the_connection_is_go
     assert (await hand_in(pool, settings, [line("a")])).expected == 1
 
 
-async def test_the_same_upload_under_the_same_key_is_the_same_submission(
+async def test_a_repeated_upload_with_the_same_key_is_the_same_submission(
     pool: asyncpg.Pool, settings: Settings
 ) -> None:
     first = await hand_in(pool, settings, [line("a"), line("b")], key="k")
@@ -118,9 +118,7 @@ async def test_the_same_upload_under_the_same_key_is_the_same_submission(
     assert (await hand_in(pool, settings, [line("a"), line("b")])).submission_id != first.submission_id
 
 
-async def test_the_same_rows_once_are_refused_if_they_were_submitted_before(
-    pool: asyncpg.Pool, settings: Settings
-) -> None:
+async def test_with_once_rows_that_were_submitted_before_are_refused(pool: asyncpg.Pool, settings: Settings) -> None:
     first = await hand_in(pool, settings, [line("a"), line("b")], key="k", once=True)
     assert await hand_in(pool, settings, [line("a"), line("b")], key="k", once=True) == first
     with pytest.raises(SubmittedBeforeError, match=f"2 rows were submitted before: {first.submission_id}"):
@@ -130,13 +128,13 @@ async def test_the_same_rows_once_are_refused_if_they_were_submitted_before(
     again = await hand_in(pool, settings, [line("a"), line("b")])
     with pytest.raises(SubmittedBeforeError, match=again.submission_id):
         await hand_in(pool, settings, [line("a"), line("b")], once=True)
-    # Of what was put back from the log only what the log shows is known.
+    # A submission restored from the log has only the redacted hash.
     await pool.execute("update everyrun_queue.submissions set full_hash = null")
     with pytest.raises(SubmittedBeforeError, match=again.submission_id):
         await hand_in(pool, settings, [line("a"), line("b")], once=True)
 
 
-async def test_links_that_differ_in_their_query_are_not_the_same_rows(pool: asyncpg.Pool, settings: Settings) -> None:
+async def test_rows_with_different_query_strings_are_different(pool: asyncpg.Pool, settings: Settings) -> None:
     def row(month: int) -> bytes:
         return msgspec.json.encode({"file": {"url": f"https://files.example.com/report?month={month}"}}) + b"\n"
 
@@ -146,22 +144,20 @@ async def test_links_that_differ_in_their_query_are_not_the_same_rows(pool: asyn
         await hand_in(pool, settings, [row(1)], once=True)
 
 
-async def test_of_two_that_bring_the_same_rows_at_once_one_is_refused(pool: asyncpg.Pool, settings: Settings) -> None:
+async def test_of_two_equal_uploads_at_once_one_is_refused(pool: asyncpg.Pool, settings: Settings) -> None:
     calls = [hand_in(pool, settings, [line("a"), line("b")], once=True) for _ in range(4)]
     answers = await asyncio.gather(*calls, return_exceptions=True)
     assert sorted(type(answer).__name__ for answer in answers) == ["AcceptedSubmission"] + ["SubmittedBeforeError"] * 3
 
 
-async def test_no_rows_are_refused(pool: asyncpg.Pool, settings: Settings) -> None:
+async def test_an_upload_without_rows_is_refused(pool: asyncpg.Pool, settings: Settings) -> None:
     with pytest.raises(BadRowsError) as bad:
         await hand_in(pool, settings, [])
     assert bad.value.count == 0
 
 
 @pytest.mark.parametrize("path", ["/v1/submissions", "/v1/batches"])
-async def test_slow_uploads_leave_connections_to_everyone_else(
-    pool: asyncpg.Pool, settings: Settings, path: str
-) -> None:
+async def test_slow_uploads_leave_connections_for_others(pool: asyncpg.Pool, settings: Settings, path: str) -> None:
     settings.api_token = SecretStr("token")
     accepted = asyncio.Event()
     unused: Any = None
@@ -219,14 +215,14 @@ async def kept(pool: asyncpg.Pool) -> list[str]:
 
 
 async def test_a_gzip_body_is_unpacked(http: httpx.AsyncClient, pool: asyncpg.Pool) -> None:
-    # In two members, as what appends to a compressed file makes.
+    # In two gzip members, as appending to a compressed file gives.
     body = gzip.compress(line("a") + line("b")[:10]) + gzip.compress(line("b")[10:])
     answer = await http.post("/v1/submissions", content=body, headers={"content-encoding": "gzip"})
     assert (answer.status_code, await kept(pool)) == (202, ["a", "b"])
 
 
 class Account:
-    """An Extend that has one workflow, or does not answer."""
+    """A fake Extend with one workflow, or without an answer."""
 
     def __init__(self) -> None:
         self.away = False
@@ -254,9 +250,7 @@ class Account:
         return Page([{"version": "draft"}, {"version": "2"}, {"version": "1"}], None, datetime.now(UTC))
 
 
-async def test_a_workflow_that_extend_does_not_have_is_refused_at_intake(
-    pool: asyncpg.Pool, settings: Settings
-) -> None:
+async def test_an_unknown_workflow_is_refused_at_intake(pool: asyncpg.Pool, settings: Settings) -> None:
     settings.api_token = SecretStr("token")
     accepted = asyncio.Event()
     unused: Any = None
@@ -292,14 +286,14 @@ async def test_a_workflow_that_extend_does_not_have_is_refused_at_intake(
         refused = await http.post("/v1/submissions", content=line("a"), params=version)
         assert (refused.status_code, refused.json()["code"]) == (422, "UNKNOWN_VERSION")
         assert (refused.json()["field"], refused.json()["did_you_mean"]) == ("workflow_version", ["draft", "2", "1"])
-        # The same is asked before files are uploaded.
-        checked = await http.get("/v1/workflows/check", params=version)
+        # The command line makes the same check before it uploads files.
+        checked = await http.get("/v1/workflows/workflow_invoices/check", params={"workflow_version": "99"})
         assert (checked.status_code, checked.json()["code"]) == (422, "UNKNOWN_VERSION")
         checked = await http.get("/v1/workflows/check", params={"workflow_id": "workflow_invocies"})
         assert (checked.status_code, checked.json()["code"]) == (422, "UNKNOWN_WORKFLOW")
         checked = await http.get("/v1/workflows/check", params={**version, "workflow_version": "2"})
         assert checked.json() == {"workflow_id": "workflow_invoices", "workflow_version": "2"}
-        # An Extend that cannot be asked refuses nobody, and that is said.
+        # If Extend cannot be asked, the submission is accepted, and the answer says why.
         extend.away = True
         now[0] += 1000
         unsure = await upload("workflow_other", **{"idempotency-key": "k"})
@@ -340,7 +334,7 @@ async def test_a_gzip_body_that_cannot_be_unpacked_is_refused(
     assert said in answer.json()["message"]
 
 
-async def test_a_charset_is_honoured_and_one_that_is_missing_named(http: httpx.AsyncClient, pool: asyncpg.Pool) -> None:
+async def test_the_charset_is_used_and_a_missing_one_is_suggested(http: httpx.AsyncClient, pool: asyncpg.Pool) -> None:
     body = "id;url\nM\u00fcller;https://e.com/a.pdf\n".encode("cp1252")
     answer = await http.post("/v1/submissions", content=body, headers={"content-type": "text/csv"})
     assert answer.status_code == 422
@@ -350,7 +344,7 @@ async def test_a_charset_is_honoured_and_one_that_is_missing_named(http: httpx.A
     assert await kept(pool) == ["M\u00fcller"]
 
 
-async def test_what_was_submitted_before_is_a_conflict_that_names_it(http: httpx.AsyncClient) -> None:
+async def test_a_repeated_submission_is_a_conflict_that_names_the_first(http: httpx.AsyncClient) -> None:
     first = await http.post("/v1/submissions", content=line("a"))
     again = await http.post("/v1/submissions", content=line("a"), params={"workflow_id": "w", "once": "true"})
     assert (again.status_code, again.json()["code"]) == (409, "SUBMITTED_BEFORE")
@@ -358,7 +352,7 @@ async def test_what_was_submitted_before_is_a_conflict_that_names_it(http: httpx
     assert "created_at" in again.json()
 
 
-async def test_no_transaction_is_open_while_a_body_comes_in(http: httpx.AsyncClient, pool: asyncpg.Pool) -> None:
+async def test_no_transaction_is_open_while_a_body_arrives(http: httpx.AsyncClient, pool: asyncpg.Pool) -> None:
     begun, go_on = asyncio.Event(), asyncio.Event()
 
     async def slow() -> AsyncIterator[bytes]:
@@ -370,7 +364,7 @@ async def test_no_transaction_is_open_while_a_body_comes_in(http: httpx.AsyncCli
     sending = asyncio.create_task(http.post("/v1/submissions", content=slow()))
     await begun.wait()
     open_ones = "select count(*) from pg_stat_activity where datname = current_database() and xact_start is not null"
-    # Neither a transaction nor a snapshot, which would keep dead rows and stand in the way of a swap.
+    # No transaction and no snapshot, which would keep dead rows and block a swap.
     held = "select count(*) from pg_stat_activity where datname = current_database() and backend_xmin is not null"
     try:
         for holding in (open_ones, held):

@@ -1,6 +1,6 @@
-"""A queue restored from an older backup: what the log knows is put back, what it does not know an upload brings back.
+"""A queue restored from an older backup is recovered from the log, and from a repeated upload.
 
-On a real Kafka and Postgres; Extend is a stand-in.
+On a real Kafka and Postgres, with a fake Extend.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TOO_MANY = httpx.Response(429, json={"code": "RATE_LIMITED"}, headers={"retry-af
 
 
 def rows(count: int, *, signed: str | None = "?signature=one", **more: Any) -> bytes:
-    """An upload; ``signed`` is what makes its links secret."""
+    """Return the rows of an upload; ``signed`` is the query string of its links."""
     url = "https://files.example/%d.pdf" + (signed or "")
     lines = [{"id": f"in-{n}", "file": {"url": url % n}, "metadata": {"row": n, **more}} for n in range(count)]
     return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
@@ -45,7 +45,7 @@ async def upload(world: World, content: bytes, key: str | None = "k") -> httpx.R
 
 
 async def lose(world: World) -> None:
-    """The queue is restored from a backup that was made before anything was handed in."""
+    """Restore the queue from a backup that was made before the first submission."""
     await world.pool.execute(
         "truncate everyrun_queue.chunks, everyrun_queue.inputs, everyrun_queue.submissions, everyrun_queue.adopted,"
         " everyrun_queue.sweeps, everyrun_queue.log_position"
@@ -54,7 +54,7 @@ async def lose(world: World) -> None:
 
 
 async def states(world: World) -> dict[str, str]:
-    """The state of each chunk by the number of the chunk."""
+    """Return the state of each chunk, by the chunk's number."""
     found = await world.pool.fetch("select chunk, state from everyrun_queue.chunks order by chunk")
     return {row["chunk"].rpartition(".")[2]: row["state"] for row in found}
 
@@ -65,7 +65,7 @@ async def submission(world: World) -> dict[str, Any]:
 
 
 def sent_rows(world: World) -> list[list[int]]:
-    """The rows of each call that was made."""
+    """Return the rows of each call."""
     return [[given["metadata"]["row"] for given in call["inputs"]] for call in world.vendor.calls]
 
 
@@ -73,7 +73,7 @@ async def doubts(world: World, chunk: str, what: str, **body: Any) -> httpx.Resp
     return await world.api.post(f"/v1/doubts/{chunk}/{what}", json={**WHY, **body})
 
 
-async def test_a_repeated_upload_is_the_first_one_and_sends_only_what_was_never_sent(world: World) -> None:
+async def test_a_repeated_upload_sends_only_inputs_that_were_never_sent(world: World) -> None:
     world.settings.chunk_max_inputs = 2
     first = await upload(world, rows(7))
     await world.send(httpx.Response(200, json={"batchId": "batch_1"}))
@@ -99,7 +99,7 @@ async def test_a_repeated_upload_is_the_first_one_and_sends_only_what_was_never_
     assert [row["external_id"] for row in kept] == [f"in-{n}" for n in range(7)]
 
 
-async def test_other_content_under_the_key_is_refused_after_a_restore_too(world: World) -> None:
+async def test_other_content_under_the_key_is_refused_after_a_restore(world: World) -> None:
     world.settings.chunk_max_inputs = 2
     await upload(world, rows(4))
     await lose(world)
@@ -109,7 +109,7 @@ async def test_other_content_under_the_key_is_refused_after_a_restore_too(world:
     assert (await upload(world, rows(4))).status_code == 202
 
 
-async def test_links_that_were_signed_anew_bring_back_what_was_lost(world: World) -> None:
+async def test_newly_signed_links_restore_lost_inputs(world: World) -> None:
     world.settings.chunk_max_inputs = 2
     first = await upload(world, rows(4, signed="?signature=old"))
     await world.send(TOO_MANY)
@@ -122,11 +122,11 @@ async def test_links_that_were_signed_anew_bring_back_what_was_lost(world: World
         "https://files.example/0.pdf?signature=new",
         "https://files.example/2.pdf?signature=new",
     ]
-    # What is whole again is held to the letter.
+    # After the refill the full hash decides again.
     assert (await upload(world, rows(4, signed="?signature=third"))).status_code == 409
 
 
-async def test_what_was_lost_is_shown_and_says_what_to_do(world: World, settings: Settings) -> None:
+async def test_lost_inputs_are_shown_with_the_next_step(world: World, settings: Settings) -> None:
     world.settings.chunk_max_inputs = 2
     await upload(world, rows(7), key=None)
     await world.send(TOO_MANY)
@@ -159,7 +159,7 @@ async def test_what_was_lost_is_shown_and_says_what_to_do(world: World, settings
 
 
 @pytest.mark.parametrize(("then", "cut"), [(1, [[2], [3], [6], [7]]), (5, [[2, 3], [6, 7]])])
-async def test_what_the_log_knows_keeps_its_ranges_when_the_settings_have_changed(
+async def test_logged_chunks_keep_their_ranges_after_the_settings_changed(
     world: World, then: int, cut: list[list[int]]
 ) -> None:
     world.settings.chunk_max_inputs = 2
@@ -180,7 +180,7 @@ async def test_what_the_log_knows_keeps_its_ranges_when_the_settings_have_change
     assert sorted(n for call in sent_rows(world) for n in call) == list(range(8)), "each once"
 
 
-async def test_a_call_without_an_answer_that_the_queue_forgot_can_be_adopted(world: World) -> None:
+async def test_a_lost_call_in_doubt_can_be_adopted(world: World) -> None:
     await upload(world, rows(2))
     await world.send(NO_ANSWER, takes=True)
     await world.project()
@@ -197,7 +197,7 @@ async def test_a_call_without_an_answer_that_the_queue_forgot_can_be_adopted(wor
     assert await world.pool.fetchval("select count(*) from everyrun.results where run_id is not null") == 1
 
 
-async def test_a_run_proves_a_call_that_the_queue_forgot(world: World) -> None:
+async def test_a_run_proves_a_call_that_the_queue_lost(world: World) -> None:
     await upload(world, rows(2))
     await world.send(NO_ANSWER, takes=True)
     await world.observe("batch_1")
@@ -210,7 +210,7 @@ async def test_a_run_proves_a_call_that_the_queue_forgot(world: World) -> None:
     assert await world.pool.fetchval("select count(*) from everyrun.unmatched_runs") == 0
 
 
-async def test_files_that_the_log_does_not_show_are_never_sent_until_the_upload_is_repeated(world: World) -> None:
+async def test_redacted_files_are_not_sent_until_the_upload_is_repeated(world: World) -> None:
     await upload(world, rows(2))
     await world.send(NO_ANSWER)
     await world.project()
@@ -237,7 +237,7 @@ async def test_files_that_the_log_does_not_show_are_never_sent_until_the_upload_
     ] * 2
 
 
-async def test_a_chunk_that_was_not_taken_waits_for_its_files_or_is_discarded(world: World) -> None:
+async def test_a_returned_chunk_waits_for_its_files_or_is_discarded(world: World) -> None:
     world.settings.chunk_max_inputs = 1
     await upload(world, rows(2))
     await world.send(TOO_MANY)
@@ -257,7 +257,7 @@ async def test_a_chunk_that_was_not_taken_waits_for_its_files_or_is_discarded(wo
     assert sent_rows(world)[2:] == [[1]]
 
 
-async def test_files_that_are_no_secret_are_sent_again_without_anybody(world: World) -> None:
+async def test_files_without_secrets_are_resent_without_a_person(world: World) -> None:
     await upload(world, rows(2, signed=None))
     await world.send(TOO_MANY)
     await lose(world)
@@ -267,9 +267,7 @@ async def test_files_that_are_no_secret_are_sent_again_without_anybody(world: Wo
     assert world.vendor.calls[1]["inputs"][0]["file"] == world.vendor.calls[0]["inputs"][0]["file"]
 
 
-async def test_a_key_that_is_used_before_the_log_is_read_waits_for_it(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_upload_with_a_key_waits_until_the_log_is_read(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     await upload(world, rows(2))
     await lose(world)
     whole = world.settings.kafka_bootstrap
@@ -288,7 +286,7 @@ async def test_a_key_that_is_used_before_the_log_is_read_waits_for_it(
     assert await world.pool.fetchval("select count(*) from everyrun_queue.submissions") == 2
 
 
-async def test_a_database_that_is_replaced_while_the_log_is_read_is_read_for_again(
+async def test_the_log_is_read_again_if_the_database_is_replaced_meanwhile(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await upload(world, rows(2))
@@ -310,7 +308,7 @@ async def test_a_database_that_is_replaced_while_the_log_is_read_is_read_for_aga
     assert await states(world) == {"c00001": "in_doubt"}
 
 
-async def test_an_event_of_the_largest_chunk_fits_into_a_record(world: World) -> None:
+async def test_an_event_of_the_largest_chunk_fits_in_a_record(world: World) -> None:
     text = "é" * 400_000
     content = json.dumps({"id": "x" * 255, "file": {"text": text, "name": "n" * 200}}, ensure_ascii=False).encode()
     assert (await upload(world, content + b"\n", key="k" * MAX_IDEMPOTENCY_KEY)).status_code == 202
@@ -333,7 +331,7 @@ async def test_a_registered_batch_is_registered_once_after_a_restore(world: Worl
     assert (first.status_code, again.status_code, again.json()) == (202, 202, first.json())
 
 
-async def test_a_key_that_was_taken_meanwhile_leads_to_the_newer_submission(world: World) -> None:
+async def test_a_key_that_was_used_again_leads_to_the_newer_submission(world: World) -> None:
     first = (await upload(world, rows(2))).json()["submission_id"]
     await lose(world)
     await world.pool.execute(
@@ -347,7 +345,7 @@ async def test_a_key_that_was_taken_meanwhile_leads_to_the_newer_submission(worl
     assert {tuple(row) for row in found} == {("sub_meanwhile", "k"), (first, None)}
 
 
-async def test_the_parts_of_a_chunk_that_was_cut_are_put_back_and_none_is_sent_twice(world: World) -> None:
+async def test_the_parts_of_a_cut_chunk_are_restored_and_not_sent_twice(world: World) -> None:
     refused = {"code": "INVALID_REQUEST", "message": "inputs are invalid", "retryable": False}
     first = await upload(world, rows(4))
     await world.send(httpx.Response(400, json=refused))

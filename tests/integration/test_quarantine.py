@@ -1,4 +1,4 @@
-"""The quarantine, worked over HTTP against a real Kafka and Postgres: the events first, the table after them."""
+"""Decisions about quarantined messages over HTTP, on a real Kafka and Postgres: first the events, then the table."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ GOOD = json.dumps({"eventId": "event_1", "eventType": "workflow_run.completed", 
 
 
 class World:
-    """The two services' APIs over one database, and a projection that follows what is written."""
+    """The APIs of both services over one database, and a projection that follows the log."""
 
     def __init__(self, database: str, pool: Any, connection: Any) -> None:
         settings = Settings(postgres_dsn=SecretStr(database), api_token=SecretStr(TOKEN))
@@ -41,7 +41,7 @@ class World:
         self.apps = [query_api(settings, pool), submission_api(settings, pool, nothing, self.log, nothing, nothing)]
 
     async def follow(self) -> None:
-        """Rebuild the tables from everything that was written."""
+        """Rebuild the tables from the whole log."""
         await self.connection.execute(
             "truncate quarantine, decisions, applied_offsets, results, unmatched_runs, batches, submissions"
         )
@@ -81,7 +81,7 @@ async def world(database: str) -> AsyncIterator[World]:
         given: dict[str, Any] = {"headers": [], "time": at(1), "service": SERVICE}
         await world.log.append(
             [
-                # As if rules of old had not understood it.
+                # As if earlier rules had not understood the message.
                 quarantined(source="webhook/good", topic="webhook", reason="an older rule", raw=GOOD, **given),
                 interpret(b"\xff\xfe", [], at(2)).record or pytest.fail("understood"),
                 quarantined(
@@ -101,7 +101,7 @@ async def world(database: str) -> AsyncIterator[World]:
     await connection.close()
 
 
-async def test_it_is_listed_by_reason_and_shown_whole(world: World) -> None:
+async def test_messages_are_listed_by_reason_and_shown_whole(world: World) -> None:
     assert set((await world.states()).values()) == {"OPEN"}
     reasons = (await world.ask("GET", "/v1/quarantine/reasons", params={"state": "OPEN"})).json()["reasons"]
     assert {row["reason"]: row["messages"] for row in reasons}["not UTF-8 text"] == 1
@@ -117,7 +117,7 @@ async def test_it_is_listed_by_reason_and_shown_whole(world: World) -> None:
     assert (await world.ask("GET", "/v1/quarantine/webhook/none")).status_code == 404
 
 
-async def test_retrying_publishes_what_is_understood_and_keeps_the_rest_with_its_reason(world: World) -> None:
+async def test_a_retry_publishes_understood_messages_and_keeps_the_others(world: World) -> None:
     binary = next(source for source in await world.states() if source not in ("webhook/good", "runs/1/5"))
     outcomes = await world.decide("retry", "webhook/good", binary, "runs/1/5", "webhook/none")
     assert [outcome for _, outcome in outcomes] == ["published", "not-understood", "published", "unknown"]
@@ -134,7 +134,7 @@ async def test_retrying_publishes_what_is_understood_and_keeps_the_rest_with_its
     )
 
 
-async def test_to_retry_twice_publishes_the_same_records(world: World) -> None:
+async def test_two_retries_publish_the_same_records(world: World) -> None:
     for _ in range(2):
         assert await world.decide("retry", "webhook/good", "runs/1/5") == [
             ("webhook/good", "published"),
@@ -145,7 +145,7 @@ async def test_to_retry_twice_publishes_the_same_records(world: World) -> None:
     assert await world.connection.fetchval("select count(*) from unmatched_runs") == 2
 
 
-async def test_one_that_was_published_and_still_cannot_be_stored_is_open_again(world: World) -> None:
+async def test_a_retried_message_that_cannot_be_stored_is_open_again(world: World) -> None:
     await world.decide("retry", "runs/1/5")
     message = [record for record in world.log.records if record.topic == "quarantine"][2]
     await world.log.append([message])
@@ -153,7 +153,7 @@ async def test_one_that_was_published_and_still_cannot_be_stored_is_open_again(w
     assert (await world.states())["runs/1/5"] == "OPEN"
 
 
-async def test_what_is_discarded_stays_and_says_who_and_why(world: World) -> None:
+async def test_a_discarded_message_is_kept_with_the_decision(world: World) -> None:
     assert await world.decide("discard", "webhook/good", "webhook/none", reason="a test of mine") == [
         ("webhook/good", "discarded"),
         ("webhook/none", "unknown"),
@@ -163,7 +163,7 @@ async def test_what_is_discarded_stays_and_says_who_and_why(world: World) -> Non
     shown = (await world.ask("GET", "/v1/quarantine/webhook/good")).json()
     assert base64.b64decode(shown["raw"]) == GOOD
     assert [d["reason"] for d in shown["decisions"]] == ["a test of mine"]
-    # The same message once more, as Extend sends it again, does not bring it back; a person can.
+    # If Extend sends the message again, it stays discarded. A person can still retry it.
     await world.log.append([record for record in world.log.records if record.key == b"webhook/good"][:1])
     await world.follow()
     assert (await world.states())["webhook/good"] == "DISCARDED"
@@ -171,7 +171,7 @@ async def test_what_is_discarded_stays_and_says_who_and_why(world: World) -> Non
     assert (await world.states())["webhook/good"] == "RETRIED"
 
 
-async def test_without_kafka_nothing_is_decided(world: World) -> None:
+async def test_without_kafka_no_decision_is_made(world: World) -> None:
     world.log.error = KafkaTimeoutError()
     body = {"sources": ["webhook/good"], "reason": "because"}
     for what in ("retry", "discard"):
@@ -180,7 +180,7 @@ async def test_without_kafka_nothing_is_decided(world: World) -> None:
     assert set((await world.states()).values()) == {"OPEN"}
 
 
-async def test_what_is_asked_wrongly_is_refused(world: World) -> None:
+async def test_invalid_requests_are_refused(world: World) -> None:
     answer = await world.ask("POST", "/v1/quarantine/discard", json={"sources": ["webhook/good"]})
     assert (answer.status_code, answer.json()["field"]) == (422, "reason")
     for body in ({"sources": []}, {"sources": ["a\x00"]}, {"sources": ["a"], "other": 1}):

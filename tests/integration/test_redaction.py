@@ -1,4 +1,4 @@
-"""Secrets leave the queue once nobody needs them, or after a set time; what is left is what the log shows."""
+"""Secrets are removed from the queue after settling, or after a set time. The files then show what the log shows."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def files(world: World) -> list[dict[str, object]]:
 
 
 async def redact_due(world: World) -> None:
-    """Look at every submission, as if its time had come."""
+    """Redact every submission that is due, as if the time of each check had come."""
     await world.pool.execute(
         "update everyrun_queue.submissions set redact_after = now() where redact_after is not null"
     )
@@ -35,7 +35,7 @@ async def redact_due(world: World) -> None:
 
 
 async def settle(world: World, chunk: str, attempt: int = 1, state: str = "SETTLED") -> None:
-    """An attempt at a chunk, as the processor would have written it."""
+    """Insert an attempt of a chunk, as the processor would."""
     await world.pool.execute(
         "insert into everyrun.batches (chunk, attempt, submission_id, expected, state, settled_at, input_ids)"
         " select c.chunk, $2, c.submission_id, c.last_position - c.first_position + 1, $3,"
@@ -54,7 +54,7 @@ async def redacted(world: World) -> bool:
     return bool(await world.pool.fetchval("select bool_and(redact_after is null) from everyrun_queue.submissions"))
 
 
-async def test_a_later_event_of_an_input_shows_the_same_file_as_the_first(world: World) -> None:
+async def test_all_events_of_an_input_show_the_same_file(world: World) -> None:
     world.settings.secrets_kept = 0
     await world.hand_in()
     await world.send()
@@ -70,7 +70,7 @@ async def test_a_later_event_of_an_input_shows_the_same_file_as_the_first(world:
     assert before[0].file == {"url": "https://files.example/0.pdf", "redacted": True}
 
 
-async def test_a_chunk_that_was_taken_twice_counts_once(world: World) -> None:
+async def test_a_chunk_that_was_accepted_twice_counts_once(world: World) -> None:
     world.settings.secrets_kept = 0
     world.settings.chunk_max_inputs = 2
     await world.hand_in(4)
@@ -82,13 +82,13 @@ async def test_a_chunk_that_was_taken_twice_counts_once(world: World) -> None:
     await settle(world, second, 1, "SUBMITTED")
     await redact_due(world)
     assert all("signed" in str(file["url"]) for file in await files(world))
-    # Nor is a chunk settled while another attempt of it is open.
+    # A chunk is not settled while another of its attempts is open.
     await settle(world, second)
     await settle(world, first, 3, "SUBMITTED")
     await redact_due(world)
     assert not await redacted(world)
     await settle(world, first, 3)
-    # A chunk that was cut is not counted: it never settles itself.
+    # A cut chunk does not count, because it never settles.
     await world.pool.execute(
         "insert into everyrun_queue.chunks (chunk, submission_id, first_position, last_position, state)"
         " select chunk || '-0', submission_id, first_position, last_position, 'cut' from everyrun_queue.chunks limit 1"
@@ -98,7 +98,7 @@ async def test_a_chunk_that_was_taken_twice_counts_once(world: World) -> None:
     assert not any("signed" in str(file) for file in await files(world))
 
 
-async def test_what_never_settles_loses_its_secrets_too_and_what_is_unsent_is_paused_and_not_sent(world: World) -> None:
+async def test_an_unsettled_submission_loses_its_secrets_and_is_paused(world: World) -> None:
     world.settings.chunk_max_inputs = 2
     submission = await world.hand_in(4)
     await world.send()
@@ -121,7 +121,7 @@ async def test_what_never_settles_loses_its_secrets_too_and_what_is_unsent_is_pa
     assert await world.pool.fetchval("select state from everyrun_queue.chunks where chunk = $1", second) == "waiting"
 
 
-async def test_looking_for_what_to_redact_costs_the_same_however_much_never_settles(database: str) -> None:
+async def test_the_cost_of_finding_submissions_to_redact_is_constant(database: str) -> None:
     connection = await asyncpg.connect(database)
     costs = []
     for size in (1000, 20_000):
@@ -143,7 +143,7 @@ async def test_looking_for_what_to_redact_costs_the_same_however_much_never_sett
     assert 0 < costs[1] <= 2 * costs[0], costs
 
 
-def test_it_is_looked_at_ever_more_rarely_and_at_the_right_time() -> None:
+def test_older_submissions_are_checked_less_often() -> None:
     handed_in = datetime(2026, 11, 1, tzinfo=UTC)
     day = timedelta(days=1)
 
@@ -153,10 +153,10 @@ def test_it_is_looked_at_ever_more_rarely_and_at_the_right_time() -> None:
     assert look(timedelta(0)) == timedelta(minutes=1)
     assert look(day) == day + day / 10
     assert look(20 * day) == 20 * day + timedelta(hours=6)
-    # Never past the end, and then at once.
+    # Never later than the end; after the end, at once.
     assert look(30 * day - timedelta(seconds=1)) == look(31 * day) == 30 * day
     assert look(day, handed_in + day) == 2 * day
-    # What settled late is kept as long as the rest.
+    # Secrets of a submission that settled late are kept as long as the others.
     assert look(40 * day, handed_in + 40 * day) == 41 * day
     age, looks = timedelta(0), 0
     while age < 30 * day:

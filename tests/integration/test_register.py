@@ -1,4 +1,4 @@
-"""A batch that somebody else submitted is accounted for: handed in by its inputs, matched by their metadata."""
+"""Registered batches: another caller sent them; Everyrun matches their runs by metadata."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def producer(settings: Settings) -> AsyncIterator[Producer]:
         yield producer
 
 
-#: What registering does not come to.
+#: A dependency that registering does not use.
 NOTHING: Any = None
 
 
@@ -53,7 +53,7 @@ async def announcer(settings: Settings, pool: asyncpg.Pool, producer: Producer) 
 async def api(
     settings: Settings, pool: asyncpg.Pool, producer: Producer, announcer: Announcer
 ) -> AsyncIterator[httpx.AsyncClient]:
-    """The submission service's API, and the query service's under /query."""
+    """Return a client of the submission API, with the query API under /query."""
     settings.api_token = SecretStr("token")
     headers = {"authorization": "Bearer token"}
     mounts = {
@@ -75,7 +75,7 @@ async def register(api: httpx.AsyncClient, rows: list[Any], batch: str = "batch_
     return await api.post("http://submission/v1/batches", params=query, json={"inputs": rows})
 
 
-async def test_a_registration_is_said_once_and_the_same_again_is_the_same(api, announcer, settings) -> None:
+async def test_a_repeated_registration_is_published_once(api, announcer, settings) -> None:
     rows = [a_row("a", n=1), a_row("b", n=2), a_row("c", n=2)]
     first = await register(api, rows)
     assert first.status_code == 202, first.text
@@ -108,7 +108,7 @@ async def test_a_registration_is_said_once_and_the_same_again_is_the_same(api, a
     assert [(s["registered_batch"], s["chunks"]) for s in listed] == [("batch_1", {"submitted": 1})]
 
 
-async def test_what_cannot_be_registered_is_refused_and_leaves_nothing(api, announcer, settings, pool) -> None:
+async def test_an_invalid_registration_is_refused_and_stores_nothing(api, announcer, settings, pool) -> None:
     assert (await register(api, [a_row("a", n=1)])).status_code == 202
     await pool.execute(
         "insert into everyrun_queue.submissions (submission_id, workflow_id, expected, batches,"
@@ -137,7 +137,7 @@ async def test_what_cannot_be_registered_is_refused_and_leaves_nothing(api, anno
     assert await pool.fetchval("select count(*) from everyrun_queue.submissions") == 2
 
 
-async def test_a_queue_that_lost_a_registration_takes_it_from_the_log(api, announcer, settings, pool) -> None:
+async def test_a_lost_registration_is_restored_from_the_log(api, announcer, settings, pool) -> None:
     rows = [a_row("a", n=1.5, m={"z": 1, "a": 2}), a_row("b")]
     said = (await register(api, rows)).json()
     await announcer.announce()
@@ -152,7 +152,7 @@ async def test_a_queue_that_lost_a_registration_takes_it_from_the_log(api, annou
 async def test_a_registered_batch_is_polled_matched_and_settled(
     service, emulator_with, api, announcer, settings
 ) -> None:
-    """Nobody's webhooks; two inputs alike, one with text that Postgres refuses, one changed upstream meanwhile."""
+    """Without webhooks: two equal inputs, one with text that Postgres cannot store, one that Extend changed."""
     emulator = emulator_with("--run-seconds", "0.2:1")
     rows = [a_row(f"d-{n}", n=n, **{"extend:usage_tags": ["a b"]}) for n in range(6)]
     rows += [a_row("twin-1", twin=True), a_row("twin-2", twin=True)]

@@ -1,6 +1,6 @@
-"""The whole database is replaced by an older dump of it in the middle of a job: nothing is sent twice, nothing is lost.
+"""The database is replaced by an older dump during a job: no input is sent twice or lost.
 
-All services run on meanwhile; what really happened is asked of the emulator.
+All services keep running. The emulator says what really happened.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ OTHER = "workflow_that_is_paused"
 
 
 async def all_services(service: Any, emulator: EmulatorProcess, **more: object) -> dict[str, ServiceProcess]:
-    """The four services, ready, with the emulator as their Extend, which tells the bridge of every run."""
+    """Start the four services with the emulator as Extend, which sends a webhook for every run."""
     port = free_port()
     secret = await register_webhook(emulator.url, KEY, WORKFLOW, f"http://127.0.0.1:{port}/webhooks/extend", 1 << 20)
     variables = {
@@ -71,7 +71,7 @@ async def hand_in(submission: ServiceProcess, workflow: str, count: int) -> str:
 
 
 async def take_in_for(settings: Settings, workflow: str, count: int) -> str:
-    """Take inputs in for a workflow that the emulator does not have: over HTTP they would be refused."""
+    """Accept inputs for a workflow that the emulator does not have: over HTTP they would be refused."""
 
     async def body() -> AsyncIterator[bytes]:
         for n in range(count):
@@ -83,7 +83,7 @@ async def take_in_for(settings: Settings, workflow: str, count: int) -> str:
 
 
 async def chunks_of(dsn: str, submission_id: str) -> dict[str, str]:
-    """The state of each chunk, by the queue of this database."""
+    """Return the state of each chunk in this database."""
     connection = await asyncpg.connect(dsn)
     try:
         return dict(
@@ -103,7 +103,7 @@ async def until_sent(dsn: str, submission_id: str, least: int) -> None:
 
 
 async def replace(postgres: Callable[[str], str], database: str, dump: Path) -> str:
-    """Put the dump in the place of the database, under the services; the dsn of a second copy, for looking at."""
+    """Replace the database with the dump, under the services; return the dsn of a second copy."""
     name = urlsplit(database).path.strip("/")
     admin = await asyncpg.connect(postgres("everyrun"))
     await admin.execute(f"create database {name}_new")
@@ -116,7 +116,7 @@ async def replace(postgres: Callable[[str], str], database: str, dump: Path) -> 
 
 
 async def report(settings: Settings, submission_id: str) -> dict[str, Any]:
-    """What the query service says of the submission now; nothing while the database is away."""
+    """Return the report of the query service; empty while the database is unavailable."""
     try:
         async with await open_pool(settings, name="test") as pool:
             transport = httpx.ASGITransport(query_api(settings, pool))
@@ -129,7 +129,7 @@ async def report(settings: Settings, submission_id: str) -> dict[str, Any]:
 
 
 @pytest.mark.timeout(280)
-async def test_a_dump_of_the_whole_database_restored_in_the_middle_of_a_job_sends_nothing_twice(
+async def test_restoring_a_database_dump_during_a_job_sends_nothing_twice(
     service: Any,
     emulator_with: Callable[..., EmulatorProcess],
     settings: Settings,

@@ -1,6 +1,6 @@
-"""Dispatch keeps its promises in every world within the bounds; without any one of its rules it breaks one.
+"""Dispatch keeps its promises in every world within the bounds. Without any one of its rules it breaks a promise.
 
-The long form has more attempts and kills, and a restore under a second attempt: EVERYRUN_CHAOS=1 pytest tests/model
+The long search has more attempts and kills, and a restore during a second attempt: EVERYRUN_CHAOS=1 pytest tests/model
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ Rule = Callable[[ChunkState, Trigger], Step | None]
 
 
 def _without(rule: Rule) -> Callable[[ChunkState, Trigger], Step]:
-    """``step`` with one rule of it broken: where ``rule`` answers, so does this."""
+    """Return ``step`` with one broken rule: if ``rule`` gives an answer, that answer is used."""
 
     def broken(chunk: ChunkState, trigger: Trigger) -> Step:
         instead = rule(chunk, trigger)
@@ -201,7 +201,7 @@ def it_waits_again_though_its_claim_is_there(chunk: ChunkState, trigger: Trigger
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_without_any_one_rule_a_promise_breaks(rule: Rule, bounds: Bounds) -> None:
+def test_without_any_rule_of_the_protocol_a_promise_breaks(rule: Rule, bounds: Bounds) -> None:
     _, broken = Model(_without(rule), merge_logged, bounds).search()
     assert broken is not None
 
@@ -211,7 +211,7 @@ def test_without_any_one_rule_a_promise_breaks(rule: Rule, bounds: Bounds) -> No
     [("checks", UNCLAIMED), ("reads", UNCLAIMED), ("makes_parts", CUT_RESTORED)],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_without_any_one_rule_of_the_service_a_promise_breaks(without: str, bounds: Bounds) -> None:
+def test_without_any_rule_of_the_service_a_promise_breaks(without: str, bounds: Bounds) -> None:
     _, broken = Model(step, merge_logged, bounds, **{without: False}).search()
     assert broken is not None
 
@@ -253,7 +253,7 @@ def what_was_announced_is_forgotten(chunk: ChunkState, logged: LoggedChunk) -> C
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_without_any_one_rule_of_a_restore_a_promise_breaks(
+def test_without_any_rule_of_recovery_a_promise_breaks(
     rule: Callable[[ChunkState, LoggedChunk], ChunkState], bounds: Bounds
 ) -> None:
     _, broken = Model(step, rule, bounds).search()

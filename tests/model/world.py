@@ -1,17 +1,16 @@
-"""A model of dispatch: the dispatcher's own ``step`` and ``merge_logged`` in a world that does its worst.
+"""A model of dispatch: the real ``step`` and ``merge_logged`` in a world where everything can go wrong.
 
-One input, in its chunk and, once that is cut, in the part of it that has the input: chunks share nothing but the
-workers, so what holds of one holds of many. In every state of the world any of the following may be next, and the
-search tries them all:
+The world has one input, in its chunk and, after a cut, in a part. Chunks share only the workers, so what is true of
+one chunk is true of many. In every state of the world any of these moves may be next, and the search tries all:
 
-- a worker claims the chunk, announces it, checks its claim, calls; each of these may be its last act (kill -9), or be
-  put off beyond its deadline (SIGSTOP);
-- Extend takes the batch or not, and answers truly, unclearly, or not at all; it refuses it, so that it is cut;
-- a run becomes visible: a webhook, or a list; never sooner than its batch was taken, and as late as it likes;
-- the resolver steps the chunk: a claim taken away, an attempt that the log does not have, a lost worker, evidence, a
-  window that passed; it may die between any two steps;
-- a person adopts, sends again, discards;
-- the queue's database is replaced by an older copy of itself, and later brought level with the log.
+- a worker claims the chunk, announces it, checks its claim, or calls. It may be killed after each of these (kill -9), or
+  delayed beyond its deadline (SIGSTOP);
+- Extend accepts the batch or not, and answers truly, unclearly, or not at all. Or it refuses it, so that it is cut;
+- a run becomes visible, by a webhook or in a list: after its batch was accepted, at any later time;
+- the resolver steps the chunk: it revokes a claim, or finds an unannounced attempt, a lost worker, evidence, or that the
+  window passed. It may be killed between any two steps;
+- a person adopts, resends or discards the chunk;
+- the queue's database is replaced by an older copy, and later recovered from the log.
 """
 
 from __future__ import annotations
@@ -60,9 +59,10 @@ PARTS = [events.Part(PART, 1, 1), events.Part("c-2", 2, 2)]
 
 
 class Bounds(NamedTuple):
-    """How far the search goes. ``honest``: a list shows every run before the window is over.
+    """The limits of the search. ``honest``: a list shows every run before the window is over.
 
-    ``size``: the inputs of the chunk; one of several can be cut. ``lies``: Extend may refuse what it took.
+    ``size``: the number of inputs of the chunk; only one of several can be cut. ``lies``: Extend may refuse a batch that
+    it accepted.
     """
 
     attempts: int = 2
@@ -78,7 +78,7 @@ class Bounds(NamedTuple):
 
 
 class Call(NamedTuple):
-    """An attempt at a chunk."""
+    """An attempt of a chunk."""
 
     chunk: str
     attempt: int
@@ -93,7 +93,7 @@ class Said(NamedTuple):
 
 
 class Worker(NamedTuple):
-    """A worker with an attempt: what it has done last, what it was published, and in which copy of the database."""
+    """A worker with an attempt: its last action, the answer that it got, and its copy of the database."""
 
     call: Call
     phase: str
@@ -102,7 +102,7 @@ class Worker(NamedTuple):
 
 
 class Pending(NamedTuple):
-    """A step under the lock of the row: said or not, not kept yet; ``worker`` is whose it is, None for the resolver."""
+    """A step under the lock of the row: published or not, and not stored yet. ``worker`` is None for the resolver."""
 
     chunk: str
     said: bool
@@ -116,7 +116,7 @@ Queue = tuple[tuple[str, ChunkState], ...]
 
 
 class World(NamedTuple):
-    """Everything there is."""
+    """The state of everything."""
 
     queue: Queue = ((CHUNK, ChunkState("waiting")),)
     log: frozenset[Said] = frozenset()
@@ -136,16 +136,16 @@ class World(NamedTuple):
     killed: int = 0
 
     def chunk(self, name: str) -> ChunkState | None:
-        """The chunk as the queue has it."""
+        """Return the chunk in the queue."""
         return dict(self.queue).get(name)
 
     def with_chunk(self, name: str, state: ChunkState) -> World:
-        """The world with this chunk in the queue."""
+        """Return the world with this chunk in the queue."""
         return self._replace(queue=tuple(sorted({**dict(self.queue), name: state}.items())))
 
 
 class Broken(NamedTuple):
-    """A promise that does not hold, and how the world came to break it."""
+    """A broken promise, and the moves that broke it."""
 
     promise: str
     path: tuple[str, ...]
@@ -167,7 +167,7 @@ _A_LIE = (True, Refused(400, "INVALID", "no"))
 
 
 def batch(call: Call) -> str:
-    """The batchId that Extend gives an attempt."""
+    """Return the batchId that Extend gives an attempt."""
     return f"batch_{call.chunk}_{call.attempt}"
 
 
@@ -181,7 +181,7 @@ def _is_cut(log: frozenset[Said]) -> bool:
 
 @lru_cache(maxsize=1 << 14)
 def logged(log: frozenset[Said]) -> dict[str, LoggedChunk]:
-    """What the real reader makes of the log."""
+    """Return what the real reader finds in the log."""
     by_tag = {kind.__struct_config__.tag: kind for kind in events.TOPICS["batches"]}
     found = []
     for said in sorted(log):
@@ -195,9 +195,9 @@ def logged(log: frozenset[Said]) -> dict[str, LoggedChunk]:
 class Model:
     """The moves of the world, and the promises.
 
-    What is not part of the real functions can be left out, to see that a promise breaks without it: ``checks``, the
-    worker looks for its claim before it calls; ``reads``, the resolver reads the log before it says that it has
-    nothing; ``makes_parts``, the parts of a chunk that the log calls cut are made.
+    Some rules are outside the real functions. Each can be left out, to see that a promise breaks without it.
+    ``checks``: the worker checks its claim before it calls. ``reads``: the resolver reads the log before it concludes
+    that the log has no announcement. ``makes_parts``: recovery inserts the parts of a chunk that the log says was cut.
     """
 
     def __init__(
@@ -218,8 +218,8 @@ class Model:
         self.makes_parts = makes_parts
 
     def search(self) -> tuple[int, Broken | None]:
-        """Every reachable world, the nearest first: how many there are, and the first broken promise."""
-        # Nothing here is garbage: collecting would only walk through all worlds again and again.
+        """Search every reachable world, nearest first; return their number, and the first broken promise."""
+        # Nothing here is garbage, so collections would only traverse all worlds repeatedly.
         gc.disable()
         try:
             return self._search()
@@ -247,14 +247,14 @@ class Model:
     # --- moves: (name, the world after, the promise that it breaks)
 
     def moves(self, w: World) -> Iterator[tuple[str, World, str | None]]:
-        """Everything that may be next."""
+        """Yield every possible move."""
         yield from self._worker_moves(w)
         for call in w.accepted - w.visible:
             yield f"a run of {call} is seen", w._replace(visible=w.visible | {call}), None
         if w.dump is None and self.bounds.restores:
             yield "a copy of the database is kept", w._replace(dump=w.queue), None
         if w.dump is not None and w.incarnation < self.bounds.restores:
-            # Connections to the old database end with it, and what they had not committed.
+            # The connections to the old database end with it, and their open transactions are lost.
             queue = (
                 ((CHUNK, ChunkState("waiting", files_lost=True, size=self.bounds.size)),)
                 if self.bounds.loses
@@ -287,7 +287,7 @@ class Model:
         return w._replace(queue=tuple(sorted(queue.items())), level=True, torn=False)
 
     def _kept_workers(self, w: World, replaced: World) -> World:
-        """A worker whose step was lost with the database has still its answer to give."""
+        """Return a worker whose step was lost with the database: it still reports its answer."""
         if w.pending is not None and w.pending.worker is not None:
             return replaced._replace(workers=replaced.workers | {w.pending.worker})
         return replaced
@@ -426,7 +426,7 @@ class Model:
     def _take(
         self, w: World, name: str, at: str, trigger: Trigger, worker: Worker | None
     ) -> Iterator[tuple[str, World, str | None]]:
-        """Step under the lock of the row; what is impossible changes nothing."""
+        """Step under the lock of the row. An impossible trigger changes nothing."""
         chunk = w.chunk(at)
         assert chunk is not None
         try:
@@ -462,7 +462,7 @@ class Model:
         yield "said", after, broken
 
     def _normal(self, w: World) -> World:
-        """Without what can make no difference any more, so that worlds that are alike are one."""
+        """Return the world without details that no longer matter, so that equivalent worlds are equal."""
         calls_ahead = {worker.call for worker in w.workers if worker.phase != "answered"}
         open_claims = {Call(name, chunk.attempt) for name, chunk in w.queue if chunk.state == "sending"}
         log = w.log
@@ -479,7 +479,7 @@ class Model:
     # --- promises of a state
 
     def accounted(self, w: World, chunk: ChunkState) -> str | None:
-        """No input is dropped: a chunk that is done with has an event that says what became of its inputs."""
+        """No input is dropped: a finished chunk has an event with the outcome of its inputs."""
         kinds = {said.kind for said in w.log}
         if chunk.state == "submitted" and not kinds & TAKEN:
             return "no input is dropped: what is sent is in the log"
@@ -490,7 +490,7 @@ class Model:
         return None
 
     def lost(self, w: World) -> str | None:
-        """No input is lost: where all is quiet, the input of a chunk that was cut is in a part of it."""
+        """No input is lost: without moves in progress, the input of a cut chunk is in one of its parts."""
         if w.pending is not None or not w.level:
             return None
         parent = w.chunk(CHUNK)
@@ -499,7 +499,7 @@ class Model:
         return None
 
     def unseen(self, w: World) -> str | None:
-        """No batch goes unseen: where all is quiet, evidence that is not in the log yet can still come into it."""
+        """No batch is missed: without moves in progress, evidence that is not in the log can still reach it."""
         if w.pending is not None or w.workers or not w.level:
             return None
         for call in sorted(w.accepted - _taken(w.log)):
@@ -518,7 +518,7 @@ class Model:
 
 
 def _plain(chunk: ChunkState) -> ChunkState:
-    """Without the reason, which decides nothing but how a chunk goes on once its files are there again."""
+    """Return the state without its reason, which matters only after lost files are restored."""
     return chunk if chunk.reason in (FILES_LOST_UNSENT, FILES_LOST_IN_DOUBT) else replace(chunk, reason=None)
 
 

@@ -1,4 +1,4 @@
-"""What each answer to a batch POST means, and the lack of one."""
+"""The verdict on every kind of answer to a batch call, and on calls without an answer."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from everyrun.submission.dispatch.classify import (
     is_from_extend,
 )
 
-#: What others than Extend say: a proxy, a firewall, a portal, nobody.
+#: Answers of others than Extend: a proxy, a firewall, a portal; and an empty answer.
 STRANGERS = [
     b"<html><body>nginx</body></html>",
     b"",
@@ -57,7 +57,7 @@ def answered(status: int, body: bytes | None = None, version: str | None = None,
     return classify_response(httpx.Response(status, content=content, headers=headers), FILES, version)
 
 
-def test_taken_only_with_a_batch_id() -> None:
+def test_a_batch_is_accepted_only_with_a_batch_id() -> None:
     assert answered(200, b'{"batchId":"batch_1"}') == Accepted("batch_1")
     assert answered(202, b'{"batchId":"batch_1","more":"\\ud800"}') == Accepted("batch_1")
     bodies = (b"{}", b"[]", b'{"batchId":null}', b'{"batchId":""}', b'{"batchId":7}')
@@ -67,7 +67,7 @@ def test_taken_only_with_a_batch_id() -> None:
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])
-def test_of_the_inputs(status: int) -> None:
+def test_errors_about_the_inputs_refuse_the_chunk(status: int) -> None:
     assert answered(status) == Refused(status, "SOME_CODE", "some words")
     assert answered(status, error("inputs[2].file.id: no")) == Refused(
         status, "SOME_CODE", "inputs[2].file.id: no", (2,)
@@ -78,7 +78,7 @@ def test_of_the_inputs(status: int) -> None:
 
 @pytest.mark.parametrize("body", STRANGERS)
 @pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 405, 410, 413, 415, 422, 429])
-def test_a_stranger_refuses_and_pauses_nothing(status: int, body: bytes) -> None:
+def test_an_answer_that_is_not_extends_refuses_and_pauses_nothing(status: int, body: bytes) -> None:
     verdict = answered(status, body)
     assert isinstance(verdict, Returned)
     assert not verdict.from_extend
@@ -87,12 +87,12 @@ def test_a_stranger_refuses_and_pauses_nothing(status: int, body: bytes) -> None
 
 @pytest.mark.parametrize("body", [*STRANGERS, error(), error(retryable=True)])
 @pytest.mark.parametrize("status", [301, 302, 408, 409, 425, 499, 500, 502, 503, 504, 599])
-def test_it_may_have_been_taken(status: int, body: bytes) -> None:
+def test_statuses_that_leave_the_outcome_in_doubt(status: int, body: bytes) -> None:
     assert isinstance(answered(status, body), InDoubt)
 
 
 @pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 410, 413, 422])
-def test_what_is_retryable_is_tried_again(status: int) -> None:
+def test_a_retryable_error_returns_the_chunk(status: int) -> None:
     verdict = answered(status, error(retryable=True), **{"retry-after": "7"})
     assert verdict == Returned(f"{status} SOME_CODE: some words", 7.0, from_extend=True)
 
@@ -119,7 +119,7 @@ def test_what_is_retryable_is_tried_again(status: int) -> None:
         (418, "a teapot", "SOME_CODE"),
     ],
 )
-def test_a_person_must_see_to_the_workflow_or_the_account(status: int, message: str, code: str) -> None:
+def test_errors_about_the_workflow_or_the_account_block_the_workflow(status: int, message: str, code: str) -> None:
     assert answered(status, error(message, code)) == Blocked(f"{status} {code}: {message}")
 
 
@@ -130,7 +130,7 @@ def test_a_person_must_see_to_the_workflow_or_the_account(status: int, message: 
         (404, "No such workflow version", "NOT_FOUND", "99", "submission"),
         (400, "workflow.version: must be a string", "INVALID_REQUEST", "99", "submission"),
         (400, "The workflow has no draft", "INVALID_REQUEST", "draft", "submission"),
-        # A submission that names no version is not at fault, and other errors are the workflow's.
+        # If the submission names no version, or the error is another one, it is about the workflow.
         (404, "version 99 of workflow workflow_1 not found", "NOT_FOUND", None, "workflow"),
         (400, "The workflow has no deployed version", "INVALID_REQUEST", None, "workflow"),
         (404, "workflow workflow_1 not found", "NOT_FOUND", "99", "workflow"),
@@ -138,7 +138,7 @@ def test_a_person_must_see_to_the_workflow_or_the_account(status: int, message: 
         (403, "no permission for this version", "FORBIDDEN", "99", "workflow"),
     ],
 )
-def test_an_error_of_the_version_concerns_only_the_submission_that_names_it(
+def test_an_error_about_the_version_blocks_only_the_submission(
     status: int, message: str, code: str, version: str | None, scope: str
 ) -> None:
     assert answered(status, error(message, code), version) == Blocked(f"{status} {code}: {message}", scope)  # type: ignore[arg-type]
@@ -157,11 +157,11 @@ def test_an_error_of_the_version_concerns_only_the_submission_that_names_it(
         (400, "inputs: at most 1000 items", ()),
     ],
 )
-def test_an_error_of_the_inputs_names_them_or_not(status: int, message: str, named: tuple[int, ...]) -> None:
+def test_inputs_named_in_an_error_are_found(status: int, message: str, named: tuple[int, ...]) -> None:
     assert answered(status, error(message)) == Refused(status, "SOME_CODE", message, named)
 
 
-def test_not_now() -> None:
+def test_a_rate_limit_returns_the_chunk_with_its_wait() -> None:
     limited = answered(429, **{"retry-after": "2.5"})
     assert isinstance(limited, Returned)
     assert (limited.wait, limited.rate_limited, limited.from_extend) == (2.5, True, True)
@@ -169,7 +169,7 @@ def test_not_now() -> None:
 
 
 @pytest.mark.parametrize("error", [httpx.ConnectError("x"), httpx.ConnectTimeout("x"), httpx.PoolTimeout("x")])
-def test_no_byte_was_sent(error: httpx.HTTPError) -> None:
+def test_a_request_that_was_not_sent_returns_the_chunk(error: httpx.HTTPError) -> None:
     assert isinstance(classify_failure(error), Returned)
 
 
@@ -178,7 +178,7 @@ def test_no_byte_was_sent(error: httpx.HTTPError) -> None:
     [httpx.ReadTimeout("x"), httpx.WriteTimeout("x"), httpx.ReadError("x"), httpx.WriteError("x"),
      httpx.RemoteProtocolError("x")],
 )  # fmt: skip
-def test_some_of_it_may_have_arrived(error: httpx.HTTPError) -> None:
+def test_a_request_that_may_have_arrived_is_in_doubt(error: httpx.HTTPError) -> None:
     assert isinstance(classify_failure(error), InDoubt)
 
 
@@ -208,19 +208,19 @@ FAR = format_datetime(datetime(2081, 8, 30, tzinfo=UTC), usegmt=True)
         (None, None),
     ],
 )
-def test_a_wait_that_a_vendor_asks_for_is_from_0_to_an_hour(header: str | None, wait: float | None) -> None:
+def test_retry_after_is_limited_to_an_hour(header: str | None, wait: float | None) -> None:
     found = retry_after({} if header is None else {"retry-after": header})
     assert found == wait
     assert found is None or math.isfinite(found)
 
 
-def test_the_date_of_an_answer_is_a_time_whatever_it_says() -> None:
+def test_the_date_of_an_answer_is_always_a_time() -> None:
     for text in ("Mon, 01 Jan 0001 00:00:00 +2359", "Fri, 31 Dec 9999 23:59:59 -2359", "nonsense", ""):
         assert sent_at({"date": text}).tzinfo is UTC
 
 
 @pytest.mark.parametrize("escape", ["\\u0000", "\\ud800", "\\udfff x", "\\udc00\\ud800"])
-def test_what_extend_says_can_be_stored_and_published(escape: str) -> None:
+def test_messages_of_extend_can_be_stored_and_published(escape: str) -> None:
     body = b'{"code":"A%s","message":"b%s","retryable":false}'.replace(b"%s", escape.encode())
     verdict = answered(400, body)
     assert isinstance(verdict, Refused), "it is Extend's word all the same"
@@ -235,7 +235,7 @@ def test_what_extend_says_can_be_stored_and_published(escape: str) -> None:
         assert msgspec.json.decode(msgspec.json.encode(text)) == text
 
 
-def test_what_extend_says_is_without_secrets_and_not_longer_than_needed() -> None:
+def test_messages_of_extend_are_redacted_and_shortened() -> None:
     found = read_problem(error("see https://files.example/x.pdf?sig=planted " + "x" * 9000, "Y" * 9000))
     assert found is not None
     assert "planted" not in found.message
@@ -253,7 +253,7 @@ def test_waits_grow_up_to_a_limit() -> None:
     assert chunk_wait(Returned("no", None), 10**9) == MAX_CHUNK_WAIT
 
 
-def test_calls_are_held_up_while_extend_is_not_heard() -> None:
+def test_calls_are_delayed_while_extend_does_not_answer() -> None:
     outcomes: list[Verdict] = [Returned("a proxy"), InDoubt("503"), Returned("no route")]
     for outcome in outcomes:
         assert not is_from_extend(outcome)

@@ -1,4 +1,4 @@
-"""Exports that a spreadsheet may open: no cell is run as a formula, and every text comes back."""
+"""Escaping of exported cells: no cell is a formula, and every text is restored."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from everyrun.submission.intake.parse import CSV, RowReader
 from tests.unit.test_cli_results import results, table
 
 FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d")
-#: Texts of what matters here: apostrophes, the beginnings of formulas, digits, quotes and delimiters.
+#: Texts of relevant characters: apostrophes, starts of formulas, digits, quotes and delimiters.
 TEXTS = st.text(st.sampled_from("'=+-@\t\r\n1.5eE\",; aü"), max_size=6)
 
 
 @given(TEXTS)
-def test_every_text_comes_back_and_none_is_a_formula(text: str) -> None:
+def test_escaping_is_reversible_and_leaves_no_formula(text: str) -> None:
     cell = escape(text)
     assert unescape(cell) == text
     assert not cell.startswith(FORMULAS) or float(cell) < 0
@@ -36,8 +36,8 @@ IDS = st.text(st.sampled_from("'=+-@1aü"), min_size=1, max_size=5)
 
 
 @given(st.lists(st.tuples(IDS, TEXTS, TEXTS), min_size=1, max_size=4))
-def test_an_export_is_read_as_what_was_submitted(given_rows: list[tuple[str, str, str]]) -> None:
-    """The writer of `results --format csv`, and the reader of `submit`."""
+def test_exported_results_are_read_as_submitted(given_rows: list[tuple[str, str, str]]) -> None:
+    """Write with `results --format csv` and read with `submit`."""
     submitted = [
         {"id": identifier, "file": {"text": "=" + text, **({"name": name} if name else {})}, "metadata": {"n": 1}}
         for identifier, text, name in given_rows
@@ -49,13 +49,13 @@ def test_an_export_is_read_as_what_was_submitted(given_rows: list[tuple[str, str
     assert [value for _, value in RowReader(CSV, io.BytesIO(exported.encode()), Options())] == submitted
 
 
-def test_a_manifest_of_ones_own_is_read_as_it_is() -> None:
+def test_cells_of_other_manifests_are_not_unescaped() -> None:
     ((_, row),) = RowReader(CSV, io.BytesIO(b"id,text,note\n'=1,'+2,'@3\n"), Options())
     assert row == {"id": "'=1", "file": {"text": "'+2"}, "metadata": {"note": "'@3"}}
 
 
 @pytest.mark.parametrize("extracted", [[], ["--extracted"]])
-def test_the_command_writes_no_formula(extracted: list[str]) -> None:
+def test_the_results_command_writes_no_formula(extracted: list[str]) -> None:
     step = {"step": {"name": "=A1"}, "result": {"extractRun": {"output": {"value": {"sum": -5, "who": "@x"}}}}}
     row = {"external_id": '=HYPERLINK("x")', "status": "FAILED", "failure_message": "+1", "run": {"stepRuns": [step]}}
     done = results("--format", "csv", *extracted, rows=[row])

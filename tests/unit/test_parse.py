@@ -1,4 +1,4 @@
-"""What is handed in, read: the same rows wherever the body is cut, and whatever the format."""
+"""The rows of a manifest do not depend on its format, nor on the parts in which a body arrives."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ cuts = st.lists(st.integers(0, 10_000), max_size=12)
     ("kind", "body", "wanted"), [(JSON, AS_JSON, ROWS), (NDJSON, AS_NDJSON, ROWS), (CSV, AS_CSV, FROM_CSV)]
 )
 @given(cuts=cuts)
-async def test_the_same_rows_wherever_the_body_is_cut(
+async def test_rows_do_not_depend_on_the_parts_of_the_body(
     kind: str, body: bytes, wanted: list[Any], cuts: list[int]
 ) -> None:
     assert await read(kind, body, cuts) == wanted
@@ -115,12 +115,12 @@ async def test_the_same_rows_wherever_the_body_is_cut(
         (CSV, "url\nM\u00fcller\n".encode("utf-16")[:-1], "not utf-16-le: truncated data"),
     ],
 )
-async def test_an_upload_that_cannot_be_read_says_why(kind: str, body: bytes, said: str) -> None:
+async def test_an_unreadable_upload_is_refused_with_the_reason(kind: str, body: bytes, said: str) -> None:
     with pytest.raises(UploadError, match=said):
         await read(kind, body)
 
 
-async def test_a_line_that_cannot_be_read_is_a_bad_row_among_the_others() -> None:
+async def test_an_unreadable_line_is_only_a_bad_row() -> None:
     one, two, three = await read(NDJSON, b'{"file": {"id": "f"}}\n{"file": \n{"file": {"id": "g"}}')
     assert (one, three) == ({"file": {"id": "f"}}, {"file": {"id": "g"}})
     assert "not valid JSON" in two.reason
@@ -131,26 +131,26 @@ async def test_a_line_that_cannot_be_read_is_a_bad_row_among_the_others() -> Non
     assert two == 1
 
 
-async def test_rows_that_are_no_objects_and_rows_in_any_nesting_are_read_whole() -> None:
+async def test_nested_rows_and_rows_that_are_not_objects_are_read_whole() -> None:
     body = b'{"inputs": [1, "a", null, [], {}, [[{"a": [1]}]], {"inputs": [1]}]}'
     assert await read(JSON, body) == [1, "a", None, [], {}, [[{"a": [1]}]], {"inputs": [1]}]
 
 
-async def test_nothing_is_no_rows() -> None:
+async def test_an_empty_body_has_no_rows() -> None:
     assert await read(NDJSON, b"") == []
     assert await read(CSV, b"url\n") == []
     assert await read(JSON, b'{"inputs": []}') == []
 
 
 @pytest.mark.parametrize("kind", ["text/csv", "application/x-ndjson"])
-async def test_metadata_nested_without_end_are_a_bad_row(kind: str) -> None:
+async def test_endlessly_nested_metadata_is_a_bad_row(kind: str) -> None:
     deep = "[" * 100_000
     line = f'url,metadata\nhttps://x.example/1.pdf,"{deep}"\n' if kind == "text/csv" else f'{{"metadata": {deep}\n'
     (row,) = await read(kind, line.encode())
     assert isinstance(row, UnreadableRow)
 
 
-# --- one reader, one verdict
+# --- one reader for the service and the command line
 
 SCALARS = (
     *("0", "-1", "1.5", "1e2", "0.1", "12345678901234567890", "-9223372036854775809", "1" * 40),
@@ -184,7 +184,7 @@ def values(kind: str, body: bytes) -> list[Any]:
 
 
 @given(st.lists(row_texts, max_size=6))
-def test_the_same_rows_get_the_same_verdict_by_json_and_ndjson_and_no_value_is_altered(texts: list[str]) -> None:
+def test_json_and_ndjson_give_equal_unchanged_rows(texts: list[str]) -> None:
     as_ndjson = verdicts(NDJSON, "\n".join(texts).encode())
     assert verdicts(JSON, ('{"inputs": [' + ",\n ".join(texts) + "]}").encode()) == as_ndjson
     for text, row in zip(texts, as_ndjson, strict=True):
@@ -194,7 +194,7 @@ def test_the_same_rows_get_the_same_verdict_by_json_and_ndjson_and_no_value_is_a
 
 
 @given(st.lists(st.tuples(st.sampled_from(["a", "", "\u00e9"]), json_texts), max_size=5))
-def test_the_same_rows_get_the_same_verdict_by_csv(given_rows: list[tuple[str, str]]) -> None:
+def test_csv_gives_the_same_rows_as_json(given_rows: list[tuple[str, str]]) -> None:
     out = io.StringIO()
     writer = csv.writer(out)
     writer.writerow(["id", "url", "metadata"])
@@ -229,7 +229,7 @@ def test_a_byte_order_mark_decides_the_encoding(kind: str, mark: str) -> None:
 @pytest.mark.parametrize(
     "name", ["hex", "zip", "rot13", "punycode", "unicode_escape", "no such", "a\x00b", "\udcff", "idna"]
 )
-def test_only_encodings_of_text_are_taken(name: str) -> None:
+def test_only_text_encodings_are_accepted(name: str) -> None:
     with pytest.raises(UploadError, match="is not a known encoding"):
         read_all(NDJSON, b"1\n", encoding=name)
 
@@ -315,14 +315,14 @@ def test_a_csv_of_excel_in_german_is_read() -> None:
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
-def test_the_delimiter_is_recognised(delimiter: str) -> None:
+def test_the_delimiter_is_detected(delimiter: str) -> None:
     body = delimiter.join(["a,b;c\td", "id", "url"]).replace("a,b;c\td", '"a,b;c\td"') + "\n"
     body += delimiter.join(["x", "1", "https://e.com"]) + "\n"
     (row,) = read_all(CSV, body.encode())
     assert row == {"id": "1", "file": {"url": "https://e.com"}, "metadata": {"a,b;c\td": "x"}}
 
 
-def test_a_stray_quote_costs_its_row_alone_and_an_open_one_names_the_row_it_opens_in() -> None:
+def test_a_stray_quote_spoils_one_row_and_an_open_quote_names_its_row() -> None:
     good = "9,https://e.com/a.pdf,x\n"
     body = 'id,url,note\n1,https://e.com/a.pdf,12" screen\n2,https://e.com/a.pdf,"12" screen"\n' + good
     one, two, three = read_all(CSV, body.encode())
@@ -335,7 +335,7 @@ def test_a_stray_quote_costs_its_row_alone_and_an_open_one_names_the_row_it_open
     assert lines(CSV, body.encode()) == [2, 3]
 
 
-def test_a_quote_that_stays_open_costs_time_by_the_length_alone() -> None:
+def test_an_open_quote_takes_linear_time() -> None:
     def seconds(count: int) -> float:
         body = b'id,url,note\n1,https://e.com/a.pdf,"12 screen\n' + b"9,https://e.com/a.pdf,x\n" * count
         began = time.process_time()
@@ -343,11 +343,11 @@ def test_a_quote_that_stays_open_costs_time_by_the_length_alone() -> None:
         return time.process_time() - began
 
     seconds(1000)
-    # Of ten times as much: ten times as long, where the old code took a hundred times.
+    # Ten times the input takes ten times as long. Quadratic time would be a hundred times as long.
     assert min(seconds(50_000) for _ in range(3)) < 30 * min(seconds(5_000) for _ in range(3))
 
 
-async def test_the_loop_goes_on_while_a_body_is_read() -> None:
+async def test_reading_a_body_does_not_block_the_event_loop() -> None:
     body = b'id,url,note\n1,https://e.com/a.pdf,"12 screen\n' + b"9,https://e.com/a.pdf,x\n" * 400_000
     waits, done = [0.0], asyncio.Event()
 
@@ -368,7 +368,7 @@ async def test_the_loop_goes_on_while_a_body_is_read() -> None:
     assert max(waits) < max(took / 3, 0.2)
 
 
-def test_a_long_text_is_refused_by_its_row_alone_whatever_the_format() -> None:
+def test_a_long_text_spoils_only_its_row_in_every_format() -> None:
     text = "x" * 200_000
     assert [row["file"]["text"] for row in read_all(CSV, f"text\n{text}\n".encode())] == [text]
     for body, kind in (
@@ -381,7 +381,7 @@ def test_a_long_text_is_refused_by_its_row_alone_whatever_the_format() -> None:
         assert not isinstance(two, BadRow)
 
 
-def test_each_row_has_the_line_that_it_begins_in() -> None:
+def test_each_row_has_its_first_line() -> None:
     assert lines(NDJSON, b"1\n\n2\n") == [1, 3]
     assert lines(JSON, b'{"inputs":\n[1,\n\n{"a":\n2},3]}') == [2, 4, 5]
     assert lines(CSV, b'\n\nurl\n"a\nb"\n\nc\n') == [4, 7]

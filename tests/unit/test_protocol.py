@@ -1,4 +1,4 @@
-"""What a trigger makes of a chunk, where the model's search says only that no promise breaks."""
+"""Single steps of the protocol. The model's search (tests/model) checks only that no promise breaks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def claimed(size: int = 1, **more: Any) -> ChunkState:
     return replace(step(ChunkState("waiting", size=size), Claimed()).after, **more)
 
 
-def test_a_refused_chunk_of_several_is_cut_and_of_one_is_refused() -> None:
+def test_a_refused_chunk_of_several_inputs_is_cut_and_of_one_is_refused() -> None:
     done = step(claimed(5), Answered(1, REFUSED))
     assert (done.after.state, done.events, done.parts) == ("cut", (StepEvent("batch-cut", 1),), ((0, 2), (3, 4)))
     done = step(claimed(5), Answered(1, replace(REFUSED, named=(1,))))
@@ -46,14 +46,14 @@ def test_a_refused_chunk_of_several_is_cut_and_of_one_is_refused() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 5])
-def test_a_chunk_with_a_doubt_behind_it_is_neither_cut_nor_refused(size: int) -> None:
+def test_a_chunk_with_an_earlier_doubt_is_neither_cut_nor_refused(size: int) -> None:
     done = step(claimed(size, resends=1), Answered(1, REFUSED))
     assert (done.after.state, done.events, done.parts) == ("held", (StepEvent("batch-returned", 1),), ())
     done = step(claimed(size, batch_id="batch_1"), Answered(1, REFUSED))
     assert (done.after.state, done.events, done.parts) == ("submitted", (StepEvent("batch-returned", 1),), ())
 
 
-def test_a_late_refusal_of_an_attempt_in_doubt_cuts_it_too() -> None:
+def test_a_late_refusal_of_an_attempt_in_doubt_cuts_the_chunk() -> None:
     in_doubt = step(claimed(4), WorkerLost(1)).after
     assert step(in_doubt, Answered(1, REFUSED)).after.state == "cut"
 
@@ -61,7 +61,7 @@ def test_a_late_refusal_of_an_attempt_in_doubt_cuts_it_too() -> None:
 CUT = step(claimed(4), Answered(1, REFUSED)).after
 
 
-def test_nothing_more_happens_to_a_chunk_that_was_cut_but_that_evidence_is_said() -> None:
+def test_a_cut_chunk_stays_cut_but_publishes_evidence() -> None:
     done = step(CUT, EvidenceFound(1, "batch_1", "run_1"))
     assert (done.after, done.events) == (CUT, (StepEvent("batch-submitted", 1),))
     assert step(CUT, Answered(1, Accepted("batch_1"))).events == (StepEvent("batch-submitted", 1),)
@@ -72,7 +72,7 @@ def test_nothing_more_happens_to_a_chunk_that_was_cut_but_that_evidence_is_said(
             step(CUT, trigger)
 
 
-def test_an_attempt_without_a_claim_that_the_log_does_not_have_waits_again() -> None:
+def test_an_unannounced_attempt_waits_again_after_its_claim_was_revoked() -> None:
     chunk = claimed(3)
     assert (chunk.claimed, chunk.announced) == (True, False)
     with pytest.raises(NotPossibleError):
@@ -86,11 +86,11 @@ def test_an_attempt_without_a_claim_that_the_log_does_not_have_waits_again() -> 
     for trigger in (ClaimRevoked(2), NeverAnnounced(2)):
         with pytest.raises(NotPossibleError):
             step(taken_away.after, trigger)
-    # Its worker was only slow, and says so.
+    # The worker was only slow, and now reports its answer.
     assert step(taken_away.after, Answered(1, Expired())).after.state == "waiting"
 
 
-def test_one_whose_earlier_attempt_was_taken_is_not_sent_again() -> None:
+def test_a_chunk_with_an_accepted_attempt_is_not_sent_again() -> None:
     chunk = claimed(3, claimed=False, batch_id="batch_1")
     assert step(chunk, NeverAnnounced(1)).after.state == "submitted"
 
@@ -104,7 +104,7 @@ AT = {"submission_id": "sub_x", "chunk": "sub_x.c00001"}
 CUT_EVENT = events.BatchCut(**AT, attempt=1, status=400, code="X", message="no", input_ids=[], parts=PARTS)
 
 
-def test_the_log_makes_a_forgetful_queue_cut_the_same_parts() -> None:
+def test_a_restored_queue_gets_the_same_parts_from_the_log() -> None:
     found = logged(CUT_EVENT)
     assert (list(found.parts), found.submission_id) == (PARTS, "sub_x")
     for chunk in (ChunkState("waiting", size=4), claimed(4), step(claimed(4), WorkerLost(1)).after):
@@ -113,7 +113,7 @@ def test_the_log_makes_a_forgetful_queue_cut_the_same_parts() -> None:
     assert merge_logged(CUT, found) == CUT
 
 
-def test_what_was_cut_stays_so_whatever_else_the_log_says() -> None:
+def test_a_cut_chunk_stays_cut_whatever_else_the_log_has() -> None:
     proved: Any = msgspec_event(events.BatchSubmitted, batch_id="batch_1")
     for order in ((CUT_EVENT, proved), (proved, CUT_EVENT)):
         assert merge_logged(claimed(4), logged(*order)).state == "cut"
@@ -124,7 +124,7 @@ def msgspec_event(kind: type, **given: Any) -> Any:
     return kind(**{**names, **AT, "attempt": 1, **given})
 
 
-def test_an_announced_attempt_is_known_as_such_and_that_is_no_news() -> None:
+def test_reading_the_announcement_of_an_attempt_does_not_change_its_outcome() -> None:
     requested = logged(msgspec_event(events.BatchRequested))
     after = merge_logged(claimed(4, reason="as it was"), requested)
     assert after == claimed(4, reason="as it was", announced=True)

@@ -1,4 +1,4 @@
-"""What becomes of a quarantined message that is retried."""
+"""The outcome of retrying a quarantined message."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ def of_log(topic: str, record: Record, headers: Iterable[tuple[str, bytes]] | No
     return QuarantinedMessage(f"{topic}/0/7", topic, record.key, record.value, kept, at(9))
 
 
-def test_a_webhook_that_is_understood_now_is_the_record_that_the_bridge_would_have_written() -> None:
+def test_an_understood_webhook_gives_the_record_of_the_bridge() -> None:
     found = retry_message(of_webhook(webhook()))
     assert (found.outcome, found.detail) == ("published", "runs")
     assert found.record == interpret(webhook(), [], at(5)).record
     assert retry_message(of_webhook(webhook())) == found
 
 
-def test_a_step_s_event_is_dropped_by_name() -> None:
+def test_an_event_of_a_step_is_dropped() -> None:
     found = retry_message(of_webhook(webhook("workflow_run.step_run.processed", object="workflow_step_run")))
     assert (found.outcome, found.detail, found.record) == ("dropped", "step", None)
 
 
 @pytest.mark.parametrize(("body", "reason"), [(b"\xff", "not UTF-8"), (webhook(status=3), "not a workflow run")])
-def test_a_webhook_that_is_still_not_understood_says_why(body: bytes, reason: str) -> None:
+def test_a_webhook_that_is_still_not_understood_gives_the_reason(body: bytes, reason: str) -> None:
     found = retry_message(of_webhook(body))
     assert (found.outcome, found.record) == ("not-understood", None)
     assert reason in found.detail
@@ -56,7 +56,7 @@ def test_a_record_of_the_log_is_republished_with_its_source() -> None:
     assert (found.record.topic, found.record.key, found.record.value) == ("runs", run.key, run.value)
     assert header(found.record.headers, RETRY_OF) == "runs/0/7"
     assert header(found.record.headers, "ce_id") == header(run.headers, "ce_id")
-    # Once more, as it came back: the header is there once.
+    # Retried again from the log: the record has the header only once.
     twice = retry_message(of_log("runs", found.record))
     assert twice.record == found.record
 

@@ -1,4 +1,4 @@
-"""Filling in what a restored queue lost: which positions, cut into which chunks, under which numbers."""
+"""Restoring lost inputs: their positions, chunks and chunk numbers."""
 
 from __future__ import annotations
 
@@ -10,16 +10,14 @@ from everyrun.submission.intake.refill import Range, gaps, number_gaps, number_o
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=60), st.data())
-def test_with_the_settings_of_the_first_upload_every_chunk_is_what_it_was(
-    sizes: list[int], data: st.DataObject
-) -> None:
+def test_with_the_first_settings_every_chunk_is_restored_unchanged(sizes: list[int], data: st.DataObject) -> None:
     whole = list(enumerate(cut_chunks(sizes, 4, 60), 1))
     known = data.draw(st.lists(st.sampled_from(whole), unique=True)) if whole else []
     assert sorted([*known, *refilled(sizes, known, len(whole), 4, 60)]) == whole
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=60), st.integers(1, 7), st.data())
-def test_with_other_settings_each_position_is_in_one_chunk_and_no_number_is_used_twice(
+def test_with_other_settings_positions_and_numbers_stay_unique(
     sizes: list[int], most: int, data: st.DataObject
 ) -> None:
     whole = list(enumerate(cut_chunks(sizes, 4, 60), 1))
@@ -40,13 +38,13 @@ def refilled(
     return number_gaps(known, cut, batches)
 
 
-def test_ranges_that_overlap_leave_no_gap_between_them() -> None:
+def test_overlapping_ranges_have_no_gap() -> None:
     assert gaps([(3, 8), (3, 5), (6, 8)], 10) == [(1, 2), (9, 10)]
     assert gaps([], 3) == [(1, 3)]
     assert gaps([(1, 3)], 3) == []
 
 
-def test_the_number_of_a_chunk_that_was_cut_from_another_is_the_other_ones() -> None:
+def test_a_part_has_the_number_of_its_chunk() -> None:
     assert [number_of(chunk) for chunk in ("sub_c1.c00012", "sub_c1.c00012-3", "sub_c1.c123456", "else")] == [
         12,
         12,

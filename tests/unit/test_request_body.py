@@ -1,4 +1,4 @@
-"""A request's body on disk: counted, and gone with whoever received it."""
+"""The body of an upload is counted while it is on disk, and disappears with its process."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ asyncio.run(receive(body(), 1 << 30, False))
 """
 
 
-def test_an_upload_under_way_leaves_nothing_when_its_process_is_killed(tmp_path: Path) -> None:
+def test_an_upload_in_progress_leaves_no_file_when_its_process_is_killed(tmp_path: Path) -> None:
     env = {**os.environ, "TMPDIR": str(tmp_path)}
     child = subprocess.Popen([sys.executable, "-c", ENDLESS], env=env, stdout=subprocess.PIPE, text=True)
     try:
@@ -50,7 +50,7 @@ async def parts(number: int) -> AsyncIterator[bytes]:
         yield PART
 
 
-async def test_what_is_on_disk_is_counted_while_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_uploads_are_counted_while_they_are_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     uploads, metrics, seen = Uploads(), Metrics(), []
     metrics.add_uploads(uploads)

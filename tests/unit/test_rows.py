@@ -1,4 +1,4 @@
-"""Rows as they are handed in: what is taken, and of what is not, which field and why."""
+"""Checking rows: which are accepted, and which field of a bad row is wrong."""
 
 from __future__ import annotations
 
@@ -69,11 +69,11 @@ def test_a_bad_row_is_named_with_its_field_and_the_reason(row: Any, field: str, 
     assert said in bad.reason
 
 
-def test_a_row_without_an_id_has_its_number() -> None:
+def test_a_row_without_an_id_gets_its_number() -> None:
     good = check({"file": {"name": "1.pdf", **URL}, "metadata": None})
     assert isinstance(good, GoodRow)
     assert (good.position, good.external_id) == (7, "7")
-    # In one order, however it was written.
+    # In a fixed order, so that equal files give equal text.
     assert good.file == b'{"url":"https://files.example.com/1.pdf","name":"1.pdf"}'
     assert good.metadata == b"{}"
 
@@ -101,7 +101,7 @@ rows = st.fixed_dictionaries(
 
 
 @given(rows)
-def test_the_quick_way_gives_what_the_whole_way_gives(row: Any) -> None:
+def test_the_quick_check_agrees_with_the_full_check(row: Any) -> None:
     text = msgspec.json.encode(row) if all_encodable(row) else None
     if text is None:
         return
@@ -120,7 +120,7 @@ def all_encodable(row: Any) -> bool:
     return True
 
 
-def test_what_is_secret_is_not_shown() -> None:
+def test_secrets_are_redacted() -> None:
     shown = redact_file({"url": "https://me:pw@a/b.pdf?X-Sig=1#f", "name": "b", "settings": {"password": "p"}})
     assert shown == {"url": "https://a/b.pdf", "name": "b", "redacted": True}
     assert redact_file({"url": "https://a/b.pdf"}) == {"url": "https://a/b.pdf"}
@@ -144,5 +144,5 @@ def test_what_is_secret_is_not_shown() -> None:
         {"id": "file_1"},
     ],
 )
-def test_what_is_hashed_for_the_log_is_what_the_log_shows(file) -> None:
+def test_the_hash_for_the_log_is_of_redacted_content(file) -> None:
     assert redacted_json(msgspec.json.encode(file)) == msgspec.json.encode(redact_file(file))

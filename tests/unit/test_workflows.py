@@ -1,4 +1,4 @@
-"""Whether Extend has a workflow: what counts as its word, and what is said of one that it has not."""
+"""Checking workflows and versions: which answers refuse one, and what the message says."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ async def check(answer: Answers, workflow_id: str = "workflow_invocies", version
         return await Workflows(extend).check(workflow_id, version)
 
 
-async def test_one_that_is_there_is_fine() -> None:
+async def test_a_known_workflow_is_accepted() -> None:
     assert await check(by(httpx.Response(200, json={"id": "w"}), httpx.Response(500))) is None
 
 
-async def test_one_that_is_not_there_is_named_with_what_is_near() -> None:
+async def test_an_unknown_workflow_is_refused_with_similar_ids() -> None:
     with pytest.raises(UnknownWorkflowError, match=r"did you mean workflow_invoices \(Invoices\)\?") as unknown:
         await check(by(httpx.Response(404, json=NONE), httpx.Response(200, json=LIST)))
     assert unknown.value.near == ["workflow_invoices"]
@@ -47,7 +47,7 @@ async def test_one_that_is_not_there_is_named_with_what_is_near() -> None:
 @pytest.mark.parametrize(
     ("one", "listed"),
     [
-        # A proxy's page, a path that is not there, an emulator without these routes, a key that may not ask, an outage.
+        # A proxy's page, a missing path, an emulator without these routes, a key without permission, an outage.
         (httpx.Response(404, text="<html>not found"), httpx.Response(200, json=LIST)),
         (httpx.Response(404, json={"detail": "Not Found"}), httpx.Response(200, json=LIST)),
         (httpx.Response(404, json=NONE), httpx.Response(404, json=NONE)),
@@ -57,7 +57,7 @@ async def test_one_that_is_not_there_is_named_with_what_is_near() -> None:
         (httpx.Response(404, json=NONE), httpx.Response(200, json={"data": None})),
     ],
 )
-async def test_what_is_not_extends_word_refuses_nothing(one: httpx.Response, listed: httpx.Response) -> None:
+async def test_an_answer_that_is_not_extends_refuses_no_workflow(one: httpx.Response, listed: httpx.Response) -> None:
     assert await check(by(one, listed))
 
 
@@ -73,7 +73,7 @@ def versions(one: httpx.Response, listed: httpx.Response) -> Answers:
     return answer
 
 
-async def test_a_version_that_is_not_there_is_refused_and_those_that_are_there_named() -> None:
+async def test_an_unknown_version_is_refused_with_the_known_ones() -> None:
     answer = versions(httpx.Response(404, json=NONE), httpx.Response(200, json=VERSIONS))
     with pytest.raises(UnknownVersionError, match="no version '99' at Extend; it has: draft, 2, 1") as unknown:
         await check(answer, "w", "99")
@@ -91,20 +91,20 @@ async def test_a_version_that_is_not_there_is_refused_and_those_that_are_there_n
         (httpx.Response(401, json=NONE), httpx.Response(200, json=VERSIONS), True),
     ],
 )
-async def test_a_version_that_extend_does_not_deny_is_not_refused(
+async def test_a_version_is_refused_only_if_extend_denies_it(
     one: httpx.Response, listed: httpx.Response, is_unsure: bool
 ) -> None:
     assert bool(await check(versions(one, listed), "w", "99")) == is_unsure
 
 
-async def test_no_answer_refuses_nothing() -> None:
+async def test_without_an_answer_no_workflow_is_refused() -> None:
     def away(request: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("refused", request=request)
 
     assert "UNREACHABLE" in (await check(away) or "")
 
 
-async def test_while_extend_is_away_it_is_asked_once_for_all() -> None:
+async def test_while_extend_is_unavailable_it_is_asked_once() -> None:
     asked, now = [], [0.0]
 
     def away(request: httpx.Request) -> httpx.Response:
@@ -133,5 +133,5 @@ async def test_while_extend_is_away_it_is_asked_once_for_all() -> None:
         ("w", [None, {"id": 3}], True, "and no other"),
     ],
 )
-def test_what_is_said_of_one_that_is_not_there(asked: str, listed: Any, complete: bool, said: str) -> None:
+def test_the_message_about_an_unknown_workflow(asked: str, listed: Any, complete: bool, said: str) -> None:
     assert said in str(unknown_workflow(asked, listed, complete=complete))

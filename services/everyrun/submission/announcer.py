@@ -1,9 +1,9 @@
 """Announce submissions, registered batches and API tokens in the log: publish, then mark.
 
-Inputs are sent to Extend only after their submission was announced. ``everyrun token`` needs only the database, so the service
-finds and announces here what it changed. A revocation takes effect in the database at once; its event keeps it in force
-when the database is restored from an older backup. The event of a created token has no hash, so nobody can use it to
-authenticate.
+Inputs are sent to Extend only after their submission was announced. ``everyrun token`` needs only the database, so the
+service finds and announces here what it changed. A revocation takes effect in the database at once; its event keeps it
+in force when the database is restored from an older backup. The event of a created token has no hash, so nobody can
+use it to authenticate.
 """
 
 from __future__ import annotations
