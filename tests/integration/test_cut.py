@@ -29,7 +29,7 @@ def error(status: int, message: str, code: str = "INVALID_REQUEST") -> httpx.Res
 
 
 class Strict(Vendor):
-    """Refuses a batch for one bad file, like Extend. ``tells``: it names the input; ``answer``: it gives this instead."""
+    """Refuses a batch for one bad file, like Extend. ``tells``: it names the input; ``answer``: given instead."""
 
     def __init__(self, *, tells: bool = False) -> None:
         super().__init__()

@@ -3,12 +3,12 @@
 The world has one input, in its chunk and, after a cut, in a part. Chunks share only the workers, so what is true of
 one chunk is true of many. In every state of the world any of these moves may be next, and the search tries all:
 
-- a worker claims the chunk, announces it, checks its claim, or calls. It may be killed after each of these (kill -9), or
-  delayed beyond its deadline (SIGSTOP);
+- a worker claims the chunk, announces it, checks its claim, or calls. After each of these it may be killed (kill -9),
+  or delayed beyond its deadline (SIGSTOP);
 - Extend accepts the batch or not, and answers truly, unclearly, or not at all. Or it refuses it, so that it is cut;
 - a run becomes visible, by a webhook or in a list: after its batch was accepted, at any later time;
-- the resolver steps the chunk: it revokes a claim, or finds an unannounced attempt, a lost worker, evidence, or that the
-  window passed. It may be killed between any two steps;
+- the resolver steps the chunk: it revokes a claim, or finds an unannounced attempt, a lost worker, evidence, or that
+  the window passed. It may be killed between any two steps;
 - a person adopts, resends or discards the chunk;
 - the queue's database is replaced by an older copy, and later recovered from the log.
 """
@@ -61,8 +61,8 @@ PARTS = [events.Part(PART, 1, 1), events.Part("c-2", 2, 2)]
 class Bounds(NamedTuple):
     """The limits of the search. ``honest``: a list shows every run before the window is over.
 
-    ``size``: the number of inputs of the chunk; only one of several can be cut. ``lies``: Extend may refuse a batch that
-    it accepted.
+    ``size``: the number of inputs of the chunk; only one of several can be cut. ``lies``: Extend may refuse a batch
+    that it accepted.
     """
 
     attempts: int = 2
