@@ -198,9 +198,12 @@ each step that has run. It is null in `results` until a run is known.
 
 **Extracted values.** The view `extractions` has a row for each extracting step, with its values as `value`. It reads
 `run -> 'stepRuns' -> N -> 'result' -> 'extractRun' -> 'output' -> 'value'`, where N is the position of the step. Read
-one value of every input of a submission:
+one value of every processed input of a submission:
 
 ```sql
 select external_id, value ->> 'invoice_number' from everyrun.extractions
-where input_id >= 'sub_…:' and input_id < 'sub_…;' and step_name = 'extract';
-```"""
+where input_id >= 'sub_…:' and input_id < 'sub_…;' and step_name = 'extract' and status = 'PROCESSED';
+```
+
+Without `status = 'PROCESSED'` the view also has values of runs that failed, or wait for review: nobody has approved
+those."""

@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from typing import Any
 
+import msgspec
 import uvicorn
 import uvloop
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
@@ -73,9 +74,36 @@ def with_health(health: Health, app: AsgiApp | None = None, registry: CollectorR
     return asgi
 
 
-async def respond(send: Send, status: int, body: bytes, content_type: bytes = b"application/json") -> None:
-    """Send a complete HTTP response."""
-    headers = [(b"content-type", content_type), (b"content-length", str(len(body)).encode())]
+class StartingApp:
+    """An ASGI application that answers every request with 503 until ``app`` is set, and then passes them to it.
+
+    A service listens with it from its first second, so that a probe or a caller learns what the start waits for.
+    """
+
+    def __init__(self, health: Health) -> None:
+        self.app: AsgiApp | None = None
+        self._health = health
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer 503 UNAVAILABLE with Retry-After, or pass the request to the application."""
+        if self.app is not None:
+            await self.app(scope, receive, send)
+        elif scope["type"] == "http":
+            parts = ", ".join(sorted(self._health.missing))
+            message = "the service is starting" + (f" and waits for: {parts}" if parts else "") + "; retry later"
+            body = {"code": "UNAVAILABLE", "message": message}
+            await respond(send, 503, msgspec.json.encode(body), more=[(b"retry-after", b"1")])
+
+
+async def respond(
+    send: Send,
+    status: int,
+    body: bytes,
+    content_type: bytes = b"application/json",
+    more: Iterable[tuple[bytes, bytes]] = (),
+) -> None:
+    """Send a complete HTTP response, with ``more`` headers."""
+    headers = [(b"content-type", content_type), (b"content-length", str(len(body)).encode()), *more]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 

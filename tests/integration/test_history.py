@@ -231,6 +231,28 @@ async def test_every_column_of_the_row_is_compared(settings: Settings, pool: asy
         assert (await histories.history("sub_1:1")).agrees is True
 
 
+async def test_a_deleted_row_is_a_difference(settings: Settings, pool: asyncpg.Pool) -> None:
+    """The command ended with 0 if the row of a settled input was missing."""
+    await append(settings, a_story())
+    async with historian(settings, pool) as histories:
+        # The tables have not applied the events, so the missing row says nothing yet.
+        assert (await histories.history("sub_1:1")).agrees is None
+        await applied(settings)
+        await pool.execute("delete from everyrun.results where input_id = 'sub_1:1'")
+        found = await histories.history("sub_1:1")
+        assert (found.status, found.row, found.agrees) == ("PROCESSED", None, False)
+        assert [(one.column, one.live) for one in found.differences] == [
+            ("*", "there is no such row in the live tables")
+        ]
+    env = {
+        "EVERYRUN_KAFKA_BOOTSTRAP": settings.kafka_bootstrap,
+        "EVERYRUN_TOPIC_PREFIX": settings.topic_prefix,
+        "EVERYRUN_POSTGRES_DSN": settings.postgres_dsn.get_secret_value(),
+    }
+    done = await asyncio.to_thread(everyrun, "history", "sub_1:1", **env)
+    assert (done.returncode, "there is no such row in the live tables" in done.stderr) == (1, True), done.stderr
+
+
 async def test_an_input_that_is_only_in_the_queue_has_a_history(settings: Settings, pool: asyncpg.Pool) -> None:
     await pool.execute(
         "insert into everyrun_queue.submissions (submission_id, workflow_id, priority, expected, batches, content_hash,"

@@ -134,3 +134,16 @@ def test_the_docs_are_right_about_rates_indexes_rights_and_failover() -> None:
     ):
         assert re.search(r"failover", page)
         assert re.search(r"asynchronous", page)
+
+
+def test_examples_that_read_extracted_values_read_only_processed_inputs() -> None:
+    """The view also has values of runs that wait for review: nobody has approved them."""
+    statements = [
+        statement
+        for page in PAGES
+        for block in re.findall(r"```sql\n(.*?)```", page.read_text(), re.DOTALL)
+        for statement in block.split(";\n")
+        if "everyrun.extractions" in statement
+    ]
+    assert len(statements) >= 2
+    assert all("status = 'PROCESSED'" in statement for statement in statements)

@@ -86,5 +86,7 @@ def _show(found: History) -> None:
         err.print("[red]The row in the tables says something else:[/]")
         for one in found.differences:
             text = f"{one.column}: the tables say {one.live!r}, the events {one.log!r}"
+            if one.column == "*" and one.log is not None:
+                text = f"{one.live}, and the events make one"
             err.print(f"  [red]{escape(text)}[/]", soft_wrap=True)
         err.print("If the processor is behind, ask again; else see: everyrun audit")

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Gauge
 from everyrun.health import Health
 from everyrun.query.api import query_api
 from everyrun.query.gate import AT_A_TIME
-from everyrun.serve import http_server, run_service, with_health
+from everyrun.serve import StartingApp, http_server, run_service, with_health
 from everyrun.settings import Settings
 from everyrun.store.pool import POSTGRES_AWAY, open_pool
 from everyrun.store.probe import keep_probing
@@ -63,19 +63,18 @@ async def _keep_counting(pool: asyncpg.Pool, metrics: Metrics) -> None:
 async def _main(settings: Settings, stop: asyncio.Event) -> None:
     # Callers read the tables, so only Postgres is needed.
     health, metrics = Health("database"), Metrics()
-    async with AsyncExitStack() as stack:
+    starting = StartingApp(health)
+    async with AsyncExitStack() as server, AsyncExitStack() as stack:
+        app = with_health(health, starting, metrics.registry)
+        await server.enter_async_context(http_server(settings.query_listen, app, keep_alive=settings.keep_alive))
         pool = await stack.enter_async_context(await _pool(settings, health))
+        # Requests in progress end before the pool that they use is closed.
+        stack.push_async_callback(server.aclose)
         tasks = [
             asyncio.create_task(keep_probing(settings, health, "database", name="query", writes=False)),
             asyncio.create_task(_keep_counting(pool, metrics)),
         ]
-        await stack.enter_async_context(
-            http_server(
-                settings.query_listen,
-                with_health(health, query_api(settings, pool), metrics.registry),
-                keep_alive=settings.keep_alive,
-            )
-        )
+        starting.app = query_api(settings, pool)
         await stop.wait()
         for task in tasks:
             task.cancel()

@@ -16,7 +16,7 @@ from everyrun.replay.api import replay_api
 from everyrun.replay.history.event_index import follow
 from everyrun.replay.history.historian import Historian, historian
 from everyrun.replay.jobs.worker import UNAVAILABLE, Worker
-from everyrun.serve import http_server, run_service, with_health
+from everyrun.serve import StartingApp, http_server, run_service, with_health
 from everyrun.settings import Settings
 from everyrun.store.pool import POSTGRES_AWAY, is_slow, open_pool
 from everyrun.store.probe import keep_probing
@@ -79,8 +79,13 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
     # Histories are read from the log, so the service is not ready without Kafka. Jobs are kept in Postgres until they
     # can run. The index must exist once; after that, one that lags makes histories slower, not impossible.
     health = Health("database", "topics", "kafka", at_start=("index",), reported=("jobs",))
-    async with AsyncExitStack() as stack:
+    starting = StartingApp(health)
+    async with AsyncExitStack() as server, AsyncExitStack() as stack:
+        app = with_health(health, starting)
+        await server.enter_async_context(http_server(settings.replay_listen, app, keep_alive=settings.keep_alive))
         pool = await stack.enter_async_context(await _pool(settings, health))
+        # Requests in progress end before the pool that they use is closed.
+        stack.push_async_callback(server.aclose)
         holder = HistorianHolder()
         tasks = [
             asyncio.create_task(_work(settings, pool, health)),
@@ -89,8 +94,7 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
             asyncio.create_task(topics.keep_checking(settings, health)),
             asyncio.create_task(keep_probing(settings, health, "database", name="replay")),
         ]
-        app = with_health(health, replay_api(settings, pool, holder.get))
-        await stack.enter_async_context(http_server(settings.replay_listen, app, keep_alive=settings.keep_alive))
+        starting.app = replay_api(settings, pool, holder.get)
         await stop.wait()
         # A job that runs stays RUNNING; the next process resumes it.
         for task in tasks:

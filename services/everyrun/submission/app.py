@@ -17,7 +17,7 @@ from everyrun.extend.metrics import count_requests
 from everyrun.health import Health
 from everyrun.log import topics
 from everyrun.log.producer import Log, Producer
-from everyrun.serve import http_server, run_service, with_health
+from everyrun.serve import StartingApp, http_server, run_service, with_health
 from everyrun.settings import Settings
 from everyrun.store.pool import POSTGRES_AWAY, is_slow, open_pool
 from everyrun.store.probe import keep_probing
@@ -129,20 +129,22 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
     # Without Kafka the service still accepts submissions: Postgres keeps them until they can be announced and sent. At
     # the start Kafka is needed all the same, because a restored queue learns from the log what it lost.
     health = Health(PART, "database", at_start=("topics", "kafka", "log_position"))
-    # Until the binding is checked only health is served: the API would accept inputs for another Extend.
-    async with http_server(settings.submission_listen, with_health(health), drain=1.0, keep_alive=settings.keep_alive):
+    starting, metrics = StartingApp(health), Metrics()
+    async with AsyncExitStack() as server, AsyncExitStack() as stack:
+        app = with_health(health, starting, metrics.registry)
+        await server.enter_async_context(http_server(settings.submission_listen, app, keep_alive=settings.keep_alive))
+        # Until the binding is checked the API is not served: it would accept inputs for another Extend.
         await wait_until_bound(settings, health)
-    async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(await _pool(settings, health))
         extend = await stack.enter_async_context(Extend(settings, budget=shared(settings)))
         await topics.wait_until_valid(settings, health)
         producer = await stack.enter_async_context(Producer(settings, compression="zstd"))
         service = wire(settings, pool, extend, producer, await pool.fetchval(_sql["installation"]))
-        metrics = Metrics()
         count_requests(metrics.registry, extend.sent)
         metrics.add_uploads(service.uploads)
-        app = with_health(health, service.api, metrics.registry)
-        await stack.enter_async_context(http_server(settings.submission_listen, app, keep_alive=settings.keep_alive))
+        # Requests in progress end before the pool and the producer that they use are closed.
+        stack.push_async_callback(server.aclose)
+        starting.app = service.api
         health.ready("database")
         await _until_caught_up(service.recovery, health)
         announcer = service.announcer

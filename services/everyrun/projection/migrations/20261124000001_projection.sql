@@ -405,7 +405,7 @@ comment on column report.counted_rows is 'Counted now: rows of results that coun
 comment on column report.balanced is 'True if the counters agree with the counted rows.';
 
 create view extractions as
-select r.input_id, r.external_id, r.submission_id,
+select r.input_id, r.external_id, r.submission_id, r.status,
        step -> 'step' ->> 'name' as step_name,
        step -> 'result' -> 'extractRun' -> 'output' -> 'value' as value
 from results r, jsonb_array_elements(r.run -> 'stepRuns') step
@@ -414,6 +414,8 @@ comment on column extractions.input_id is 'The input. The inputs of a submission
 comment on view extractions is 'The value that each extraction step of an input''s current run extracted.';
 comment on column extractions.external_id is 'The caller''s own id, or the position as text.';
 comment on column extractions.submission_id is 'The submission. To select one, query the range of input_id, which has an index.';
+comment on column extractions.status is
+    'The input''s status. Values of an input that is not PROCESSED are provisional: nobody has approved them, or its run failed.';
 comment on column extractions.step_name is 'The name of the step in the workflow.';
 comment on column extractions.value is
     'The extracted values, from run -> stepRuns -> result -> extractRun -> output -> value.';

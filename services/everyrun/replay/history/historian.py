@@ -70,8 +70,9 @@ class History(msgspec.Struct, frozen=True):
 
     - ``kind`` is input, run or batch.
     - ``row`` is the input's row in the live tables.
-    - ``agrees`` is true if every column of the row follows from the events. It is null if there is no row, or if the
-      tables have not applied all of the events yet. ``differences`` are the values that differ.
+    - ``agrees`` is true if every column of the row follows from the events, and false if the events make a row that
+      the live tables do not have. It is null if the events make no row, or if the tables have not applied all of the
+      events yet. ``differences`` are the values that differ; ``column`` is ``*`` if a whole row is missing.
     - ``waiting`` says what an input without a row waits for. Then ``status`` is its status in the queue.
     """
 
@@ -129,11 +130,12 @@ class Historian:
             _history_event(location, record, projection.apply(location.topic, record))
             for location, record in _in_order(found)
         ]
-        # Events that the tables have not applied yet cannot show in the row.
-        comparable = row is not None and all(
+        # Events that the tables have not applied yet cannot show in the row. If they have applied all of them, an input
+        # whose events make a row must have one.
+        comparable = (row is not None or projection.row is not None) and all(
             location.offset < applied.get((location.topic, location.partition), 0) for location in found
         )
-        differences = await self._live.differences(row, projection) if row is not None and comparable else []
+        differences = await self._live.differences(identifier, row, projection) if comparable else []
         waiting = None if queued is None else waiting_of(queued)
         return History(
             identifier,

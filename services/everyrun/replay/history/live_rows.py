@@ -15,6 +15,8 @@ from everyrun.store.sql import beside
 
 _sql = beside(__file__, "live_rows.sql")
 
+#: The live side of the difference for a row that only the events make.
+NO_ROW = "there is no such row in the live tables"
 #: Columns of ``results`` that are jsonb.
 JSON_COLUMNS = ("file", "metadata", "run")
 #: Lengths of an id for which similar ones are looked up. Too many ids begin with fewer characters, and no id is longer.
@@ -64,12 +66,18 @@ class LiveRows:
             return []
         return [row["id"] for row in found]
 
-    async def differences(self, row: Mapping[str, Any], projection: InputProjection) -> list[Difference]:
-        """Return every value of a row that differs from the row that the events make."""
+    async def differences(
+        self, key: str, row: Mapping[str, Any] | None, projection: InputProjection
+    ) -> list[Difference]:
+        """Return every value of a row that differs from the row that the events make. ``row`` is None if there is none.
+
+        If only one side has the row, the only difference says so.
+        """
         made = projection.row
-        key = str(row["input_id"])
-        if made is None:
-            return list(rows_differ("results", key, row, None))
+        if row is None and made is not None:
+            return [Difference("results", key, "*", NO_ROW, "a row")]
+        if row is None or made is None:
+            return list(rows_differ("results", key, row, made))
         texts = {name: made[name] and made[name].decode() for name in JSON_COLUMNS}
         files = [file.decode() for file in projection.files]
         live, log = dict(row), dict(made)
