@@ -148,7 +148,7 @@ async def test_errors_name_what_is_wrong(stack: Stack, tmp_path: Path) -> None:
         code, _, err = await everyrun(stack, "submit", bad, *more)
         assert code == 1
         assert "file.url" in err
-        assert "nothing was handed in" in err
+        assert "nothing was submitted" in err
     for arguments, code, message in (
         (("watch", "sub_nope"), 4, "no submission sub_nope"),
         (("report", "sub_nope"), 4, "no submission sub_nope"),

@@ -82,7 +82,7 @@ def test_links_without_their_query_are_refused_until_they_are_given_anew(tmp_pat
     again.write_text(done.stdout)
     refused = everyrun("submit", str(again), "--dry-run")
     assert refused.exit_code == exits.ERROR
-    assert "1 bad rows" in refused.output
+    assert "1 bad row;" in refused.output
     assert "give a new link" in refused.output
     again.write_text(done.stdout.replace("https://e.com/b.pdf#everyrun-redacted", "https://e.com/b.pdf?sig=2"))
     taken = everyrun("submit", str(again), "--dry-run")
@@ -99,12 +99,41 @@ def test_results_as_jsonl_are_refused_without_their_query_too(tmp_path: Path) ->
     assert "give a new link" in refused.output
 
 
-@pytest.mark.parametrize(("given", "meant"), [("failed", "FAILED"), ("FAILD", "FAILED"), ("Processed", "PROCESSED")])
+@pytest.mark.parametrize(("given", "meant"), [("FAILD", "FAILED"), ("procesed", "PROCESSED")])
 def test_a_status_that_is_written_otherwise_is_suggested(given: str, meant: str) -> None:
     done = results("--status", given)
     assert done.exit_code == exits.USAGE
     assert f"Unknown status '{given}'; did you mean {meant}?" in done.output
     assert results("--status", "FAILED").exit_code == 0
+
+
+def test_a_known_status_may_be_written_in_any_case() -> None:
+    with respx.mock(assert_all_called=False) as router:
+        router.get(url__regex=f"{QUERY}/v1/submissions/sub_1/.*").respond(json={})
+        asked = router.get(f"{QUERY}/v1/results").mock(return_value=page("results", ROWS[:1]))
+        assert everyrun("results", "sub_1", "--status", "failed").exit_code == 0
+    assert asked.calls[0].request.url.params["status"] == "FAILED"
+
+
+def test_results_of_a_folder_that_does_not_exist_say_so(tmp_path: Path) -> None:
+    done = results("--format", "csv", "--output", str(tmp_path / "nix" / "x.csv"))
+    assert done.exit_code == 1
+    assert f"the folder {tmp_path / 'nix'} does not exist; create it first" in done.output
+
+
+def test_inputs_without_a_result_say_what_they_wait_for() -> None:
+    waits = {
+        "inputs": 1,
+        "status": "WAITING",
+        "reason": "the workflow is paused",
+        "what_to_do": "everyrun workflow resume w",
+    }
+    with respx.mock(assert_all_called=False) as router:
+        router.get(f"{QUERY}/v1/submissions/sub_1/progress").respond(json={"waiting": [waits]})
+        router.get(f"{QUERY}/v1/results").mock(return_value=page("results", []))
+        done = everyrun("results", "sub_1")
+        assert "1 input WAITING: the workflow is paused. You can: everyrun workflow resume w" in done.output
+        assert "everyrun report sub_1" in everyrun("results", "sub_1", "--status", "FAILED").output
 
 
 def broken_after_one(*options: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,14 @@ from tests.unit.cli import EXTEND, SUBMISSION, everyrun
 from tests.unit.permissions import held_to
 
 ROWS = "".join(f'{{"file":{{"url":"https://files.example.com/{n}.pdf"}},"id":"{n}"}}\n' for n in range(3))
+CHECK = client.Client.check_workflow
 TAKEN = {"submission_id": "sub_1", "expected": 3, "batches": 1}
 
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(client.Client, "check_workflow", lambda *_: None)
 
 
 @pytest.fixture
@@ -254,7 +257,7 @@ def test_columns_are_known_in_capitals_and_those_left_out_are_named(
     rows.write_text("ID,Url,Supplier,Year\na-1,https://e.com/a.pdf,ACME,2026\n")
     done = run(tmp_path, rows)
     assert "ids are from the column ID" in done.output
-    assert "Left out: the columns Supplier, Year. To keep them as metadata: --metadata-columns 'Supplier,Year'" in (
+    assert "Left out: the columns Supplier, Year. To keep them as metadata: --metadata-columns Supplier,Year, or" in (
         done.output
     )
     assert taken == [{"id": "a-1", "file": {"url": "https://e.com/a.pdf"}, "metadata": {}}]
@@ -299,7 +302,7 @@ def test_everything_is_checked_before_a_file_is_uploaded_and_all_that_is_bad_is_
         done = run(tmp_path, rows)
         assert done.exit_code == exits.ERROR
         assert route.call_count == 0
-    assert "4 bad rows; nothing was handed in" in done.output
+    assert "4 bad rows; nothing was submitted" in done.output
     shown = [line.split() for line in done.output.splitlines() if line.startswith("\u2502")]
     assert [(line[1], line[3], line[5]) for line in shown] == [
         ("2", "4", "b"),
@@ -334,7 +337,7 @@ def test_all_files_that_fail_are_named_and_the_others_remembered(tmp_path: Path)
         )
         done = run(tmp_path, root)
         assert done.exit_code == exits.ERROR
-        assert "2 files could not be uploaded to Extend; nothing was handed in" in done.output
+        assert "2 files could not be uploaded to Extend; nothing was submitted" in done.output
         assert done.output.count("400: no such type") == 2
         refused.clear()
         router.post(f"{SUBMISSION}/v1/submissions").respond(202, json=TAKEN)
@@ -440,3 +443,159 @@ def test_json_is_taken_as_by_the_service(tmp_path: Path, taken: list[dict[str, A
     rows.write_text('{"inputs": [{"id": "a", "file": {"url": "https://e.com/a.pdf"}, "metadata": {"n": 1.5}}]}')
     assert run(tmp_path, rows).exit_code == 0
     assert taken == [{"id": "a", "file": {"url": "https://e.com/a.pdf"}, "metadata": {"n": 1.5}}]
+
+
+# --- what a new user stumbles over
+
+
+def test_the_workflow_is_checked_before_a_file_is_uploaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client.Client, "check_workflow", CHECK)
+    root = folder_of(tmp_path, "a.pdf")
+    with respx.mock(assert_all_called=False) as router:
+        upload_route = router.post(f"{EXTEND}/files/upload").respond(json={"id": "file_1"})
+        router.post(f"{SUBMISSION}/v1/submissions").respond(202, json=TAKEN)
+        problem = {"code": "UNKNOWN_VERSION", "message": "no version '99'; there are: 2, 1"}
+        check = router.get(f"{SUBMISSION}/v1/workflows/check").respond(422, json=problem)
+        for options in ((), ("--dry-run",)):
+            done = run(tmp_path, root, "--workflow-version", "99", *options)
+            assert done.exit_code == exits.ERROR
+            assert "no version '99'; there are: 2, 1" in done.output
+        assert dict(check.calls[0].request.url.params) == {"workflow_id": "workflow_1", "workflow_version": "99"}
+        assert not upload_route.called
+        check.respond(200, json={"workflow_id": "workflow_1", "workflow_version": None})
+        assert "Extend has the workflow workflow_1." in run(tmp_path, root, "--dry-run").output
+        assert not upload_route.called
+        assert run(tmp_path, root).exit_code == 0
+        check.respond(200, json={"workflow_unchecked": "no answer within 3 s"})
+        assert "The workflow was not checked: no answer within 3 s." in run(tmp_path, root, "--dry-run").output
+        check.mock(side_effect=httpx.ConnectError("refused"))
+        done = run(tmp_path, root, "--dry-run")
+    assert (done.exit_code, "was not checked: http://submission.example does not answer" in done.output) == (0, True)
+    done = run(tmp_path, root, "--dry-run", EVERYRUN_SUBMISSION_URL="", EVERYRUN_QUERY_URL="")
+    assert done.exit_code == 0, done.output
+    assert "The workflow was not checked: no stack runs, and the settings name no services." in done.output
+
+
+def test_a_dry_run_shows_the_first_row_and_every_file(tmp_path: Path, taken: list[dict[str, Any]]) -> None:
+    root = folder_of(tmp_path, "a.pdf", "b.PNG", "scan", "left.zip")
+    done = run(tmp_path, root, "--dry-run", "--list-files")
+    assert done.stdout.splitlines() == [f"pdf\t{root}/a.pdf", f"png\t{root}/b.PNG", f"pdf\t{root}/scan"]
+    assert '{"id": "a.pdf", "file": {"path": "' in done.stderr
+    assert "3 inputs in 1 batch, 3 files to upload; every row is valid. Nothing was submitted." in done.stderr
+    rows = tmp_path / "rows.csv"
+    rows.write_text("id,path,password,c\n1,d/a.pdf,hunter2,\u00fc\n")
+    done = run(tmp_path, rows, "--dry-run", "--metadata-columns", "c")
+    assert '"settings": {"password": "***"}}, "metadata": {"path": "d/a.pdf", "c": "\u00fc"}}' in done.stderr
+    assert "hunter2" not in done.output
+    assert "1 input in 1 batch, 1 file to upload" in done.stderr
+    assert run(tmp_path, root, "--list-files").exit_code == exits.USAGE
+    assert taken == []
+
+
+def test_a_row_keeps_the_path_of_its_uploaded_file(tmp_path: Path, taken: list[dict[str, Any]]) -> None:
+    folder_of(tmp_path, "a.pdf")
+    rows = tmp_path / "rows.ndjson"
+    given = [
+        {"id": "1", "file": {"path": "d/a.pdf"}},
+        {"id": "2", "file": {"path": "d/a.pdf"}, "metadata": {"path": 7}},
+    ]
+    rows.write_text("\n".join(map(json.dumps, given)))
+    assert run(tmp_path, rows).exit_code == 0
+    assert [(row["file"], row["metadata"]) for row in taken] == [
+        ({"id": "file_1"}, {"path": "d/a.pdf"}),
+        ({"id": "file_1"}, {"path": 7}),
+    ]
+
+
+@pytest.mark.parametrize("option", ["--include", "--exclude"])
+def test_a_pattern_that_matches_nothing_ends_the_command(
+    tmp_path: Path, taken: list[dict[str, Any]], option: str
+) -> None:
+    done = run(tmp_path, folder_of(tmp_path, "a.pdf"), option, "rechnungne")
+    assert done.exit_code == exits.USAGE
+    assert f"{option} 'rechnungne' matches no file or folder in" in done.output
+    assert taken == []
+
+
+def test_files_of_the_same_content_are_mentioned(tmp_path: Path, taken: list[dict[str, Any]]) -> None:
+    root = tmp_path / "d"
+    root.mkdir()
+    for name in ("a.pdf", "b.pdf", "c.pdf"):
+        (root / name).write_bytes(b"%PDF-1.7")
+    done = run(tmp_path, root)
+    assert "2 files have the same content as another one, and will be sent too: a.pdf, b.pdf, c.pdf" in done.output
+    assert len(taken) == 3
+
+
+def test_the_suggested_option_for_metadata_works_as_it_is_printed(tmp_path: Path, taken: list[dict[str, Any]]) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text('url,"Betrag, netto","It\'s ""x""",$HOME a\nhttps://e.com/a.pdf,"1,5",b,c\n')
+    done = run(tmp_path, rows)
+    suggested = shlex.split(done.output.partition("To keep them as metadata: ")[2].partition(", or '*'")[0])
+    wanted = {"Betrag, netto": "1,5", 'It\'s "x"': "b", "$HOME a": "c"}
+    assert run(tmp_path, rows, *suggested).exit_code == 0
+    assert taken[0]["metadata"] == wanted
+    one = ["--metadata-columns", '"Betrag, netto"', "--metadata-columns", "$HOME a"]
+    assert run(tmp_path, rows, *one).exit_code == 0
+    assert taken[0]["metadata"] == {"Betrag, netto": "1,5", "$HOME a": "c"}
+
+
+def test_results_without_all_columns_of_the_outcome_are_warned_about(
+    tmp_path: Path, taken: list[dict[str, Any]]
+) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("url,name,status,run_id\nhttps://e.com/a.pdf,'=1+1,FAILED,run_1\n")
+    done = run(tmp_path, rows)
+    assert (
+        "it has some columns of results, but not failure_reason, failure_message, batch_id, settled_at" in done.output
+    )
+    assert "1 cell begins with an apostrophe before a formula, such as '=1+1" in done.output
+    assert taken[0]["file"]["name"] == "'=1+1"
+    rows.write_text("url,name,status\nhttps://e.com/a.pdf,'quoted',open\n")
+    assert "apostrophe" not in run(tmp_path, rows).output
+
+
+def test_an_interrupted_upload_says_what_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def interrupted(files: Any, account: Any, journal: Any, done: Any, ask_again: bool) -> list[str]:
+        done(False)
+        done(True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sending, "upload_all", interrupted)
+    done = run(tmp_path, folder_of(tmp_path, "a.pdf", "b.pdf", "c.pdf"))
+    assert done.exit_code == exits.INTERRUPTED
+    said = "Nothing was submitted. 2 of 3 files are uploaded and remembered: run the same command again to continue."
+    assert said in done.output
+
+
+def _interrupt(_request: httpx.Request) -> httpx.Response:
+    raise KeyboardInterrupt
+
+
+@respx.mock
+def test_an_interrupted_submission_says_how_to_repeat_it(manifest: str) -> None:
+    respx.post(f"{SUBMISSION}/v1/submissions").mock(side_effect=_interrupt)
+    done = everyrun("submit", manifest, "--workflow", "workflow_1", "--idempotency-key", "mine")
+    assert done.exit_code == exits.INTERRUPTED
+    assert "The same command with --idempotency-key mine does not submit them twice" in done.output
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("rows.xlsx", "", 'it is a spreadsheet. Save it as "CSV UTF-8"'),
+        ("rows.txt", "", "If it is a table (Excel's Unicode Text), rename it to rows.csv"),
+        ("a b.pdf", "", "To send one document, name its folder: everyrun submit {folder} --include 'a b.pdf'"),
+        ("rows.csv", "path\nscans\\a.pdf\n", "write a path with slashes: {folder}/scans/a.pdf"),
+        (
+            "rows.csv",
+            "id|url\n1|https://e.com/a.pdf\n",
+            "If another character separates the columns, name it with --delimiter",
+        ),
+    ],
+)
+def test_a_wrong_kind_of_file_says_what_to_do(tmp_path: Path, name: str, content: str, said: str) -> None:
+    (tmp_path / name).write_text(content)
+    done = run(tmp_path, tmp_path / name)
+    assert done.exit_code == exits.ERROR
+    assert said.format(folder=tmp_path) in done.output

@@ -9,6 +9,7 @@ import pytest
 import respx
 
 from everyrun.cli import client, exits, watch
+from everyrun.cli.progress import summary
 from everyrun.cli.watch import follow, waiting_lines
 from tests.unit.cli import QUERY, SUBMISSION, everyrun, page
 
@@ -50,7 +51,7 @@ def test_it_ends_when_what_is_open_was_deleted_at_extend(capsys):
     assert follow(client, "sub_1") == exits.INPUTS_FAILED  # type: ignore[arg-type]
     assert not client.reports
     said = " ".join(capsys.readouterr().err.split())
-    assert "1 inputs are open" in said
+    assert "1 input is open" in said
     assert "everyrun overdue sub_1" in said
 
 
@@ -231,3 +232,51 @@ def test_what_polling_will_bring_is_said_by_watch_list_and_report():
     route.mock(return_value=httpx.Response(200, json=stands))
     assert line in everyrun("list").stdout
     assert line in everyrun("report", "sub_1").stdout
+
+
+def interrupt(_request: httpx.Request) -> httpx.Response:
+    raise KeyboardInterrupt
+
+
+@respx.mock
+@pytest.mark.parametrize("command", ["watch", "submit"])
+def test_after_an_interruption_it_says_that_the_submission_continues(tmp_path: Any, command: str) -> None:
+    respx.get(f"{QUERY}/v1/submissions/sub_1/progress").mock(side_effect=interrupt)
+    accepted = {"submission_id": "sub_1", "expected": 1, "batches": 1}
+    respx.post(f"{SUBMISSION}/v1/submissions").respond(202, json=accepted)
+    rows = tmp_path / "rows.ndjson"
+    rows.write_text('{"file": {"url": "https://e.com/a.pdf"}}')
+    options = ("sub_1",) if command == "watch" else (str(rows), "--workflow", "w", "--wait")
+    done = everyrun(command, *options)
+    assert done.exit_code == exits.INTERRUPTED
+    assert "The submission continues. Follow it with: everyrun watch sub_1" in done.output
+
+
+@pytest.mark.parametrize(
+    "command", [("overdue", "sub_nix"), ("results", "sub_nix"), ("doubt", "list", "--submission", "sub_nix")]
+)
+def test_a_submission_that_does_not_exist_is_an_error(command: tuple[str, ...]) -> None:
+    missing = {"code": "NOT_FOUND", "message": "there is no submission sub_nix"}
+    with respx.mock(assert_all_called=False) as router:
+        router.get(url__regex=".*/v1/submissions/sub_nix.*").respond(404, json=missing)
+        router.get(f"{QUERY}/v1/overdue").mock(return_value=page("inputs", [], unsent=[]))
+        router.get(f"{SUBMISSION}/v1/doubts").mock(return_value=page("doubts", []))
+        router.get(f"{QUERY}/v1/results").mock(return_value=page("results", []))
+        done = everyrun(*command)
+    assert done.exit_code == exits.NOT_FOUND
+    assert "there is no submission sub_nix" in done.output
+
+
+def test_inputs_that_need_a_review_are_not_called_running() -> None:
+    found = {"by_status": {"NEEDS_REVIEW": 2, "PROCESSING": 1}, "expected": 3, "open": 3}
+    assert {name: summary(found)[name] for name in ("running", "waiting for review")} == {
+        "running": 1,
+        "waiting for review": 2,
+    }
+
+
+def test_the_history_of_a_submission_names_the_commands_for_it() -> None:
+    done = everyrun("history", "sub_01k")
+    assert done.exit_code == exits.USAGE
+    assert "sub_01k is a submission" in done.output
+    assert "everyrun report sub_01k" in done.output

@@ -21,6 +21,12 @@ Why = Annotated[str, typer.Option("--reason", help="Why; kept with the decision.
 Workflow = Annotated[str | None, typer.Option(help="Extend's workflow id; the emulator's own by default.")]
 IdColumn = Annotated[str | None, typer.Option(help="CSV column that is the input's id; `id` by default.")]
 UrlColumn = Annotated[str | None, typer.Option(help="CSV column that holds the file's link; `url` by default.")]
+MetadataColumns = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="CSV columns for the metadata: a,b,c or '\"with, a comma\"'; '*' for all without another use; repeatable."
+    ),
+]
 Delimiter = Annotated[
     str | None, typer.Option(help="Delimiter of the CSV: a character, or tab. Comma, semicolon and tab are recognised.")
 ]

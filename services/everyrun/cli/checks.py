@@ -1,7 +1,11 @@
-"""Check what is to be submitted, and show what was found."""
+"""Check a manifest or folder, and show what was found."""
 
 from __future__ import annotations
 
+import csv
+import io
+import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -12,7 +16,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from everyrun.cli import exits, folder, manifest
-from everyrun.cli.console import err, fail, folding, print_table
+from everyrun.cli.console import counted, err, fail, folding, print_table
 from everyrun.cli.folder import shown
 from everyrun.submission.intake.columns import Options
 
@@ -29,37 +33,50 @@ def sendable(**arguments: str | None) -> None:
 
 
 def read_options(
-    id_column: str | None, url_column: str | None, metadata_columns: str, delimiter: str | None, encoding: str | None
+    id_column: str | None,
+    url_column: str | None,
+    metadata_columns: Sequence[str],
+    delimiter: str | None,
+    encoding: str | None,
 ) -> Options:
-    """Return the options of the command line. Raises ManifestError."""
-    columns = tuple(name.strip() for name in metadata_columns.split(",") if name.strip())
+    """Return the options of the command line; each of ``metadata_columns`` is a line of CSV. Raises ManifestError."""
+    given = [name for names in metadata_columns for line in csv.reader([names], skipinitialspace=True) for name in line]
+    columns = tuple(name.strip() for name in given if name.strip())
     return Options(encoding or None, manifest.delimiter(delimiter), id_column, url_column, columns, local=True)
 
 
 def read_manifest(source: str, options: Options, file: IO[bytes], local: bool = True) -> manifest.Checked:
-    """Check a manifest and say what was found; ends the command if a row is bad. Raises ManifestError."""
+    """Check a manifest and show what was found. Ends the command if a row is bad; raises ManifestError."""
     found = manifest.read(source, options, file, local)
     checked = found.checked
     _refuse_bad(checked)
     if not checked.count:
         fail(f"{shown(source)} has no rows")
-    text = f"{shown(Path(source).name)}: {checked.count} rows"
+    text = f"{shown(Path(source).name)}: {counted(checked.count, 'row')}"
     if found.ignored is not None:
         ids = f"from the column {found.ids_from}" if found.ids_from else "the rows' numbers (else: --id-column NAME)"
         text += f"; ids are {ids}"
     err.print(escape(text), soft_wrap=True)
     if found.ignored:
         names = ", ".join(found.ignored)
-        listed = ",".join(found.ignored)
-        text = f"Left out: the columns {names}. To keep them as metadata: --metadata-columns '{listed}', or '*'"
+        listed = shlex.quote(_line(found.ignored))
+        text = f"Left out: the columns {names}. To keep them as metadata: --metadata-columns {listed}, or '*'"
         err.print(f"[yellow]{escape(text)}[/]", soft_wrap=True)
+    for warning in found.warnings:
+        err.print(f"[yellow]{escape(f'{shown(Path(source).name)}: {warning}')}[/]", soft_wrap=True)
     return checked
+
+
+def _line(names: Sequence[str]) -> str:
+    written = io.StringIO()
+    csv.writer(written).writerow(names)
+    return written.getvalue().removesuffix("\r\n")
 
 
 def read_folder(
     source: str, include: Sequence[str], exclude: Sequence[str], skip_unreadable: bool, every: bool, file: IO[bytes]
 ) -> manifest.Checked:
-    """Check the documents in a folder and say what was found; ends the command if nothing can be sent."""
+    """Check the documents in a folder and show what was found. Ends the command if nothing can be sent."""
     try:
         found = folder.find(Path(source), include, exclude)
     except folder.PatternError as error:
@@ -68,7 +85,7 @@ def read_folder(
         found.leave_out_broken()
     count = len(found.documents)
     total = count + found.skipped_count + len(found.broken)
-    text = f"Found {total} files: {count} to send, {found.skipped_count} left out"
+    text = f"Found {counted(total, 'file')}: {count} to send, {found.skipped_count} left out"
     err.print(text + (f", {len(found.broken)} that cannot be read" if found.broken else ""), soft_wrap=True)
     for reason, names in sorted(found.skipped.items(), key=lambda item: -len(item[1])):
         err.print(escape(f"  {len(names)} {reason}: {_some(names, every)}"), soft_wrap=True)
@@ -76,12 +93,32 @@ def read_folder(
         err.print("  To name all of them: --list-skipped")
     if found.broken:
         show_files(found.broken)
-        fail("nothing was sent: some of it cannot be read. Mend that, or leave it out with --skip-unreadable")
+        fail("nothing was sent, because some files cannot be read. Fix that, or skip them with --skip-unreadable")
     if not count:
-        fail(f"{shown(source)} has no file that Extend takes")
+        fail(f"{shown(source)} has no file to send: each is left out for the reason above")
+    if same := folder.same_content(found.documents):
+        copies = sum(map(len, same)) - len(same)
+        groups = same if every else same[:_NAMES]
+        listed = "; ".join(_some([document.shown for document in group], every) for group in groups)
+        more = f"; and {len(same) - _NAMES} more groups" if len(same) > _NAMES and not every else ""
+        text = f"{counted(copies, 'file has', 'files have')} the same content as another one, and will be sent too: "
+        err.print(escape(f"  {text}{listed}{more}"), soft_wrap=True)
     checked = manifest.check_documents(found.documents, file)
     _refuse_bad(checked)
     return checked
+
+
+def show_dry_run(checked: manifest.Checked, list_files: bool) -> None:
+    """Show what would be submitted, and the first row as it was read; with ``list_files`` also each local file."""
+    if list_files:
+        for file in checked.files:
+            typer.echo(f"{folder.extension_of(file.name) or '?'}\t{shown(file.path)}")
+    if checked.first is not None:
+        err.print(escape(f"The first row: {json.dumps(checked.first, ensure_ascii=False)}"), soft_wrap=True)
+    batches, files = counted(checked.batches, "batch", "batches"), counted(len(checked.files), "file")
+    err.print(
+        f"{counted(checked.count, 'input')} in {batches}, {files} to upload; every row is valid. Nothing was submitted."
+    )
 
 
 def _some(names: list[str], every: bool) -> str:
@@ -116,7 +153,7 @@ def show_bad_rows(count: int, rows: list[dict[str, Any]]) -> None:
     shown_rows = rows[: manifest.SHOWN]
     with_lines = any(row.get("line") for row in shown_rows)
     columns: list[str | Column] = ["row", *(["line"] if with_lines else []), "id", "field", folding("what is wrong")]
-    table = Table(*columns, title=f"{count} bad rows; nothing was handed in")
+    table = Table(*columns, title=f"{counted(count, 'bad row')}; nothing was submitted")
     for row in shown_rows:
         line = [str(row.get("line") or "")] if with_lines else []
         texts = (row["id"] or "", row["field"], row["reason"])

@@ -41,10 +41,23 @@ class Target:
 
 
 def find(data_dir: Path) -> Target:
-    """Return the services that the environment names, or for what it does not name the running stack of the folder.
+    """Return the services that the settings name, completed by the running stack of the folder.
 
     Ends the command if there is neither.
     """
+    found = _find(data_dir)
+    if isinstance(found, str):
+        fail(found, exits.NOT_FOUND)
+    return found
+
+
+def find_if_any(data_dir: Path) -> Target | None:
+    """Return what find returns; None if there are neither settings of services nor a stack."""
+    found = _find(data_dir)
+    return None if isinstance(found, str) else found
+
+
+def _find(data_dir: Path) -> Target | str:
     from everyrun.cli.chosen import settings_in
     from everyrun.settings import SettingsError
 
@@ -57,7 +70,7 @@ def find(data_dir: Path) -> Target:
             settings.need("submission_url", "query_url", "api_token")
         except SettingsError as error:
             none = f"no stack runs in {data_dir} (start one with: everyrun up), and the settings name no services"
-            fail(f"{none}:\n{error}", exits.NOT_FOUND)
+            return f"{none}:\n{error}"
     token = settings.api_token.get_secret_value()
     is_of_stack = stack is not None and settings.submission_url == stack["submission_url"]
     return Target(
@@ -181,8 +194,29 @@ class Client:
         return None if _too_slow(response) else self._body(response)
 
     def progress(self, submission_id: str, within: float = 0.0) -> dict[str, Any]:
-        """How far a submission is, by the kept counters: costs little, whatever its size."""
-        return self.get(f"{self.target.query_url}/v1/submissions/{submission_id}/progress", within)
+        """Return the progress of a submission, from kept counters. It costs little, whatever the submission's size."""
+        url = f"{self.target.query_url}/v1/submissions/{submission_id}/progress"
+        unanswered = f"The submission is kept. Follow it with: everyrun watch {submission_id}" if within else ""
+        return self.answer("GET", url, within=within, unanswered=unanswered)
+
+    def check_workflow(self, workflow_id: str, version: str | None, within: float = 0.0) -> str | None:
+        """Return why Extend could not be asked about a workflow and its version; None if it has them.
+
+        Ends the command if Extend has not. Without ``within`` a service that does not answer is such a reason too.
+        """
+        import httpx
+
+        url = f"{self.target.submission_url}/v1/workflows/check"
+        query = {"workflow_id": workflow_id} | ({"workflow_version": version} if version else {})
+        if within:
+            return self.get(url, within, **query).get("workflow_unchecked")
+        try:
+            response = self._http.get(url, params=query)
+        except httpx.TransportError as error:
+            return f"{self.target.submission_url} does not answer: {type(error).__name__}"
+        if response.is_server_error:
+            return f"{self.target.submission_url} answers {response.status_code}"
+        return self._body(response).get("workflow_unchecked")
 
 
 def _too_slow(response: httpx.Response) -> bool:

@@ -94,6 +94,11 @@ def log_in_lines() -> None:
     logging.getLogger().addHandler(handler)
 
 
+def counted(number: int, one: str, several: str = "") -> str:
+    """Return a number with its noun, in the singular or the plural: "1 row", "2 rows"."""
+    return f"{number} {one if number == 1 else several or one + 's'}"
+
+
 def fail(message: str, code: int = exits.ERROR) -> NoReturn:
     """Say what is wrong and end with the code."""
     err.print(f"[bold red]everyrun:[/] {escape(message)}", soft_wrap=True)

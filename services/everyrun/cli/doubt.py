@@ -45,6 +45,8 @@ def list_(
     Example: everyrun doubt list --state held
     """
     with Client(find(data_dir)) as client:
+        if submission is not None:
+            client.get(f"{client.target.submission_url}/v1/submissions/{submission}")
         url = f"{client.target.submission_url}/v1/doubts"
         rows = list(client.every(url, "doubts", submission_id=submission, state=state, limit=1000))
     if as_json:

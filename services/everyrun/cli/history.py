@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +14,7 @@ from rich.table import Table
 from everyrun.cli import exits
 from everyrun.cli.arguments import DataDir
 from everyrun.cli.backends import run, settings_of
-from everyrun.cli.console import err, folding, out, print_table
+from everyrun.cli.console import err, fail, folding, out, print_table
 
 if TYPE_CHECKING:
     from everyrun.replay.history.historian import History
@@ -34,10 +35,16 @@ def history(
 
     Example: everyrun history sub_01k...:invoice-000017
     """
+    if re.fullmatch(r"sub_[0-9a-z]+", identifier):
+        fail(
+            f"{identifier} is a submission; history is about one input ({identifier}:ID), a run or a batch. "
+            f"See: everyrun report {identifier}, everyrun results {identifier}",
+            exits.USAGE,
+        )
     settings = settings_of(data_dir, "kafka_bootstrap", "postgres_dsn")
     from everyrun.cli.progress_bar import bulk_progress
 
-    with bulk_progress("not indexed yet", "records") as progress:
+    with bulk_progress("not indexed yet", "records", in_pipes=False) as progress:
         found = run(lambda: _ask(settings, identifier, progress))
     if as_json:
         import msgspec

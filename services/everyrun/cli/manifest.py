@@ -1,8 +1,9 @@
-"""Manifests and folders, every row and every file of them checked before anything is sent."""
+"""Check every row and every file of a manifest or folder before anything is sent."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,13 +13,15 @@ from typing import IO, Any, NamedTuple
 import msgspec
 
 from everyrun.cli import folder
+from everyrun.cli.console import counted
+from everyrun.cli.contents import EXTENSIONS
 from everyrun.cli.folder import shown
 from everyrun.errors import Invalid
 from everyrun.submission.chunks import Cutter
 from everyrun.submission.intake.accept import new_submission_id
-from everyrun.submission.intake.columns import DELIMITERS, Options
+from everyrun.submission.intake.columns import DELIMITERS, OUTCOME_COLUMNS, Columns, Options
 from everyrun.submission.intake.parse import CSV, JSON, NDJSON, Row, RowReader
-from everyrun.submission.intake.rows import BadRow, check_row, duplicate_id
+from everyrun.submission.intake.rows import BadRow, GoodRow, check_row, duplicate_id
 from everyrun.submission.intake.text import EncodingError, UploadError
 
 KINDS = {".csv": CSV, ".tsv": CSV, ".ndjson": NDJSON, ".jsonl": NDJSON, ".json": JSON}
@@ -32,7 +35,7 @@ _TO_BE_UPLOADED = "https://to-be-uploaded.example.com/"
 
 
 class ManifestError(Invalid):
-    """What was given cannot be read; the text says why and what to do. ``checked`` has the rows before that."""
+    """The manifest cannot be read; the text says why and what to do. ``checked`` has the rows before the error."""
 
     def __init__(self, message: str, checked: Checked | None = None) -> None:
         super().__init__(message)
@@ -40,7 +43,7 @@ class ManifestError(Invalid):
 
 
 class Local(NamedTuple):
-    """A local file that a row names and that must be uploaded first."""
+    """A local file that a row names, to be uploaded first."""
 
     path: Path
     #: Its name for Extend.
@@ -49,7 +52,7 @@ class Local(NamedTuple):
 
 
 class Checked:
-    """Rows that were checked, all of them; kept in a file, with the local files that they name."""
+    """Checked rows, which are kept in a file, and the local files that they name."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -58,10 +61,12 @@ class Checked:
         self.bad_count = 0
         self.bad: list[BadRow] = []
         self.files: list[Local] = []
+        #: The first row as it was read.
+        self.first: dict[str, Any] | None = None
         self._lines = array("q")
 
     def line_of(self, row: int) -> int | None:
-        """Return the line that a row begins in; None for the documents of a folder."""
+        """Return the line in which a row begins; None for the documents of a folder."""
         return self._lines[row - 1] if 0 < row <= len(self._lines) and self._lines[row - 1] else None
 
     def check(self, rows: Iterable[Row], base: Path | None) -> None:
@@ -90,7 +95,9 @@ class Checked:
                 place = places.setdefault(local, len(places))
                 if place == len(self.files):
                     self.files.append(local)
-                value = {**value, "file": place}
+                value = {**given, "file": place}
+            if self.first is None:
+                self.first = _as_read(checked, local)
             self._file.write(msgspec.json.encode(value) + b"\n")
         self.batches = len(cutter.finish())
 
@@ -100,7 +107,10 @@ class Checked:
             self.bad.append(bad)
 
     def _local(self, line: int | None, value: Any, base: Path | None) -> tuple[Any, Local | None] | BadRow:
-        """Return the row as it is to be checked, with its local file if it names one; or what is wrong with that."""
+        """Return the row to check, and the local file that it names, if any; or what is wrong with the file.
+
+        The path becomes part of the metadata, unless they have a path: at Extend the file has only an id.
+        """
         file = value.get("file") if isinstance(value, dict) else None
         if isinstance(file, Local):
             return {**value, "file": {"url": _TO_BE_UPLOADED}}, file
@@ -130,7 +140,10 @@ class Checked:
             name if isinstance(name, str) and name else shown(Path(path).name),
             password if isinstance(password, str) and password else None,
         )
-        return {**value, "file": {"url": _TO_BE_UPLOADED, **rest}}, local
+        metadata = {} if value.get("metadata") is None else value["metadata"]
+        if isinstance(metadata, dict):
+            metadata = {"path": path, **metadata}
+        return {**value, "file": {"url": _TO_BE_UPLOADED, **rest}, "metadata": metadata}, local
 
     def write(self, ids: Sequence[str], file: IO[bytes]) -> None:
         """Write the rows as NDJSON, with the ids of the uploaded files, in the order of ``files``."""
@@ -144,21 +157,33 @@ class Checked:
             file.write(line)
 
 
+def _as_read(row: GoodRow, local: Local | None) -> dict[str, Any]:
+    """Return a row to be shown: a local file by its path, and no password."""
+    file: dict[str, Any] = msgspec.json.decode(row.file)
+    if local is not None:
+        file = {"path": shown(local.path), "name": local.name} | ({"settings": {}} if local.password else {})
+    if "settings" in file:
+        file["settings"] = {"password": "***"}
+    return {"id": row.external_id, "file": file, "metadata": msgspec.json.decode(row.metadata)}
+
+
 def unreadable(path: Path) -> str | None:
-    """Say why a file cannot be uploaded; None if it can be."""
+    """Return why a file cannot be uploaded; None if it can be."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             return "is not a file"
         with path.open("rb") as file:
             return None if file.read(1) else "the file is empty"
     except FileNotFoundError:
+        if "\\" in str(path):
+            return f"there is no such file; write a path with slashes: {shown(path).replace(chr(92), '/')}"
         return "there is no such file"
     except (OSError, ValueError) as error:
         return getattr(error, "strerror", None) or str(error)
 
 
 def is_folder(source: str) -> bool:
-    """Whether it is a folder, and not a manifest. Raises ManifestError if it is neither."""
+    """Return if it is a folder, and not a manifest. Raises ManifestError if it is neither."""
     if not source:
         raise ManifestError("the name of the manifest or folder is empty")
     try:
@@ -172,8 +197,21 @@ def is_folder(source: str) -> bool:
     if not stat.S_ISREG(mode):
         raise ManifestError(f"{shown(source)} is neither a folder nor a regular file")
     if Path(source).suffix.lower() not in KINDS:
-        raise ManifestError(f"{shown(source)} is neither a folder nor a file named {', '.join(KINDS)}")
+        raise ManifestError(f"{shown(source)} is no manifest: {_way_out(Path(source))}")
     return False
+
+
+def _way_out(path: Path) -> str:
+    """Return what to do with a file that is no manifest by its name."""
+    suffix, named = path.suffix.lower(), f"a manifest is named {', '.join(KINDS)}"
+    if suffix in (".xlsx", ".xlsm", ".xls", ".ods", ".numbers"):
+        return 'it is a spreadsheet. Save it as "CSV UTF-8" and submit that file'
+    if suffix in (".txt", ""):
+        return f"{named}. If it is a table (Excel's Unicode Text), rename it to {shown(path.stem)}.csv"
+    if suffix[1:] in EXTENSIONS:
+        command = shlex.join(["everyrun", "submit", shown(path.parent), "--include", shown(path.name)])
+        return f"{named}. To send one document, name its folder: {command}"
+    return named
 
 
 def delimiter(given: str | None) -> str | None:
@@ -193,6 +231,8 @@ class Manifest(NamedTuple):
     #: The column that the ids come from, and those that are left out; None if it is no CSV.
     ids_from: str | None
     ignored: list[str] | None
+    #: What may be wrong with it, though it can be submitted.
+    warnings: list[str]
 
 
 def read(source: str, options: Options, file: IO[bytes], local: bool = True) -> Manifest:
@@ -211,7 +251,26 @@ def read(source: str, options: Options, file: IO[bytes], local: bool = True) -> 
     except OSError as error:
         raise ManifestError(f"{shown(error.filename or source)}: {error.strerror or error}") from None
     columns = reading.columns
-    return Manifest(checked, columns.ids_from if columns else None, columns.ignored if columns else None)
+    if columns is None:
+        return Manifest(checked, None, None, [])
+    return Manifest(checked, columns.ids_from, columns.ignored, _warnings(columns))
+
+
+def _warnings(columns: Columns) -> list[str]:
+    """Return a warning if a CSV seems to be results whose columns about the outcome were removed."""
+    found = []
+    if columns.missing_outcome:
+        found.append(f"it has some columns of results, but not {', '.join(columns.missing_outcome)}")
+    if columns.escaped_count:
+        cells = counted(columns.escaped_count, "cell begins", "cells begin")
+        found.append(f"{cells} with an apostrophe before a formula, such as {columns.escaped_cell[:40]}")
+    if not found:
+        return []
+    remedy = (
+        "Apostrophes that everyrun results puts before formulas are removed only if all columns about the outcome are "
+        f"present: {', '.join(OUTCOME_COLUMNS)}. Here every apostrophe is kept"
+    )
+    return [f"{' and '.join(found)}. {remedy}"]
 
 
 def check_documents(documents: Iterable[folder.Document], file: IO[bytes]) -> Checked:

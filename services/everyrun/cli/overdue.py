@@ -32,6 +32,9 @@ def overdue(
     Example: everyrun overdue sub_01k...
     """
     with Client(find(data_dir)) as client:
+        if submission_id is not None:
+            # Nothing is overdue of a submission that does not exist, which would look as if all were well.
+            client.progress(submission_id)
         url = f"{client.target.query_url}/v1/overdue"
         unsent = client.get(url, submission_id=submission_id, limit=1)["unsent"]
         rows = list(

@@ -21,10 +21,12 @@ def summary(report: dict[str, Any]) -> dict[str, int]:
     by_status = report["by_status"]
     failed = sum(by_status.get(status, 0) for status in FAILED)
     done = by_status.get("PROCESSED", 0)
+    review = by_status.get("NEEDS_REVIEW", 0)
     unsent = sum(by_status.get(status, 0) for status in _UNSENT)
     return {
         "sent": report["expected"] - unsent,
-        "running": report["expected"] - unsent - done - failed,
+        "running": report["expected"] - unsent - done - failed - review,
+        "waiting for review": review,
         "done": done,
         "failed": failed,
         "open": report["open"],
@@ -58,7 +60,8 @@ class JobProgress:
         table = Table.grid(padding=(0, 2))
         bar = ProgressBar(total=report["expected"], completed=report["settled"], width=30)
         table.add_row(bar, f"{report['settled']}/{report['expected']} settled", f"{rate:.0f}/s", f"left {left}")
-        parts = "  ".join(f"{name} {number}" for name, number in summary(report).items())
+        shown = {name: number for name, number in summary(report).items() if number or name != "waiting for review"}
+        parts = "  ".join(f"{name} {number}" for name, number in shown.items())
         grid = Table.grid()
         grid.add_row(table)
         grid.add_row(f"{parts}  after {now - self._began:.0f} s")

@@ -19,10 +19,10 @@ class _Rate(ProgressColumn):
 
 
 @contextmanager
-def bulk_progress(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+def bulk_progress(what: str, unit: str, *, in_pipes: bool = True) -> Iterator[Callable[[int, int], None]]:
     """A bar on standard error while the block runs; what it gives is told how many are done, and of how many."""
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn(unit), _Rate(), TimeRemainingColumn())
-    with Progress(*columns, console=err) as progress:
+    with Progress(*columns, console=err, disable=not (in_pipes or err.is_terminal)) as progress:
         task = progress.add_task(what, total=None)
 
         def show(done: int, total: int) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from everyrun.cli import exits
-from everyrun.cli.arguments import DataDir, Delimiter, Encoding, IdColumn, UrlColumn, Wait, Workflow
+from everyrun.cli.arguments import DataDir, Delimiter, Encoding, IdColumn, MetadataColumns, UrlColumn, Wait, Workflow
 from everyrun.cli.client import Client, find
 from everyrun.cli.console import err, fail, out, say_unchecked
 
@@ -23,9 +23,7 @@ def register_batch(
     workflow_version: Annotated[str | None, typer.Option(help="The version that was named, if one was.")] = None,
     id_column: IdColumn = None,
     url_column: UrlColumn = None,
-    metadata_columns: Annotated[
-        str, typer.Option(help="CSV columns, a,b,c, that went into the metadata; '*' for all that have no other use.")
-    ] = "",
+    metadata_columns: MetadataColumns = None,
     delimiter: Delimiter = None,
     encoding: Encoding = None,
     wait: Wait = False,
@@ -49,7 +47,7 @@ def register_batch(
     try:
         if manifest.is_folder(source):
             fail("a folder does not say what was sent: name a manifest with the inputs of the batch", exits.USAGE)
-        options = checks.read_options(id_column, url_column, metadata_columns, delimiter, encoding)
+        options = checks.read_options(id_column, url_column, metadata_columns or (), delimiter, encoding)
         with tempfile.TemporaryFile() as file:
             checks.read_manifest(source, options, file, local=False)
             file.seek(0)

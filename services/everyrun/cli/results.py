@@ -15,7 +15,7 @@ from rich.table import Table
 from everyrun.cli import exits
 from everyrun.cli.arguments import DataDir, SubmissionId
 from everyrun.cli.client import PATIENCE, Client, find
-from everyrun.cli.console import SHOWN, err, fail, folding, print_table, standard_output
+from everyrun.cli.console import SHOWN, counted, err, fail, folding, print_table, standard_output
 
 CSV_COLUMNS = (
     *("id", "url", "file_id", "text", "name", "metadata", "status", "failure_reason", "failure_message"),
@@ -55,11 +55,14 @@ def results(
         raise typer.BadParameter("--bom needs --format csv")
     if output and format_ == "table":
         raise typer.BadParameter("--output needs --format jsonl or csv")
-    check_statuses(status or ())
+    status = known_statuses(status or ())
+    if output and not output.parent.is_dir():
+        fail(f"{output}: the folder {output.parent} does not exist; create it first")
     with Client(find(data_dir)) as client:
-        rows = pages(client, submission_id, status or (), extracted)
+        rows = pages(client, submission_id, status, extracted)
         if format_ == "table":
-            _table(rows)
+            if not _table(rows):
+                _say_why_none(client, submission_id, status)
             return
         try:
             with whole(output, newline="") if output else standard_output() as file:
@@ -95,7 +98,19 @@ def pages(client: Client, submission_id: str, statuses: Sequence[str], with_run:
         )
 
 
-def _table(rows: Iterator[dict[str, Any]]) -> None:
+def _say_why_none(client: Client, submission_id: str, statuses: Sequence[str]) -> None:
+    """Say what the inputs wait for if none has a result yet."""
+    waiting = [] if statuses else client.progress(submission_id)["waiting"]
+    if not waiting:
+        err.print(f"No input has a result of that kind; see: everyrun report {submission_id}")
+    for one in waiting:
+        helps = f". You can: {one['what_to_do']}" if one["what_to_do"] else ""
+        text = f"{counted(one['inputs'], 'input')} {one['status']}: {one['reason']}{helps}"
+        err.print(f"[yellow]{escape(text)}[/]", soft_wrap=True)
+
+
+def _table(rows: Iterator[dict[str, Any]]) -> int:
+    """Show the first rows; return how many there were, up to one more than are shown."""
     table = Table("id", "status", "run", "settled at", folding("reason"))
     count = 0
     for count, row in enumerate(rows, 1):
@@ -106,12 +121,11 @@ def _table(rows: Iterator[dict[str, Any]]) -> None:
         why = row.get("failure_reason") or row.get("reason") or ""
         texts = (row["external_id"], row["status"], row.get("run_id") or "", settled, why)
         table.add_row(*map(escape, texts))
-    if not count:
-        err.print("No inputs of that kind have a row yet; see: everyrun report ID")
-        return
-    print_table(table)
+    if count:
+        print_table(table)
     if count > SHOWN:
         err.print(f"The first {SHOWN} are shown; write all with --format csv or jsonl")
+    return count
 
 
 def csv_row(row: dict[str, Any]) -> list[str]:
@@ -147,18 +161,20 @@ def _csv(rows: Iterator[dict[str, Any]], file: IO[str], extracted: bool, bom: bo
     return redacted
 
 
-def check_statuses(given: Sequence[str]) -> None:
-    """End the command if a status looks like a known one that is written otherwise."""
+def known_statuses(given: Sequence[str]) -> list[str]:
+    """Return the statuses, known ones in capitals. Ends the command if one looks like a misspelled known one."""
     if not given:
-        return
+        return []
     import difflib
 
     from everyrun.query.results import STATUSES
 
-    for status in given:
+    found = [status.upper() if status.upper() in STATUSES else status for status in given]
+    for status in found:
         near = difflib.get_close_matches(status.upper(), STATUSES, 1, 0.85) if status not in STATUSES else ()
         if near:
             fail(f"Unknown status {status!r}; did you mean {near[0]}?", exits.USAGE)
+    return found
 
 
 def _jsonl(rows: Iterator[dict[str, Any]], file: IO[str], extracted: bool) -> int:

@@ -25,7 +25,7 @@ from rich.progress import (
 from everyrun.cli import exits, manifest
 from everyrun.cli.checks import show_bad_rows
 from everyrun.cli.client import PATIENCE, Client, Target
-from everyrun.cli.console import err, fail
+from everyrun.cli.console import counted, err, fail
 from everyrun.cli.upload import Account, Journal, upload_all
 from everyrun.submission.intake.parse import NDJSON
 
@@ -37,27 +37,34 @@ def upload(files: list[manifest.Local], target: Target, data_dir: Path, ask_agai
     if target.upload_note:
         err.print(f"[yellow]{escape(target.upload_note)}[/]", soft_wrap=True)
     journal = Journal(data_dir / "uploads.sqlite")
-    known_before = 0
+    known_before = finished = 0
     try:
         with _progress(MofNCompleteColumn()) as progress:
             task = progress.add_task("Uploading", total=len(files))
 
             def done(known: bool) -> None:
-                nonlocal known_before
+                nonlocal known_before, finished
                 known_before += known
+                finished += 1
                 progress.advance(task)
 
             account = Account(target.extend_base_url, target.extend_api_key, target.extend_workspace_id)
             ids = asyncio.run(upload_all(files, account, journal, done, ask_again))
+    except KeyboardInterrupt:
+        err.print(
+            f"Nothing was submitted. {finished} of {counted(len(files), 'file')} "
+            f"{'is' if finished == 1 else 'are'} uploaded and remembered: run the same command again to continue."
+        )
+        raise typer.Exit(exits.INTERRUPTED) from None
     finally:
         journal.close()
     if known_before:
-        err.print(f"{known_before} of {len(files)} files had been uploaded before")
+        err.print(f"{known_before} of {counted(len(files), 'file')} had been uploaded before")
     return ids
 
 
 class Call:
-    """The call that hands the rows in."""
+    """The call that submits the rows."""
 
     def __init__(
         self,
@@ -74,16 +81,24 @@ class Call:
         self._checked = checked
         # One of our own where none is given: an upload whose answer was lost may then be repeated.
         self._key = key or f"cli-{secrets.token_hex(16)}"
+        self._unanswered = (
+            "It is not known if they were submitted. The same command with "
+            f"--idempotency-key {self._key} does not submit them twice"
+        )
         query = {"workflow_id": workflow_id, "workflow_version": version, "priority": priority}
         self._query = {name: value for name, value in query.items() if value is not None}
 
     def send(self, again: bool) -> dict[str, Any]:
         """Return the submission that was taken in; ends the command where none was."""
-        answer = self._answer(again)
+        try:
+            answer = self._answer(again)
+        except KeyboardInterrupt:
+            err.print(escape(self._unanswered), soft_wrap=True)
+            raise typer.Exit(exits.INTERRUPTED) from None
         if answer.get("code") == "SUBMITTED_BEFORE":
             err.print(f"[yellow]{escape(answer['message'])}[/]", soft_wrap=True)
             if not (sys.stdin.isatty() and err.is_terminal):
-                fail("nothing was handed in. To submit the same rows once more: --again", exits.SUBMITTED_BEFORE)
+                fail("nothing was submitted. To submit the same rows once more: --again", exits.SUBMITTED_BEFORE)
             if not typer.confirm("Submit them once more?", err=True):
                 raise typer.Exit(exits.SUBMITTED_BEFORE)
             answer = self._answer(again=True)
@@ -97,7 +112,7 @@ class Call:
     def _answer(self, again: bool) -> dict[str, Any]:
         rows, client = self._rows, self._client
         with _progress(DownloadColumn()) as progress:
-            task = progress.add_task(f"Handing in {self._checked.count} inputs", total=rows.tell())
+            task = progress.add_task(f"Submitting {counted(self._checked.count, 'input')}", total=rows.tell())
 
             class Body:
                 """The rows from their beginning, at every try."""
@@ -114,8 +129,7 @@ class Call:
                 f"{client.target.submission_url}/v1/submissions",
                 params=self._query | {"once": "false" if again else "true"},
                 within=PATIENCE,
-                unanswered="Whether they were taken in is not known: the same command with "
-                f"--idempotency-key {self._key} hands nothing in twice",
+                unanswered=self._unanswered,
                 content=Body(),
                 headers={"content-type": NDJSON, "idempotency-key": self._key},
             )

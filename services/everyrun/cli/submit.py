@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from everyrun.cli import exits
-from everyrun.cli.arguments import DataDir, Delimiter, Encoding, IdColumn, UrlColumn, Wait, Workflow
-from everyrun.cli.client import Client, find
-from everyrun.cli.console import err, fail, out, say_unchecked
+from everyrun.cli.arguments import DataDir, Delimiter, Encoding, IdColumn, MetadataColumns, UrlColumn, Wait, Workflow
+from everyrun.cli.client import PATIENCE, Client, Target, find, find_if_any
+from everyrun.cli.console import counted, err, fail, out, say_unchecked
 
 if TYPE_CHECKING:
     from everyrun.cli.upload import UploadFailedError
@@ -23,33 +24,34 @@ def submit(
     ],
     workflow: Workflow = None,
     workflow_version: Annotated[
-        str | None, typer.Option(help="A number or draft; the newest published by default.")
+        str | None, typer.Option(help="A version number, or draft; by default the newest published one.")
     ] = None,
     priority: Annotated[int, typer.Option(min=1, max=100, help="Lower goes first.")] = 90,
     id_column: IdColumn = None,
     url_column: UrlColumn = None,
-    metadata_columns: Annotated[
-        str, typer.Option(help="CSV columns, a,b,c, that go into the metadata; '*' for all that have no other use.")
-    ] = "",
+    metadata_columns: MetadataColumns = None,
     delimiter: Delimiter = None,
     encoding: Encoding = None,
     include: Annotated[
-        list[str] | None, typer.Option(help="Of a folder, only files like this ('*.pdf'); may be given again.")
+        list[str] | None,
+        typer.Option(help="Only these files of a folder: a name, a path or a pattern such as '*.pdf'; repeatable."),
     ] = None,
     exclude: Annotated[
-        list[str] | None, typer.Option(help="Of a folder, no files or folders like this; may be given again.")
+        list[str] | None,
+        typer.Option(help="Not these files and folders of a folder: a name, a path or a pattern; repeatable."),
     ] = None,
     skip_unreadable: Annotated[
-        bool, typer.Option("--skip-unreadable", help="Of a folder, leave out what cannot be read, and empty files.")
+        bool, typer.Option("--skip-unreadable", help="Skip files of a folder that are empty or cannot be read.")
     ] = False,
     list_skipped: Annotated[
-        bool, typer.Option("--list-skipped", help="Of a folder, name every file that is left out.")
+        bool, typer.Option("--list-skipped", help="Name every file of a folder that is left out.")
     ] = False,
-    again: Annotated[
-        bool, typer.Option("--again", help="Submit even if the very same rows were submitted before.")
+    list_files: Annotated[
+        bool, typer.Option("--list-files", help="With --dry-run, print every local file to send, with its type.")
     ] = False,
-    idempotency_key: Annotated[str | None, typer.Option(help="The same key again hands nothing in twice.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything here, hand nothing in.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Submit even if the same rows were submitted before.")] = False,
+    idempotency_key: Annotated[str | None, typer.Option(help="Submit at most once under this key.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, submit nothing.")] = False,
     wait: Wait = False,
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
@@ -59,8 +61,8 @@ def submit(
     password and metadata (a JSON object) are optional. NDJSON has a row a line:
     {"id": "a-1", "file": {"url": "https://..."}, "metadata": {"customer": 7}}
 
-    Everything is checked first: either every row is taken in, or none. What is left out is counted and named.
-    Uploads are remembered: an interrupted command resumes where it broke off.
+    Everything is checked first, and either all rows are submitted or none. What is left out is counted and named.
+    Uploads are remembered: after an interruption, run the same command again.
 
     Example: everyrun submit invoices.csv --metadata-columns customer,year --wait
     """
@@ -79,33 +81,40 @@ def submit(
             {"--include": include, "--exclude": exclude, "--skip-unreadable": skip_unreadable}
             | {"--list-skipped": list_skipped},
         )
-        target = None if dry_run else find(data_dir)
+        if list_files and not dry_run:
+            fail("--list-files is for --dry-run", exits.USAGE)
+        target = find_if_any(data_dir) if dry_run else find(data_dir)
         workflow_id = workflow or (target.workflow_id if target else "")
-        if target and not workflow_id:
+        if not dry_run and not workflow_id:
             fail("--workflow is needed: the id of a workflow at Extend (workflow_...)", exits.USAGE)
         with tempfile.TemporaryFile() as file, tempfile.TemporaryFile() as rows:
             # Read once: files may come and go in a folder while it is uploaded.
             if in_folder:
                 checked = checks.read_folder(source, include or (), exclude or (), skip_unreadable, list_skipped, file)
             else:
-                options = checks.read_options(id_column, url_column, metadata_columns, delimiter, encoding)
+                options = checks.read_options(id_column, url_column, metadata_columns or (), delimiter, encoding)
                 checked = checks.read_manifest(source, options, file)
-            if target is None:
-                err.print(
-                    f"{checked.count} inputs in {checked.batches} batches, {len(checked.files)} files to upload; "
-                    "every row is right. Nothing was handed in."
-                )
+            if dry_run or target is None:
+                _check_workflow(target, workflow_id, workflow_version)
+                checks.show_dry_run(checked, list_files)
                 return
-            checked.write(sending.upload(checked.files, target, data_dir, again), rows)
             with Client(target) as client:
+                if checked.files:
+                    # Before files are uploaded in vain. Without files the service checks it when it gets the rows.
+                    client.check_workflow(workflow_id, workflow_version, PATIENCE)
+                checked.write(sending.upload(checked.files, target, data_dir, again), rows)
                 call = sending.Call(client, rows, checked, workflow_id, workflow_version, priority, idempotency_key)
                 submission = call.send(again)
                 out.print(submission["submission_id"])
-                err.print(f"{submission['expected']} inputs handed in, in {submission['batches']} batches")
+                batches = counted(submission["batches"], "batch", "batches")
+                err.print(f"{counted(submission['expected'], 'input')} submitted, in {batches}")
                 say_unchecked(submission)
                 if wait:
                     raise typer.Exit(follow(client, submission["submission_id"]))
-                err.print(f"See how it goes with: everyrun watch {submission['submission_id']}")
+                err.print(f"Follow it with: everyrun watch {submission['submission_id']}")
+    except KeyboardInterrupt:
+        err.print("Nothing was submitted.")
+        raise typer.Exit(exits.INTERRUPTED) from None
     except manifest.ManifestError as error:
         checks.fail_on(error)
     except UploadFailedError as error:
@@ -114,8 +123,24 @@ def submit(
         fail(f"{shown(error.filename) + ': ' if error.filename else ''}{error.strerror or error}")
 
 
+def _check_workflow(target: Target | None, workflow_id: str, version: str | None) -> None:
+    """Check the workflow in a dry run, or say why not. Ends the command if Extend has no such workflow."""
+    why: str | None
+    if target is None:
+        why = "no stack runs, and the settings name no services"
+    elif not workflow_id:
+        why = "--workflow names none"
+    else:
+        with Client(target) as client:
+            why = client.check_workflow(workflow_id, version)
+        if why is None:
+            err.print(escape(f"Extend has the workflow {workflow_id}{f', version {version}' if version else ''}."))
+    if why is not None:
+        err.print(f"[yellow]{escape(f'The workflow was not checked: {why}.')}[/]", soft_wrap=True)
+
+
 def _only(in_folder: bool, of_manifest: dict[str, Any], of_folder: dict[str, Any]) -> None:
-    """End the command if an option is given that is of no use: it would be passed over without a word."""
+    """End the command if an option is given that would have no effect."""
     for name, value in (of_manifest if in_folder else of_folder).items():
         if value:
             fail(f"{name} is for {'a manifest' if in_folder else 'a folder'}; leave it out", exits.USAGE)
@@ -125,4 +150,4 @@ def _show_failed(error: UploadFailedError) -> None:
     from everyrun.cli.checks import show_files
 
     show_files(error.files)
-    fail(f"{error}; nothing was handed in. What was uploaded is remembered")
+    fail(f"{error}; nothing was submitted. What was uploaded is remembered")

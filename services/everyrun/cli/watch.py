@@ -14,7 +14,7 @@ from rich.table import Table
 from everyrun.cli import exits
 from everyrun.cli.arguments import DataDir, SubmissionId
 from everyrun.cli.client import PATIENCE, Client, find
-from everyrun.cli.console import err, folding, print_table
+from everyrun.cli.console import counted, err, folding, print_table
 from everyrun.cli.progress import FAILED, JobProgress, summary
 
 #: After so long without a change it is asked why, then at ever longer intervals up to the second, in seconds.
@@ -36,7 +36,7 @@ def waiting_lines(found: dict[str, Any]) -> list[str]:
     Those whose turn has not come yet are left out: nothing is the matter with them.
     """
     return [
-        f"{one['inputs']} inputs {one['status']}: {one['reason']}"
+        f"{counted(one['inputs'], 'input')} {one['status']}: {one['reason']}"
         + (f". You can: {one['what_to_do']}" if one["what_to_do"] else "")
         for one in found["waiting"]
         if one["waits_for"] != "queued"
@@ -59,6 +59,15 @@ def polling_line(found: dict[str, Any]) -> str | None:
 
 
 def follow(client: Client, submission_id: str) -> int:
+    """Follow a submission as _follow does; after Ctrl-C, say that it continues and return INTERRUPTED."""
+    try:
+        return _follow(client, submission_id)
+    except KeyboardInterrupt:
+        err.print(f"The submission continues. Follow it with: everyrun watch {submission_id}")
+        return exits.INTERRUPTED
+
+
+def _follow(client: Client, submission_id: str) -> int:
     """Show progress until no input is open of which something may still come; the exit code.
 
     Says what holds the submission up. A service that is away is waited for, for PATIENCE seconds.
@@ -97,14 +106,15 @@ def follow(client: Client, submission_id: str) -> int:
     if found["open"]:
         reasons = " or ".join(reason.replace("_", " ") for reason in _NEVER if reason in found["overdue_by_reason"])
         err.print(
-            f"{found['open']} inputs are open and will not settle by themselves ({reasons}); "
+            f"{counted(found['open'], 'input is', 'inputs are')} open and will not settle by themselves ({reasons}); "
             f"see: everyrun overdue {submission_id}, everyrun report {submission_id}"
         )
         return exits.INPUTS_FAILED
     failed = summary(found)["failed"]
     if failed:
         options = " ".join(f"--status {status}" for status in FAILED if found["by_status"].get(status))
-        err.print(f"{failed} inputs failed; list them with: everyrun results {submission_id} {options}", soft_wrap=True)
+        listed = f"list them with: everyrun results {submission_id} {options}"
+        err.print(f"{counted(failed, 'input')} failed; {listed}", soft_wrap=True)
         return exits.INPUTS_FAILED
     return exits.OK
 

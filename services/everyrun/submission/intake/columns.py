@@ -56,6 +56,13 @@ class Columns:
         self.exported = set(OUTCOME_COLUMNS) <= {name.strip() for name in header}
         self.header = [(unescape(name) if self.exported else name).strip() for name in header]
         self._local = options.local
+        outcome = [name for name in OUTCOME_COLUMNS if name in self.header]
+        #: If the CSV has some columns of the outcome (a single one may be anyone's): those that are missing.
+        self.missing_outcome = (
+            [name for name in OUTCOME_COLUMNS if name not in outcome] if len(outcome) > 1 and not self.exported else []
+        )
+        #: Cells that look escaped although the CSV is not exported as a whole, and the first of them.
+        self.escaped_count, self.escaped_cell = 0, ""
         #: The index of each of Everyrun's own columns.
         self.indexes: dict[str, int] = {}
         chosen = {"id": options.id_column, "url": options.url_column}
@@ -87,6 +94,8 @@ class Columns:
         files = (*_FILE_COLUMNS, "path") if self._local else _FILE_COLUMNS
         if not any(name in self.indexes for name in files):
             remedy = ", or name the column of the links with --url-column" if self._local else ""
+            if self._local and len(self.header) == 1:
+                remedy += ". If another character separates the columns, name it with --delimiter"
             raise UploadError(
                 f"the CSV has no column for the file: name one of them {', '.join(files)}{remedy}; "
                 f"{self._column_list()}"
@@ -127,6 +136,11 @@ class Columns:
             )
         if self.exported:
             fields = [unescape(field) for field in fields]
+        else:
+            for field in fields:
+                if field.startswith("'") and unescape(field) != field:
+                    self.escaped_count += 1
+                    self.escaped_cell = self.escaped_cell or field
         own = {name: fields[index] for name, index in self.indexes.items() if fields[index] != ""}
         for index in self._unnamed:
             if fields[index] != "":
