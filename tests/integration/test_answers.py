@@ -67,7 +67,7 @@ class Here:
         return replay_api(self.settings, self.pool, told(history))
 
     async def answered(self, app: FastAPI, path: str, token: str, status: int) -> Any:
-        """What a GET is answered, if it is answered with this status."""
+        """Return the body of the response to a GET if it has this status, else None."""
         headers = {"authorization": f"Bearer {token}"}
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x", headers=headers) as http:
             answer = await http.get(path)
@@ -185,6 +185,7 @@ async def test_every_answer_of_the_submission_service_fits_its_document(here: He
     for chunk in ("held", "queued", "doubt"):
         await here.call(app, "GET", f"/v1/doubts/{chunk}", 200)
     assert (await here.call(app, "GET", "/v1/workflows/paused", 200))["workflows"]
+    assert (await here.call(app, "GET", "/v1/workflows/check?workflow_id=w", 200))["workflow_id"] == "w"
     # Decisions need Kafka: test_doubts and test_quarantine make them, and their responses are compared too.
     assert [path for method, path in without_success(app) if method == "GET"] == []
 

@@ -59,7 +59,7 @@ async def test_other_batches_are_polled_and_swept_while_one_list_never_ends(benc
     vendor.run("r-other", "PROCESSED", "other")
     await bench.polling.poll_due()
     await bench.sweep()
-    assert bench.log.runs() == ["r-other"]
+    assert bench.log.subjects() == ["r-other"]
     assert await bench.swept() == 1
     assert 0 < vendor.pages <= most
     # It is retried, and given up again after a bounded number of pages.
@@ -77,4 +77,4 @@ async def test_endless_sweep_is_incomplete_and_polls_continue(bench: Bench, case
     await bench.sweep()
     assert (await bench.swept(), 0 < vendor.pages <= most) == (0, True)
     await bench.polling.poll_due()
-    assert "r-other" in bench.log.runs()
+    assert "r-other" in bench.log.subjects()

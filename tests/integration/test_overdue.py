@@ -32,7 +32,7 @@ async def test_overdue_input_has_its_reason(bench: Bench) -> None:
     assert await reasons(bench) == before
     await bench.polling.poll("b", 5, overdue=True)
     # One run is gone. One is in progress and may belong to the input without a run, until a row names it.
-    assert bench.log.runs() == ["running"]
+    assert bench.log.subjects() == ["running"]
     assert await reasons(bench) == {**before, "s:b-1": "deleted_upstream", "s:b-3": "still_running"}
     await bench.row("running", "PROCESSING", "b", 4)
     now = {"s:b-0": "needs_review", "s:b-1": "deleted_upstream", "s:b-4": "still_running"}

@@ -200,10 +200,10 @@ async def test_slow_statement_fails_only_one_batch_and_one_workflow(
 
     monkeypatch.setattr(bench.polling._fetcher, "known", slowly)
     await bench.polling.poll_due()
-    assert bench.log.runs() == ["r-other"]
+    assert bench.log.subjects() == ["r-other"]
     await bench.sweep()
     assert await bench.swept() == 0
     monkeypatch.undo()
     await bench.polling.poll_due()
     await bench.sweep()
-    assert (bench.log.runs(), await bench.swept()) == (["r-other", "r-slow"], 1)
+    assert (bench.log.subjects(), await bench.swept()) == (["r-other", "r-slow"], 1)

@@ -9,11 +9,12 @@ import httpx
 import pytest
 
 from everyrun.extend.client import Extend
-from everyrun.log.cloudevents import Record, header
+from everyrun.log.cloudevents import header
 from everyrun.log.observation import InvalidRunError
 from everyrun.reconciler.listed_runs import ListedRun
 from everyrun.reconciler.run_fetcher import Outcome, RunFetcher, poll_record
 from everyrun.settings import Settings
+from tests.memory_log import MemoryLog
 
 RUN = {"object": "workflow_run", "id": "r", "status": "PROCESSED", "batchId": "b"}
 SETTINGS = Settings(extend_base_url="https://extend.example", requests_per_second=1000, call_timeout=5)
@@ -30,16 +31,6 @@ class Tables:
 
     async def execute(self, _statement: str, run_id: str, _batch_id: str | None) -> None:
         self.gone.append(run_id)
-
-
-class MemoryLog:
-    """A fake log."""
-
-    def __init__(self) -> None:
-        self.records: list[Record] = []
-
-    async def append(self, records: list[Record]) -> None:
-        self.records += records
 
 
 class World:
