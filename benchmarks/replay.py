@@ -19,7 +19,8 @@ from everyrun.log import events, topics
 from everyrun.log.cloudevents import record, timestamp
 from everyrun.log.reading import read_ranges
 from everyrun.projection import tables
-from everyrun.replay.log_position import INPUT_TOPICS, resolve_offsets
+from everyrun.projection.offsets import INPUTS
+from everyrun.replay.log_position import resolve_offsets
 from everyrun.replay.rebuild.engine import AT_ONCE, Engine, tables_connection, tables_pool
 from everyrun.replay.rebuild.rebuild_schema import hold_schema
 from everyrun.store.sql import beside
@@ -85,7 +86,7 @@ async def _getmany(servers: Servers) -> float:
     async for stretch in read_ranges(servers.settings, {p: (0, end) for p, end in ends.items()}, max_records=AT_ONCE):
         count += len(stretch.records)
     assert count == sum(ends.values())
-    assert set(INPUT_TOPICS) == {topic for topic, _ in ends}
+    assert set(INPUTS) == {topic for topic, _ in ends}
     return time.monotonic() - began
 
 

@@ -22,6 +22,7 @@ from chaos.stage import Stage
 from everyrun.cli import exits
 from everyrun.log.reading import bounds
 from everyrun.projection import tables
+from everyrun.projection.offsets import INPUTS
 from everyrun.replay import log_position
 from everyrun.replay.audit.as_of import SCHEMA as AS_OF_SCHEMA
 from everyrun.replay.audit.as_of import AsOf
@@ -208,7 +209,7 @@ async def quiet(settings: Settings) -> None:
     async with asyncio.timeout(_QUIET_WITHIN), tables_connection(settings, tables.SCHEMA) as live:
         while True:
             applied = await applied_offsets(live)
-            ends = (await bounds(settings, log_position.INPUT_TOPICS)).end
+            ends = (await bounds(settings, INPUTS)).end
             if all(applied.get(position, 0) == end for position, end in ends.items()):
                 return
             await asyncio.sleep(0.2)

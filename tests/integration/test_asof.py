@@ -17,9 +17,10 @@ from everyrun.log.cloudevents import Record
 from everyrun.log.producer import Producer
 from everyrun.log.reading import Poll, bounds, read_ranges
 from everyrun.projection.feed import Feed
+from everyrun.projection.offsets import INPUTS
 from everyrun.replay.audit.as_of import SCHEMA, as_of
 from everyrun.replay.errors import LogPositionError
-from everyrun.replay.log_position import INPUT_TOPICS, resolve_offsets
+from everyrun.replay.log_position import resolve_offsets
 from everyrun.replay.rebuild.engine import Engine, applied_offsets, tables_pool
 from everyrun.replay.rebuild.rebuild_schema import DEFAULT_SCHEMA
 from everyrun.settings import Settings
@@ -85,7 +86,7 @@ async def test_as_of_applies_a_small_log_in_few_transactions(
 
 async def test_a_time_is_compared_with_the_time_of_append(settings: Settings) -> None:
     await append(settings, apart(a_world(random.Random(1)), "1"))
-    ends = (await bounds(settings, INPUT_TOPICS)).end
+    ends = (await bounds(settings, INPUTS)).end
     told = 0
     async for stretch in read_ranges(settings, {p: (0, end) for p, end in ends.items()}):
         told = max([told, *(record.timestamp for record in stretch.records)])

@@ -21,12 +21,12 @@ from everyrun.log.reading import Poll, bounds, read_ranges
 from everyrun.log.topics import cluster_id, identity
 from everyrun.projection import tables
 from everyrun.projection.apply import apply
+from everyrun.projection.offsets import INPUTS
 from everyrun.replay.api import replay_api
 from everyrun.replay.history import event_search
 from everyrun.replay.history.event_index import EventIndex, ForeignIndexError, catch_up
 from everyrun.replay.history.event_search import IndexBehindError
 from everyrun.replay.history.historian import NoHistoryError, historian
-from everyrun.replay.log_position import INPUT_TOPICS
 from everyrun.settings import Settings
 from tests.conftest import eventually
 from tests.integration.test_replay_jobs import TOKEN
@@ -51,7 +51,7 @@ async def applied(settings: Settings) -> None:
     done = {
         (r["topic"], r["partition"]): r["next_offset"] for r in await connection.fetch("select * from applied_offsets")
     }
-    limits = await bounds(settings, INPUT_TOPICS)
+    limits = await bounds(settings, INPUTS)
     async for stretch in read_ranges(settings, {p: (done.get(p, 0), end) for p, end in limits.end.items()}):
         if stretch.records:
             poll = Poll(stretch.topic, stretch.partition, stretch.records)
@@ -301,7 +301,7 @@ async def test_the_service_keeps_the_index_and_serves_histories(
     replay = await service("replay", EVERYRUN_API_TOKEN=TOKEN).ready()
     await append(settings, a_story()[7:])
     index = EventIndex(pool, await cluster_id(settings))
-    ends = {position: end for position, end in (await bounds(settings, INPUT_TOPICS)).end.items() if end}
+    ends = {position: end for position, end in (await bounds(settings, INPUTS)).end.items() if end}
 
     async def indexed() -> bool:
         return await index.positions() == ends

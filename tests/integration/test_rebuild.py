@@ -21,8 +21,9 @@ from everyrun.log import topics
 from everyrun.log.producer import Producer
 from everyrun.log.reading import bounds
 from everyrun.projection import tables
+from everyrun.projection.offsets import INPUTS
 from everyrun.replay.errors import RebuildError
-from everyrun.replay.log_position import INPUT_TOPICS, resolve_offsets
+from everyrun.replay.log_position import resolve_offsets
 from everyrun.replay.rebuild import rebuild_schema as rebuilding
 from everyrun.replay.rebuild import swap
 from everyrun.replay.rebuild.engine import applied_offsets
@@ -88,7 +89,7 @@ async def everything_applied(settings: Settings) -> None:
         await connection.close()
 
 
-async def ends(settings: Settings, topics: Sequence[str] = INPUT_TOPICS) -> dict:
+async def ends(settings: Settings, topics: Sequence[str] = INPUTS) -> dict:
     return (await bounds(settings, topics)).end
 
 

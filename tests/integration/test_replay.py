@@ -29,13 +29,13 @@ from everyrun.log import topics
 from everyrun.log.cloudevents import Record
 from everyrun.log.producer import Producer
 from everyrun.log.reading import Partition, bounds, read_ranges
+from everyrun.projection.offsets import INPUTS
 from everyrun.replay.archive.reader import ArchiveReader
 from everyrun.replay.archive.writer import archive
 from everyrun.replay.errors import TargetError
 from everyrun.replay.export import publish
 from everyrun.replay.export.selection import EventSelection, scope_of, selected_ranges
 from everyrun.replay.export.targets import ToUrl, structured
-from everyrun.replay.log_position import INPUT_TOPICS
 from everyrun.settings import Settings
 from tests.integration.conftest import read_topic
 from tests.records import a_world
@@ -91,7 +91,7 @@ async def target(settings: Settings) -> AsyncIterator[str]:
 
 async def in_log(settings: Settings, *names: str) -> dict[str, Any]:
     """Return every record of the log by its position, topic/partition/offset."""
-    limits = await bounds(settings, names or INPUT_TOPICS)
+    limits = await bounds(settings, names or INPUTS)
     found = {}
     async for stretch in read_ranges(settings, {p: (0, end) for p, end in limits.end.items()}):
         for record in stretch.records:

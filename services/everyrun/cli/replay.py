@@ -56,14 +56,14 @@ def replay(
     Example: everyrun replay --to audit-2026 --batch batch_01k... --since 2026-03-03T12:00:00Z
     """
     from everyrun.cli.progress_bar import bulk_progress
+    from everyrun.projection.offsets import INPUTS
     from everyrun.replay.errors import SelectionError, TargetError
     from everyrun.replay.export import replay_events
     from everyrun.replay.export.selection import EventSelection, check_topics, parse_offsets
-    from everyrun.replay.log_position import INPUT_TOPICS
 
     try:
         selection = EventSelection(
-            topics=check_topics(topic) if topic else INPUT_TOPICS,
+            topics=check_topics(topic) if topic else INPUTS,
             batch=batch,
             submission=submission,
             types=tuple(sorted(type_ or ())),

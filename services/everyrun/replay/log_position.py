@@ -6,13 +6,10 @@ import re
 from datetime import datetime, timedelta
 
 from everyrun.log.reading import Partition, bounds, offsets_at
+from everyrun.projection.offsets import INPUTS
 from everyrun.replay.errors import LogPositionError
 from everyrun.replay.times import TimeError, parse_time
 from everyrun.settings import Settings
-
-#: The topics that the tables are made from. A rebuild reads ``batches`` first, so that most runs find their row at
-#: once. The index of events numbers the topics in this order: never change it.
-INPUT_TOPICS = ("batches", "runs", "deliveries", "quarantine")
 
 LogPosition = datetime | dict[Partition, int]
 """A time, or the next offset of each partition; a partition that is not named is at 0."""
@@ -29,11 +26,9 @@ def parse_position(text: str) -> LogPosition:
     found = [_OFFSET.fullmatch(part) for part in parts]
     if all(found):
         offsets = {(m[1], int(m[2])): int(m[3]) for m in found if m}
-        unknown = sorted({topic for topic, _ in offsets} - set(INPUT_TOPICS))
+        unknown = sorted({topic for topic, _ in offsets} - set(INPUTS))
         if unknown:
-            raise LogPositionError(
-                f"unknown topic {', '.join(unknown)}: the tables are made from {', '.join(INPUT_TOPICS)}"
-            )
+            raise LogPositionError(f"unknown topic {', '.join(unknown)}: the tables are made from {', '.join(INPUTS)}")
         return offsets
     try:
         return parse_time(text)
@@ -55,8 +50,8 @@ async def resolve_offsets(settings: Settings, position: LogPosition | None) -> d
     if isinstance(position, datetime):
         # The first record after the given millisecond: Kafka's timestamps are no finer.
         whole = position.replace(microsecond=position.microsecond // 1000 * 1000)
-        return await offsets_at(settings, INPUT_TOPICS, whole + timedelta(milliseconds=1))
-    ends = (await bounds(settings, INPUT_TOPICS)).end
+        return await offsets_at(settings, INPUTS, whole + timedelta(milliseconds=1))
+    ends = (await bounds(settings, INPUTS)).end
     if position is None:
         return ends
     for (topic, number), offset in sorted(position.items()):

@@ -19,12 +19,12 @@ from everyrun.log import topics
 from everyrun.log.connection import connection as kafka
 from everyrun.log.reading import Partition, bounds
 from everyrun.projection import tables
+from everyrun.projection.offsets import INPUTS
 from everyrun.replay.audit import log_check
 from everyrun.replay.audit.compare import RowSelection, compare, tables_of
 from everyrun.replay.audit.log_check import LogDefect
 from everyrun.replay.audit.row_diff import Difference
 from everyrun.replay.errors import RebuildError
-from everyrun.replay.log_position import INPUT_TOPICS
 from everyrun.replay.progress import OnRebuildProgress
 from everyrun.replay.rebuild.engine import applied_offsets, tables_connection
 from everyrun.replay.rebuild.rebuild_schema import RebuildSchema, hold_schema, partitions_past
@@ -89,12 +89,12 @@ async def audit(
     async with hold_schema(settings, SCHEMA) as held, tables_connection(settings, LIVE) as live:
         if await live.fetchval("select to_regclass('applied_offsets')") is None:
             raise RebuildError(f"the schema {LIVE} has no tables; create them with: everyrun migrate")
-        ends = (await bounds(settings, INPUT_TOPICS)).end
+        ends = (await bounds(settings, INPUTS)).end
         await _apply(settings, held, _limited(await _live_offsets(live), ends), on_progress)
         acknowledged = await _acknowledged(settings)
         async with live.transaction(isolation="repeatable_read", readonly=True):
             live_offsets = await _live_offsets(live)
-            ends = (await bounds(settings, INPUT_TOPICS)).end
+            ends = (await bounds(settings, INPUTS)).end
             target = _limited(live_offsets, ends)
             await _apply(settings, held, target, on_progress)
             differences = _Differences(on_difference)
@@ -104,7 +104,7 @@ async def audit(
             rows: dict[str, int] = {}
             async with tables_connection(settings, SCHEMA) as log:
                 await _compare(live, log, selection or RowSelection(), rows, differences)
-                now = (await bounds(settings, INPUT_TOPICS)).end
+                now = (await bounds(settings, INPUTS)).end
                 findings = await log_check.defects(settings, log, target, now)
         await held.drop()
     return AuditResult(target, sum(target.values()), rows, differences.kept, differences.total, findings)

@@ -13,8 +13,8 @@ from everyrun.extend import reserved
 from everyrun.log.cloudevents import header
 from everyrun.log.reading import OffsetRange, Partition, RecordRange, milliseconds
 from everyrun.log.topics import declared
+from everyrun.projection.offsets import INPUTS
 from everyrun.replay.errors import SelectionError
-from everyrun.replay.log_position import INPUT_TOPICS
 
 _OFFSETS = re.compile(r"([a-z]+):(\d+)=(\d+)(?:\.\.(\d+))?")
 
@@ -32,7 +32,7 @@ class EventSelection(msgspec.Struct, frozen=True, kw_only=True):
     ``since`` and ``until`` compare with the time at which the broker appended the event.
     """
 
-    topics: tuple[str, ...] = INPUT_TOPICS
+    topics: tuple[str, ...] = INPUTS
     batch: str | None = None
     submission: str | None = None
     types: tuple[str, ...] = ()

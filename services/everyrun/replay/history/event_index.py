@@ -13,8 +13,8 @@ from everyrun.errors import EveryrunError
 from everyrun.health import Health
 from everyrun.log import topics as log_topics
 from everyrun.log.reading import OffsetRange, Partition, RecordRange, bounds, read_ranges
+from everyrun.projection.offsets import INPUTS
 from everyrun.replay.history.event_index_keys import EventLocation, number_of, subjects_of
-from everyrun.replay.log_position import INPUT_TOPICS
 from everyrun.replay.progress import OnProgress, no_progress
 from everyrun.settings import Settings
 from everyrun.store.pool import POSTGRES_AWAY, is_slow
@@ -107,7 +107,7 @@ async def ranges_to_index(settings: Settings, index: EventIndex) -> dict[Partiti
     Raises aiokafka.errors.KafkaError, asyncpg.PostgresError.
     """
     indexed = await index.positions()
-    limits = await bounds(settings, INPUT_TOPICS)
+    limits = await bounds(settings, INPUTS)
     return {
         position: (max(indexed.get(position, 0), limits.first[position]), end)
         for position, end in limits.end.items()

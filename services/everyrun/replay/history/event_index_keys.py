@@ -13,7 +13,7 @@ import msgspec
 
 from everyrun.extend import reserved
 from everyrun.log.cloudevents import header
-from everyrun.replay.log_position import INPUT_TOPICS
+from everyrun.projection.offsets import INPUTS
 
 _OFFSET_BITS, _PARTITION_BITS = 46, 14
 
@@ -27,7 +27,7 @@ class EventLocation(NamedTuple):
 
     def number(self) -> int:
         """Return the location as a number."""
-        topic = INPUT_TOPICS.index(self.topic)
+        topic = INPUTS.index(self.topic)
         return (topic << (_PARTITION_BITS + _OFFSET_BITS)) | (self.partition << _OFFSET_BITS) | self.offset
 
     @classmethod
@@ -35,7 +35,7 @@ class EventLocation(NamedTuple):
         """Return the location of a number."""
         offset = number & ((1 << _OFFSET_BITS) - 1)
         partition = (number >> _OFFSET_BITS) & ((1 << _PARTITION_BITS) - 1)
-        return cls(INPUT_TOPICS[number >> (_OFFSET_BITS + _PARTITION_BITS)], partition, offset)
+        return cls(INPUTS[number >> (_OFFSET_BITS + _PARTITION_BITS)], partition, offset)
 
 
 class EventSubjects(NamedTuple):

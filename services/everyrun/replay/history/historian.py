@@ -15,6 +15,7 @@ from everyrun.errors import NotFound
 from everyrun.log import topics as log_topics
 from everyrun.log.cloudevents import header, timestamp
 from everyrun.log.reading import RecordReader
+from everyrun.projection.offsets import INPUTS
 from everyrun.replay.audit.row_diff import Difference
 from everyrun.replay.export.targets import MARK
 from everyrun.replay.history.changes import Change, InputProjection, run_changes
@@ -22,7 +23,6 @@ from everyrun.replay.history.event_index import EventIndex
 from everyrun.replay.history.event_index_keys import EventLocation
 from everyrun.replay.history.event_search import FoundEvents, open_search
 from everyrun.replay.history.live_rows import JSON_COLUMNS, LiveRows, json_value
-from everyrun.replay.log_position import INPUT_TOPICS
 from everyrun.replay.progress import OnProgress, no_progress
 from everyrun.settings import Settings
 from everyrun.waiting import Waiting, waiting_of
@@ -164,9 +164,7 @@ def _without_row(identifier: str, kind: str, found: FoundEvents) -> History:
 
 def _in_order(found: FoundEvents) -> list[tuple[EventLocation, Any]]:
     """Sort events by the broker's time, then by topic and location."""
-    ordered = sorted(
-        found.items(), key=lambda item: (item[1].record.timestamp, INPUT_TOPICS.index(item[0].topic), item[0])
-    )
+    ordered = sorted(found.items(), key=lambda item: (item[1].record.timestamp, INPUTS.index(item[0].topic), item[0]))
     return [(location, event.record) for location, event in ordered]
 
 
@@ -209,5 +207,5 @@ def _history_event(location: EventLocation, record: Any, change: Change) -> Hist
 async def historian(settings: Settings, pool: asyncpg.Pool) -> AsyncIterator[Historian]:
     """Open a historian for the block. Raises aiokafka.errors.KafkaError if Kafka is unavailable."""
     index = EventIndex(pool, await log_topics.cluster_id(settings))
-    async with RecordReader(settings, INPUT_TOPICS) as records:
+    async with RecordReader(settings, INPUTS) as records:
         yield Historian(settings, pool, index, records)

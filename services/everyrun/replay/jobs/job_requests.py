@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, field_validator, model_validator
 
+from everyrun.projection.offsets import INPUTS
 from everyrun.replay.export import replay_events
 from everyrun.replay.export.selection import EventSelection, check_topics, parse_offsets
-from everyrun.replay.log_position import INPUT_TOPICS, parse_position
+from everyrun.replay.log_position import parse_position
 from everyrun.replay.rebuild.rebuild_schema import DEFAULT_SCHEMA
 
 
@@ -118,7 +119,7 @@ class ReplayJob(_Job):
     def selection(self) -> EventSelection:
         """Return the selection of events. Raises SelectionError."""
         return EventSelection(
-            topics=check_topics(self.topics) if self.topics else INPUT_TOPICS,
+            topics=check_topics(self.topics) if self.topics else INPUTS,
             batch=self.batch,
             submission=self.submission,
             types=tuple(sorted(self.types)),

@@ -19,8 +19,8 @@ from everyrun.log.reading import OffsetRange, Partition, Poll, RecordRange, read
 from everyrun.log.topics import LogIdentity
 from everyrun.projection import tables
 from everyrun.projection.feed import Feed
+from everyrun.projection.offsets import INPUTS
 from everyrun.replay.export.selection import Source
-from everyrun.replay.log_position import INPUT_TOPICS
 from everyrun.replay.progress import RebuildProgress
 from everyrun.settings import Settings
 from everyrun.store.pool import open_pool
@@ -117,7 +117,7 @@ class Engine:
         self.progress.expect(start, end)
         per_transaction = (self.progress.before + self.progress.total) // _TRANSACTIONS
         self._at_once = max(self._least_at_once, min(AT_ONCE, per_transaction))
-        for topics in (INPUT_TOPICS[:1], INPUT_TOPICS[1:]):
+        for topics in (INPUTS[:1], INPUTS[1:]):
             await self._run({position: range_ for position, range_ in ranges.items() if position[0] in topics})
 
     async def _run(self, ranges: Mapping[Partition, OffsetRange]) -> None:

@@ -17,8 +17,8 @@ from msgspec import Struct
 
 from everyrun.log.reading import Partition, bounds
 from everyrun.projection import tables
+from everyrun.projection.offsets import INPUTS
 from everyrun.replay.errors import RebuildError
-from everyrun.replay.log_position import INPUT_TOPICS
 from everyrun.replay.progress import OnRebuildProgress
 from everyrun.replay.rebuild.engine import applied_offsets, tables_connection
 from everyrun.replay.rebuild.rebuild_schema import DEFAULT_SCHEMA, RebuildSchema, hold_schema
@@ -143,7 +143,7 @@ async def _target(
 async def _live_offsets(settings: Settings, live: asyncpg.Connection) -> dict[Partition, int]:
     """Return the live tables' offset of every partition, limited to the end of the log: a tampered row may be past."""
     applied = await applied_offsets(live)
-    ends = (await bounds(settings, INPUT_TOPICS)).end
+    ends = (await bounds(settings, INPUTS)).end
     return {position: min(applied.get(position, 0), end) for position, end in ends.items()}
 
 
