@@ -104,7 +104,7 @@ class InputProjection:
         if isinstance(event, events.MessageQuarantined):
             return f"quarantined: {event.reason}"
         if not hasattr(event, "attempt"):
-            return f"{_details(event)}: no change of this input"
+            return f"no change of this input{_details(event)}"
         return self._apply_attempt(logged)
 
     def _apply_attempt(self, logged: LoggedEvent) -> str:
