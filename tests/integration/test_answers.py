@@ -144,12 +144,12 @@ async def test_query_responses_match_their_openapi_document(here: Here) -> None:
 
 async def errors_of_every_call(here: Here, app: FastAPI, path: str) -> None:
     """Check the responses that any call can have before its route: 401, 403, and 503 in a replaced database."""
-    await here.pool.execute("update everyrun_queue.tokens_level set incarnation = everyrun_queue.incarnation()")
+    await here.pool.execute("update everyrun_queue.token_recovery set incarnation = everyrun_queue.incarnation()")
     await eventually(lambda: here.answered(app, path, "wrong", 401), "tokens are read again")
     narrow = await made(here, "submit")
     refused = await eventually(lambda: here.answered(app, path, narrow, 403), "the new token is known")
     assert refused["scope"] in ("read", "operate")
-    await here.pool.execute("update everyrun_queue.tokens_level set incarnation = 'another'")
+    await here.pool.execute("update everyrun_queue.token_recovery set incarnation = 'another'")
     await eventually(lambda: here.answered(app, path, narrow, 503), "no token is valid in another incarnation")
 
 

@@ -65,7 +65,7 @@ TABLES = {
     "everyrun_queue.adopted": Table("submission"),
     "everyrun_queue.paused": Table("submission"),
     "everyrun_queue.log_position": Table("submission"),
-    "everyrun_queue.tokens_level": Table("submission", ("store",)),
+    "everyrun_queue.token_recovery": Table("submission", ("store",)),
     "everyrun_queue.incarnation": Table("submission", ("store",)),
     "everyrun_queue.claim": Table("submission"),
     "everyrun_queue.unsent": Table("submission", ("query", "replay", "doctor")),

@@ -4,9 +4,9 @@ values ($1, $2, $3, $4, $5, $6, $7)
 
 -- name: live
 -- At least one row. caught_up: revocations were read from the log in this incarnation of the database.
-select level.incarnation is not distinct from everyrun_queue.incarnation() as caught_up,
+select recovery.incarnation is not distinct from everyrun_queue.incarnation() as caught_up,
        token_id, name, hash, scopes, expires_at
-from everyrun_queue.tokens_level level
+from everyrun_queue.token_recovery recovery
 left join everyrun_queue.tokens on revoked_at is null and (expires_at is null or expires_at > now())
 
 -- name: all

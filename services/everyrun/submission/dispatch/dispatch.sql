@@ -1,7 +1,7 @@
 -- name: something_waits
 -- Ordered by an index. Without the order, Postgres would scan the whole table if many chunks wait.
 select (select chunk from everyrun_queue.chunks
-        where state = 'waiting' and not aside and not_before = '-infinity' order by chunk limit 1) is not null
+        where state = 'waiting' and not skipped and not_before = '-infinity' order by chunk limit 1) is not null
     or coalesce((select not_before from everyrun_queue.chunks
                  where state = 'waiting' and not_before > '-infinity' order by not_before limit 1) <= now(), false)
 

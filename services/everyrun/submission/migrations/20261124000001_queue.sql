@@ -95,7 +95,7 @@ create table everyrun_queue.chunks (
     announced int not null default 0,
     deadline timestamptz,
     batch_id text,
-    aside boolean not null default false,
+    skipped boolean not null default false,
     files_lost boolean not null default false
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
 comment on table everyrun_queue.chunks is 'Chunks: inputs that are sent to Extend in one call, and the state of that.';
@@ -116,14 +116,14 @@ comment on column everyrun_queue.chunks.files_lost is
 create index chunks_files_lost on everyrun_queue.chunks (submission_id) where files_lost;
 create index chunks_submission on everyrun_queue.chunks (submission_id);
 comment on column everyrun_queue.chunks.not_before is '-infinity: it can be claimed now. A time: it cannot be claimed before; the claim function sets it to -infinity after it has passed.';
-comment on column everyrun_queue.chunks.aside is
+comment on column everyrun_queue.chunks.skipped is
     'True if a claim skipped the chunk: because its workflow or submission was paused, or its submission not announced (until that ends), or because its secrets were removed.';
 -- The chunks that can be claimed now, in the order of sending, and no others: a claim reads only the head of this index.
-create index chunks_line on everyrun_queue.chunks (chunk) where state = 'waiting' and not aside and not_before = '-infinity';
+create index chunks_ready on everyrun_queue.chunks (chunk) where state = 'waiting' and not skipped and not_before = '-infinity';
 create index chunks_delayed on everyrun_queue.chunks (not_before) where state = 'waiting' and not_before > '-infinity';
 -- Counted every few seconds. It has few rows compared to the submitted chunks.
 create index chunks_unsent on everyrun_queue.chunks (state) where state in ('waiting', 'sending', 'in_doubt', 'held');
-create index chunks_aside on everyrun_queue.chunks (submission_id) where aside;
+create index chunks_skipped on everyrun_queue.chunks (submission_id) where skipped;
 create index chunks_batch on everyrun_queue.chunks (batch_id) where batch_id is not null;
 create index chunks_unresolved on everyrun_queue.chunks (deadline) where state in ('sending', 'in_doubt');
 
@@ -166,10 +166,10 @@ comment on table everyrun_queue.paused is
 create function everyrun_queue.restore_skipped_after_resume() returns trigger language plpgsql as $$
 begin
     if old.kind = 'submission' then
-        update everyrun_queue.chunks set aside = false where submission_id = old.id and aside;
+        update everyrun_queue.chunks set skipped = false where submission_id = old.id and skipped;
     else
-        update everyrun_queue.chunks c set aside = false from everyrun_queue.submissions s
-        where c.aside and s.submission_id = c.submission_id and s.workflow_id = old.id;
+        update everyrun_queue.chunks c set skipped = false from everyrun_queue.submissions s
+        where c.skipped and s.submission_id = c.submission_id and s.workflow_id = old.id;
     end if;
     return null;
 end $$;
@@ -178,7 +178,7 @@ create trigger restore_skipped_after_resume after delete on everyrun_queue.pause
 
 create function everyrun_queue.restore_skipped_after_announcement() returns trigger language plpgsql as $$
 begin
-    update everyrun_queue.chunks set aside = false where submission_id = new.submission_id and aside;
+    update everyrun_queue.chunks set skipped = false where submission_id = new.submission_id and skipped;
     return null;
 end $$;
 create trigger restore_skipped_after_announcement after update of announced_at on everyrun_queue.submissions
@@ -280,14 +280,14 @@ comment on column everyrun_queue.tokens.revoked_announced_at is
     'When Kafka had acknowledged token-revoked. After that, the token stays revoked even if the database is restored from an older backup.';
 comment on column everyrun_queue.tokens.hash is 'SHA-256 of the token. The token itself is not stored.';
 
-create table everyrun_queue.tokens_level (
+create table everyrun_queue.token_recovery (
     singleton boolean primary key default true check (singleton),
     incarnation text
 );
-comment on column everyrun_queue.tokens_level.singleton is 'Always true: there is one row.';
-comment on column everyrun_queue.tokens_level.incarnation is 'The result of everyrun_queue.incarnation() at that time.';
-insert into everyrun_queue.tokens_level default values;
-comment on table everyrun_queue.tokens_level is
+comment on column everyrun_queue.token_recovery.singleton is 'Always true: there is one row.';
+comment on column everyrun_queue.token_recovery.incarnation is 'The result of everyrun_queue.incarnation() at that time.';
+insert into everyrun_queue.token_recovery default values;
+comment on table everyrun_queue.token_recovery is
     'The incarnation of the database in which revocations were last read from the log. No token is valid in any other incarnation.';
 
 create function everyrun_queue.incarnation() returns text language sql stable as $$
@@ -315,7 +315,7 @@ begin
         order by c.not_before limit 1000 for update skip locked));
     for next in
         select c.chunk from everyrun_queue.chunks c
-        where c.state = 'waiting' and not c.aside and c.not_before = '-infinity'
+        where c.state = 'waiting' and not c.skipped and c.not_before = '-infinity'
         order by c.chunk limit 1000
     loop
         select s.* into given from everyrun_queue.submissions s
@@ -341,7 +341,7 @@ begin
                   and i.file like '%"redacted":true}');
         end if;
         if obstacle then
-            update everyrun_queue.chunks set aside = true where chunk = next and state = 'waiting';
+            update everyrun_queue.chunks set skipped = true where chunk = next and state = 'waiting';
             continue;
         end if;
         return query
@@ -350,7 +350,7 @@ begin
                 deadline = clock_timestamp() + make_interval(secs => ends_after)
             where c.chunk = (
                 select l.chunk from everyrun_queue.chunks l
-                where l.chunk = next and l.state = 'waiting' and not l.aside and l.not_before = '-infinity'
+                where l.chunk = next and l.state = 'waiting' and not l.skipped and l.not_before = '-infinity'
                 for update skip locked)
             returning c.chunk, c.deadline;
         if found then
@@ -359,7 +359,7 @@ begin
     end loop;
 end $$;
 comment on function everyrun_queue.claim(text, double precision, text) is
-    'Claim the first chunk that may be sent. Reads only the head of the index chunks_line; marks at most a thousand chunks per call that must be skipped.';
+    'Claim the first chunk that may be sent. Reads only the head of the index chunks_ready; marks at most a thousand chunks per call that must be skipped.';
 
 create table everyrun_queue.replay_jobs (
     job_id text collate "C" primary key,
@@ -411,7 +411,7 @@ begin
 return query
 with queued as (
     select c.chunk, c.submission_id, s.workflow_id, c.first_position, c.last_position, c.attempt, c.state,
-           c.not_before, c.deadline, c.reason, c.aside and s.redacted_at is not null as redacted, s.announced_at, s.created_at, w.reason as workflow_reason,
+           c.not_before, c.deadline, c.reason, c.skipped and s.redacted_at is not null as redacted, s.announced_at, s.created_at, w.reason as workflow_reason,
            p.reason as submission_reason, coalesce(w.since, p.since) as paused_since,
            case c.state when 'waiting' then 'WAITING' when 'in_doubt' then 'IN_DOUBT' when 'held' then 'IN_DOUBT'
                 else 'SENDING' end as status

@@ -86,5 +86,5 @@ set revoked_at = coalesce(revoked_at, $2), revoked_by = coalesce(revoked_by, $3)
 where token_id = $1
 
 -- name: mark_tokens_caught_up
-update everyrun_queue.tokens_level set incarnation = everyrun_queue.incarnation()
+update everyrun_queue.token_recovery set incarnation = everyrun_queue.incarnation()
 where incarnation is distinct from everyrun_queue.incarnation()
