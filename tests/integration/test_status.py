@@ -227,6 +227,28 @@ async def test_progress_reports_missing_results_and_the_next_poll(here: Installa
         assert 30 < polling["next_poll_in"] <= 40, "a batch is first polled a minute after it was sent"
     polled = "insert into everyrun_queue.polls values ('b1', now(), 10, 6, null, now() + interval '20 s')"
     await here.pool.execute(polled)
-    polling = (await here.get("/v1/submissions/sub_1/progress"))["polling"]
+    stands = await here.get("/v1/submissions/sub_1/progress")
+    polling = stands["polling"]
     assert (polling["missing"], polling["polled"]) == (6, True)
+    assert stands["needs_person"] == {"needs_review": 1}
     assert 10 < polling["next_poll_in"] <= 20
+
+
+async def test_ambiguous_runs_are_not_called_missing(here: Installation) -> None:
+    """The list said "3 results missing; next poll in 84 s", though no poll can tell to which inputs they belong."""
+    await here.submission("sub_1", {"none": CHUNKS["queued"]})
+    await here.pool.execute(
+        "insert into everyrun.batches (chunk, attempt, batch_id, submission_id, workflow_id, expected, state, counts,"
+        " submitted_at, input_ids) values ('b1', 1, 'b1', 'sub_1', 'w', 4, 'SUBMITTED', $1, now(), '{}')",
+        {"SUBMITTED": 4},
+    )
+    unmatched = (
+        "insert into everyrun.unmatched_runs (run_id, batch_id, status, reason, metadata, first_seen, observed_at,"
+        " source, version, run, fingerprints, bindings)"
+        " values ($1, 'b1', 'PROCESSED', 'ambiguous_metadata', '{}', now(), now(), 'poll', '', '{}', '{}', '[]')"
+    )
+    for missing, run_id in ((3, "r1"), (2, "r2"), (1, "r3"), (None, "r4")):
+        await here.pool.execute(unmatched, run_id)
+        stands = await here.get("/v1/submissions/sub_1/progress")
+        assert (stands["polling"] and stands["polling"]["missing"]) == missing
+    assert stands["needs_person"] == {"ambiguous_metadata": 4}

@@ -275,6 +275,37 @@ def test_inputs_that_need_a_review_are_not_called_running() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("needs", "line"),
+    [
+        ({"needs_review": 17}, "17 wait for review at Extend"),
+        ({"needs_review": 1}, "1 waits for review at Extend"),
+        ({"ambiguous_metadata": 3}, "3 runs are ambiguous: everyrun unmatched list"),
+    ],
+)
+@respx.mock
+def test_what_waits_for_a_person_is_said_and_ends_the_wait(needs: dict[str, int], line: str) -> None:
+    """``watch`` never ended, and neither it nor ``list`` said why."""
+    number = sum(needs.values())
+    stands = {**progress(PROCESSED=3, NEEDS_REVIEW=number), "settled": 3, "open": number, "needs_person": needs}
+    moving = {**stands, "open": number + 1, "expected": number + 4}
+    respx.get(f"{QUERY}/v1/submissions/sub_1/progress").mock(
+        side_effect=[httpx.Response(200, json=step) for step in [moving, moving, stands, stands]]
+    )
+    counts = {"unmatched_by_reason": {}, "imbalances": [], "unmatched": 0, "duplicates": 0, "pending_deliveries": 0}
+    whole = {**moving, "submission_id": "sub_1", "overdue_by_reason": {}, "balanced": True, **counts}
+    respx.get(f"{QUERY}/v1/submissions/sub_1/report").respond(json=whole)
+    done = everyrun("watch", "sub_1")
+    assert done.exit_code == exits.NEEDS_PERSON, done.output
+    assert line in done.stderr
+    assert f"3/{number + 4} settled: sent" in done.stderr, "a line of figures where there is no terminal"
+    assert line in everyrun("report", "sub_1").stdout
+    respx.get(f"{QUERY}/v1/submissions/sub_1/progress").respond(json=stands)
+    row = {"submission_id": "sub_1", "created_at": "", "expected": 20}
+    respx.get(f"{SUBMISSION}/v1/submissions").mock(return_value=page("submissions", [row]))
+    assert line in everyrun("list").stdout
+
+
 def test_the_history_of_a_submission_names_the_commands_for_it() -> None:
     done = everyrun("history", "sub_01k")
     assert done.exit_code == exits.USAGE

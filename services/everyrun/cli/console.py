@@ -116,3 +116,6 @@ def say_unchecked(accepted: dict[str, Any]) -> None:
     if why := accepted.get("workflow_unchecked"):
         text = f"Extend could not be asked whether it has that workflow ({why}); if it has not, the workflow is paused."
         err.print(f"[yellow]{escape(text)}[/]", soft_wrap=True)
+    if why := accepted.get("batch_unchecked"):
+        text = f"Extend could not be asked whether it has runs of that batch ({why}): its id was not checked."
+        err.print(f"[yellow]{escape(text)}[/]", soft_wrap=True)

@@ -15,6 +15,9 @@ NOT_FOUND = 4
 #: The very same rows were submitted before, and ``--again`` was not given (``submit``).
 SUBMITTED_BEFORE = 5
 
+#: Only inputs that wait for a person are open: a review at Extend, or ambiguous runs (``--wait``, ``watch``).
+NEEDS_PERSON = 6
+
 #: A signal ended the command before it was done, as shells say it of SIGINT.
 INTERRUPTED = 130
 
@@ -26,5 +29,6 @@ def of(error: EveryrunError, otherwise: int = ERROR) -> int:
 
 HELP = (
     "Exit codes: 0 done; 1 an error, said on standard error; 2 wrong usage; 3 inputs failed (--wait, watch); "
-    "4 nothing of that name, or no stack found; 5 the same was submitted before (submit); 130 interrupted."
+    "4 nothing of that name, or no stack found; 5 the same was submitted before (submit); 6 only inputs that wait for a person are open "
+    "(--wait, watch); 130 interrupted."
 )

@@ -60,9 +60,16 @@ class JobProgress:
         table = Table.grid(padding=(0, 2))
         bar = ProgressBar(total=report["expected"], completed=report["settled"], width=30)
         table.add_row(bar, f"{report['settled']}/{report['expected']} settled", f"{rate:.0f}/s", f"left {left}")
-        shown = {name: number for name, number in summary(report).items() if number or name != "waiting for review"}
-        parts = "  ".join(f"{name} {number}" for name, number in shown.items())
         grid = Table.grid()
         grid.add_row(table)
-        grid.add_row(f"{parts}  after {now - self._began:.0f} s")
+        grid.add_row(f"{_parts(report)}  after {now - self._began:.0f} s")
         return grid
+
+    def line(self, report: dict[str, Any]) -> str:
+        """A line for a report, where there is no terminal that could show the table."""
+        return f"{report['settled']}/{report['expected']} settled: {_parts(report)}"
+
+
+def _parts(report: dict[str, Any]) -> str:
+    shown = {name: number for name, number in summary(report).items() if number or name != "waiting for review"}
+    return "  ".join(f"{name} {number}" for name, number in shown.items())

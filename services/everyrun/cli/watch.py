@@ -19,6 +19,8 @@ from everyrun.cli.progress import FAILED, JobProgress, summary
 
 #: After so long without a change it is asked why, then at ever longer intervals up to the second, in seconds.
 _STILL, _MOST_STILL = 10.0, 120.0
+#: Seconds between two lines of figures where there is no terminal.
+_LINE_EVERY = 30.0
 #: A poll so late is not only waiting for its turn, in seconds.
 _LATE = 120.0
 #: Reasons of overdue inputs that nothing more will come of by itself (everyrun.query.overdue).
@@ -41,6 +43,22 @@ def waiting_lines(found: dict[str, Any]) -> list[str]:
         for one in found["waiting"]
         if one["waits_for"] != "queued"
     ]
+
+
+def person_lines(found: dict[str, Any]) -> list[str]:
+    """Return a line for each thing that only a person can move on. Pure."""
+    waits = found.get("needs_person") or {}
+    lines = []
+    if number := waits.get("needs_review"):
+        lines.append(f"{number:,} {'waits' if number == 1 else 'wait'} for review at Extend")
+    if number := waits.get("ambiguous_metadata"):
+        runs = "run is" if number == 1 else "runs are"
+        lines.append(f"{number:,} {runs} ambiguous: everyrun unmatched list")
+    return lines
+
+
+def _only_persons_help(found: dict[str, Any]) -> bool:
+    return found["open"] <= sum((found.get("needs_person") or {}).values())
 
 
 def polling_line(found: dict[str, Any]) -> str | None:
@@ -70,14 +88,15 @@ def follow(client: Client, submission_id: str) -> int:
 def _follow(client: Client, submission_id: str) -> int:
     """Show progress until no input is open of which something may still come; the exit code.
 
-    Says what holds the submission up. A service that is away is waited for, for PATIENCE seconds.
+    It also ends if everything that is open waits for a person, and nothing has changed for ten seconds. Without a
+    terminal it prints a line of figures twice a minute. Says what holds the submission up. A service that is away is waited for, for PATIENCE seconds.
     """
     from rich.live import Live
 
     progress = JobProgress()
     known: dict[str, int] = {}
     said: list[str] = []
-    look, wait = 0.0, _STILL
+    look, wait, next_line = 0.0, _STILL, 0.0
     with Live(progress.table(), console=err, refresh_per_second=4) as live:
         while True:
             found = client.progress(submission_id, PATIENCE)
@@ -85,16 +104,21 @@ def _follow(client: Client, submission_id: str) -> int:
             if not found["open"]:
                 break
             now = time.monotonic()
+            if not err.is_terminal and now >= next_line:
+                err.print(progress.line(found), soft_wrap=True)
+                next_line = now + _LINE_EVERY
             if found["by_status"] != known:
                 known, wait = found["by_status"], _STILL
                 look = now + wait
             elif now >= look:
+                if _only_persons_help(found):
+                    break
                 # The report counts every row: only when there is reason to.
                 whole = client.report_if_quick(submission_id, PATIENCE)
                 if whole is not None and whole["open"] <= never_settled(whole):
                     found = whole
                     break
-                held = waiting_lines(found)
+                held = [*waiting_lines(found), *person_lines(found)]
                 for line in held:
                     if line not in said:
                         err.print(f"[yellow]{escape(line)}[/]", soft_wrap=True)
@@ -103,6 +127,11 @@ def _follow(client: Client, submission_id: str) -> int:
                 said, wait = held, min(wait * 2, _MOST_STILL)
                 look = time.monotonic() + wait
             time.sleep(0.5)
+    if found["open"] and _only_persons_help(found):
+        for line in person_lines(found):
+            err.print(line, soft_wrap=True)
+        err.print(f"Nothing else is open. After the decisions, follow on with: everyrun watch {submission_id}")
+        return exits.NEEDS_PERSON
     if found["open"]:
         reasons = " or ".join(reason.replace("_", " ") for reason in _NEVER if reason in found["overdue_by_reason"])
         err.print(
@@ -120,7 +149,7 @@ def _follow(client: Client, submission_id: str) -> int:
 
 
 def watch(submission_id: SubmissionId, data_dir: DataDir = Path(".everyrun")) -> None:
-    """Follow a submission until every input is settled.
+    """Follow a submission until every input is settled, or only a person can move it on (exit code 6).
 
     Example: everyrun watch sub_01k...
     """
@@ -152,7 +181,7 @@ def list_submissions(
         for row in found["submissions"]:
             stands = client.progress(row["submission_id"])
             missing = polling_line(stands)
-            held = escape("; ".join([*waiting_lines(stands), *([missing] if missing else [])]))
+            held = escape("; ".join([*waiting_lines(stands), *person_lines(stands), *([missing] if missing else [])]))
             created = row["created_at"][:16].replace("T", " ")
             figures = (str(row["expected"]), str(stands["settled"]), str(summary(stands)["failed"]))
             table.add_row(row["submission_id"], created, *figures, held)
@@ -198,6 +227,8 @@ def _show(found: dict[str, Any]) -> None:
     table.add_row("open", str(found["open"]))
     for one in found["waiting"]:
         table.add_row(f"[yellow]{escape(one['status'])}: {escape(one['reason'])}[/]", str(one["inputs"]))
+    for line in person_lines(found):
+        table.add_row(f"[yellow]{escape(line)}[/]", "")
     if line := polling_line(found):
         table.add_row(f"[dim]{line}[/]", "")
     for reason, number in found["overdue_by_reason"].items():

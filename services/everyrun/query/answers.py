@@ -29,6 +29,13 @@ class Standing(Struct, frozen=True, kw_only=True):
     waiting: Annotated[list[Waiting], Meta(description="What inputs without a row in results wait for.")]
     in_transit: Annotated[int, Meta(description="Inputs whose state differs between queue and tables, for now.")]
     polling: Annotated[Polling | None, Meta(description="Missing results, and the next poll that looks for them.")]
+    needs_person: Annotated[
+        dict[str, int],
+        Meta(
+            description="What only a person can move on, by reason. `needs_review`: inputs whose run waits for review "
+            "at Extend. `ambiguous_metadata`: runs of a registered batch whose metadata fit several inputs."
+        ),
+    ]
 
 
 class Imbalance(Struct, frozen=True, kw_only=True):

@@ -79,7 +79,8 @@ def query_api(settings: Settings, pool: asyncpg.Pool) -> FastAPI:
         """Return how far a submission is, from stored counters. It counts no rows, so it is cheap to call often.
 
         `waiting` explains what inputs without a result wait for, until when, and what a person can do. `polling` is
-        the number of results that are missing for inputs at Extend, and the time of the next poll.
+        the number of results that are missing for inputs at Extend, and the time of the next poll. `needs_person` counts
+        what neither time nor a poll moves on.
         """
         check_text(submission_id=submission_id)
         async with pool.acquire() as c, c.transaction(isolation="repeatable_read", readonly=True):
@@ -132,4 +133,5 @@ async def _counts(connection: Connection, settings: Settings, submission: asyncp
     unsent = await connection.fetch(_sql["unsent_groups"], submission_id, settings.overdue_after)
     row = await connection.fetchrow(_sql["polling"], submission_id, settings.poll_first_after, settings.poll_for)
     polling = None if row is None else polling_of(dict(row))
-    return counts_of(submission_id, submission["expected"], rows, map(dict, unsent), polling)
+    ambiguous = await connection.fetchval(_sql["ambiguous"], submission_id)
+    return counts_of(submission_id, submission["expected"], rows, map(dict, unsent), polling, ambiguous)

@@ -27,7 +27,8 @@ order by inputs desc, waits_for, detail
 
 -- name: polling
 -- Results that are missing for inputs at Extend: how many, if one of their batches was polled before, and when the next
--- of these batches is polled. A batch is polled from $2 to $3 seconds after it was sent.
+-- of these batches is polled. A batch is polled from $2 to $3 seconds after it was sent. Ambiguous runs are not missing:
+-- Extend has listed them, and another poll does not tell to which inputs they belong.
 select coalesce(sum(m.missing), 0)::bigint as missing, bool_or(p.batch_id is not null) as polled,
        min(coalesce(p.next_at, b.submitted_at + make_interval(secs => $2))) as next_at,
        extract(epoch from min(coalesce(p.next_at, b.submitted_at + make_interval(secs => $2))) - now())::float8
@@ -35,11 +36,17 @@ select coalesce(sum(m.missing), 0)::bigint as missing, bool_or(p.batch_id is not
 from everyrun.batches b
 left join everyrun_queue.polls p using (batch_id)
 cross join lateral (
-    select sum(c.value::bigint) as missing from jsonb_each_text(b.counts) c
-    where c.key in ('SUBMITTED', 'PENDING', 'PROCESSING', 'CANCELLING')
+    select sum(c.value::bigint) - (
+        select count(*) from everyrun.unmatched_runs u where u.batch_id = b.batch_id and u.reason = 'ambiguous_metadata'
+    ) as missing
+    from jsonb_each_text(b.counts) c where c.key in ('SUBMITTED', 'PENDING', 'PROCESSING', 'CANCELLING')
 ) m
 where b.submission_id = $1 and b.state = 'SUBMITTED' and b.batch_id is not null and m.missing > 0
   and b.submitted_at > now() - make_interval(secs => $3)
+
+-- name: ambiguous
+select count(*) from everyrun.batches b join everyrun.unmatched_runs u using (batch_id)
+where b.submission_id = $1 and u.reason = 'ambiguous_metadata'
 
 -- name: counted_rows
 select status, count(*) as inputs from everyrun.results

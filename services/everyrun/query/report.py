@@ -46,6 +46,14 @@ class Counts(msgspec.Struct, frozen=True):
     late: dict[str, int]
     #: Missing results; None if none is missing.
     polling: Polling | None = None
+    #: Runs of registered batches whose metadata fit several inputs.
+    ambiguous: int = 0
+
+    @property
+    def needs_person(self) -> dict[str, int]:
+        """What only a person can move on, by reason."""
+        found = {"needs_review": self.rows.get("NEEDS_REVIEW", 0), "ambiguous_metadata": self.ambiguous}
+        return {reason: number for reason, number in found.items() if number}
 
     @property
     def by_status(self) -> dict[str, int]:
@@ -62,6 +70,7 @@ def counts_of(
     rows: Mapping[str, int],
     unsent: Iterable[Mapping[str, Any]],
     polling: Polling | None = None,
+    ambiguous: int = 0,
 ) -> Counts:
     """Combine the counts. Inputs that neither the tables nor the queue have count as waiting and lost."""
     groups = list(unsent)
@@ -73,7 +82,7 @@ def counts_of(
     if missing > 0:
         waiting.append(lost(submission_id, missing))
         late["queue_lost"] = late.get("queue_lost", 0) + missing
-    return Counts(dict(rows), waiting, sum(group["in_transit"] for group in groups), late, polling)
+    return Counts(dict(rows), waiting, sum(group["in_transit"] for group in groups), late, polling, ambiguous)
 
 
 def imbalances(
@@ -130,6 +139,7 @@ def standing(expected: int, counts: Counts) -> dict[str, Any]:
         "waiting": msgspec.to_builtins(counts.waiting),
         "in_transit": counts.in_transit,
         "polling": msgspec.to_builtins(counts.polling),
+        "needs_person": counts.needs_person,
     }
 
 

@@ -70,7 +70,7 @@ def wire(settings: Settings, pool: asyncpg.Pool, extend: Extend, log: Log, insta
         doubts,
         announcer,
         uploads,
-        submission_api(settings, pool, announcer.wake, log, doubts, recovery, uploads, Workflows(extend)),
+        submission_api(settings, pool, announcer.wake, log, doubts, recovery, uploads, Workflows(extend), extend),
     )
 
 

@@ -23,6 +23,9 @@ class Submitted(AcceptedSubmission, frozen=True, kw_only=True):
     workflow_unchecked: Annotated[
         str | UnsetType, Meta(description="Why Extend could not be asked for the workflow.")
     ] = UNSET
+    batch_unchecked: Annotated[
+        str | UnsetType, Meta(description="Why Extend could not be asked for runs of the batch.")
+    ] = UNSET
 
 
 class RegisteredBatch(Registered, frozen=True, kw_only=True):

@@ -22,7 +22,14 @@ from everyrun.submission.api.request_body import (
     refuse_nul,
     uploaded_rows,
 )
-from everyrun.submission.intake.batch_registration import BatchKnownError, BatchTooLargeError, register
+from everyrun.submission.intake.batch_registration import (
+    BatchKnownError,
+    BatchTooLargeError,
+    RunSource,
+    UnknownBatchError,
+    check_batch,
+    register,
+)
 from everyrun.submission.intake.workflows import Workflows
 from everyrun.submission.recovery.queue_recovery import QueueRecovery, require_restored
 
@@ -37,8 +44,9 @@ def batch_routes(
     uploads: Uploads,
     recovery: QueueRecovery,
     workflows: Workflows | None = None,
+    runs: RunSource | None = None,
 ) -> None:
-    """Add ``/v1/batches``."""
+    """Add ``/v1/batches``. Without ``runs``, it does not check that Extend lists a run of the batch."""
 
     @app.post("/v1/batches", status_code=202, dependencies=[scope("submit")], openapi_extra={"requestBody": BODY})
     @answers(
@@ -46,7 +54,7 @@ def batch_routes(
         {
             409: "BATCH_KNOWN: Everyrun sent the batch itself, or it was registered with other inputs.",
             415: "UNSUPPORTED_MEDIA_TYPE: the body is neither JSON, NDJSON nor CSV.",
-            422: (UPLOAD_REFUSED, BadUpload),
+            422: (f"{UPLOAD_REFUSED} UNKNOWN_BATCH: Extend lists no run of the batch.", BadUpload),
         },
     )
     async def register_batch(
@@ -59,7 +67,7 @@ def batch_routes(
 
         Answers 202 with submission_id, batch_id, expected and ambiguous: how many inputs have the same metadata as
         another, so no run can be matched to them. A repeated call gets the same answer. Answers 409 for other inputs,
-        or a batch that Everyrun sent, and 422 UNKNOWN_WORKFLOW if Extend does not have the workflow.
+        or a batch that Everyrun sent, and 422 if Extend does not have the workflow (UNKNOWN_WORKFLOW), or lists no run of the batch (UNKNOWN_BATCH).
         """
         for name, value in (
             ("batch_id", batch_id),
@@ -71,6 +79,7 @@ def batch_routes(
             async with uploaded_rows(request, uploads, BODY_BYTES) as rows:
                 await require_restored(recovery)
                 unchecked = await check_workflow(workflows, workflow_id, None)
+                batch_unchecked = None if runs is None else await check_batch(pool, runs, batch_id)
                 registered = await register(
                     pool,
                     settings,
@@ -83,6 +92,9 @@ def batch_routes(
             raise ApiError(413, "TOO_LARGE", str(error)) from None
         except BatchKnownError as error:
             raise ApiError(409, "BATCH_KNOWN", str(error)) from None
+        except UnknownBatchError as error:
+            raise ApiError(422, "UNKNOWN_BATCH", str(error), field="batch_id") from None
         wake_announcer.set()
-        more = {} if unchecked is None else {"workflow_unchecked": unchecked}
+        more = {"workflow_unchecked": unchecked, "batch_unchecked": batch_unchecked}
+        more = {name: why for name, why in more.items() if why is not None}
         return JSONResponse({**msgspec.to_builtins(registered), **more}, 202)

@@ -44,6 +44,7 @@ from everyrun.submission.intake.accept import (
     accept_submission,
     is_known,
 )
+from everyrun.submission.intake.batch_registration import RunSource
 from everyrun.submission.intake.workflows import Workflows
 from everyrun.submission.recovery.queue_recovery import NotCaughtUpError, QueueRecovery, require_restored
 
@@ -59,10 +60,12 @@ def submission_api(
     recovery: QueueRecovery,
     uploads: Uploads | None = None,
     workflows: Workflows | None = None,
+    runs: RunSource | None = None,
 ) -> FastAPI:
     """Return the submission service's API. Errors are ``{"code", "message"}``; see the OpenAPI document.
 
-    ``wake_announcer`` is set after each accepted submission. Without ``workflows``, workflow ids are not checked.
+    ``wake_announcer`` is set after each accepted submission. Without ``workflows``, workflow ids are not checked;
+    without ``runs``, neither are the ids of registered batches.
     """
     app = api(
         "Everyrun submission",
@@ -184,7 +187,7 @@ def submission_api(
         more = {} if unchecked is None else {"workflow_unchecked": unchecked}
         return {"workflow_id": workflow_id, "workflow_version": workflow_version, **more}
 
-    batch_routes(app, settings, pool, wake_announcer, uploads, recovery, workflows)
+    batch_routes(app, settings, pool, wake_announcer, uploads, recovery, workflows, runs)
     quarantine_routes(app, Quarantine(pool, log))
     doubt_routes(app, doubts)
     pause_routes(app, pool, log)

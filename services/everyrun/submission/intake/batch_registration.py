@@ -5,16 +5,18 @@ So it gets results, reports and a balance like any other submission. Its runs ar
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import asyncpg
 import msgspec
 
 from everyrun.errors import Conflict, Invalid
+from everyrun.extend.client import ExtendError, Page
 from everyrun.log import events
 from everyrun.log.cloudevents import Record, record, timestamp
 from everyrun.projection.rules.match import fingerprint
@@ -28,6 +30,8 @@ from everyrun.submission.intake.accept import Intake, new_submission_id
 from everyrun.submission.intake.parse import RowGroup
 
 _sql = beside(__file__, "intake.sql")
+#: How long a registration waits for Extend's answer, in seconds.
+_TIMEOUT = 3.0
 #: Maximum number of inputs of a batch (SDK 1.20.0, workflow_runs/client.py create_batch).
 MAX_INPUTS = 1000
 
@@ -56,6 +60,36 @@ class Registration(NamedTuple):
 
 class BatchKnownError(Conflict):
     """The batch is registered with other content, or Everyrun sent it; the text says which."""
+
+
+class UnknownBatchError(Invalid):
+    """Extend lists no run of the batch, so no result could ever arrive."""
+
+
+class RunSource(Protocol):
+    """The part of :class:`everyrun.extend.client.Extend` that is needed here."""
+
+    async def list_runs(self, within: float, **query: str | int) -> Page:
+        """Return a page of run summaries. Raises ExtendError."""
+
+
+async def check_batch(pool: asyncpg.Pool, extend: RunSource, batch_id: str) -> str | None:
+    """Return None if Extend lists a run of the batch, or it is registered already; else why Extend could not be asked.
+
+    Raises UnknownBatchError if Extend answers that it has none.
+    """
+    if await pool.fetchrow(_sql["registered"], batch_id) is not None:
+        return None
+    try:
+        async with asyncio.timeout(_TIMEOUT):
+            listed = await extend.list_runs(_TIMEOUT, batchId=batch_id, maxPageSize=1)
+    except ExtendError as error:
+        return str(error)
+    except TimeoutError:
+        return f"no answer within {_TIMEOUT:.0f} s"
+    if not listed.data and listed.token is None:
+        raise UnknownBatchError(f"Extend lists no run of {batch_id}: is the id right? A new batch may take a moment")
+    return None
 
 
 class BatchTooLargeError(Invalid):
