@@ -56,7 +56,7 @@ async def test_another_extend_is_refused_and_receives_nothing(service, emulator_
         return await connection.fetchval("select state from everyrun_queue.chunks")
 
     async with httpx.AsyncClient() as http:
-        assert (await http.post(started[0].url + "/v1/submissions")).status_code == 404
+        assert (await http.post(started[0].url + "/v1/submissions")).status_code == 503
     assert (await state(), requests()) == ("waiting", 0)
     # Once a person writes the new address to the database, the services start.
     await connection.execute("update everyrun_queue.installation set vendor = 'emulator'")
