@@ -79,8 +79,8 @@ def query_api(settings: Settings, pool: asyncpg.Pool) -> FastAPI:
         """Return how far a submission is, from stored counters. It counts no rows, so it is cheap to call often.
 
         `waiting` explains what inputs without a result wait for, until when, and what a person can do. `polling` is
-        the number of results that are missing for inputs at Extend, and the time of the next poll. `needs_person` counts
-        what neither time nor a poll moves on.
+        the number of results that are missing for inputs at Extend, and the time of the next poll. `needs_person`
+        counts the open inputs that only a person can move forward.
         """
         check_text(submission_id=submission_id)
         async with pool.acquire() as c, c.transaction(isolation="repeatable_read", readonly=True):
