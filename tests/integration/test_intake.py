@@ -287,7 +287,7 @@ async def test_an_unknown_workflow_is_refused_at_intake(pool: asyncpg.Pool, sett
         assert (refused.status_code, refused.json()["code"]) == (422, "UNKNOWN_VERSION")
         assert (refused.json()["field"], refused.json()["did_you_mean"]) == ("workflow_version", ["draft", "2", "1"])
         # The command line makes the same check before it uploads files.
-        checked = await http.get("/v1/workflows/workflow_invoices/check", params={"workflow_version": "99"})
+        checked = await http.get("/v1/workflows/check", params=version)
         assert (checked.status_code, checked.json()["code"]) == (422, "UNKNOWN_VERSION")
         checked = await http.get("/v1/workflows/check", params={"workflow_id": "workflow_invocies"})
         assert (checked.status_code, checked.json()["code"]) == (422, "UNKNOWN_WORKFLOW")

@@ -350,7 +350,7 @@ def test_an_error_of_the_account_ends_the_uploads(tmp_path: Path) -> None:
     with respx.mock(assert_all_called=False) as router:
         route = router.post(f"{EXTEND}/files/upload").respond(401, text="who are you")
         done = run(tmp_path, root)
-        assert "Extend refuses to take files: 401: who are you" in done.output
+        assert "Extend refuses files of this account: 401: who are you" in done.output
         assert route.call_count <= 16
 
 

@@ -33,4 +33,7 @@ Delimiter = Annotated[
 Encoding = Annotated[
     str | None, typer.Option(help="Encoding of the manifest, for example windows-1252; UTF-8 by default.")
 ]
-Wait = Annotated[bool, typer.Option("--wait", help="Stay until every input is settled; 3 if inputs failed, 6 if only a person can go on.")]
+Wait = Annotated[
+    bool,
+    typer.Option("--wait", help="Stay until every input is settled; 3 if inputs failed, 6 if only a person can go on."),
+]

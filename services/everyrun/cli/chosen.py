@@ -1,4 +1,4 @@
-"""Which services a command talks to: what the environment names itself, and for the rest a running stack's folder."""
+"""Choose the services that a command calls: the environment's settings, completed by those of a running stack."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _SECRET_OF = {
 
 
 def explicit(settings: Settings) -> set[str]:
-    """Return the names of the settings that the environment sets, and not to nothing. Pure."""
+    """Return the names of the settings that the environment sets to a value that is not empty. Pure."""
     return {name for name in settings.model_fields_set if _plain(getattr(settings, name))}
 
 
 def chosen(known: Mapping[str, Any], environment: Settings) -> dict[str, Any]:
-    """Return what is taken of a stack's settings: those that the environment does not set itself. Pure.
+    """Return the settings of a stack that the environment does not set itself. Pure.
 
     The key of Extend is not sent to an emulator: that one has a key of its own, unless the address is set too. Raises
     SettingsError if a secret of the stack would be sent to an address that is not the stack's.
@@ -47,7 +47,7 @@ _WORDS = {"api_token": "token", "extend_api_key": "API key"}
 
 
 def settings_in(data_dir: Path) -> tuple[Settings, dict[str, str] | None]:
-    """Return the settings, completed by the stack that runs in the folder, and what that stack is; None without one.
+    """Return the settings, completed by the stack that runs in the folder; and that stack, or None.
 
     Raises SettingsError.
     """

@@ -1,4 +1,4 @@
-"""How commands find a running stack or services, and talk to them."""
+"""Find a running stack or services, and call them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
     from everyrun.settings import Settings
 
-#: So long a service that is away is waited for by a command that should outlast it, in seconds.
+#: Seconds for which a command retries a service that is unavailable, if it should survive an outage.
 PATIENCE = 300.0
 _MOST_PAUSE = 10.0
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where the services are, and what they want to see."""
+    """The addresses of the services, and the credentials for them."""
 
     submission_url: str
     query_url: str
@@ -34,9 +34,9 @@ class Target:
     extend_api_key: str
     extend_workspace_id: str
     workflow_id: str
-    #: Where the token comes from, in words.
+    #: The source of the token, for messages.
     whose_token: str = ""
-    #: What to say before anything is uploaded to Extend.
+    #: A note to show before an upload to Extend.
     upload_note: str = ""
 
 
@@ -100,7 +100,7 @@ def _key_is_unused(settings: Settings) -> bool:
 
 
 class Client:
-    """Our own services' APIs. A failure ends the command with a message."""
+    """Call Everyrun's services. A failure ends the command with a message."""
 
     def __init__(self, target: Target) -> None:
         import httpx
@@ -118,12 +118,12 @@ class Client:
         self._http.close()
 
     def get(self, url: str, within: float = 0.0, /, **query: Any) -> dict[str, Any]:
-        """GET JSON; ``within`` as :meth:`answer` has it."""
+        """GET JSON; ``within`` is that of :meth:`answer`."""
         params = {name: value for name, value in query.items() if value is not None}
         return self.answer("GET", url, within=within, params=params)
 
     def every(self, url: str, name: str, within: float = 0.0, /, **query: Any) -> Iterator[dict[str, Any]]:
-        """The rows under ``name`` of every page, a page asked for when it is wanted."""
+        """Yield the rows under ``name`` of every page, and fetch a page when it is needed."""
         cursor = None
         while True:
             page = self.get(url, within, **query, cursor=cursor)
@@ -135,10 +135,11 @@ class Client:
     def answer(
         self, method: str, url: str, *, within: float = 0.0, unanswered: str = "", **more: Any
     ) -> dict[str, Any]:
-        """The JSON of a success; anything else ends the command, but for bad rows and what was submitted before.
+        """Return the JSON of a success, or of an answer about bad rows or an earlier submission of the same rows.
 
-        Where no answer comes, or a 5xx, the request is made again for ``within`` seconds, and that is said once: only
-        for what may be asked twice. ``unanswered`` is said where that was in vain.
+        Any other answer ends the command. Without an answer, or after a 5xx, the request is retried for ``within``
+        seconds, with one message: use it only for requests that may be repeated. If the retries fail, ``unanswered``
+        is printed.
         """
         return self._body(self._response(method, url, within, unanswered, **more))
 
@@ -185,11 +186,11 @@ class Client:
         fail(f"{body.get('message', body)} ({response.status_code} {body.get('code', '')})", code)
 
     def report(self, submission_id: str, within: float = 0.0) -> dict[str, Any]:
-        """The report on a submission: every row of it is counted for it."""
+        """Return the report on a submission. The service counts every row for it."""
         return self.get(f"{self.target.query_url}/v1/submissions/{submission_id}/report", within)
 
     def report_if_quick(self, submission_id: str, within: float = 0.0) -> dict[str, Any] | None:
-        """The report; None where the database takes longer for it than the service gives it."""
+        """Return the report; None if it takes the database longer than the service allows."""
         response = self._response("GET", f"{self.target.query_url}/v1/submissions/{submission_id}/report", within)
         return None if _too_slow(response) else self._body(response)
 
@@ -220,5 +221,5 @@ class Client:
 
 
 def _too_slow(response: httpx.Response) -> bool:
-    """Whether the query service says that it would be so the next time too."""
+    """Return if the query service says that a retry would be too slow as well."""
     return response.status_code == 504 and b'"TOO_SLOW"' in response.content

@@ -35,7 +35,10 @@ PANELS: dict[str, dict[str, Entry]] = {
     "Submissions": {
         "submit": Entry("submit:submit", "Submit the rows of a manifest, or the documents in a folder."),
         "register": Entry("register:register_batch", "Account for a batch that another program sent to Extend."),
-        "watch": Entry("watch:watch", "Follow a submission until every input is settled."),
+        "watch": Entry(
+            "watch:watch",
+            "Follow a submission until every input is settled, or only a person can move it on (exit code 6).",
+        ),
         "list": Entry("watch:list_submissions", "List submissions, newest first."),
         "report": Entry("watch:report", "Show the counts of a submission and check that they add up."),
         "results": Entry("results:results", "Show the result of every input of a submission."),

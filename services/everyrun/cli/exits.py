@@ -29,6 +29,6 @@ def of(error: EveryrunError, otherwise: int = ERROR) -> int:
 
 HELP = (
     "Exit codes: 0 done; 1 an error, said on standard error; 2 wrong usage; 3 inputs failed (--wait, watch); "
-    "4 nothing of that name, or no stack found; 5 the same was submitted before (submit); 6 only inputs that wait for a person are open "
-    "(--wait, watch); 130 interrupted."
+    "4 nothing of that name, or no stack found; 5 the same was submitted before (submit); "
+    "6 only inputs that wait for a person are open (--wait, watch); 130 interrupted."
 )

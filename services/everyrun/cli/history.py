@@ -23,15 +23,14 @@ if TYPE_CHECKING:
 
 def history(
     identifier: Annotated[str, typer.Argument(metavar="INPUT|RUN|BATCH", help="An input id, a run id or a batchId.")],
-    as_json: Annotated[bool, typer.Option("--json", help="All of it as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Write everything as JSON.")] = False,
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
     """Show every event that touched an input, a run or a batch.
 
-    It answers why a row says what it says. The events are read from Kafka, by an index of where they lie, which the
-    replay service keeps at the end of the log; what it does not cover yet is indexed first. Ends with 1 where the row
-    in the live tables, compared in every column, is not what the events make it, with 4 where neither an event nor
-    the queue knows the id.
+    It shows why a row has its values. The events are read from Kafka with the index that the replay service keeps;
+    newer events are indexed first. Exit code 1: the row in the live tables differs from the events in some column.
+    Exit code 4: neither an event nor the queue knows the id.
 
     Example: everyrun history sub_01k...:invoice-000017
     """

@@ -19,9 +19,9 @@ from everyrun.cli.console import SHOWN, err, folding, print_table
 
 def overdue(
     submission_id: Annotated[
-        str | None, typer.Argument(metavar="[ID]", help="A submission id (sub_...); all submissions without.")
+        str | None, typer.Argument(metavar="[ID]", help="A submission id (sub_...); by default all submissions.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="All of them, as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Write all of them as JSON.")] = False,
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
     """List inputs that have waited too long, each with the reason.

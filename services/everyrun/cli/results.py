@@ -25,7 +25,7 @@ CSV_COLUMNS = (
 
 def results(
     submission_id: SubmissionId,
-    format_: Annotated[Literal["table", "csv", "jsonl"], typer.Option("--format", help="How to write them.")] = "table",
+    format_: Annotated[Literal["table", "csv", "jsonl"], typer.Option("--format", help="Output format.")] = "table",
     status: Annotated[
         list[str] | None, typer.Option(help="Only inputs of this status, for example FAILED; may be given again.")
     ] = None,
@@ -41,8 +41,8 @@ def results(
     """Show the result of every input of a submission.
 
     `--format csv --status FAILED` is a manifest that submit takes, to send the failures again. URLs come without
-    their query: a presigned link is not kept. Such links end in #everyrun-redacted, and submit refuses them until they
-    are given anew (a warning says how many there are). In a CSV an apostrophe stands before a cell that a spreadsheet
+    their query: a presigned link is not kept. Such links end in #everyrun-redacted, and submit refuses them until you
+    replace them (a warning says how many there are). In a CSV an apostrophe stands before a cell that a spreadsheet
     would run as a formula; submit takes it away again, and jsonl has every text as it is.
 
     Example: everyrun results sub_01k... --status FAILED --format csv > again.csv
@@ -74,8 +74,8 @@ def results(
             fail(f"{place}: {error.strerror or error}")
     if redacted:
         err.print(
-            f"[yellow]{redacted} files were handed in with a password or a presigned URL, which is not kept; "
-            "give them fresh ones before you submit them again[/]"
+            f"[yellow]{redacted} files were submitted with a password or a presigned URL, which is not kept; "
+            "replace them before you submit the rows again[/]"
         )
 
 
@@ -186,7 +186,7 @@ def _jsonl(rows: Iterator[dict[str, Any]], file: IO[str], extracted: bool) -> in
 
 
 def extractions(run: dict[str, Any] | None) -> dict[str, Any]:
-    """What each extracting step of a run found, by the step's name."""
+    """Return what each extracting step of a run found, by the step's name."""
     found = {}
     for step in (run or {}).get("stepRuns") or ():
         output = (((step.get("result") or {}).get("extractRun") or {}).get("output") or {}).get("value")

@@ -1,4 +1,4 @@
-"""Uploading local files to Extend, once each: what is uploaded is remembered by path, size and content."""
+"""Upload local files to Extend, each once: uploads are remembered by path, size and content."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
+from everyrun.cli.console import counted
 from everyrun.cli.folder import shown
 from everyrun.cli.manifest import Local
 from everyrun.embedded.state import NO_PROXY
@@ -24,16 +25,16 @@ from everyrun.redact import describe
 
 _AT_ONCE = 8
 _TRIES = 8
-#: A remembered upload that Extend was not asked about for so long may be gone there, in seconds.
+#: Age in seconds after which Extend is asked if it still has a remembered upload.
 CHECK_AFTER = 86_400.0
-#: Answers that another try may change.
+#: Answers after which a retry may succeed.
 _PASSING = (408, 429, 500, 502, 503, 504)
-#: Answers that are about the account, and so the same for every file.
+#: Answers that concern the account, and so every file.
 _OF_THE_ACCOUNT = (401, 402, 403)
 
 
 class UploadFailedError(EveryrunError):
-    """Files could not be uploaded, so nothing was handed in: each with the reason; or none could be."""
+    """Files could not be uploaded, so nothing was submitted. ``files`` has each with its reason, if known."""
 
     def __init__(self, message: str, files: Sequence[tuple[str, str]] = ()) -> None:
         super().__init__(message)
@@ -49,39 +50,39 @@ class _AccountError(Exception):
 
 
 class Account(NamedTuple):
-    """Where files are uploaded to."""
+    """The account at Extend that receives the files."""
 
     base_url: str
     api_key: str
-    #: Needed with an organization's key; else empty.
+    #: Needed for an organization's key; otherwise empty.
     workspace_id: str
 
     @property
     def name(self) -> str:
-        """What tells it from others, without the key: a file is known in its own workspace only."""
+        """A name that identifies the workspace and does not reveal the key. A file exists in one workspace only."""
         digest = hashlib.sha256(f"{self.api_key} {self.workspace_id}".encode()).hexdigest()
         return f"{self.base_url} {digest[:16]}"
 
     def headers(self) -> dict[str, str]:
-        """Return the head of every request. Raises UploadFailedError for what cannot be sent, without showing it."""
+        """Return the headers of every request. Raises UploadFailedError, without the value, if one cannot be sent."""
         given = {"EXTEND_API_KEY": self.api_key, "EXTEND_WORKSPACE_ID": self.workspace_id}
         for name, value in given.items():
             if not (value.isascii() and (value.isprintable() or not value)):
-                raise UploadFailedError(f"{name} has a character that no key has, such as a line break; set it anew")
+                raise UploadFailedError(f"{name} has a character that no key has, such as a line break; set it again")
         headers = {"authorization": f"Bearer {self.api_key}", "x-extend-api-version": API_VERSION}
         return headers | ({"x-extend-workspace-id": self.workspace_id} if self.workspace_id else {})
 
 
 class Known(NamedTuple):
-    """An upload that is remembered."""
+    """A remembered upload."""
 
     file_id: str
-    #: When Extend last said that it has the file.
+    #: When Extend last confirmed that it has the file.
     seen_at: float
 
 
 class Journal:
-    """What was uploaded to which account, in a small SQLite file. Raises UploadFailedError if it cannot be used."""
+    """Remember uploads by account, in a small SQLite file. Raises UploadFailedError if it cannot be used."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -107,7 +108,7 @@ class Journal:
             raise self._failed(error) from None
 
     def find(self, extend: str, path: Path, size: int, digest: str) -> Known | None:
-        """Return what is remembered of this very content from this path, at the account of that name."""
+        """Return the upload of this content from this path to the account, if it is remembered."""
         key = (extend, shown(os.path.realpath(path)), size, digest)
         statement = "select file_id, seen_at from files where extend = ? and path = ? and size = ? and digest = ?"
         try:
@@ -117,7 +118,7 @@ class Journal:
         return Known(str(row[0]), float(row[1])) if row else None
 
     def remember(self, extend: str, path: Path, size: int, digest: str, file_id: str) -> None:
-        """Keep that Extend has the file now."""
+        """Remember that Extend has the file now."""
         values = (extend, shown(os.path.realpath(path)), size, digest, file_id, time.time())
         self._write("insert or replace into files values (?, ?, ?, ?, ?, ?)", *values)
 
@@ -129,11 +130,11 @@ class Journal:
 async def upload_all(
     files: Sequence[Local], account: Account, journal: Journal, done: Callable[[bool], None], ask_again: bool = False
 ) -> list[str]:
-    """Return the id of each file. ``done`` is told of each if it was known. Raises UploadFailedError.
+    """Upload files and return their ids. Calls ``done`` for each, with True if it was uploaded before.
 
-    A file that cannot be uploaded keeps no other from it: all of them are named at the end. What was uploaded before an
-    error or an interruption is remembered. Extend is asked if it still has what was uploaded long ago; with
-    ``ask_again`` it is asked about every file.
+    Uploads before an error or an interruption are remembered. Extend is asked if it still has files that were uploaded
+    more than CHECK_AFTER ago; with ``ask_again`` it is asked about every file. Raises UploadFailedError after all
+    other files were uploaded; it names every file that failed.
     """
     uploads = _Uploads(account, journal, ask_again)
     ids = [""] * len(files)
@@ -158,7 +159,7 @@ async def upload_all(
             first = first.exceptions[0]
         raise UploadFailedError(str(first)) from None
     if failed:
-        raise UploadFailedError(f"{len(failed)} files could not be uploaded to Extend", sorted(failed))
+        raise UploadFailedError(f"{counted(len(failed), 'file')} could not be uploaded to Extend", sorted(failed))
     return ids
 
 
@@ -175,14 +176,14 @@ class _Uploads:
         self._ask_again = ask_again
 
     async def id_of(self, file: Local) -> tuple[str, bool]:
-        """Return the file's id, and if it was known. Raises _FileError, _AccountError."""
+        """Return the file's id, and True if it was uploaded before. Raises _FileError, _AccountError."""
         try:
             content = await asyncio.to_thread(file.path.read_bytes)
         except OSError as error:
             raise _FileError(error.strerror or str(error)) from None
         if not content:
             raise _FileError("the file is empty")
-        # The password is part of what was uploaded; it is not to be found out from the journal without the content.
+        # The digest covers the password too. Nobody can guess the password from the journal without the content.
         how = msgspec.json.encode([file.name, file.password])
         digest = hashlib.sha256(hashlib.sha256(content).digest() + how).hexdigest()
         place = (self._name, file.path, len(content), digest)
@@ -198,7 +199,7 @@ class _Uploads:
         return file_id, False
 
     async def _has(self, file_id: str) -> bool:
-        """GET /files/{id}: whether Extend has the file."""
+        """Return if Extend has the file (GET /files/{id})."""
         answer = await self._answer("GET", f"/files/{quote(file_id, safe='')}")
         if answer.status_code in (404, 410):
             return False
@@ -207,7 +208,7 @@ class _Uploads:
         return True
 
     async def _upload(self, file: Local, content: bytes) -> str:
-        """POST /files/upload (SDK 1.20.0, files/client.py). A second try can at worst leave a file that is not used."""
+        """POST /files/upload (SDK 1.20.0, files/client.py). At worst a retry leaves an unused file."""
         form = {"password": file.password} if file.password else {}
         answer = await self._answer("POST", "/files/upload", files={"file": (file.name, content)}, data=form)
         if not answer.is_success:
@@ -218,26 +219,26 @@ class _Uploads:
             raise _AccountError(f"{self.http.base_url} answered without a file's id: is it Extend?") from None
 
     async def _answer(self, method: str, path: str, **more: Any) -> httpx.Response:
-        """Return an answer that is about this file. Raises _AccountError."""
+        """Return the answer about this file, after retries. Raises _AccountError for every other answer."""
         wait, problem = 1.0, ""
         for _ in range(_TRIES):
             pause = None
             try:
                 answer = await self.http.request(method, path, **more)
                 if answer.status_code in _OF_THE_ACCOUNT:
-                    raise _AccountError(f"Extend refuses to take files: {_said(answer)}")
+                    raise _AccountError(f"Extend refuses files of this account: {_said(answer)}")
                 if answer.status_code not in _PASSING:
                     return answer
                 problem = _said(answer)
                 pause = retry_after(answer.headers)
             except (httpx.LocalProtocolError, httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
-                # No byte was sent. The text may have what was to be sent, the key too.
+                # No byte was sent. The error's text may contain the key.
                 raise _AccountError(f"no request can be made to {self.http.base_url}: {type(error).__name__}") from None
             except httpx.TransportError as error:
                 problem = describe(error)
             await asyncio.sleep(wait if pause is None else pause)
             wait = min(wait * 2, 30)
-        raise _AccountError(f"Extend does not take files: {problem}, {_TRIES} times")
+        raise _AccountError(f"Extend did not accept a file in {_TRIES} attempts: {problem}")
 
 
 def _said(answer: httpx.Response) -> str:

@@ -17,25 +17,25 @@ from everyrun.cli.client import PATIENCE, Client, find
 from everyrun.cli.console import counted, err, folding, print_table
 from everyrun.cli.progress import FAILED, JobProgress, summary
 
-#: After so long without a change it is asked why, then at ever longer intervals up to the second, in seconds.
+#: Seconds without a change after which the reason is fetched, and the maximum of the growing intervals after that.
 _STILL, _MOST_STILL = 10.0, 120.0
 #: Seconds between two lines of figures where there is no terminal.
 _LINE_EVERY = 30.0
-#: A poll so late is not only waiting for its turn, in seconds.
+#: Seconds after which a late poll is reported as overdue.
 _LATE = 120.0
-#: Reasons of overdue inputs that nothing more will come of by itself (everyrun.query.overdue).
+#: Reasons of overdue inputs that will not settle without a person (everyrun.query.overdue).
 _NEVER = ("deleted_upstream", "queue_lost")
 
 
 def never_settled(report: dict[str, Any]) -> int:
-    """How many open inputs of a report nothing more will come of by itself."""
+    """Return how many open inputs of a report will not settle without a person."""
     return sum(report["overdue_by_reason"].get(reason, 0) for reason in _NEVER)
 
 
 def waiting_lines(found: dict[str, Any]) -> list[str]:
     """Return a line for each thing that inputs of a submission wait for: why, until when, and what helps.
 
-    Those whose turn has not come yet are left out: nothing is the matter with them.
+    Inputs that only wait for their turn are left out.
     """
     return [
         f"{counted(one['inputs'], 'input')} {one['status']}: {one['reason']}"
@@ -58,7 +58,8 @@ def person_lines(found: dict[str, Any]) -> list[str]:
 
 
 def _only_persons_help(found: dict[str, Any]) -> bool:
-    return found["open"] <= sum((found.get("needs_person") or {}).values())
+    needs: dict[str, int] = found.get("needs_person") or {}
+    return int(found["open"]) <= sum(needs.values())
 
 
 def polling_line(found: dict[str, Any]) -> str | None:
@@ -86,10 +87,11 @@ def follow(client: Client, submission_id: str) -> int:
 
 
 def _follow(client: Client, submission_id: str) -> int:
-    """Show progress until no input is open of which something may still come; the exit code.
+    """Show progress until no open input may settle without a person; return the exit code.
 
     It also ends if everything that is open waits for a person, and nothing has changed for ten seconds. Without a
-    terminal it prints a line of figures twice a minute. Says what holds the submission up. A service that is away is waited for, for PATIENCE seconds.
+    terminal it prints a line of figures twice a minute. It shows what holds the submission up. An unavailable service
+    is retried for PATIENCE seconds.
     """
     from rich.live import Live
 
@@ -158,7 +160,7 @@ def watch(submission_id: SubmissionId, data_dir: DataDir = Path(".everyrun")) ->
 
 
 def list_submissions(
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="The newest so many.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Maximum number of submissions to list.")] = 20,
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
     """List submissions, newest first.
@@ -229,8 +231,8 @@ def _show(found: dict[str, Any]) -> None:
         table.add_row(f"[yellow]{escape(one['status'])}: {escape(one['reason'])}[/]", str(one["inputs"]))
     for line in person_lines(found):
         table.add_row(f"[yellow]{escape(line)}[/]", "")
-    if line := polling_line(found):
-        table.add_row(f"[dim]{line}[/]", "")
+    if missing := polling_line(found):
+        table.add_row(f"[dim]{missing}[/]", "")
     for reason, number in found["overdue_by_reason"].items():
         table.add_row(f"[yellow]overdue: {reason.replace('_', ' ')}[/]", str(number))
     table.add_section()

@@ -67,7 +67,8 @@ def batch_routes(
 
         Answers 202 with submission_id, batch_id, expected and ambiguous: how many inputs have the same metadata as
         another, so no run can be matched to them. A repeated call gets the same answer. Answers 409 for other inputs,
-        or a batch that Everyrun sent, and 422 if Extend does not have the workflow (UNKNOWN_WORKFLOW), or lists no run of the batch (UNKNOWN_BATCH).
+        or a batch that Everyrun sent, and 422 if Extend does not have the workflow (UNKNOWN_WORKFLOW), or lists no run
+        of the batch (UNKNOWN_BATCH).
         """
         for name, value in (
             ("batch_id", batch_id),
