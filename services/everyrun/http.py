@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Annotated, Any
 
 import asyncpg
@@ -68,6 +69,18 @@ def _permitted(request: Request, needed: SecurityScopes, _for_openapi: Annotated
     for name in needed.scopes:
         if name not in request.state.caller.scopes:
             raise ApiError(403, "FORBIDDEN", f"this token lacks the scope {name}", scope=name)
+    _refuse_unknown_parameters(request)
+
+
+def _refuse_unknown_parameters(request: Request) -> None:
+    """Raise InvalidFieldError if the route has no such query parameter: a misspelled filter would filter nothing."""
+    known = [parameter.alias for parameter in request.scope["route"].dependant.query_params]
+    for name in request.query_params:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1, 0.6)
+            has = f"there are: {', '.join(known)}" if known else "this call has none"
+            hint = f"did you mean {near[0]}?" if near else has
+            raise InvalidFieldError(name, f"there is no such parameter; {hint}")
 
 
 def scope(name: tokens.Scope) -> Any:
@@ -159,6 +172,26 @@ def _away(error: Exception) -> JSONResponse:
     return JSONResponse(body, 503, {"retry-after": "1"})
 
 
+def _field_problem(problem: dict[str, Any], request: Request) -> tuple[str, str]:
+    """Return the field that a validation error is about, and what is wrong with it."""
+    field = ".".join(str(part) for part in problem["loc"][1:]) or str(problem["loc"][0])
+    context = problem.get("ctx") or {}
+    if problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        field = str(context["discriminator"]).strip("'")
+        wrong = f"{context['tag']!r} is unknown" if "tag" in context else "is missing"
+        kinds = context.get("expected_tags")
+        return field, wrong + (f"; there are: {kinds.replace(chr(39), '')}" if kinds else "")
+    if problem["type"] != "missing":
+        return field, problem["msg"]
+    if problem["loc"] == ("body",):
+        # The whole body is missing: name the first field that it must have.
+        body = getattr(request.scope.get("route"), "body_field", None)
+        fields = getattr(getattr(body, "field_info", None), "annotation", None)
+        needed = [name for name, one in getattr(fields, "model_fields", {}).items() if one.is_required()]
+        field = needed[0] if needed else field
+    return field, "is missing"
+
+
 def add_error_handlers(app: FastAPI) -> None:
     """Answer errors with ``{"code", "message"}``: Everyrun's by their kind, and those of the framework."""
 
@@ -178,9 +211,8 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
-        problem = error.errors()[0]
-        field = ".".join(str(part) for part in problem["loc"][1:]) or str(problem["loc"][0])
-        return JSONResponse({"code": "INVALID_REQUEST", "message": f"{field}: {problem['msg']}", "field": field}, 422)
+        field, message = _field_problem(error.errors()[0], _request)
+        return JSONResponse({"code": "INVALID_REQUEST", "message": f"{field}: {message}", "field": field}, 422)
 
     @app.exception_handler(HTTPException)
     async def http_error(_request: Request, error: HTTPException) -> JSONResponse:

@@ -174,7 +174,7 @@ async def test_slow_uploads_leave_connections_for_others(pool: asyncpg.Pool, set
     async with httpx.AsyncClient(transport=transport, base_url="http://submission", headers=headers) as http:
 
         async def upload(number: int) -> httpx.Response:
-            query = {"workflow_id": "w", "batch_id": f"batch_{number}"}
+            query = {"workflow_id": "w"} | ({"batch_id": f"batch_{number}"} if path == "/v1/batches" else {})
             return await http.post(path, params=query, content=slow(number))
 
         under_way = [asyncio.create_task(upload(number)) for number in range(pool.get_max_size() + 5)]
@@ -308,7 +308,7 @@ async def test_an_unknown_workflow_is_refused_at_intake(pool: asyncpg.Pool, sett
 @pytest.mark.parametrize("coding", ["br", "deflate", "gzip, gzip", "zstd"])
 @pytest.mark.parametrize("path", ["/v1/submissions", "/v1/batches"])
 async def test_other_content_encodings_are_refused(http: httpx.AsyncClient, path: str, coding: str) -> None:
-    query = {"workflow_id": "w", "batch_id": "batch_1"}
+    query = {"workflow_id": "w"} | ({"batch_id": "batch_1"} if path == "/v1/batches" else {})
     answer = await http.post(path, content=line("a"), headers={"content-encoding": coding}, params=query)
     assert (answer.status_code, answer.json()["code"]) == (415, "UNSUPPORTED_ENCODING")
 

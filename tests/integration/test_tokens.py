@@ -71,6 +71,7 @@ async def test_token_works_for_its_scope_until_revoked_and_is_never_stored(servi
     assert secret.rpartition("_")[2] not in kept
 
     revoked = await asyncio.to_thread(token, "revoke", token_id)
+    assert "was revoked already" in (await asyncio.to_thread(token, "revoke", token_id)).stderr
     assert revoked.returncode == 0
     assert "The log does not have the revocation yet" in revoked.stderr, "no submission service runs"
 
@@ -109,7 +110,8 @@ async def test_token_revoked_after_a_backup_stays_revoked_after_restore(settings
         assert await Tokens(pool, "").caller(token) is not None
 
         async with pool.acquire() as connection:
-            assert await tokens.revoke(connection, token, "ben", "it was in a repository") == "leaked"
+            revoked = await tokens.revoke(connection, token, "ben", "it was in a repository")
+            assert revoked == tokens.Revoked("leaked", False)
             assert not await tokens.is_durable(connection, token)
             assert await Tokens(pool, "").caller(token) is None, "at once, whether Kafka is there or not"
             await announce_tokens(pool, producer)

@@ -25,7 +25,7 @@ class Tables:
 
     async def results(self, _submission_id: str) -> AsyncIterator[dict[str, Any]]:
         for number in range(self.count):
-            row = {"external_id": f"[a]{number}", "status": "PROCESSED"}
+            row = {"external_id": f"[a]{number}", "status": "PROCESSED", "file": {}, "metadata": {}}
             yield {**row, "run_id": None, "settled_at": None, "failure_reason": None}
         if self.error is not None:
             raise self.error
@@ -63,3 +63,18 @@ def test_nothing_is_said_to_be_so(monkeypatch: pytest.MonkeyPatch, format_: str)
     assert answer.exit_code == exits.NOT_FOUND
     assert answer.stdout == ""
     assert "the log had nothing of sub_1" in answer.stderr
+
+
+def test_results_of_a_moment_are_written_as_csv(monkeypatch: pytest.MonkeyPatch) -> None:
+    has(monkeypatch, 2)
+    answer = everyrun(*ASK, "--format", "csv", **STACK)
+    assert answer.exit_code == exits.OK, answer.output
+    header, *rows = answer.stdout.splitlines()
+    assert header.startswith("id,url,")
+    assert [row.split(",")[0] for row in rows] == ["[a]0", "[a]1"]
+
+
+def test_a_moment_in_the_future_is_said_to_be_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    has(monkeypatch, 1)
+    assert "is in the future" in everyrun("as-of", "2999-01-01T00:00:00Z", *ASK[2:], **STACK).stderr
+    assert "is in the future" not in everyrun(*ASK, **STACK).stderr

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import respx
 
+from everyrun.cli import exits
 from everyrun.cli.pause import lines_of
 from everyrun.submission.decisions.doubts import forced_decisions, possible_decisions, waits_for
 from everyrun.submission.decisions.pauses import pause_counts
@@ -28,7 +29,10 @@ def test_pausing_says_what_it_stops_and_what_it_does_not() -> None:
         "Sent before, and not affected: 1,200 inputs.",
     ]
     again = lines_of("workflows", "workflow_1", answer(paused=True, changed=False, workflow_paused=1))
-    assert again == ["workflow_1 was paused already: 1 waiting input will not be sent."]
+    assert again == [
+        "workflow_1 was paused already (the first reason stays, the new one is not kept): "
+        "1 waiting input will not be sent."
+    ]
 
 
 @respx.mock
@@ -108,3 +112,19 @@ def test_show_offers_what_is_possible_and_says_what_is_later() -> None:
     assert "everyrun doubt adopt c1 BATCH --reason WHY" in said
     assert "everyrun doubt discard" not in said
     assert "discard, once the window and two sweeps are over; now with --force" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [(("--all",), "--why is needed"), (("--all", "webhook/1"), "name messages, or choose"), ((), "name messages")],
+)
+def test_a_discard_without_a_terminal_needs_why_and_asks_nothing(options: tuple[str, ...], said: str) -> None:
+    done = everyrun("quarantine", "discard", *options)
+    assert done.exit_code == exits.USAGE
+    assert said in done.stderr
+
+
+def test_a_chunk_whose_call_is_in_progress_waits_for_its_end() -> None:
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    doubt = {"state": "sending", "files_lost": False, "window_ends": None, "sweeps": 0}
+    assert waits_for(doubt, now).startswith("the end of its call")

@@ -31,7 +31,9 @@ def as_of(
     ],
     what: Annotated[Literal["report", "results", "row"], typer.Argument(help="What to show.")],
     of: Annotated[str, typer.Argument(metavar="ID", help="A submission; for row an input id.")],
-    format_: Annotated[Literal["table", "jsonl"], typer.Option("--format", help="How to write results.")] = "table",
+    format_: Annotated[
+        Literal["table", "csv", "jsonl"], typer.Option("--format", help="How to write results.")
+    ] = "table",
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
     """Show a report, the results or a row as the log had them at a given time.
@@ -70,7 +72,7 @@ async def _show(found: AsOf, what: str, of: str, format_: str) -> bool:
     if what == "results":
         # Closed before its connection is, also where a table ends early.
         async with aclosing(cast("AsyncGenerator[dict[str, Any]]", found.results(of))) as rows:
-            return await (_jsonl(rows) if format_ == "jsonl" else _table(rows))
+            return await {"jsonl": _jsonl, "csv": _csv, "table": _table}[format_](rows)
     row = await (found.report(of) if what == "report" else found.row(of))
     if row is not None:
         typer.echo(json.dumps(row, ensure_ascii=False, indent=2))
@@ -82,6 +84,20 @@ async def _jsonl(rows: AsyncIterator[dict[str, Any]]) -> bool:
     async for row in rows:
         any_ = True
         typer.echo(json.dumps(row, ensure_ascii=False))
+    return any_
+
+
+async def _csv(rows: AsyncIterator[dict[str, Any]]) -> bool:
+    """Write the columns of ``everyrun results --format csv``."""
+    from everyrun.cli.results import CSV_COLUMNS, csv_row
+    from everyrun.submission.intake.columns import csv_line
+
+    any_ = False
+    async for row in rows:
+        if not any_:
+            typer.echo(csv_line(CSV_COLUMNS), nl=False)
+        any_ = True
+        typer.echo(csv_line(csv_row(row)), nl=False)
     return any_
 
 
@@ -98,5 +114,5 @@ async def _table(rows: AsyncIterator[dict[str, Any]]) -> bool:
     if count:
         print_table(table)
     if count > SHOWN:
-        err.print(f"The first {SHOWN} are shown; write all with --format jsonl")
+        err.print(f"The first {SHOWN} are shown; write all with --format csv or jsonl")
     return count > 0

@@ -90,7 +90,8 @@ def lines_of(kind: str, of: str, found: dict[str, Any]) -> list[str]:
     """Return what to say of a pause or a resumption: what it stops or starts, and what it does not. Pure."""
     inputs, waits = found["inputs"], found["inputs"]["waits_for"]
     if found["paused"]:
-        begin = "Paused" if found["changed"] else f"{of} was paused already"
+        kept = "the first reason stays, the new one is not kept"
+        begin = "Paused" if found["changed"] else f"{of} was paused already ({kept})"
         lines = [f"{begin}: {_inputs(inputs['waiting'], 'waiting')} will not be sent."]
     else:
         begin = "Resumed" if found["changed"] else f"{of} was not paused"

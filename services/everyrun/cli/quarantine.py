@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -95,6 +96,8 @@ def show(
             out.print(f"{name:<10} {escape(str(message[name]))}", soft_wrap=True)
     for name, value in message["headers"]:
         out.print(f"{'header':<10} {escape(name)}: {escape(value)}", soft_wrap=True)
+    if message["topic"] == "webhook":
+        out.print(f"{'header':<10} (those that hold secrets, and the signature, are not kept)", soft_wrap=True)
     for decision in message["decisions"]:
         text = f"{decision['decided_at']} {decision['kind']} by {decision['decided_by']}: {decision['reason']}"
         out.print(f"{'decision':<10} {escape(text)}", soft_wrap=True)
@@ -129,16 +132,27 @@ def discard(
     reason: Reason = None,
     topic: Topic = None,
     everything: Annotated[bool, typer.Option("--all", help="Every open message.")] = False,
-    why: Annotated[str, typer.Option(help="Why; kept with the decision.", prompt="Why")] = "",
+    why: Why = "",
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
     """Want nothing more done about messages. They are not deleted: list --state DISCARDED shows them.
 
     Example: everyrun quarantine discard webhook/3f2a... --why "a test of mine"
     """
+    _refuse_selection(sources, reason, topic, everything)
+    if not why:
+        if not sys.stdin.isatty():
+            fail("--why is needed: it is kept with the decision", exits.USAGE)
+        why = typer.prompt("Why", err=True)
     counted = _decide("discard", sources, reason, topic, everything, why, data_dir)
     if counted.get("unknown"):
         raise typer.Exit(exits.NOT_FOUND)
+
+
+def _refuse_selection(sources: Sequence[str] | None, reason: str | None, topic: str | None, everything: bool) -> None:
+    """End the command unless exactly one way to select messages is used."""
+    if bool(sources) + bool(reason or topic) + everything != 1:
+        fail("name messages, or choose them with --reason and --topic, or take --all", exits.USAGE)
 
 
 def _decide(
@@ -151,8 +165,7 @@ def _decide(
     data_dir: Path,
 ) -> dict[str, int]:
     """Decide about all of them, a hundred at a time; how many had each outcome."""
-    if bool(sources) + bool(reason or topic) + everything != 1:
-        fail("name messages, or choose them with --reason and --topic, or take --all", exits.USAGE)
+    _refuse_selection(sources, reason, topic, everything)
     counted: dict[str, int] = {}
     with Client(find(data_dir)) as client:
         chosen = list(sources or (row["source"] for row in pages(client, "OPEN", reason, topic)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -96,9 +97,12 @@ def moment_of(text: str, option: str) -> LogPosition:
     from everyrun.replay.errors import LogPositionError
 
     try:
-        return log_position.parse_position(text)
+        found = log_position.parse_position(text)
     except LogPositionError as error:
         raise typer.BadParameter(str(error), param_hint=option) from None
+    if isinstance(found, datetime) and found > datetime.now(UTC):
+        err.print(f"[yellow]{text} is in the future: the log is taken as it is now[/]", soft_wrap=True)
+    return found
 
 
 def _say(text: str) -> None:

@@ -171,14 +171,18 @@ def revoke(
 
     from everyrun.store import tokens
 
-    async def revoke_and_wait(connection: Any) -> tuple[str | None, bool]:
-        name = await tokens.revoke(connection, token_id, _who(), reason)
-        return name, name is not None and await _published(connection, token_id)
+    async def revoke_and_wait(connection: Any) -> tuple[tokens.Revoked | None, bool]:
+        found = await tokens.revoke(connection, token_id, _who(), reason)
+        return found, found is not None and await _published(connection, token_id)
 
-    name, published = _on_database(data_dir, revoke_and_wait)
-    if name is None:
+    found, published = _on_database(data_dir, revoke_and_wait)
+    if found is None:
         fail("there is no token of that id; see: everyrun token list", exits.NOT_FOUND)
-    err.print(f"Revoked: {escape(name)}. The services refuse it within a few seconds.")
+    if found.before:
+        kept = " (the first reason stays, the new one is not kept)" if reason else ""
+        err.print(f"{escape(found.name)} was revoked already{kept}.")
+    else:
+        err.print(f"Revoked: {escape(found.name)}. The services refuse it within a few seconds.")
     if not published:
         err.print(
             "[yellow]The log does not have the revocation yet: is the submission service running, and Kafka? Until it "

@@ -46,10 +46,10 @@ def list_unmatched(
     if not rows:
         err.print("Every run that was seen belongs to an input" if not found["by_reason"] else "None of that kind")
         return
-    table = Table("run", "batch", "status", folding("reason"), "since", "")
+    table = Table("run", "batch", "status", folding("reason"), "since", "alarming")
     for row in rows:
         since = row["first_seen"][:16].replace("T", " ")
-        alarm = "[bold red]alarming[/]" if row["alarming"] else ""
+        alarm = "[bold red]yes[/]" if row["alarming"] else ""
         texts = (row["run_id"], row["batch_id"] or "", row["status"], row["reason"], since)
         table.add_row(*map(escape, texts), alarm)
     print_table(table)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import asyncpg
 from fastapi import FastAPI, Query, Request
 from msgspec import Meta, Struct
 
-from everyrun.http import ApiError, api, caller, scope
+from everyrun.http import ApiError, InvalidFieldError, api, caller, scope
 from everyrun.openapi import answers
 from everyrun.replay.history.api import history_routes
 from everyrun.replay.history.historian import Historian
-from everyrun.replay.jobs.job_requests import JobRequest
+from everyrun.replay.jobs.job_requests import ArchiveJob, JobRequest, VerifyArchiveJob
 from everyrun.settings import Settings
 from everyrun.store.sql import beside
 
@@ -33,7 +33,7 @@ class JobSummary(Struct, frozen=True, kw_only=True):
     asked_by: Annotated[str, Meta(description="The name of the token that requested the job.")]
     records_done: int
     records_total: int
-    rate: Annotated[float, Meta(description="Records per second.")]
+    rate: Annotated[float, Meta(description="Records per second; of a job that ended, from its start to its end.")]
     seconds_left: float | None
     message: Annotated[str | None, Meta(description="Why the job failed, or what it waits for.")]
     created_at: Time
@@ -66,6 +66,8 @@ def replay_api(settings: Settings, pool: asyncpg.Pool, get_historian: Callable[[
     @answers(JobDetails)
     async def request_job(job: JobRequest, request: Request) -> dict[str, Any]:
         """Request a job. Jobs run one after another; follow this one at ``/v1/jobs/{job_id}``."""
+        if isinstance(job, ArchiveJob | VerifyArchiveJob) and not settings.archive_to:
+            raise InvalidFieldError("kind", f"{job.kind} needs EVERYRUN_ARCHIVE_TO, which is not set")
         arguments = job.model_dump(mode="json", by_alias=True, exclude={"kind"}, exclude_none=True)
         job_id = "job_" + secrets.token_hex(10)
         return _details(await pool.fetchrow(_sql["add"], job_id, job.kind, arguments, caller(request)))
@@ -110,4 +112,13 @@ def _without_nul(job_id: str) -> str:
 def _details(row: asyncpg.Record | None, job_id: str = "") -> dict[str, Any]:
     if row is None:
         raise ApiError(404, "NOT_FOUND", f"there is no job {job_id}")
-    return dict(row)
+    values = dict(row)
+    return {**values, "rate": rate_of(values)}
+
+
+def rate_of(row: Mapping[str, Any]) -> float:
+    """Return the records per second of a job: the average of one that ended, the present rate of another. Pure."""
+    if row["ended_at"] is None or row["started_at"] is None:
+        return float(row["rate"])
+    seconds = (row["ended_at"] - row["started_at"]).total_seconds()
+    return round(row["records_done"] / seconds, 1) if seconds > 0 else 0.0

@@ -41,6 +41,13 @@ class Caller(Struct, frozen=True):
     scopes: frozenset[str]
 
 
+class Revoked(Struct, frozen=True):
+    """The name of a revoked token. ``before`` is true if it was revoked already; then the first reason stays."""
+
+    name: str
+    before: bool
+
+
 class RevocationsUnknownError(Unavailable):
     """The database was restarted or replaced, and revocations were not read from the log yet: no token is valid."""
 
@@ -83,14 +90,14 @@ async def every(connection: asyncpg.Connection) -> list[asyncpg.Record]:
     return found
 
 
-async def revoke(connection: asyncpg.Connection, token_id: str, by: str, reason: str) -> str | None:
-    """Revoke a token by its id (``ert_...``) or its whole text. Return its name, or None if it does not exist.
+async def revoke(connection: asyncpg.Connection, token_id: str, by: str, reason: str) -> Revoked | None:
+    """Revoke a token by its id (``ert_...``) or its whole text. Return None if it does not exist.
 
     Services refuse the token within FRESH_FOR seconds. The submission service then publishes ``token-revoked``, which
     keeps the token revoked in a database that is restored from an older backup: see ``is_durable``.
     """
-    name: str | None = await connection.fetchval(_sql["revoke"], _id_of(token_id), by, reason)
-    return name
+    row = await connection.fetchrow(_sql["revoke"], _id_of(token_id), by, reason)
+    return None if row is None else Revoked(row["name"], row["was_revoked"])
 
 
 async def is_durable(connection: asyncpg.Connection, token_id: str) -> bool:

@@ -18,7 +18,7 @@ update everyrun_queue.tokens
 set revoked_at = coalesce(revoked_at, now()), revoked_by = coalesce(revoked_by, $2),
     revoked_reason = coalesce(revoked_reason, $3)
 where token_id = $1
-returning name
+returning name, revoked_at < now() as was_revoked
 
 -- name: is_announced
 select revoked_announced_at is not null from everyrun_queue.tokens where token_id = $1

@@ -40,6 +40,8 @@ def waits_for(doubt: Mapping[str, Any], now: datetime) -> str:
         return f"the same upload, repeated with the Idempotency-Key {key}; or a person's decision: adopt or discard"
     if doubt["state"] == "held":
         return "a person's decision: " + " or ".join(possible_decisions(doubt, now))
+    if doubt["state"] == "sending":
+        return "the end of its call; if its worker died, the chunk is in doubt after the longest time of a call"
     if doubt["state"] != "in_doubt":
         return "nothing: the chunk is not in doubt"
     ends = doubt["window_ends"]
@@ -166,7 +168,8 @@ class Doubts:
                 409,
                 "WINDOW_OPEN",
                 f"evidence may still come (the window ends {row['window_ends']:%Y-%m-%d %H:%M:%S} UTC, and "
-                f"{row['sweeps']} of {REQUIRED_SWEEPS} sweeps after it are complete); {risk}. Wait, or use force",
+                f"{row['sweeps']} of {REQUIRED_SWEEPS} sweeps after it are complete); {risk}. Wait, or decide "
+                "with --force (over HTTP: force)",
             )
 
     async def _decide(self, chunk: str, decision: DoubtDecision) -> None:
