@@ -59,7 +59,7 @@ async def test_all_events_of_an_input_show_the_same_file(world: World) -> None:
     await world.hand_in()
     await world.send()
     (chunk,) = await chunks(world)
-    row = await world.pool.fetchrow(transitions._sql["attempt"], chunk)
+    row = event_records.ChunkRow.of(await world.pool.fetchrow(transitions._sql["attempt"], chunk))
     before = event_records.redacted(await inputs_of(world.pool, row))
     await settle(world, chunk)
     for _ in range(2):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import asyncpg
 
 from everyrun.errors import EveryrunError
 from everyrun.log.reading import OffsetRange, Partition, Poll
 from everyrun.log.topics import LogIdentity
-from everyrun.store.sql import beside
+from everyrun.store.sql import Row, beside
 
 _sql = beside(__file__, "apply.sql")
 
@@ -80,7 +79,7 @@ async def lock(
     return {(row["topic"], row["partition"]): row["next_offset"] for row in rows}
 
 
-def _refuse_foreign(row: Any, identity: LogIdentity) -> None:
+def _refuse_foreign(row: Row, identity: LogIdentity) -> None:
     if row["cluster_id"] != identity.cluster_id:
         raise ForeignLogError(
             f"the tables come from the Kafka cluster {row['cluster_id']}, but this one is {identity.cluster_id}. "

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any, Protocol
 
 _NAME = re.compile(r"^-- name: ([a-z_0-9]+)[ \t]*$", re.MULTILINE)
+
+
+class Row(Protocol):
+    """A row that a statement returned; its values are found by the names of the columns."""
+
+    def __getitem__(self, column: str, /) -> Any: ...
 
 
 #: The name of each statement that was read, by its text.

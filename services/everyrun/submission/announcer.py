@@ -9,7 +9,6 @@ use it to authenticate.
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import asyncpg
 
@@ -17,7 +16,7 @@ from everyrun.failpoints import hit
 from everyrun.log.cloudevents import Record, record, timestamp
 from everyrun.log.events import SubmissionAccepted, TokenCreated, TokenRevoked
 from everyrun.log.producer import Log
-from everyrun.store.sql import beside
+from everyrun.store.sql import Row, beside
 from everyrun.submission.dispatch.dispatcher import UNAVAILABLE
 from everyrun.submission.dispatch.event_records import SOURCE
 from everyrun.submission.dispatch.transitions import read_inputs
@@ -101,7 +100,7 @@ async def announce_tokens(pool: asyncpg.Pool, log: Log) -> None:
             await pool.execute(_sql["mark_token_announced"], row["token_id"], row["revoked_at"] is not None)
 
 
-def token_records(row: Any) -> list[Record]:
+def token_records(row: Row) -> list[Record]:
     """Return the events of a token that the log does not have. The same row gives the same events. Pure."""
     token_id, found = row["token_id"], []
     if row["created_announced_at"] is None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import msgspec
 
 from everyrun.errors import Invalid
+from everyrun.log.reading import LogRecord
 
 FORMAT = 1
 MANIFESTS = "manifests"
@@ -107,7 +107,15 @@ def digest_path(number: int, sha256: str) -> str:
     return f"{DIGESTS}/{number:010d}-{sha256[:12]}.parquet"
 
 
-def digest(record: Any) -> bytes:
+class StampedRecord(LogRecord, Protocol):
+    """A record with the kind of its timestamp."""
+
+    @property
+    def timestamp_type(self) -> int:
+        """1 if the broker set the timestamp when it appended the record, 0 if the producer did."""
+
+
+def digest(record: StampedRecord) -> bytes:
     """Return the SHA-256 of a record, the same for one from Kafka and one from an archive.
 
     Hashed is [partition, offset, timestamp, timestamp type, key, headers, value] as MessagePack.

@@ -13,7 +13,7 @@ import msgspec
 
 from everyrun.atomic_file import write_bytes
 from everyrun.log.cloudevents import header
-from everyrun.log.reading import OffsetRange, Partition, RecordRange, offsets_at, read_ranges
+from everyrun.log.reading import LogRecord, OffsetRange, Partition, RecordRange, offsets_at, read_ranges
 from everyrun.replay.export.selection import EventSelection, SelectionScope, Source, select
 from everyrun.replay.export.targets import Target
 from everyrun.replay.progress import OnProgress, no_progress
@@ -145,5 +145,5 @@ def in_parts(records: Sequence[Any], at_once: int, rate: float | None) -> Iterat
         yield records[start : start + size]
 
 
-def _type(record: Any) -> str:
+def _type(record: LogRecord) -> str:
     return header(record.headers, "ce_type") or "-"

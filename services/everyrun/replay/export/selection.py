@@ -11,7 +11,7 @@ import msgspec
 
 from everyrun.extend import reserved
 from everyrun.log.cloudevents import header
-from everyrun.log.reading import OffsetRange, Partition, RecordRange, milliseconds
+from everyrun.log.reading import LogRecord, OffsetRange, Partition, RecordRange, milliseconds
 from everyrun.log.topics import declared
 from everyrun.projection.offsets import INPUTS
 from everyrun.replay.errors import SelectionError
@@ -61,7 +61,7 @@ class SelectionScope:
                 if self.submissions and head.batch_id is not None:
                     self.batches.add(head.batch_id)
 
-    def touches(self, topic: str, record: Any) -> bool:
+    def touches(self, topic: str, record: LogRecord) -> bool:
         """Return true if an event belongs to one of them."""
         if self._all:
             return True
@@ -75,7 +75,7 @@ class SelectionScope:
             return key is not None and (key.chunk, key.attempt) in self.attempts
         return (head.chunk, head.attempt) in self.attempts
 
-    def _observes(self, record: Any) -> bool:
+    def _observes(self, record: LogRecord) -> bool:
         """Return true if the run belongs to one of the batches or, if it names none, to one of the attempts."""
         try:
             run = _observed(record.value or b"").run
@@ -110,7 +110,7 @@ class _Head(msgspec.Struct):
 _decode = msgspec.json.Decoder(_Head).decode
 
 
-def _head(record: Any) -> _Head:
+def _head(record: LogRecord) -> _Head:
     try:
         return _decode(record.value or b"")
     except (msgspec.DecodeError, UnicodeDecodeError):

@@ -16,6 +16,7 @@ import msgspec
 
 from everyrun.log.cloudevents import Record
 from everyrun.log.producer import Producer
+from everyrun.log.reading import LogRecord
 from everyrun.replay.errors import TargetError
 
 #: The CloudEvents extension that only replayed events have. Its value is the position, topic/partition/offset.
@@ -40,29 +41,30 @@ class Target(Protocol):
         """Complete the target after the last event."""
 
 
-def position_of(topic: str, record: Any) -> str:
+def position_of(topic: str, record: LogRecord) -> str:
     """Return a record's position as the mark has it: topic/partition/offset; ``topic`` is the short name."""
     return f"{topic}/{record.partition}/{record.offset}"
 
 
-def marked(topic: str, record: Any) -> list[tuple[str, bytes]]:
+def marked(topic: str, record: LogRecord) -> list[tuple[str, bytes]]:
     """Return the record's headers with the mark. The mark of an earlier replay is replaced."""
     kept = [(name, value) for name, value in record.headers if name != f"ce_{MARK}"]
     return [*kept, (f"ce_{MARK}", position_of(topic, record).encode())]
 
 
-def structured(topic: str, record: Any) -> bytes:
+def structured(topic: str, record: LogRecord) -> bytes:
     """Encode an event as CloudEvents JSON, with the mark and the record's key (``partitionkey``)."""
     headers = {name: (value or b"").decode("utf-8", "replace") for name, value in record.headers}
     event: dict[str, Any] = {name: headers[f"ce_{name}"] for name in _ATTRIBUTES if headers.get(f"ce_{name}")}
     event["datacontenttype"] = headers.get("content-type", "application/json")
     event[MARK] = position_of(topic, record)
     event["partitionkey"] = (record.key or b"").decode("utf-8", "replace")
+    value = record.value or b""
     try:
-        msgspec.json.decode(record.value or b"")
-        event["data"] = msgspec.Raw(record.value)
+        msgspec.json.decode(value)
+        event["data"] = msgspec.Raw(value)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        event["data_base64"] = base64.b64encode(record.value or b"").decode()
+        event["data_base64"] = base64.b64encode(value).decode()
     return _encode(event)
 
 
@@ -178,7 +180,7 @@ class ToUrl:
         for record in records:
             await self._post(topic, record)
 
-    async def _post(self, topic: str, record: Any) -> None:
+    async def _post(self, topic: str, record: LogRecord) -> None:
         body = structured(topic, record)
         # The same for every retry and every run, so that the receiver can drop repeats. It may not contain a full stop.
         identifier = f"replay_{topic}_{record.partition}_{record.offset}"

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from everyrun.log import events
 from everyrun.log.cloudevents import LoggedEvent
+from everyrun.log.reading import LogRecord
 from everyrun.projection.decode import InvalidRecordError, event_of, run_of
 from everyrun.projection.rules.attempts import batches_of, rows_of
 from everyrun.projection.rules.match import INPUT_UNKNOWN, Batch, Unmatched, fingerprint, in_order, match
@@ -84,7 +85,7 @@ class InputProjection:
         """The id of the current run."""
         return self._current
 
-    def apply(self, topic: str, record: Any) -> Change:
+    def apply(self, topic: str, record: LogRecord) -> Change:
         """Apply the next event, and say what it changed."""
         before = self.status
         try:
@@ -94,7 +95,7 @@ class InputProjection:
         after = self.status
         return Change(what if before == after else f"{what}; {before} becomes {after}", after)
 
-    def _apply_event(self, topic: str, record: Any) -> str:
+    def _apply_event(self, topic: str, record: LogRecord) -> str:
         logged = event_of(topic, record)
         event: Any = logged.event
         if isinstance(event, events.SubmissionAccepted):

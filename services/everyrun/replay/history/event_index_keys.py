@@ -13,6 +13,7 @@ import msgspec
 
 from everyrun.extend import reserved
 from everyrun.log.cloudevents import header
+from everyrun.log.reading import LogRecord
 from everyrun.projection.offsets import INPUTS
 
 _OFFSET_BITS, _PARTITION_BITS = 46, 14
@@ -83,7 +84,7 @@ def number_of(identifier: str) -> int:
     return int.from_bytes(digest, "big", signed=True)
 
 
-def subjects_of(topic: str, record: Any) -> EventSubjects:
+def subjects_of(topic: str, record: LogRecord) -> EventSubjects:
     """Return the ids that an event mentions; none if it cannot be decoded.
 
     The index leaves out ids that other ids lead to:
@@ -106,7 +107,7 @@ def subjects_of(topic: str, record: Any) -> EventSubjects:
     return EventSubjects({identifier for identifier in ids if identifier}, None)
 
 
-def _of_run(record: Any) -> EventSubjects:
+def _of_run(record: LogRecord) -> EventSubjects:
     value = record.value or b""
     run_id, batch = header(record.headers, "ce_subject"), (record.key or b"").decode("utf-8", "replace")
     if run_id and _KEY not in value:

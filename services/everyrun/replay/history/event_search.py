@@ -8,7 +8,7 @@ import msgspec
 
 from everyrun.errors import Unavailable
 from everyrun.log.cloudevents import header
-from everyrun.log.reading import RecordReader, read_ranges
+from everyrun.log.reading import LogRecord, RecordReader, read_ranges
 from everyrun.replay.history.changes import InputProjection
 from everyrun.replay.history.event_index import EventIndex
 from everyrun.replay.history.event_index_keys import EventLocation, EventSubjects, subjects_of
@@ -42,7 +42,7 @@ class IndexBehindError(Unavailable):
 class FoundEvent(NamedTuple):
     """An event of the log, and the ids that it mentions."""
 
-    record: Any
+    record: LogRecord
     subjects: EventSubjects
 
     @property

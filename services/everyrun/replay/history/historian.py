@@ -14,7 +14,7 @@ import msgspec
 from everyrun.errors import NotFound
 from everyrun.log import topics as log_topics
 from everyrun.log.cloudevents import header, timestamp
-from everyrun.log.reading import RecordReader
+from everyrun.log.reading import LogRecord, RecordReader
 from everyrun.projection.offsets import INPUTS
 from everyrun.replay.audit.row_diff import Difference
 from everyrun.replay.export.targets import MARK
@@ -188,7 +188,7 @@ def _plain(column: str, value: Any) -> Any:
     return timestamp(value) if isinstance(value, datetime) else value
 
 
-def _history_event(location: EventLocation, record: Any, change: Change) -> HistoryEvent:
+def _history_event(location: EventLocation, record: LogRecord, change: Change) -> HistoryEvent:
     return HistoryEvent(
         appended_at=timestamp(record.timestamp / 1000),
         time=header(record.headers, "ce_time"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -12,7 +11,7 @@ import msgspec
 from everyrun.errors import EveryrunError
 from everyrun.extend import reserved
 from everyrun.extend.client import Extend, ExtendError
-from everyrun.store.sql import beside
+from everyrun.store.sql import Row, beside
 from everyrun.submission.dispatch.protocol import Adopted, Discarded, DoubtDecision, NotPossibleError, Resent
 from everyrun.submission.dispatch.resolver import REQUIRED_SWEEPS, mark_adopted
 from everyrun.submission.dispatch.transitions import Transitions
@@ -33,7 +32,7 @@ class DecisionError(EveryrunError):
         self.code = code
 
 
-def waits_for(doubt: Mapping[str, Any], now: datetime) -> str:
+def waits_for(doubt: Row, now: datetime) -> str:
     """Return what a chunk in doubt or held waits for, in words. Pure."""
     if doubt["state"] == "held" and doubt["files_lost"]:
         key = doubt["idempotency_key"]
@@ -52,19 +51,19 @@ def waits_for(doubt: Mapping[str, Any], now: datetime) -> str:
     return "the tables to apply all of the log"
 
 
-def window_is_over(doubt: Mapping[str, Any], now: datetime) -> bool:
+def window_is_over(doubt: Row, now: datetime) -> bool:
     """Return if the window passed, and enough sweeps after it are complete. Pure."""
     return bool(now >= doubt["window_ends"] and doubt["sweeps"] >= REQUIRED_SWEEPS)
 
 
-def possible_decisions(doubt: Mapping[str, Any], now: datetime) -> list[str]:
+def possible_decisions(doubt: Row, now: datetime) -> list[str]:
     """Return the decisions that are possible now. Pure."""
     if not window_is_over(doubt, now):
         return ["adopt"]
     return ["adopt", "discard"] if doubt["files_lost"] else ["adopt", "resend", "discard"]
 
 
-def forced_decisions(doubt: Mapping[str, Any], now: datetime) -> list[str]:
+def forced_decisions(doubt: Row, now: datetime) -> list[str]:
     """Return the decisions that need ``force`` now, because evidence could still contradict them. Pure."""
     if window_is_over(doubt, now):
         return []
@@ -152,7 +151,7 @@ class Doubts:
         await self._require_decidable(chunk, force, "Extend may be processing it already")
         await self._decide(chunk, Discarded(by, why))
 
-    async def _row(self, chunk: str) -> Any:
+    async def _row(self, chunk: str) -> Row:
         row = await self._pool.fetchrow(_sql["doubts"], chunk, None, None, None, 1)
         if row is None:
             raise DecisionError(404, "NOT_FOUND", f"there is no chunk {chunk}")
@@ -194,7 +193,7 @@ class Doubts:
         return str(run_id), reserved.read(run.get("metadata"))
 
 
-def _shown(row: Any) -> dict[str, Any]:
+def _shown(row: Row) -> dict[str, Any]:
     decidable = row["state"] in ("in_doubt", "held")
     names = (
         "chunk",

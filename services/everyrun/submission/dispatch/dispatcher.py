@@ -7,7 +7,6 @@ import os
 import socket
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import asyncpg
 import httpx
@@ -35,6 +34,7 @@ from everyrun.submission.dispatch.classify import (
     classify_response,
     is_from_extend,
 )
+from everyrun.submission.dispatch.event_records import ChunkRow
 from everyrun.submission.dispatch.protocol import Answered, Expired, NotPossibleError, Unannounced
 from everyrun.submission.dispatch.transitions import Transitions, UnknownChunkError, inputs_of
 from everyrun.submission.recovery.queue_recovery import CALL_MARGIN, QueueRecovery
@@ -112,22 +112,24 @@ class Dispatcher:
             return False
         chunk, ends_by = claimed
         hit("dispatcher.after_claim")
-        row: Any = await self._pool.fetchrow(_sql["attempt"], chunk)
+        found = await self._pool.fetchrow(_sql["attempt"], chunk)
+        assert found is not None, "the claim has just updated the chunk"
+        row = ChunkRow.of(found)
         inputs = await inputs_of(self._pool, row)
         try:
             await self._log.append([event_records.batch_requested(row, inputs, self._installation, begin_by, now)])
         except UNAVAILABLE:
-            await self._apply(row, inputs, Answered(row["attempt"], Unannounced()), incarnation)
+            await self._apply(row, inputs, Answered(row.attempt, Unannounced()), incarnation)
             raise
         hit("dispatcher.after_intent")
-        claim = (chunk, row["attempt"], self._owner, ends_by, incarnation)
+        claim = (chunk, row.attempt, self._owner, ends_by, incarnation)
         still_claimed = await self._pool.fetchrow(_sql["still_claimed"], *claim)
         # No call if the claim was revoked, an earlier attempt is known to be accepted, or the deadline has passed.
         may_call = still_claimed is not None and still_claimed["batch_id"] is None
         body = self._body(row, inputs) if may_call else b""
         may_call = may_call and self._clock() <= begin_by
-        outcome = await self._call(body, inputs, row["workflow_version"]) if may_call else Expired()
-        await self._apply(row, inputs, Answered(row["attempt"], outcome), incarnation)
+        outcome = await self._call(body, inputs, row.workflow_version) if may_call else Expired()
+        await self._apply(row, inputs, Answered(row.attempt, outcome), incarnation)
         return True
 
     async def _call(self, body: bytes, inputs: list[events.Input], version: str | None) -> Verdict:
@@ -144,7 +146,7 @@ class Dispatcher:
             await self._extend.pause(RUN, pause)
         return verdict
 
-    async def _apply(self, row: Any, inputs: list[events.Input], answered: Answered, incarnation: str) -> None:
+    async def _apply(self, row: ChunkRow, inputs: list[events.Input], answered: Answered, incarnation: str) -> None:
         """Apply an answer. Waits while Kafka or Postgres is unavailable, because only this worker knows the answer."""
         wait = 0.0
         if isinstance(answered.outcome, Returned):
@@ -159,33 +161,33 @@ class Dispatcher:
                     published = True
                 claimed_in = None if published else incarnation
                 await self._transitions.apply(
-                    row["chunk"], answered, published=published, wait=wait, incarnation=claimed_in
+                    row.chunk, answered, published=published, wait=wait, incarnation=claimed_in
                 )
                 return
             except (NotPossibleError, UnknownChunkError) as error:
-                _log.info("an answer changes nothing", chunk=row["chunk"], why=str(error))
+                _log.info("an answer changes nothing", chunk=row.chunk, why=str(error))
                 return
             except UNAVAILABLE as error:
                 self._recovery.invalidate()
-                _log.warning("waiting to apply an answer", chunk=row["chunk"], error=f"{type(error).__name__}: {error}")
+                _log.warning("waiting to apply an answer", chunk=row.chunk, error=f"{type(error).__name__}: {error}")
                 await asyncio.sleep(0.5)
 
-    def _body(self, row: Any, inputs: list[events.Input]) -> bytes:
+    def _body(self, row: ChunkRow, inputs: list[events.Input]) -> bytes:
         """Return the body of the batch call (SDK 1.20.0, workflow_runs/client.py create_batch)."""
-        workflow = {"id": row["workflow_id"]}
-        if row["workflow_version"] is not None:
-            workflow["version"] = row["workflow_version"]
+        workflow = {"id": row.workflow_id}
+        if row.workflow_version is not None:
+            workflow["version"] = row.workflow_version
         batch = [
             {
                 "file": given.file,
                 "metadata": reserved.mark(
                     given.metadata,
-                    reserved.Reserved(self._installation, given.input_id, row["chunk"], row["attempt"], given.position),
+                    reserved.Reserved(self._installation, given.input_id, row.chunk, row.attempt, given.position),
                 ),
             }
             for given in inputs
         ]
-        return _encode({"workflow": workflow, "inputs": batch, "priority": row["priority"]})
+        return _encode({"workflow": workflow, "inputs": batch, "priority": row.priority})
 
 
 async def _wait_any(*waits: asyncio.Event, seconds: float) -> None:

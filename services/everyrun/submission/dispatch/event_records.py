@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from everyrun.log import events
 from everyrun.log.cloudevents import Record, record, timestamp
 from everyrun.log.keys import lineage
+from everyrun.store.sql import Row
 from everyrun.submission.chunks import part_id
 from everyrun.submission.dispatch.classify import Accepted, Refused
 from everyrun.submission.dispatch.protocol import (
@@ -33,29 +34,47 @@ SOURCE = "/everyrun/submission"
 WITH_INPUTS = frozenset({"batch-submitted", "batch-rejected", "batch-cut", "doubt-adopted", "doubt-discarded"})
 
 
+class ChunkRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A chunk with its newest attempt and its submission's workflow, from the statements attempt and lock_chunk."""
+
+    chunk: str
+    submission_id: str
+    attempt: int
+    workflow_id: str
+    workflow_version: str | None
+    priority: int | None
+    first_position: int
+    last_position: int
+
+    @classmethod
+    def of(cls, row: Row) -> ChunkRow:
+        """Return the typed row of a row of one of the statements."""
+        return cls(**{name: row[name] for name in cls.__struct_fields__})
+
+
 def batch_requested(
-    row: Mapping[str, Any], inputs: Sequence[events.Input], installation: str, deadline: datetime, now: datetime
+    row: ChunkRow, inputs: Sequence[events.Input], installation: str, deadline: datetime, now: datetime
 ) -> Record:
-    """Return batch-requested for a claimed chunk; ``row`` is a row of the statement ``attempt``."""
+    """Return batch-requested for a claimed chunk."""
     event = events.BatchRequested(
-        **_head(row, row["attempt"]),
+        **_head(row, row.attempt),
         **_workflow(row),
         installation=installation,
         deadline=timestamp(deadline),
         inputs=redacted(inputs),
     )
-    return _record(row, "batch-requested", row["attempt"], event, timestamp(now))
+    return _record(row, "batch-requested", row.attempt, event, timestamp(now))
 
 
 def step_records(
-    row: Mapping[str, Any], done: Step, trigger: Trigger, inputs: Sequence[events.Input], now: datetime
+    row: ChunkRow, done: Step, trigger: Trigger, inputs: Sequence[events.Input], now: datetime
 ) -> list[Record]:
     """Return the records of a step; ``inputs`` are required if one of its events is in WITH_INPUTS."""
     return [_step_record(row, event, done, trigger, inputs, timestamp(now)) for event in done.events]
 
 
 def _step_record(
-    row: Mapping[str, Any], step_event: StepEvent, done: Step, trigger: Any, inputs: Sequence[events.Input], now: str
+    row: ChunkRow, step_event: StepEvent, done: Step, trigger: Any, inputs: Sequence[events.Input], now: str
 ) -> Record:
     head = _head(row, step_event.attempt)
     whole: dict[str, Any] = {**_workflow(row), "inputs": redacted(inputs)}
@@ -95,11 +114,11 @@ def _step_record(
     return _record(row, step_event.kind, step_event.attempt, event, now, *detail)
 
 
-def parts_of(row: Mapping[str, Any], done: Step) -> list[events.Part]:
+def parts_of(row: ChunkRow, done: Step) -> list[events.Part]:
     """Return the parts of a chunk that a step cut; ``row`` is the chunk's."""
-    start = row["first_position"]
+    start = row.first_position
     return [
-        events.Part(part_id(row["chunk"], number), start + first, start + last)
+        events.Part(part_id(row.chunk, number), start + first, start + last)
         for number, (first, last) in enumerate(done.parts, 1)
     ]
 
@@ -119,13 +138,13 @@ def _proof(trigger: Any) -> tuple[str, str]:
     return trigger.outcome.batch_id, "answer"
 
 
-def _record(row: Mapping[str, Any], kind: str, attempt: int, event: msgspec.Struct, now: str, *detail: str) -> Record:
-    identifier = f"{row['chunk']}/{attempt}/{kind}"
+def _record(row: ChunkRow, kind: str, attempt: int, event: msgspec.Struct, now: str, *detail: str) -> Record:
+    identifier = f"{row.chunk}/{attempt}/{kind}"
     if kind == "batch-submitted":
         identifier += f"/{detail[0]}"
     elif detail:
         identifier += f"/{digest(*detail)}"
-    key, subject = lineage(row["chunk"]), row["chunk"]
+    key, subject = lineage(row.chunk), row.chunk
     return record("batches", event, key=key, id=identifier, source=SOURCE, time=now, subject=subject)
 
 
@@ -134,12 +153,12 @@ def digest(*texts: str) -> str:
     return hashlib.blake2b(msgspec.json.encode(texts), digest_size=8).hexdigest()
 
 
-def _head(row: Mapping[str, Any], attempt: int) -> dict[str, Any]:
-    return {"submission_id": row["submission_id"], "chunk": row["chunk"], "attempt": attempt}
+def _head(row: ChunkRow, attempt: int) -> dict[str, Any]:
+    return {"submission_id": row.submission_id, "chunk": row.chunk, "attempt": attempt}
 
 
-def _workflow(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: row[name] for name in ("workflow_id", "workflow_version", "priority")}
+def _workflow(row: ChunkRow) -> dict[str, Any]:
+    return {"workflow_id": row.workflow_id, "workflow_version": row.workflow_version, "priority": row.priority}
 
 
 def redacted(inputs: Sequence[events.Input]) -> list[events.Input]:

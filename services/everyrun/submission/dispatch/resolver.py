@@ -142,7 +142,7 @@ class Resolver:
         """Apply the evidence of unmatched runs whose reserved key names an attempt of this installation."""
         unmatched, self._unmatched = self._unmatched, {}
         for found in await self._pool.fetch(_sql["evidence"], self._installation):
-            row: Any = await self._pool.fetchrow(_sql["attempt"], found["chunk"])
+            row = await self._pool.fetchrow(_sql["attempt"], found["chunk"])
             if row is None or (row["batch_id"] == found["batch_id"] and chunk_state(row).state == "submitted"):
                 continue
             if row["state"] == "sending" and row["attempt"] == found["attempt"] and not row["overdue"]:

@@ -18,10 +18,11 @@ from everyrun.failpoints import hit
 from everyrun.log import events
 from everyrun.log.producer import Log
 from everyrun.settings import Settings
-from everyrun.store.sql import beside
+from everyrun.store.sql import Row, beside
 from everyrun.submission.decisions import pauses
 from everyrun.submission.dispatch import event_records
 from everyrun.submission.dispatch.classify import Accepted
+from everyrun.submission.dispatch.event_records import ChunkRow
 from everyrun.submission.dispatch.protocol import (
     Answered,
     ChunkState,
@@ -41,7 +42,7 @@ class UnknownChunkError(NotFound):
     """The queue has no such chunk."""
 
 
-def chunk_state(row: Any) -> ChunkState:
+def chunk_state(row: Row) -> ChunkState:
     """Return the state of a chunk from its row."""
     sending = row["state"] == "sending"
     return ChunkState(
@@ -71,9 +72,9 @@ async def read_inputs(connection: Any, submission_id: str, first: int, last: int
     ]
 
 
-async def inputs_of(connection: Any, row: Any) -> list[events.Input]:
-    """Return the inputs of a chunk, as ``read_inputs`` does; ``row`` is the chunk's."""
-    return await read_inputs(connection, row["submission_id"], row["first_position"], row["last_position"])
+async def inputs_of(connection: Any, row: ChunkRow) -> list[events.Input]:
+    """Return the inputs of a chunk, as ``read_inputs`` does."""
+    return await read_inputs(connection, row.submission_id, row.first_position, row.last_position)
 
 
 async def insert_parts(connection: Any, cuts: Iterable[tuple[str, Iterable[events.Part]]]) -> list[str]:
@@ -120,12 +121,12 @@ class Transitions:
         asyncpg's errors; then the events may have been published, but nothing was stored, so a retry is safe.
         """
         async with self._pool.acquire() as connection, connection.transaction():
-            row: Any = await connection.fetchrow(_sql["lock_chunk"], chunk)
-            if row is None:
+            locked = await connection.fetchrow(_sql["lock_chunk"], chunk)
+            if locked is None:
                 raise UnknownChunkError(f"there is no chunk {chunk}")
-            if incarnation is not None and row["incarnation"] != incarnation:
+            if incarnation is not None and locked["incarnation"] != incarnation:
                 raise NotPossibleError("the database changed since the claim")
-            before = chunk_state(row)
+            row, before = ChunkRow.of(locked), chunk_state(locked)
             done = step(before, trigger)
             if done.events and not published:
                 with_inputs = any(event.kind in event_records.WITH_INPUTS for event in done.events)
@@ -134,9 +135,9 @@ class Transitions:
             if done.after != before:
                 await self._store(connection, chunk, done.after, wait)
             if done.parts:
-                await insert_parts(connection, [(row["submission_id"], event_records.parts_of(row, done))])
+                await insert_parts(connection, [(row.submission_id, event_records.parts_of(row, done))])
             if done.pause is not None:
-                target = pauses.PauseTarget(done.pause, row[f"{done.pause}_id"])
+                target = pauses.PauseTarget(done.pause, locked[f"{done.pause}_id"])
                 await pauses.pause_blocked(connection, self._log, target, done.after.reason or "")
         after = done.after
         if after.state not in ("submitted", "waiting") or after.reason:
@@ -147,13 +148,13 @@ class Transitions:
             hit("adopt.after_row")
         return done
 
-    async def publish_accepted(self, row: Any, inputs: list[events.Input], answered: Answered) -> None:
+    async def publish_accepted(self, row: ChunkRow, inputs: list[events.Input], answered: Answered) -> None:
         """Publish that Extend accepted the batch, which is true whatever happened to the queue since the claim."""
         assert isinstance(answered.outcome, Accepted)
-        sending = ChunkState("sending", row["attempt"])
+        sending = ChunkState("sending", row.attempt)
         await self._publish(row, step(sending, answered), answered, inputs)
 
-    async def _publish(self, row: Any, done: Step, trigger: Trigger, inputs: list[events.Input]) -> None:
+    async def _publish(self, row: ChunkRow, done: Step, trigger: Trigger, inputs: list[events.Input]) -> None:
         if isinstance(trigger, Answered):
             hit("dispatcher.before_produce")
         elif isinstance(trigger, EvidenceFound):
