@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from everyrun.log import topics as log_topics
 from everyrun.log.reading import bounds, read_ranges
-from everyrun.replay.archive.manifest import SHORT, Manifest, digest
+from everyrun.replay.archive.manifest import SHORT, Manifest, StampedRecord, digest
 from everyrun.replay.errors import ArchiveError
 from everyrun.settings import Settings
 
@@ -53,5 +55,5 @@ class LiveLog:
             ranges[position] = (covered.first, min(covered.end, self._bounds.end.get(position, 0)))
         found: list[RecordDigest] = []
         async for record_range in read_ranges(self._settings, ranges):
-            found += [((r.partition, r.offset), digest(r)[:SHORT]) for r in record_range.records]
+            found += [((r.partition, r.offset), digest(cast(StampedRecord, r))[:SHORT]) for r in record_range.records]
         return found
