@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from everyrun.redact import redact
+from everyrun.redact import readable, redact
 
 
 class Health:
@@ -39,7 +39,7 @@ class Health:
     def not_ready(self, part: str, why: str) -> None:
         """Report that the part does not work, for now."""
         # The endpoint needs no token, so the text must not hold a secret.
-        self._waiting[part] = redact(why)
+        self._waiting[part] = redact(readable(why))
 
     def fail(self, why: str) -> None:
         """Report that this process cannot continue and should be restarted."""

@@ -68,4 +68,14 @@ def describe(error: BaseException) -> str:
 
     The text of a library's error may hold its input: a header, an address, a row.
     """
-    return redact(f"{type(error).__name__}: {error}".removesuffix(": "))
+    return redact(readable(f"{type(error).__name__}: {error}".removesuffix(": ")))
+
+
+#: The addresses that aiokafka could not reach: ``[('127.0.0.1', 9092, <AddressFamily.AF_INET: 2>)]``.
+_ADDRESS = re.compile(r"\(['\"]([^'\"]+)['\"], (\d+)(?:, <[^>]*>)?\)")
+_DOUBLED = re.compile(r"\b(\w+): (?=\1\b: )")
+
+
+def readable(text: str) -> str:
+    """Return an error's text with each type named once, and addresses as ``host:port``."""
+    return _DOUBLED.sub("", _ADDRESS.sub(r"\1:\2", text))

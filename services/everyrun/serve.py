@@ -155,13 +155,24 @@ async def http_server(
         await serving
 
 
-def stop_on_signals() -> asyncio.Event:
+class StopEvent(asyncio.Event):
+    """An event that a signal sets. ``signal`` is the name of the first one, for example SIGTERM."""
+
+    signal = ""
+
+    def set_by(self, number: int) -> None:
+        """Set the event, because the process got this signal."""
+        self.signal = self.signal or signal.Signals(number).name
+        self.set()
+
+
+def stop_on_signals() -> StopEvent:
     """Return an event that SIGTERM and SIGINT set, even if SIGINT was inherited as ignored (a background job)."""
-    stop = asyncio.Event()
+    stop = StopEvent()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, stop.set_by, number)
     return stop
 
 

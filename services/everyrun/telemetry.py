@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import structlog
@@ -20,6 +21,36 @@ def _hide(_logger: Any, _method: str, event: structlog.typing.EventDict) -> stru
         if key.lower() in HIDDEN:
             event[key] = "[hidden]"
     return event
+
+
+class OnceInAWhile(logging.Filter):
+    """Lets each kind of line of some libraries pass once in ``seconds``, and counts the others.
+
+    A client of Kafka writes several lines a second at level error while no broker answers.
+    """
+
+    def __init__(
+        self, libraries: tuple[str, ...], seconds: float = 30.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        super().__init__()
+        self._libraries = libraries
+        self._seconds = seconds
+        self._clock = clock
+        self._seen: dict[tuple[str, int, str], tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return if the line may pass; it then says how many like it were left out."""
+        if record.name.partition(".")[0] not in self._libraries:
+            return True
+        kind, now = (record.name, record.levelno, str(record.msg)), self._clock()
+        last, left_out = self._seen.get(kind, (-self._seconds, 0))
+        if now - last < self._seconds:
+            self._seen[kind] = (last, left_out + 1)
+            return False
+        self._seen[kind] = (now, 0)
+        if left_out:
+            record.msg = f"{record.msg} ({left_out} more such lines were left out)"
+        return True
 
 
 def configure(service: str, level: str = "info", secrets: Iterable[str] = ()) -> None:
@@ -56,6 +87,7 @@ def configure(service: str, level: str = "info", secrets: Iterable[str] = ()) ->
             ],
         )
     )
+    handler.addFilter(OnceInAWhile(("aiokafka", "faust", "mode")))
     # Otherwise logging would print a line that it cannot write as it was given, with its secrets.
     logging.raiseExceptions = False
     root = logging.getLogger()

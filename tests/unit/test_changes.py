@@ -49,3 +49,10 @@ def test_an_event_that_cannot_be_decoded_changes_nothing() -> None:
     projection, (change,) = applied(bad)
     assert change.startswith("no change: the event cannot be decoded")
     assert projection.status == "WAITING"
+
+
+def test_a_run_without_a_batch_says_why_it_matches_nothing() -> None:
+    (alone,) = run_changes([("runs", in_log(run_event("run_a", None, "PROCESSED", 1, key=None, end=1)))])
+    assert "it names no batch (it was started alone), so it matches no input" in alone.what
+    (of_batch,) = run_changes([("runs", in_log(run_event("run_a", "batch_1", "PROCESSED", 1, key=None, end=1)))])
+    assert "no batch" not in of_batch.what

@@ -231,6 +231,12 @@ def test_service_is_judged_by_readyz() -> None:
     assert says(judge_service("query", "http://q", Answer(0)), "failed", "does not answer", "EVERYRUN_QUERY_URL")
     serving = Answer(200, body={"status": "ready", "waiting": {"kafka": "no answer within 6 s"}})
     assert says(judge_service("submission", "http://s", serving), "warning", "waits for kafka: no answer", "log")
+    dead = Answer(503, body={"waiting": {"kafka": "KafkaConnectionError: no", "topics": "no answer"}})
+    assert says(judge_service("bridge", "http://b", dead, ["Kafka"]), "failed", "waits for Kafka", "First fix: Kafka.")
+    assert "KafkaConnectionError" not in judge_service("bridge", "http://b", dead, ["Kafka"]).found
+    assert says(judge_service("bridge", "http://b", dead), "failed", "KafkaConnectionError", "log")
+    both = Answer(503, body={"waiting": {"kafka": "no", "jobs": "broken"}})
+    assert says(judge_service("replay", "http://r", both, ["Kafka"]), "failed", "jobs: broken", "log")
     assert says(judge_service("processor", "", Answer(0)), "warning", "not checked", "EVERYRUN_PROCESSOR_URLS")
 
 

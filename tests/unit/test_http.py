@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -9,10 +12,14 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
+from everyrun.cli.signals import StoppedError, until_stopped
 from everyrun.query.api import query_api
 from everyrun.replay.api import rate_of, replay_api
 from everyrun.settings import Settings
+from everyrun.submission.api.request_body import bad_rows_error
 from everyrun.submission.api.submissions import submission_api
+from everyrun.submission.intake.accept import BadRowsError
+from everyrun.submission.intake.rows import BadRow
 
 TOKEN = "a-token-of-some-length"
 SETTINGS = Settings(api_token=SecretStr(TOKEN))
@@ -78,3 +85,27 @@ def test_the_rate_of_a_job_that_ended_is_its_average() -> None:
     row = {"started_at": started, "ended_at": None, "records_done": 500, "rate": 3.0}
     assert rate_of(row) == 3.0
     assert rate_of({**row, "ended_at": started + timedelta(seconds=10)}) == 50.0
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(1, "1 bad row, so nothing was accepted"), (3, "3 bad rows, so nothing was accepted; the first 1 are listed")],
+)
+def test_bad_rows_are_counted_in_plain_english(count: int, text: str) -> None:
+    assert str(bad_rows_error(BadRowsError(count, [BadRow(1, "a", "file", "is missing")]))) == text
+
+
+async def test_a_signal_is_named_when_it_stops_a_command() -> None:
+    said = []
+
+    async def work() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError as stopped:
+            said.extend(stopped.args)
+            raise
+
+    with pytest.raises(StoppedError):
+        await until_stopped(work())
+    assert said == ["SIGTERM"]

@@ -15,7 +15,7 @@ from pydantic import SecretStr
 from everyrun import telemetry
 from everyrun.extend.client import read_error
 from everyrun.health import Health
-from everyrun.redact import redact
+from everyrun.redact import describe, redact
 from everyrun.settings import Settings
 
 DSN = "postgresql://everyrun:pl%40nted-1@db:5432/everyrun?sslmode=require"
@@ -106,3 +106,13 @@ def test_health_shows_no_secret() -> None:
     health = Health("database")
     health.not_ready("database", f"cannot connect to {DSN}")
     assert b"nted-1" not in health.answer("/readyz")[1]
+
+
+def test_an_error_of_kafkas_client_is_readable() -> None:
+    """The doctor showed the type twice, and a raw tuple."""
+
+    class KafkaConnectionError(Exception):
+        pass
+
+    text = "KafkaConnectionError: Unable to bootstrap from [('127.0.0.1', 9092, <AddressFamily.AF_INET: 2>)]"
+    assert describe(KafkaConnectionError(text)) == ("KafkaConnectionError: Unable to bootstrap from [127.0.0.1:9092]")

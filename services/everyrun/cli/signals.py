@@ -27,7 +27,7 @@ async def until_stopped(work: Coroutine[Any, Any, T]) -> T:
     stopping.cancel()
     if working.done():
         return working.result()
-    working.cancel()
+    working.cancel(stop.signal)
     try:
         return await working
     except asyncio.CancelledError:

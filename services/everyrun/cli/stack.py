@@ -85,8 +85,10 @@ def up(
             _show_addresses(stack.endpoints, data_dir)
             try:
                 await asyncio.Event().wait()
-            finally:
-                err.print("Stopping")
+            except asyncio.CancelledError as stopped:
+                # until_stopped cancels with the name of the signal.
+                err.print(f"Stopping ({stopped.args[0]})" if stopped.args else "Stopping")
+                raise
 
     try:
         with contextlib.suppress(StoppedError):

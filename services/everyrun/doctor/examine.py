@@ -104,7 +104,9 @@ def judge(settings: Settings, facts: Facts, polling_only: bool) -> list[Finding]
         lines += _webhooks(settings, facts)
     lines += _stores(facts)
     lines += _clocks(settings, facts)
-    lines += [findings.judge_service(one.name, one.url, one.ready) for one in facts.services]
+    stores = {judge_stores.KAFKA: facts.kafka, judge_stores.POSTGRES: facts.postgres}
+    broken = [name for name, store in stores.items() if store is not None and store.problem is not None]
+    lines += [findings.judge_service(one.name, one.url, one.ready, broken) for one in facts.services]
     if facts.following is not None:
         lines.append(judge_progress.judge_following(facts.following))
     if facts.postgres is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal
 
 from msgspec import Struct
@@ -73,12 +74,26 @@ URLS = {
 }
 
 
-def judge_service(name: str, url: str, ready: Answer) -> Finding:
-    """Judge if a service can serve its callers. ``url`` is empty if its setting is missing."""
+#: Parts in a service's /readyz that wait for a server which the doctor checks itself.
+_PARTS_OF = {"Kafka": {"kafka", "topics", "producer", "log_position", "index"}, "Postgres": {"database", "extend"}}
+
+
+def judge_service(name: str, url: str, ready: Answer, broken: Collection[str] = ()) -> Finding:
+    """Judge if a service can serve its callers. ``url`` is empty if its setting is missing.
+
+    ``broken`` are the servers (Kafka, Postgres) that do not answer: a service that waits only for them is not at fault.
+    """
     if not url:
         return warning(name, "not checked: its URL is not set", f"Set {URLS[name]} to its URL.")
     waiting = ready.body.get("waiting") if isinstance(ready.body, dict) else None
     why = "; ".join(f"{part}: {text}" for part, text in waiting.items()) if isinstance(waiting, dict) else ""
+    causes = [server for server, parts in _PARTS_OF.items() if waiting and server in broken and parts & set(waiting)]
+    if isinstance(waiting, dict) and set(waiting) <= {part for server in causes for part in _PARTS_OF[server]}:
+        found = f"waits for {', '.join(causes)}"
+        if ready.status == 200 and causes:
+            return warning(name, f"ready at {url}, but {found}", f"First fix: {', '.join(causes)}.")
+        if causes:
+            return failed(name, f"not ready: {found}", f"First fix: {', '.join(causes)}.")
     if ready.status == 200 and why:
         return warning(name, f"ready at {url}, but waits for {why}", "See the other findings and the service's log.")
     if ready.status == 200:

@@ -214,5 +214,6 @@ def run_changes(records: Sequence[tuple[str, Any]]) -> list[Change]:
             continue
         known = runs.get(run.run_id)
         runs[run.run_id] = merged = run if known is None else merge(known, run)
-        changes.append(Change(_observation(known, run, merged), merged.status))
+        alone = "" if merged.batch_id else "; it names no batch (it was started alone), so it matches no input"
+        changes.append(Change(_observation(known, run, merged) + alone, merged.status))
     return changes

@@ -253,7 +253,8 @@ def bad_rows_error(error: BadRowsError) -> ApiError:
     """Return the answer 422 that lists the bad rows and what is wrong with each."""
     if not error.count:
         return ApiError(422, "NO_ROWS", "the upload has no rows, so nothing was accepted", bad_rows=0, rows=[])
-    message = f"{error.count} bad rows, so nothing was accepted; the first {len(error.rows)} are listed"
+    listed = f"; the first {len(error.rows)} are listed" if error.count > len(error.rows) else ""
+    message = f"{error}, so nothing was accepted{listed}"
     rows = [msgspec.to_builtins(row) for row in error.rows]
     return ApiError(422, "BAD_ROWS", message, bad_rows=error.count, rows=rows)
 

@@ -46,7 +46,7 @@ class BadRowsError(Invalid):
     """Rows are bad, so nothing was accepted: their count, and the first of them."""
 
     def __init__(self, count: int, rows: list[BadRow]) -> None:
-        super().__init__(f"{count} bad rows")
+        super().__init__(f"{count} bad row{'' if count == 1 else 's'}")
         self.count = count
         self.rows = rows
 
