@@ -111,9 +111,18 @@ async def respond(
 class _Server(uvicorn.Server):
     """uvicorn without its own signal handling, because ``run_service`` handles signals."""
 
+    #: Set beside ``should_exit``.
+    exiting: asyncio.Event
+
     @contextlib.contextmanager
     def capture_signals(self) -> Any:
         yield
+
+    async def main_loop(self) -> None:
+        """Run uvicorn's periodic work once a second. uvicorn wakes up ten times a second to look at ``should_exit``."""
+        while not await self.on_tick(0):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.exiting.wait(), 1.0)
 
 
 @contextlib.asynccontextmanager
@@ -142,6 +151,7 @@ async def http_server(
         timeout_keep_alive=keep_alive,
     )
     server = _Server(config)
+    server.exiting = asyncio.Event()
     serving = asyncio.create_task(server.serve())
     while not server.started:
         if serving.done():
@@ -152,6 +162,7 @@ async def http_server(
         yield server
     finally:
         server.should_exit = True
+        server.exiting.set()
         await serving
 
 

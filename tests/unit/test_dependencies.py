@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import tomllib
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -36,3 +38,9 @@ def test_every_dependency_is_locked() -> None:
     locked = {name_of(line) for line in (TOP / "requirements.lock").read_text().splitlines() if re.match(r"\w", line)}
     extras = [name for given in PROJECT["optional-dependencies"].values() for name in given]
     assert {name_of(given) for given in [*PROJECT["dependencies"], *extras]} <= locked
+
+
+def test_the_replay_service_imports_pyarrow_only_for_an_archive() -> None:
+    code = "import sys, everyrun.replay.app; print('pyarrow' in sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout == "False\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +10,14 @@ import pytest
 from faust.transport.drivers import aiokafka
 from faust.types import TP
 
-from everyrun.processor.faust_adapter import MAX_RECORDS, InOrderConsumer, WholePolls, faust_app, next_fetch
+from everyrun.processor.faust_adapter import (
+    MAX_RECORDS,
+    InOrderConsumer,
+    WholePolls,
+    faust_app,
+    next_fetch,
+    sleep_until_arrival,
+)
 from everyrun.settings import Settings
 from tests.records import logged
 
@@ -80,3 +88,32 @@ async def test_batches_and_runs_of_one_partition_go_to_one_worker() -> None:
         partitions = {topic: sorted(numbers) for topic, numbers in given.assignment}
         assert partitions[SETTINGS.topic("batches")] == partitions[SETTINGS.topic("runs")], worker
     assert len(found) == 3
+
+
+async def test_an_idle_agent_sleeps_until_a_poll_arrives() -> None:
+    """Through Faust's own stream: noack_take alone wakes up every ``within`` seconds."""
+    waits: list[float | None] = []
+    app = faust_app(SETTINGS)
+    app.flow_control.resume()
+    channel = app.channel()
+    stream = app.stream(channel)
+    original = stream.wait_for_stopped
+
+    async def counted(*events: Any, timeout: float | None = None) -> Any:
+        waits.append(timeout)
+        return await original(*events, timeout=timeout)
+
+    stream.wait_for_stopped = counted
+    sleep_until_arrival(stream)
+    taking = stream.noack_take(8, within=0.01)
+    first = asyncio.create_task(anext(taking))
+    await asyncio.sleep(0.2)
+    assert waits == [None]
+    for number in range(3):
+        await channel.send(value=number)
+    assert [event.value for event in await asyncio.wait_for(first, 5)] == [0, 1, 2]
+    second = asyncio.create_task(anext(taking))
+    await channel.send(value=3)
+    assert [event.value for event in await asyncio.wait_for(second, 5)] == [3]
+    await taking.aclose()
+    await stream.stop()

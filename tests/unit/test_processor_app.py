@@ -34,6 +34,12 @@ class Stream:
     def __init__(self, *takes: list[Event]) -> None:
         self._takes = takes
 
+    def add_processor(self, _processor: Any) -> None:
+        pass
+
+    async def wait_for_stopped(self, *_: Any, **__: Any) -> None:
+        pass
+
     async def take(self, *_: Any, **__: Any) -> Any:
         raise AssertionError("take acknowledges what failed")
         yield

@@ -21,7 +21,7 @@ from everyrun.log.producer import Producer
 from everyrun.log.reading import Partition, Poll
 from everyrun.memory import reduce_garbage_collection
 from everyrun.processor.backfill import Backfill, recreate_schema
-from everyrun.processor.faust_adapter import faust_app
+from everyrun.processor.faust_adapter import faust_app, sleep_until_arrival
 from everyrun.processor.metrics import Metrics
 from everyrun.processor.publisher import Publisher
 from everyrun.processor.stall_watchdog import StallWatchdog
@@ -63,6 +63,7 @@ class Processor:
 
     async def agent(self, stream: Any) -> None:
         """Run the Faust agent. Ends the process on an unexpected error: Faust would commit records that failed."""
+        sleep_until_arrival(stream)
         try:
             async for fetched in stream.noack_take(_POLLS, within=_WITHIN):
                 for events in group_by_weight(fetched, lambda event: size_of(event.value), _BYTES):

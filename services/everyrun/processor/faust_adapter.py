@@ -5,11 +5,13 @@ Faust handles one record at a time and commits whatever an agent has seen. The p
 - A poll (all records of one partition in one fetch) is one Faust event, applied in one transaction: ``WholePolls``.
 - A fetch is limited by bytes, not only by records: ``SizedConsumerThread``.
 - Polls of a partition are acknowledged in order, so a commit needs no search for gaps: ``InOrderConsumer``.
+- An agent that waits for polls sleeps until one arrives, without a timer: ``sleep_until_arrival``.
 - A killed worker's partitions move within seconds, and ``batches`` and ``runs`` stay together: ``faust_app``.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -49,6 +51,27 @@ class PollRecord:
         self.checksum = None
         self.serialized_key_size = -1
         self.serialized_value_size = -1
+
+
+def sleep_until_arrival(stream: Any) -> None:
+    """Let ``stream.noack_take`` sleep until an event arrives. It would wake up every ``within`` seconds at rest.
+
+    ``within`` then counts from the arrival of an event.
+    """
+    arrived, wait_for_stopped = asyncio.Event(), stream.wait_for_stopped
+
+    def note(value: Any) -> Any:
+        arrived.set()
+        return value
+
+    async def wait_for_arrival(*events: asyncio.Event, timeout: float | None = None) -> Any:
+        await wait_for_stopped(arrived)
+        arrived.clear()
+        return await wait_for_stopped(*events, timeout=timeout)
+
+    # noack_take adds a processor of its own, which can block; this one comes first and notes every event.
+    stream.add_processor(note)
+    stream.wait_for_stopped = wait_for_arrival
 
 
 class WholePolls(SchedulingStrategyT):

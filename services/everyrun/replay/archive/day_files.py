@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from everyrun.log.reading import RecordRange
-from everyrun.replay.archive import parquet
 from everyrun.replay.archive.manifest import Content, Covered, digest
 
 #: A file is closed at this many records or bytes of values, so that a killed run loses little.
@@ -48,6 +47,8 @@ class DayFile:
     """A file of records of one topic and day, and its file of digests, while they are built."""
 
     def __init__(self, topic: str, day: str, folder: Path) -> None:
+        from everyrun.replay.archive import parquet
+
         self.topic, self.day = topic, day
         name = uuid.uuid4().hex
         self.path, self.digests_path = folder / f"{name}.parquet", folder / f"{name}.digests"
@@ -78,6 +79,8 @@ class DayFile:
         return self.content.count >= FILE_RECORDS or self.bytes >= FILE_BYTES
 
     async def _write_group(self) -> None:
+        from everyrun.replay.archive import parquet
+
         group, self._group, self._group_bytes = self._group, [], 0
         if self._writing is not None:
             await self._writing

@@ -9,7 +9,6 @@ from typing import NamedTuple
 from everyrun.log.reading import OffsetRange, Partition, RecordRange, read_ranges
 from everyrun.log.topics import cluster_id
 from everyrun.replay.archive import manifest as manifests
-from everyrun.replay.archive import parquet
 from everyrun.replay.archive.manifest import Manifest
 from everyrun.replay.archive.object_store import ObjectStore
 from everyrun.replay.errors import ArchiveError, NoArchiveError
@@ -89,6 +88,8 @@ class ArchiveReader:
                     yield record_range
 
     async def _file(self, manifest: Manifest, wanted: Mapping[int, OffsetRange]) -> AsyncIterator[RecordRange]:
+        from everyrun.replay.archive import parquet
+
         with tempfile.TemporaryFile(prefix="everyrun-archive-") as file:
             try:
                 sha256 = await self._store.fetch(manifest.file, file)

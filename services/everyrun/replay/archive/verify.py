@@ -8,11 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
-import pyarrow as pa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from everyrun.replay.archive import manifest as manifests
-from everyrun.replay.archive import parquet
 from everyrun.replay.archive import signing as signatures
 from everyrun.replay.archive.live_log import LiveLog, PartitionOffset, RecordDigest
 from everyrun.replay.archive.manifest import SHORT, Content, Manifest, digest
@@ -210,6 +208,10 @@ class _Check:
 
     async def records(self, manifest: Manifest, log: LiveLog | None) -> None:
         """Compare a file with its manifest and with the log; if it differs, find the records."""
+        import pyarrow as pa
+
+        from everyrun.replay.archive import parquet
+
         digests = await self._digests(manifest)
         with tempfile.TemporaryFile(prefix="everyrun-verify-") as file:
             try:
@@ -254,6 +256,8 @@ class _Check:
         self._differences(manifest, in_log, archived, words)
 
     async def _digests(self, manifest: Manifest) -> list[RecordDigest] | None:
+        from everyrun.replay.archive import parquet
+
         with tempfile.TemporaryFile(prefix="everyrun-verify-") as file:
             try:
                 if await self._store.fetch(manifest.digests, file) != manifest.digests_sha256:

@@ -46,6 +46,8 @@ _encode = msgspec.json.Encoder().encode
 
 #: Postgres or Kafka is unavailable for now.
 UNAVAILABLE = (*POSTGRES_AWAY, KafkaError, ForeignLogError)
+#: How often an idle worker looks for a chunk that is due, in seconds. A new submission wakes it at once.
+_LOOK_EVERY = 1.0
 #: The longest wait of a chunk that Kafka does not accept, in seconds: chunks of other partitions go first meanwhile.
 _MAX_UNANNOUNCED_WAIT = 60.0
 
@@ -88,7 +90,7 @@ class Dispatcher:
             try:
                 if not await self.send_one():
                     self.wake.clear()
-                    await _wait_any(stop, self.wake, seconds=0.25)
+                    await _wait_any(stop, self.wake, seconds=_LOOK_EVERY)
             except UNAVAILABLE as error:
                 self._recovery.invalidate()
                 _log.warning("the dispatcher waits", error=f"{type(error).__name__}: {error}")
