@@ -204,7 +204,7 @@ def test_a_busy_port_is_refused_before_anything_starts(running: Up, ended: Ended
     with socket.create_server(("127.0.0.1", port)):
         refused = everyrun("up", "--data-dir", running.folder)
     assert refused.returncode == 1
-    assert f"port {port}, which postgres" in refused.stderr
+    assert f"port {port} of postgres" in refused.stderr
     assert (running.folder / "logs" / "kafka.log").stat() == log
 
 
@@ -323,11 +323,11 @@ def test_an_unavailable_external_kafka_is_reported(tmp_path: Path, database: str
     env = {"EVERYRUN_KAFKA_BOOTSTRAP": "127.0.0.1:1", "EVERYRUN_POSTGRES_DSN": database}
     refused = everyrun("up", "--data-dir", tmp_path / "data", **env)
     assert refused.returncode == 1
-    assert "topics could not be created at 127.0.0.1:1" in refused.stderr
+    assert "cannot create the topics at 127.0.0.1:1" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 
 def test_an_unusable_data_folder_is_reported() -> None:
     refused = everyrun("up", "--data-dir", "/proc/nothing")
     assert refused.returncode == 1
-    assert "the data folder /proc/nothing cannot be used" in refused.stderr
+    assert "cannot use the data folder /proc/nothing" in refused.stderr

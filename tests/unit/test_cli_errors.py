@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -47,3 +48,23 @@ except OSError:
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stderr == "retrying\n"
+
+
+def test_ctrl_c_during_an_import_is_silent_and_ends_the_process_by_the_signal() -> None:
+    code = "from everyrun.cli import app; raise KeyboardInterrupt"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (-signal.SIGINT, "")
+
+
+def test_ctrl_c_in_a_command_is_exit_code_130() -> None:
+    code = """
+from everyrun.cli import app
+
+def command():
+    raise KeyboardInterrupt
+
+app.app = command
+app.main()
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (130, "")

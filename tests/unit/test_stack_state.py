@@ -70,14 +70,14 @@ def test_two_stacks_have_different_keys(tmp_path: Path) -> None:
 def test_a_busy_port_names_the_part_but_not_for_a_part_that_is_not_wanted(tmp_path: Path) -> None:
     port = load_state(tmp_path, ["kafka", "emulator"])["ports"]["emulator"]
     with socket.create_server(("127.0.0.1", port)):
-        with pytest.raises(StackError, match=f"port {port}, which emulator"):
+        with pytest.raises(StackError, match=f"port {port} of emulator"):
             load_state(tmp_path, ["kafka", "emulator"])
         assert load_state(tmp_path, ["kafka"])["ports"]["emulator"] == port
 
 
 def test_a_state_that_cannot_be_read_is_said_so_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "stack.json").write_text("{")
-    with pytest.raises(StackError, match=r"stack\.json cannot be read"):
+    with pytest.raises(StackError, match=r"cannot read .*stack\.json"):
         load_state(tmp_path, [])
     assert (tmp_path / "stack.json").read_text() == "{"
 

@@ -1,4 +1,5 @@
-"""``everyrun``: the console script. Each command has a module of its own, imported when it is called."""
+"""Run the console script ``everyrun``. Each command has a module of its own, imported when the command is called."""
+# ruff: noqa: E402
 
 from __future__ import annotations
 
@@ -6,7 +7,18 @@ import contextlib
 import io
 import os
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
+
+
+def _end_quietly(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Report an error that nothing caught, but not Ctrl-C: the imports of a command take long enough for one."""
+    if not issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+
+
+# Before the first import that takes time. Python itself then ends the process by SIGINT, which shells show as 130.
+if sys.excepthook is sys.__excepthook__:
+    sys.excepthook = _end_quietly
 
 import typer
 
@@ -44,11 +56,13 @@ def _options(
 
 def main() -> None:
     """Run the command line. An error ends it with a line on standard error, never with a traceback."""
-    _write_utf8()
     try:
+        _write_utf8()
         app()
+    except KeyboardInterrupt:
+        sys.exit(exits.INTERRUPTED)
     except OSError as error:
-        # A full disk, or a file that went meanwhile: commands report everything else themselves.
+        # A full disk or a file that was removed. Commands report all other errors themselves.
         where = f"{error.filename}: " if error.filename else ""
         _drop_output()
         _end(where + (error.strerror or str(error)))
@@ -82,6 +96,6 @@ def _end(problem: str, code: int = exits.ERROR, *, trace: bool = False) -> NoRet
 
 
 def _drop_output() -> None:
-    """Drop what standard output did not take, so that the interpreter does not try once more at its end."""
+    """Drop unwritten output, so that the interpreter does not try to write it at exit."""
     with contextlib.suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -1,4 +1,4 @@
-"""Arguments and options that several commands have."""
+"""Define the arguments and options that several commands share."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ import typer
 DataDir = Annotated[
     Path,
     typer.Option(
-        "--data-dir", envvar="EVERYRUN_DATA_DIR", help="Folder of a running stack; without one, the settings are used."
+        "--data-dir",
+        envvar="EVERYRUN_DATA_DIR",
+        help="Folder of the running stack. Settings in the environment take precedence.",
     ),
 ]
 SubmissionId = Annotated[str, typer.Argument(metavar="ID", help="A submission id (sub_...).")]
-Json = Annotated[bool, typer.Option("--json", help="Write it as JSON.")]
-Why = Annotated[str, typer.Option("--reason", help="Why; kept with the decision.")]
+Json = Annotated[bool, typer.Option("--json", help="JSON output.")]
+Why = Annotated[str, typer.Option("--reason", help="Reason, kept with the decision.")]
 
-# --- of a manifest
+# --- manifests
 Workflow = Annotated[str | None, typer.Option(help="Extend's workflow id; the emulator's own by default.")]
-IdColumn = Annotated[str | None, typer.Option(help="CSV column that is the input's id; `id` by default.")]
-UrlColumn = Annotated[str | None, typer.Option(help="CSV column that holds the file's link; `url` by default.")]
+IdColumn = Annotated[str | None, typer.Option(help="CSV column of the input's id; `id` by default.")]
+UrlColumn = Annotated[str | None, typer.Option(help="CSV column of the file's link; `url` by default.")]
 MetadataColumns = Annotated[
     list[str] | None,
     typer.Option(

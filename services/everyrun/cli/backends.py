@@ -1,4 +1,4 @@
-"""Commands that go to Kafka and Postgres themselves: of a running stack's folder, or as the settings name them."""
+"""Run the commands that connect to Kafka and Postgres directly."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ T = TypeVar("T")
 
 
 def settings_of(data_dir: Path, *needs: str) -> Settings:
-    """Return the settings; what they do not name is that of the stack that runs in the folder.
+    """Return the settings, completed by those of the stack that runs in the folder.
 
-    Ends the command if something is missing.
+    Ends the command if one of ``needs`` is missing.
     """
     from everyrun.cli.chosen import settings_in
     from everyrun.settings import SettingsError
@@ -36,7 +36,7 @@ def settings_of(data_dir: Path, *needs: str) -> Settings:
 
 
 def run(work: Callable[[], Coroutine[Any, Any, T]], code: int = exits.ERROR) -> T:
-    """Run it to its end; what can be expected to go wrong ends the command with a message and the code."""
+    """Run the work. An expected error ends the command with a message and the exit code."""
     import asyncio
 
     import asyncpg
@@ -49,7 +49,7 @@ def run(work: Callable[[], Coroutine[Any, Any, T]], code: int = exits.ERROR) -> 
     try:
         return asyncio.run(until_stopped(work()))
     except StoppedError:
-        fail("stopped before it was done", exits.INTERRUPTED)
+        fail("stopped before the work was complete", exits.INTERRUPTED)
     except EveryrunError as error:
         fail(str(error), exits.of(error, code))
     except FileNotFoundError as error:

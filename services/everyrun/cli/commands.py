@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from typer.main import get_command, get_group
 
 
 class Entry(NamedTuple):
-    """Where a command is defined, and its line in the help."""
+    """A command's definition and its line in the help."""
 
     #: "module:name" in this package. The name is a function, or a Typer application for a group of commands.
     target: str
@@ -53,7 +54,7 @@ PANELS: dict[str, dict[str, Entry]] = {
             "quarantine:quarantine_app", "Show, retry or discard messages that could not be understood."
         ),
     },
-    "A Kafka and a Postgres of your own": {
+    "Your own Kafka and Postgres": {
         "topics": Entry("provision:topics_app", "Create or check the topics on your own Kafka."),
         "migrate": Entry("provision:migrate", "Create the tables in your own Postgres, or bring them up to date."),
     },
@@ -83,6 +84,9 @@ def load(name: str) -> Any:
         for inner in target.registered_commands:
             inner.cls = Command
         command: Any = get_group(target)
+        if command.invoke_without_command:
+            # The group is a command itself, which its function describes.
+            command.help = f"{command.help}\n\n{inspect.getdoc(command.callback)}"
     else:
         app = typer.Typer(rich_markup_mode=None, add_completion=False)
         app.command(cls=Command, context_settings=_CONTEXT_SETTINGS.get(name))(target)

@@ -1,4 +1,4 @@
-"""Where commands write: results to standard output, everything else to standard error."""
+"""Write results to standard output and everything else to standard error."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from rich.table import Column, Table
 
 from everyrun.cli import exits
 
-#: Wider than any table: nothing is folded where nobody looks at columns.
+#: Wider than any table: nothing is folded in a pipe or a file.
 _UNBOUNDED = 1_000_000
-#: A table shows at most so many rows.
+#: Maximum number of rows of a table.
 SHOWN = 200
-#: A column that folds keeps at least this width.
+#: Minimum width of a column that folds.
 _LEAST = 12
 
 
@@ -28,7 +28,7 @@ class _Console(Console):
 
     @property
     def size(self) -> ConsoleDimensions:
-        """The size of the terminal; of a pipe or a file one that folds nothing, whatever COLUMNS says."""
+        """Return the size of the terminal. A pipe or a file is wide enough to fold nothing, whatever COLUMNS is."""
         found = super().size
         return found if self._is_seen() else ConsoleDimensions(_UNBOUNDED, found.height)
 
@@ -49,20 +49,20 @@ err = _Console(stderr=True, highlight=False)
 
 @contextmanager
 def standard_output() -> Iterator[IO[str]]:
-    """Give standard output for lines of data. Raises OSError if it cannot be written to its end."""
+    """Yield standard output for data. Raises OSError if not all of it can be written."""
     yield sys.stdout
     sys.stdout.flush()
 
 
 def folding(name: str = "") -> Column:
-    """Return a column that a narrow terminal folds: of texts, not of ids, states or times."""
+    """Return a column that a narrow terminal may fold. Use it for texts, not for ids, states or times."""
     return Column(name, overflow="fold")
 
 
 def print_table(table: Table, to: Console | None = None) -> None:
-    """Print a table. If a terminal is too narrow, only folding columns give way; never an id.
+    """Print a table. On a narrow terminal only the folding columns get narrower; an id is never folded.
 
-    If the ids alone are wider than the terminal, lines are longer than it rather than cut.
+    If the ids alone are wider than the terminal, its lines overflow.
     """
     console = to or out
     needed, unbounded = 1, console.options.update(width=_UNBOUNDED)
@@ -84,9 +84,9 @@ class _OneLine(logging.Formatter):
 
 
 def log_in_lines() -> None:
-    """Write the warnings of libraries to standard error, a line each, without tracebacks.
+    """Write the warnings of libraries to standard error, one line each, without tracebacks.
 
-    asyncpg's pool logs one for each attempt to reach a Postgres that is away. The command itself says what is wrong.
+    asyncpg's pool logs each failed attempt to connect. The command itself reports what is wrong.
     """
     handler = logging.StreamHandler()
     handler.setLevel(logging.WARNING)
@@ -100,19 +100,19 @@ def counted(number: int, one: str, several: str = "") -> str:
 
 
 def fail(message: str, code: int = exits.ERROR) -> NoReturn:
-    """Say what is wrong and end with the code."""
+    """Print the error and end the command with the exit code."""
     err.print(f"[bold red]everyrun:[/] {escape(message)}", soft_wrap=True)
     raise typer.Exit(code)
 
 
 def part_event(part: str, what: str, seconds: float) -> None:
-    """One line for a part of the stack."""
+    """Print a line about a part of the stack."""
     colour = "green" if what.startswith("ready") else "yellow"
     err.print(f"  {part:<14} [{colour}]{escape(what)}[/]  {seconds:5.1f} s")
 
 
 def say_unchecked(accepted: dict[str, Any]) -> None:
-    """Say so if Extend could not be asked whether it has the workflow of what was taken in."""
+    """Warn if Extend did not answer whether the workflow, or the batch, exists."""
     if why := accepted.get("workflow_unchecked"):
         text = f"Extend could not be asked whether it has that workflow ({why}); if it has not, the workflow is paused."
         err.print(f"[yellow]{escape(text)}[/]", soft_wrap=True)

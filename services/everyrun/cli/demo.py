@@ -1,4 +1,4 @@
-"""``everyrun demo``: the main job, end to end, on a real Kafka and a real Postgres, beside the truth."""
+"""Define ``everyrun demo``: one job from end to end, compared with the emulator's record."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from everyrun.cli import exits
 from everyrun.cli.console import err, fail, part_event
 from everyrun.cli.stack import Faults, Plan, Processors, RunSeconds, Seed, check_emulator_options
 
-#: Time-outs and windows of a demo: short, so that faults are seen to be mended.
+#: Short timeouts and windows, so that a demo shows how faults are repaired.
 SHORT = {
     "EVERYRUN_CALL_TIMEOUT": "5",
     "EVERYRUN_DISPATCH_DEADLINE": "5",
@@ -26,20 +26,21 @@ SHORT = {
 
 
 def demo(
-    inputs: Annotated[int, typer.Option(min=1, help="How many inputs.")] = 2500,
+    inputs: Annotated[int, typer.Option(min=1, help="Number of inputs.")] = 2500,
     faults: Faults = "default",
     seed: Seed = 1,
     run_seconds: RunSeconds = "0.2:2",
     plan: Plan = "enterprise",
     processors: Processors = 1,
     data_dir: Annotated[
-        Path | None, typer.Option(help="Keep the stack in this folder; everyrun up can open it afterwards.")
+        Path | None, typer.Option(help="Folder in which the stack stays; everyrun up can start it afterwards.")
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures, as JSON.")] = None,
 ) -> None:
     """Run inputs through a stack and compare every result with the emulator's record.
 
-    Ends with 0 only if every input is accounted for and agrees with the emulator's truth.
+    It starts Kafka, Postgres, the emulator and every service, and stops them at the end. Exits with 0 only if every
+    input is accounted for and agrees with the emulator's record.
 
     Example: everyrun demo --inputs 5000 --faults drop=1.0
     """

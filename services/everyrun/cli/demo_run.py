@@ -1,4 +1,4 @@
-"""The demo on a running stack: submit, watch, compare, show."""
+"""Run the demo on a running stack: submit, watch, compare, show."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from everyrun.cli.emulator_check import Comparison, least_requests
 from everyrun.cli.progress import JobProgress
 from everyrun.embedded.state import NO_PROXY
 
-#: After this long without an input settling the demo gives up, in seconds.
+#: The demo gives up if no input settles for this long, in seconds.
 _STUCK_AFTER = 180.0
 _AGREE_WITHIN = 60.0
 
@@ -44,7 +44,7 @@ async def run(endpoints: dict[str, str], count: int) -> dict[str, Any]:
 
 
 async def _watch(http: httpx.AsyncClient, endpoints: dict[str, str], submission_id: str) -> dict[str, Any]:
-    """Show progress until every input is settled, or none has been for long."""
+    """Show the progress until every input is settled, or none settles for a long time."""
     progress = JobProgress()
     last, moved = -1, time.monotonic()
     with Live(progress.table(), console=err, refresh_per_second=4, transient=not err.is_terminal) as live:
@@ -60,7 +60,7 @@ async def _watch(http: httpx.AsyncClient, endpoints: dict[str, str], submission_
 
 
 async def _review(http: httpx.AsyncClient, endpoints: dict[str, str], report: dict[str, Any]) -> None:
-    """Be the person who approves, where the fault `review` is asked for."""
+    """Approve the runs that need a review, as a person would. The fault `review` makes some."""
     if not report["by_status"].get("NEEDS_REVIEW"):
         return
     for line in await job.truth(http, endpoints):
@@ -94,7 +94,7 @@ async def _figures(
 
 
 def _show(figures: dict[str, Any], comparison: Comparison, stats: dict[str, Any]) -> None:
-    table = Table("", "Everyrun says", "in truth", title="The report beside the emulator's truth")
+    table = Table("", "Everyrun says", "emulator", title="Everyrun's report beside the emulator's record")
     statuses = ", ".join(f"{n} {status}" for status, n in sorted(figures["by_status"].items()))
     table.add_row("inputs handed in", str(figures["expected"]), "")
     table.add_row(
@@ -110,7 +110,7 @@ def _show(figures: dict[str, Any], comparison: Comparison, stats: dict[str, Any]
     table.add_row(
         "requests to Extend",
         f"{requests['run']} batch calls, {requests['get']} GETs",
-        f"{least['run']} and {least['get']} at the least",
+        f"{least['run']} and {least['get']} at least",
     )
     table.add_row("balanced", "yes" if figures["balanced"] else "[red]no[/]", "")
     table.add_row("agrees, row by row", "yes" if comparison.agrees else "[red]no[/]", "")

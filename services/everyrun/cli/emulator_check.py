@@ -1,4 +1,4 @@
-"""Comparing the result tables with what the emulator says really happened. Pure."""
+"""Compare the result tables with the emulator's record of what happened. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from everyrun.projection.rules.run_selection import version_of_run
 
 
 class Comparison(Struct, frozen=True):
-    """How the tables and the truth compare; ``differences`` are sentences, the first twenty."""
+    """The outcome of a comparison. ``differences`` holds the first twenty, as sentences."""
 
     agrees: bool
     double_batches: int
@@ -27,8 +27,7 @@ def compare(
 ) -> Comparison:
     """Compare the emulator's runs with ``results`` (input id to run id and status) and the number of duplicate runs.
 
-    They agree when each input has exactly the run that stands by the rule of choice, in its true status, and every
-    further run is a duplicate.
+    They agree if each input has its current run in that run's status, and every further run is a duplicate.
     """
     runs: dict[str, dict[str, str]] = defaultdict(dict)
     batches: dict[str, set[str]] = defaultdict(set)
@@ -44,20 +43,22 @@ def compare(
         if input_id not in runs:
             differences.append(f"{input_id} has run {results[input_id][0]}, which Extend does not know")
             continue
-        standing = _standing(runs[input_id])
+        current = _current_run(runs[input_id])
         found = results.get(input_id)
-        if found != (standing, runs[input_id][standing]):
-            differences.append(f"{input_id} is {found}, in truth it is {(standing, runs[input_id][standing])}")
+        if found != (current, runs[input_id][current]):
+            differences.append(f"{input_id} is {found}, but the emulator has {(current, runs[input_id][current])}")
     further = sum(len(of_input) - 1 for of_input in runs.values())
     if further != duplicates:
-        differences.append(f"{duplicates} duplicate runs are known, in truth there are {further}")
+        differences.append(f"{duplicates} duplicate runs are known, but the emulator has {further}")
     double = sum(len(ids) > 1 for ids in batches.values())
     return Comparison(not differences, double, further, differences[:20])
 
 
 def least_requests(truth: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """The fewest requests with which all of it could have been known: a call a batch, a Get of each run of which no
-    webhook was delivered, and one full page for each batch that has such runs."""
+    """Return the fewest requests that could have found every result.
+
+    One call for each batch, one GET for each run without a delivered webhook, one page for each batch with such runs.
+    """
     calls: set[str] = set()
     unheard: dict[str, int] = defaultdict(int)
     for line in truth:
@@ -67,6 +68,6 @@ def least_requests(truth: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     return {"run": len(calls), "get": sum(unheard.values()) + len(unheard)}
 
 
-def _standing(runs: Mapping[str, str]) -> str:
+def _current_run(runs: Mapping[str, str]) -> str:
     versions = {version_of_run(run_id, status in FINAL, ""): run_id for run_id, status in runs.items()}
     return versions[max(versions)]

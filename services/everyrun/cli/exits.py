@@ -1,4 +1,4 @@
-"""Exit codes of every command."""
+"""Define the exit codes of the commands."""
 
 from everyrun.errors import EveryrunError, NotFound
 
@@ -7,18 +7,18 @@ OK = 0
 ERROR = 1
 #: The command was called wrongly (Typer's own).
 USAGE = 2
-#: Everything was accounted for, but some inputs did not end PROCESSED (``--wait``, ``watch``).
+#: Every input settled, and some did not end PROCESSED (``--wait``, ``watch``).
 INPUTS_FAILED = 3
-#: What was asked for does not exist, or no stack was found.
+#: The thing that was named does not exist, or no stack runs.
 NOT_FOUND = 4
 
-#: The very same rows were submitted before, and ``--again`` was not given (``submit``).
+#: The same rows were submitted before, and ``--again`` was not given (``submit``).
 SUBMITTED_BEFORE = 5
 
 #: Only inputs that wait for a person are open: a review at Extend, or ambiguous runs (``--wait``, ``watch``).
 NEEDS_PERSON = 6
 
-#: A signal ended the command before it was done, as shells say it of SIGINT.
+#: A signal ended the command early. Shells report SIGINT by the same code.
 INTERRUPTED = 130
 
 
@@ -28,7 +28,7 @@ def of(error: EveryrunError, otherwise: int = ERROR) -> int:
 
 
 HELP = (
-    "Exit codes: 0 done; 1 an error, said on standard error; 2 wrong usage; 3 inputs failed (--wait, watch); "
-    "4 nothing of that name, or no stack found; 5 the same was submitted before (submit); "
+    "Exit codes: 0 done; 1 an error, described on standard error; 2 wrong usage; 3 inputs failed (--wait, watch); "
+    "4 not found, or no stack runs; 5 the same rows were submitted before (submit); "
     "6 only inputs that wait for a person are open (--wait, watch); 130 interrupted."
 )

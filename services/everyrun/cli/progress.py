@@ -1,4 +1,4 @@
-"""A submission's progress as a small table: what is sent, running, done, failed, open; rate and time left."""
+"""Show a submission's progress: counts by state, rate and time left."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from rich.table import Table
 #: Settled, and not PROCESSED.
 FAILED = ("FAILED", "CANCELLED", "REJECTED", "REFUSED")
 _UNSENT = ("WAITING", "SENDING", "IN_DOUBT")
-#: The rate is that of the last so many seconds.
+#: The rate is an average over this many seconds.
 _OVER = 10.0
 
 
 def summary(report: dict[str, Any]) -> dict[str, int]:
-    """sent, running, done, failed and open of a report."""
+    """Return the counts of a report by what has happened to the inputs."""
     by_status = report["by_status"]
     failed = sum(by_status.get(status, 0) for status in FAILED)
     done = by_status.get("PROCESSED", 0)
@@ -34,18 +34,18 @@ def summary(report: dict[str, Any]) -> dict[str, int]:
 
 
 class JobProgress:
-    """Draws one report after another."""
+    """Draw one report after another."""
 
     def __init__(self) -> None:
         self._seen: deque[tuple[float, int]] = deque()
         self._began = time.monotonic()
 
     def table(self) -> Table:
-        """Before the first report."""
+        """Return an empty table, for the time before the first report."""
         return Table.grid()
 
     def rate(self, settled: int, now: float) -> float:
-        """Inputs settled a second, of late."""
+        """Return how many inputs settled per second lately."""
         self._seen.append((now, settled))
         while len(self._seen) > 2 and now - self._seen[0][0] > _OVER:
             self._seen.popleft()
@@ -53,7 +53,7 @@ class JobProgress:
         return (after - before) / (last - first) if last > first else 0.0
 
     def update(self, report: dict[str, Any]) -> Table:
-        """The table for a report."""
+        """Return the table for a report."""
         now = time.monotonic()
         rate = self.rate(report["settled"], now)
         left = f"{report['open'] / rate:.0f} s" if rate > 0 and report["open"] else "-"

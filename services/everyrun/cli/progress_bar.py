@@ -1,4 +1,4 @@
-"""Progress of work on many records: how many, at what rate, how long it will take."""
+"""Show a progress bar for work on many records, with its rate and the time left."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from everyrun.cli.console import err
 
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
-        """Records a second, of late."""
+        """Return the records per second."""
         speed = task.finished_speed or task.speed
         return Text(f"{speed:,.0f}/s" if speed else "")
 
 
 @contextmanager
 def bulk_progress(what: str, unit: str, *, in_pipes: bool = True) -> Iterator[Callable[[int, int], None]]:
-    """A bar on standard error while the block runs; what it gives is told how many are done, and of how many."""
+    """Show a bar on standard error while the block runs. Yields a function to call with (done, total)."""
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn(unit), _Rate(), TimeRemainingColumn())
     with Progress(*columns, console=err, disable=not (in_pipes or err.is_terminal)) as progress:
         task = progress.add_task(what, total=None)

@@ -1,4 +1,4 @@
-"""``topics`` and ``migrate``: a Kafka and a Postgres of one's own made ready. ``up`` does both by itself."""
+"""Define ``topics`` and ``migrate``, which prepare your own Kafka and Postgres. ``up`` does both itself."""
 
 from __future__ import annotations
 
@@ -46,19 +46,19 @@ def _at_kafka(ask: Callable[[Settings], Awaitable[T]]) -> T:
 
 @topics_app.command()
 def create() -> None:
-    """Create the topics that are missing, as they are declared.
+    """Create the missing topics.
 
     Example: EVERYRUN_KAFKA_BOOTSTRAP=kafka:9092 EVERYRUN_KAFKA_REPLICATION=3 everyrun topics create
     """
     from everyrun.log import topics
 
     made = _at_kafka(topics.create)
-    err.print(f"Created: {', '.join(made)}" if made else "Every topic is there already.")
+    err.print(f"Created: {', '.join(made)}" if made else "Every topic exists already.")
 
 
 @topics_app.command()
 def check() -> None:
-    """Compare the topics with their declaration; ends with 1 on a difference that could lose data.
+    """Compare the topics with their declaration. Exits with 1 if a difference could lose data.
 
     Example: EVERYRUN_KAFKA_BOOTSTRAP=kafka:9092 everyrun topics check
     """

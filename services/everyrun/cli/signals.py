@@ -1,4 +1,4 @@
-"""Ending a command that runs for long."""
+"""End a long-running command on SIGINT or SIGTERM."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class StoppedError(Exception):
 
 
 async def until_stopped(work: Coroutine[Any, Any, T]) -> T:
-    """What ``work`` returns; SIGINT or SIGTERM cancels it, waits for its orderly end, and raises StoppedError.
+    """Return what ``work`` returns. On SIGINT or SIGTERM, cancel it, wait for its end and raise StoppedError.
 
-    Also where SIGINT was inherited as ignored.
+    This holds even if the process inherited SIGINT as ignored.
     """
     stop = stop_on_signals()
     working = asyncio.ensure_future(work)

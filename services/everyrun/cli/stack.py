@@ -1,4 +1,4 @@
-"""``up``, ``down``, ``status``, ``logs``: the embedded stack."""
+"""Define ``up``, ``down``, ``status`` and ``logs``: the embedded stack."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from everyrun.emulator.faults import FAULTS
 
 DataDir = Annotated[
     Path,
-    typer.Option("--data-dir", envvar="EVERYRUN_DATA_DIR", help="Folder of the stack: its data, ports, keys and logs."),
+    typer.Option("--data-dir", envvar="EVERYRUN_DATA_DIR", help="Folder of the stack: data, ports, keys and logs."),
 ]
 Faults = Annotated[
-    str, typer.Option(help="Faults of the emulator: none, default, or NAME=VALUE,... of " + ", ".join(FAULTS) + ".")
+    str, typer.Option(help="Faults of the emulator: none, default or NAME=VALUE,... of " + ", ".join(FAULTS) + ".")
 ]
-Seed = Annotated[int, typer.Option(help="The same seed makes the emulator choose the same.")]
-RunSeconds = Annotated[str, typer.Option(help="How long the emulator's runs take: SECONDS, or SHORTEST:LONGEST.")]
+Seed = Annotated[int, typer.Option(help="Seed of the emulator's random choices.")]
+RunSeconds = Annotated[str, typer.Option(help="Duration of the emulator's runs: SECONDS or SHORTEST:LONGEST.")]
 Plan = Annotated[str, typer.Option(help="Extend's plan, for the rate limits: payg, scale or enterprise.")]
-Processors = Annotated[int, typer.Option(min=1, max=8, help="How many processors.")]
+Processors = Annotated[int, typer.Option(min=1, max=8, help="Number of processors.")]
 
 
 def check_emulator_options(faults: str, run_seconds: str, plan: str) -> None:
-    """Raise typer.BadParameter naming what is wrong."""
+    """Raise typer.BadParameter if an option of the emulator is wrong."""
     from everyrun.emulator.app import parse_seconds
     from everyrun.emulator.faults import InvalidFaultsError, parse_faults
     from everyrun.settings import PLAN_REQUESTS_PER_SECOND
@@ -57,12 +57,16 @@ def up(
         typer.Option(help="Extend's plan, for the rate limits: payg, scale or enterprise.", show_default="enterprise"),
     ] = None,
     extend: Annotated[
-        bool, typer.Option("--extend", help="The real Extend: EXTEND_API_KEY and EVERYRUN_WEBHOOK_SECRETS must be set.")
+        bool,
+        typer.Option(
+            "--extend",
+            help="The real Extend; needs EXTEND_API_KEY and EVERYRUN_WEBHOOK_SECRETS.",
+        ),
     ] = False,
 ) -> None:
     """Start Kafka, Postgres, the emulator of Extend and every service, until Ctrl-C.
 
-    A Kafka or Postgres of your own is used instead where EVERYRUN_KAFKA_BOOTSTRAP or EVERYRUN_POSTGRES_DSN is set.
+    If EVERYRUN_KAFKA_BOOTSTRAP or EVERYRUN_POSTGRES_DSN is set, it uses that Kafka or Postgres instead of its own.
 
     Example: everyrun up --faults drop=0.1,duplicate=0.2
     """
@@ -119,9 +123,9 @@ def down(data_dir: DataDir = Path(".everyrun")) -> None:
     deadline = time.monotonic() + 20
     while holder(data_dir) == pid:
         if time.monotonic() > deadline:
-            fail(f"process {pid} has not ended after 20 s; see {data_dir / 'logs'}")
+            fail(f"process {pid} did not end within 20 s. See its logs in {data_dir / 'logs'}")
         time.sleep(0.1)
-    err.print(f"The stack in {data_dir} is down; everyrun up opens it again.")
+    err.print(f"The stack in {data_dir} is down. To start it again, run: everyrun up --data-dir {data_dir}")
 
 
 def status(data_dir: DataDir = Path(".everyrun")) -> None:
@@ -144,7 +148,7 @@ def status(data_dir: DataDir = Path(".everyrun")) -> None:
 
 
 def _state(row: dict[str, Any]) -> str:
-    """What the stack says of a part, and what the part says of itself now."""
+    """Return the state of a part, by the stack and by the part itself."""
     if row["state"] != "ready" or row["url"] is None:
         return str(row["state"])
     import httpx
@@ -165,8 +169,8 @@ def logs(
         str, typer.Argument(help="A part: kafka, postgres, emulator, submission, bridge, processor-0, ...")
     ],
     data_dir: DataDir = Path(".everyrun"),
-    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many of the last lines.")] = 50,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as more is written, until Ctrl-C.")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Number of lines, counted from the end.")] = 50,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow the log until Ctrl-C.")] = False,
 ) -> None:
     """Show the log of a part of the stack.
 
@@ -187,5 +191,5 @@ def logs(
             else:
                 time.sleep(0.2)
                 if path.exists() and path.stat().st_ino != os.fstat(file.fileno()).st_ino:
-                    # It grew large and was put aside when the part was started again.
+                    # The part restarted and renamed its large log.
                     return logs(name, data_dir, 1_000, follow)

@@ -1,7 +1,7 @@
-"""Run a service that is started before its stores: import it at once, run it when the gate opens.
+"""Import a service at once, but run it only when its stores are ready.
 
-``python -m everyrun.embedded.held everyrun.bridge GATE``: the gate is a file, which the stack writes when Kafka,
-Postgres, the topics and the tables are ready. Importing a service takes as long as starting Postgres.
+``python -m everyrun.embedded.held everyrun.bridge GATE``. The stack creates the file GATE when Kafka, Postgres, the
+topics and the tables are ready. Meanwhile the service imports its modules, which takes about a second.
 """
 
 from __future__ import annotations

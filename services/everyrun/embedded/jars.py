@@ -1,4 +1,4 @@
-"""Kafka's jars: fetched once from Maven Central, whole or not at all, and kept for every stack of this user."""
+"""Fetch Kafka's jars from Maven Central once and keep them for all stacks of this user."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _COORDINATES = f"org.apache.kafka:kafka_2.13:{KAFKA}+org.slf4j:slf4j-simple:{SLF
 
 
 def cache_folder(fallback: Path) -> Path:
-    """The user's cache folder for Everyrun; ``fallback`` where there is no home that can be written to."""
+    """Return the user's cache folder for Everyrun, or ``fallback`` if no home is writable."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.environ.get("HOME") or "", ".cache")
     folder = Path(base) / "everyrun"
     if not folder.is_absolute():
@@ -28,9 +28,9 @@ def cache_folder(fallback: Path) -> Path:
 
 
 def classpath(folder: Path) -> str:
-    """The class path of Kafka, its jars kept in ``folder``; fetched when they are not there yet (45 MB, 10 to 60 s).
+    """Return Kafka's class path. Fetches missing jars into ``folder`` (45 MB, 10 to 60 s).
 
-    Two that fetch at the same time: the second waits for the first. Raises PlatformError where they cannot be had.
+    If another process is fetching them, it waits for that process. Raises PlatformError if the jars are unavailable.
     """
     kept = folder / f"kafka-{KAFKA}"
     if not kept.exists():
@@ -43,10 +43,10 @@ def classpath(folder: Path) -> str:
 
 
 def _fetch(work: Path, kept: Path) -> None:
-    """Fetch into a folder of its own and rename it at the end.
+    """Fetch into a separate folder and rename it at the end.
 
-    jgo writes a jar where it stays and takes for whole what lies there, so an interrupted fetch must leave nothing that
-    a later one would find (jgo 3.2.0, maven/_resolver.py).
+    jgo writes each jar in place and treats any existing jar as complete (jgo 3.2.0, maven/_resolver.py). So an
+    interrupted fetch must leave nothing behind.
     """
     try:
         from jgo.env import EnvironmentBuilder
@@ -63,7 +63,7 @@ def _fetch(work: Path, kept: Path) -> None:
         Path(built.path).rename(kept)
     except Exception as error:
         raise PlatformError(
-            f"Kafka's jars could not be fetched from Maven Central ({describe(error)}). "
+            f"cannot fetch Kafka's jars from Maven Central ({describe(error)}). "
             "Check the network, or use your own Kafka: set EVERYRUN_KAFKA_BOOTSTRAP."
         ) from None
     finally:

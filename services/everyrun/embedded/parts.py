@@ -1,4 +1,4 @@
-"""The parts of a stack, declared: what each is run with. Without effects."""
+"""Declare the command line and the settings of each part of a stack. Pure."""
 
 from __future__ import annotations
 
@@ -11,63 +11,62 @@ from typing import Any
 
 SERVICES = ("submission", "bridge", "reconciler", "query", "replay")
 
-#: -P: the folder it runs in holds folders named kafka and postgres, which are no modules.
+#: -P keeps the working folder off the module path: its folders kafka and postgres are not modules.
 _PYTHON = (sys.executable, "-P", "-m")
 
 
 @dataclass
 class Options:
-    """How a stack is to be. ``env`` adds settings for every service; ``services`` may leave some out."""
+    """Options of a stack. ``env`` adds settings to every service; ``services`` are those to start."""
 
     data_dir: Path = Path(".everyrun")
     processors: int = 1
     faults: str = "none"
     seed: int = 1
     run_seconds: str = "0.2:2"
-    #: None is the emulator's enterprise; with ``extend``, what EVERYRUN_PLAN says.
+    #: None: enterprise with the emulator, EVERYRUN_PLAN with ``extend``.
     plan: str | None = None
     extend: bool = False
-    #: Use the Kafka and Postgres that EVERYRUN_KAFKA_BOOTSTRAP and EVERYRUN_POSTGRES_DSN name. Else the stack has its
-    #: own, whatever they say: a demo or a test in a shell with production's settings must not touch production.
+    #: Use the Kafka and Postgres of EVERYRUN_KAFKA_BOOTSTRAP and EVERYRUN_POSTGRES_DSN. Off, the stack ignores them and
+    #: starts its own: a demo or a test in a shell with production's settings must not touch production.
     servers_of_environment: bool = False
     env: dict[str, str] = field(default_factory=dict)
     services: tuple[str, ...] = SERVICES
-    #: Payloads larger than so many bytes come as a signed link.
+    #: The emulator sends payloads over this many bytes as a signed link.
     link_over: int = 131_072
-    #: Seconds between a part's death and its next start, at most; it begins at half a second and doubles.
+    #: Maximum delay of a restart, in seconds. The delay starts at half a second and doubles.
     most_backoff: float = 10.0
 
 
 def ports_needed(options: Options, *, own_kafka: bool, own_postgres: bool) -> list[str]:
-    """The names of the ports that parts of this stack listen on."""
+    """Return the names of the ports on which this stack's parts listen."""
     names = ["kafka", "kafka-controller"] if own_kafka else []
     names += ["postgres"] if own_postgres else []
     names += [] if options.extend else ["emulator"]
-    # All of them, so that every service's settings are whole.
+    # Every service, even if it is not started: the settings name them all.
     return [*names, *SERVICES, *processors(options)]
 
 
 def processors(options: Options) -> list[str]:
-    """The names of the processors."""
+    """Return the names of the processors."""
     return [f"processor-{number}" for number in range(options.processors)]
 
 
 def url(state: Mapping[str, Any], name: str) -> str:
-    """Where a part with HTTP listens."""
+    """Return the base URL of a part."""
     return f"http://127.0.0.1:{state['ports'][name]}"
 
 
 def webhook_secrets(state: Mapping[str, Any], given: Iterable[str]) -> str:
-    """Return the signing secrets that the bridge of an emulator's stack takes, as EVERYRUN_WEBHOOK_SECRETS.
+    """Return EVERYRUN_WEBHOOK_SECRETS for the bridge of a stack with the emulator.
 
-    The stack's own comes first, then those given, so that a rotation can be rehearsed: the endpoint of the stack goes
-    on being taken in a shell that has production's secrets set.
+    The stack's own secret comes first, then the given ones, so that a rotation can be rehearsed.
     """
     return ",".join(dict.fromkeys(filter(None, (state["webhook_secret"], *given))))
 
 
 def emulator_command(folder: Path, state: Mapping[str, Any], options: Options) -> list[str]:
-    """The emulator's command line."""
+    """Return the command line of the emulator."""
     flags = {
         "--listen": f"127.0.0.1:{state['ports']['emulator']}",
         "--state-dir": str(folder / "emulator"),
@@ -82,16 +81,16 @@ def emulator_command(folder: Path, state: Mapping[str, Any], options: Options) -
 
 
 def service_command(name: str, gate: Path) -> list[str]:
-    """Return the command line of a service or of a processor, which runs when the gate is there."""
+    """Return the command line of a service or processor. It waits until the file ``gate`` exists."""
     return [*_PYTHON, "everyrun.embedded.held", f"everyrun.{name.partition('-')[0]}", str(gate)]
 
 
 def service_env(
     name: str, folder: Path, state: Mapping[str, Any], options: Options, endpoints: Mapping[str, str]
 ) -> dict[str, str]:
-    """The settings of a service, over those of the environment that the stack was started in."""
+    """Return the settings of a service. They override the environment of the stack."""
     ports = state["ports"]
-    # The other parts are not asked through a proxy that the environment names; the real Extend is.
+    # Requests to other parts bypass the environment's proxy. Requests to the real Extend use it.
     around = ",".join(filter(None, (os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "127.0.0.1,localhost")))
     env = {
         "NO_PROXY": around,

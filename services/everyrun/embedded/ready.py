@@ -1,4 +1,4 @@
-"""Asking a part whether it is ready: None, or what is in the way."""
+"""Check if a part is ready. Each check returns None, or what the part waits for."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from everyrun.redact import describe
 from everyrun.settings import Settings
 from everyrun.store.pool import POSTGRES_AWAY
 
-#: For addresses without TLS. A context of its own for each request would load the system's authorities, in 30 ms.
+#: For addresses without TLS. By default each client loads the system's certificates, which takes 30 ms.
 _NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 def http(url: str) -> Ask:
-    """By GET /readyz."""
+    """Check by GET /readyz."""
 
     async def ask() -> str | None:
         try:
@@ -35,7 +35,7 @@ def http(url: str) -> Ask:
 
 
 def kafka(settings: Settings, port: int) -> Ask:
-    """By its cluster id; not before it listens, as the client logs every refused connection."""
+    """Check by the cluster id. A plain connection comes first, because the client logs every refused one."""
 
     async def ask() -> str | None:
         try:
@@ -50,7 +50,7 @@ def kafka(settings: Settings, port: int) -> Ask:
 
 
 def postgres(server: EmbeddedPostgres) -> Ask:
-    """By its database, which is made where it is missing."""
+    """Check by the database, which it creates if it is missing."""
 
     async def ask() -> str | None:
         try:

@@ -1,4 +1,4 @@
-"""The stack: every part, brought up in order and taken down again. ``everyrun up`` and ``everyrun demo`` use it."""
+"""Start every part of a stack in order, and stop them. ``everyrun up`` and ``everyrun demo`` use it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from everyrun.store.migrate import MigrationError, migrate
 __all__ = ["Options", "Stack"]
 
 _BASES = ("kafka", "postgres", "emulator")
-#: Seconds that the services, and after them the bases, have to stop in: together less than 15.
+#: Time for the services to stop, and then for the bases, in seconds. Together less than 15.
 _SERVICES_STOP, _BASES_STOP = 9.0, 4.5
 _OWN_SERVERS = {"kafka_bootstrap": "", "postgres_dsn": "", "kafka_security_protocol": "PLAINTEXT"}
 
@@ -41,10 +41,10 @@ def _quiet(_part: str, _what: str, _seconds: float) -> None:
 
 
 class Stack:
-    """An async context manager: everything is ready inside its block, and stopped after it.
+    """An async context manager. Every part is ready inside the block and stopped after it.
 
-    Enter it in the main thread. Raises StackError, SettingsError or PlatformError where it cannot be; what stands in
-    its way on this machine (a busy port, a locked folder, a missing runtime) before anything is started.
+    Enter it in the main thread. Raises StackError, SettingsError or PlatformError if the stack cannot start. It
+    reports a busy port, a locked folder or a missing runtime before it starts anything.
     """
 
     def __init__(self, options: Options, on_event: OnEvent = _quiet) -> None:
@@ -63,16 +63,16 @@ class Stack:
 
     @property
     def data_dir(self) -> Path:
-        """The stack's folder."""
+        """Return the stack's folder."""
         return self._folder
 
     @property
     def names(self) -> list[str]:
-        """The names of its parts."""
+        """Return the names of its parts."""
         return list(self._parts)
 
     def part(self, name: str) -> Part:
-        """A part by its name: kafka, postgres, emulator, submission, bridge, processor-0, reconciler, query, replay."""
+        """Return a part by its name, for example kafka, postgres, emulator, bridge or processor-0."""
         return self._parts[name]
 
     async def __aenter__(self) -> Stack:
@@ -93,8 +93,8 @@ class Stack:
         protocol = self._settings.kafka_security_protocol
         if protocol != "PLAINTEXT" and not self._settings.kafka_bootstrap:
             raise StackError(
-                f"EVERYRUN_KAFKA_SECURITY_PROTOCOL is {protocol}, but the embedded Kafka speaks PLAINTEXT only: name "
-                "your own with EVERYRUN_KAFKA_BOOTSTRAP, or take the protocol out of the settings"
+                f"EVERYRUN_KAFKA_SECURITY_PROTOCOL is {protocol}, but the embedded Kafka supports PLAINTEXT only. "
+                "Name your own Kafka with EVERYRUN_KAFKA_BOOTSTRAP, or unset the protocol."
             )
         if self._options.extend:
             try:
@@ -129,7 +129,7 @@ class Stack:
             self._watching.append(asyncio.create_task(kafka.archive_classes()))
 
     async def _early_services(self) -> list[Part]:
-        """Start the services, which import what they need until the gate opens; the emulator before them."""
+        """Start the emulator, then the services. They import their modules and wait for the gate."""
         if not self._options.extend:
             command = parts.emulator_command(self._folder, self._state, self._options)
             await self._start(self._add_http("emulator", command))
@@ -142,7 +142,7 @@ class Stack:
         return services
 
     async def _kafka(self, server: EmbeddedKafka | None) -> None:
-        """Start Kafka, if it is the stack's own, and create the topics."""
+        """Start Kafka, unless it is external, and create the topics."""
         if server is not None:
             await _in_thread(server.prepare)
             asks = ready.kafka(self._service_settings(), self._state["ports"]["kafka"])
@@ -151,11 +151,11 @@ class Stack:
             await topics.create(self._service_settings())
         except (KafkaError, OSError) as error:
             raise StackError(
-                f"The topics could not be created at {self.endpoints['kafka_bootstrap']}: {describe(error)}"
+                f"cannot create the topics at {self.endpoints['kafka_bootstrap']}: {describe(error)}"
             ) from None
 
     async def _postgres(self, server: EmbeddedPostgres | None) -> None:
-        """Start Postgres, if it is the stack's own, and bring the tables up to date."""
+        """Start Postgres, unless it is external, and bring the tables up to date."""
         if server is not None:
             await _in_thread(server.prepare)
             how: dict[str, Any] = {"user": server.user, "cwd": Path("/"), "stop_signal": STOP_SIGNAL}
@@ -163,7 +163,7 @@ class Stack:
         try:
             await _in_thread(lambda: migrate(self.endpoints["postgres_dsn"]))
         except MigrationError as error:
-            raise StackError(f"The database could not be brought up to date: {error}") from None
+            raise StackError(f"cannot bring the database up to date: {error}") from None
 
     def _service(self, name: str) -> Part:
         env = parts.service_env(name, self._folder, self._state, self._options, self.endpoints)
@@ -183,7 +183,7 @@ class Stack:
         return self._settings.model_copy(update={"kafka_bootstrap": self.endpoints["kafka_bootstrap"]})
 
     async def _check_vendor(self) -> None:
-        """Refuse at once what the services would wait for without end: a folder that is of another Extend."""
+        """Raise StackError if the folder is bound to another Extend. The services would wait for ever."""
         url = self._settings.extend_base_url if self._options.extend else parts.url(self._state, "emulator")
         dsn = SecretStr(self.endpoints["postgres_dsn"])
         problem = await installation_binding.problem(
@@ -196,11 +196,11 @@ class Stack:
         given = [secret.get_secret_value() for secret in self._settings.webhook_secrets]
         if self._options.extend:
             return ",".join(given)
-        # A demo or a test takes nothing from the shell that it runs in.
+        # A demo or a test ignores the secrets of its shell.
         return parts.webhook_secrets(self._state, given if self._options.servers_of_environment else ())
 
     async def _register(self) -> None:
-        """The webhook endpoint and the subscription to the workflow, as one makes them at Extend."""
+        """Create the webhook endpoint and its subscription at the emulator."""
         try:
             self._state["webhook_secret"] = await register_webhook(
                 parts.url(self._state, "emulator"),
@@ -210,7 +210,7 @@ class Stack:
                 self._options.link_over,
             )
         except httpx.HTTPError as error:
-            raise StackError(f"The webhook endpoint could not be made at the emulator: {error}") from None
+            raise StackError(f"cannot create the webhook endpoint at the emulator: {error}") from None
         write_private(self._folder / "stack.json", self._state)
 
     async def _start(self, part: Part) -> None:
@@ -218,7 +218,7 @@ class Stack:
         await self._ready(part)
 
     async def _ready(self, part: Part) -> None:
-        """Return when the part is ready; it is watched from then on."""
+        """Return when the part is ready, and watch it from then on."""
         try:
             await part.wait_ready()
         except (ChildProcessError, TimeoutError) as error:
@@ -266,7 +266,7 @@ class Stack:
 
 
 async def _together(*works: Coroutine[Any, Any, Any]) -> list[Any]:
-    """Return what the works return, run at the same time; the first that fails ends the others and is raised."""
+    """Run the works concurrently and return their results. If one fails, cancel the others and raise its error."""
     tasks = [asyncio.create_task(work) for work in works]
     try:
         return await asyncio.gather(*tasks)
@@ -277,10 +277,7 @@ async def _together(*works: Coroutine[Any, Any, Any]) -> list[Any]:
 
 
 async def _in_thread(work: Callable[[], None]) -> None:
-    """Run it in a thread that is left behind when the waiting ends: a download must not hold up the end of a process.
-
-    What it started itself ends with it, or with the process.
-    """
+    """Run blocking work in a thread, and abandon the thread on cancellation: a download must not delay the exit."""
     done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def finish(error: Exception | None) -> None:
@@ -297,7 +294,7 @@ async def _in_thread(work: Callable[[], None]) -> None:
             work()
         except Exception as raised:
             error = raised
-        # The loop is closed where nobody waits any more.
+        # The loop is closed if the caller was cancelled.
         with contextlib.suppress(RuntimeError):
             done.get_loop().call_soon_threadsafe(finish, error)
 

@@ -1,4 +1,4 @@
-"""What a stack keeps in its data folder: ports and keys, the addresses while it runs, the lock."""
+"""Keep a stack's state in its data folder: ports, keys, addresses and the lock."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from everyrun.errors import EveryrunError
 from everyrun.redact import passwords_of, remember
 
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
-#: Fewer ports than these below the kernel's are too few to choose from.
+#: Minimum number of ports to choose from.
 _ENOUGH = 256
-#: For httpx's ``mounts``: what runs on this machine is not asked through a proxy that the environment names.
+#: For httpx's ``mounts``: requests to this machine bypass the environment's proxy.
 NO_PROXY: Mapping[str, None] = {f"all://{host}": None for host in ("127.0.0.1", "localhost", "[::1]")}
 
 
 class StackError(EveryrunError):
-    """The stack cannot start, or cannot be found; the text says why and what to do."""
+    """The stack cannot start or cannot be found. The text says why and what to do."""
 
 
 def free_port(taken: Iterable[int] = ()) -> int:
-    """A port that nothing listens on now, below those that the kernel gives to outgoing connections.
+    """Return a free port below the range of the kernel's outgoing connections.
 
-    One of the kernel's could be taken by a client, even one that connects to the port itself, while a part that has
-    died is away; the part could then not start again. Where the kernel has left next to none, it is one of its own.
+    In that range a client could occupy the port between a part's death and its restart, even a client that connects to
+    the port itself. If hardly any port is left below the range, the kernel chooses one.
     """
     try:
         first_ephemeral = int(_EPHEMERAL.read_text().split()[0])
@@ -44,7 +44,7 @@ def free_port(taken: Iterable[int] = ()) -> int:
         port = random.choice(below) if len(below) >= _ENOUGH else _of_the_kernel()  # noqa: S311
         if port not in used and not is_busy(port):
             return port
-    raise StackError("no free port was found")
+    raise StackError("found no free port")
 
 
 def _of_the_kernel() -> int:
@@ -54,7 +54,7 @@ def _of_the_kernel() -> int:
 
 
 def is_busy(port: int) -> bool:
-    """Whether something listens on the port."""
+    """Return True if something listens on the port."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -65,27 +65,27 @@ def is_busy(port: int) -> bool:
 
 
 def write_private(path: Path, value: Any) -> None:
-    """Write JSON that only the owner can read, whole or not at all."""
+    """Write JSON atomically, readable by the owner only."""
     write_text(path, json.dumps(value, indent=2) + "\n", mode=0o600)
 
 
 def load_state(data_dir: Path, parts: Iterable[str]) -> dict[str, Any]:
-    """The stack's ports, keys and ids: those of its first start, and new ones for parts that are new.
+    """Return the ports, keys and ids of the stack. They stay the same from start to start.
 
-    Raises StackError where the port of one of ``parts`` is busy, or the file cannot be read.
+    Raises StackError if the port of one of ``parts`` is busy, or if the file is unreadable.
     """
     path = data_dir / "stack.json"
     try:
         state: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     except (OSError, ValueError) as error:
-        raise StackError(f"{path} cannot be read ({error}); it holds the ports and keys of the stack.") from None
+        raise StackError(f"cannot read {path}, which holds the ports and keys of the stack: {error}") from None
     ports = state.setdefault("ports", {})
     for name in parts:
         if name not in ports:
             ports[name] = free_port(ports.values())
         elif is_busy(ports[name]):
             raise StackError(
-                f"port {ports[name]}, which {name} of the stack in {data_dir} has, is busy. End what listens there, "
+                f"port {ports[name]} of {name} in the stack {data_dir} is busy. Stop the program that listens there, "
                 "or use another --data-dir."
             )
     state.setdefault("api_token", f"ert_{secrets.token_hex(24)}")
@@ -98,20 +98,20 @@ def load_state(data_dir: Path, parts: Iterable[str]) -> dict[str, Any]:
 
 
 class FolderLock:
-    """One stack a data folder. Released when the process ends, however it ends."""
+    """Allows one stack for each data folder. The lock ends with the process, however it ends."""
 
     def __init__(self, data_dir: Path) -> None:
         self._folder = data_dir
         self._file: Any = None
 
     def take(self) -> None:
-        """Raises StackError naming the process that has it, or saying why the folder cannot be used."""
+        """Take the lock. Raises StackError if another process holds it, or if the folder is unusable."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._file = (self._folder / "lock").open("a+")
         except OSError as error:
-            raise StackError(f"the data folder {self._folder} cannot be used: {error.strerror}.") from None
-        # `holder` has the lock for a moment while it looks.
+            raise StackError(f"cannot use the data folder {self._folder}: {error.strerror}") from None
+        # `holder` takes the lock for a moment.
         for _ in range(20):
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -121,8 +121,8 @@ class FolderLock:
         else:
             self._file.close()
             raise StackError(
-                f"a stack runs in {self._folder} already (process {holder(self._folder)}). See it with: "
-                f"everyrun status --data-dir {self._folder}; end it with: everyrun down --data-dir {self._folder}"
+                f"a stack already runs in {self._folder} (process {holder(self._folder)}). To see it, run: "
+                f"everyrun status --data-dir {self._folder}; to stop it: everyrun down --data-dir {self._folder}"
             )
         self._file.seek(0)
         self._file.truncate()
@@ -130,13 +130,13 @@ class FolderLock:
         self._file.flush()
 
     def release(self) -> None:
-        """Let another stack have the folder."""
+        """Release the lock."""
         if self._file is not None:
             self._file.close()
 
 
 def holder(data_dir: Path) -> int | None:
-    """The process that runs a stack in the folder; None where none does."""
+    """Return the process that runs a stack in the folder, or None."""
     try:
         with (data_dir / "lock").open("r+") as file:
             try:
@@ -149,7 +149,7 @@ def holder(data_dir: Path) -> int | None:
 
 
 def read_endpoints(data_dir: Path) -> dict[str, str] | None:
-    """The addresses and keys of a stack that runs and is ready; None where none is (a killed one leaves the file)."""
+    """Return the addresses and keys of a running stack, or None. A killed stack leaves its file behind."""
     if holder(data_dir) is None:
         return None
     endpoints: dict[str, str] | None = _read(data_dir / "endpoints.json")
@@ -161,7 +161,7 @@ def read_endpoints(data_dir: Path) -> dict[str, str] | None:
 
 
 def read_status(data_dir: Path) -> list[dict[str, Any]]:
-    """A line a part of a running stack: part, state, since (seconds of the epoch), pid, port, restarts, url."""
+    """Return a row for each part of a running stack: part, state, since (epoch seconds), pid, port, restarts, url."""
     rows: list[dict[str, Any]] | None = _read(data_dir / "status.json")
     return rows or []
 
@@ -171,8 +171,3 @@ def _read(path: Path) -> Any:
         return json.loads(path.read_text())
     except FileNotFoundError:
         return None
-
-
-def default_data_dir() -> Path:
-    """EVERYRUN_DATA_DIR, or ./.everyrun."""
-    return Path(os.environ.get("EVERYRUN_DATA_DIR", ".everyrun"))

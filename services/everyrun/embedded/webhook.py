@@ -1,4 +1,4 @@
-"""Making the webhook endpoint and the subscription to a workflow, as a person does once at Extend."""
+"""Create a webhook endpoint and its subscription to a workflow, as a person does once at Extend."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ EVENTS = [f"workflow_run.{what}" for what in ("completed", "failed", "needs_revi
 
 
 async def register_webhook(base_url: str, api_key: str, workflow_id: str, url: str, link_over: int) -> str:
-    """Make both; the signing secret. A payload over ``link_over`` bytes comes as a link. Raises httpx.HTTPError.
+    """Create both and return the signing secret. Raises httpx.HTTPError.
 
-    An endpoint of this URL that is there already goes: its secret is shown once only, and nobody has it.
-    workflow_run.* events come only through a subscription to the workflow (docs.extend.ai, webhooks).
+    Extend sends a payload over ``link_over`` bytes as a link. An existing endpoint with this URL is deleted first,
+    because Extend shows its secret only once. workflow_run.* events come only through a subscription to the workflow
+    (docs.extend.ai, webhooks).
     """
     headers = {"authorization": f"Bearer {api_key}", "x-extend-api-version": API_VERSION}
     options = {"payload": {"format": "url", "urlThresholdBytes": link_over}}
