@@ -41,7 +41,7 @@ async def submit(http: httpx.AsyncClient, endpoints: dict[str, str], count: int)
             answer = await http.post(
                 f"{endpoints['submission_url']}/v1/submissions",
                 params={"workflow_id": endpoints["workflow_id"]},
-                content=job.rows(count),
+                content=job.invoice_lines(count),
                 headers={"content-type": "application/x-ndjson", "idempotency-key": key},
             )
             if answer.status_code < 300:
@@ -63,7 +63,7 @@ async def settle(
 ) -> dict[str, Any]:
     """Wait until no input is open or the deadline (monotonic) has passed. Return the last report. Raises JobError."""
     while True:
-        report = await job.report(http, endpoints, submission_id)
+        report = await job.fetch_report(http, endpoints, submission_id)
         show(report)
         if report["open"] == 0 or time.monotonic() > deadline:
             return report
@@ -83,7 +83,7 @@ async def judge(
     The emulator's first ``runs_before`` runs belong to earlier jobs and are left out.
     """
     while True:
-        report, comparison = await job.agree(
+        report, comparison = await job.wait_until_agreed(
             http, endpoints, submission_id, max(deadline - time.monotonic(), 0), runs_before
         )
         problems = problems_of(report, comparison)
@@ -109,7 +109,9 @@ async def _compare_with_log(
     http: httpx.AsyncClient, endpoints: dict[str, str], submission_id: str, witness: LogWitness, runs_before: int
 ) -> list[str]:
     try:
-        lines = [line for line in await job.truth(http, endpoints, runs_before) if job.is_of(line, submission_id)]
+        lines = [
+            line for line in await job.fetch_truth(http, endpoints, runs_before) if job.belongs_to(line, submission_id)
+        ]
         connection = await asyncpg.connect(endpoints["postgres_dsn"], timeout=10)
         try:
             query = "select input_id, version from everyrun.results where submission_id = $1 and run_id is not null"

@@ -131,7 +131,7 @@ async def test_a_full_postgres_accepts_nothing_and_recovers_when_space_is_freed(
                 await producer.append(large_runs(10, 100))
                 await says(processor, "applying", "No space left on device")
                 with pytest.raises(job.JobError, match="no room left on its disk"):
-                    await job.hand_in(http, where, 20_000)
+                    await job.submit(http, where, 20_000)
                 # Longer than EVERYRUN_STALLED_AFTER: the processor must not end itself, as the cause is not its own.
                 began = time.monotonic()
                 await eventually(lambda: time.monotonic() - began > 6, "some seconds pass", 30)
@@ -144,7 +144,7 @@ async def test_a_full_postgres_accepts_nothing_and_recovers_when_space_is_freed(
                 assert await counted(dsn) == 110
                 await is_ready(processor)
                 await is_ready(submission)
-                assert (await job.hand_in(http, where, 2000))["expected"] == 2000
+                assert (await job.submit(http, where, 2000))["expected"] == 2000
                 submission.terminate()
                 await until_acknowledged(settings)
                 await are_as_undisturbed(settings, postgres)

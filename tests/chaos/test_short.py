@@ -86,7 +86,9 @@ async def test_a_job_survives_repeated_kills_of_its_two_processors(stage: Stage)
     async def strikes(submission_id: str) -> None:
         for number, how in enumerate(("kill", "term", "kill")):
             async with asyncio.timeout(WITHIN):
-                while (await job.report(stage.http, stage.endpoints, submission_id))["settled"] < 2000 * number + 200:
+                while (await job.fetch_report(stage.http, stage.endpoints, submission_id))[
+                    "settled"
+                ] < 2000 * number + 200:
                     await asyncio.sleep(0.1)
             await strike(stage.stack, f"processor-{number % 2}", how)
 

@@ -67,7 +67,7 @@ async def all_services(service: Any, emulator: EmulatorProcess, **more: object) 
 async def hand_in(submission: ServiceProcess, workflow: str, count: int) -> str:
     async with httpx.AsyncClient(headers={"authorization": f"Bearer {TOKEN}"}, timeout=60) as http:
         where = {"submission_url": submission.url, "workflow_id": workflow}
-        return str((await job.hand_in(http, where, count))["submission_id"])
+        return str((await job.submit(http, where, count))["submission_id"])
 
 
 async def take_in_for(settings: Settings, workflow: str, count: int) -> str:

@@ -46,8 +46,8 @@ async def run(stack: Stack, faults: str) -> tuple[dict, Comparison]:
     async with httpx.AsyncClient(headers=headers, timeout=60) as http:
         url = f"{stack.endpoints['emulator_url']}/_emulator/faults"
         (await http.put(url, json={"faults": f"{NEVER_ANSWERED},{faults}"})).raise_for_status()
-        submission = await job.hand_in(http, stack.endpoints, BATCHES * PER_BATCH)
-        report, comparison = await job.agree(http, stack.endpoints, submission["submission_id"], within=180)
+        submission = await job.submit(http, stack.endpoints, BATCHES * PER_BATCH)
+        report, comparison = await job.wait_until_agreed(http, stack.endpoints, submission["submission_id"], within=180)
     assert report["open"] == 0, report
     assert report["balanced"], report
     assert comparison.agrees, comparison.differences

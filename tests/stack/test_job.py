@@ -58,7 +58,7 @@ async def everyrun(stack: Stack, *arguments: str | Path) -> tuple[int, str, str]
 
 
 async def settled(http: httpx.AsyncClient, stack: Stack, submission_id: str) -> dict:
-    report, comparison = await job.agree(http, stack.endpoints, submission_id, within=60)
+    report, comparison = await job.wait_until_agreed(http, stack.endpoints, submission_id, within=60)
     assert report["open"] == 0, report
     assert report["balanced"], report
     assert comparison.agrees, comparison.differences
@@ -104,7 +104,7 @@ async def every_result(http: httpx.AsyncClient, stack: Stack, **query: str) -> l
 
 
 async def test_submissions_with_the_same_ids_stay_apart(stack: Stack, http: httpx.AsyncClient) -> None:
-    both = [(await job.hand_in(http, stack.endpoints, 30))["submission_id"] for _ in range(2)]
+    both = [(await job.submit(http, stack.endpoints, 30))["submission_id"] for _ in range(2)]
     ids = []
     for submission_id in both:
         await settled(http, stack, submission_id)
@@ -162,7 +162,7 @@ async def test_errors_name_what_is_wrong(stack: Stack, tmp_path: Path) -> None:
 
 async def test_reports_and_results_over_http(stack: Stack, http: httpx.AsyncClient) -> None:
     url = stack.endpoints["query_url"]
-    submission_id = (await job.hand_in(http, stack.endpoints, 40))["submission_id"]
+    submission_id = (await job.submit(http, stack.endpoints, 40))["submission_id"]
     first = (await http.get(f"{url}/v1/submissions/{submission_id}/report")).json()
     assert (first["expected"], sum(first["by_status"].values())) == (40, 40)
     report = await settled(http, stack, submission_id)
@@ -203,7 +203,7 @@ async def test_a_result_on_the_topic_is_already_in_the_table(stack: Stack, http:
     connection = await asyncpg.connect(stack.endpoints["postgres_dsn"])
     try:
         await consumer.seek_to_end()
-        submission_id = (await job.hand_in(http, stack.endpoints, 50))["submission_id"]
+        submission_id = (await job.submit(http, stack.endpoints, 50))["submission_id"]
         newest: dict[str, dict] = {}
 
         async def all_settled() -> bool:
@@ -232,7 +232,7 @@ async def test_a_result_on_the_topic_is_already_in_the_table(stack: Stack, http:
 
 
 async def test_the_example_consumer_prints_every_result(stack: Stack, http: httpx.AsyncClient) -> None:
-    submission_id = (await job.hand_in(http, stack.endpoints, 20))["submission_id"]
+    submission_id = (await job.submit(http, stack.endpoints, 20))["submission_id"]
     command = [sys.executable, str(EXAMPLES / "consumer.py"), stack.endpoints["kafka_bootstrap"], submission_id]
     # Once while the job runs, and once after it: the report is then read before the results.
     for _ in range(2):
@@ -316,15 +316,15 @@ async def test_paused_inputs_are_not_sent_until_resumed(stack: Stack, http: http
     assert (code, err.startswith("Paused: 0 waiting inputs will not be sent.")) == (0, True)
     code, out, _ = await everyrun(stack, "workflow", "list", "--json")
     assert [(row["workflow_id"], row["reason"]) for row in json.loads(out)] == [(workflow, "a new version")]
-    submission_id = (await job.hand_in(http, stack.endpoints, 10))["submission_id"]
+    submission_id = (await job.submit(http, stack.endpoints, 10))["submission_id"]
     code, _, err = await everyrun(stack, "submission", "pause", submission_id, "--reason", "the wrong folder")
     assert (code, "Paused: 10 waiting inputs will not be sent." in err) == (0, True)
     code, _, err = await everyrun(stack, "workflow", "resume", workflow, "--reason", "it is here")
     assert (code, "Resumed: 0 waiting inputs will be sent." in err) == (0, True)
-    assert "Still waiting: 10 inputs, of submissions that are paused themselves" in err
+    assert "Still waiting: 10 inputs, of paused submissions" in err
     code, _, err = await everyrun(stack, "workflow", "resume", workflow, "--reason", "once more")
     assert (code, "was not paused" in err) == (0, True)
-    assert (await job.report(http, stack.endpoints, submission_id))["by_status"] == {"WAITING": 10}
+    assert (await job.fetch_report(http, stack.endpoints, submission_id))["by_status"] == {"WAITING": 10}
     code, _, err = await everyrun(stack, "submission", "resume", submission_id, "--reason", "it was right")
     assert (code, "Resumed: 10 waiting inputs will be sent." in err) == (0, True)
     await settled(http, stack, submission_id)
@@ -335,7 +335,7 @@ async def test_a_person_decides_a_call_of_unknown_outcome(stack: Stack, http: ht
     faults = stack.endpoints["emulator_url"] + "/_emulator/faults"
     (await http.put(faults, json={"faults": "accept_then_timeout=1,drop=1,list_lag=3600"})).raise_for_status()
     try:
-        submission_id = (await job.hand_in(http, stack.endpoints, 3))["submission_id"]
+        submission_id = (await job.submit(http, stack.endpoints, 3))["submission_id"]
 
         async def in_doubt() -> list[dict]:
             code, out, err = await everyrun(stack, "doubt", "list", "--submission", submission_id, "--json")
@@ -346,7 +346,7 @@ async def test_a_person_decides_a_call_of_unknown_outcome(stack: Stack, http: ht
         chunk = doubt["chunk"]
         assert (doubt["state"], doubt["inputs"], doubt["runs"]) == ("in_doubt", 3, 0)
         code, out, _ = await everyrun(stack, "doubt", "show", chunk)
-        assert (code, "none: no run that names this chunk was seen" in out) == (0, True)
+        assert (code, "none: no known run names this chunk" in out) == (0, True)
         code, _, err = await everyrun(stack, "doubt", "adopt", chunk, "batch_nope", "--reason", "a guess")
         assert (code, "batch_nope" in err) == (1, True)
         code, _, err = await everyrun(stack, "doubt", "discard", chunk, "--reason", "out of date")
@@ -355,7 +355,7 @@ async def test_a_person_decides_a_call_of_unknown_outcome(stack: Stack, http: ht
         assert (code, "out of date" in out) == (0, True)
         code, _, err = await everyrun(stack, "watch", submission_id)
         assert code == 3, err
-        assert (await job.report(http, stack.endpoints, submission_id))["by_status"] == {"REFUSED": 3}
+        assert (await job.fetch_report(http, stack.endpoints, submission_id))["by_status"] == {"REFUSED": 3}
         assert (await everyrun(stack, "doubt", "show", "sub_nope.c1"))[0] == 4
     finally:
         (await http.put(faults, json={"faults": "fail=0.3"})).raise_for_status()
@@ -376,8 +376,8 @@ async def test_a_dropped_schema_is_rebuilt_row_by_row(tmp_path: Path) -> None:
 
     async with Stack(options) as stack:
         async with httpx.AsyncClient(headers={"authorization": f"Bearer {stack.endpoints['api_token']}"}) as http:
-            submission = await job.hand_in(http, stack.endpoints, 400)
-            await job.agree(http, stack.endpoints, submission["submission_id"], within=60)
+            submission = await job.submit(http, stack.endpoints, 400)
+            await job.wait_until_agreed(http, stack.endpoints, submission["submission_id"], within=60)
         before, keys = await rows(stack.endpoints), dict(stack.endpoints)
         assert len(before["results"]) == 400
         connection = await asyncpg.connect(stack.endpoints["postgres_dsn"])

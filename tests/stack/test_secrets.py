@@ -166,7 +166,7 @@ async def test_secrets_appear_only_where_they_are_kept(stack: Stack) -> None:
         await _break(stack)
 
         async def some_settled() -> bool:
-            report = await job.report(http, at, submission_id)
+            report = await job.fetch_report(http, at, submission_id)
             return bool(report["open"] < report["expected"])
 
         await eventually(some_settled, "runs are in the tables", 120)

@@ -1,4 +1,4 @@
-"""Results as of a moment are written as they come, however many they are."""
+"""``everyrun as-of`` writes each result as it is read, and limits tables."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from everyrun.replay.audit import as_of
 from tests.unit.cli import everyrun
 
 STACK = {"EVERYRUN_KAFKA_BOOTSTRAP": "127.0.0.1:1", "EVERYRUN_POSTGRES_DSN": "postgresql://u:p@127.0.0.1:1/d"}
-ASK = ("as-of", "2026-03-03T12:00:00Z", "results", "sub_1")
+COMMAND = ("as-of", "2026-03-03T12:00:00Z", "results", "sub_1")
 
 
 class Tables:
-    """So many results, then an error."""
+    """Fake tables with ``count`` results, followed by an error if one is given."""
 
     def __init__(self, count: int, error: Exception | None) -> None:
         self.count, self.error = count, error
@@ -31,7 +31,7 @@ class Tables:
             raise self.error
 
 
-def has(monkeypatch: pytest.MonkeyPatch, count: int, error: Exception | None = None) -> None:
+def with_results(monkeypatch: pytest.MonkeyPatch, count: int, error: Exception | None = None) -> None:
     @asynccontextmanager
     async def tables(*_: Any) -> AsyncIterator[Tables]:
         yield Tables(count, error)
@@ -39,17 +39,17 @@ def has(monkeypatch: pytest.MonkeyPatch, count: int, error: Exception | None = N
     monkeypatch.setattr(as_of, "as_of", tables)
 
 
-def test_lines_are_written_before_the_last_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    has(monkeypatch, 2, OSError("the database went"))
-    answer = everyrun(*ASK, "--format", "jsonl", **STACK)
+def test_lines_are_written_as_rows_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_results(monkeypatch, 2, OSError("the connection was lost"))
+    answer = everyrun(*COMMAND, "--format", "jsonl", **STACK)
     assert answer.exit_code == exits.ERROR
     assert [line[:22] for line in answer.stdout.splitlines()] == [f'{{"external_id": "[a]{n}"' for n in (0, 1)]
-    assert "the database went" in answer.stderr
+    assert "the connection was lost" in answer.stderr
 
 
-def test_a_table_ends_somewhere_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    has(monkeypatch, 201, OSError("nobody asked for more"))
-    answer = everyrun(*ASK, **STACK)
+def test_table_is_limited_and_a_note_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_results(monkeypatch, 201, OSError("more rows were read than shown"))
+    answer = everyrun(*COMMAND, **STACK)
     assert answer.exit_code == exits.OK, answer.output
     assert "[a]199 " in answer.stdout
     assert "[a]200 " not in answer.stdout
@@ -57,24 +57,24 @@ def test_a_table_ends_somewhere_and_says_so(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("format_", ["table", "jsonl"])
-def test_nothing_is_said_to_be_so(monkeypatch: pytest.MonkeyPatch, format_: str) -> None:
-    has(monkeypatch, 0)
-    answer = everyrun(*ASK, "--format", format_, **STACK)
+def test_unknown_submission_is_not_found(monkeypatch: pytest.MonkeyPatch, format_: str) -> None:
+    with_results(monkeypatch, 0)
+    answer = everyrun(*COMMAND, "--format", format_, **STACK)
     assert answer.exit_code == exits.NOT_FOUND
     assert answer.stdout == ""
-    assert "the log had nothing of sub_1" in answer.stderr
+    assert "the log had nothing about sub_1" in answer.stderr
 
 
-def test_results_of_a_moment_are_written_as_csv(monkeypatch: pytest.MonkeyPatch) -> None:
-    has(monkeypatch, 2)
-    answer = everyrun(*ASK, "--format", "csv", **STACK)
+def test_results_are_written_as_csv(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_results(monkeypatch, 2)
+    answer = everyrun(*COMMAND, "--format", "csv", **STACK)
     assert answer.exit_code == exits.OK, answer.output
     header, *rows = answer.stdout.splitlines()
     assert header.startswith("id,url,")
     assert [row.split(",")[0] for row in rows] == ["[a]0", "[a]1"]
 
 
-def test_a_moment_in_the_future_is_said_to_be_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    has(monkeypatch, 1)
-    assert "is in the future" in everyrun("as-of", "2999-01-01T00:00:00Z", *ASK[2:], **STACK).stderr
-    assert "is in the future" not in everyrun(*ASK, **STACK).stderr
+def test_time_in_the_future_causes_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_results(monkeypatch, 1)
+    assert "is in the future" in everyrun("as-of", "2999-01-01T00:00:00Z", *COMMAND[2:], **STACK).stderr
+    assert "is in the future" not in everyrun(*COMMAND, **STACK).stderr

@@ -1,4 +1,4 @@
-"""Commands that go to Kafka and Postgres end with a message, whatever the client libraries raise."""
+"""Commands that use Kafka and Postgres end with a message, whatever the client libraries raise."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from aiokafka.errors import KafkaConnectionError
 from everyrun.cli import backends, rebuild
 from everyrun.store.pool import POSTGRES_AWAY
 
-AWAY = [*POSTGRES_AWAY, asyncpg.ConnectionDoesNotExistError, KafkaConnectionError]
+UNAVAILABLE = [*POSTGRES_AWAY, asyncpg.ConnectionDoesNotExistError, KafkaConnectionError]
 
 
-@pytest.mark.parametrize("error", AWAY)
-@pytest.mark.parametrize("run", [rebuild.run, lambda work: backends.run(lambda: work)], ids=["rebuild", "direct"])
-def test_a_store_that_goes_away_is_a_message(
+@pytest.mark.parametrize("error", UNAVAILABLE)
+@pytest.mark.parametrize(
+    "run", [rebuild.run_resumable, lambda work: backends.run(lambda: work)], ids=["rebuild", "other"]
+)
+def test_unavailable_store_is_reported(
     run: Callable[[Any], Any], error: type[Exception], capsys: pytest.CaptureFixture[str]
 ) -> None:
     async def work() -> None:
@@ -30,12 +32,12 @@ def test_a_store_that_goes_away_is_a_message(
     with pytest.raises(typer.Exit) as ended:
         run(work())
     assert ended.value.exit_code == 1
-    assert "everyrun:" in (said := capsys.readouterr().err)
-    assert error.__name__ in said
+    assert "everyrun:" in (message := capsys.readouterr().err)
+    assert error.__name__ in message
 
 
-def test_what_a_library_logs_is_a_line_without_a_traceback() -> None:
-    """As asyncpg's pool does, which tries again to reach a Postgres that is away."""
+def test_library_warnings_are_printed_without_a_traceback() -> None:
+    """asyncpg's pool logs a warning for each attempt to reach an unavailable Postgres."""
     code = """
 import logging
 from everyrun.cli.console import log_in_lines

@@ -1,4 +1,4 @@
-"""Results as CSV: for spreadsheets, and as a manifest to submit again."""
+"""``everyrun results`` writes CSV for spreadsheets, and manifests that can be submitted again."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import respx
 
 from everyrun.cli import exits
-from everyrun.cli.extracted import names_of, values_of
+from everyrun.cli.extracted import column_names, flatten
 from tests.unit.cli import QUERY, everyrun, page
 
 
@@ -65,18 +65,18 @@ def test_extracted_values_have_a_column_each() -> None:
     assert (three["id"], three["Extract.total"]) == ("c", "")
 
 
-def test_columns_have_names_of_their_own() -> None:
-    places = list(values_of({"": {"a": {"b": 1}, "a.b": 2}, "status": 3}))
-    assert names_of(places, ["status"]) == ["extracted.a.b", "extracted.a.b (2)", "status (2)"]
+def test_column_names_are_unique() -> None:
+    paths = list(flatten({"": {"a": {"b": 1}, "a.b": 2}, "status": 3}))
+    assert column_names(paths, ["status"]) == ["extracted.a.b", "extracted.a.b (2)", "status (2)"]
 
 
 @pytest.mark.parametrize("extracted", [[], ["--extracted"]])
-def test_a_byte_order_mark_comes_first_if_it_is_wanted(extracted: list[str]) -> None:
+def test_byte_order_mark_is_written_if_requested(extracted: list[str]) -> None:
     assert results("--format", "csv", "--bom", *extracted).stdout.startswith("\ufeffid,")
     assert results("--format", "csv", *extracted).stdout.startswith("id,")
 
 
-def test_links_without_their_query_are_refused_until_they_are_given_anew(tmp_path: Path) -> None:
+def test_redacted_links_are_refused_until_they_are_replaced(tmp_path: Path) -> None:
     done = results("--format", "csv", "--extracted")
     again = tmp_path / "again.csv"
     again.write_text(done.stdout)
@@ -85,14 +85,14 @@ def test_links_without_their_query_are_refused_until_they_are_given_anew(tmp_pat
     assert "1 bad row;" in refused.output
     assert "give a new link" in refused.output
     again.write_text(done.stdout.replace("https://e.com/b.pdf#everyrun-redacted", "https://e.com/b.pdf?sig=2"))
-    taken = everyrun("submit", str(again), "--dry-run")
-    assert taken.exit_code == 0, taken.output
-    # What became of the inputs is no news; what was extracted is named.
-    assert "Left out: the columns Extract.total" in taken.output
-    assert "status" not in taken.output
+    accepted = everyrun("submit", str(again), "--dry-run")
+    assert accepted.exit_code == 0, accepted.output
+    # Columns of Everyrun itself, like the status, are left out silently.
+    assert "Left out: the columns Extract.total" in accepted.output
+    assert "status" not in accepted.output
 
 
-def test_results_as_jsonl_are_refused_without_their_query_too(tmp_path: Path) -> None:
+def test_redacted_links_in_jsonl_are_refused(tmp_path: Path) -> None:
     done = results("--format", "jsonl", rows=[{"id": "b", "file": ROWS[1]["file"]}])
     (tmp_path / "again.jsonl").write_text(done.stdout)
     refused = everyrun("submit", str(tmp_path / "again.jsonl"), "--dry-run")

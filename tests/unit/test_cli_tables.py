@@ -1,4 +1,4 @@
-"""Tables of the command line show ids and texts of others as they are, brackets too."""
+"""Tables of the command line print ids and texts unchanged, also if they contain brackets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import respx
 from everyrun.cli.checks import show_bad_rows
 from tests.unit.cli import QUERY, SUBMISSION, everyrun, page
 
-#: The first would vanish as a style, the second end the command as a tag that closes nothing.
+#: Rich would drop the first as a style, and fail at the second as an unmatched closing tag.
 NAMES = ["Invoice [final].pdf", "scan[/b].pdf"]
 
 
@@ -54,7 +54,7 @@ def test_unmatched(text: str) -> None:
 
 @pytest.mark.parametrize("text", NAMES)
 @respx.mock
-def test_what_holds_a_submission_up(text: str) -> None:
+def test_reason_of_waiting_inputs(text: str) -> None:
     waits = {"waits_for": "held", "status": "WAITING", "inputs": 1, "reason": text, "what_to_do": None}
     stands = {"expected": 1, "settled": 0, "open": 1, "by_status": {"WAITING": 1}, "waiting": [waits]}
     respx.get(url__regex=f"{QUERY}/v1/submissions/sub_1/.*").respond(json=stands)

@@ -14,7 +14,7 @@ from fastapi import Request
 from pydantic import SecretStr, ValidationError
 
 from everyrun import schemas
-from everyrun.cli.token import expiry
+from everyrun.cli.token import parse_expiry
 from everyrun.http import api, caller, scope
 from everyrun.settings import Settings
 from everyrun.store.tokens import FRESH_FOR, SCOPES, UNKNOWN_FOR, RevocationsUnknownError, Tokens, digest
@@ -207,13 +207,13 @@ def test_every_route_requires_exactly_one_scope() -> None:
     [("90d", timedelta(days=90)), ("12h", timedelta(hours=12)), ("30m", timedelta(minutes=30)), ("never", None)],
 )
 def test_lifetime_of_a_token_is_parsed(text, length) -> None:
-    assert expiry(text, NOW) == (length and NOW + length)
+    assert parse_expiry(text, NOW) == (length and NOW + length)
 
 
 @pytest.mark.parametrize("text", ["", "90", "d", "0d", "-1d", "1w", "1.5d", "999999d", "forever"])
 def test_malformed_lifetime_is_refused(text) -> None:
     with pytest.raises(typer.BadParameter, match=re.escape(repr(text))):
-        expiry(text, NOW)
+        parse_expiry(text, NOW)
 
 
 def test_short_bootstrap_token_is_refused() -> None:

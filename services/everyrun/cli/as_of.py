@@ -1,4 +1,4 @@
-"""``everyrun as-of``."""
+"""``everyrun as-of``: show what the tables had at an earlier time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from everyrun.cli import exits
 from everyrun.cli.arguments import DataDir
 from everyrun.cli.backends import settings_of
 from everyrun.cli.console import SHOWN, err, fail, folding, print_table
-from everyrun.cli.rebuild import counted, moment_of, run
+from everyrun.cli.rebuild import position_from, rebuild_progress, run_resumable
 
 if TYPE_CHECKING:
     from everyrun.replay.audit.as_of import AsOf
@@ -26,82 +26,79 @@ def as_of(
     when: Annotated[
         str,
         typer.Argument(
-            metavar="TIME|OFFSETS", help="A time with its zone, so long ago (-5m), or batches:0=12,runs:0=400,..."
+            metavar="TIME|OFFSETS", help="A time with its zone, an age (-5m), or batches:0=12,runs:0=400,..."
         ),
     ],
-    what: Annotated[Literal["report", "results", "row"], typer.Argument(help="What to show.")],
-    of: Annotated[str, typer.Argument(metavar="ID", help="A submission; for row an input id.")],
-    format_: Annotated[
-        Literal["table", "csv", "jsonl"], typer.Option("--format", help="How to write results.")
-    ] = "table",
+    view: Annotated[Literal["report", "results", "row"], typer.Argument(help="The view to show.")],
+    identifier: Annotated[str, typer.Argument(metavar="ID", help="A submission id; for row, an input id.")],
+    format_: Annotated[Literal["table", "csv", "jsonl"], typer.Option("--format", help="Format of results.")] = "table",
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
-    """Show a report, the results or a row as the log had them at a given time.
+    """Show a report, the results or a row as of an earlier time.
 
-    What counts is when Everyrun was told, by the broker's clock; not when it happened at Extend.
+    The time is that of the broker, at which the log got the events; not the time at Extend. Write it as
+    2026-03-03T12:00:00Z, '2026-03-03 12:00 Europe/Berlin', 'yesterday 12:00 Europe/Berlin', or as an age: -5m, -1h30m,
+    -2d. A time needs its zone.
 
-    The tables of that moment are made from the log, in the schema everyrun_as_of. They stay there, so that a further
-    question of the same moment, or of a later one, is answered sooner; the schema may be dropped.
-
-    A time is written 2026-03-03T12:00:00Z, '2026-03-03 12:00 Europe/Berlin', 'yesterday 12:00 Europe/Berlin', or
-    -5m, -1h30m, -2d for so long ago. A time without a zone is refused.
+    The command rebuilds the tables of that time from the log, in the schema everyrun_as_of. It keeps them, to answer
+    the next question about the same or a later time faster. You may drop the schema.
 
     Example: everyrun as-of 2026-03-03T12:00:00Z row sub_01k...:invoice-7
     """
     from everyrun.replay import log_position
-    from everyrun.replay.audit.as_of import as_of as tables
+    from everyrun.replay.audit.as_of import as_of as open_tables
 
-    chosen = moment_of(when, "TIME|OFFSETS")
+    position = position_from(when, "TIME|OFFSETS")
     settings = settings_of(data_dir, "kafka_bootstrap", "postgres_dsn")
 
     async def work() -> bool:
         async with AsyncExitStack() as stack:
-            # The bar ends before anything is written: it would take standard output for itself.
-            with counted("as of") as tell:
-                found = await stack.enter_async_context(tables(settings, chosen, tell))
-            offsets = log_position.format_offsets(found.offsets) or "nothing"
-            err.print(f"As of {escape(when)}, the log up to: {offsets}", soft_wrap=True)
-            return await _show(found, what, of, format_)
+            # The progress bar takes over standard output, so it ends before anything is written.
+            with rebuild_progress("as of") as on_progress:
+                tables = await stack.enter_async_context(open_tables(settings, position, on_progress))
+            offsets = log_position.format_offsets(tables.offsets) or "nothing"
+            err.print(f"As of {escape(when)}, with the log up to: {offsets}", soft_wrap=True)
+            return await _show(tables, view, identifier, format_)
 
-    if not run(work()):
-        fail(f"at that moment the log had nothing of {of}", exits.NOT_FOUND)
+    if not run_resumable(work()):
+        fail(f"at that time the log had nothing about {identifier}", exits.NOT_FOUND)
 
 
-async def _show(found: AsOf, what: str, of: str, format_: str) -> bool:
-    """Write what is asked for, lines as they come; whether there was any."""
-    if what == "results":
-        # Closed before its connection is, also where a table ends early.
-        async with aclosing(cast("AsyncGenerator[dict[str, Any]]", found.results(of))) as rows:
-            return await {"jsonl": _jsonl, "csv": _csv, "table": _table}[format_](rows)
-    row = await (found.report(of) if what == "report" else found.row(of))
+async def _show(tables: AsOf, view: str, identifier: str, format_: str) -> bool:
+    """Write the view, each result as it is read. Return False if there is nothing to show."""
+    if view == "results":
+        # A table may stop before the last row; the rows must be closed before their connection.
+        async with aclosing(cast("AsyncGenerator[dict[str, Any]]", tables.results(identifier))) as rows:
+            return await {"jsonl": _write_lines, "csv": _write_csv, "table": _write_table}[format_](rows)
+    row = await (tables.report(identifier) if view == "report" else tables.row(identifier))
     if row is not None:
         typer.echo(json.dumps(row, ensure_ascii=False, indent=2))
     return row is not None
 
 
-async def _jsonl(rows: AsyncIterator[dict[str, Any]]) -> bool:
-    any_ = False
+async def _write_lines(rows: AsyncIterator[dict[str, Any]]) -> bool:
+    found = False
     async for row in rows:
-        any_ = True
+        found = True
         typer.echo(json.dumps(row, ensure_ascii=False))
-    return any_
+    return found
 
 
-async def _csv(rows: AsyncIterator[dict[str, Any]]) -> bool:
-    """Write the columns of ``everyrun results --format csv``."""
+async def _write_csv(rows: AsyncIterator[dict[str, Any]]) -> bool:
+    """Write the same columns as ``everyrun results --format csv``."""
     from everyrun.cli.results import CSV_COLUMNS, csv_row
     from everyrun.submission.intake.columns import csv_line
 
-    any_ = False
+    found = False
     async for row in rows:
-        if not any_:
+        if not found:
             typer.echo(csv_line(CSV_COLUMNS), nl=False)
-        any_ = True
+        found = True
         typer.echo(csv_line(csv_row(row)), nl=False)
-    return any_
+    return found
 
 
-async def _table(rows: AsyncIterator[dict[str, Any]]) -> bool:
+async def _write_table(rows: AsyncIterator[dict[str, Any]]) -> bool:
     table = Table("id", "status", "run", "settled at", folding("reason"))
     count = 0
     async for row in rows:
@@ -114,5 +111,5 @@ async def _table(rows: AsyncIterator[dict[str, Any]]) -> bool:
     if count:
         print_table(table)
     if count > SHOWN:
-        err.print(f"The first {SHOWN} are shown; write all with --format csv or jsonl")
+        err.print(f"The first {SHOWN} are shown. To write all of them, add --format csv or --format jsonl")
     return count > 0

@@ -35,7 +35,7 @@ PANELS: dict[str, dict[str, Entry]] = {
     },
     "Submissions": {
         "submit": Entry("submit:submit", "Submit the rows of a manifest, or the documents in a folder."),
-        "register": Entry("register:register_batch", "Account for a batch that another program sent to Extend."),
+        "register": Entry("register:register_batch", "Register a batch that another program sent to Extend."),
         "watch": Entry(
             "watch:watch",
             "Follow a submission until every input is settled, or only a person can move it on (exit code 6).",
@@ -44,14 +44,14 @@ PANELS: dict[str, dict[str, Entry]] = {
         "report": Entry("watch:report", "Show the counts of a submission and check that they add up."),
         "results": Entry("results:results", "Show the result of every input of a submission."),
         "overdue": Entry("overdue:overdue", "List inputs that have waited too long, each with the reason."),
-        "unmatched": Entry("unmatched:unmatched_app", "Show runs at Extend that belong to no known input."),
+        "unmatched": Entry("unmatched:unmatched_app", "List runs at Extend that match no known input."),
     },
     "Deciding": {
-        "doubt": Entry("doubt:doubt_app", "Show calls whose outcome is unknown, and decide about their inputs."),
+        "doubt": Entry("doubt:doubt_app", "List calls with an unknown outcome, and decide about their inputs."),
         "workflow": Entry("pause:workflow_app", "Pause or resume a workflow, or list the paused ones."),
         "submission": Entry("pause:submission_app", "Pause or resume a submission."),
         "quarantine": Entry(
-            "quarantine:quarantine_app", "Show, retry or discard messages that could not be understood."
+            "quarantine:quarantine_app", "List, retry or discard messages that Everyrun could not process."
         ),
     },
     "Your own Kafka and Postgres": {
@@ -64,8 +64,8 @@ PANELS: dict[str, dict[str, Entry]] = {
     "The log": {
         "rebuild": Entry("rebuild:rebuild", "Rebuild every result table from the log."),
         "audit": Entry("audit:audit", "Compare the result tables with the log, row by row."),
-        "as-of": Entry("as_of:as_of", "Show a report, the results or a row as the log had them at a given time."),
-        "archive": Entry("archive:archive_app", "Copy the log to Parquet, and verify the copy."),
+        "as-of": Entry("as_of:as_of", "Show a report, the results or a row as of an earlier time."),
+        "archive": Entry("archive:archive_app", "Copy the log to Parquet files, and verify the copy."),
         "replay": Entry("replay:replay", "Publish selected events again, marked as replays."),
         "history": Entry("history:history", "Show every event that touched an input, a run or a batch."),
     },

@@ -27,14 +27,14 @@ async def run(endpoints: dict[str, str], count: int) -> dict[str, Any]:
     headers = {"authorization": f"Bearer {endpoints['api_token']}"}
     async with httpx.AsyncClient(headers=headers, timeout=120, mounts=NO_PROXY) as http:
         began = time.monotonic()
-        submission = await job.hand_in(http, endpoints, count)
+        submission = await job.submit(http, endpoints, count)
         err.print(
             f"Handed in {submission['expected']} inputs as {submission['submission_id']}, "
             f"in {submission['batches']} batches, after {time.monotonic() - began:.1f} s"
         )
         await _watch(http, endpoints, submission["submission_id"])
-        report, comparison = await job.agree(http, endpoints, submission["submission_id"], _AGREE_WITHIN)
-        least = least_requests(await job.truth(http, endpoints))
+        report, comparison = await job.wait_until_agreed(http, endpoints, submission["submission_id"], _AGREE_WITHIN)
+        least = least_requests(await job.fetch_truth(http, endpoints))
         seconds = time.monotonic() - began
         stats = (await http.get(f"{endpoints['emulator_url']}/_emulator/stats")).json()
     figures = await _figures(endpoints, report, comparison, stats, seconds)
@@ -49,7 +49,7 @@ async def _watch(http: httpx.AsyncClient, endpoints: dict[str, str], submission_
     last, moved = -1, time.monotonic()
     with Live(progress.table(), console=err, refresh_per_second=4, transient=not err.is_terminal) as live:
         while True:
-            report = await job.report(http, endpoints, submission_id)
+            report = await job.fetch_report(http, endpoints, submission_id)
             live.update(progress.update(report))
             if report["settled"] != last:
                 last, moved = report["settled"], time.monotonic()
@@ -63,7 +63,7 @@ async def _review(http: httpx.AsyncClient, endpoints: dict[str, str], report: di
     """Approve the runs that need a review, as a person would. The fault `review` makes some."""
     if not report["by_status"].get("NEEDS_REVIEW"):
         return
-    for line in await job.truth(http, endpoints):
+    for line in await job.fetch_truth(http, endpoints):
         if line["status"] == "NEEDS_REVIEW":
             url = f"{endpoints['emulator_url']}/_emulator/runs/{line['run_id']}"
             await http.post(url, json={"action": "review_approve"})

@@ -1,4 +1,4 @@
-"""``everyrun doctor``."""
+"""``everyrun doctor``: check an installation, and print the findings."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ _COLOURS = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 def doctor(
     workflow: Annotated[
         str | None,
-        typer.Option(help="The workflow to look at; without one, those that inputs were handed in for."),
+        typer.Option(help="Workflow to check; by default all workflows that have submissions."),
     ] = None,
-    polling_only: Annotated[
-        bool, typer.Option("--polling-only", help="No webhooks are wanted: look at none of what they need.")
-    ] = False,
+    polling_only: Annotated[bool, typer.Option("--polling-only", help="Skip the checks of webhooks.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Write the findings as JSON.")] = False,
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
     """Check the set-up: find what is wrong and how to fix it.
 
-    Extend's key, the workflow, the webhook endpoint with its subscription, its address and secret, Kafka with its
-    topics, Postgres with its migrations, the clocks; every service, whether the tables follow the log and workflows
-    are swept, and inputs that have waited longer than they should. Changes nothing, but for a record on the topic of
-    probes and a signed self-test that the bridge recognises and drops. A line a check: ok, warning or failed.
+    Checks Extend (key, workflow, webhook endpoint), Kafka, Postgres, the clocks and every service. Also checks that
+    the tables follow the log, that workflows are swept, and that no input is overdue. Prints a line for each check:
+    ok, warning or failed.
 
-    Exit codes: 0 nothing failed; 1 something failed; 2 it could not be run (no settings, or one that is wrong).
+    Changes no data. It only writes a probe record to a topic for probes, and posts a signed self-test that the bridge
+    recognises and drops.
+
+    Exit codes: 0 nothing failed; 1 something failed; 2 a setting is missing or wrong.
 
     Example: everyrun doctor --workflow workflow_abc
     """
@@ -49,10 +49,10 @@ def doctor(
 
     from everyrun.doctor.examine import examine
 
-    # Clients log every attempt at a server that is away; the report says it once.
+    # Clients log every failed attempt to connect; the report has it once.
     logging.disable(logging.CRITICAL)
-    settings, known = _settings(data_dir)
-    findings = asyncio.run(examine(settings, workflow or known, polling_only=polling_only))
+    settings, workflow_of_stack = _settings(data_dir)
+    findings = asyncio.run(examine(settings, workflow or workflow_of_stack, polling_only=polling_only))
     if as_json:
         ok = all(finding.level != "failed" for finding in findings)
         body = {"ok": ok, "findings": [msgspec.to_builtins(finding) for finding in findings]}
@@ -64,7 +64,7 @@ def doctor(
 
 
 def _settings(data_dir: Path) -> tuple[Settings, str | None]:
-    """Return the environment's settings, completed by the stack that runs in the folder, and the stack's workflow."""
+    """Return the environment's settings, completed by those of the running stack, and the stack's workflow."""
     from everyrun.cli.chosen import chosen
     from everyrun.embedded.state import read_endpoints
     from everyrun.settings import SettingsError, load
@@ -85,7 +85,7 @@ def _settings(data_dir: Path) -> tuple[Settings, str | None]:
         fail(str(error), exits.USAGE)
     if not (settings.kafka_bootstrap or settings.postgres_dsn or settings.extend_api_key):
         fail(
-            f"there is nothing to look at: no stack runs in {data_dir} (start one with: everyrun up), and none of "
+            f"there is nothing to check: no stack runs in {data_dir} (start one with: everyrun up), and none of "
             "EXTEND_API_KEY, EVERYRUN_KAFKA_BOOTSTRAP and EVERYRUN_POSTGRES_DSN is set",
             exits.USAGE,
         )
@@ -100,6 +100,6 @@ def _show(findings: list[Finding]) -> None:
         out.print(line, soft_wrap=True)
         if finding.remedy:
             out.print(f"{'':<9}{'':<{width}}  [dim]→ {escape(finding.remedy)}[/]", soft_wrap=True)
-    bad = sum(finding.level == "failed" for finding in findings)
-    warned = sum(finding.level == "warning" for finding in findings)
-    err.print(f"{len(findings)} checks: {bad} failed, {warned} warnings")
+    failed = sum(finding.level == "failed" for finding in findings)
+    warnings = sum(finding.level == "warning" for finding in findings)
+    err.print(f"{len(findings)} checks: {failed} failed, {warnings} warnings")

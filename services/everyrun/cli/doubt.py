@@ -1,4 +1,4 @@
-"""``everyrun doubt``: calls whose outcome is unknown, and what is done about them."""
+"""``everyrun doubt``: list calls to Extend with an unknown outcome, and decide about their inputs."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from everyrun.cli.console import err, folding, out, print_table
 
 doubt_app = typer.Typer(
     no_args_is_help=True,
-    help="Show calls whose outcome is unknown, and decide about their inputs.",
+    help="List calls with an unknown outcome, and decide about their inputs.\n\nExample: everyrun doubt list",
 )
 
-Chunk = Annotated[str, typer.Argument(metavar="CHUNK", help="As list shows it.")]
-Force = Annotated[bool, typer.Option("--force", help="Also while evidence may still come.")]
+Chunk = Annotated[str, typer.Argument(metavar="CHUNK", help="A chunk, as list shows it.")]
+Force = Annotated[bool, typer.Option("--force", help="Decide although evidence may still come.")]
 
 
-def who() -> str:
-    """The name of who calls, as the machine knows it."""
+def user_name() -> str:
+    """Return the name of the user on this machine, empty if it is unknown."""
     import getpass
 
     try:
@@ -35,12 +35,14 @@ def who() -> str:
 
 @doubt_app.command("list")
 def list_(
-    submission: Annotated[str | None, typer.Option(help="Only of this submission.")] = None,
-    state: Annotated[Literal["in_doubt", "held"] | None, typer.Option(help="Only of this state.")] = None,
+    submission: Annotated[str | None, typer.Option(help="Submission of the chunks.")] = None,
+    state: Annotated[Literal["in_doubt", "held"] | None, typer.Option(help="State of the chunks.")] = None,
     as_json: Json = False,
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
-    """Show the chunks whose outcome is unknown: those that wait for evidence, and those held for a person.
+    """List chunks that were sent with an unknown outcome, and what each waits for.
+
+    Chunks in doubt wait for evidence. Held chunks need a person's decision.
 
     Example: everyrun doubt list --state held
     """
@@ -61,19 +63,19 @@ def list_(
         Column("inputs", justify="right"),
         Column("attempt", justify="right"),
         Column("runs seen", justify="right"),
-        folding("why"),
+        folding("reason"),
         folding("waits for"),
     )
     for row in rows:
         figures = (str(row["inputs"]), str(row["attempt"]), str(row["runs"]))
         table.add_row(row["chunk"], row["state"], *figures, escape(row["reason"] or ""), escape(row["waits_for"]))
     print_table(table)
-    err.print("Look at one with: everyrun doubt show CHUNK")
+    err.print("For one of them in detail, run: everyrun doubt show CHUNK")
 
 
 @doubt_app.command()
 def show(chunk: Chunk, as_json: Json = False, data_dir: DataDir = Path(".everyrun")) -> None:
-    """Show a chunk: its attempts, the runs that name it, the decisions taken, and what can be done.
+    """Show a chunk: its attempts, the runs that name it, past decisions, and possible ones.
 
     Example: everyrun doubt show sub_01k....c00001
     """
@@ -84,12 +86,14 @@ def show(chunk: Chunk, as_json: Json = False, data_dir: DataDir = Path(".everyru
 @doubt_app.command()
 def adopt(
     chunk: Chunk,
-    batch: Annotated[str, typer.Argument(metavar="BATCH", help="Extend's id of the batch that it became.")],
+    batch: Annotated[str, typer.Argument(metavar="BATCH", help="Extend's id of the batch.")],
     reason: Why,
     as_json: Json = False,
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
-    """Say which batch a chunk became. Extend is asked for a run of the batch, which must name the chunk.
+    """Adopt a batch at Extend as the outcome of a chunk.
+
+    Everyrun fetches a run of the batch, which must name the chunk.
 
     Example: everyrun doubt adopt sub_01k....c00001 batch_7f3 --reason "seen in Extend's dashboard"
     """
@@ -104,9 +108,11 @@ def resend(
     as_json: Json = False,
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
-    """Send a chunk again. Should it have been taken after all, its inputs have two runs, and the second is shown.
+    """Resend a chunk.
 
-    Example: everyrun doubt resend sub_01k....c00001 --reason "Extend's support says it never came"
+    If Extend had accepted the first call after all, each input gets two runs; the second is reported as a duplicate.
+
+    Example: everyrun doubt resend sub_01k....c00001 --reason "Extend's support has no such call"
     """
     _decide(chunk, "resend", data_dir, as_json, reason=reason, force=force)
 
@@ -119,17 +125,19 @@ def discard(
     as_json: Json = False,
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
-    """Do not send a chunk again: its inputs are REFUSED, reason DISCARDED. A run that comes all the same is shown.
+    """Give up a chunk: its inputs become REFUSED, with the reason DISCARDED.
+
+    A run that appears later is still shown.
 
     Example: everyrun doubt discard sub_01k....c00001 --reason "the documents are out of date"
     """
     _decide(chunk, "discard", data_dir, as_json, reason=reason, force=force)
 
 
-def _decide(chunk: str, what: str, data_dir: Path, as_json: bool, **decision: Any) -> None:
+def _decide(chunk: str, decision: str, data_dir: Path, as_json: bool, **details: Any) -> None:
     with Client(find(data_dir)) as client:
-        url = f"{client.target.submission_url}/v1/doubts/{chunk}/{what}"
-        _show(client.answer("POST", url, json={**decision, "by": who()}), as_json)
+        url = f"{client.target.submission_url}/v1/doubts/{chunk}/{decision}"
+        _show(client.answer("POST", url, json={**details, "by": user_name()}), as_json)
 
 
 def _show(doubt: dict[str, Any], as_json: bool) -> None:
@@ -142,8 +150,8 @@ def _show(doubt: dict[str, Any], as_json: bool) -> None:
     for attempt in doubt["attempts"]:
         began = (attempt["requested_at"] or "")[:19].replace("T", " ")
         batch = f", {attempt['batch_id']}" if attempt["batch_id"] else ""
-        why = f": {attempt['reason']}" if attempt["reason"] else ""
-        text = f"{attempt['attempt']} {attempt['state']} {began}{batch}{why}"
+        reason = f": {attempt['reason']}" if attempt["reason"] else ""
+        text = f"{attempt['attempt']} {attempt['state']} {began}{batch}{reason}"
         out.print(f"{'attempt':<14} {escape(text)}", soft_wrap=True)
     for run in doubt["evidence"]:
         text = (
@@ -151,14 +159,15 @@ def _show(doubt: dict[str, Any], as_json: bool) -> None:
         )
         out.print(f"{'evidence':<14} {escape(text)}", soft_wrap=True)
     if doubt["can"] and not doubt["evidence"]:
-        out.print(f"{'evidence':<14} none: no run that names this chunk was seen")
-    for made in doubt["decisions"]:
-        by = made["decided_by"] or "Everyrun"
-        text = f"{made['decided_at'][:19].replace('T', ' ')} {made['kind']} by {by}: {made['reason']}"
+        out.print(f"{'evidence':<14} none: no known run names this chunk")
+    for decision in doubt["decisions"]:
+        by = decision["decided_by"] or "Everyrun"
+        at = decision["decided_at"][:19].replace("T", " ")
+        text = f"{at} {decision['kind']} by {by}: {decision['reason']}"
         out.print(f"{'decision':<14} {escape(text)}", soft_wrap=True)
     if doubt["with_force"]:
-        later = " and ".join(doubt["with_force"])
-        out.print(f"{'later':<14} {later}, once the window and two sweeps are over; now with --force", soft_wrap=True)
-    for can in doubt["can"]:
-        batch = " BATCH" if can == "adopt" else ""
-        out.print(f"{'you can':<14} everyrun doubt {can} {doubt['chunk']}{batch} --reason WHY", soft_wrap=True)
+        forced = " or ".join(doubt["with_force"])
+        out.print(f"{'later':<14} {forced}, after the window and two sweeps; now only with --force", soft_wrap=True)
+    for decision in doubt["can"]:
+        batch = " BATCH" if decision == "adopt" else ""
+        out.print(f"{'you can':<14} everyrun doubt {decision} {doubt['chunk']}{batch} --reason WHY", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""What was extracted, as a table: a row an input, a column a value."""
+"""Write extracted values as a CSV table: one row for each input, one column for each value."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ from typing import IO, Any
 
 from everyrun.submission.intake.columns import csv_line
 
-Place = tuple[str, ...]
-"""Where a value stands: the step's name, then a key a level."""
+ValuePath = tuple[str, ...]
+"""Path to a value: the step's name, then the keys of the nested objects."""
 
 
-def values_of(extracted: dict[str, Any]) -> dict[Place, str]:
-    """Return each value as text, by its place: of objects their members, of lists their JSON."""
-    found: dict[Place, str] = {}
+def flatten(extracted: dict[str, Any]) -> dict[ValuePath, str]:
+    """Return each value as text, by its path. Objects give their members, lists their JSON."""
+    texts: dict[ValuePath, str] = {}
 
-    def walk(place: Place, value: Any) -> None:
+    def walk(path: ValuePath, value: Any) -> None:
         if isinstance(value, dict) and value:
             for key, inner in value.items():
-                walk((*place, key), inner)
+                walk((*path, key), inner)
         elif isinstance(value, str):
-            found[place] = value
+            texts[path] = value
         else:
-            found[place] = "" if value is None else json.dumps(value, ensure_ascii=False)
+            texts[path] = "" if value is None else json.dumps(value, ensure_ascii=False)
 
     for step, value in extracted.items():
         walk((step or "extracted",), value)
-    return found
+    return texts
 
 
-def names_of(places: Sequence[Place], taken: Sequence[str]) -> list[str]:
-    """Return a column's name for each place; no two are equal, and none is a name that is taken."""
-    used = set(taken)
+def column_names(paths: Sequence[ValuePath], reserved: Sequence[str]) -> list[str]:
+    """Return a unique column name for each path, none of which is reserved."""
+    used = set(reserved)
     names = []
-    for place in places:
-        plain = name = ".".join(place)
+    for path in paths:
+        base = name = ".".join(path)
         number = 1
         while name in used:
             number += 1
-            name = f"{plain} ({number})"
+            name = f"{base} ({number})"
         used.add(name)
         names.append(name)
     return names
@@ -49,20 +49,20 @@ def names_of(places: Sequence[Place], taken: Sequence[str]) -> list[str]:
 def write_table(
     rows: Iterable[tuple[list[str], dict[str, Any]]], header: Sequence[str], file: IO[str], bom: bool
 ) -> None:
-    """Write a CSV of rows and what was extracted for each.
+    """Write a CSV of rows, each followed by its extracted values.
 
-    Which columns there are is known after the last row: until then the rows wait in a file.
+    All columns are known only after the last row, so a temporary file keeps the rows until then.
     """
-    places: dict[Place, int] = {}
-    with tempfile.TemporaryFile("w+", encoding="utf-8", newline="\n") as waiting:
+    columns: dict[ValuePath, int] = {}
+    with tempfile.TemporaryFile("w+", encoding="utf-8", newline="\n") as buffer:
         for row, extracted in rows:
-            texts = {places.setdefault(place, len(places)): text for place, text in values_of(extracted).items()}
-            # As JSON with escapes: a text may hold half a character, which no file can.
-            waiting.write(json.dumps([row, list(texts.items())]) + "\n")
-        waiting.seek(0)
+            texts = {columns.setdefault(path, len(columns)): text for path, text in flatten(extracted).items()}
+            # JSON escapes a lone surrogate, which UTF-8 cannot encode.
+            buffer.write(json.dumps([row, list(texts.items())]) + "\n")
+        buffer.seek(0)
         file.write("\ufeff" if bom else "")
-        file.write(csv_line([*header, *names_of(list(places), header)]))
-        for kept in waiting:
-            row, cells = json.loads(kept)
-            given = dict(cells)
-            file.write(csv_line([*row, *(given.get(number, "") for number in range(len(places)))]))
+        file.write(csv_line([*header, *column_names(list(columns), header)]))
+        for line in buffer:
+            row, cells = json.loads(line)
+            text_of = dict(cells)
+            file.write(csv_line([*row, *(text_of.get(column, "") for column in range(len(columns)))]))

@@ -1,4 +1,4 @@
-"""A job on a running stack: handing inputs in, asking how it goes, comparing with the truth."""
+"""Submit generated inputs to a running stack, and compare their results with the emulator's record."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from everyrun.cli.emulator_check import Comparison, compare
 from everyrun.errors import EveryrunError
 from everyrun.store.pool import POSTGRES_AWAY
 
-#: A service that is being started again is waited for this long, in seconds.
-_AWAY = 60.0
+#: Seconds to wait for a service that is restarting.
+_RESTART_WITHIN = 60.0
 
 
 class JobError(EveryrunError):
-    """The job cannot go on; the text says why."""
+    """The job cannot continue; the text says why."""
 
 
-def rows(count: int) -> str:
-    """So many invoices as NDJSON."""
-    given = (
+def invoice_lines(count: int) -> str:
+    """Return invoices as NDJSON, one for each number from 1 to ``count``."""
+    invoices = (
         {
             "id": f"invoice-{n:06d}",
             "file": {
@@ -35,26 +35,26 @@ def rows(count: int) -> str:
         }
         for n in range(1, count + 1)
     )
-    return "".join(json.dumps(row) + "\n" for row in given)
+    return "".join(json.dumps(invoice) + "\n" for invoice in invoices)
 
 
-async def hand_in(http: httpx.AsyncClient, endpoints: dict[str, str], count: int) -> dict[str, Any]:
-    """Hand so many inputs in; the service's answer. Raises JobError where it is refused."""
+async def submit(http: httpx.AsyncClient, endpoints: dict[str, str], count: int) -> dict[str, Any]:
+    """Submit ``count`` invoices, and return the service's answer. Raises JobError if it refuses them."""
     answer = await http.post(
         f"{endpoints['submission_url']}/v1/submissions",
         params={"workflow_id": endpoints["workflow_id"]},
-        content=rows(count),
+        content=invoice_lines(count),
         headers={"content-type": "application/x-ndjson"},
     )
     if answer.status_code != 202:
-        raise JobError(f"the submission was refused: {answer.text}")
+        raise JobError(f"the submission was refused with status {answer.status_code}: {answer.text}")
     body: dict[str, Any] = answer.json()
     return body
 
 
-async def _answered(http: httpx.AsyncClient, url: str) -> httpx.Response:
-    """GET, with patience: the service may be being started again. Raises JobError."""
-    deadline = time.monotonic() + _AWAY
+async def _get(http: httpx.AsyncClient, url: str) -> httpx.Response:
+    """Return the answer to a GET. Retry while the service restarts; raise JobError if it takes too long."""
+    deadline = time.monotonic() + _RESTART_WITHIN
     while time.monotonic() < deadline:
         try:
             answer = await http.get(url)
@@ -63,64 +63,66 @@ async def _answered(http: httpx.AsyncClient, url: str) -> httpx.Response:
         except httpx.TransportError:
             pass
         await asyncio.sleep(0.25)
-    raise JobError(f"{url} does not answer")
+    raise JobError(f"no answer with status 200 from {url} within {_RESTART_WITHIN:.0f} s")
 
 
-async def report(http: httpx.AsyncClient, endpoints: dict[str, str], submission_id: str) -> dict[str, Any]:
-    """The report on a submission. Raises JobError."""
-    answer = await _answered(http, f"{endpoints['query_url']}/v1/submissions/{submission_id}/report")
+async def fetch_report(http: httpx.AsyncClient, endpoints: dict[str, str], submission_id: str) -> dict[str, Any]:
+    """Return the report of a submission. Raises JobError."""
+    answer = await _get(http, f"{endpoints['query_url']}/v1/submissions/{submission_id}/report")
     body: dict[str, Any] = answer.json()
     return body
 
 
-async def truth(http: httpx.AsyncClient, endpoints: dict[str, str], skip: int = 0) -> list[dict[str, Any]]:
-    """What really happened to every run but the first ``skip``, by the emulator. Raises JobError."""
-    answer = await _answered(http, f"{endpoints['emulator_url']}/_emulator/truth?skip={skip}")
+async def fetch_truth(http: httpx.AsyncClient, endpoints: dict[str, str], skip: int = 0) -> list[dict[str, Any]]:
+    """Return the emulator's record of every run after the first ``skip``. Raises JobError."""
+    answer = await _get(http, f"{endpoints['emulator_url']}/_emulator/truth?skip={skip}")
     return [json.loads(line) for line in answer.text.splitlines()]
 
 
-async def agree(
+async def wait_until_agreed(
     http: httpx.AsyncClient, endpoints: dict[str, str], submission_id: str, within: float, skip: int = 0
 ) -> tuple[dict[str, Any], Comparison]:
-    """Compare until it agrees and balances: a second run of an input may still be on its way.
+    """Compare the results with the emulator's record until they agree, at most ``within`` seconds.
 
-    The emulator's first ``skip`` runs are known to be of others.
+    A single comparison is not enough: a second run of an input may be in progress. The first ``skip`` runs of the
+    emulator belong to other jobs. Returns the last report and comparison. Raises JobError.
     """
     deadline = time.monotonic() + within
     while True:
-        lines = [line for line in await truth(http, endpoints, skip) if is_of(line, submission_id)]
-        comparison = await _compared(endpoints, submission_id, lines)
-        said = await report(http, endpoints, submission_id)
-        if (comparison.agrees and said["balanced"] and said["open"] == 0) or time.monotonic() > deadline:
-            return said, comparison
+        truth = [line for line in await fetch_truth(http, endpoints, skip) if belongs_to(line, submission_id)]
+        comparison = await _compare(endpoints, submission_id, truth)
+        report = await fetch_report(http, endpoints, submission_id)
+        if (comparison.agrees and report["balanced"] and report["open"] == 0) or time.monotonic() > deadline:
+            return report, comparison
         await asyncio.sleep(1)
 
 
-async def _compared(endpoints: dict[str, str], submission_id: str, lines: list[dict[str, Any]]) -> Comparison:
+async def _compare(endpoints: dict[str, str], submission_id: str, truth: list[dict[str, Any]]) -> Comparison:
     while True:
         try:
-            found, duplicates = await _rows(endpoints["postgres_dsn"], submission_id)
+            rows, duplicates = await _fetch_results(endpoints["postgres_dsn"], submission_id)
         except POSTGRES_AWAY:
             await asyncio.sleep(0.5)
             continue
-        return compare(lines, {row["input_id"]: (row["run_id"], row["status"]) for row in found}, duplicates)
+        return compare(truth, {row["input_id"]: (row["run_id"], row["status"]) for row in rows}, duplicates)
 
 
-async def _rows(dsn: str, submission_id: str) -> tuple[list[asyncpg.Record], int]:
+async def _fetch_results(dsn: str, submission_id: str) -> tuple[list[asyncpg.Record], int]:
+    """Return the results of a submission, and the number of its duplicate runs."""
     connection = await asyncpg.connect(dsn, timeout=10)
     try:
-        found = await connection.fetch(
+        rows = await connection.fetch(
             "select input_id, run_id, status from everyrun.results where submission_id = $1", submission_id
         )
         duplicates = await connection.fetchval(
             "select count(*) from everyrun.duplicate_runs where starts_with(input_id, $1 || ':')", submission_id
         )
-        return found, duplicates
+        return rows, duplicates
     finally:
         await connection.close()
 
 
-def is_of(line: dict[str, Any], submission_id: str) -> bool:
-    """Whether a line of the truth is of an input of the submission."""
+def belongs_to(line: dict[str, Any], submission_id: str) -> bool:
+    """Return True if a line of the emulator's record is about an input of the submission."""
     key = line["metadata"].get("everyrun:input") or {}
     return str(key.get("input", "")).startswith(submission_id + ":")

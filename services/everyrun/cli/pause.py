@@ -1,4 +1,4 @@
-"""``everyrun workflow`` and ``everyrun submission``: what is paused, and pausing and resuming it."""
+"""``everyrun workflow`` and ``everyrun submission``: pause and resume them, and list paused workflows."""
 
 from __future__ import annotations
 
@@ -13,16 +13,22 @@ from rich.table import Table
 from everyrun.cli.arguments import DataDir, Json, SubmissionId, Why
 from everyrun.cli.client import Client, find
 from everyrun.cli.console import err, folding, print_table
-from everyrun.cli.doubt import who
+from everyrun.cli.doubt import user_name
 
-workflow_app = typer.Typer(no_args_is_help=True, help="Pause or resume a workflow, or list the paused ones.")
-submission_app = typer.Typer(no_args_is_help=True, help="Pause or resume a submission.")
+workflow_app = typer.Typer(
+    no_args_is_help=True,
+    help="Pause or resume a workflow, or list the paused ones.\n\nExample: everyrun workflow list",
+)
+submission_app = typer.Typer(
+    no_args_is_help=True,
+    help='Pause or resume a submission.\n\nExample: everyrun submission pause sub_01k... --reason "the wrong folder"',
+)
 WorkflowId = Annotated[str, typer.Argument(metavar="WORKFLOW", help="Extend's id of the workflow.")]
 
 
 @workflow_app.command("list")
 def list_(as_json: Json = False, data_dir: DataDir = Path(".everyrun")) -> None:
-    """Show the workflows that are paused, and why.
+    """List paused workflows, each with the reason.
 
     Example: everyrun workflow list
     """
@@ -34,35 +40,41 @@ def list_(as_json: Json = False, data_dir: DataDir = Path(".everyrun")) -> None:
     if not rows:
         err.print("No workflow is paused.")
         return
-    table = Table("workflow", "since", "by", folding("why"))
+    table = Table("workflow", "since", "by", folding("reason"))
     for row in rows:
         since = row["since"][:16].replace("T", " ")
         table.add_row(row["workflow_id"], since, escape(row["by"] or "Everyrun"), escape(row["reason"]))
     print_table(table)
-    err.print("When the cause is seen to: everyrun workflow resume WORKFLOW --reason WHY")
+    err.print("After fixing the cause, run: everyrun workflow resume WORKFLOW --reason WHY")
 
 
 @workflow_app.command("pause")
 def pause_workflow(workflow: WorkflowId, reason: Why, data_dir: DataDir = Path(".everyrun")) -> None:
-    """Send nothing for a workflow. Calls under way end as they do.
+    """Pause a workflow: send nothing for it.
 
-    Example: everyrun workflow pause workflow_7f3 --reason "a new version is on its way"
+    Calls in progress are completed.
+
+    Example: everyrun workflow pause workflow_7f3 --reason "a new version is coming"
     """
     _change("workflows", workflow, "pause", reason, data_dir)
 
 
 @workflow_app.command("resume")
 def resume_workflow(workflow: WorkflowId, reason: Why, data_dir: DataDir = Path(".everyrun")) -> None:
-    """Send for a workflow again, when what stopped it is seen to: the key, the credits, the permission.
+    """Resume a workflow: send its waiting inputs.
 
-    Example: everyrun workflow resume workflow_7f3 --reason "credits bought"
+    If Extend blocked the workflow, fix the cause first: the API key, the credits or the permission.
+
+    Example: everyrun workflow resume workflow_7f3 --reason "credits added"
     """
     _change("workflows", workflow, "resume", reason, data_dir)
 
 
 @submission_app.command("pause")
 def pause_submission(submission_id: SubmissionId, reason: Why, data_dir: DataDir = Path(".everyrun")) -> None:
-    """Send nothing more of a submission. Batches that are sent go on.
+    """Pause a submission: send nothing more of it.
+
+    Submitted batches continue.
 
     Example: everyrun submission pause sub_01k... --reason "the wrong folder"
     """
@@ -71,50 +83,48 @@ def pause_submission(submission_id: SubmissionId, reason: Why, data_dir: DataDir
 
 @submission_app.command("resume")
 def resume_submission(submission_id: SubmissionId, reason: Why, data_dir: DataDir = Path(".everyrun")) -> None:
-    """Send of a submission again.
+    """Resume a submission: send its waiting inputs.
 
     Example: everyrun submission resume sub_01k... --reason "it was the right one"
     """
     _change("submissions", submission_id, "resume", reason, data_dir)
 
 
-def _change(kind: str, of: str, what: str, reason: str, data_dir: Path) -> None:
+def _change(kind: str, target_id: str, action: str, reason: str, data_dir: Path) -> None:
     with Client(find(data_dir)) as client:
-        url = f"{client.target.submission_url}/v1/{kind}/{of}/{what}"
-        found = client.answer("POST", url, json={"reason": reason, "by": who()})
-    for line in lines_of(kind, of, found):
+        url = f"{client.target.submission_url}/v1/{kind}/{target_id}/{action}"
+        answer = client.answer("POST", url, json={"reason": reason, "by": user_name()})
+    for line in describe_change(kind, target_id, answer):
         err.print(escape(line), soft_wrap=True)
 
 
-def lines_of(kind: str, of: str, found: dict[str, Any]) -> list[str]:
-    """Return what to say of a pause or a resumption: what it stops or starts, and what it does not. Pure."""
-    inputs, waits = found["inputs"], found["inputs"]["waits_for"]
-    if found["paused"]:
-        kept = "the first reason stays, the new one is not kept"
-        begin = "Paused" if found["changed"] else f"{of} was paused already ({kept})"
-        lines = [f"{begin}: {_inputs(inputs['waiting'], 'waiting')} will not be sent."]
+def describe_change(kind: str, target_id: str, answer: dict[str, Any]) -> list[str]:
+    """Return what a pause or a resumption stops or starts, and what it does not affect, as sentences. Pure."""
+    inputs, waits = answer["inputs"], answer["inputs"]["waits_for"]
+    if answer["paused"]:
+        unchanged = f"{target_id} was paused already (its first reason is kept, the new one is not)"
+        outcome = "Paused" if answer["changed"] else unchanged
+        lines = [f"{outcome}: {_inputs(inputs['waiting'], 'waiting')} will not be sent."]
     else:
-        begin = "Resumed" if found["changed"] else f"{of} was not paused"
-        lines = [f"{begin}: {_inputs(inputs['will_be_sent'], 'waiting')} will be sent."]
+        outcome = "Resumed" if answer["changed"] else f"{target_id} was not paused"
+        lines = [f"{outcome}: {_inputs(inputs['will_be_sent'], 'waiting')} will be sent."]
         if number := waits.get("workflow_paused"):
-            resume = f"everyrun workflow resume {found['workflow_id']} --reason WHY"
-            lines.append(f"Still waiting: {_inputs(number)}, since the workflow is paused. Resume it too: {resume}")
+            resume = f"everyrun workflow resume {answer['workflow_id']} --reason WHY"
+            lines.append(f"Still waiting: {_inputs(number)}, because the workflow is paused. Resume it: {resume}")
         if number := waits.get("submission_paused"):
-            lines.append(
-                f"Still waiting: {_inputs(number)}, of submissions that are paused themselves. See: everyrun list"
-            )
+            lines.append(f"Still waiting: {_inputs(number)}, of paused submissions. To find them, run: everyrun list")
     if number := waits.get("secrets_removed"):
         lines.append(
-            f"Cannot be sent: {_inputs(number)}, whose links and passwords are no longer kept. Submit them again, as "
-            "a submission of their own."
+            f"Cannot be sent: {_inputs(number)}, whose links and passwords were deleted. Submit them again, in a new "
+            "submission."
         )
     if inputs["calling"]:
-        lines.append(f"{_are(inputs['calling'])} in a call that is in progress, which ends as it does.")
+        lines.append(f"{_are(inputs['calling'])} in a call in progress, which will be completed.")
     if inputs["in_doubt"]:
-        only = f" --submission {of}" if kind == "submissions" else ""
-        lines.append(f"{_are(inputs['in_doubt'])} in doubt. See: everyrun doubt list{only}")
+        option = f" --submission {target_id}" if kind == "submissions" else ""
+        lines.append(f"{_are(inputs['in_doubt'])} in doubt. For details, run: everyrun doubt list{option}")
     if inputs["submitted"]:
-        lines.append(f"Sent before, and not affected: {_inputs(inputs['submitted'])}.")
+        lines.append(f"Submitted already, and not affected: {_inputs(inputs['submitted'])}.")
     return lines
 
 

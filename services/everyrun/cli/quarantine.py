@@ -1,9 +1,10 @@
-"""``everyrun quarantine``: messages that could not be understood, and what is done about them."""
+"""``everyrun quarantine``: list, show, retry and discard messages that Everyrun could not process."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -17,38 +18,42 @@ from everyrun.cli import exits
 from everyrun.cli.arguments import DataDir, Json
 from everyrun.cli.client import Client, find
 from everyrun.cli.console import SHOWN, err, fail, folding, out, print_table
-from everyrun.cli.doubt import who
+from everyrun.cli.doubt import user_name
 
-quarantine_app = typer.Typer(no_args_is_help=True, help="Show, retry or discard messages that could not be understood.")
+quarantine_app = typer.Typer(
+    no_args_is_help=True,
+    help="List, retry or discard messages that Everyrun could not process.\n\nExample: everyrun quarantine list",
+)
 
-_AT_ONCE = 100
-Sources = Annotated[list[str] | None, typer.Argument(metavar="[SOURCE]...", help="As list shows them.")]
-Reason = Annotated[str | None, typer.Option(help="Only those whose reason has this text.")]
-Topic = Annotated[str | None, typer.Option(help="Only those of this topic; webhook for webhooks.")]
-Why = Annotated[str, typer.Option(help="Why; kept with the decision.")]
+#: Number of messages in a request that decides about them.
+_PER_REQUEST = 100
+Sources = Annotated[list[str] | None, typer.Argument(metavar="[SOURCE]...", help="Messages, as list shows them.")]
+Reason = Annotated[str | None, typer.Option(help="Text that the reason contains.")]
+Topic = Annotated[str | None, typer.Option(help="Topic of the messages; webhook for webhooks.")]
+Why = Annotated[str, typer.Option(help="Reason of the decision, kept with it.")]
 
 
 @quarantine_app.command("list")
 def list_(
-    state: Annotated[Literal["OPEN", "RETRIED", "DISCARDED", "all"], typer.Option(help="Only of this state.")] = "OPEN",
+    state: Annotated[Literal["OPEN", "RETRIED", "DISCARDED", "all"], typer.Option(help="State of messages.")] = "OPEN",
     reason: Reason = None,
     topic: Topic = None,
     as_json: Json = False,
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
-    """Show what is in the quarantine: how many by reason, then each.
+    """List quarantined messages: their number by reason, then each of them.
 
     Example: everyrun quarantine list --reason "not a workflow run"
     """
-    only = None if state == "all" else state
+    wanted_state = None if state == "all" else state
     with Client(find(data_dir)) as client:
-        reasons = client.get(f"{client.target.query_url}/v1/quarantine/reasons", state=only)["reasons"]
-        rows = list(islice(pages(client, only, reason, topic), None if as_json else SHOWN + 1))
+        reasons = client.get(f"{client.target.query_url}/v1/quarantine/reasons", state=wanted_state)["reasons"]
+        rows = list(islice(messages(client, wanted_state, reason, topic), None if as_json else SHOWN + 1))
     if as_json:
         typer.echo(json.dumps({"reasons": reasons, "messages": rows}, indent=2))
         return
     if not rows:
-        err.print("The quarantine has no such messages.")
+        err.print("No quarantined message matches.")
         return
     if len(reasons) > 1 and reason is None and topic is None:
         table = Table(Column("messages", justify="right"), "topic", "state", folding("reason"))
@@ -61,23 +66,23 @@ def list_(
         table.add_row(escape(row["source"]), row["state"], since, str(row["bytes"]), escape(row["reason"]))
     print_table(table)
     if len(rows) > SHOWN:
-        err.print(f"The first {SHOWN} are shown; choose with --reason and --topic, or write all with --json")
+        err.print(f"The first {SHOWN} are shown. Select fewer with --reason and --topic, or write all with --json")
 
 
-def pages(client: Client, state: str | None, reason: str | None, topic: str | None) -> Iterator[dict[str, Any]]:
-    """Every message of that kind, page by page."""
+def messages(client: Client, state: str | None, reason: str | None, topic: str | None) -> Iterator[dict[str, Any]]:
+    """Yield the selected messages, fetched page by page."""
     url = f"{client.target.query_url}/v1/quarantine"
     return client.every(url, "messages", state=state, reason=reason, topic=topic, limit=1000)
 
 
 @quarantine_app.command()
 def show(
-    source: Annotated[str, typer.Argument(help="As list shows it.")],
-    raw: Annotated[bool, typer.Option("--raw", help="Write its bytes, and nothing else.")] = False,
+    source: Annotated[str, typer.Argument(help="A message, as list shows it.")],
+    raw: Annotated[bool, typer.Option("--raw", help="Write only the bytes of the message.")] = False,
     as_json: Json = False,
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
-    """Show a message: why it was not understood, its headers and bytes, and what was decided.
+    """Show a message: the reason, its headers and bytes, and past decisions.
 
     Example: everyrun quarantine show webhook/3f2a...
     """
@@ -97,12 +102,14 @@ def show(
     for name, value in message["headers"]:
         out.print(f"{'header':<10} {escape(name)}: {escape(value)}", soft_wrap=True)
     if message["topic"] == "webhook":
-        out.print(f"{'header':<10} (those that hold secrets, and the signature, are not kept)", soft_wrap=True)
+        out.print(f"{'header':<10} (the signature and headers with secrets are not stored)", soft_wrap=True)
     for decision in message["decisions"]:
         text = f"{decision['decided_at']} {decision['kind']} by {decision['decided_by']}: {decision['reason']}"
         out.print(f"{'decision':<10} {escape(text)}", soft_wrap=True)
-    text = message["text"] if message["text"] is not None else f"(not text; --raw writes it) {message['raw'][:400]}"
-    out.print(escape(text[:4000]), soft_wrap=True)
+    content = message["text"]
+    if content is None:
+        content = f"(not text; to write the bytes, add --raw) {message['raw'][:400]}"
+    out.print(escape(content[:4000]), soft_wrap=True)
 
 
 @quarantine_app.command()
@@ -110,19 +117,21 @@ def retry(
     sources: Sources = None,
     reason: Reason = None,
     topic: Topic = None,
-    everything: Annotated[bool, typer.Option("--all", help="Every open message.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Select every open message.")] = False,
     why: Why = "",
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
-    """Look at messages again with the rules of today, and publish what is understood where it belongs.
+    """Retry messages: process them with the current rules, for example after an upgrade.
 
-    After an upgrade, for example. To do it twice publishes the same events under the same ids, which changes nothing.
-    What is still not understood stays, with its reason. Exit code 1 when something stayed.
+    Everyrun publishes the events of the messages that it can process now. The others stay in the quarantine. A second
+    retry changes nothing: its events have the same ids.
+
+    Exit code 1: a message stays in the quarantine, or does not exist.
 
     Example: everyrun quarantine retry --reason "not a workflow run" --why "upgraded to 0.2"
     """
-    counted = _decide("retry", sources, reason, topic, everything, why, data_dir)
-    if counted.get("not-understood") or counted.get("unknown"):
+    outcomes = _decide("retry", sources, reason, topic, everything, why, data_dir)
+    if outcomes["not-understood"] or outcomes["unknown"]:
         raise typer.Exit(exits.ERROR)
 
 
@@ -131,51 +140,55 @@ def discard(
     sources: Sources = None,
     reason: Reason = None,
     topic: Topic = None,
-    everything: Annotated[bool, typer.Option("--all", help="Every open message.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Select every open message.")] = False,
     why: Why = "",
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
-    """Want nothing more done about messages. They are not deleted: list --state DISCARDED shows them.
+    """Discard messages: mark them as done.
 
-    Example: everyrun quarantine discard webhook/3f2a... --why "a test of mine"
+    They are not deleted; list --state DISCARDED shows them.
+
+    Example: everyrun quarantine discard webhook/3f2a... --why "a test webhook"
     """
-    _refuse_selection(sources, reason, topic, everything)
+    _require_one_selection(sources, reason, topic, everything)
     if not why:
         if not sys.stdin.isatty():
-            fail("--why is needed: it is kept with the decision", exits.USAGE)
+            fail("the reason is missing: give it with --why. It is kept with the decision", exits.USAGE)
         why = typer.prompt("Why", err=True)
-    counted = _decide("discard", sources, reason, topic, everything, why, data_dir)
-    if counted.get("unknown"):
+    outcomes = _decide("discard", sources, reason, topic, everything, why, data_dir)
+    if outcomes["unknown"]:
         raise typer.Exit(exits.NOT_FOUND)
 
 
-def _refuse_selection(sources: Sequence[str] | None, reason: str | None, topic: str | None, everything: bool) -> None:
+def _require_one_selection(
+    sources: Sequence[str] | None, reason: str | None, topic: str | None, everything: bool
+) -> None:
     """End the command unless exactly one way to select messages is used."""
     if bool(sources) + bool(reason or topic) + everything != 1:
-        fail("name messages, or choose them with --reason and --topic, or take --all", exits.USAGE)
+        fail("select messages in one way: by name, by --reason and --topic, or by --all", exits.USAGE)
 
 
 def _decide(
-    what: str,
+    decision: str,
     sources: Sequence[str] | None,
     reason: str | None,
     topic: str | None,
     everything: bool,
     why: str,
     data_dir: Path,
-) -> dict[str, int]:
-    """Decide about all of them, a hundred at a time; how many had each outcome."""
-    _refuse_selection(sources, reason, topic, everything)
-    counted: dict[str, int] = {}
+) -> Counter[str]:
+    """Apply a decision to the selected messages, and return the number of messages by outcome."""
+    _require_one_selection(sources, reason, topic, everything)
+    outcomes: Counter[str] = Counter()
     with Client(find(data_dir)) as client:
-        chosen = list(sources or (row["source"] for row in pages(client, "OPEN", reason, topic)))
-        if not chosen:
-            err.print("The quarantine has no such open messages.")
-        for start in range(0, len(chosen), _AT_ONCE):
-            body = {"sources": chosen[start : start + _AT_ONCE], "reason": why, "by": who()}
-            answer = client.answer("POST", f"{client.target.submission_url}/v1/quarantine/{what}", json=body)
+        selected = list(sources or (row["source"] for row in messages(client, "OPEN", reason, topic)))
+        if not selected:
+            err.print("No open message in the quarantine matches.")
+        for start in range(0, len(selected), _PER_REQUEST):
+            body = {"sources": selected[start : start + _PER_REQUEST], "reason": why, "by": user_name()}
+            answer = client.answer("POST", f"{client.target.submission_url}/v1/quarantine/{decision}", json=body)
             for line in answer["decided"]:
-                counted[line["outcome"]] = counted.get(line["outcome"], 0) + 1
+                outcomes[line["outcome"]] += 1
                 out.print(f"{line['outcome']:<15} {escape(line['source'])}  {escape(line['detail'])}", soft_wrap=True)
-    err.print(", ".join(f"{number} {outcome}" for outcome, number in sorted(counted.items())))
-    return counted
+    err.print(", ".join(f"{number} {outcome}" for outcome, number in sorted(outcomes.items())))
+    return outcomes

@@ -1,4 +1,4 @@
-"""``everyrun rebuild``, and what it has in common with ``audit`` and ``as-of``."""
+"""``everyrun rebuild``, and functions that it shares with ``audit``, ``as-of`` and ``replay``."""
 
 from __future__ import annotations
 
@@ -22,104 +22,115 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PANEL = "The log"
-
 
 def rebuild(
     schema: Annotated[
-        str | None, typer.Option(help="The schema to make them in.", show_default="everyrun_rebuild")
+        str | None, typer.Option(help="Schema of the rebuilt tables.", show_default="everyrun_rebuild")
     ] = None,
     until: Annotated[
         str | None,
-        typer.Option(metavar="TIME|OFFSETS", help="Up to here only: a time, or batches:0=12,runs:0=400,..."),
+        typer.Option(
+            metavar="TIME|OFFSETS", help="Time, or offsets batches:0=12,runs:0=400,..., up to which to rebuild."
+        ),
     ] = None,
-    swap: Annotated[
-        bool, typer.Option("--swap", help="Put it live afterwards, in the place of the tables now.")
-    ] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew; else it goes on where it was.")] = False,
+    swap: Annotated[bool, typer.Option("--swap", help="Make the rebuilt tables the live ones.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming.")] = False,
     from_archive: Annotated[
-        str | None, typer.Option(metavar="DIR|URL", help="Read an archive as far as it reaches, then Kafka.")
+        str | None, typer.Option(metavar="DIR|URL", help="Archive to read first; Kafka has the rest.")
     ] = None,
-    processes: Annotated[
-        int, typer.Option(min=1, max=64, help="Processes at work, each with a share of the partitions.")
-    ] = 1,
+    processes: Annotated[int, typer.Option(min=1, max=64, help="Number of processes that share the partitions.")] = 1,
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
     """Rebuild every result table from the log.
 
-    One that was stopped or killed goes on where it was. With --swap it then takes the place of the live tables, at
-    exactly their offsets, while everything runs.
+    An interrupted rebuild resumes when you run the command again. With --swap, the rebuilt tables then replace the
+    live ones at exactly their offsets, while all services keep running.
 
     Example: everyrun rebuild --swap
     """
     from everyrun.replay import log_position
     from everyrun.replay.archive.reader import ArchiveAndLog
     from everyrun.replay.rebuild import rebuild_schema
-    from everyrun.replay.rebuild import swap as swapping
+    from everyrun.replay.rebuild.swap import rebuild_and_swap
 
     if swap and until is not None:
-        raise typer.BadParameter("--swap brings the tables to where the live ones are: give no --until with it")
+        raise typer.BadParameter("--swap rebuilds up to the offsets of the live tables: leave out --until")
     if swap and from_archive is not None:
-        raise typer.BadParameter("--swap reads the live log: give no --from-archive with it")
+        raise typer.BadParameter("--swap reads the live log: leave out --from-archive")
     if processes > 1 and from_archive is not None:
-        raise typer.BadParameter("--from-archive reads in one process: give no --processes with it")
-    wanted = None if until is None else moment_of(until, "--until")
+        raise typer.BadParameter("--from-archive reads in one process: leave out --processes")
+    position = None if until is None else position_from(until, "--until")
     settings = settings_of(data_dir, "kafka_bootstrap", "postgres_dsn")
     name = schema or rebuild_schema.DEFAULT_SCHEMA
 
-    async def work(tell: Callable[[RebuildProgress], None]) -> None:
+    async def work(on_progress: Callable[[RebuildProgress], None]) -> None:
         if swap:
-            done = await swapping.rebuild_and_swap(
-                settings, tell, schema=name, fresh=fresh, processes=processes, notify=_say
+            swapped = await rebuild_and_swap(
+                settings, on_progress, schema=name, fresh=fresh, processes=processes, notify=_print
             )
             err.print(
-                f"The rebuilt tables are live: {done.records} records; the last {done.last} under the lock, which was "
-                f"held for {done.lock_seconds * 1000:.0f} ms."
+                f"The rebuilt tables are live, with {swapped.records} records. The last {swapped.last} were applied "
+                f"under the lock, which was held for {swapped.lock_seconds * 1000:.0f} ms."
             )
-            if done.left_over:
-                err.print(f"[yellow]The tables before are still there, in schema {done.left_over}: {done.reason}[/]")
+            if swapped.left_over:
+                err.print(f"[yellow]The old tables are still in the schema {swapped.left_over}: {swapped.reason}[/]")
             return
-        offsets = await log_position.resolve_offsets(settings, wanted)
+        offsets = await log_position.resolve_offsets(settings, position)
         source = await ArchiveAndLog.open(from_archive, settings) if from_archive else None
-        made = await rebuild_schema.rebuild(
-            settings, offsets, tell, schema=name, fresh=fresh, source=source, processes=processes
+        rebuilt = await rebuild_schema.rebuild(
+            settings, offsets, on_progress, schema=name, fresh=fresh, source=source, processes=processes
         )
-        again = f", {made.before} were there before" if made.before else ""
-        err.print(f"Schema {name}: {made.applied} records in {made.seconds:.1f} s{again}.")
+        earlier = f" ({rebuilt.before} were applied by an earlier run)" if rebuilt.before else ""
+        err.print(f"Schema {name}: applied {rebuilt.applied} records in {rebuilt.seconds:.1f} s{earlier}.")
 
-    with counted("rebuild") as tell:
-        run(work(tell))
+    with rebuild_progress("rebuild") as on_progress:
+        run_resumable(work(on_progress))
 
 
-def moment_of(text: str, option: str) -> LogPosition:
-    """The moment that a parameter names. Ends the command as wrongly called where it names none."""
+def position_from(text: str, parameter: str) -> LogPosition:
+    """Return the log position that a parameter names. Warn if it is in the future; raise BadParameter if it is none."""
     from everyrun.replay import log_position
     from everyrun.replay.errors import LogPositionError
 
     try:
-        found = log_position.parse_position(text)
+        position = log_position.parse_position(text)
     except LogPositionError as error:
+        raise typer.BadParameter(str(error), param_hint=parameter) from None
+    if isinstance(position, datetime) and position > datetime.now(UTC):
+        err.print(f"[yellow]{text} is in the future: the log is read up to its present end[/]", soft_wrap=True)
+    return position
+
+
+def time_from(text: str | None, option: str) -> datetime | None:
+    """Return the time that an option names, None if it is not given. Raises BadParameter if it names no time."""
+    if text is None:
+        return None
+    from everyrun.replay.times import TimeError, parse_time
+
+    try:
+        return parse_time(text)
+    except TimeError as error:
         raise typer.BadParameter(str(error), param_hint=option) from None
-    if isinstance(found, datetime) and found > datetime.now(UTC):
-        err.print(f"[yellow]{text} is in the future: the log is taken as it is now[/]", soft_wrap=True)
-    return found
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     err.print(text)
 
 
 @contextmanager
-def counted(what: str) -> Iterator[Callable[[RebuildProgress], None]]:
-    """A bar of the records done, their rate and the time left."""
+def rebuild_progress(label: str) -> Iterator[Callable[[RebuildProgress], None]]:
+    """Show a progress bar with the number of records, their rate and the time left. Yield what updates it."""
     from everyrun.cli.progress_bar import bulk_progress
 
-    with bulk_progress(what, "records") as show:
+    with bulk_progress(label, "records") as show:
         yield lambda progress: show(progress.before + progress.applied, progress.before + progress.total)
 
 
-def run(work: Coroutine[Any, Any, T], code: int = exits.ERROR) -> T:
-    """What the work returns. Where it cannot be done, says why and ends the command with the code."""
+def run_resumable(work: Coroutine[Any, Any, T], code: int = exits.ERROR) -> T:
+    """Run work that resumes if it is repeated, and return its result.
+
+    If it fails, print why and end the command with ``code``.
+    """
     import asyncio
 
     from aiokafka.errors import KafkaError
@@ -135,9 +146,9 @@ def run(work: Coroutine[Any, Any, T], code: int = exits.ERROR) -> T:
     except EveryrunError as error:
         fail(str(error), exits.of(error, code))
     except BrokenPipeError:
-        # Nobody reads our output any more: Click ends the command as is usual then.
+        # The reader of our output closed it. Click ends the command silently.
         raise
     except (KafkaError, *POSTGRES_AWAY) as error:
-        fail(f"{describe(error)}. What is done stays so: the same command goes on from there.", code)
+        fail(f"interrupted by an error: {describe(error)}. To resume, run the same command again.", code)
     except StoppedError:
-        fail("Stopped. The same command goes on from here.", exits.INTERRUPTED)
+        fail("stopped by a signal. To resume, run the same command again.", exits.INTERRUPTED)

@@ -1,4 +1,4 @@
-"""``everyrun register``."""
+"""``everyrun register``: register a batch that another program sent to Extend."""
 
 from __future__ import annotations
 
@@ -11,16 +11,14 @@ import typer
 from everyrun.cli import exits
 from everyrun.cli.arguments import DataDir, Delimiter, Encoding, IdColumn, MetadataColumns, UrlColumn, Wait, Workflow
 from everyrun.cli.client import Client, find
-from everyrun.cli.console import err, fail, out, say_unchecked
+from everyrun.cli.console import counted, err, fail, out, say_unchecked
 
 
 def register_batch(
-    source: Annotated[
-        str, typer.Argument(metavar="MANIFEST", help="A .csv, .tsv, .ndjson, .jsonl or .json file: every input.")
-    ],
-    batch: Annotated[str, typer.Option(metavar="BATCH_ID", help="The batch's id at Extend (batch_...).")],
+    source: Annotated[str, typer.Argument(metavar="MANIFEST", help="A .csv, .tsv, .ndjson, .jsonl or .json file.")],
+    batch: Annotated[str, typer.Option(metavar="BATCH_ID", help="Id of the batch at Extend.")],
     workflow: Workflow = None,
-    workflow_version: Annotated[str | None, typer.Option(help="The version that was named, if one was.")] = None,
+    workflow_version: Annotated[str | None, typer.Option(help="Version in the call to Extend, if it had one.")] = None,
     id_column: IdColumn = None,
     url_column: UrlColumn = None,
     metadata_columns: MetadataColumns = None,
@@ -29,10 +27,10 @@ def register_batch(
     wait: Wait = False,
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
-    """Account for a batch that another program sent to Extend.
+    """Register a batch that another program sent to Extend.
 
-    The manifest has every input of the batch with the metadata it was sent with: a run is matched by them. Inputs
-    with equal metadata cannot be told apart; their runs stay unmatched. The same command again changes nothing.
+    The manifest lists every input of the batch, with the metadata that it was sent with: Everyrun matches runs by
+    metadata. Inputs with equal metadata are ambiguous; their runs stay unmatched. A repeated command changes nothing.
 
     Example: everyrun register batch.ndjson --batch batch_xK9 --workflow workflow_abc
     """
@@ -43,10 +41,10 @@ def register_batch(
     target = find(data_dir)
     workflow_id = workflow or target.workflow_id
     if not workflow_id:
-        fail("--workflow is needed: the id of a workflow at Extend (workflow_...)", exits.USAGE)
+        fail("the workflow is missing: give its id at Extend with --workflow workflow_...", exits.USAGE)
     try:
         if manifest.is_folder(source):
-            fail("a folder does not say what was sent: name a manifest with the inputs of the batch", exits.USAGE)
+            fail(f"{source} is a folder: name a manifest that lists the inputs of the batch", exits.USAGE)
         options = checks.read_options(id_column, url_column, metadata_columns or (), delimiter, encoding)
         with tempfile.TemporaryFile() as file:
             checks.read_manifest(source, options, file, local=False)
@@ -55,20 +53,20 @@ def register_batch(
     except manifest.ManifestError as error:
         checks.fail_on(error)
     except OSError as error:
-        fail(error.strerror or str(error))
+        fail(f"{error.filename or source} cannot be read: {error.strerror or error}")
     with Client(target) as client:
-        done = _send(client, body, batch_id=batch, workflow_id=workflow_id, workflow_version=workflow_version)
-        out.print(done["submission_id"])
-        err.print(f"{done['expected']} inputs of {done['batch_id']} are accounted for")
-        say_unchecked(done)
-        if done["ambiguous"]:
+        registered = _send(client, body, batch_id=batch, workflow_id=workflow_id, workflow_version=workflow_version)
+        out.print(registered["submission_id"])
+        err.print(f"Registered {registered['batch_id']} with {counted(registered['expected'], 'input')}.")
+        say_unchecked(registered)
+        if registered["ambiguous"]:
             err.print(
-                f"[yellow]{done['ambiguous']} of them have metadata equal to another's: their runs stay unmatched; "
-                "see: everyrun unmatched list[/]"
+                f"[yellow]{counted(registered['ambiguous'], 'input')} with the metadata of another input: their runs "
+                "stay unmatched. To list them, run: everyrun unmatched list[/]"
             )
         if wait:
-            raise typer.Exit(follow(client, done["submission_id"]))
-        err.print(f"See how it goes with: everyrun watch {done['submission_id']}")
+            raise typer.Exit(follow(client, registered["submission_id"]))
+        err.print(f"To follow it, run: everyrun watch {registered['submission_id']}")
 
 
 def _send(client: Client, body: bytes, **query: str | None) -> dict[str, Any]:

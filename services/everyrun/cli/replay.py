@@ -1,9 +1,8 @@
-"""``everyrun replay``: chosen events of the log again, to a topic, an HTTP address or a file."""
+"""``everyrun replay``: publish selected events of the log again, to a topic, a URL or a file."""
 
 from __future__ import annotations
 
 from collections import Counter
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +12,7 @@ from rich.table import Table
 from everyrun.cli.arguments import DataDir
 from everyrun.cli.backends import run, settings_of
 from everyrun.cli.console import err, fail, out, print_table
+from everyrun.cli.rebuild import time_from
 
 if TYPE_CHECKING:
     from everyrun.settings import Settings
@@ -20,38 +20,38 @@ if TYPE_CHECKING:
 
 def replay(
     to: Annotated[
-        str, typer.Option("--to", metavar="TOPIC|URL|FILE", help="A topic's full name, http(s)://…, or a path (-).")
+        str, typer.Option("--to", metavar="TOPIC|URL|FILE", help="Full name of a topic, a URL, or a path (-).")
     ],
-    batch: Annotated[str | None, typer.Option(help="Only events about this batch.")] = None,
-    submission: Annotated[str | None, typer.Option(help="Only events about this submission.")] = None,
+    batch: Annotated[str | None, typer.Option(help="Batch of the events.")] = None,
+    submission: Annotated[str | None, typer.Option(help="Submission of the events.")] = None,
     type_: Annotated[
-        list[str] | None, typer.Option("--type", help="Only events of this type, for example run-observed; again.")
+        list[str] | None, typer.Option("--type", help="Type of the events, for example run-observed; repeatable.")
     ] = None,
     topic: Annotated[
         list[str] | None,
-        typer.Option(help="Only of this topic, for example results; again. batches, runs, deliveries, quarantine."),
+        typer.Option(help="Topic to read; repeatable. Default: batches, runs, deliveries, quarantine."),
     ] = None,
-    since: Annotated[str | None, typer.Option(metavar="TIME", help="Appended at or after this time.")] = None,
-    until: Annotated[str | None, typer.Option(metavar="TIME", help="Appended before this time.")] = None,
+    since: Annotated[str | None, typer.Option(metavar="TIME", help="Earliest time of appending to the log.")] = None,
+    until: Annotated[str | None, typer.Option(metavar="TIME", help="Latest time of appending, exclusive.")] = None,
     from_offsets: Annotated[
-        str | None, typer.Option(metavar="OFFSETS", help="Only these partitions: runs:0=400,runs:1=20..90")
+        str | None, typer.Option(metavar="OFFSETS", help="Partitions and offsets: runs:0=400,runs:1=20..90")
     ] = None,
     from_archive: Annotated[
-        str | None, typer.Option(metavar="DIR|URL", help="Read an archive, not Kafka (everyrun archive).")
+        str | None, typer.Option(metavar="DIR|URL", help="Archive to read instead of Kafka.")
     ] = None,
-    rate: Annotated[float | None, typer.Option(min=0.01, help="Events a second at most.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count what would be published.")] = False,
-    anew: Annotated[bool, typer.Option("--anew", help="From the beginning, though a run like this was ended.")] = False,
+    rate: Annotated[float | None, typer.Option(min=0.01, help="Maximum number of events per second.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count the events; publish nothing.")] = False,
+    anew: Annotated[bool, typer.Option("--anew", help="Start over instead of resuming.")] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Allow a topic of an Everyrun, which takes replays as new events.")
+        bool, typer.Option("--force", help="Allow topics of an Everyrun, which processes replays as new.")
     ] = False,
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
     """Publish selected events again, marked as replays.
 
-    On a topic the mark is the header `ce_everyrunreplay` (`runs/3/1234`); key, value and the other headers stay. To
-    an HTTP address each event is a POST of CloudEvents JSON, signed as Standard Webhooks with EVERYRUN_REPLAY_SECRET;
-    in a file it is a line. Killed and called again in the same way, it goes on from where it was.
+    In a topic, the header ce_everyrunreplay (runs/3/1234) marks a replay; key, value and other headers are unchanged.
+    A URL gets a POST of CloudEvents JSON for each event, signed as Standard Webhooks with EVERYRUN_REPLAY_SECRET. A
+    file gets a line for each event. An interrupted replay resumes when you run the command again.
 
     Example: everyrun replay --to audit-2026 --batch batch_01k... --since 2026-03-03T12:00:00Z
     """
@@ -67,26 +67,26 @@ def replay(
             batch=batch,
             submission=submission,
             types=tuple(sorted(type_ or ())),
-            since=_time(since, "--since"),
-            until=_time(until, "--until"),
+            since=time_from(since, "--since"),
+            until=time_from(until, "--until"),
             offsets=parse_offsets(from_offsets) if from_offsets else {},
         )
     except SelectionError as error:
         raise typer.BadParameter(str(error)) from None
     settings = _settings(data_dir, to, from_archive, dry_run)
-    kind = replay_events.kind_of(to)
     if not force:
         try:
             replay_events.refuse_own(settings, to)
         except TargetError as error:
-            fail(f"{error}. --force, if that is meant.")
+            fail(f"{error}. To publish there all the same, add --force")
     checkpoint = (
         None if dry_run or to == "-" else replay_events.checkpoint_path(settings, data_dir, to, selection, from_archive)
     )
     if checkpoint is not None and anew:
         checkpoint.unlink(missing_ok=True)
-    if kind == "file" and checkpoint is not None and Path(to).exists() and not checkpoint.exists():
-        fail(f"{to} is there already: take it away, or choose another")
+    is_file = replay_events.kind_of(to) == "file"
+    if is_file and checkpoint is not None and Path(to).exists() and not checkpoint.exists():
+        fail(f"the file {to} exists: delete it, or choose another name")
     with bulk_progress("read", "records") as progress:
         counts = run(
             lambda: replay_events.replay(
@@ -97,25 +97,15 @@ def replay(
                 checkpoint=checkpoint,
                 rate=rate,
                 on_progress=progress,
-                on_resume=_say_going_on,
+                on_resume=_report_resuming,
                 force=force,
             )
         )
     _show(counts, dry_run)
 
 
-def _time(text: str | None, option: str) -> datetime | None:
-    if text is None:
-        return None
-    from everyrun.replay.times import TimeError, parse_time
-
-    try:
-        return parse_time(text)
-    except TimeError as error:
-        raise typer.BadParameter(str(error), param_hint=option) from None
-
-
 def _settings(data_dir: Path, to: str, from_archive: str | None, dry_run: bool) -> Settings:
+    """Return the settings that this replay needs; one from an archive may need no Kafka."""
     from everyrun.replay.export.replay_events import kind_of
     from everyrun.settings import SettingsError, load
 
@@ -130,17 +120,17 @@ def _settings(data_dir: Path, to: str, from_archive: str | None, dry_run: bool) 
         fail(str(error))
 
 
-def _say_going_on(published: int) -> None:
-    err.print(f"Going on: {published:,} events were published before.")
+def _report_resuming(published: int) -> None:
+    err.print(f"Resuming after {published:,} events.")
 
 
 def _show(counts: Counter[str], dry_run: bool) -> None:
-    said = "would be published" if dry_run else "published"
+    outcome = "would be published" if dry_run else "published"
     if not counts:
-        err.print(f"Nothing {said}: no event is of that kind.")
+        err.print(f"No events {outcome}: the selection matches none.")
         return
     table = Table("topic", "type", "events")
-    for name, count in sorted(counts.items()):
-        table.add_row(*name.split(" ", 1), f"{count:,}")
+    for topic_and_type, count in sorted(counts.items()):
+        table.add_row(*topic_and_type.split(" ", 1), f"{count:,}")
     print_table(table, out if dry_run else err)
-    err.print(f"{counts.total():,} events {said}.")
+    err.print(f"{counts.total():,} events {outcome}.")

@@ -1,6 +1,7 @@
-"""``everyrun token``: who may call the APIs, and for what.
+"""``everyrun token``: create, list and revoke tokens for the HTTP APIs.
 
-It works on the database itself, so it needs its dsn, and no Kafka. The submission service tells the log.
+The commands write to the database; the submission service then publishes the changes to the log. So they need Postgres
+and not Kafka.
 """
 
 from __future__ import annotations
@@ -22,28 +23,37 @@ from everyrun.cli.console import err, fail, folding, print_table
 
 T = TypeVar("T")
 
-token_app = typer.Typer(no_args_is_help=True, help="Create, list or revoke tokens for the HTTP APIs.")
+token_app = typer.Typer(
+    no_args_is_help=True,
+    help="Create, list or revoke tokens for the HTTP APIs.\n\nExample: everyrun token list",
+)
 
-_LENGTH = re.compile(r"([1-9]\d{0,4})([mhd])")
+_LIFETIME = re.compile(r"([1-9]\d{0,4})([mhd])")
 _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
 
-def expiry(text: str, now: datetime) -> datetime | None:
-    """When a token made now ends: ``90d``, ``12h``, ``30m``, or ``never`` (None). Raises typer.BadParameter."""
+def parse_expiry(text: str, now: datetime) -> datetime | None:
+    """Return when a token with this lifetime expires: ``90d``, ``12h``, ``30m``, or ``never`` (None).
+
+    Raises typer.BadParameter if the text is no lifetime.
+    """
     if text == "never":
         return None
-    found = _LENGTH.fullmatch(text)
-    if found is None:
-        raise typer.BadParameter(f"--expires-in is a number with m, h or d, such as 90d, or never; not {text!r}")
-    return now + timedelta(**{_UNITS[found[2]]: int(found[1])})
+    match = _LIFETIME.fullmatch(text)
+    if match is None:
+        raise typer.BadParameter(
+            f"{text!r} is not a lifetime: write a number with m, h or d, such as 90d, or never",
+            param_hint="--expires-in",
+        )
+    return now + timedelta(**{_UNITS[match[2]]: int(match[1])})
 
 
-#: The submission service publishes a revocation within a second or two; so long is waited for it, in seconds.
+#: Seconds to wait until the submission service has published a revocation. It usually takes one or two.
 _PUBLISHED_WITHIN = 10.0
 
 
-def _who() -> str:
-    """Return who runs the command, as user@host."""
+def _user_at_host() -> str:
+    """Return the user who runs the command, as user@host."""
     import getpass
     import socket
 
@@ -55,17 +65,18 @@ def _who() -> str:
 
 
 def _dsn(data_dir: Path) -> str:
-    """Return where the database is: what EVERYRUN_POSTGRES_DSN says, or that of the running stack of the folder."""
+    """Return the dsn of the database: EVERYRUN_POSTGRES_DSN, or else that of the stack that runs in the folder."""
     from everyrun.cli.chosen import settings_in
     from everyrun.settings import SettingsError
 
     try:
         return settings_in(data_dir)[0].need("postgres_dsn").postgres_dsn.get_secret_value()
     except SettingsError as error:
-        fail(f"no stack runs in {data_dir}, and the settings name no database:\n{error}", exits.NOT_FOUND)
+        fail(f"no stack runs in {data_dir} (start one with: everyrun up), and\n{error}", exits.NOT_FOUND)
 
 
-def _on_database(data_dir: Path, ask: Callable[[Any], Awaitable[T]]) -> T:
+def _with_database(data_dir: Path, work: Callable[[Any], Awaitable[T]]) -> T:
+    """Return the result of ``work`` with a connection. If that fails, print why and end the command."""
     import asyncio
 
     import asyncpg
@@ -80,114 +91,118 @@ def _on_database(data_dir: Path, ask: Callable[[Any], Awaitable[T]]) -> T:
     async def run() -> T:
         connection = await connect(dsn, name="token", timeout=10)
         try:
-            return await ask(connection)
+            return await work(connection)
         finally:
             await connection.close()
 
     try:
         return asyncio.run(run())
     except asyncpg.UndefinedTableError:
-        fail("the database has no table of tokens; make it with: everyrun migrate")
+        fail("the database has no table of tokens. To create it, run: everyrun migrate")
     except SettingsError as error:
         fail(str(error))
     except POSTGRES_AWAY as error:
-        fail(f"the database does not answer: {describe(error)}")
+        fail(f"Postgres is unavailable: {describe(error)}")
 
 
 @token_app.command()
 def create(
-    name: Annotated[str, typer.Argument(help="Who it is for; shown in the list and in records of decisions.")],
+    name: Annotated[str, typer.Argument(help="Name of the caller, kept with its decisions.")],
     scope: Annotated[
         list[str],
-        typer.Option(help="What it is for: submit, read or operate; give the option once for each."),
+        typer.Option(help="Permission: submit, read or operate; repeatable."),
     ],
-    expires_in: Annotated[str, typer.Option(help="How long it is good: 90d, 12h, 30m, or never.")] = "90d",
+    expires_in: Annotated[str, typer.Option(help="Lifetime: 90d, 12h, 30m, or never.")] = "90d",
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
-    """Make a token and print it, this once: only a hash of it is kept.
+    """Create a token and print it.
+
+    Everyrun stores only a hash, so the token cannot be shown again.
 
     Example: everyrun token create nightly-upload --scope submit --scope read --expires-in 365d
     """
     from everyrun.store import tokens
 
-    wrong = [given for given in scope if given not in tokens.SCOPES]
-    if wrong:
-        raise typer.BadParameter(f"--scope is one of {', '.join(tokens.SCOPES)}; not {', '.join(wrong)}")
+    unknown = [name for name in scope if name not in tokens.SCOPES]
+    if unknown:
+        raise typer.BadParameter(
+            f"unknown scope: {', '.join(unknown)}. Choose from: {', '.join(tokens.SCOPES)}", param_hint="--scope"
+        )
     if not name.isprintable() or not 0 < len(name) <= 100:
-        raise typer.BadParameter("the name has 1 to 100 printable characters")
-    expires_at = expiry(expires_in, datetime.now(UTC))
-    wanted: list[tokens.Scope] = [known for known in tokens.SCOPES if known in scope]
-    made = _on_database(data_dir, lambda connection: tokens.create(connection, name, wanted, expires_at, _who()))
+        raise typer.BadParameter("a name has 1 to 100 printable characters", param_hint="NAME")
+    expires_at = parse_expiry(expires_in, datetime.now(UTC))
+    scopes: list[tokens.Scope] = [known for known in tokens.SCOPES if known in scope]
+    token = _with_database(data_dir, lambda on: tokens.create(on, name, scopes, expires_at, _user_at_host()))
     until = f"until {expires_at:%Y-%m-%d %H:%M} UTC" if expires_at else "until it is revoked"
-    err.print(f"A token for {escape(name)}, to {' and '.join(wanted)}, good {until}. It is not shown again:")
-    typer.echo(made)
+    err.print(f"Token for {escape(name)} ({', '.join(scopes)}), valid {until}. It cannot be shown again:")
+    typer.echo(token)
 
 
 @token_app.command(name="list")
 def list_tokens(data_dir: DataDir = Path(".everyrun")) -> None:
-    """List the tokens, newest first; the tokens themselves are kept nowhere.
+    """List tokens, newest first: their names, scopes and states, not the secrets.
 
     Example: everyrun token list
     """
     from everyrun.store import tokens
 
-    found = _on_database(data_dir, tokens.every)
-    if not found:
-        err.print("There are no tokens; make one with: everyrun token create NAME --scope read")
+    rows = _with_database(data_dir, tokens.every)
+    if not rows:
+        err.print("There are no tokens. To create one, run: everyrun token create NAME --scope read")
         return
     table = Table("id", "name", folding("scopes"), "created", "expires", "state")
     now = datetime.now(UTC)
-    for row in found:
-        times = (_day(row["created_at"]), _day(row["expires_at"]) if row["expires_at"] else "never")
+    for row in rows:
+        times = (_minute(row["created_at"]), _minute(row["expires_at"]) if row["expires_at"] else "never")
         table.add_row(row["token_id"], escape(row["name"]), ", ".join(row["scopes"]), *times, _state(row, now))
     print_table(table)
 
 
-def _day(moment: datetime) -> str:
-    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M}"
+def _minute(time: datetime) -> str:
+    return f"{time.astimezone(UTC):%Y-%m-%d %H:%M}"
 
 
 def _state(row: Any, now: datetime) -> str:
     if row["revoked_at"] is not None:
         return "revoked" if row["revoked_announced_at"] is not None else "revoked, not in the log yet"
-    return "expired" if row["expires_at"] is not None and row["expires_at"] <= now else "good"
+    return "expired" if row["expires_at"] is not None and row["expires_at"] <= now else "valid"
 
 
 @token_app.command()
 def revoke(
-    token_id: Annotated[str, typer.Argument(metavar="ID", help="The token's id (ert_...), as the list shows it.")],
-    reason: Annotated[str, typer.Option(help="Why; kept with the decision.")] = "",
+    token_id: Annotated[str, typer.Argument(metavar="ID", help="Id of the token (ert_...), as list shows it.")],
+    reason: Annotated[str, typer.Option(help="Reason, kept with the revocation.")] = "",
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
     """Revoke a token: the services refuse it within a few seconds.
 
-    The revocation is also published to the log, so that a database restored from an older backup refuses the token
-    too. The command waits for that, and says if it has not happened yet.
+    The submission service also publishes the revocation to the log, so that a database restored from an older backup
+    refuses the token too. The command waits for that, and reports if it has not happened yet.
 
     Example: everyrun token revoke ert_0123456789ab
     """
     if len(reason) > 1000 or "\x00" in reason:
-        raise typer.BadParameter("--reason has at most 1000 characters, and no NUL")
+        raise typer.BadParameter("a reason has at most 1000 characters and no NUL", param_hint="--reason")
 
     from everyrun.store import tokens
 
     async def revoke_and_wait(connection: Any) -> tuple[tokens.Revoked | None, bool]:
-        found = await tokens.revoke(connection, token_id, _who(), reason)
-        return found, found is not None and await _published(connection, token_id)
+        revoked = await tokens.revoke(connection, token_id, _user_at_host(), reason)
+        return revoked, revoked is not None and await _published(connection, token_id)
 
-    found, published = _on_database(data_dir, revoke_and_wait)
-    if found is None:
-        fail("there is no token of that id; see: everyrun token list", exits.NOT_FOUND)
-    if found.before:
-        kept = " (the first reason stays, the new one is not kept)" if reason else ""
-        err.print(f"{escape(found.name)} was revoked already{kept}.")
+    revoked, published = _with_database(data_dir, revoke_and_wait)
+    if revoked is None:
+        fail(f"there is no token with the id {token_id}. To list all, run: everyrun token list", exits.NOT_FOUND)
+    if revoked.before:
+        kept = " (its first reason is kept, the new one is not)" if reason else ""
+        err.print(f"The token {escape(revoked.name)} was revoked already{kept}.")
     else:
-        err.print(f"Revoked: {escape(found.name)}. The services refuse it within a few seconds.")
+        err.print(f"Revoked the token {escape(revoked.name)}. The services refuse it within a few seconds.")
     if not published:
         err.print(
-            "[yellow]The log does not have the revocation yet: is the submission service running, and Kafka? Until it "
-            "has, a database restored from an older backup would accept the token again. The submission service "
-            "publishes it as soon as it can; see the state in: everyrun token list[/]",
+            "[yellow]The log does not have the revocation yet, so a database restored from an older backup would "
+            "accept the token. Check that the submission service and Kafka are running: the service publishes the "
+            "revocation as soon as it can. To see the state, run: everyrun token list[/]",
             soft_wrap=True,
         )
 
@@ -198,6 +213,6 @@ async def _published(connection: Any, token_id: str) -> bool:
     from everyrun.store import tokens
 
     deadline = time.monotonic() + _PUBLISHED_WITHIN
-    while not (there := await tokens.is_durable(connection, token_id)) and time.monotonic() < deadline:
+    while not (published := await tokens.is_durable(connection, token_id)) and time.monotonic() < deadline:
         await asyncio.sleep(0.2)
-    return there
+    return published
