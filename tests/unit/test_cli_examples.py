@@ -12,8 +12,8 @@ import typer
 
 from everyrun.cli.app import app
 
-#: Lines of a help text on a terminal of 100 columns. A manifest has more options than a screen has lines.
-LINES, MANIFEST_LINES = 34, 60
+#: Lines of a help text on a terminal of 100 columns. The commands that read manifests have nineteen options.
+LINES, MANIFEST_LINES = 34, 40
 _REDIRECTION = re.compile(r"\s[|>].*")
 
 

@@ -25,17 +25,11 @@ IdColumn = Annotated[str | None, typer.Option(help="CSV column of the input's id
 UrlColumn = Annotated[str | None, typer.Option(help="CSV column of the file's link; `url` by default.")]
 MetadataColumns = Annotated[
     list[str] | None,
-    typer.Option(
-        help="CSV columns for the metadata: a,b,c or '\"with, a comma\"'; '*' for all without another use; repeatable."
-    ),
+    typer.Option(help="CSV columns for the metadata, such as a,b; '*' for all others."),
 ]
-Delimiter = Annotated[
-    str | None, typer.Option(help="Delimiter of the CSV: a character, or tab. Comma, semicolon and tab are recognised.")
-]
-Encoding = Annotated[
-    str | None, typer.Option(help="Encoding of the manifest, for example windows-1252; UTF-8 by default.")
-]
+Delimiter = Annotated[str | None, typer.Option(help="Delimiter of the CSV, if not comma, semicolon or tab.")]
+Encoding = Annotated[str | None, typer.Option(help="Encoding of the manifest, if not UTF-8: windows-1252, …")]
 Wait = Annotated[
     bool,
-    typer.Option("--wait", help="Stay until every input is settled; 3 if inputs failed, 6 if only a person can go on."),
+    typer.Option("--wait", help="Wait until every input is settled; exit with 3 or 6 if not all went well."),
 ]

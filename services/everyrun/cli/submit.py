@@ -34,11 +34,11 @@ def submit(
     encoding: Encoding = None,
     include: Annotated[
         list[str] | None,
-        typer.Option(help="Only these files of a folder: a name, a path or a pattern such as '*.pdf'; repeatable."),
+        typer.Option(help="Only files of the folder that match, such as '*.pdf'."),
     ] = None,
     exclude: Annotated[
         list[str] | None,
-        typer.Option(help="Not these files and folders of a folder: a name, a path or a pattern; repeatable."),
+        typer.Option(help="Not the files and folders that match, such as drafts/."),
     ] = None,
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="Skip files of a folder that are empty or cannot be read.")
