@@ -322,6 +322,7 @@ async def test_an_event_of_the_largest_chunk_fits_in_a_record(world: World) -> N
 
 
 async def test_a_registered_batch_is_registered_once_after_a_restore(world: World) -> None:
+    world.vendor.batches["batch_theirs"] = {}
     query = {"batch_id": "batch_theirs", "workflow_id": "workflow_1"}
     headers = {"content-type": "application/x-ndjson"}
     first = await world.api.post("/v1/batches", params=query, content=rows(2), headers=headers)
