@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 import uuid
@@ -12,6 +13,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from everyrun import redact
 from everyrun.embedded import process
 from everyrun.embedded.kafka import EmbeddedKafka
 from everyrun.embedded.postgres import EmbeddedPostgres
@@ -32,6 +34,21 @@ async def eventually(condition: Callable[[], object], what: str, seconds: float 
             return outcome
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
         await asyncio.sleep(0.05)
+
+
+@pytest.fixture(autouse=True)
+def clean_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Undo what settings.load() and the console script leave in the process: remembered secrets and a log handler.
+
+    The handler writes to the test's standard error, which is closed after the test. A later line, such as asyncio's of
+    a task that was never awaited, would then print a traceback wherever the garbage collector happens to run.
+    """
+    monkeypatch.setattr(redact, "_known", set())
+    monkeypatch.setattr(redact, "_exact", None)
+    yield
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if type(handler) is logging.StreamHandler]:
+        root.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")
