@@ -12,7 +12,7 @@ from urllib.parse import quote
 import httpx
 
 from everyrun.doctor.facts import Answer, ExtendFacts
-from everyrun.extend.client import API_VERSION, read_error
+from everyrun.extend.client import read_error, request_headers
 from everyrun.redact import describe
 from everyrun.settings import Settings
 
@@ -51,13 +51,7 @@ def clock_of(headers: Mapping[str, str], now: float) -> float | None:
 
 async def ask_extend(settings: Settings, workflows: Sequence[str]) -> ExtendFacts:
     """Return Extend's responses about the key, the workflows, the endpoints and the subscriptions."""
-    headers = {
-        "authorization": f"Bearer {settings.extend_api_key.get_secret_value()}",
-        "x-extend-api-version": API_VERSION,
-        "user-agent": "everyrun",
-    }
-    if settings.extend_workspace_id:
-        headers["x-extend-workspace-id"] = settings.extend_workspace_id
+    headers = request_headers(settings)
     try:
         http = httpx.AsyncClient(base_url=settings.extend_base_url, headers=headers, timeout=_WITHIN)
     except (httpx.InvalidURL, UnicodeError, ValueError) as error:

