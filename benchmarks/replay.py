@@ -21,7 +21,7 @@ from everyrun.log.reading import read_ranges
 from everyrun.projection import tables
 from everyrun.projection.offsets import INPUTS
 from everyrun.replay.log_position import resolve_offsets
-from everyrun.replay.rebuild.engine import AT_ONCE, Engine, tables_connection, tables_pool
+from everyrun.replay.rebuild.engine import MAX_RECORDS, Engine, tables_connection, tables_pool
 from everyrun.replay.rebuild.rebuild_schema import hold_schema
 from everyrun.store.sql import beside
 from everyrun.submission.chunks import chunk_id
@@ -83,7 +83,9 @@ async def _getmany(servers: Servers) -> float:
     """Return the seconds that it takes to read the log without processing it."""
     ends = await resolve_offsets(servers.settings, None)
     began, count = time.monotonic(), 0
-    async for stretch in read_ranges(servers.settings, {p: (0, end) for p, end in ends.items()}, max_records=AT_ONCE):
+    async for stretch in read_ranges(
+        servers.settings, {p: (0, end) for p, end in ends.items()}, max_records=MAX_RECORDS
+    ):
         count += len(stretch.records)
     assert count == sum(ends.values())
     assert set(INPUTS) == {topic for topic, _ in ends}
@@ -104,8 +106,10 @@ async def _upsert(servers: Servers, batches: int) -> float:
             spent = 0.0
             for batch in range(batches):
                 spent += await _batch(connection, batch, now)
-            for start in range(0, batches * _INPUTS, AT_ONCE):
-                spent += await _runs(connection, range(start, min(start + AT_ONCE, batches * _INPUTS)), batches, now)
+            for start in range(0, batches * _INPUTS, MAX_RECORDS):
+                spent += await _runs(
+                    connection, range(start, min(start + MAX_RECORDS, batches * _INPUTS)), batches, now
+                )
         await held.drop()
     return spent
 

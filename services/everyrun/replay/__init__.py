@@ -1,1 +1,1 @@
-"""The replay service and its commands: archive, rebuild, audit, as-of, history, replay."""
+"""The replay service, and the code of the commands archive, rebuild, audit, as-of, history and replay."""

@@ -20,7 +20,7 @@ from everyrun.store.sql import beside
 
 _sql = beside(__file__, "api.sql")
 
-Time = Annotated[str, Meta(description="RFC 3339, with its offset.")]
+Time = Annotated[str, Meta(description="RFC 3339, with an offset from UTC.")]
 
 
 class JobSummary(Struct, frozen=True, kw_only=True):
@@ -33,7 +33,9 @@ class JobSummary(Struct, frozen=True, kw_only=True):
     asked_by: Annotated[str, Meta(description="The name of the token that requested the job.")]
     records_done: int
     records_total: int
-    rate: Annotated[float, Meta(description="Records per second; of a job that ended, from its start to its end.")]
+    rate: Annotated[
+        float, Meta(description="Records per second: the present rate or, once the job has ended, the average.")
+    ]
     seconds_left: float | None
     message: Annotated[str | None, Meta(description="Why the job failed, or what it waits for.")]
     created_at: Time
@@ -44,7 +46,7 @@ class JobSummary(Struct, frozen=True, kw_only=True):
 class JobDetails(JobSummary, frozen=True, kw_only=True):
     """A job with its outcome."""
 
-    outcome: Annotated[dict[str, Any] | None, Meta(description="The result of a job that is DONE.")]
+    outcome: Annotated[dict[str, Any] | None, Meta(description="The result, if the job is DONE; otherwise null.")]
 
 
 class JobList(Struct, frozen=True):
@@ -54,7 +56,7 @@ class JobList(Struct, frozen=True):
 
 
 def replay_api(settings: Settings, pool: asyncpg.Pool, get_historian: Callable[[], Historian]) -> FastAPI:
-    """Build the API. ``get_historian`` may raise ApiError while there is none.
+    """Build the API. ``get_historian`` may raise ApiError while there is no historian yet.
 
     Errors are ``{"code", "message"}``; see the OpenAPI document.
     """
@@ -65,7 +67,7 @@ def replay_api(settings: Settings, pool: asyncpg.Pool, get_historian: Callable[[
     @app.post("/v1/jobs", status_code=202, dependencies=[scope("operate")])
     @answers(JobDetails)
     async def request_job(job: JobRequest, request: Request) -> dict[str, Any]:
-        """Request a job. Jobs run one after another; follow this one at ``/v1/jobs/{job_id}``."""
+        """Request a job. Jobs run one after another; ``GET /v1/jobs/{job_id}`` returns the state of this job."""
         if isinstance(job, ArchiveJob | VerifyArchiveJob) and not settings.archive_to:
             raise InvalidFieldError("kind", f"{job.kind} needs EVERYRUN_ARCHIVE_TO, which is not set")
         arguments = job.model_dump(mode="json", by_alias=True, exclude={"kind"}, exclude_none=True)
@@ -93,7 +95,7 @@ def replay_api(settings: Settings, pool: asyncpg.Pool, get_historian: Callable[[
         {404: "NOT_FOUND: there is no such job.", 409: "ENDED: the job has already ended; `message` says how."},
     )
     async def cancel(job_id: str) -> dict[str, Any]:
-        """Cancel a job that waits or runs. Its work is kept: a later job of the same kind resumes it."""
+        """Cancel a waiting or running job. Its work is kept: a later job with the same fields continues from there."""
         row = await pool.fetchrow(_sql["cancel"], _without_nul(job_id))
         if row is None:
             state = _details(await pool.fetchrow(_sql["job"], job_id), job_id)["state"]
@@ -117,7 +119,7 @@ def _details(row: asyncpg.Record | None, job_id: str = "") -> dict[str, Any]:
 
 
 def rate_of(row: Mapping[str, Any]) -> float:
-    """Return the records per second of a job: the average of one that ended, the present rate of another. Pure."""
+    """Return the records per second of a job: the average if the job has ended, otherwise the present rate. Pure."""
     if row["ended_at"] is None or row["started_at"] is None:
         return float(row["rate"])
     seconds = (row["ended_at"] - row["started_at"]).total_seconds()

@@ -36,7 +36,7 @@ async def _pool(settings: Settings, health: Health) -> asyncpg.Pool:
 
 
 async def _work(settings: Settings, pool: asyncpg.Pool, health: Health) -> None:
-    """Run jobs until cancelled. While Postgres or Kafka is unavailable, retry; the job then resumes."""
+    """Run jobs until cancelled. While Postgres or Kafka is unavailable, retry; a job that was interrupted resumes."""
     await topics.wait_until_valid(settings, health)
     worker = Worker(settings, pool)
     while True:
@@ -51,7 +51,7 @@ async def _work(settings: Settings, pool: asyncpg.Pool, health: Health) -> None:
 
 
 class HistorianHolder:
-    """Holds the historian; there is none until Kafka has answered for the first time."""
+    """Holds the historian. There is no historian until Kafka has answered for the first time."""
 
     def __init__(self) -> None:
         self._historian: Historian | None = None
@@ -76,8 +76,9 @@ class HistorianHolder:
 
 
 async def _main(settings: Settings, stop: asyncio.Event) -> None:
-    # Histories are read from the log, so the service is not ready without Kafka. Jobs are kept in Postgres until they
-    # can run. The index must exist once; after that, one that lags makes histories slower, not impossible.
+    # Histories are read from the log, so the service is not ready without Kafka. Jobs wait in Postgres until they can
+    # run, so a problem with them is only reported. The index must have caught up once; if it lags later, histories are
+    # slower, but still possible.
     health = Health("database", "topics", "kafka", at_start=("index",), reported=("jobs",))
     starting = StartingApp(health)
     async with AsyncExitStack() as server, AsyncExitStack() as stack:
@@ -96,7 +97,7 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
         ]
         starting.app = replay_api(settings, pool, holder.get)
         await stop.wait()
-        # A job that runs stays RUNNING; the next process resumes it.
+        # A running job stays RUNNING in Postgres, and the next process resumes it.
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks, timeout=5.0)

@@ -1,4 +1,4 @@
-"""The errors that rebuilds, audits, archives and replays raise: each message names the cause and the next step."""
+"""The errors of rebuilds, audits, archives and replays. Each message names the cause and the next step."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from everyrun.errors import Conflict, EveryrunError, Invalid, NotFound
 
 
 class ReplayError(EveryrunError):
-    """The command or job cannot be done; retrying it unchanged does not help."""
+    """The command or job cannot be done. Retrying it without a change does not help."""
 
 
 class RebuildError(ReplayError):
@@ -14,7 +14,7 @@ class RebuildError(ReplayError):
 
 
 class LogPositionError(ReplayError, Invalid, ValueError):
-    """The text names no position of the log, or the log does not reach it."""
+    """The text is not a position of the log, or the log ends before this position."""
 
 
 class SelectionError(ReplayError, Invalid, ValueError):
@@ -22,7 +22,7 @@ class SelectionError(ReplayError, Invalid, ValueError):
 
 
 class TargetError(ReplayError, Conflict):
-    """The target of a replay refused an event. All events before it were delivered."""
+    """The target of a replay cannot be used, or refused an event. All events before the refused one were delivered."""
 
 
 class ArchiveError(ReplayError):
@@ -30,4 +30,4 @@ class ArchiveError(ReplayError):
 
 
 class NoArchiveError(ArchiveError, NotFound):
-    """The folder or bucket holds no archive."""
+    """The folder or bucket does not contain an archive."""

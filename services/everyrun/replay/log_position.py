@@ -1,4 +1,4 @@
-"""Positions of the log that a person names: a time, or the next offset of each partition."""
+"""Parse positions of the log as people write them: a time, or the next offset of each partition."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from everyrun.replay.times import TimeError, parse_time
 from everyrun.settings import Settings
 
 LogPosition = datetime | dict[Partition, int]
-"""A time, or the next offset of each partition; a partition that is not named is at 0."""
+"""A time, or the next offset of each partition. A partition that is not in the dictionary is at offset 0."""
 
 _OFFSET = re.compile(r"([a-z]+):(\d+)=(\d+)")
 
@@ -37,18 +37,18 @@ def parse_position(text: str) -> LogPosition:
 
 
 def format_offsets(offsets: dict[Partition, int]) -> str:
-    """Write offsets as :func:`parse_position` reads them, without the partitions at 0."""
+    """Write offsets in the form that :func:`parse_position` reads. Partitions at offset 0 are left out."""
     return ",".join(f"{topic}:{number}={offset}" for (topic, number), offset in sorted(offsets.items()) if offset)
 
 
 async def resolve_offsets(settings: Settings, position: LogPosition | None) -> dict[Partition, int]:
-    """Return the next offset of every partition of the input topics at a position; None is the end of the log.
+    """Return the next offset, at a position, of every partition of the input topics. None means the end of the log.
 
-    A time includes every record that the broker appended up to it. Raises LogPositionError if the log ends before the
-    given offsets, and aiokafka.errors.KafkaError.
+    At a time, the offsets include every record that the broker had appended up to then. Raises LogPositionError if the
+    log ends before the given offsets, and aiokafka.errors.KafkaError.
     """
     if isinstance(position, datetime):
-        # The first record after the given millisecond: Kafka's timestamps are no finer.
+        # Kafka's timestamps are whole milliseconds, so look for the first record of a later millisecond.
         whole = position.replace(microsecond=position.microsecond // 1000 * 1000)
         return await offsets_at(settings, INPUTS, whole + timedelta(milliseconds=1))
     ends = (await bounds(settings, INPUTS)).end

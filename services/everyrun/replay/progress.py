@@ -1,4 +1,4 @@
-"""Progress of long work, for progress bars and jobs."""
+"""Report the progress of long work to progress bars and jobs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from everyrun.log.reading import Partition
 
 OnProgress = Callable[[int, int], None]
-"""Called with the number of records done and the number in all."""
+"""Called with the number of records that are done, and the total number of records."""
 
 
 def no_progress(done: int, total: int) -> None:
@@ -16,7 +16,7 @@ def no_progress(done: int, total: int) -> None:
 
 
 class RebuildProgress:
-    """Records that a rebuild has read and applied.
+    """Counts the records that a rebuild has read and applied.
 
     ``before`` counts the records that earlier runs applied; ``total`` those that this run has to apply.
     """
@@ -29,9 +29,9 @@ class RebuildProgress:
         self._began = time.monotonic()
 
     def expect(self, start: Mapping[Partition, int], end: Mapping[Partition, int]) -> None:
-        """Add the records up to ``start`` to ``before``, and those from ``start`` to ``end`` to ``total``."""
-        self.before += sum(min(start.get(position, 0), offset) for position, offset in end.items())
-        self.total += sum(max(offset - start.get(position, 0), 0) for position, offset in end.items())
+        """Add the records up to ``start`` to ``before``, and the records from ``start`` up to ``end`` to ``total``."""
+        self.before += sum(min(start.get(partition, 0), offset) for partition, offset in end.items())
+        self.total += sum(max(offset - start.get(partition, 0), 0) for partition, offset in end.items())
 
     @property
     def seconds(self) -> float:

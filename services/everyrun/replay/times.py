@@ -21,17 +21,17 @@ _EXAMPLES = "2026-03-03T12:00:00Z, '2026-03-03 12:00 Europe/Berlin', 'yesterday 
 
 
 class TimeError(Invalid, ValueError):
-    """The text names no time, or several; the message shows how to write one."""
+    """The text is not a time, or could mean several times; the message shows how to write a time."""
 
 
 def parse_time(text: str, now: datetime | None = None) -> datetime:
-    """Parse a time. Raises TimeError if the text names none, or has no time zone.
+    """Parse a time. Raises TimeError if the text is not a time, or has no time zone.
 
     Accepted are:
 
     - RFC 3339: ``2026-03-03T12:00:00Z``;
-    - a date, ``today`` or ``yesterday``, with an optional time and a zone: ``yesterday 12:00 Europe/Berlin``. Without
-      a time it is the start of the day;
+    - a date, ``today`` or ``yesterday``, with a zone and an optional time: ``yesterday 12:00 Europe/Berlin``. A day
+      without a time means the start of the day;
     - ``now``, and ages: ``-5m``, ``-1h30m``, ``-2d``.
     """
     now = now or datetime.now(UTC)
@@ -86,7 +86,7 @@ def _zone(written: str) -> tzinfo | None:
 
 
 def _on_the_clock(moment: datetime, text: str) -> datetime:
-    """Convert a local time to UTC. Raises TimeError if clocks showed it twice or never."""
+    """Convert a local time to UTC. Raises TimeError if the clocks were changed and showed this time twice or never."""
     first, second = (moment.replace(fold=fold).astimezone(UTC) for fold in (0, 1))
     if first == second:
         return first

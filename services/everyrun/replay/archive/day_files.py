@@ -1,4 +1,4 @@
-"""Build the Parquet files of an archive on disk: each has the records of one topic and one UTC day."""
+"""Build the Parquet files of an archive on disk: each holds records of one topic and one UTC day."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from typing import IO, Any, NamedTuple
 from everyrun.log.reading import RecordRange
 from everyrun.replay.archive.manifest import Content, Covered, digest
 
-#: A file is closed at this many records or bytes of values, so that a killed run loses little.
+#: A file is closed once it has this many records or bytes of values. A killed run loses only the files that were open.
 FILE_RECORDS = 250_000
 FILE_BYTES = 256 << 20
-#: Limits of a row group; memory holds a few of them.
+#: A row group is written once it has this many records or bytes of values. Memory holds a few row groups at a time.
 GROUP_RECORDS = 20_000
 GROUP_BYTES = 16 << 20
 #: Number of days whose files are open at the same time.
 OPEN_DAYS = 4
 
+#: Milliseconds of a day.
 _DAY = 86_400_000
 
 
@@ -32,19 +33,19 @@ def day_of(timestamp: int) -> str:
 
 
 def by_days(records: Sequence[Any]) -> list[tuple[str, list[Any]]]:
-    """Split records into runs of the same day, in their order."""
+    """Split records, in their order, into sequences of the same UTC day; return each sequence with its day."""
     return [(day_of(day * _DAY), list(part)) for day, part in groupby(records, lambda record: record.timestamp // _DAY)]
 
 
 class FileHashes(NamedTuple):
-    """The SHA-256 of a file of records and of its file of digests."""
+    """The SHA-256 of a file of records and of the file with its digests, in hexadecimal."""
 
     records: str
     digests: str
 
 
 class DayFile:
-    """A file of records of one topic and day, and its file of digests, while they are built."""
+    """Builds two files for one topic and day: a file of records, and a file with the digests of these records."""
 
     def __init__(self, topic: str, day: str, folder: Path) -> None:
         from everyrun.replay.archive import parquet
@@ -62,7 +63,7 @@ class DayFile:
         self._writing: asyncio.Task[None] | None = None
 
     async def add(self, partition: int, records: Sequence[Any], first: int, end: int) -> None:
-        """Add all records of a partition from ``first`` up to ``end``."""
+        """Add records of a partition: all that it has from offset ``first`` up to, but not including, ``end``."""
         before = self.covered.get(partition)
         count = len(records) + (before.count if before else 0)
         self.covered[partition] = Covered(partition, before.first if before else first, end, count)
@@ -87,7 +88,8 @@ class DayFile:
         digests = [digest(record) for record in group]
         self.content.add(digests)
         tables = [parquet.records_table(group), parquet.digests_table(group, digests)]
-        # Compressing and writing release the interpreter, so the next records are read meanwhile.
+        # A thread compresses and writes the tables without holding Python's lock, so that the next records are read
+        # meanwhile.
         self._writing = asyncio.create_task(asyncio.to_thread(self._write, tables))
 
     def _write(self, tables: list[Any]) -> None:
@@ -105,7 +107,7 @@ class DayFile:
             file.close()
 
     def hashes(self) -> FileHashes:
-        """Hash both files, once they are closed."""
+        """Return the hashes of both files. Call this after :meth:`close`."""
         found = []
         for path in (self.path, self.digests_path):
             with path.open("rb") as file:
@@ -121,8 +123,8 @@ class DayFile:
 class TopicFiles:
     """The open files of one topic, by day.
 
-    Files are closed in the order of their days, so that the offsets of each partition have no gap in the archive.
-    ``on_closed`` gets each file when it is closed.
+    ``on_closed`` is called with each file after it was closed, and stores it with the next manifest. Manifests must
+    cover the offsets of each partition in order and without a gap, so files are closed in the order of their days.
     """
 
     def __init__(self, topic: str, folder: Path, on_closed: Callable[[DayFile], Awaitable[None]]) -> None:
@@ -132,11 +134,11 @@ class TopicFiles:
         self._last_day: dict[int, str] = {}
 
     async def add(self, record_range: RecordRange, first: int) -> None:
-        """Add the records of a range, which covers the offsets from ``first`` up to its next offset."""
+        """Add the records of a range, which covers the offsets from ``first`` up to, but excluding, its next offset."""
         partition = record_range.partition
         parts = by_days(record_range.records)
         if not parts:
-            # Offsets without records, at the end of a compacted topic, belong to the last day.
+            # The range has offsets without records, as a compacted topic may have. Count them to the last day.
             day = self._last_day.get(partition) or min(self._open, default="")
             parts = [(day, [])] if day else []
         for index, (day, records) in enumerate(parts):

@@ -1,7 +1,8 @@
 """Describe the files of an archive in manifests, each with the hash of the previous one. Pure.
 
-An archive has one chain of manifests. Manifest 1 has no ``previous``; manifest n has the SHA-256 of manifest n-1 as it
-is stored. So anyone who knows the hash of the newest manifest can detect a change in any earlier one.
+The manifests of an archive are numbered from 1 and form a chain: the field ``previous`` of each manifest, except the
+first, is the SHA-256 of the stored bytes of the manifest before it. So anyone who knows the hash of the newest manifest
+can detect a change in any earlier one.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ MANIFESTS = "manifests"
 RECORDS = "records"
 DIGESTS = "digests"
 SIGNATURES = "signatures"
-#: Bytes of each record's digest that the file of digests keeps. They show which record of a changed file differs.
+#: The file of digests keeps this many bytes of each record's digest. If a file of records was changed, they show which
+#: of its records differ.
 SHORT = 8
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -38,7 +40,13 @@ class Covered(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """The description of one file of records. ``previous`` and the other hashes are SHA-256 in hexadecimal."""
+    """The description of one file of records and of the file with the digests of these records.
+
+    ``file`` and ``digests`` are the paths of these two files, ``sha256`` and ``digests_sha256`` are their hashes, and
+    ``bytes`` is the size of the first. ``content`` is the hash of the records themselves (see :class:`Content`), and
+    ``previous`` that of the manifest before. ``archive`` is the id of the archive. All hashes are SHA-256 in
+    hexadecimal.
+    """
 
     format: int = FORMAT
     archive: str
@@ -58,11 +66,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ManifestFormatError(Invalid):
-    """The bytes are not a manifest, or one of an unknown format."""
+    """The bytes are not a manifest, or its format is unknown to this version of Everyrun."""
 
 
 def to_bytes(manifest: Manifest) -> bytes:
-    """Encode a manifest as it is stored."""
+    """Return the bytes of a manifest, as they are stored."""
     return msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
 
 
@@ -78,7 +86,7 @@ def from_bytes(stored: bytes) -> Manifest:
 
 
 def hash_of(stored: bytes) -> str:
-    """Return the hash of a stored manifest, which the next manifest names as ``previous``."""
+    """Return the hash of a stored manifest: the ``previous`` of the next manifest."""
     return hashlib.sha256(stored).hexdigest()
 
 
@@ -93,13 +101,17 @@ def signature_path(number: int) -> str:
 
 
 def number_in(path: str) -> int | None:
-    """Return the number in the name of a file of the archive; None if the name has another form."""
+    """Return the number of the manifest from the path of a file in the archive; None if the path has another form."""
     found = _NUMBER.search(path)
     return int(found.group(1)) if found else None
 
 
 def record_path(topic: str, day: str, number: int, sha256: str) -> str:
-    """Return the path of a file of records. The hash gives two writers of the same number different paths."""
+    """Return the path of a file of records.
+
+    The path contains a part of the file's hash, so that two runs with the same number never overwrite each other's
+    file.
+    """
     return f"{RECORDS}/topic={topic}/day={day}/{number:010d}-{sha256[:12]}.parquet"
 
 
@@ -109,7 +121,7 @@ def digest_path(number: int, sha256: str) -> str:
 
 
 class StampedRecord(LogRecord, Protocol):
-    """A record with the kind of its timestamp."""
+    """A record that also says who set its timestamp."""
 
     @property
     def timestamp_type(self) -> int:
@@ -117,9 +129,9 @@ class StampedRecord(LogRecord, Protocol):
 
 
 def digest(record: StampedRecord) -> bytes:
-    """Return the SHA-256 of a record, the same for one from Kafka and one from an archive.
+    """Return the SHA-256 of a record. A record from Kafka and its copy from an archive have the same digest.
 
-    Hashed is [partition, offset, timestamp, timestamp type, key, headers, value] as MessagePack.
+    The hash is that of [partition, offset, timestamp, timestamp type, key, headers, value] encoded as MessagePack.
     """
     return hashlib.sha256(
         _encode(
@@ -154,7 +166,7 @@ class Content:
 
 
 def archived_ends(manifests: Iterable[Manifest]) -> dict[tuple[str, int], int]:
-    """Return the next offset to archive of each (topic, partition)."""
+    """Return the next offset to archive, by topic and partition."""
     found: dict[tuple[str, int], int] = {}
     for manifest in manifests:
         for covered in manifest.partitions:

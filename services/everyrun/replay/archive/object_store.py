@@ -1,4 +1,4 @@
-"""Store an archive in a folder or in an object store (s3://, gs://, az://)."""
+"""Read and write the files of an archive in a folder or an object store (s3://, gs://, az://)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from obstore.store import LocalStore, from_url
 
 from everyrun.errors import Conflict
 
-#: The errors of a store that does not answer or refuses a request.
+#: The errors that are raised if a store does not answer or refuses a request.
 OBJECT_STORE_ERRORS = (BaseError, OSError)
 
 
@@ -25,9 +25,11 @@ class ObjectStore:
     """The objects of an archive, by path. A write stores the whole object or nothing."""
 
     def __init__(self, location: str, *, create: bool = False) -> None:
-        """Open a folder or URL. Raises FileNotFoundError if the folder is missing, unless ``create`` makes it.
+        """Open a folder, or an object store by its URL.
 
-        An object store takes credentials and endpoint from the environment, as its own tools do (AWS_...).
+        If the folder does not exist, it is created if ``create`` is true; otherwise FileNotFoundError is raised. The
+        credentials and endpoint of an object store come from its usual environment variables, such as
+        AWS_ACCESS_KEY_ID.
         """
         self.location = location
         self._store: Any
@@ -56,7 +58,7 @@ class ObjectStore:
         return sha256.hexdigest()
 
     async def put(self, path: str, content: bytes | Path) -> None:
-        """Write an object; one with the same path is replaced."""
+        """Write an object. An existing object with the same path is replaced."""
         await obstore.put_async(self._store, path, content)
 
     async def create(self, path: str, content: bytes) -> None:
@@ -76,6 +78,6 @@ class ObjectStore:
                 yield meta["path"]
 
     async def delete(self, paths: list[str]) -> None:
-        """Delete objects."""
+        """Delete the objects with these paths."""
         if paths:
             await obstore.delete_async(self._store, paths)

@@ -1,6 +1,6 @@
 """Write records to Parquet files and read them back.
 
-Imported only where a file is written or read: pyarrow takes 35 MB of memory.
+Import this module only in functions that write or read a file: pyarrow takes 35 MB of memory.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class ArchivedRecord(NamedTuple):
 
 
 def records_table(records: Sequence[Any]) -> pa.Table:
-    """Return records as a table."""
+    """Return records as a table with the columns RECORDS."""
     headers = [header for record in records for header in record.headers]
     starts = list(accumulate((len(record.headers) for record in records), initial=0))
     pairs = pa.StructArray.from_arrays(
@@ -76,7 +76,7 @@ def records_table(records: Sequence[Any]) -> pa.Table:
 
 
 def digests_table(records: Sequence[Any], digests: Sequence[bytes]) -> pa.Table:
-    """Return the digests of records as a table."""
+    """Return the digests of records as a table with the columns DIGESTS."""
     return pa.Table.from_arrays(
         [
             pa.array([record.partition for record in records], pa.int32()),
@@ -88,7 +88,7 @@ def digests_table(records: Sequence[Any], digests: Sequence[bytes]) -> pa.Table:
 
 
 def records_writer(file: IO[bytes]) -> pq.ParquetWriter:
-    """Return a writer of tables of records. Each table becomes a row group, compressed with zstd."""
+    """Return a writer for tables of records. It compresses with zstd."""
     return pq.ParquetWriter(
         file,
         RECORDS,
@@ -101,7 +101,7 @@ def records_writer(file: IO[bytes]) -> pq.ParquetWriter:
 
 
 def digests_writer(file: IO[bytes]) -> pq.ParquetWriter:
-    """Return a writer of tables of digests."""
+    """Return a writer for tables of digests. It compresses with zstd."""
     return pq.ParquetWriter(file, DIGESTS, compression="zstd", use_dictionary=False, column_encoding=_DELTA_ENCODED)
 
 

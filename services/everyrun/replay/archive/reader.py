@@ -1,4 +1,4 @@
-"""Read records from an archive; each file is checked against its manifest before any of its records is returned."""
+"""Read records from an archive. Each file is compared with its manifest before any of its records is returned."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ from everyrun.settings import Settings
 
 
 class ManifestChain(NamedTuple):
-    """All manifests of an archive, and the hash of the newest; no hash if there is none."""
+    """All manifests of an archive in order, and the hash of the newest manifest; None if there is no manifest."""
 
     manifests: list[Manifest]
     hash: str | None
 
 
 async def read_chain(store: ObjectStore) -> ManifestChain:
-    """Read the manifests of an archive, and check each against the next. Raises ArchiveError if one does not fit."""
+    """Read the manifests of an archive.
+
+    Raises ArchiveError if a manifest cannot be read, or if it does not continue the chain of those before it.
+    """
     found: list[Manifest] = []
     previous: str | None = None
     for path in await store.paths(manifests.MANIFESTS):
@@ -50,7 +53,10 @@ class ArchiveReader:
 
     @classmethod
     async def open(cls, location: str) -> ArchiveReader:
-        """Read the manifests. Raises NoArchiveError if there are none, ArchiveError if their chain is broken."""
+        """Open an archive and read its manifests.
+
+        Raises NoArchiveError if there are no manifests, and ArchiveError if their chain is broken.
+        """
         store = ObjectStore(location)
         chain = await read_chain(store)
         if not chain.manifests:
@@ -63,19 +69,20 @@ class ArchiveReader:
         return self.manifests[0].cluster_id
 
     def bounds(self, topics: Iterable[str]) -> dict[Partition, OffsetRange]:
-        """Return the range of offsets that is archived of each partition of the topics."""
+        """Return the archived range of offsets of each partition of the given topics."""
         wanted = set(topics)
         found: dict[Partition, OffsetRange] = {}
         for manifest in self.manifests:
             for covered in manifest.partitions if manifest.topic in wanted else ():
-                position = (manifest.topic, covered.partition)
-                found[position] = (found[position][0] if position in found else covered.first, covered.end)
+                partition = (manifest.topic, covered.partition)
+                found[partition] = (found[partition][0] if partition in found else covered.first, covered.end)
         return found
 
     async def read(self, ranges: Mapping[Partition, OffsetRange]) -> AsyncIterator[RecordRange]:
-        """Yield the archived records within the ranges; each partition in order.
+        """Yield the archived records within the ranges, in order within each partition.
 
-        Raises ArchiveError if a file differs from its manifest, before any record of it is yielded.
+        Raises ArchiveError if a file is missing or differs from its manifest, before any record of this file is
+        yielded.
         """
         for manifest in self.manifests:
             wanted = {
@@ -107,13 +114,13 @@ class ArchiveReader:
                     yield RecordRange(manifest.topic, partition, records, records[-1].offset + 1)
         for covered in manifest.partitions:
             if covered.partition in wanted:
-                # A compacted topic may have offsets without records after the last one.
+                # A compacted topic may have offsets without records after the last record; cover them too.
                 end = min(covered.end, wanted[covered.partition][1])
                 yield RecordRange(manifest.topic, covered.partition, [], end)
 
 
 class ArchiveAndLog:
-    """Reads an archive as far as it goes, and then the live log that was archived."""
+    """Reads records from an archive as far as it reaches, and the rest from the live log that was archived."""
 
     def __init__(self, reader: ArchiveReader, settings: Settings) -> None:
         self._reader = reader
@@ -121,7 +128,10 @@ class ArchiveAndLog:
 
     @classmethod
     async def open(cls, location: str, settings: Settings) -> ArchiveAndLog:
-        """Read the manifests. Raises as ArchiveReader.open, and ArchiveError if another log was archived."""
+        """Open an archive and read its manifests.
+
+        Raises what :meth:`ArchiveReader.open` raises, and ArchiveError if another Kafka cluster's log was archived.
+        """
         reader = await ArchiveReader.open(location)
         cluster = await cluster_id(settings)
         if reader.cluster_id != cluster:
@@ -129,13 +139,13 @@ class ArchiveAndLog:
         return cls(reader, settings)
 
     async def read(self, ranges: Mapping[Partition, OffsetRange]) -> AsyncIterator[RecordRange]:
-        """Yield the records within the ranges; each partition in order."""
+        """Yield the records within the ranges, in order within each partition."""
         archived = self._reader.bounds({topic for topic, _ in ranges})
         from_archive, from_log = {}, {}
-        for position, (first, end) in ranges.items():
-            archived_first, archived_end = archived.get(position, (first, first))
+        for partition, (first, end) in ranges.items():
+            archived_first, archived_end = archived.get(partition, (first, first))
             middle = min(max(first, archived_end), end) if archived_first <= first else first
-            from_archive[position], from_log[position] = (first, middle), (middle, end)
+            from_archive[partition], from_log[partition] = (first, middle), (middle, end)
         async for record_range in self._reader.read(from_archive):
             yield record_range
         async for record_range in read_ranges(self._settings, from_log):

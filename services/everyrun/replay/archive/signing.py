@@ -1,4 +1,4 @@
-"""Sign the hash of the newest manifest with Ed25519, and check signatures with the public key."""
+"""Sign the hash of an archive's newest manifest with an Ed25519 key, and check signatures with the public key."""
 
 from __future__ import annotations
 
@@ -17,11 +17,15 @@ from everyrun.errors import Invalid
 
 
 class KeyFileError(Invalid):
-    """The file holds no key of the expected kind."""
+    """The file does not contain a key of the expected kind."""
 
 
 class Signature(msgspec.Struct, frozen=True):
-    """The signature of a manifest, as it is stored. ``key``, the public key, and ``signature`` are base64."""
+    """The signature of a manifest, as it is stored.
+
+    ``archive`` is the id of the archive, ``number`` the number of the manifest, and ``manifest`` the hash of the
+    manifest in hexadecimal. ``key`` is the public key that checks the signature. ``key`` and ``signature`` are base64.
+    """
 
     archive: str
     number: int
@@ -30,36 +34,37 @@ class Signature(msgspec.Struct, frozen=True):
     signature: str
 
 
-def _statement(archive: str, number: int, manifest: str) -> bytes:
-    return f"everyrun archive 1\n{archive}\n{number}\n{manifest}\n".encode()
+def _signed_bytes(archive: str, number: int, manifest_hash: str) -> bytes:
+    return f"everyrun archive 1\n{archive}\n{number}\n{manifest_hash}\n".encode()
 
 
-def _raw(key: Ed25519PublicKey) -> bytes:
-    return key.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+def _in_base64(key: Ed25519PublicKey) -> str:
+    raw = key.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+    return base64.b64encode(raw).decode()
 
 
-def sign(key: Ed25519PrivateKey, archive: str, number: int, manifest: str) -> Signature:
-    """Sign the hash of a manifest."""
-    made = key.sign(_statement(archive, number, manifest))
-    public = base64.b64encode(_raw(key.public_key())).decode()
-    return Signature(archive, number, manifest, public, base64.b64encode(made).decode())
+def sign(key: Ed25519PrivateKey, archive: str, number: int, manifest_hash: str) -> Signature:
+    """Sign manifest ``number`` of the archive with the id ``archive``, by the hash of the manifest."""
+    signature = base64.b64encode(key.sign(_signed_bytes(archive, number, manifest_hash))).decode()
+    return Signature(archive, number, manifest_hash, _in_base64(key.public_key()), signature)
 
 
-def problem(signature: Signature, key: Ed25519PublicKey, archive: str, number: int, manifest: str) -> str | None:
-    """Return what is wrong with a signature; None if it is this key's signature of this manifest."""
-    if signature.key != base64.b64encode(_raw(key)).decode():
+def problem(signature: Signature, key: Ed25519PublicKey, archive: str, number: int, manifest_hash: str) -> str | None:
+    """Return what is wrong with a signature; None if the key confirms that it is a signature of this manifest."""
+    if signature.key != _in_base64(key):
         return "it was made with another key"
     try:
-        key.verify(base64.b64decode(signature.signature, validate=True), _statement(archive, number, manifest))
+        key.verify(base64.b64decode(signature.signature, validate=True), _signed_bytes(archive, number, manifest_hash))
     except (InvalidSignature, ValueError):
         return "it is not a signature of this manifest"
     return None
 
 
 def make_keys(path: Path) -> Path:
-    """Write a new private key to ``path``, readable by its owner only, and the public key to ``path``.pub.
+    """Write a new private key to ``path``, which only the owner can read, and its public key to ``path``.pub.
 
-    Returns the path of the public key. Raises FileExistsError if one of the files exists, and writes neither then.
+    Returns the path of the public key. If one of the two files exists already, raises FileExistsError and writes
+    nothing.
     """
     key = Ed25519PrivateKey.generate()
     public = path.with_name(path.name + ".pub")
@@ -85,7 +90,7 @@ def private_key(path: Path) -> Ed25519PrivateKey:
     try:
         key = serialization.load_pem_private_key(path.read_bytes(), None)
     except (ValueError, TypeError) as error:
-        raise KeyFileError(f"{path}: not a private key in PEM without a password ({error})") from None
+        raise KeyFileError(f"{path}: not an unencrypted private key in PEM format ({error})") from None
     if not isinstance(key, Ed25519PrivateKey):
         raise KeyFileError(f"{path}: not an Ed25519 key; make one with: everyrun archive keygen FILE")
     return key
@@ -96,7 +101,7 @@ def public_key(path: Path) -> Ed25519PublicKey:
     try:
         key = serialization.load_pem_public_key(path.read_bytes())
     except (ValueError, TypeError) as error:
-        raise KeyFileError(f"{path}: not a public key in PEM ({error})") from None
+        raise KeyFileError(f"{path}: not a public key in PEM format ({error})") from None
     if not isinstance(key, Ed25519PublicKey):
         raise KeyFileError(f"{path}: not an Ed25519 key; make one with: everyrun archive keygen FILE")
     return key

@@ -19,12 +19,15 @@ from everyrun.replay.errors import NoArchiveError
 from everyrun.replay.progress import OnProgress, no_progress
 from everyrun.settings import Settings
 
-#: Differences of one file that are listed; the others are counted.
+#: Maximum number of differences that are listed for one file; further differences are only counted.
 LISTED = 100
 
 
 class ArchiveDefect(NamedTuple):
-    """A difference from what was written. ``file`` is a path in the archive."""
+    """Something in an archive that is not as it was written.
+
+    ``file`` is a path in the archive. ``topic``, ``partition`` and ``offset`` name the record, if it is about a record.
+    """
 
     what: str
     file: str
@@ -38,9 +41,11 @@ class ArchiveDefect(NamedTuple):
 
 
 class VerifyResult(NamedTuple):
-    """The result of a verification: counts, the newest manifest, and the defects.
+    """The result of a verification.
 
-    ``signed`` is the newest manifest that has a signature. ``notes`` are remarks that are no defects.
+    ``files`` and ``records`` count what was checked. ``number`` and ``hash`` are those of the newest manifest, and
+    ``signed`` is the number of the newest manifest that has a signature. ``findings`` are the defects; ``notes`` are
+    remarks that are not defects.
     """
 
     files: int
@@ -62,11 +67,12 @@ async def verify(
 ) -> VerifyResult:
     """Check every manifest, file and record of an archive.
 
-    ``public_key`` must have signed the newest manifest. ``head`` is the hash of a manifest, noted earlier, that must
-    still be in the chain. With ``against_log`` every record is compared with the live log.
+    - If ``public_key`` is given, the newest manifest must have a signature that this key confirms.
+    - ``head`` is a manifest's hash that somebody noted earlier; the chain must still contain this manifest.
+    - If ``against_log`` is given, every record is compared with the live log that these settings name.
 
-    Raises NoArchiveError if there is no archive, FileNotFoundError if there is no folder, and ArchiveError if the
-    archive is of another log.
+    Raises NoArchiveError if there is no archive, FileNotFoundError if there is no folder, and ArchiveError if another
+    log was archived.
     """
     store = ObjectStore(location)
     check = _Check(store)
@@ -93,7 +99,7 @@ async def verify(
 
 
 class _Check:
-    """Collects the defects of one archive."""
+    """Checks one archive, and collects its defects."""
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
@@ -105,11 +111,11 @@ class _Check:
         self.signed: int | None = None
 
     def found(self, what: str, file: str, topic: str | None = None, record: PartitionOffset | None = None) -> None:
-        """Note a defect."""
+        """Add a defect; ``record`` is the partition and offset of a record."""
         self.findings.append(ArchiveDefect(what, file, topic, *(record or (None, None))))
 
     async def chain(self) -> None:
-        """Check that every manifest from 1 to the newest exists, is readable, and has the hash that the next names.
+        """Check that every manifest from 1 to the newest exists and is readable, and that they form a chain.
 
         Raises NoArchiveError if there are no manifests.
         """
@@ -141,7 +147,7 @@ class _Check:
         self._gaps()
 
     def _links(self, previous_hashes: Mapping[int, str | None]) -> None:
-        """Check that each manifest names the hash of the one before, and that all are of one archive."""
+        """Check that each manifest has the hash of the manifest before, and that all belong to the same archive."""
         if previous_hashes.get(1) is not None:
             self.found("the first manifest names a previous one", manifests.manifest_path(1))
         for number, previous in previous_hashes.items():
@@ -161,15 +167,15 @@ class _Check:
         ends: dict[tuple[str, int], int] = {}
         for number, manifest in sorted(self.manifests.items()):
             for covered in manifest.partitions:
-                position = (manifest.topic, covered.partition)
-                expected = ends.get(position, covered.first)
+                partition = (manifest.topic, covered.partition)
+                expected = ends.get(partition, covered.first)
                 if covered.first != expected:
                     what = f"the file begins at offset {covered.first}, but the one before it ends at {expected}"
                     self.found(what, manifests.manifest_path(number), manifest.topic, (covered.partition, expected))
-                ends[position] = covered.end
+                ends[partition] = covered.end
 
     async def files(self) -> None:
-        """Find files that no manifest names."""
+        """Find files that no manifest lists."""
         named = {path for manifest in self.manifests.values() for path in (manifest.file, manifest.digests)}
         newest = max(self.hashes)
         for folder in (manifests.RECORDS, manifests.DIGESTS):
@@ -183,7 +189,10 @@ class _Check:
                     self.found("a file was added", path)
 
     async def signatures(self, key: Ed25519PublicKey | None) -> None:
-        """Check the signatures. With a key, each must be this key's, and the newest manifest must have one."""
+        """Check the signatures.
+
+        If a key is given, it must confirm every signature, and the newest manifest must have a signature.
+        """
         for path in await self._store.paths(manifests.SIGNATURES):
             number = manifests.number_in(path)
             if number is None or number not in self.hashes:
@@ -207,7 +216,7 @@ class _Check:
             self.notes.append("the archive has signatures, which were not checked; to check them: --public-key FILE")
 
     async def records(self, manifest: Manifest, log: LiveLog | None) -> None:
-        """Compare a file with its manifest and with the log; if it differs, find the records."""
+        """Compare a file with its manifest and, if ``log`` is given, with the log; find the records that differ."""
         import pyarrow as pa
 
         from everyrun.replay.archive import parquet
@@ -250,6 +259,7 @@ class _Check:
         if in_log is None:
             self.notes.append(f"{manifest.file} was not compared: the log no longer has all of its records")
             return
+        # Kafka may have dropped records of a compacted topic: compare only those that it still has.
         kept = {record for record, _ in in_log}
         archived = read if not log.compacted(manifest.topic) else [one for one in read if one[0] in kept]
         words = ("differs from the log", "is only in the log", "is not in the log")
@@ -275,7 +285,7 @@ class _Check:
         found: Sequence[RecordDigest],
         words: tuple[str, str, str],
     ) -> None:
-        """Note the records that differ; ``words`` say that a record differs, is missing, or is too many."""
+        """Add a defect for each record that differs, is missing or is too many; ``words`` say so, in this order."""
         changed, removed, added = (f"the record {what}" for what in words)
         wanted, there = dict(expected), dict(found)
         times = Counter(record for record, _ in found)

@@ -1,6 +1,6 @@
 """Archive the log: add what is not archived yet, as Parquet files with a chain of manifests.
 
-A run may be killed at any moment; the next one continues after the newest manifest.
+A run may be killed at any moment; the next run continues after the newest manifest.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from everyrun.settings import Settings
 
 
 class ArchiveResult(NamedTuple):
-    """The result of a run: records and files that it added, and number and hash of the newest manifest."""
+    """The result of a run: how many records and files it added, and the number and hash of the newest manifest."""
 
     records: int
     files: int
@@ -37,14 +37,17 @@ class ArchiveResult(NamedTuple):
 
 
 def archived_topics() -> list[str]:
-    """Return the topics that can be archived: those that Kafka keeps for ever."""
+    """Return the topics that can be archived: those whose records Kafka does not delete after a time."""
     return [topic.name for topic in log_topics.declared() if topic.config["retention.ms"] == "-1"]
 
 
 def ranges_to_archive(
     first: Mapping[Partition, int], end: Mapping[Partition, int], archived: Mapping[Partition, int]
 ) -> dict[Partition, OffsetRange]:
-    """Return the offsets of each partition that are not archived yet. Raises ArchiveError if they leave a gap."""
+    """Return, by partition, the range of offsets that are not archived yet.
+
+    Raises ArchiveError if the log does not continue the archive: it ends before the archive's end, or begins after it.
+    """
     ranges = {}
     for (topic, partition), log_end in sorted(end.items()):
         log_first = first[topic, partition]
@@ -71,10 +74,11 @@ async def archive(
     sign_key: Ed25519PrivateKey | None = None,
     on_progress: OnProgress = no_progress,
 ) -> ArchiveResult:
-    """Add everything up to the present end of the log to the archive, of all topics unless some are named.
+    """Add everything up to the present end of the log to the archive. Without ``topics``, all topics are archived.
 
-    A file belongs to the archive once its manifest is stored. Files without a manifest, which a killed run left, are
-    deleted by the next run. Raises ArchiveError, aiokafka.errors.KafkaError, or OBJECT_STORE_ERRORS.
+    With ``sign_key`` the newest manifest is signed. A file belongs to the archive once its manifest is stored. If a run
+    is killed and leaves files without a manifest, the next run deletes them. Raises ArchiveError,
+    aiokafka.errors.KafkaError, or OBJECT_STORE_ERRORS.
     """
     store = ObjectStore(location, create=True)
     chain = await read_chain(store)
@@ -91,8 +95,8 @@ async def archive(
     with tempfile.TemporaryDirectory(prefix="everyrun-archive-") as folder:
         for topic in names:
             files = TopicFiles(topic, Path(folder), writer.add)
-            of_topic = {position: range_ for position, range_ in ranges.items() if position[0] == topic}
-            next_offsets = {partition: first for (_, partition), (first, _) in of_topic.items()}
+            of_topic = {partition: range_ for partition, range_ in ranges.items() if partition[0] == topic}
+            next_offsets = {number: first for (_, number), (first, _) in of_topic.items()}
             async for record_range in read_ranges(settings, of_topic):
                 first = next_offsets[record_range.partition]
                 await files.add(record_range, first)
@@ -107,9 +111,10 @@ async def archive(
 
 
 async def _leftovers(store: ObjectStore, known: Sequence[Manifest]) -> set[str]:
-    """Return the files that killed runs left without a manifest, and delete those of the newest number.
+    """Return the files without a manifest that killed runs left for numbers after the newest manifest.
 
-    A run deletes the leftovers of a number after it stored the manifest; it may have been killed in between.
+    Leftover files with the newest manifest's own number are deleted here. The run that stored this manifest would have
+    deleted them next, but it may have been killed before.
     """
     found = [path for folder in (manifests.RECORDS, manifests.DIGESTS) for path in await store.paths(folder)]
     named = {path for manifest in known[-1:] for path in (manifest.file, manifest.digests)}
@@ -133,7 +138,7 @@ class ChainWriter:
     async def add(self, file: DayFile) -> None:
         """Store a closed file, its digests, and then its manifest, which makes it part of the archive.
 
-        Raises ArchiveError if another run has taken the number.
+        Raises ArchiveError if another run has stored a manifest with the same number.
         """
         number = self.number + 1
         hashes = file.hashes()
@@ -170,7 +175,7 @@ class ChainWriter:
         await self._delete_leftovers({manifest.file, manifest.digests})
 
     async def _delete_leftovers(self, own: set[str]) -> None:
-        """Delete other files of this number: they can no longer become part of the archive."""
+        """Delete leftover files up to this number, except ``own``: they can no longer become part of the archive."""
         self._leftovers -= own
         old = {path for path in self._leftovers if (manifests.number_in(path) or 0) <= self.number}
         await self._store.delete(sorted(old))

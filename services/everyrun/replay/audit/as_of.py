@@ -1,4 +1,4 @@
-"""Show the tables as of an earlier position of the log: a report, results, or a row (``everyrun as-of``)."""
+"""Show a report, results or a row as of an earlier position of the log (``everyrun as-of``)."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ from everyrun.store.sql import beside
 
 _sql = beside(__file__, "as_of.sql")
 
-#: The schema is kept: the next question about the same or a later position has less to read.
+#: The schema is kept, so that the next question about the same or a later position has less of the log to apply.
 SCHEMA = "everyrun_as_of"
-#: Minimum number of records of a transaction. Larger than a rebuild's: a person waits, and a killed command loses only
-#: seconds of a small log.
-_LEAST_AT_ONCE = 1000
+#: Minimum number of records per transaction. It is larger than for a rebuild, because a person is waiting for the
+#: answer, and a killed command loses only some seconds of work.
+_MIN_RECORDS = 1000
 
 
 class AsOf:
-    """The tables as of a position; ``offsets`` are the next offsets of the partitions."""
+    """The tables as of a position of the log. ``offsets`` is this position, as the next offset of each partition."""
 
     def __init__(self, connection: asyncpg.Connection, offsets: dict[Partition, int]) -> None:
         self.connection = connection
         self.offsets = offsets
 
     async def report(self, submission_id: str) -> dict[str, Any] | None:
-        """Return the report of a submission; None if the log did not have it yet."""
+        """Return the report of a submission; None if the log did not have the submission yet."""
         row = await self.connection.fetchrow(_sql["report"], submission_id)
         return None if row is None else {name: _plain(value) for name, value in row.items()}
 
     async def results(self, submission_id: str) -> AsyncIterator[dict[str, Any]]:
-        """Yield the submission's rows of ``results`` by input id, without the column ``run``."""
+        """Yield the submission's rows of ``results``, sorted by input id and without the column ``run``."""
         async with self.connection.transaction():
             async for row in self.connection.cursor(_sql["results"], submission_id, prefetch=1000):
                 yield {name: _plain(value) for name, value in row.items()}
 
     async def row(self, input_id: str) -> dict[str, Any] | None:
-        """Return an input's row of ``results``, or else its latest attempt; None if the log had neither."""
+        """Return an input's row of ``results`` or, without a row, its latest attempt; None if there is neither."""
         for name in ("row", "attempt"):
             row = await self.connection.fetchrow(_sql[name], input_id)
             if row is not None:
@@ -54,13 +54,13 @@ class AsOf:
 
 
 def _plain(value: Any) -> Any:
-    """Convert a column to plain JSON types; jsonb comes as bytes."""
+    """Convert the value of a column to plain JSON types. A jsonb value is given as bytes."""
     return msgspec.to_builtins(msgspec.json.decode(value) if isinstance(value, bytes) else value)
 
 
 @asynccontextmanager
 async def as_of(settings: Settings, position: LogPosition, on_progress: OnRebuildProgress) -> AsyncIterator[AsOf]:
-    """Build the tables as of a position in a schema of their own, and hold them while the block runs.
+    """Build the tables as of a position in a separate schema, and lock this schema while the block runs.
 
     Raises LogPositionError if the log does not reach the position, and what
     :func:`everyrun.replay.rebuild.rebuild_schema.rebuild` raises.
@@ -73,6 +73,6 @@ async def as_of(settings: Settings, position: LogPosition, on_progress: OnRebuil
         if partitions_past(start, offsets):
             await held.drop()
             await held.create(unlogged=True)
-        await held.apply_until(offsets, on_progress, least_at_once=_LEAST_AT_ONCE)
+        await held.apply_until(offsets, on_progress, min_records=_MIN_RECORDS)
         async with tables_connection(settings, SCHEMA) as connection:
             yield AsOf(connection, offsets)

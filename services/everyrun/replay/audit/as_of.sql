@@ -28,6 +28,6 @@ select * from results where input_id = $1
 -- name: attempt
 select $1 as input_id, submission_id, chunk, attempt, state, reason, requested_at, in_doubt_at, returned_at
 from batches where $1 = any (input_ids)
--- The parts of a cut chunk are newer than the chunk, and have longer ids.
+-- The latest attempt comes first. The parts of a cut chunk are newer than the chunk itself, and have longer ids.
 order by length(chunk) desc, attempt desc
 limit 1

@@ -1,7 +1,7 @@
 """Compare the same tables in two schemas, and list the rows that differ.
 
-Each side hashes every row, and hashes the rows together in 4,096 buckets by key. Only rows of buckets that differ are
-read. So equal tables cost one scan each, in Postgres, both at the same time.
+In each schema, Postgres hashes every row, and combines the hashes of the rows into 4,096 buckets by the rows' keys.
+Only rows in buckets that differ are read. So two equal tables cost one scan each, and both scans run at the same time.
 """
 
 from __future__ import annotations
@@ -19,17 +19,21 @@ from everyrun.replay.audit.row_diff import Difference, rows_differ
 from everyrun.store.sql import beside
 
 _sql = beside(__file__, "compare.sql")
+#: Number of rows that one query reads.
 _ROWS_AT_ONCE = 500
-#: Of 4,096 buckets. Each query scans the table once.
+#: Number of buckets, of 4,096, whose row hashes one query reads. Each query scans the whole table.
 _BUCKETS_AT_ONCE = 512
-#: Tables without results: ``applied_offsets`` is compared apart.
+#: Tables that are not made from events. The audit checks ``applied_offsets`` separately.
 _NOT_COMPARED = ("applied_offsets", "schema_migrations", SEEN, GAPS)
 _OF_SUBMISSION = ("submission_id", "input_id", "batch_id")
 _OF_BATCH = ("batch_id", "input_id")
 
 
 class RowSelection(Struct, frozen=True):
-    """The rows to compare; None does not restrict. A row matches if one of its times is in the given range."""
+    """The rows to compare. A field that is None does not restrict.
+
+    A row matches ``since`` (inclusive) and ``until`` (exclusive) if one of its timestamps is between them.
+    """
 
     batch: str | None = None
     submission: str | None = None
@@ -43,7 +47,7 @@ class RowSelection(Struct, frozen=True):
 
 
 class Table(Struct, frozen=True):
-    """A table: its columns by name, with their types, and the columns of its primary key."""
+    """A table: the types of its columns by name, and the columns of its primary key."""
 
     name: str
     columns: Mapping[str, str]
@@ -51,12 +55,12 @@ class Table(Struct, frozen=True):
 
     @property
     def row_text(self) -> str:
-        """The SQL expression of a whole row as text, the same on both sides."""
+        """The SQL expression of a whole row as text; equal rows in both schemas have the same text."""
         return "row(" + ", ".join(f'"{column}"' for column in self.columns) + ")::text"
 
     @property
     def key_text(self) -> str:
-        """The SQL expression of a row's key as text."""
+        """The SQL expression of a row's primary key as text."""
         return " || '/' || ".join(f'"{column}"::text' for column in self.key)
 
 
@@ -71,10 +75,10 @@ async def tables_of(connection: asyncpg.Connection, schema: str) -> dict[str, Ta
 
 
 def condition(table: Table) -> str:
-    """Return the SQL condition of a selection for a table.
+    """Return the SQL condition that selects rows of a table by a RowSelection.
 
-    $1 is the submission, $2 the batch, $3 and $4 are the times. If the table has no column to select by, no row
-    matches.
+    Its parameters are the submission ($1), the batch ($2), ``since`` ($3) and ``until`` ($4). If the table has no
+    column for a given parameter, no row matches.
     """
     times = [column for column, kind in table.columns.items() if kind.startswith("timestamp")]
     clauses_unless = {
@@ -88,7 +92,10 @@ def condition(table: Table) -> str:
 async def compare(
     live: asyncpg.Connection, log: asyncpg.Connection, table: Table, selection: RowSelection, counts: dict[str, int]
 ) -> AsyncIterator[Difference]:
-    """Yield every difference of a table, and put the number of compared rows into ``counts``."""
+    """Yield every difference of a table, and put the number of compared rows into ``counts``.
+
+    ``live`` is a connection to the live tables, ``log`` a connection to the tables that were made from the log.
+    """
     query = _sql["rows"].format(
         key=table.key_text, table=table.name, columns=", ".join(f'"{column}"' for column in table.columns)
     )
@@ -106,7 +113,7 @@ async def compare(
 async def _keys(
     live: asyncpg.Connection, log: asyncpg.Connection, table: Table, selection: RowSelection, counts: dict[str, int]
 ) -> AsyncIterator[list[str]]:
-    """Yield lists of the keys of the rows to read."""
+    """Yield the keys of the rows to read, in lists."""
     if selection.everything:
         async for part in _keys_that_differ(live, log, table, counts):
             yield part
@@ -126,7 +133,7 @@ def _columns(row: asyncpg.Record) -> dict[str, Any]:
 async def _keys_that_differ(
     live: asyncpg.Connection, log: asyncpg.Connection, table: Table, counts: dict[str, int]
 ) -> AsyncIterator[list[str]]:
-    """Yield the keys of rows whose hashes differ, for some buckets at a time: there may be millions of them."""
+    """Yield the keys of the rows whose hashes differ. There may be millions, so each list is that of some buckets."""
     query = _sql["buckets"].format(key=table.key_text, row=table.row_text, table=table.name)
     live_rows, log_rows = await asyncio.gather(*(side.fetch(query) for side in (live, log)))
     counts[table.name] = max(sum(row["rows"] for row in side) for side in (live_rows, log_rows))

@@ -1,5 +1,5 @@
 -- name: tables
--- Columns are sorted by name: their order differs between a schema that was migrated in steps and a new one.
+-- Columns are sorted by name, because their order differs between a schema that was migrated in steps and a new schema.
 select c.relname as name,
        array_agg(a.attname::text order by a.attname) as columns,
        array_agg(format_type(a.atttypid, null) order by a.attname) as types,
@@ -13,7 +13,7 @@ group by c.oid, c.relname
 order by 1
 
 -- name: buckets
--- The names in braces come from the catalog; Python puts them in with format().
+-- Python replaces the names in braces with format(). The values come from the catalog.
 select bucket, count(*) as rows, sha256(string_agg(digest, '' order by key)) as digest
 from (
     select {key} collate "C" as key, sha256(convert_to({row}, 'UTF8')) as digest,

@@ -1,7 +1,7 @@
-"""Check the log itself: gaps in the offsets, event ids that were used twice, events whose counterpart is missing.
+"""Check the log itself for missing offsets, event ids that were used twice, and events without their counterpart.
 
-While the audit reads the log, it notes what it sees of each record in tables beside the rebuilt ones. So memory stays
-flat, and an interrupted audit resumes.
+While the audit reads the log, it writes a short note about each record to tables beside the rebuilt ones. So the check
+needs little memory however long the log is, and an interrupted audit can resume.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from everyrun.settings import Settings
 from everyrun.store.sql import beside
 
 _sql = beside(__file__, "log_check.sql")
-#: The tables of the check, beside the rebuilt ones.
+#: The tables of the check, in the same schema as the rebuilt tables.
 SEEN, GAPS = "audit_seen", "audit_gaps"
 _COLUMNS = ("topic", "partition", "offset", "id", "content")
-#: Fields that may differ if a service writes an event again after a crash: at a later time, or by other evidence.
+#: Fields that may differ if a service writes an event twice because of a crash: the second time is later, and the
+#: evidence may be another.
 _VARYING = frozenset(
     {"submitted_at", "rejected_at", "registered_at", "deadline", "evidence", "reason", "by", "url", "headers"}
 )
@@ -38,7 +39,7 @@ class LogDefect(msgspec.Struct, frozen=True):
 
 
 def content_number(topic: str, value: bytes) -> int:
-    """Hash an event without the fields that may differ in a repetition of it."""
+    """Return a hash of an event's content, without the fields that may differ if the event was written twice."""
     digest = hashlib.blake2b(digest_size=8)
     if topic == "runs":
         digest.update(value)
@@ -54,7 +55,7 @@ def content_number(topic: str, value: bytes) -> int:
 
 
 def id_number(headers: Iterable[tuple[str, bytes]]) -> int | None:
-    """Hash the event's id; None if the record has none."""
+    """Return a hash of the event's id; None if the record has no id."""
     for name, value in headers:
         if name == "ce_id":
             return int.from_bytes(hashlib.blake2b(value or b"", digest_size=8).digest(), "big", signed=True)
@@ -62,28 +63,28 @@ def id_number(headers: Iterable[tuple[str, bytes]]) -> int | None:
 
 
 async def create_tables(connection: asyncpg.Connection) -> None:
-    """Create the tables of the check unless they exist."""
+    """Create the tables of the check, unless they exist."""
     await connection.execute(_sql["create_tables"])
 
 
 def observer(pool: asyncpg.Pool, start: Offsets) -> Callable[[RecordRange], Awaitable[None]]:
-    """Return the function that notes each range which an engine reads from ``start`` on."""
+    """Return a function that notes each range of records that an engine reads, beginning at the offsets ``start``."""
     expected: dict[Partition, int] = dict(start)
 
     async def observe(record_range: RecordRange) -> None:
-        position = (record_range.topic, record_range.partition)
+        partition = (record_range.topic, record_range.partition)
         gaps = []
-        next_offset = expected.get(position, 0)
+        next_offset = expected.get(partition, 0)
         for record in record_range.records:
             if record.offset != next_offset:
-                gaps.append((*position, next_offset, record.offset))
+                gaps.append((*partition, next_offset, record.offset))
             next_offset = record.offset + 1
         if next_offset < record_range.next_offset:
-            gaps.append((*position, next_offset, record_range.next_offset))
-        expected[position] = record_range.next_offset
+            gaps.append((*partition, next_offset, record_range.next_offset))
+        expected[partition] = record_range.next_offset
         rows = [
             (
-                *position,
+                *partition,
                 record.offset,
                 id_number(record.headers),
                 content_number(record_range.topic, record.value or b""),
@@ -102,7 +103,7 @@ def observer(pool: asyncpg.Pool, start: Offsets) -> Callable[[RecordRange], Awai
 async def defects(
     settings: Settings, connection: asyncpg.Connection, offsets: Offsets, ends: Mapping[Partition, int]
 ) -> list[LogDefect]:
-    """List the defects of the log up to the offsets; ``ends`` are the ends of its partitions now."""
+    """List the defects of the log up to the given offsets. ``ends`` are the present ends of the partitions."""
     found = [
         LogDefect(f"offsets {row['start']} to {row['next'] - 1} are missing", f"{row['topic']}:{row['partition']}")
         for row in await connection.fetch(_sql["gaps"])
@@ -112,7 +113,7 @@ async def defects(
     rows = await connection.fetch(_sql["missing_counterparts"])
     missing = {(row["type"], row["subject"]): row["defect"] for row in rows}
     if missing:
-        # The counterpart is in another partition: the log may have it after the offsets.
+        # The counterpart may be in another partition: look for it after the given offsets, too.
         later = await _events_after(settings, offsets, ends)
         found += [
             LogDefect(defect, subject) for (kind, subject), defect in missing.items() if (kind, subject) not in later
@@ -121,8 +122,10 @@ async def defects(
 
 
 async def _events_after(settings: Settings, offsets: Offsets, ends: Mapping[Partition, int]) -> set[tuple[str, str]]:
-    """Return (event type, attempt or submission) of each event of ``batches`` after the offsets."""
-    ranges = {position: (offsets.get(position, 0), end) for position, end in ends.items() if position[0] == "batches"}
+    """Return pairs of event type and attempt or submission, for the events of ``batches`` after the given offsets."""
+    ranges = {
+        partition: (offsets.get(partition, 0), end) for partition, end in ends.items() if partition[0] == "batches"
+    }
     found = set()
     async for record_range in read_ranges(settings, ranges):
         for record in record_range.records:

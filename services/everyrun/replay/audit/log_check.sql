@@ -20,8 +20,9 @@ group by topic, id
 order by min(partition), min("offset")
 
 -- name: missing_counterparts
--- Before Extend's answer to an attempt the log has batch-requested; before doubt-resent it has batch-in-doubt. An attempt
--- whose dispatcher died between claiming it and writing batch-requested was never sent: the log has only its doubt.
+-- Every answer of Extend to an attempt must have a batch-requested, and every doubt-resent a batch-in-doubt. But a
+-- batch-in-doubt alone is no defect: if the dispatcher died after claiming an attempt and before writing
+-- batch-requested, the attempt was never sent, and batch-in-doubt is its only event.
 select 'batch-requested' as type, chunk || '/' || attempt as subject,
        'an attempt without batch-requested' as defect
 from batches

@@ -1,4 +1,4 @@
-"""List where two rows differ, down to the value inside a JSON column. Pure."""
+"""List the values in which two rows differ, down to single values inside JSON columns. Pure."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Difference(msgspec.Struct, frozen=True):
 def rows_differ(
     table: str, key: str, live: Mapping[str, Any] | None, log: Mapping[str, Any] | None
 ) -> Iterator[Difference]:
-    """Yield every difference of a row; None if a side does not have it. Values of bytes are JSON text."""
+    """Yield every difference between two rows. None stands for a missing row; values of type bytes are JSON text."""
     if live is None or log is None:
         yield Difference(table, key, "*", live and "a row", log and "a row")
         return
@@ -53,7 +53,7 @@ def _values(table: str, key: str, path: str, live: Any, log: Any) -> Iterator[Di
 
 
 def as_json(value: Any) -> Any:
-    """Convert a value to plain JSON types; one that is absent becomes ``(absent)``."""
+    """Convert a value to plain JSON types; an absent value becomes ``(absent)``."""
     if value is ABSENT:
         return "(absent)"
     return msgspec.to_builtins(value, str_keys=True)

@@ -1,7 +1,7 @@
 """Compare the live tables with the log, row by row, and check the log itself (``everyrun audit``).
 
-The audit applies the log to tables of its own. Then it opens a repeatable-read transaction on the live tables, brings
-its own to exactly the offsets that this transaction shows, and compares both.
+The audit first applies the log to tables of its own. Then it opens a repeatable-read transaction on the live tables,
+applies the log to its own tables up to exactly the offsets that this transaction shows, and compares the tables.
 """
 
 from __future__ import annotations
@@ -36,14 +36,15 @@ _sql = beside(__file__, "table_audit.sql")
 SCHEMA = "everyrun_audit"
 LIVE = tables.SCHEMA
 
-#: Differences that a result keeps. If the tables were emptied, there are as many as rows.
+#: Maximum number of differences that a result lists. If the live tables were emptied, every row is a difference.
 KEPT = 10_000
 
 
 class AuditResult(Struct, frozen=True):
-    """The offsets, records and rows that were compared, and what is wrong.
+    """The result of an audit.
 
-    ``differences`` are the first KEPT of ``differences_total``. ``findings`` are defects of the log.
+    The log was read up to ``offsets``, which makes ``records`` records. ``rows`` counts the compared rows by table.
+    ``differences`` lists the first KEPT of ``differences_total`` differences. ``findings`` are defects of the log.
     """
 
     offsets: dict[Partition, int]
@@ -60,7 +61,7 @@ class AuditResult(Struct, frozen=True):
 
 
 class _Differences:
-    """Passes every difference on, keeps the first of them, and counts all."""
+    """Passes every difference on, keeps the first KEPT of them, and counts all of them."""
 
     def __init__(self, on_difference: Callable[[Difference], None]) -> None:
         self._on_difference = on_difference
@@ -80,9 +81,9 @@ async def audit(
     selection: RowSelection | None = None,
     on_difference: Callable[[Difference], None] = lambda _: None,
 ) -> AuditResult:
-    """Compare the live tables with the log. Changes neither and publishes nothing.
+    """Compare the live tables with the log. Changes neither of them, and publishes nothing.
 
-    Without a selection every row is compared. ``on_difference`` gets each difference as soon as it is found. An
+    Without a selection, every row is compared. ``on_difference`` is called with each difference when it is found. An
     interrupted audit resumes. Raises what :func:`everyrun.replay.rebuild.rebuild_schema.rebuild` raises, and
     RebuildError if there are no live tables or another version of Everyrun made them.
     """
@@ -111,7 +112,7 @@ async def audit(
 
 
 LiveOffsets = Mapping[Partition, tuple[int, topics.LogIdentity]]
-"""The rows of the live ``applied_offsets``: by partition the next offset, and the log that it belongs to."""
+"""The live rows of ``applied_offsets``: the next offset and the identity of the log, by partition."""
 
 
 async def _live_offsets(live: asyncpg.Connection) -> LiveOffsets:
@@ -123,7 +124,7 @@ async def _live_offsets(live: asyncpg.Connection) -> LiveOffsets:
 
 
 def _limited(live_offsets: LiveOffsets, ends: Mapping[Partition, int]) -> dict[Partition, int]:
-    """Return the offset of every partition, limited to 0 and the end of the log."""
+    """Return the offset of every partition, brought between 0 and the end of the log; 0 if there is no row."""
     return {p: max(0, min(live_offsets[p][0], end)) if p in live_offsets else 0 for p, end in ends.items()}
 
 
@@ -135,7 +136,7 @@ async def _apply(
     async with tables_connection(settings, SCHEMA) as connection:
         start = await applied_offsets(connection)
         if partitions_past(start, target):
-            # The live tables were set back: start from the beginning.
+            # The live tables were set back to an earlier position: start from the beginning.
             await held.drop()
             await held.create(unlogged=True)
             start = {}
@@ -144,7 +145,7 @@ async def _apply(
 
 
 async def _acknowledged(settings: Settings) -> dict[Partition, int]:
-    """Return the offsets that processors committed to Kafka; they commit only what the tables already have."""
+    """Return the offsets that processors committed to Kafka. They commit only what the live tables already have."""
     admin = AIOKafkaAdminClient(**kafka(settings))
     await admin.start()
     try:
@@ -156,7 +157,7 @@ async def _acknowledged(settings: Settings) -> dict[Partition, int]:
 
 
 async def _committed(admin: AIOKafkaAdminClient, group: str) -> Any:
-    """Return a group's committed offsets. Retries for 10 s: a new Kafka has no group coordinator at first."""
+    """Return a group's committed offsets. Retries for 10 seconds: a new Kafka has no group coordinator at first."""
     for _ in range(40):
         try:
             return await admin.list_consumer_group_offsets(group)

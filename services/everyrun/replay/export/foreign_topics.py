@@ -1,7 +1,10 @@
-"""Detect topics of an Everyrun installation: it would process replayed events there as new ones.
+"""Detect topics of Everyrun installations. An installation would process events replayed to its topics as new events.
 
-There are two signs. The records: events of Everyrun without the mark of a replay. The name: if ``x.batches`` and all
-the other topics exist, ``x.runs`` belongs to an installation, even if it is empty.
+There are two signs that a topic belongs to an installation:
+
+- its records: they include events of Everyrun without the mark of a replay;
+- its name: ``x.runs`` belongs to an installation if ``x.batches`` and all other topics of Everyrun exist, even if
+  ``x.runs`` is empty.
 """
 
 from __future__ import annotations
@@ -18,16 +21,18 @@ from everyrun.log.connection import connection
 from everyrun.replay.export.targets import MARK
 from everyrun.settings import Settings
 
-#: Records that are read from the beginning and from the end of each partition.
+#: Number of records that are read at the beginning and at the end of each partition.
 _SAMPLE = 50
 _TYPES = {str(cast(Any, kind).__struct_config__.tag) for kinds in events.TOPICS.values() for kind in kinds}
+#: Milliseconds to wait for these records.
 _WITHIN_MS = 10_000
 
 
 def sibling_prefix(topic: str, there: Collection[str]) -> str | None:
-    """Return the topic prefix of the installation that has this topic, judged by its name; None if none has. Pure.
+    """Return the topic prefix of the installation to which a topic belongs by its name; None if there is none. Pure.
 
-    An installation has all the topics that Everyrun needs under one prefix.
+    ``there`` has the names of all topics. A topic belongs to an installation if all topics that Everyrun needs exist
+    under the same prefix.
     """
     needed = {declared.name for declared in topics.declared()} - {"probes"}
     for name in sorted(needed, key=len, reverse=True):
@@ -44,9 +49,9 @@ def live_event(headers: Any) -> str | None:
 
 
 async def reason_to_refuse(settings: Settings, topic: str, partitions: Collection[int]) -> str | None:
-    """Return why events should not be replayed to a topic (a full name); None if it belongs to no installation.
+    """Return why events should not be replayed to a topic; None if the topic belongs to no installation.
 
-    Raises aiokafka.errors.KafkaError.
+    ``topic`` is a full name. Raises aiokafka.errors.KafkaError.
     """
     admin = AIOKafkaAdminClient(**connection(settings))
     await admin.start()
@@ -74,7 +79,7 @@ async def _reason_in_records(settings: Settings, parts: list[TopicPartition]) ->
 
 
 async def _live_event_in(consumer: AIOKafkaConsumer, part: TopicPartition, start: int, end: int) -> str | None:
-    """Read a sample of the records from ``start``, and say where a live event is; None if there is none."""
+    """Read a sample of the records from ``start`` on. Say where a live event is; None if there is no live event."""
     if start >= end:
         return None
     consumer.assign([part])

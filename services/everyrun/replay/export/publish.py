@@ -27,29 +27,33 @@ class LogSource:
         self._settings = settings
 
     def read(self, ranges: Mapping[Partition, OffsetRange]) -> AsyncIterator[RecordRange]:
-        """Yield the records within the ranges; each partition in order."""
+        """Yield the records within the ranges, in order within each partition."""
         return read_ranges(self._settings, ranges)
 
 
 async def skip_other_times(
     settings: Settings, selection: EventSelection, ranges: Mapping[Partition, OffsetRange]
 ) -> dict[Partition, OffsetRange]:
-    """Cut off what Kafka's time index shows to be before ``since`` or after ``until``. For the live log only.
+    """Return the ranges without those offsets that Kafka's time index shows to be outside the selected time.
 
-    Raises aiokafka.errors.KafkaError.
+    For ranges of the live log only. Raises aiokafka.errors.KafkaError.
     """
     found = dict(ranges)
     if selection.since is not None:
         starts = await offsets_at(settings, selection.topics, selection.since)
-        found = {position: (max(first, starts[position]), end) for position, (first, end) in found.items()}
+        found = {partition: (max(first, starts[partition]), end) for partition, (first, end) in found.items()}
     if selection.until is not None:
         ends = await offsets_at(settings, selection.topics, selection.until)
-        found = {position: (first, max(first, min(end, ends[position]))) for position, (first, end) in found.items()}
-    return {position: (min(first, end), end) for position, (first, end) in found.items()}
+        found = {partition: (first, max(first, min(end, ends[partition]))) for partition, (first, end) in found.items()}
+    return {partition: (min(first, end), end) for partition, (first, end) in found.items()}
 
 
 class ReplayCheckpoint(msgspec.Struct):
-    """The progress of a replay: next offsets by topic and partition, events published, and the target file's size."""
+    """The progress of a replay.
+
+    ``next`` has the next offset by topic and partition, ``published`` is the number of events published so far, and
+    ``size`` is the size of the target file in bytes.
+    """
 
     next: dict[str, dict[int, int]] = {}
     published: int = 0
@@ -57,7 +61,7 @@ class ReplayCheckpoint(msgspec.Struct):
 
 
 class CheckpointFile:
-    """Keeps the checkpoint of a replay in a file until the replay is done; without a path, in memory only."""
+    """Keeps the checkpoint of a replay in a file until the replay is done; without a path, only in memory."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
@@ -66,20 +70,20 @@ class CheckpointFile:
             self.checkpoint = msgspec.json.decode(path.read_bytes(), type=ReplayCheckpoint)
 
     def save(self, topic: str, partition: int, next_offset: int, published: int, target: Target) -> None:
-        """Update the checkpoint and write it."""
+        """Update the checkpoint and write it to the file."""
         self.checkpoint.next.setdefault(topic, {})[partition] = next_offset
         self.checkpoint.published = published
         self.checkpoint.size = target.size()
         self.write()
 
     def write(self) -> None:
-        """Write the checkpoint atomically. One that has published nothing yet shows that the replay has begun."""
+        """Write the checkpoint to the file atomically. The file also shows that a replay has begun."""
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(self._path, msgspec.json.encode(self.checkpoint))
 
     def remaining(self, ranges: Mapping[Partition, OffsetRange]) -> dict[Partition, OffsetRange]:
-        """Return the ranges without what is done already."""
+        """Return the ranges without the offsets that earlier runs of the replay have done."""
         done = self.checkpoint.next
         return {
             (topic, partition): (max(first, done.get(topic, {}).get(partition, first)), end)
@@ -103,10 +107,12 @@ async def publish(
     rate: float | None = None,
     on_progress: OnProgress = no_progress,
 ) -> Counter[str]:
-    """Deliver the selected events to the target, and count them by ``topic type``. Without a target, only count them.
+    """Deliver the selected events to the target, and count them. Without a target, only count them.
+
+    The keys of the result have topic and type, for example ``runs run-observed``.
 
     ``rate`` is the maximum number of events per second. Topics follow one another, in the selection's order. Raises
-    TargetError and the source's errors; the checkpoint stays then.
+    TargetError and the source's errors. After an error the checkpoint is kept, so that the replay can resume.
     """
     counts: Counter[str] = Counter()
     remaining = checkpoint_file.remaining(ranges)
@@ -139,7 +145,10 @@ async def publish(
 
 
 def in_parts(records: Sequence[Any], at_once: int, rate: float | None) -> Iterator[Sequence[Any]]:
-    """Cut records into parts of at most ``at_once``; with a rate, of at most a quarter second's records."""
+    """Cut records into parts of at most ``at_once`` records.
+
+    With a rate, a part has at most as many records as may be sent in a quarter of a second, but at least one.
+    """
     size = at_once if rate is None else max(min(at_once, int(rate / 4)), 1)
     for start in range(0, len(records), size):
         yield records[start : start + size]

@@ -1,4 +1,4 @@
-"""Replay events: open source and target, resume from the checkpoint, and publish what is selected."""
+"""Replay events: open the source and the target, resume from the checkpoint, and publish the selected events."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from everyrun.settings import Settings
 def kind_of(to: str) -> Literal["topic", "url", "file"]:
     """Return the kind of target that a text names.
 
-    ``http://`` or ``https://`` begins a URL. ``-``, a text with a slash, and one that ends in .ndjson or .jsonl is a
-    file. Anything else is a topic.
+    A text that begins with ``http://`` or ``https://`` is a URL. A text that contains a slash, ends in .ndjson or
+    .jsonl, or is ``-`` is a file. Any other text is a topic.
     """
     if to.startswith(("http://", "https://")):
         return "url"
@@ -39,7 +39,7 @@ def kind_of(to: str) -> Literal["topic", "url", "file"]:
 def checkpoint_path(
     settings: Settings, data_dir: Path, to: str, selection: EventSelection, from_archive: str | None
 ) -> Path:
-    """Return the path of the checkpoint of this replay; it depends on target, source and selection."""
+    """Return the path of the checkpoint of a replay, which depends on the target, the source and the selection."""
     source = from_archive or settings.kafka_bootstrap + settings.topic_prefix
     identity = repr((to, source, selection)).encode()
     return data_dir / "replays" / f"{hashlib.sha256(identity).hexdigest()[:16]}.json"
@@ -63,10 +63,12 @@ async def replay(
     on_resume: Callable[[int], None] = lambda published: None,
     force: bool = False,
 ) -> Counter[str]:
-    """Deliver the selected events to the target, and count them by ``topic type``. Without a target, only count them.
+    """Deliver the selected events to the target, and count them. Without a target, only count them.
 
-    With a ``checkpoint`` file an interrupted replay resumes; ``on_resume`` gets the number of events published before.
-    Topics of an Everyrun installation are refused unless ``force``.
+    The keys of the result have topic and type, for example ``runs run-observed``.
+
+    With a ``checkpoint`` file, an interrupted replay resumes. ``on_resume`` is then called with the number of events
+    that were published before. A topic of an Everyrun installation is refused as the target, unless ``force``.
 
     Raises TargetError, SelectionError, ArchiveError, aiokafka.errors.KafkaError.
     """
@@ -79,7 +81,7 @@ async def replay(
     else:
         source = LogSource(settings)
         limits = await bounds(settings, wanted)
-        available = {position: (limits.first[position], end) for position, end in limits.end.items()}
+        available = {partition: (limits.first[partition], end) for partition, end in limits.end.items()}
         ranges = await skip_other_times(settings, selection, selected_ranges(selection, available))
     scope = await scope_of(selection, source, available)
     checkpoint_file = CheckpointFile(checkpoint)
@@ -101,20 +103,23 @@ async def _open_target(
         try:
             found = await partitions(unprefixed, [to])
         except UnknownTopicOrPartitionError:
-            raise TargetError(f"there is no topic {to}; create it first, replay creates none") from None
+            raise TargetError(
+                f"there is no topic {to}; create it first, because replay does not create topics"
+            ) from None
         if not force:
             refuse_own(settings, to)
             reason = await foreign_topics.reason_to_refuse(unprefixed, to, [part.partition for part in found])
             if reason is not None:
                 raise TargetError(
                     f"{reason}, which would process replayed events as new ones. Replay to a topic that is empty or "
-                    "has only replays; to write to this one all the same, use: everyrun replay --force"
+                    "has only replays; to write to this topic anyway, use: everyrun replay --force"
                 )
         return targets.ToTopic(await stack.enter_async_context(Producer(unprefixed, linger_ms=5)), to)
     if kind == "url":
         http = await stack.enter_async_context(httpx.AsyncClient(timeout=30))
         return targets.ToUrl(http, to, settings.replay_secret.get_secret_value())
-    # The checkpoint first: if this run is killed when it has only created the file, the next one knows it as its own.
+    # Write the checkpoint before creating the file: if this run is killed in between or right after, the next run sees
+    # from the checkpoint that the file belongs to this replay.
     checkpoint_file.write()
     file = targets.ToFile(to, checkpoint_file.checkpoint.size)
     stack.callback(file.close)

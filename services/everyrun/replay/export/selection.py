@@ -23,13 +23,14 @@ class Source(Protocol):
     """A source of records: the log, or an archive."""
 
     def read(self, ranges: Mapping[Partition, OffsetRange]) -> AsyncIterator[RecordRange]:
-        """Yield the records within the ranges; each partition in order."""
+        """Yield the records within the ranges, in order within each partition."""
 
 
 class EventSelection(msgspec.Struct, frozen=True, kw_only=True):
-    """The events to replay; a field that is not given does not restrict.
+    """The events to replay: those that match all given fields. A field that is empty or None does not restrict.
 
-    ``since`` and ``until`` compare with the time at which the broker appended the event.
+    ``since`` (inclusive) and ``until`` (exclusive) are compared with the time at which the broker appended the event.
+    ``offsets`` has, by partition, the first offset and the offset after the last (None: up to the end).
     """
 
     topics: tuple[str, ...] = INPUTS
@@ -42,7 +43,7 @@ class EventSelection(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SelectionScope:
-    """The attempts, batches and submissions of a selection, learned from the events of ``batches``."""
+    """The attempts, batches and submissions that a selection covers, as learned from the events of ``batches``."""
 
     def __init__(self, selection: EventSelection) -> None:
         self.submissions = {selection.submission} - {None}
@@ -51,7 +52,7 @@ class SelectionScope:
         self._all = not self.submissions and not self.batches
 
     def learn(self, records: Iterable[Any]) -> None:
-        """Learn from events of ``batches`` which attempts and batches belong to the selection."""
+        """Add the attempts and batches that belong to the selection according to these events of ``batches``."""
         for record in records:
             head = _head(record)
             if head.chunk is None or head.attempt is None:
@@ -62,7 +63,7 @@ class SelectionScope:
                     self.batches.add(head.batch_id)
 
     def touches(self, topic: str, record: LogRecord) -> bool:
-        """Return true if an event belongs to one of them."""
+        """Return true if an event belongs to one of these attempts, batches or submissions."""
         if self._all:
             return True
         if topic == "runs":
@@ -76,7 +77,7 @@ class SelectionScope:
         return (head.chunk, head.attempt) in self.attempts
 
     def _observes(self, record: LogRecord) -> bool:
-        """Return true if the run belongs to one of the batches or, if it names none, to one of the attempts."""
+        """Return true if the run belongs to one of the batches or, if it names no batch, to one of the attempts."""
         try:
             run = _observed(record.value or b"").run
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -134,34 +135,34 @@ def select(selection: EventSelection, scope: SelectionScope, record_range: Recor
 async def scope_of(
     selection: EventSelection, source: Source, bounds: Mapping[Partition, OffsetRange]
 ) -> SelectionScope:
-    """Read all events of ``batches`` and learn the scope of a selection; ``bounds`` are those of the source."""
+    """Read all events of ``batches`` to find what a selection covers; ``bounds`` are the ranges that the source has."""
     scope = SelectionScope(selection)
     if selection.batch is not None or selection.submission is not None:
-        of_batches = {position: range_ for position, range_ in bounds.items() if position[0] == "batches"}
+        of_batches = {partition: range_ for partition, range_ in bounds.items() if partition[0] == "batches"}
         async for record_range in source.read(of_batches):
             scope.learn(record_range.records)
     return scope
 
 
 def selected_ranges(selection: EventSelection, bounds: Mapping[Partition, OffsetRange]) -> dict[Partition, OffsetRange]:
-    """Return the ranges of the source to read. Raises SelectionError if a partition does not exist."""
-    ranges = {position: range_ for position, range_ in bounds.items() if position[0] in selection.topics}
+    """Return the ranges to read from the source. Raises SelectionError if a selected partition does not exist."""
+    ranges = {partition: range_ for partition, range_ in bounds.items() if partition[0] in selection.topics}
     if not selection.offsets:
         return ranges
     missing = sorted(set(selection.offsets) - set(bounds))
     if missing:
         raise SelectionError(f"there is no partition {missing[0][0]}:{missing[0][1]}")
     found = {}
-    for position, (first, end) in selection.offsets.items():
-        source_first, source_end = bounds[position]
-        found[position] = (max(first, source_first), source_end if end is None else min(end, source_end))
+    for partition, (first, end) in selection.offsets.items():
+        source_first, source_end = bounds[partition]
+        found[partition] = (max(first, source_first), source_end if end is None else min(end, source_end))
     return found
 
 
 def parse_offsets(text: str) -> dict[Partition, tuple[int, int | None]]:
     """Parse ranges of offsets. Raises SelectionError.
 
-    ``runs:0=400`` is partition 0 of ``runs`` from offset 400; ``runs:1=20..90`` ends before offset 90.
+    ``runs:0=400`` means partition 0 of ``runs`` from offset 400 on; ``runs:1=20..90`` ends before offset 90.
     """
     found: dict[Partition, tuple[int, int | None]] = {}
     for part in text.split(","):
@@ -175,7 +176,7 @@ def parse_offsets(text: str) -> dict[Partition, tuple[int, int | None]]:
 
 
 def check_topics(names: Iterable[str]) -> tuple[str, ...]:
-    """Return the names. Raises SelectionError if one is not a topic of Everyrun."""
+    """Return the names as a tuple. Raises SelectionError if a name is not that of a topic of Everyrun."""
     given = tuple(names)
     known = {topic.name for topic in declared()}
     unknown = sorted(set(given) - known)

@@ -1,4 +1,4 @@
-"""Deliver replayed events to a topic, an HTTP address or an NDJSON file, each marked with its position in the log."""
+"""Deliver replayed events to a topic, an HTTP address or an NDJSON file. A mark on each has its position in the log."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from everyrun.log.producer import Producer
 from everyrun.log.reading import LogRecord
 from everyrun.replay.errors import TargetError
 
-#: The CloudEvents extension that only replayed events have. Its value is the position, topic/partition/offset.
+#: The mark of a replayed event: a CloudEvents extension attribute that live events do not have. Its value is the
+#: position of the event in the log, as topic/partition/offset.
 MARK = "everyrunreplay"
 _ATTRIBUTES = ("id", "source", "specversion", "type", "subject", "time", "dataschema")
 _encode = msgspec.json.Encoder().encode
@@ -28,32 +29,32 @@ _encode = msgspec.json.Encoder().encode
 class Target(Protocol):
     """A receiver of replayed events."""
 
-    #: Number of events of one delivery; the checkpoint is saved after each.
+    #: Maximum number of events per delivery. The checkpoint is saved after each delivery.
     at_once: int
 
     async def deliver(self, topic: str, records: Sequence[Any]) -> None:
-        """Deliver events in order; return when all are accepted. Raises TargetError."""
+        """Deliver events in order; return when the target has accepted all of them. Raises TargetError."""
 
     def size(self) -> int:
-        """Return the number of bytes written, if the target can be truncated to them; else 0."""
+        """Return the number of bytes written, if a resumed replay can truncate the target to this size; otherwise 0."""
 
     def finish(self) -> None:
         """Complete the target after the last event."""
 
 
 def position_of(topic: str, record: LogRecord) -> str:
-    """Return a record's position as the mark has it: topic/partition/offset; ``topic`` is the short name."""
+    """Return the value of the mark for a record: topic/partition/offset. ``topic`` is the short name."""
     return f"{topic}/{record.partition}/{record.offset}"
 
 
 def marked(topic: str, record: LogRecord) -> list[tuple[str, bytes]]:
-    """Return the record's headers with the mark. The mark of an earlier replay is replaced."""
+    """Return the record's headers with the mark, which replaces the mark of an earlier replay."""
     kept = [(name, value) for name, value in record.headers if name != f"ce_{MARK}"]
     return [*kept, (f"ce_{MARK}", position_of(topic, record).encode())]
 
 
 def structured(topic: str, record: LogRecord) -> bytes:
-    """Encode an event as CloudEvents JSON, with the mark and the record's key (``partitionkey``)."""
+    """Encode an event as CloudEvents JSON, with the mark and, as ``partitionkey``, the record's key."""
     headers = {name: (value or b"").decode("utf-8", "replace") for name, value in record.headers}
     event: dict[str, Any] = {name: headers[f"ce_{name}"] for name in _ATTRIBUTES if headers.get(f"ce_{name}")}
     event["datacontenttype"] = headers.get("content-type", "application/json")
@@ -69,7 +70,7 @@ def structured(topic: str, record: LogRecord) -> bytes:
 
 
 class ToTopic:
-    """Writes to a topic. Key, headers and value stay the same, and so does the event's id."""
+    """Writes events to a topic. Key and value are unchanged, and so are the headers except for the mark."""
 
     at_once = 1000
 
@@ -79,7 +80,7 @@ class ToTopic:
         self._topic = topic
 
     async def deliver(self, topic: str, records: Sequence[Any]) -> None:
-        """Write the events; return when Kafka has acknowledged all."""
+        """Write the events; return when Kafka has acknowledged all of them."""
         await self._producer.append(
             [Record(self._topic, record.key or b"", record.value or b"", marked(topic, record)) for record in records]
         )
@@ -95,14 +96,14 @@ class ToTopic:
 class ToFile:
     """Writes CloudEvents JSON to a file, one line per event; ``-`` is standard output.
 
-    The lines go to FILE.part, where an interrupted replay resumes, and the file is renamed when it is complete. A pipe
-    or standard output is written directly.
+    The lines are written to FILE.part, so that an interrupted replay can resume; the complete file is renamed to FILE.
+    A pipe or standard output is written directly, and cannot be resumed.
     """
 
     at_once = 1000
 
     def __init__(self, path: str, size: int = 0) -> None:
-        """Open the file and truncate it to ``size``, the bytes that an earlier run recorded.
+        """Open the file and truncate it to ``size`` bytes, the size in the checkpoint of an earlier run.
 
         Raises TargetError if the file is shorter or cannot be written.
         """
@@ -138,7 +139,7 @@ class ToFile:
         return self._file.seek(0, os.SEEK_END) if self._resumable else 0
 
     def finish(self) -> None:
-        """Give the complete file its name."""
+        """Rename the complete file to its final name."""
         if self._resumable:
             os.replace(self._part, self._path)
 
@@ -152,7 +153,7 @@ def _size(path: str) -> int:
 
 
 def sign(secret: str, identifier: str, timestamp: int, body: bytes) -> str:
-    """Return the ``webhook-signature`` of Standard Webhooks. Raises ValueError if the secret is not base64.
+    """Return the header ``webhook-signature`` of Standard Webhooks. Raises ValueError if the secret is not base64.
 
     The secret may begin with ``whsec_``.
     """
@@ -162,7 +163,10 @@ def sign(secret: str, identifier: str, timestamp: int, body: bytes) -> str:
 
 
 class ToUrl:
-    """Posts each event, signed as Standard Webhooks; retries connection errors, 408, 409, 425, 429 and 5xx."""
+    """Posts each event to a URL, signed as the specification "Standard Webhooks" says.
+
+    Connection errors and the statuses 408, 409, 425, 429 and 5xx are retried.
+    """
 
     at_once = 1
 
@@ -173,16 +177,17 @@ class ToUrl:
         self._tries = tries
 
     async def deliver(self, topic: str, records: Sequence[Any]) -> None:
-        """Send the events; return when each was answered with 2xx.
+        """Send the events; return when each of them was answered with 2xx.
 
-        Raises TargetError if one is refused, or fails after all retries.
+        Raises TargetError if an event is refused, or still fails after all retries.
         """
         for record in records:
             await self._post(topic, record)
 
     async def _post(self, topic: str, record: LogRecord) -> None:
         body = structured(topic, record)
-        # The same for every retry and every run, so that the receiver can drop repeats. It may not contain a full stop.
+        # The id is the same in every retry and every run, so that the receiver can drop repeated events. It must not
+        # contain a full stop, because full stops separate the parts of the signed content.
         identifier = f"replay_{topic}_{record.partition}_{record.offset}"
         wait, failure = 0.5, ""
         for retry in range(self._tries):

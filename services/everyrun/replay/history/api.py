@@ -24,11 +24,11 @@ class IndexBehind(Problem, frozen=True, kw_only=True):
 class NoHistory(Problem, frozen=True, kw_only=True):
     """No event mentions the id."""
 
-    did_you_mean: Annotated[list[str], Meta(description="Full ids that a short one may mean.")]
+    did_you_mean: Annotated[list[str], Meta(description="Full ids that the given short id may mean.")]
 
 
 def history_routes(app: FastAPI, get_historian: Callable[[], Historian]) -> None:
-    """Add the route to an API. ``get_historian`` may raise ApiError while there is none."""
+    """Add the route for histories. ``get_historian`` may raise ApiError while there is no historian yet."""
 
     @app.get("/v1/history/{identifier:path}", dependencies=[scope("read")])
     @answers(

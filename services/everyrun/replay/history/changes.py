@@ -17,7 +17,7 @@ from everyrun.projection.rules.merge import Binding, Run, merge, why_greater
 from everyrun.projection.rules.run_selection import Selection, version_of_run
 from everyrun.projection.tables import RESULT_COLUMNS, InputState
 
-#: The status of an input without a row after an event of its attempt, and what the event says of the attempt.
+#: Events of an attempt that make no row: the status that an input without a row then has, and a text about the attempt.
 _WITHOUT_ROW: dict[type, tuple[str, str]] = {
     events.BatchRequested: ("SENDING", "is about to be sent"),
     events.BatchReturned: ("WAITING", "was not accepted for now"),
@@ -35,7 +35,7 @@ class Change(NamedTuple):
 
 
 class InputProjection:
-    """The state of one input after the events that were applied."""
+    """The state of one input after the events that have been applied."""
 
     def __init__(self, input_id: str) -> None:
         self._input_id = input_id
@@ -45,9 +45,10 @@ class InputProjection:
         self._batches: dict[str, Batch] = {}
         self._row_version = ""
         self._row_status = ""
-        #: The row that an attempt made; it holds until a run of the input is known.
+        #: The row as the events of attempts make it, before a run of the input is known.
         self._attempt_row: InputState | None = None
-        #: The file in each event that made a row. They may differ: the queue forgets files after a while.
+        #: The value of ``file`` in each event that made a row. The values may differ, because the queue deletes files
+        #: after a while.
         self.files: list[bytes] = []
         self._without_row = "WAITING"
         self._current: str | None = None
@@ -75,7 +76,7 @@ class InputProjection:
         if self._current is not None:
             run = self._runs[self._current]
             batch = self._batches[run.batch_id or ""]
-            # A run counts for the attempt of its batch, even if its metadata name another attempt.
+            # A run belongs to the attempt of its batch, even if its metadata name another attempt.
             run = replace(run, binding=Binding(self._input_id, batch.chunk, batch.attempt, ""))
             state = InputState(state.row, selection=Selection(state.row, run, _version(run), ()))
         return dict(zip(RESULT_COLUMNS, state.values(), strict=True))
@@ -136,7 +137,7 @@ class InputProjection:
         self._runs[run.run_id] = merged
         what = _observation(known, run, merged)
         if known is not None and merged.order == known.order:
-            # An older observation may still be the first one that names the batch or the input.
+            # This observation is older, but it may be the first one that names the batch or the input.
             before, selected = self._current, self._select_run()
             return what + (selected if self._current != before else "")
         owner = self._input_of(merged)
@@ -146,7 +147,7 @@ class InputProjection:
         batch = self._batches.get(run.batch_id or "")
         bindings = in_order(self._bindings.get(run.run_id, ()))
         found = match(run.batch_id, batch, bindings, self._fingerprints.get(run.run_id, ()))
-        # A run that was matched stays matched, whatever later metadata say.
+        # A run that was matched stays matched, whatever later metadata contain.
         if run.run_id == self._current:
             return self._input_id
         if isinstance(found, Unmatched):
@@ -199,7 +200,7 @@ def _details(event: Any) -> str:
 
 
 def run_changes(records: Sequence[tuple[str, Any]]) -> list[Change]:
-    """Say what each event changed of its run, for the history of a run or a batch; records are (topic, record)."""
+    """Say what each event changed of its run, for the history of a run or a batch. ``records`` are (topic, record)."""
     runs: dict[str, Run] = {}
     changes = []
     for topic, record in records:

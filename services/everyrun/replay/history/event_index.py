@@ -1,4 +1,4 @@
-"""Keep an index of the events that mention each id. The replay service fills it from the log; histories use it."""
+"""Keep an index of the events that mention each id. The replay service fills it from the log for histories."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ class EventIndex:
         self._pool = pool
         self._cluster_id = cluster_id
 
-    async def positions(self) -> dict[Partition, int]:
-        """Return the next offset to index of each partition; empty if there is no index of this cluster's log."""
+    async def next_offsets(self) -> dict[Partition, int]:
+        """Return the next offset to index, by partition; empty if there is no index of this cluster's log."""
         if not await self._pool.fetchval(_sql["index_exists"]):
             return {}
         rows = await self._pool.fetch(_sql["positions"])
         return {(r["topic"], r["partition"]): r["next_offset"] for r in rows if r["cluster_id"] == self._cluster_id}
 
     async def find(self, ids: Iterable[str], batches: Iterable[str] = ()) -> set[EventLocation]:
-        """Return the locations of events that may mention one of the ids, or observe a run of one of the batches."""
+        """Return the locations of events that may mention one of the ids or observe a run of one of the batches."""
         if not await self._pool.fetchval(_sql["index_exists"]):
             return set()
         id_numbers = [number_of(identifier) for identifier in ids]
@@ -60,9 +60,9 @@ class EventIndex:
         """
         async with self._pool.acquire() as connection, connection.transaction():
             await connection.execute("set local synchronous_commit = off")
-            position = (record_range.topic, record_range.partition)
-            await connection.execute(_sql["add_partition"], *position, self._cluster_id)
-            row = await connection.fetchrow(_sql["lock_position"], *position)
+            partition = (record_range.topic, record_range.partition)
+            await connection.execute(_sql["add_partition"], *partition, self._cluster_id)
+            row = await connection.fetchrow(_sql["lock_position"], *partition)
             if row is None or row["cluster_id"] != self._cluster_id:
                 raise ForeignIndexError(
                     "the schema everyrun_index was made from another Kafka cluster; drop it with: "
@@ -77,15 +77,15 @@ class EventIndex:
                     "batch_places", schema_name="everyrun_index", columns=["id", "places"], records=batches.items()
                 )
             if record_range.next_offset > row["next_offset"]:
-                await connection.execute(_sql["move_position"], *position, record_range.next_offset)
+                await connection.execute(_sql["move_position"], *partition, record_range.next_offset)
         return len(rows)
 
 
 def entries(record_range: RecordRange, start: int) -> tuple[list[tuple[int, int]], Mapping[int, list[int]]]:
     """Return the index entries of a range's records from offset ``start`` on.
 
-    The first value has (id, location) pairs; the second, by batch, the locations of its runs' observations. All are
-    numbers.
+    The first value is a list of pairs of id and location. The second value has, by batch, the locations of the events
+    that observe a run of the batch. Ids, batches and locations are numbers, see :mod:`event_index_keys`.
     """
     rows: list[tuple[int, int]] = []
     batches: dict[int, list[int]] = defaultdict(list)
@@ -106,12 +106,12 @@ async def ranges_to_index(settings: Settings, index: EventIndex) -> dict[Partiti
 
     Raises aiokafka.errors.KafkaError, asyncpg.PostgresError.
     """
-    indexed = await index.positions()
+    indexed = await index.next_offsets()
     limits = await bounds(settings, INPUTS)
     return {
-        position: (max(indexed.get(position, 0), limits.first[position]), end)
-        for position, end in limits.end.items()
-        if indexed.get(position, 0) < end
+        partition: (max(indexed.get(partition, 0), limits.first[partition]), end)
+        for partition, end in limits.end.items()
+        if indexed.get(partition, 0) < end
     }
 
 
@@ -130,7 +130,7 @@ async def catch_up(settings: Settings, index: EventIndex, on_progress: OnProgres
 
 
 async def follow(settings: Settings, pool: asyncpg.Pool, health: Health) -> None:
-    """Keep the index near the end of the log until cancelled; /readyz shows what prevents it."""
+    """Keep the index near the end of the log until cancelled. If that is not possible, /readyz shows why."""
     index: EventIndex | None = None
     while True:
         try:

@@ -1,7 +1,7 @@
 """Compute the keys of the event index: the ids that an event mentions, and its location, as numbers. Pure.
 
-An id becomes the first 8 bytes of its BLAKE2b hash. Two ids may share a number, so whoever uses the index checks the
-events it finds. A location becomes topic, partition and offset in one number.
+The number of an id is its BLAKE2b hash of 8 bytes. Two ids may have the same number, so the users of the index must
+check the events that it finds. The number of a location contains topic, partition and offset.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class EventLocation(NamedTuple):
 
     @classmethod
     def of(cls, number: int) -> EventLocation:
-        """Return the location of a number."""
+        """Return the location that a number stands for."""
         offset = number & ((1 << _OFFSET_BITS) - 1)
         partition = (number >> _OFFSET_BITS) & ((1 << _PARTITION_BITS) - 1)
         return cls(INPUTS[number >> (_OFFSET_BITS + _PARTITION_BITS)], partition, offset)
@@ -42,7 +42,8 @@ class EventLocation(NamedTuple):
 class EventSubjects(NamedTuple):
     """The ids that an event mentions.
 
-    ``ids`` occur in few events each. ``batch`` is the batch of an observed run, which occurs in many.
+    Each of the ``ids`` occurs in few events. ``batch`` is the batch of an observed run. It is kept separately, because
+    many events observe runs of the same batch.
     """
 
     ids: set[str]
@@ -85,12 +86,13 @@ def number_of(identifier: str) -> int:
 
 
 def subjects_of(topic: str, record: LogRecord) -> EventSubjects:
-    """Return the ids that an event mentions; none if it cannot be decoded.
+    """Return the ids by which the index finds an event; no ids if the event cannot be decoded.
 
-    The index leaves out ids that other ids lead to:
+    To keep the index small, ids are left out if the event can be found by another id:
 
-    - an input belongs to the events that list it; all other events of its chunk are found by the chunk's id;
-    - a submission belongs to the events that concern no chunk.
+    - an input's id is returned only for events that list the input. A search finds the other events of the input's
+      chunk by the chunk's id;
+    - a submission's id is returned only for events that concern no chunk.
     """
     try:
         if topic == "runs":

@@ -1,4 +1,4 @@
-"""Find the events that concern an id: by the index, and in the part of the log that is not indexed yet."""
+"""Find the events that concern an id, with the index and in the part of the log that is not indexed yet."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from everyrun.replay.history.event_index_keys import EventLocation, EventSubject
 from everyrun.replay.progress import OnProgress
 from everyrun.settings import Settings
 
-#: Limits of what one search reads of the log that is not indexed yet: records, and bytes of their values.
+#: A search reads at most this much of the log that is not indexed yet: the number of records, and bytes of their
+#: values.
 TAIL_RECORDS, TAIL_BYTES = 20_000, 64 << 20
 
 
 class IndexBehindError(Unavailable):
-    """Too much of the log is not indexed yet: only ``indexed`` of its ``total`` records are."""
+    """Too much of the log is not indexed yet: only ``indexed`` of its ``total`` records are in the index."""
 
     code = "INDEX_BEHIND"
 
@@ -31,7 +32,7 @@ class IndexBehindError(Unavailable):
         )
         self.indexed = indexed
         self.total = total
-        #: An estimate, from 5 to 300 seconds.
+        #: Estimated seconds until the rest is indexed, at 20,000 records per second; between 5 and 300.
         self.retry_after = max(5, min(300, (total - indexed) // 20_000))
 
     def details(self) -> dict[str, Any]:
@@ -51,7 +52,7 @@ class FoundEvent(NamedTuple):
         return header(self.record.headers, "ce_type")
 
     def field(self, name: str) -> str | None:
-        """Return a text field of the event's data; None if there is none of this name."""
+        """Return a text field of the event's data; None if there is no text field of this name."""
         try:
             value = msgspec.json.decode(self.record.value or b"", type=dict[str, Any]).get(name)
         except (msgspec.DecodeError, UnicodeDecodeError):
@@ -63,7 +64,7 @@ FoundEvents = dict[EventLocation, FoundEvent]
 
 
 class EventSearch:
-    """Finds events for one question. Make it with :func:`open_search`, which reads what is not indexed."""
+    """Finds events for one question. :func:`open_search` makes it, and first reads what is not indexed yet."""
 
     def __init__(self, index: EventIndex, records: RecordReader, tail: FoundEvents) -> None:
         self._index = index
@@ -78,7 +79,7 @@ class EventSearch:
         for location in locations:
             if (record := read.get(location)) is not None:
                 found[location] = FoundEvent(record, subjects_of(location.topic, record))
-        # Two ids may share a number in the index, so the events themselves decide.
+        # Two ids may have the same number in the index, so check the ids in the events.
         return {
             location: event
             for location, event in found.items()
@@ -86,11 +87,12 @@ class EventSearch:
         }
 
     async def of_input(self, input_id: str, found: FoundEvents) -> FoundEvents:
-        """Add to the events that mention an input those of its chunks, runs and submission."""
+        """Return the events ``found``, which mention an input, and the events of its chunks, runs and submission."""
         found = found | await self._of_chunks(found)
         batches = {event.field("batch_id") for event in found.values() if event.type == "batch-registered"}
         if batches:
-            # Runs of a registered batch do not name their input: look at all of them, and keep those of this one.
+            # Runs of a registered batch do not name their input. Look at all runs of the batch, and keep those that
+            # match this input.
             found |= await self._of_registered(input_id, found, {batch for batch in batches if batch})
         runs = [event.subjects.ids for location, event in found.items() if location.topic == "runs"]
         others = {identifier for ids in runs for identifier in ids} - {input_id}
@@ -98,13 +100,13 @@ class EventSearch:
         return found | await self._of_submissions(found)
 
     async def of_run(self, found: FoundEvents) -> FoundEvents:
-        """Add to the events that mention a run those of its batch, without the batch's other runs."""
+        """Return the events ``found``, which mention a run, and those of its batch, without the batch's other runs."""
         batches = {event.subjects.batch for event in found.values() if event.subjects.batch}
         of_batches = await self.find(batches, set())
         return found | _of_topic("batches", of_batches)
 
     async def of_batch(self, batch_id: str, found: FoundEvents) -> FoundEvents:
-        """Add to the events that mention a batch those of its chunk and its runs."""
+        """Return the events ``found``, which mention a batch, and the events of its chunk and its runs."""
         return found | await self._of_chunks(found, {batch_id})
 
     async def _of_chunks(self, found: FoundEvents, batches: set[str] | None = None) -> FoundEvents:
@@ -137,13 +139,15 @@ def _of_topic(topic: str, found: FoundEvents) -> FoundEvents:
 async def open_search(
     settings: Settings, index: EventIndex, records: RecordReader, on_progress: OnProgress
 ) -> EventSearch:
-    """Read the part of the log that is not indexed yet, and return a search over index and this part.
+    """Read the part of the log that is not indexed yet; return a search over the index and this part.
 
     Raises IndexBehindError if the part exceeds TAIL_RECORDS or TAIL_BYTES.
     """
-    indexed, ends = await index.positions(), await records.ends()
+    indexed, ends = await index.next_offsets(), await records.ends()
     ranges = {
-        position: (indexed.get(position, 0), end) for position, end in ends.items() if indexed.get(position, 0) < end
+        partition: (indexed.get(partition, 0), end)
+        for partition, end in ends.items()
+        if indexed.get(partition, 0) < end
     }
     total, done, size = sum(end - first for first, end in ranges.values()), 0, 0
     behind = IndexBehindError(sum(ends.values()) - total, sum(ends.values()))

@@ -1,4 +1,4 @@
-"""Tell the history of an id: find its events, say what each changed, and compare with the live row."""
+"""Tell the history of an id: find its events, say what each event changed, and compare the result with the live row."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _OF_SUBMISSION = ("submission-accepted", "submission-paused", "submission-resume
 
 
 class NoHistoryError(NotFound):
-    """No event mentions the id; ``did_you_mean`` has the ids that a short one may mean."""
+    """No event mentions the id; ``did_you_mean`` lists the full ids that it may be short for."""
 
     def __init__(self, identifier: str, did_you_mean: Sequence[str] = ()) -> None:
         text = f"no event mentions {identifier}, and the queue does not have it"
@@ -41,16 +41,16 @@ class NoHistoryError(NotFound):
         self.did_you_mean = list(did_you_mean)
 
     def details(self) -> dict[str, Any]:
-        """Return the ids that a short one may mean."""
+        """Return the full ids that the given id may be short for."""
         return {"did_you_mean": self.did_you_mean}
 
 
 class HistoryEvent(msgspec.Struct, frozen=True):
     """An event of a history.
 
-    ``appended_at`` is the broker's time, ``time`` that of the service which wrote the event. ``replayed`` is the
-    position that the event was replayed from, if it was. ``what`` says what it changed; ``status`` is the status after
-    it.
+    ``appended_at`` is the time of the broker's clock, ``time`` that of the service which wrote the event. If the event
+    is a replay, ``replayed`` is the position in the log of the original event. ``what`` says what the event changed,
+    and ``status`` is the status after the event.
     """
 
     appended_at: str
@@ -96,7 +96,7 @@ class Historian:
         self._live = LiveRows(pool)
         self.index = index
         self._records = records
-        #: One question at a time: each holds the part of the log that is not indexed.
+        #: Only one question is answered at a time: each holds in memory the part of the log that is not indexed.
         self._turn = asyncio.Lock()
 
     async def history(self, identifier: str, on_progress: OnProgress = no_progress) -> History:
@@ -108,7 +108,7 @@ class Historian:
             return await self._history(identifier, on_progress)
 
     async def _history(self, identifier: str, on_progress: OnProgress) -> History:
-        # The row is read before the log, so that the log has every event that made it.
+        # Read the row before the log, so that the log has every event that made the row.
         row, applied = await self._live.row(identifier)
         search = await open_search(self._settings, self.index, self._records, on_progress)
         found = await search.find({identifier}, {identifier})
@@ -122,7 +122,7 @@ class Historian:
             return _without_row(identifier, kind, await search.of_batch(identifier, found))
         found = await search.of_input(identifier, found)
         if queued is not None:
-            # Nothing of the input was sent yet: only events of its submission concern it.
+            # The input was not sent yet: only events of its submission concern it.
             of_submission = await search.find({queued["submission_id"]}, set())
             found |= {location: event for location, event in of_submission.items() if event.type in _OF_SUBMISSION}
         projection = InputProjection(identifier)
@@ -169,7 +169,7 @@ def _in_order(found: FoundEvents) -> list[tuple[EventLocation, Any]]:
 
 
 def _kind(identifier: str, found: FoundEvents) -> str:
-    """Return the kind of an id: input, run or batch. The ids of chunks and submissions count as a batch's."""
+    """Return the kind of an id: input, run or batch. Ids of chunks and submissions count as batches."""
     if any(event.subjects.batch == identifier or event.field("batch_id") == identifier for event in found.values()):
         return "batch"
     for location, event in found.items():

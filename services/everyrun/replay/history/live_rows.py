@@ -15,11 +15,12 @@ from everyrun.store.sql import beside
 
 _sql = beside(__file__, "live_rows.sql")
 
-#: The live side of the difference for a row that only the events make.
+#: Shown as the live value if the events make a row that the live tables do not have.
 NO_ROW = "there is no such row in the live tables"
-#: Columns of ``results`` that are jsonb.
+#: Columns of ``results`` of type jsonb.
 JSON_COLUMNS = ("file", "metadata", "run")
-#: Lengths of an id for which similar ones are looked up. Too many ids begin with fewer characters, and no id is longer.
+#: Ids that begin with a given text are looked up only if it has at least _SHORTEST characters, because too many ids
+#: begin with a shorter text. No id is longer than _LONGEST.
 _SHORTEST, _LONGEST = 6, 600
 #: The errors of a database without a queue, or whose queue this role may not read.
 _NO_QUEUE = (asyncpg.UndefinedTableError, asyncpg.UndefinedFunctionError, asyncpg.InsufficientPrivilegeError)
@@ -32,7 +33,7 @@ class LiveRows:
         self._pool = pool
 
     async def row(self, input_id: str) -> tuple[dict[str, Any] | None, dict[Partition, int]]:
-        """Return an input's row of ``results``, and the applied offsets, from the same snapshot."""
+        """Return an input's row of ``results``, if it has one, and the applied offsets from the same snapshot."""
         try:
             async with (
                 self._pool.acquire() as connection,
@@ -46,7 +47,7 @@ class LiveRows:
         return None if row is None else dict(row), applied
 
     async def queued(self, identifier: str) -> dict[str, Any] | None:
-        """Return an input's status in the queue; None if the queue does not have it."""
+        """Return an input's status in the queue; None if the queue does not have the input."""
         submission_id, colon, external_id = identifier.partition(":")
         if not colon or "\x00" in identifier:
             return None
@@ -57,7 +58,7 @@ class LiveRows:
         return None if row is None else dict(row)
 
     async def similar_ids(self, identifier: str) -> list[str]:
-        """Return up to three full ids that a short one may mean."""
+        """Return up to three full ids that the given id may be short for."""
         if "\x00" in identifier or len(identifier) > _LONGEST:
             return []
         try:
@@ -69,9 +70,9 @@ class LiveRows:
     async def differences(
         self, key: str, row: Mapping[str, Any] | None, projection: InputProjection
     ) -> list[Difference]:
-        """Return every value of a row that differs from the row that the events make. ``row`` is None if there is none.
+        """Return every value in which a live row differs from the row that the events make.
 
-        If only one side has the row, the only difference says so.
+        ``row`` is None if there is no live row. If only one side has a row, the only difference says so.
         """
         made = projection.row
         if row is None and made is not None:
@@ -87,7 +88,7 @@ class LiveRows:
         same = {one["column"] for one in compared if one["same"]}
         normal = {one["column"]: one["log"] for one in compared[: len(JSON_COLUMNS)]}
         for name in JSON_COLUMNS:
-            # Both sides as Postgres writes them: else 1.0 and 1 would count as a difference.
+            # Compare both sides as Postgres writes them; otherwise 1.0 and 1 would count as a difference.
             live[name], log[name] = (None, None) if name in same else (json_value(row[name]), json_value(normal[name]))
         return list(rows_differ("results", key, live, log))
 

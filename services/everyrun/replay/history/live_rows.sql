@@ -5,7 +5,7 @@ select input_id, external_id, submission_id, batch_id, position, chunk, attempt,
 from everyrun.results where input_id = $1
 
 -- name: compare_json
--- For each column: true if the two values are the same JSON, and the second one as Postgres writes it.
+-- For each column: whether the two values are the same JSON, and the second value as Postgres writes it.
 select g.column, g.live::jsonb is not distinct from g.log::jsonb as same, g.log::jsonb::text as log
 from unnest($1::text[], $2::text[], $3::text[]) as g ("column", live, log)
 
@@ -20,8 +20,8 @@ where i.submission_id = $1 and i.external_id = $2
 select topic, partition, next_offset from everyrun.applied_offsets
 
 -- name: similar_ids
--- The full ids that a short one may mean: inputs of the newest 1,000 submissions by external id and, with $2, ids that
--- begin with it. U+10FFFF sorts after every other character.
+-- The full ids that the id $1 may be short for: inputs of the newest 1,000 submissions with this external id and, if $2
+-- is true, ids that begin with $1. U+10FFFF sorts after every other character.
 (
     select r.input_id as id
     from (select submission_id from everyrun.submissions order by submission_id desc limit 1000) s

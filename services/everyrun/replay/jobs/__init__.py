@@ -1,1 +1,1 @@
-"""Run the replay service's jobs, one after another. Jobs are kept in Postgres."""
+"""Run the jobs of the replay service, one after another. The jobs are stored in Postgres."""

@@ -19,7 +19,7 @@ class _Job(BaseModel):
 
 
 def _absolute(text: str | None) -> str | None:
-    """Make an age such as ``-5m`` a time: the job may have to wait before it runs."""
+    """Replace an age such as ``-5m`` with the time that it means now: the job may have to wait before it runs."""
     found = None if text is None else parse_position(text)
     return found.isoformat() if isinstance(found, datetime) else text
 
@@ -31,7 +31,7 @@ def _with_zone(time: datetime | None) -> datetime | None:
 
 
 class RebuildJob(_Job):
-    """Rebuild every table from the log in a schema of its own; with `swap`, swap the tables in afterwards."""
+    """Rebuild all tables from the log in a separate schema. With `swap`, they then replace the live tables."""
 
     kind: Literal["rebuild"]
     schema_: Annotated[
@@ -40,12 +40,14 @@ class RebuildJob(_Job):
     ] = DEFAULT_SCHEMA
     until: Annotated[
         str | None,
-        Field(description="Rebuild up to this time or these offsets (batches:0=12,runs:0=400,...). Not with swap."),
+        Field(
+            description="Rebuild up to this time or these offsets (batches:0=12,runs:0=400,...). Not allowed with swap."
+        ),
     ] = None
     fresh: Annotated[bool, Field(description="Start from the beginning instead of resuming an earlier rebuild.")] = (
         False
     )
-    swap: Annotated[bool, Field(description="Swap the rebuilt tables in for the live ones.")] = False
+    swap: Annotated[bool, Field(description="Replace the live tables with the rebuilt ones.")] = False
     processes: Annotated[int, Field(ge=1, le=16, description="Number of processes that share the partitions.")] = 1
 
     _until = field_validator("until")(_absolute)
@@ -58,21 +60,27 @@ class RebuildJob(_Job):
 
 
 class AuditJob(_Job):
-    """Compare the live tables with the log; without a selection, every row."""
+    """Compare the live tables with the log.
+
+    Without a selection, every row is compared. A row matches `since` and `until` if one of its timestamps is
+    between them.
+    """
 
     kind: Literal["audit"]
     batch: Annotated[str | None, Field(description="Only rows of this batch.")] = None
     submission: Annotated[str | None, Field(description="Only rows of this submission.")] = None
     since: Annotated[
-        datetime | None, AfterValidator(_with_zone), Field(description="Only rows that have a time from here on.")
+        datetime | None,
+        AfterValidator(_with_zone),
+        Field(description="Only rows with a timestamp at or after this time."),
     ] = None
     until: Annotated[
-        datetime | None, AfterValidator(_with_zone), Field(description="Only rows that have a time before this.")
+        datetime | None, AfterValidator(_with_zone), Field(description="Only rows with a timestamp before this time.")
     ] = None
 
 
 class AsOfJob(_Job):
-    """Return a report or a row as the log had it at a time or at offsets."""
+    """Return a submission's report or an input's row, made from the log up to a time or up to given offsets."""
 
     kind: Literal["as-of"]
     moment: Annotated[str, Field(description="A time, or offsets: batches:0=12,runs:0=400,...")]
@@ -83,7 +91,10 @@ class AsOfJob(_Job):
 
 
 class ReplayJob(_Job):
-    """Replay selected events to a topic or an HTTP address. An interrupted identical replay resumes."""
+    """Replay selected events to a topic or an HTTP address.
+
+    If an earlier replay of the same selection to the same target was interrupted, the job continues it.
+    """
 
     kind: Literal["replay"]
     to: Annotated[str, Field(description="A topic's full name, or a URL whose origin is in EVERYRUN_REPLAY_ORIGINS.")]
@@ -91,7 +102,7 @@ class ReplayJob(_Job):
     submission: Annotated[str | None, Field(description="Only events about this submission.")] = None
     types: Annotated[list[str], Field(description="Only events of these types.")] = []
     topics: Annotated[
-        list[str], Field(description="Only events of these topics, instead of batches, runs, deliveries, quarantine.")
+        list[str], Field(description="Only events of these topics. Default: batches, runs, deliveries and quarantine.")
     ] = []
     since: Annotated[
         datetime | None, AfterValidator(_with_zone), Field(description="Only events appended from this time on.")
@@ -100,7 +111,11 @@ class ReplayJob(_Job):
         datetime | None, AfterValidator(_with_zone), Field(description="Only events appended before this time.")
     ] = None
     from_offsets: Annotated[
-        str | None, Field(description="Only these partitions and offsets: runs:0=400,runs:1=20..90")
+        str | None,
+        Field(
+            description="Only these partitions and offsets, for example `runs:0=400,runs:1=20..90`: partition 0 of "
+            "runs from offset 400 on, and partition 1 from offset 20 up to, but not including, 90."
+        ),
     ] = None
     rate: Annotated[float | None, Field(gt=0, description="Maximum number of events per second.")] = None
 
@@ -130,7 +145,10 @@ class ReplayJob(_Job):
 
 
 class ArchiveJob(_Job):
-    """Bring the archive in EVERYRUN_ARCHIVE_TO up to the end of the log. The newest manifest is not signed."""
+    """Add what the log has and the archive in EVERYRUN_ARCHIVE_TO does not have yet.
+
+    The job has no private key, so it does not sign the newest manifest.
+    """
 
     kind: Literal["archive"]
 
@@ -140,7 +158,8 @@ class VerifyArchiveJob(_Job):
 
     kind: Literal["archive-verify"]
     head: Annotated[
-        str | None, Field(description="The hash of a manifest, noted earlier, that must be in the chain.")
+        str | None,
+        Field(description="A manifest's hash that you noted earlier: this manifest must still be in the chain."),
     ] = None
     against_log: Annotated[bool, Field(description="Compare every record with the live log.")] = False
 

@@ -1,6 +1,6 @@
 """Run jobs one after another: rebuilds, swaps, audits, as-of questions, replays, archives.
 
-If the process of a job ends, the job stays RUNNING, and the next process resumes it from its tables or checkpoint.
+If the process that runs a job ends, the job stays RUNNING. The next process resumes it from its tables or checkpoint.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ from everyrun.telemetry import log
 _log = log(__name__)
 _sql = beside(__file__, "worker.sql")
 
-#: Number of differences or defects that an outcome lists; the others are only counted.
+#: Maximum number of differences or defects that an outcome lists; further ones are only counted.
 LISTED = 1000
 #: Errors after which the job is retried: Postgres or Kafka is unavailable.
 UNAVAILABLE = (*POSTGRES_AWAY, KafkaError)
-#: Errors of Postgres and Kafka that a retry does not cure: a missing right or object, a value that cannot be stored
-#: (SQLSTATE classes 42, 22, 23), deleted records.
+#: Errors of Postgres and Kafka after which the job fails, because a retry would not help: a missing right or object, a
+#: value that cannot be stored (SQLSTATE classes 42, 22, 23), deleted records.
 _PERMANENT = (
     asyncpg.SyntaxOrAccessError,
     asyncpg.DataError,
@@ -72,16 +72,16 @@ _PERMANENT = (
 
 
 class Worker:
-    """Runs jobs. Of several processes one leads and runs them all."""
+    """Runs jobs. If there are several processes, one of them is the leader and runs all jobs."""
 
     def __init__(self, settings: Settings, pool: asyncpg.Pool) -> None:
         self._settings = settings
         self._pool = pool
 
     async def run(self) -> None:
-        """Run all jobs that wait, the oldest first; return at once if another process leads.
+        """Run all waiting jobs, the oldest first. Return at once if another process is the leader.
 
-        Raises errors of asyncpg and aiokafka, and OSError; call it again then, and the job resumes.
+        Raises errors of asyncpg and aiokafka, and OSError. After such an error, call this again to resume the job.
         """
         async with self._pool.acquire() as leading:
             if not await leading.fetchval(_sql["try_lead"]):
@@ -93,7 +93,7 @@ class Worker:
                 await leading.execute(_sql["stop_leading"])
 
     async def _run_job(self, row: asyncpg.Record) -> None:
-        """Run a job to its end, report its progress, and stop if it is cancelled."""
+        """Run a job to its end. Meanwhile write its progress to Postgres, and stop if the job was cancelled there."""
         job_id, resumed = row["job_id"], row["started_at"] is not None
         await self._pool.execute(_sql["run"], job_id)
         progress = RebuildProgress()
@@ -131,7 +131,11 @@ class Worker:
         _log.info("a job ended", job_id=job_id, kind=row["kind"])
 
     async def _work(self, job_id: str, job: Any, on_progress: OnRebuildProgress, resumed: bool) -> dict[str, Any]:
-        """Do the job's work. A fresh rebuild drops the old tables once, before the job counts as started."""
+        """Do the work of a job, and return the outcome.
+
+        A fresh rebuild drops the tables of an earlier rebuild before the job is marked as started, so that a resumed
+        job does not drop what it has rebuilt itself.
+        """
         if isinstance(job, RebuildJob) and job.fresh and not resumed:
             async with hold_schema(self._settings, job.schema_) as held:
                 await held.drop()
@@ -239,7 +243,7 @@ class Worker:
 
 @contextmanager
 def _store_errors_are_final() -> Iterator[None]:
-    """Turn errors of the folder or object store into ArchiveError: the job fails with them, and is not retried."""
+    """Turn errors of the folder or object store into ArchiveError, so that the job fails instead of being retried."""
     try:
         yield
     except OBJECT_STORE_ERRORS as error:
@@ -247,7 +251,7 @@ def _store_errors_are_final() -> Iterator[None]:
 
 
 def _counting(on_progress: OnRebuildProgress) -> OnProgress:
-    """Return a callback for work that only counts records."""
+    """Return a callback that takes two numbers (done and total) and passes them on as a RebuildProgress."""
     progress = RebuildProgress()
 
     def report(done: int, total: int) -> None:

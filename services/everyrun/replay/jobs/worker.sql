@@ -5,7 +5,8 @@ select pg_try_advisory_lock(hashtext('everyrun replay jobs'))
 select pg_advisory_unlock(hashtext('everyrun replay jobs'))
 
 -- name: next
--- If a job is RUNNING and nobody leads, its process ended: resume it before others.
+-- Only the leader asks, and only between two jobs. So the process of a job that is RUNNING has ended: resume this job
+-- before others (RUNNING sorts before WAITING).
 select job_id, kind, arguments, started_at from everyrun_queue.replay_jobs
 where state in ('RUNNING', 'WAITING')
 order by state, created_at, job_id
@@ -15,7 +16,7 @@ limit 1
 update everyrun_queue.replay_jobs set state = 'RUNNING', message = null where job_id = $1
 
 -- name: mark_started
--- From here on another process resumes the job instead of starting it.
+-- If this process ends after this statement, the next process resumes the job instead of starting it again.
 update everyrun_queue.replay_jobs set started_at = coalesce(started_at, now()) where job_id = $1
 
 -- name: report_progress

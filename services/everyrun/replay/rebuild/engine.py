@@ -1,8 +1,8 @@
 """Apply a range of the log to the tables of one schema, in bulk.
 
-The engine calls the same ``apply`` as the processor, without Faust. It works in two lanes, each with a connection and
-half of the partitions: one lane decodes while the other waits for Postgres. Each transaction also moves the schema's
-``applied_offsets``, so an engine that was killed resumes from there.
+The engine applies records with the same :class:`Feed` as the processor, but without Faust. It works in two lanes, each
+with its own connection and half of the partitions, so that one lane can decode while the other waits for Postgres. Each
+transaction also updates ``applied_offsets`` in the same schema; after a kill, the next engine continues from there.
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ from everyrun.store.sql import beside
 _sql = beside(__file__, "engine.sql")
 
 LANES = 2
-#: Limits of one transaction: records, and bytes of their values. A small log has transactions of fewer records, but of
-#: at least LEAST_AT_ONCE.
-AT_ONCE, LEAST_AT_ONCE, BYTES_AT_ONCE = 4000, 10, 6 << 20
-#: A log is cut into about as many transactions. A killed engine loses up to eight of them: in each lane one in
-#: progress, one in its queue and one waiting for the queue, and two that are being read. So three kills cost at most a
-#: tenth of the work.
+#: Limits of one transaction: the number of records, and the bytes of their values.
+MAX_RECORDS, MAX_BYTES = 4000, 6 << 20
+#: A small log is applied in smaller transactions (see _TRANSACTIONS), but never with fewer records than this.
+MIN_RECORDS = 10
+#: A log that is not large is divided into about this many transactions, so that a kill loses little work: at most eight
+#: transactions, three per lane (one in progress, one queued, one waiting for room in the queue) and two being read.
+#: Three kills thus cost at most a tenth of the work.
 _TRANSACTIONS = 250
 
 Offsets = Mapping[Partition, int]
@@ -43,7 +44,7 @@ Offsets = Mapping[Partition, int]
 
 
 class _NoQuarantine:
-    """Publishes no quarantined messages: the processor did, and the rebuild reads what it published."""
+    """Drops quarantined messages: the processor has already published them, and the engine reads them from the log."""
 
     async def append(self, records: Iterable[Record]) -> None:
         """Drop the records."""
@@ -51,9 +52,10 @@ class _NoQuarantine:
 
 @asynccontextmanager
 async def tables_pool(settings: Settings, schema: str, size: int = LANES) -> AsyncIterator[asyncpg.Pool]:
-    """Open a pool whose connections use the tables of a schema, for ``apply``. Commits do not wait for the disk.
+    """Open a pool for an engine: its connections use the tables of a schema, and commits do not wait for the disk.
 
-    If Postgres crashes, the last commits may be lost, but tables and ``applied_offsets`` lose the same ones.
+    If Postgres crashes, it may lose the last commits. The tables and ``applied_offsets`` then lose the same commits, so
+    the next engine applies those records again.
     """
     async with await open_pool(
         settings,
@@ -68,7 +70,7 @@ async def tables_pool(settings: Settings, schema: str, size: int = LANES) -> Asy
 
 @asynccontextmanager
 async def tables_connection(settings: Settings, schema: str) -> AsyncIterator[asyncpg.Connection]:
-    """Open a connection that uses the tables of a schema; it returns jsonb as bytes of JSON text."""
+    """Open a connection that uses the tables of a schema. It returns jsonb columns as bytes of JSON text."""
     connection = await connect(settings.postgres_dsn.get_secret_value(), name="replay", own={"search_path": schema})
     try:
         await tables.setup_connection(connection)
@@ -78,16 +80,19 @@ async def tables_connection(settings: Settings, schema: str) -> AsyncIterator[as
 
 
 async def applied_offsets(connection: asyncpg.Connection | asyncpg.Pool) -> dict[Partition, int]:
-    """Return the next offset that the tables of this connection need, by partition."""
+    """Return the next offset to apply, by partition, to the tables that this connection uses."""
     rows = await connection.fetch(_sql["applied_offsets"])
     return {(row["topic"], row["partition"]): row["next_offset"] for row in rows}
 
 
 class Engine:
-    """Applies the log to the tables of a pool (:func:`tables_pool`). Run one engine per schema and partition.
+    """Applies the log to the tables that a pool uses (see :func:`tables_pool`).
 
-    ``observe`` gets each range of records before any of it is applied. ``source`` is read instead of the live log.
-    ``least_at_once`` is the minimum number of records of a transaction, if the log has as many.
+    Two engines must never apply the same partition to the same schema.
+
+    - ``observe`` is called with each range of records before any record of the range is applied.
+    - If ``source`` is given, records are read from it instead of from Kafka.
+    - ``min_records`` is the minimum number of records per transaction.
     """
 
     def __init__(
@@ -98,32 +103,34 @@ class Engine:
         *,
         observe: Callable[[RecordRange], Awaitable[None]] | None = None,
         source: Source | None = None,
-        least_at_once: int = LEAST_AT_ONCE,
+        min_records: int = MIN_RECORDS,
     ) -> None:
-        self._least_at_once = least_at_once
+        self._min_records = min_records
         self._settings = settings
         self._source = source
         self._feed = Feed(settings, pool, identity, _NoQuarantine())
         self._observe = observe
-        self._at_once = AT_ONCE
+        self._max_records = MAX_RECORDS
         self.progress = RebuildProgress()
 
     async def run(self, start: Offsets, end: Offsets) -> None:
-        """Apply the records of every partition from ``start``, which must be the applied offsets, up to ``end``.
+        """Apply the records of every partition from ``start`` up to, but not including, ``end``.
 
-        Raises ForeignLogError, OSError, and errors of asyncpg and aiokafka. What was applied until then stays.
+        ``start`` must be the applied offsets of the tables. Raises ForeignLogError, OSError, and errors of asyncpg and
+        aiokafka; the records that were applied before the error stay in the tables.
         """
-        ranges = {position: (start.get(position, 0), offset) for position, offset in end.items()}
+        ranges = {partition: (start.get(partition, 0), offset) for partition, offset in end.items()}
         self.progress.expect(start, end)
         per_transaction = (self.progress.before + self.progress.total) // _TRANSACTIONS
-        self._at_once = max(self._least_at_once, min(AT_ONCE, per_transaction))
+        self._max_records = max(self._min_records, min(MAX_RECORDS, per_transaction))
+        # The topic `batches` comes first: a run is then matched at once, because its batch is already known.
         for topics in (INPUTS[:1], INPUTS[1:]):
-            await self._run({position: range_ for position, range_ in ranges.items() if position[0] in topics})
+            await self._run({partition: range_ for partition, range_ in ranges.items() if partition[0] in topics})
 
     async def _run(self, ranges: Mapping[Partition, OffsetRange]) -> None:
         queues: list[asyncio.Queue[list[Poll]]] = [asyncio.Queue(1) for _ in range(LANES)]
-        numbers = sorted({partition for _, partition in ranges})
-        lane_of = {partition: index % LANES for index, partition in enumerate(numbers)}
+        numbers = sorted({number for _, number in ranges})
+        lane_of = {number: index % LANES for index, number in enumerate(numbers)}
         try:
             async with asyncio.TaskGroup() as group:
                 lanes = [group.create_task(self._lane(queue)) for queue in queues]
@@ -139,13 +146,13 @@ class Engine:
             raise errors.exceptions[0] from None
 
     async def _read(self, ranges: Mapping[Partition, OffsetRange]) -> AsyncIterator[list[Poll]]:
-        """Yield polls of all partitions, each time about as many records as one transaction of every lane takes."""
+        """Yield polls of all partitions; each yield has about as many records as one transaction per lane holds."""
         held: list[RecordRange] = []
         count = size = 0
         if self._source is not None:
             record_ranges = self._source.read(ranges)
         else:
-            record_ranges = read_ranges(self._settings, ranges, max_records=self._at_once)
+            record_ranges = read_ranges(self._settings, ranges, max_records=self._max_records)
         async for record_range in record_ranges:
             if self._observe is not None:
                 await self._observe(record_range)
@@ -155,7 +162,7 @@ class Engine:
             held.append(record_range)
             count += len(record_range.records)
             size += size_of(record_range.records)
-            if count >= self._at_once * LANES or size >= BYTES_AT_ONCE * LANES:
+            if count >= self._max_records * LANES or size >= MAX_BYTES * LANES:
                 yield join_polls(held)
                 held, count, size = [], 0, 0
         if held:
@@ -163,7 +170,7 @@ class Engine:
 
     async def _lane(self, queue: asyncio.Queue[list[Poll]]) -> None:
         while True:
-            for polls in split_polls(await queue.get(), self._at_once, BYTES_AT_ONCE):
+            for polls in split_polls(await queue.get(), self._max_records, MAX_BYTES):
                 await self._feed.apply_once(polls)
                 self.progress.applied += sum(len(poll.records) for poll in polls)
             queue.task_done()

@@ -1,7 +1,8 @@
 """Rebuild in several processes, each with a share of the partitions.
 
-A share has the same partitions of every topic, so a batch and its runs are in the same share. Each process runs an
-engine of its own; all of them move the same ``applied_offsets``.
+A share has the same partition numbers of every topic, so a batch and its runs are in the same share. Each process runs
+its own engine. All engines write to the same tables, and each updates the rows of ``applied_offsets`` of its
+partitions.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ _PARENT_CHECK_SECONDS = 0.5
 
 
 class PartitionShare(NamedTuple):
-    """The work of one process: apply the records from ``start`` up to ``end`` to the tables of ``schema``."""
+    """The work of one process: apply the records from ``start`` up to ``end`` to the tables of ``schema``.
+
+    ``end`` has only the partitions of the share; ``start`` may have others too.
+    """
 
     settings: Settings
     schema: str
@@ -40,21 +44,21 @@ class PartitionShare(NamedTuple):
 
 
 def split_partitions(end: Offsets, processes: int) -> list[dict[Partition, int]]:
-    """Split the end offsets into one share per process; partitions of the same number share a process."""
-    numbers = sorted({partition for _, partition in end})
-    process_of = {partition: index % processes for index, partition in enumerate(numbers)}
+    """Split the end offsets into at most one share per process; all partitions with the same number share a process."""
+    numbers = sorted({number for _, number in end})
+    process_of = {number: index % processes for index, number in enumerate(numbers)}
     shares = [
-        {position: offset for position, offset in end.items() if process_of[position[1]] == process}
+        {partition: offset for partition, offset in end.items() if process_of[partition[1]] == process}
         for process in range(processes)
     ]
     return [share for share in shares if share]
 
 
 async def apply_shares(shares: Sequence[PartitionShare]) -> None:
-    """Apply the first share in this process and each other one in a process of its own; return when all are done.
+    """Apply the first share in this process and every other share in a child process; return when all are done.
 
-    The processes end when this one ends, even if it is killed. Raises RebuildError if one of them fails, or what
-    ``Engine.run`` raises.
+    The child processes end when this process ends, even if it is killed. Raises RebuildError if a child process fails,
+    and what ``Engine.run`` raises for the first share.
     """
     if not shares:
         return
@@ -74,7 +78,7 @@ async def apply_shares(shares: Sequence[PartitionShare]) -> None:
 
 @contextmanager
 def _processes(shares: Sequence[PartitionShare]) -> Iterator[list[tuple[SpawnProcess, Connection]]]:
-    """Start a process per share, each with the pipe that brings its error; end them after the block."""
+    """Start one process per share, each with a pipe that carries its error back; end the processes after the block."""
     started = []
     try:
         for share in shares:
@@ -92,7 +96,7 @@ def _processes(shares: Sequence[PartitionShare]) -> Iterator[list[tuple[SpawnPro
 
 
 async def _ended(process: SpawnProcess, errors: Connection) -> None:
-    """Wait for a process. Raises RebuildError if it failed."""
+    """Wait until a process has ended. Raises RebuildError if the process failed."""
     await asyncio.to_thread(process.join)
     if process.exitcode != 0:
         try:
@@ -112,7 +116,8 @@ def _work(share: PartitionShare, parent: int, errors: Connection) -> None:
         finally:
             watching.cancel()
 
-    # Ctrl-C reaches every process of the terminal. The parent decides what to do, and ends this process.
+    # Ctrl-C reaches every process of the terminal. Ignore it here: the parent process decides what to do, and ends this
+    # process if necessary.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     reduce_garbage_collection()
     try:

@@ -1,4 +1,4 @@
-"""Rebuild every table from the log, in a schema beside the live one."""
+"""Rebuild every table from the log, in a separate schema beside the live one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from everyrun.projection import tables
 from everyrun.replay.errors import RebuildError
 from everyrun.replay.export.selection import Source
 from everyrun.replay.progress import OnRebuildProgress, RebuildProgress
-from everyrun.replay.rebuild.engine import LANES, LEAST_AT_ONCE, Engine, Offsets, applied_offsets, tables_pool
+from everyrun.replay.rebuild.engine import LANES, MIN_RECORDS, Engine, Offsets, applied_offsets, tables_pool
 from everyrun.replay.rebuild.parallel_rebuild import PartitionShare, apply_shares, split_partitions
 from everyrun.settings import Settings
 from everyrun.store.migrate import SCHEMAS, migrate
@@ -28,15 +28,15 @@ from everyrun.store.sql import beside
 _sql = beside(__file__, "rebuild_schema.sql")
 _PACKAGE = Path(__file__).resolve().parents[2]
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,50}")
-#: A schema whose comment begins with this was made by a rebuild and may be dropped. Schemas in existing databases have
-#: it: do not change the text.
+#: A schema whose comment begins with this text was made by a rebuild and may be dropped. Do not change the text: it is
+#: the comment of schemas in existing databases.
 _MARK = "A rebuild of everyrun from the log, unfinished or to be looked at. It may be dropped. Rules: "
 
 DEFAULT_SCHEMA = "everyrun_rebuild"
 
 
 class RebuildResult(Struct, frozen=True):
-    """The result of a rebuild. ``before`` and ``applied`` count records of earlier runs and of this one."""
+    """The result of a rebuild. This run applied ``applied`` records; earlier runs had applied ``before`` records."""
 
     schema: str
     offsets: dict[Partition, int]
@@ -46,7 +46,10 @@ class RebuildResult(Struct, frozen=True):
 
 
 def rules_version() -> str:
-    """Return a hash of the source that makes tables from events. Tables made with another version are rebuilt."""
+    """Return a hash of the source code that makes tables from events.
+
+    If the tables in the schema were made with another version of this code, a rebuild starts from the beginning.
+    """
     files = [path for folder in ("projection", "log") for path in (_PACKAGE / folder).rglob("*")]
     digest = hashlib.sha256()
     for path in sorted([*files, _PACKAGE / "extend" / "reserved.py"]):
@@ -56,7 +59,7 @@ def rules_version() -> str:
 
 
 class RebuildSchema:
-    """A schema that holds rebuilt tables, locked against other processes. See :func:`hold_schema`."""
+    """A schema for rebuilt tables, locked against other processes. :func:`hold_schema` makes it."""
 
     def __init__(self, settings: Settings, name: str, connection: asyncpg.Connection) -> None:
         self.settings = settings
@@ -66,8 +69,8 @@ class RebuildSchema:
     async def create(self, *, unlogged: bool = False) -> None:
         """Create the schema and its tables, unless they exist and were made by this version of the rules.
 
-        Tables of another version are dropped first. ``unlogged`` tables are faster, but Postgres empties them after a
-        crash. Raises RebuildError if no rebuild made the schema, and MigrationError.
+        Tables that another version made are dropped first. ``unlogged`` tables are filled faster, but Postgres empties
+        them after a crash. Raises MigrationError, and RebuildError if the schema exists but no rebuild made it.
         """
         row = await self.connection.fetchrow(_sql["schema_comment"], self.name)
         if row is not None:
@@ -77,7 +80,8 @@ class RebuildSchema:
             if not comment.startswith(_MARK):
                 raise RebuildError(f"the schema {self.name} exists and no rebuild made it; choose another name")
             await self.drop()
-        # The mark comes first: if this process is killed, the next one knows the unfinished schema as a rebuild's.
+        # Set the comment before creating the tables: if this process is killed in between, the next one sees that a
+        # rebuild made the unfinished schema, and may drop it.
         await self.connection.execute(f"create schema {self.name}")
         await self.connection.execute(f"comment on schema {self.name} is '{_MARK}unfinished'")
         await asyncio.to_thread(
@@ -89,7 +93,7 @@ class RebuildSchema:
         await self.connection.execute(f"comment on schema {self.name} is '{_MARK}{rules_version()}'")
 
     async def drop(self) -> None:
-        """Drop the schema if it exists and a rebuild made it."""
+        """Drop the schema, if it exists and a rebuild made it."""
         row = await self.connection.fetchrow(_sql["schema_comment"], self.name)
         if row is not None and (row["comment"] or "").startswith(_MARK):
             await self.connection.execute(f"drop schema {self.name} cascade")
@@ -102,12 +106,12 @@ class RebuildSchema:
         observe: Callable[[asyncpg.Pool], Callable[[RecordRange], Awaitable[None]]] | None = None,
         source: Source | None = None,
         processes: int = 1,
-        least_at_once: int = LEAST_AT_ONCE,
+        min_records: int = MIN_RECORDS,
     ) -> RebuildResult:
-        """Apply the log to the tables, from where they are up to exactly these offsets.
+        """Apply the log to the tables, from their applied offsets up to exactly the given offsets.
 
-        ``observe`` and ``source`` need ``processes=1``. Raises RebuildError if the tables are past the offsets, or if
-        one of the processes ends early.
+        ``observe``, ``source`` and ``min_records`` are those of :class:`Engine`. ``observe`` and ``source`` can only be
+        used in one process. Raises RebuildError if the tables are already past the offsets, or if a process fails.
         """
         assert processes == 1 or (observe is None and source is None)
         identity = await topics.identity(self.settings)
@@ -127,7 +131,7 @@ class RebuildSchema:
                 identity,
                 observe=observe(pool) if observe else None,
                 source=source,
-                least_at_once=least_at_once,
+                min_records=min_records,
             )
             async with _reporting(engine.progress, on_progress):
                 await engine.run(start, offsets)
@@ -153,7 +157,7 @@ class RebuildSchema:
 
         async def refresh() -> None:
             reached = await applied_offsets(pool)
-            progress.applied = sum(offset - start.get(position, 0) for position, offset in reached.items())
+            progress.applied = sum(offset - start.get(partition, 0) for partition, offset in reached.items())
 
         async with _reporting(progress, on_progress, refresh):
             await apply_shares(shares)
@@ -162,16 +166,16 @@ class RebuildSchema:
 
 
 def partitions_past(applied: Offsets, wanted: Offsets) -> str:
-    """List the partitions whose applied offset is past the wanted one (``batches:0=12``); empty if there is none."""
-    ahead = sorted(position for position, offset in applied.items() if offset > wanted.get(position, 0))
+    """Name the partitions whose applied offset is past the wanted offset, as ``batches:0=12``; empty if none is."""
+    ahead = sorted(partition for partition, offset in applied.items() if offset > wanted.get(partition, 0))
     return ", ".join(f"{topic}:{number}={applied[topic, number]}" for topic, number in ahead)
 
 
 @asynccontextmanager
 async def hold_schema(settings: Settings, name: str) -> AsyncIterator[RebuildSchema]:
-    """Lock a schema against other rebuilds while the block runs; it need not exist yet.
+    """Lock a schema against other rebuilds while the block runs. The schema need not exist yet.
 
-    Raises RebuildError if the name cannot be used, or if another process holds the schema.
+    Raises RebuildError if the name cannot be used, or if another process has locked the schema.
     """
     if not _NAME.fullmatch(name) or name in (*SCHEMAS, "public") or name.startswith("pg_"):
         raise RebuildError(
@@ -191,7 +195,10 @@ async def hold_schema(settings: Settings, name: str) -> AsyncIterator[RebuildSch
 async def _reporting(
     progress: RebuildProgress, on_progress: OnRebuildProgress, refresh: Callable[[], Awaitable[None]] | None = None
 ) -> AsyncIterator[None]:
-    """Report the progress four times a second while the block runs, and once at its end."""
+    """Report the progress four times a second while the block runs, and once at its end.
+
+    If ``refresh`` is given, it is called before each report, to update ``progress``.
+    """
 
     async def report() -> None:
         while True:
@@ -222,10 +229,10 @@ async def rebuild(
     source: Source | None = None,
     processes: int = 1,
 ) -> RebuildResult:
-    """Rebuild all tables from the log up to these offsets, in a schema of their own. Publishes nothing.
+    """Rebuild all tables from the log up to the given offsets, in a separate schema. Publishes nothing.
 
-    An interrupted rebuild resumes, unless ``fresh``. ``source`` is read instead of the log. Raises RebuildError,
-    MigrationError, ForeignLogError, OSError, and errors of asyncpg and aiokafka.
+    An interrupted rebuild resumes, unless ``fresh``. If ``source`` is given, records are read from it instead of from
+    Kafka. Raises RebuildError, MigrationError, ForeignLogError, OSError, and errors of asyncpg and aiokafka.
     """
     async with hold_schema(settings, schema) as held:
         if fresh:

@@ -1,8 +1,9 @@
-"""Swap rebuilt tables in for the live ones while processors and readers go on (``everyrun rebuild --swap``).
+"""Replace the live tables with rebuilt ones while processors and readers keep running (``everyrun rebuild --swap``).
 
-One transaction renames both schemas under a lock on ``applied_offsets``. The lock lets readers pass and stops
-processors. The first statement of a processor's transaction waits for this lock, and Postgres looks names up again
-once it has it; so each such transaction is wholly before the swap or wholly after it. See docs/adr/0010.
+One transaction renames both schemas while it holds a lock on ``applied_offsets``. The lock does not block readers. It
+blocks processors, because the first statement of every processor's transaction waits for it. When that statement gets
+the lock, Postgres looks up the name of the table again. So every transaction of a processor is wholly before the swap
+or wholly after it. See docs/adr/0010.
 """
 
 from __future__ import annotations
@@ -28,30 +29,36 @@ from everyrun.store.sql import beside
 _sql = beside(__file__, "swap.sql")
 
 LIVE = tables.SCHEMA
+#: The schema of the tables that were live before the swap.
 BEFORE = LIVE + "_before"
-#: A schema with this comment was left by a swap and may be dropped. Schemas in existing databases have it: do not
-#: change the text.
+#: A schema with this comment was left by a swap and may be dropped. Do not change the text: it is the comment of
+#: schemas in existing databases.
 _REPLACED = "Replaced by a rebuild. It may be dropped."
-#: The lock is taken once fewer records than this are left to apply; the rest is applied under it.
+#: The rebuilt tables catch up in rounds. After a round that applied fewer records than this, the lock is taken, and the
+#: last records are applied while it is held.
 _NEAR = 2000
-#: Rounds of catching up after which the lock is taken all the same.
+#: Maximum number of rounds of catching up; after the last one, the lock is taken anyway.
 _ROUNDS = 20
-#: The lock is not taken while a transaction is older than _LONG. Seconds to wait for such a transaction.
+#: The lock is not taken while a transaction is older than _LONG. Such a transaction is waited for up to _LONG_WITHIN
+#: seconds.
 _LONG, _LONG_WITHIN = timedelta(seconds=5), 600.0
-#: Seconds to wait, under the lock, for transactions that began before its last record was applied.
+#: Seconds to wait, while the lock is held, for transactions that began before the last record was applied.
 _SHORT_WITHIN = 30.0
+#: Maximum number of times that the lock is taken to try the swap.
 _TRIES = 5
-#: Seconds to wait for readers from before the swap to end, before the old tables are dropped.
+#: Seconds to wait, before the old tables are dropped, for transactions that began before the swap.
 _READERS_WITHIN = 60.0
 
 Notify = Callable[[str], None]
-"""Called with a sentence for the person who waits."""
+"""Called with a sentence that tells the waiting person what the swap is waiting for."""
 
 
 class SwapResult(Struct, frozen=True):
-    """The result of a swap. ``last`` counts the records applied under the lock, ``lock_seconds`` how long it was held.
+    """The result of a swap.
 
-    ``left_over`` names the schema of the old tables if it could not be dropped, and ``reason`` says why.
+    ``records`` counts all records that this run applied, and ``last`` those that it applied under the lock.
+    ``lock_seconds`` says how long the lock was held. ``left_over`` names the schema of the old tables if it could not
+    be dropped, and ``reason`` says why.
     """
 
     records: int
@@ -62,7 +69,7 @@ class SwapResult(Struct, frozen=True):
 
 
 class _TryAgainError(Exception):
-    """The lock was released without a swap; a retry may succeed."""
+    """The lock was released, or not taken, without a swap; a retry may succeed."""
 
 
 async def rebuild_and_swap(
@@ -74,19 +81,19 @@ async def rebuild_and_swap(
     processes: int = 1,
     notify: Notify = lambda _: None,
 ) -> SwapResult:
-    """Rebuild up to the live tables' offsets, then swap the rebuilt tables in at exactly these. Publishes nothing.
+    """Rebuild the tables up to the offsets of the live ones, and make them the live tables. Publishes nothing.
 
-    Objects of others that depend on the live tables are never dropped. They are looked for at the start, again under
-    the lock, and in the old tables before these are dropped.
+    The swap never drops an object that is not Everyrun's own and depends on the live tables, such as a view in another
+    schema. It looks for such objects at the start, again under the lock, and again before it drops the old tables.
 
     Raises what :func:`everyrun.replay.rebuild.rebuild_schema.rebuild` raises, and RebuildError if:
 
-    - an object of others depends on the live tables;
+    - such an object exists;
     - a schema ``everyrun_before`` exists that no swap left;
-    - transactions that would see a part of the new tables do not end;
-    - this role may not see the transaction of another role's session.
+    - transactions that would see only a part of the new tables do not end in time;
+    - this database role may not see if another role's session has such a transaction.
 
-    The live tables are unchanged then.
+    If an error is raised, the live tables are unchanged.
     """
     async with hold_schema(settings, schema) as rebuilt:
         if fresh:
@@ -107,14 +114,14 @@ async def rebuild_and_swap(
 
 
 class _CountedRebuild:
-    """Counts the records that are applied over all rounds."""
+    """Applies the log to the rebuilt tables round by round, and counts the records of all rounds."""
 
     def __init__(self, on_progress: OnRebuildProgress) -> None:
         self.applied = 0
         self._on_progress = on_progress
 
     async def apply_until(self, rebuilt: RebuildSchema, target: dict[Partition, int], processes: int = 1) -> int:
-        """Apply the log up to the target; return the number of records."""
+        """Apply the log up to the target; return the number of records that were applied."""
         result = await rebuilt.apply_until(target, self._on_progress, processes=processes)
         self.applied += result.applied
         return result.applied
@@ -123,13 +130,13 @@ class _CountedRebuild:
 async def _target(
     settings: Settings, live: asyncpg.Connection, rebuilt: RebuildSchema, notify: Notify
 ) -> dict[Partition, int]:
-    """Return the live tables' offsets, once these are nowhere behind the rebuilt ones."""
+    """Wait until the live tables are behind the rebuilt ones in no partition; return the offsets of the live tables."""
     notified = False
     while True:
         target = await _live_offsets(settings, live)
         async with tables_connection(settings, rebuilt.name) as connection:
             applied = await applied_offsets(connection)
-        behind = [position for position, offset in applied.items() if target.get(position, 0) < offset]
+        behind = [partition for partition, offset in applied.items() if target.get(partition, 0) < offset]
         if not behind:
             return target
         if not notified:
@@ -141,10 +148,13 @@ async def _target(
 
 
 async def _live_offsets(settings: Settings, live: asyncpg.Connection) -> dict[Partition, int]:
-    """Return the live tables' offset of every partition, limited to the end of the log: a tampered row may be past."""
+    """Return the applied offset of every partition in the live tables, but at most the end of the log.
+
+    A row that someone has tampered with may be past the end.
+    """
     applied = await applied_offsets(live)
     ends = (await bounds(settings, INPUTS)).end
-    return {position: min(applied.get(position, 0), end) for position, end in ends.items()}
+    return {partition: min(applied.get(partition, 0), end) for partition, end in ends.items()}
 
 
 async def _swap_with_retries(
@@ -165,9 +175,10 @@ async def _swap_with_retries(
 async def _swap(
     settings: Settings, live: asyncpg.Connection, rebuilt: RebuildSchema, done: _CountedRebuild
 ) -> tuple[int, float, datetime]:
-    """Apply the last records, wait for old snapshots and rename the schemas, all under the lock.
+    """Apply the last records, wait until no old snapshot is left, and rename the schemas, all under the lock.
 
-    Returns the number of records, the seconds that the lock was held, and the server's time after the renaming.
+    Returns the number of records applied here, the seconds that the lock was held, and the server's time after the
+    renaming.
     """
     async with live.transaction():
         await live.execute(_sql["lock_offsets"])
@@ -176,11 +187,11 @@ async def _swap(
         last = await done.apply_until(rebuilt, target)
         async with tables_connection(settings, rebuilt.name) as connection:
             applied = await applied_offsets(connection)
-        different = [position for position in target if applied.get(position, 0) != target[position]]
+        different = [partition for partition in target if applied.get(partition, 0) != target[partition]]
         if different:
             raise _TryAgainError(f"the rebuilt tables have other offsets in {len(different)} partitions")
         await _wait_for_snapshots(rebuilt, live, await _server_time(rebuilt), _SHORT_WITHIN)
-        # Checked again: the rebuild may have taken an hour.
+        # Check again: the rebuild may have taken an hour since the first check.
         await _check_dependents(live, rebuilt)
         comment = await live.fetchval(_sql["schema_comment"], LIVE)
         for (grant,) in await live.fetch(_sql["grants"], LIVE, rebuilt.name):
@@ -204,9 +215,10 @@ async def _wait_for_snapshots(
     seconds: float,
     notify: Notify = lambda _: None,
 ) -> None:
-    """Wait until no transaction has a snapshot from before this time: it would see only a part of the new tables.
+    """Wait until no open transaction has a snapshot from before the time ``before``.
 
-    Raises _TryAgainError if one is still open after ``seconds``, and RebuildError if a session is not visible.
+    Such a transaction would see only a part of the new tables. Raises _TryAgainError if one is still open after
+    ``seconds``, and RebuildError if this database role may not see another role's session.
     """
     began = time.monotonic()
     notified = False
@@ -225,7 +237,7 @@ async def _wait_for_snapshots(
 
 
 async def _check_visible(connection: asyncpg.Connection) -> None:
-    """Raise RebuildError if this role may not see the transaction of some session."""
+    """Raise RebuildError if this database role may not see whether some session has a transaction."""
     hidden = await connection.fetchrow(_sql["hidden_session"])
     if hidden is not None:
         raise RebuildError(
@@ -235,7 +247,10 @@ async def _check_visible(connection: asyncpg.Connection) -> None:
 
 
 async def _foreign_objects(connection: asyncpg.Connection, schema: str, other: str) -> str:
-    """List objects of others that depend on the schema, or are in it and not in the other one; empty if none."""
+    """Name the objects that are not Everyrun's own and are in the schema or depend on it; empty if there are none.
+
+    An object in the schema is Everyrun's own if the schema ``other`` has it too.
+    """
     found = [row[0] for row in await connection.fetch(_sql["dependents"], schema)]
     found += [row[0] for row in await connection.fetch(_sql["foreign_objects"], schema, other)]
     return ", ".join(found)
@@ -251,11 +266,11 @@ async def _check_dependents(connection: asyncpg.Connection, rebuilt: RebuildSche
 
 
 async def _drop_before(connection: asyncpg.Connection) -> str:
-    """Drop the old tables and return an empty text, or return why they cannot be dropped."""
+    """Drop the schema of the old tables. Return an empty text, or the reason if it cannot be dropped."""
     try:
         async with connection.transaction():
             await connection.execute(_sql["lock_within"], str(int(_READERS_WITHIN * 1000)))
-            # Locked first, so that nobody creates a dependent object between the check and the drop.
+            # Lock the tables first, so that nobody creates a dependent object between the check and the drop.
             for (lock,) in await connection.fetch(_sql["lock_all"], BEFORE):
                 await connection.execute(lock)
             found = await _foreign_objects(connection, BEFORE, LIVE)
@@ -268,7 +283,7 @@ async def _drop_before(connection: asyncpg.Connection) -> str:
 
 
 async def _drop_left_over(connection: asyncpg.Connection) -> None:
-    """Drop the old tables that an earlier swap left. Raises RebuildError if they cannot be dropped."""
+    """Drop the old tables if an earlier swap left them. Raises RebuildError if they cannot be dropped."""
     if not await connection.fetchval("select to_regnamespace($1) is not null", BEFORE):
         return
     if await connection.fetchval(_sql["schema_comment"], BEFORE) != _REPLACED:
@@ -279,7 +294,7 @@ async def _drop_left_over(connection: asyncpg.Connection) -> None:
 
 
 async def _drop_old(rebuilt: RebuildSchema, live: asyncpg.Connection, swapped_at: datetime) -> str:
-    """Drop the old tables once nobody can be reading them; return why not, or an empty text."""
+    """Wait until no transaction can read the old tables, and drop them. Return an empty text, or why they were kept."""
     try:
         await _wait_for_snapshots(rebuilt, live, swapped_at, _READERS_WITHIN)
         reason = await _drop_before(rebuilt.connection)

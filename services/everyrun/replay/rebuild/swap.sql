@@ -1,5 +1,6 @@
 -- name: lock_offsets
--- Readers are not blocked. A processor's transaction begins with "select ... for update" on this table, and waits.
+-- This lock does not block readers. It blocks processors: the first statement of each of their transactions is
+-- "select ... for update" on this table, which waits for the lock.
 lock table applied_offsets in exclusive mode
 
 -- name: schema_comment
@@ -12,9 +13,10 @@ select format('comment on schema %I is %L', $1::text, $2::text)
 select clock_timestamp()
 
 -- name: old_snapshots
--- The oldest transaction of this database that holds a snapshot and began before $1, other than the swap's own ($2).
--- Transactions that wait for the swap are left out: they are processors at their first statement, which take a new
--- snapshot for each statement. Run this outside a transaction: inside one, Postgres returns the same answer each time.
+-- The oldest transaction of this database that holds a snapshot and began before $1, except for the transaction of the
+-- swap itself (pid $2). Transactions that wait for the swap's lock are left out: they are processors at their first
+-- statement, and take a new snapshot for each later statement. Run this query outside a transaction: inside one,
+-- pg_stat_activity shows the same state each time.
 select pid, application_name, date_trunc('second', clock_timestamp() - xact_start) as age
 from pg_stat_activity
 where datname = current_database() and backend_type = 'client backend' and pid <> pg_backend_pid()
@@ -29,8 +31,8 @@ where datname = current_database() and usesysid is not null and query = '<insuff
 limit 1
 
 -- name: grants
--- The grants to other roles on the live schema, its tables, views and single columns, as statements that grant the
--- same on the rebuilt schema.
+-- One statement per right that another role has on the live schema, its tables, views or single columns. The statements
+-- grant the same rights on the rebuilt schema.
 select format('grant %s%s to %s%s', given.privilege_type, given.place,
               case given.grantee when 0 then 'public' else quote_ident(pg_get_userbyid(given.grantee)) end,
               case when given.is_grantable then ' with grant option' else '' end)
@@ -49,9 +51,10 @@ from (
 ) given
 
 -- name: dependents
--- Objects that depend on the schema or on its contents and are of no kind that Everyrun creates there: views in other
--- schemas, foreign keys, publications (also of the whole schema), triggers, rules, policies, functions, types of columns,
--- statistics, default privileges. Row security is listed apart: without a policy it is no object, but hides every row.
+-- Objects that depend on the schema or on its contents, and are of a kind that Everyrun does not create there: views in
+-- other schemas, foreign keys, publications (even of the whole schema), triggers, rules, policies, functions, types of
+-- columns, statistics, default privileges. Row security needs a query of its own: without a policy it is not an object,
+-- but it hides every row.
 with own as (
     select 'pg_namespace'::regclass as classid, $1::text::regnamespace::oid as objid
     union all
@@ -83,7 +86,7 @@ from pg_class where relnamespace = $1::text::regnamespace and relrowsecurity
 order by 1
 
 -- name: foreign_objects
--- Relations and columns in the first schema that the second one does not have.
+-- Relations and columns that the first schema has and the second schema does not have.
 select format('%s %I.%I', case c.relkind when 'i' then 'index' when 'v' then 'view' else 'relation' end, $1::text, c.relname)
 from pg_class c
 where c.relnamespace = $1::text::regnamespace and c.relkind in ('r', 'v', 'i', 'm', 'S', 'f', 'p')
