@@ -1,4 +1,4 @@
-"""Write files atomically: to a temporary file in the same folder, which is synced and then renamed."""
+"""Write files atomically: write a temporary file in the same folder, sync it to disk, and rename it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from typing import IO, Any
 
 @contextmanager
 def whole_binary(path: Path, *, mode: int | None = None, new: bool = False) -> Iterator[IO[bytes]]:
-    """Open a file for writing that replaces ``path`` if the block ends without an error.
+    """Open a temporary file for writing. It replaces ``path`` when the block ends without an error.
 
-    Until then, and after an error, ``path`` is unchanged. Links are followed. A path that is not a regular file (a
-    pipe, /dev/stdout) is written directly. ``mode`` sets the permissions; by default a replaced file keeps its
-    permissions and owner, and a new one follows the umask. With ``new``, raises FileExistsError if the file exists.
-    Raises OSError.
+    Until then, and after an error, ``path`` is unchanged. If ``path`` is a symbolic link, its target is replaced. A
+    path that is not a regular file (a pipe, /dev/stdout) is written directly.
+
+    ``mode`` sets the permissions. By default, a file that exists keeps its permissions and owner, and a new file gets
+    those that the umask allows. With ``new``, raises FileExistsError if the file exists. Raises OSError.
     """
     try:
         there: os.stat_result | None = os.stat(path)
@@ -42,13 +43,13 @@ def whole_binary(path: Path, *, mode: int | None = None, new: bool = False) -> I
             yield file
             file.flush()
             if there is not None:
-                # Keep the owner if we may change it: the superuser may write files of other users.
+                # Keep the owner of the file that is replaced. Only the superuser may do so for another user's file.
                 with contextlib.suppress(OSError):
                     os.fchown(file.fileno(), there.st_uid, there.st_gid)
             os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
         if new:
-            # A link fails if another process has made the file meanwhile; a rename would replace it.
+            # If another process has made the file meanwhile, os.link fails, while a rename would replace that file.
             os.link(name, place)
         else:
             os.replace(name, place)
@@ -62,15 +63,15 @@ def whole_binary(path: Path, *, mode: int | None = None, new: bool = False) -> I
 
 @contextmanager
 def whole(path: Path, *, newline: str | None = "\n", **more: Any) -> Iterator[IO[str]]:
-    """Open a text file as :func:`whole_binary` does, in UTF-8 in every locale.
+    """Open a text file as :func:`whole_binary` does. Its encoding is UTF-8, whatever the locale is.
 
-    A lone surrogate, which UTF-8 cannot encode, is written as its escape (``\\ud83d``), as in JSON.
+    A lone surrogate, which UTF-8 cannot encode, is written as an escape sequence (``\\ud83d``), as in JSON.
     """
     with whole_binary(path, **more) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline=newline)
         yield text
         text.flush()
-        # Keep the file open when the wrapper ends, because it is synced after this.
+        # Detach the wrapper, or it would close the file when it is deleted. whole_binary still has to sync the file.
         text.detach()
 
 
@@ -90,7 +91,7 @@ def _beside(place: Path, shown: Path) -> tuple[int, str]:
     try:
         return tempfile.mkstemp(prefix=f".{place.name[:100]}.", suffix=".part", dir=place.parent)
     except OSError as error:
-        # Name the path that the caller gave, not the temporary file.
+        # Raise an error that names the path which the caller gave, and not the temporary file.
         raise type(error)(error.errno, error.strerror, str(shown)) from None
 
 
@@ -101,7 +102,7 @@ def _umask() -> int:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename durable. Some file systems cannot sync a folder; the file itself is already synced."""
+    """Make a rename in a folder durable. Ignore errors, because some file systems cannot sync folders."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

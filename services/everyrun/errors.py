@@ -1,7 +1,7 @@
-"""The base of the errors that callers catch, and its four kinds.
+"""Define the base class of the errors that callers catch, and the four kinds of such errors.
 
-The command line takes its exit code from the kind (:mod:`everyrun.cli.exits`), the HTTP APIs take their status from it
-(:mod:`everyrun.http`). An error that never leaves its package needs no base from here.
+The kind of an error decides the exit code of the command line (:mod:`everyrun.cli.exits`) and the status of an HTTP
+response (:mod:`everyrun.http`). An error that is always caught in its own package need not derive from a class here.
 """
 # ruff: noqa: N818
 
@@ -11,37 +11,37 @@ from typing import Any
 
 
 class EveryrunError(Exception):
-    """Report why something cannot be done. The text is written for a person and holds no secret."""
+    """Something cannot be done. The text says why, for a person to read, and contains no secret."""
 
     #: The error code in the body of an HTTP response.
     code: str = "ERROR"
 
     def details(self) -> dict[str, Any]:
-        """Return what the body of an HTTP response holds beside ``code`` and ``message``."""
+        """Return the fields that the body of an HTTP response has in addition to ``code`` and ``message``."""
         return {}
 
 
 class Unavailable(EveryrunError):
-    """Something that is needed is down, busy or not ready; the same request can succeed later."""
+    """Something that is needed is down, busy or not ready. The same request can succeed later."""
 
     code = "UNAVAILABLE"
-    #: Seconds after which to try again.
+    #: Seconds after which the caller should try again.
     retry_after: int = 1
 
 
 class NotFound(EveryrunError):
-    """The thing that was named does not exist."""
+    """What the request names does not exist."""
 
     code = "NOT_FOUND"
 
 
 class Conflict(EveryrunError):
-    """The request contradicts what exists already."""
+    """The request contradicts something that already exists or is already decided."""
 
     code = "CONFLICT"
 
 
 class Invalid(EveryrunError):
-    """The request, a setting or a file is wrong; the text names the place and the remedy."""
+    """The request, a setting or a file is wrong. The text says where, and what to do."""
 
     code = "INVALID_REQUEST"

@@ -1,8 +1,9 @@
 """Kill this process with SIGKILL at a named point. For tests only; never set it in production.
 
-``EVERYRUN_FAILPOINTS`` names points, separated by commas. A process that reaches one of them kills itself, once: it
-first makes the file ``failpoints/POINT`` in ``EVERYRUN_DATA_DIR``, so the restarted process continues. A test disarms
-a point by making the file, and arms it again by removing the file.
+``EVERYRUN_FAILPOINTS`` lists points, separated by commas. A process that reaches a listed point kills itself, but only
+once per point: it first makes the file ``failpoints/POINT`` in ``EVERYRUN_DATA_DIR``, and passes the point if that file
+exists, so that the restarted process continues. A test disarms a point by making the file, and arms the point again by
+removing the file.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from pathlib import Path
 
 VARIABLE = "EVERYRUN_FAILPOINTS"
 
-#: Every point, in the order in which an input passes them. "before" and "after" refer to the named step.
+#: Every point, in the order in which an input passes them. A name is that of a part of the code and of a moment, which
+#: is before or after a step of that part.
 POINTS = (
     "intake.before_commit",
     "intake.after_commit",
@@ -52,12 +54,12 @@ if unknown := _armed.difference(POINTS):
 
 
 def done(data_dir: Path, point: str) -> Path:
-    """Return the path of the file that records that a point has killed its process."""
+    """Return the path of the file that records that a point has killed a process, and must not kill another."""
     return data_dir / "failpoints" / point
 
 
 def hit(point: str) -> None:
-    """Kill this process if the point is armed and has not killed one yet."""
+    """Kill this process if EVERYRUN_FAILPOINTS lists the point and the point has not killed a process yet."""
     if point in _armed:
         _kill(done(Path(os.environ.get("EVERYRUN_DATA_DIR", ".everyrun")), point))
 

@@ -13,14 +13,16 @@ from everyrun.redact import readable, redact
 class Health:
     """Tracks which parts of a service work, and answers ``/healthz`` and ``/readyz``.
 
-    A service is ready if it can serve its callers. Report a part that does not work with ``not_ready(part, why)``, and
-    ``ready(part)`` once it works. There are three kinds of part:
+    A service is ready if it can serve its callers. While a part does not work, call ``not_ready(part, why)``; when it
+    works, call ``ready(part)``. The arguments name the parts that must report at start. There are three kinds of parts:
 
-    - ``needs``, and every part not named here: the service is not ready until all of them work.
-    - ``at_start``: needed until they have worked once; after that they are only reported.
-    - ``reported``: never needed. Work that waits for them is done later, and callers are served meanwhile.
+    - ``needs``: the service is not ready while one of these does not work. Parts that no argument names are of this
+      kind too.
+    - ``at_start``: like ``needs`` until the part has worked once, and like ``reported`` from then on.
+    - ``reported``: ``/readyz`` shows if the part does not work, but the service is ready without it. Work that needs
+      the part is done later, and callers are served meanwhile.
 
-    The service is alive until ``fail(why)``.
+    The service is alive until ``fail(why)`` is called.
     """
 
     def __init__(self, *needs: str, at_start: Iterable[str] = (), reported: Iterable[str] = ()) -> None:
@@ -30,19 +32,19 @@ class Health:
         self._failed: str | None = None
 
     def ready(self, part: str) -> None:
-        """Report that the part works."""
+        """Record that the part works."""
         self._waiting.pop(part, None)
         if part in self._at_start:
             self._at_start.discard(part)
             self._reported.add(part)
 
     def not_ready(self, part: str, why: str) -> None:
-        """Report that the part does not work, for now."""
-        # The endpoint needs no token, so the text must not hold a secret.
+        """Record that the part does not work, for now."""
+        # Anybody can call /readyz without a token, so the text must not contain a secret.
         self._waiting[part] = redact(readable(why))
 
     def fail(self, why: str) -> None:
-        """Report that this process cannot continue and should be restarted."""
+        """Record that this process cannot continue and should be restarted."""
         self._failed = redact(why)
 
     @property
@@ -56,9 +58,10 @@ class Health:
         return {part: why for part, why in self._waiting.items() if part not in self._reported}
 
     def answer(self, path: str) -> tuple[int, bytes]:
-        """Return status (200 or 503) and JSON body for ``/healthz`` or ``/readyz``.
+        """Return the HTTP status (200 or 503) and the JSON body of the response for ``/healthz`` or ``/readyz``.
 
-        ``waiting`` lists every part that does not work, including those that are only reported.
+        In the body, ``waiting`` has every part that does not work, with the reason; ``missing`` lists those of them
+        without which the service is not ready.
         """
         if self._failed is not None:
             return 503, msgspec.json.encode({"status": "failed", "reason": self._failed})

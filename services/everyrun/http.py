@@ -1,4 +1,4 @@
-"""Build the HTTP APIs: check tokens and scopes, limit bodies, and answer errors in one form."""
+"""Define what the HTTP APIs have in common: checks of tokens and scopes, limits of bodies, and the form of errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _log = log(__name__)
 
 
 class ApiError(EveryrunError):
-    """End a request with a status, a code and a message; ``more`` is added to the body."""
+    """Ends a request with this status. The response has the code, the message and the fields in ``more``."""
 
     def __init__(self, status: int, code: str, message: str, **more: Any) -> None:
         super().__init__(message)
@@ -36,12 +36,12 @@ class ApiError(EveryrunError):
         self._more = more
 
     def details(self) -> dict[str, Any]:
-        """Return what was given beside the code and the message."""
+        """Return the fields that the response has in addition to the code and the message."""
         return self._more
 
 
 class InvalidFieldError(Invalid):
-    """A parameter or a field of the body is wrong. The response names it in ``field``: 422."""
+    """A parameter or a field of the body is wrong. The response is 422, and has the name as ``field``."""
 
     def __init__(self, field: str, problem: str) -> None:
         super().__init__(f"{field}: {problem}")
@@ -52,7 +52,7 @@ class InvalidFieldError(Invalid):
         return {"field": self.field}
 
 
-#: The HTTP status for each kind of error.
+#: The HTTP status of the response for each kind of error.
 _STATUS = {NotFound: 404, Conflict: 409, Invalid: 422, Unavailable: 503}
 
 
@@ -73,7 +73,10 @@ def _permitted(request: Request, needed: SecurityScopes, _for_openapi: Annotated
 
 
 def _refuse_unknown_parameters(request: Request) -> None:
-    """Raise InvalidFieldError if the route has no such query parameter: a misspelled filter would filter nothing."""
+    """Raise InvalidFieldError if the request has a query parameter that the route does not know.
+
+    It must not be ignored, because a misspelled filter would filter nothing.
+    """
     known = [parameter.alias for parameter in request.scope["route"].dependant.query_params]
     for name in request.query_params:
         if name not in known:
@@ -84,17 +87,17 @@ def _refuse_unknown_parameters(request: Request) -> None:
 
 
 def scope(name: tokens.Scope) -> Any:
-    """Require a scope of the token for a route: ``dependencies=[scope("read")]``. Every route requires one."""
+    """Require that the caller's token has a scope. Every route must use this: ``dependencies=[scope("read")]``."""
     return Security(_permitted, scopes=[name])
 
 
 def caller(request: Request) -> str:
-    """Return the name of the token that a request carries, to record who made a decision."""
+    """Return the name of the token that a request carries. It is recorded with a decision, to show who made it."""
     found: tokens.Caller = request.state.caller
     return found.name
 
 
-#: Maximum size of a request body in bytes. Routes that stream a body have their own limit.
+#: Maximum size of a request body in bytes. Routes that stream their body check a limit of their own.
 BODY_BYTES = 16 << 20
 
 
@@ -125,7 +128,10 @@ class _Guard:
         self._unavailable = unavailable
 
     async def __call__(self, asgi: AsgiScope, receive: Receive, send: Send) -> None:
-        """Call the application if the token is valid. Else answer 401, the same for every kind of invalid token."""
+        """Call the application if the token is valid. Otherwise answer 401.
+
+        The response is the same for every kind of invalid token, so that it tells an attacker nothing.
+        """
         if asgi["type"] != "http" or asgi["path"] == "/openapi.json":
             await self._app(asgi, receive, send)
             return
@@ -173,7 +179,7 @@ def _away(error: Exception) -> JSONResponse:
 
 
 def _field_problem(problem: dict[str, Any], request: Request) -> tuple[str, str]:
-    """Return the field that a validation error is about, and what is wrong with it."""
+    """Return the field that a validation error of pydantic is about, and what is wrong with the field."""
     field = ".".join(str(part) for part in problem["loc"][1:]) or str(problem["loc"][0])
     context = problem.get("ctx") or {}
     if problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
@@ -184,7 +190,7 @@ def _field_problem(problem: dict[str, Any], request: Request) -> tuple[str, str]
     if problem["type"] != "missing":
         return field, problem["msg"]
     if problem["loc"] == ("body",):
-        # The whole body is missing: name the first field that it must have.
+        # The whole body is missing. Name the first field that the body must have, which says more than "body".
         body = getattr(request.scope.get("route"), "body_field", None)
         fields = getattr(getattr(body, "field_info", None), "annotation", None)
         needed = [name for name, one in getattr(fields, "model_fields", {}).items() if one.is_required()]
@@ -193,7 +199,7 @@ def _field_problem(problem: dict[str, Any], request: Request) -> tuple[str, str]
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Answer errors with ``{"code", "message"}``: Everyrun's by their kind, and those of the framework."""
+    """Make the app answer errors with ``{"code", "message"}``: Everyrun's own, and those of FastAPI and Starlette."""
 
     @app.exception_handler(ApiError)
     async def api_error(_request: Request, error: ApiError) -> JSONResponse:
@@ -233,10 +239,11 @@ def api(
     streams: frozenset[str] = frozenset(),
     unavailable: tuple[type[Exception], ...] = POSTGRES_AWAY,
 ) -> FastAPI:
-    """Return a FastAPI application that requires a token, from ``pool``, for every path but the OpenAPI document.
+    """Return a FastAPI application that requires a valid token on every path except ``/openapi.json``.
 
-    Bodies have at most BODY_BYTES, except on the paths in ``streams``, whose routes set their own limit. Errors in
-    ``unavailable`` mean that the database does not answer: 503.
+    The tokens are read from ``pool``. A body larger than BODY_BYTES is refused, except on the paths in ``streams``,
+    whose routes check a limit of their own. Errors of the classes in ``unavailable`` mean that the database does not
+    answer; the response is 503.
     """
     app = FastAPI(
         title=title, description=description, version="1", docs_url=None, redoc_url=None, redirect_slashes=False
@@ -244,7 +251,7 @@ def api(
     unknown = app.router.default
 
     async def same_without_slash(asgi: AsgiScope, receive: Receive, send: Send) -> None:
-        """Handle an unknown path that ends with a slash as the path without it, instead of redirecting."""
+        """If an unknown path ends with a slash, handle the request as if the slash were not there."""
         path = asgi.get("path", "")
         if asgi["type"] == "http" and path.endswith("/") and path.rstrip("/"):
             await app.router({**asgi, "path": path.rstrip("/")}, receive, send)

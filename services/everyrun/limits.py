@@ -1,4 +1,7 @@
-"""Limit an HTTP request: bytes and lines before its body, and the time for its head and its body."""
+"""Limit what an HTTP client can use up: the size of a request's head, and the time for its head and its body.
+
+The head is the request line and the headers.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +14,17 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 AsgiApp = Callable[[Any, Any, Any], Awaitable[None]]
 
-#: Maximum size of the request line and the headers together, and maximum number of headers.
+#: Maximum size of a head in bytes, and maximum number of headers.
 HEAD_BYTES = 32 << 10
 HEAD_LINES = 100
-#: Seconds from the first byte of a request to the end of its head. A connection without a request is idle, and closed
-#: after EVERYRUN_KEEP_ALIVE, even if it never had one, because load balancers open connections ahead.
+#: Seconds from the first byte of a request to the end of its head. This time does not begin before that byte: load
+#: balancers open connections in advance, and a connection without a request may be idle for EVERYRUN_KEEP_ALIVE.
 HEAD_WITHIN = 10.0
-#: Seconds for a body, and the bytes that earn it one more second. A slower body is given up.
+#: A body gets this many seconds, and one more second for every so many bytes that arrive. A slower body is given up.
 BODY_WITHIN = 25.0
 BODY_BYTES_PER_SECOND = 4 << 10
-#: Seconds for which the rest of a request is read after its response, so that the client can read the response.
+#: If the response is sent before the whole request was read, seconds for which the rest is still read. Closing the
+#: connection at once could prevent the client from reading the response.
 LINGER = 10.0
 
 
@@ -34,7 +38,7 @@ class LimitedProtocol(HttpToolsProtocol):
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Wait for the first request."""
+        """Start the timer for an idle connection, which waits for its first request."""
         super().connection_made(transport)
         self._arm(self.timeout_keep_alive)
 
@@ -44,7 +48,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse data, and refuse a head that is too large or too slow."""
+        """Parse data. Refuse a head that is too large, and start the timer for a head that is not complete."""
         was_in_head = self._in_head
         super().data_received(data)
         if self.transport.is_closing():
@@ -52,7 +56,8 @@ class LimitedProtocol(HttpToolsProtocol):
         if not self._in_head:
             self._bound_idleness()
             return
-        # The data in which a head begins may hold an earlier request too. The whole head is checked when it ends.
+        # Do not count the data in which the head begins, because they may contain the end of an earlier request.
+        # on_headers_complete checks the exact size.
         self._head += len(data) if was_in_head else 0
         if self._head > HEAD_BYTES:
             self._refuse()
@@ -60,7 +65,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self._arm(HEAD_WITHIN)
 
     def on_message_begin(self) -> None:
-        """Start to count a head."""
+        """Start to count the bytes of a head."""
         self._disarm()
         self._in_head, self._whole, self._head = True, False, 0
         super().on_message_begin()
@@ -76,19 +81,19 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        """Note that the whole request was read."""
+        """Record that the whole request was read."""
         self._whole = True
         self._disarm()
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """Limit the time for the rest of the request, if it was not read completely."""
+        """If the request was not read completely, limit the time for its rest."""
         super().on_response_complete()
         if not self._whole:
             self._arm(LINGER)
 
     def send_400_response(self, msg: str) -> None:
-        """Answer a malformed request with 400, or one whose head is too large with 431."""
+        """Answer a malformed request with 400, and a request whose head is too large with 431."""
         if not self._refused:
             super().send_400_response(msg)
             return
@@ -103,7 +108,10 @@ class LimitedProtocol(HttpToolsProtocol):
         self.send_400_response("")
 
     def _bound_idleness(self) -> None:
-        """Close an idle connection later. Line breaks between requests stop uvicorn's own timer, but are no request."""
+        """Start a timer that closes an idle connection, if none is running.
+
+        uvicorn stops its own timer when any bytes arrive, even if they are only line breaks and no request.
+        """
         answered = self.cycle is None or self.cycle.response_complete
         if answered and self._whole and self._timer is None and self.timeout_keep_alive_task is None:
             self._arm(self.timeout_keep_alive)
@@ -124,7 +132,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
 
 def with_body_timeout(app: AsgiApp, clock: Callable[[], float] = time.monotonic) -> AsgiApp:
-    """Wrap ``app`` so that a body that arrives too slowly ends as if the client had disconnected."""
+    """Wrap ``app`` so that, if a body arrives too slowly, the app sees that the client disconnected."""
 
     async def asgi(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -142,7 +150,7 @@ def with_body_timeout(app: AsgiApp, clock: Callable[[], float] = time.monotonic)
                     message = await receive()
             except TimeoutError:
                 return {"type": "http.disconnect"}
-            # Count only the wait for the client, not the work of the app.
+            # Count only the time spent waiting for the client, and not the time in which the app works.
             left += len(message.get("body", b"")) / BODY_BYTES_PER_SECOND - (clock() - began)
             left = min(left, BODY_WITHIN)
             whole = not message.get("more_body")

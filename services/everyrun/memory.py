@@ -1,4 +1,4 @@
-"""Reduce the cost of memory in processes that handle many records."""
+"""Reduce the time for garbage collection, and the memory in use, in processes that handle many records."""
 
 from __future__ import annotations
 
@@ -6,24 +6,25 @@ import asyncio
 import ctypes
 import gc
 
-#: New objects after which the garbage collector looks through the youngest generation. With the default of 700 it would
-#: walk through the records of a poll many times, although none is in a cycle and reference counts free them.
+#: After this many new objects, the garbage collector looks for cycles in the youngest generation. With the much lower
+#: default it would walk through the records of a poll many times, and find none: reference counts free the records.
 _YOUNG = 100_000
 #: Seconds between two releases of memory.
 _EVERY = 20.0
 
 
 def reduce_garbage_collection() -> None:
-    """Exclude all present objects from garbage collection, and look for cycles among new ones rarely."""
+    """Exclude all present objects from garbage collection, and make it rarely look for cycles among new objects."""
     gc.freeze()
     gc.set_threshold(_YOUNG, 20, 100)
 
 
 async def keep_releasing_memory() -> None:
-    """Every twenty seconds, for ever, return freed memory from the C library to the system.
+    """Every twenty seconds, forever, make the C library return freed memory to the system.
 
-    glibc alone returns only memory above everything in use, so a process would stay as large as its largest poll. After
-    :func:`reduce_garbage_collection`, also collect cycles, because the oldest generation would never be collected.
+    By itself glibc returns only the memory above the highest address in use, so a process would stay as large as its
+    largest poll made it. If :func:`reduce_garbage_collection` was called, also collect cycles, because with its
+    settings the oldest generation would never be collected.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     while True:

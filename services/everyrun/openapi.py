@@ -1,7 +1,8 @@
 """Describe the responses of our HTTP APIs in their OpenAPI documents: the type of each success, and every error.
 
-A route declares its responses with ``@answers(Type, {404: "..."})`` below its path. Responses that any call can have
-(401, 403, 422, 503, 504, …) are added here, depending on its parameters and body. None of this runs during a call.
+A route declares its own responses with the decorator ``@answers(Type, {404: "..."})``, below the decorator that has its
+path. This module adds the responses that any route can have (401, 403, 503, 504), and those of routes with parameters
+or a body (400, 413, 422). All this is only documentation, and does nothing while a request is handled.
 """
 
 from __future__ import annotations
@@ -26,21 +27,22 @@ _Route = TypeVar("_Route", bound=Callable[..., Any])
 class Problem(msgspec.Struct, frozen=True):
     """The body of an error response."""
 
-    code: Annotated[str, Meta(description="What is wrong, for programs. One status may have several codes.")]
+    code: Annotated[str, Meta(description="What is wrong, for programs. A status can have several codes.")]
     message: Annotated[str, Meta(description="What is wrong and what to do, for people. The wording may change.")]
     field: Annotated[
-        str | UnsetType, Meta(description="The parameter, or the field of the body, that is wrong, if it is one.")
+        str | UnsetType,
+        Meta(description="The parameter or the field of the body that is wrong. Absent if the problem is another one."),
     ] = UNSET
 
 
 class Forbidden(Problem, frozen=True, kw_only=True):
-    """The token is valid, but not for this call."""
+    """The body of a 403 response: the token is valid, but lacks the scope for this call."""
 
     scope: Annotated[str, Meta(description="The scope that the token lacks: submit, read or operate.")]
 
 
 class Answers(msgspec.Struct, frozen=True):
-    """The responses of a route: the type of its success, its own errors, and types that only a schema refers to."""
+    """The responses that a route declares: see :func:`answers`."""
 
     success: Any
     errors: Mapping[int, str | tuple[str, Any]]
@@ -50,9 +52,10 @@ class Answers(msgspec.Struct, frozen=True):
 def answers(
     success: Any, errors: Mapping[int, str | tuple[str, Any]] | None = None, *, also: Sequence[Any] = ()
 ) -> Callable[[_Route], _Route]:
-    """Declare the responses of the route below: the msgspec type of a success, and its own errors by status.
+    """Declare the responses of the decorated route: the msgspec type of a success, and its own errors by HTTP status.
 
-    An error is a sentence that begins with its code, or a pair of that and the type of its body.
+    An error is a sentence that begins with the error's code, or a pair of such a sentence and the type of the body.
+    ``also`` lists types to which :func:`any_of` refers by name, so that the document defines them.
     """
 
     def mark(route: _Route) -> _Route:
@@ -63,12 +66,12 @@ def answers(
 
 
 def answers_of(route: APIRoute) -> Answers | None:
-    """Return the responses that a route declares, or None."""
+    """Return the responses that a route declares, or None if it declares none."""
     found: Answers | None = getattr(route.endpoint, _MARK, None)
     return found
 
 
-#: Errors that any call can have.
+#: Errors that any route can answer.
 _ALWAYS: Mapping[int, str | tuple[str, Any]] = {
     401: "UNAUTHORIZED: the token is missing, unknown, expired or revoked. The response is the same for each.",
     403: ("FORBIDDEN: the token lacks a scope; `scope` names it.", Forbidden),
@@ -126,7 +129,7 @@ def document(app: FastAPI) -> dict[str, Any]:
 
 
 def _clean_descriptions(node: Any) -> Any:
-    """Remove the indentation of docstrings from descriptions: only Python 3.13 and newer does so by itself."""
+    """Remove the indentation from descriptions that are docstrings. Python does that by itself only from 3.13 on."""
     if isinstance(node, dict):
         return {
             key: inspect.cleandoc(value)
@@ -142,5 +145,5 @@ def _response(text: str, schema: Any) -> dict[str, Any]:
 
 
 def any_of(*types: type) -> Meta:
-    """Describe a value that is one of several structs. Pass the structs as ``also`` to ``answers``."""
+    """Describe a value that is one of several structs. The route must pass these as ``also`` to :func:`answers`."""
     return Meta(extra_json_schema={"anyOf": [{"$ref": REF.format(name=one.__name__)} for one in types]})

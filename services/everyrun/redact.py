@@ -1,6 +1,7 @@
-"""Remove secrets from texts. Error messages and log lines may hold a link, a token or a password.
+"""Remove secrets from texts, because error messages and log lines can contain a link, a token or a password.
 
-Only this module knows the installation's secrets. ``settings.load`` passes them to it.
+Secrets are recognized in two ways: this module knows the secrets in the settings, which ``settings.load`` passes to it,
+and it knows the forms that secrets have.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 HIDDEN = "[hidden]"
 
-#: Header values that h11 refuses to send; the user and the query of a URL; values after Bearer or Basic; tokens and
-#: keys by their form; rows in Postgres's errors.
+#: The forms, each with its replacement. In this order: header values in the errors of h11; the user and the query in a
+#: URL; values after Bearer or Basic; our tokens; other keys and secrets with a known prefix; rows in Postgres's errors.
 _FORMS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"(Illegal header value )b?(['\"]).*?\2(?=$|[\s,;)])", re.DOTALL), rf"\1{HIDDEN}"),
     (re.compile(r"([a-z][a-z0-9+.-]*://)[^\s/?#@\"'<>\\]+@", re.IGNORECASE), rf"\1{HIDDEN}@"),
@@ -25,16 +26,16 @@ _FORMS: tuple[tuple[re.Pattern[str], str], ...] = (
 )
 
 
-#: Minimum length of a secret to be hidden. Shorter texts are too common.
+#: Minimum length of a secret that is hidden. A shorter text would also be hidden where it is not the secret.
 _LEAST = 6
 _known: set[str] = set()
 _exact: re.Pattern[str] | None = None
 
 
 def remember(secrets: Iterable[str]) -> None:
-    """Hide these texts from now on in every text of this process, also as JSON, Python or a URL would write them.
+    """Make :func:`redact` hide these secrets from now on, even if they are written as in JSON, Python or a URL.
 
-    Texts of fewer than six characters are not hidden.
+    Secrets of fewer than six characters are not hidden.
     """
     global _exact
     for text in secrets:
@@ -45,7 +46,7 @@ def remember(secrets: Iterable[str]) -> None:
 
 
 def passwords_of(dsn: str) -> list[str]:
-    """Return the passwords in a Postgres dsn, before the host or as a parameter. Return none if it is not a URL."""
+    """Return the passwords in a Postgres dsn: before the host, or as a parameter. If it is not a URL, return none."""
     try:
         parts = urlsplit(dsn)
         given = [unquote(parts.password or ""), *parse_qs(parts.query).get("password", [])]
@@ -55,7 +56,7 @@ def passwords_of(dsn: str) -> list[str]:
 
 
 def redact(text: str) -> str:
-    """Return a text without the installation's secrets, and without anything that looks like a secret."""
+    """Return a text without the secrets that this module knows, and without anything that has the form of a secret."""
     if _exact is not None:
         text = _exact.sub(HIDDEN, text)
     for form, instead in _FORMS:
@@ -64,18 +65,19 @@ def redact(text: str) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """Return an error's type and text without secrets, safe to store and to show.
+    """Return an error's type and text without secrets, so that they can be stored and shown.
 
-    The text of a library's error may hold its input: a header, an address, a row.
+    This is necessary because the text of a library's error can contain what the library was given: a header, a URL, a
+    row.
     """
     return redact(readable(f"{type(error).__name__}: {error}".removesuffix(": ")))
 
 
-#: The addresses that aiokafka could not reach: ``[('127.0.0.1', 9092, <AddressFamily.AF_INET: 2>)]``.
+#: An address as aiokafka writes it in the error that it cannot reach it: ``('127.0.0.1', 9092, <AddressFamily...>)``.
 _ADDRESS = re.compile(r"\(['\"]([^'\"]+)['\"], (\d+)(?:, <[^>]*>)?\)")
 _DOUBLED = re.compile(r"\b(\w+): (?=\1\b: )")
 
 
 def readable(text: str) -> str:
-    """Return an error's text with each type named once, and addresses as ``host:port``."""
+    """Return an error's text without immediate repetitions of the type's name, and with addresses as ``host:port``."""
     return _DOUBLED.sub("", _ADDRESS.sub(r"\1:\2", text))

@@ -1,7 +1,8 @@
-"""Find changes of an event's schema that would break a reader: our code with old events, or consumers with new ones.
+"""Find changes of an event's schema that would break a reader.
 
-The rules are in docs/reference/compatibility.md. ``python -m everyrun.schema_compatibility`` stores copies of released
-schemas, and a test compares the present ones with them.
+Readers are our own code, which must read old events, and consumers, which must read new events. The rules are in
+docs/reference/compatibility.md. ``python -m everyrun.schema_compatibility`` stores a copy of each released schema, and
+a test compares the present schemas with these copies.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from typing import Any
 
 Schema = Mapping[str, Any]
 
-#: Keywords that may differ, because they only describe.
+#: Keywords of JSON Schema that may differ, because they only describe.
 _WORDS = {"$schema", "$id", "$defs", "title", "description", "examples", "default"}
-#: Bounds. True if a greater bound is narrower.
+#: Keywords that limit values. True for those that allow fewer values if the limit is greater.
 _BOUNDS = {
     **dict.fromkeys(("minimum", "exclusiveMinimum", "minLength", "minItems"), True),
     **dict.fromkeys(("maximum", "exclusiveMaximum", "maxLength", "maxItems"), False),
@@ -24,7 +25,10 @@ _BOUNDS = {
 
 
 def breaks(released: Schema, present: Schema) -> list[str]:
-    """Return the changes in the present schema that would break a reader, each with the path of its field."""
+    """Return the changes from the released to the present schema that would break a reader.
+
+    Each is a text that begins with the path of the field that changed.
+    """
     return list(_compare(released, present, _Refs(released, present), ""))
 
 
@@ -33,11 +37,11 @@ class _Refs:
         self._released, self._present = released.get("$defs", {}), present.get("$defs", {})
 
     def old(self, schema: Schema) -> Schema:
-        """Follow references in the released document."""
+        """Return the schema, or if it is a reference, the schema to which it refers in the released document."""
         return self._follow(schema, self._released)
 
     def new(self, schema: Schema) -> Schema:
-        """Follow references in the present document."""
+        """Return the schema, or if it is a reference, the schema to which it refers in the present document."""
         return self._follow(schema, self._present)
 
     @staticmethod
@@ -144,7 +148,10 @@ def _branches(schema: Schema) -> list[Schema]:
 
 
 def release(schemas: Path, released: Path) -> list[str]:
-    """Copy each schema whose version has no copy yet, and return their names. Never overwrite a released one."""
+    """Copy each schema whose version has no copy in ``released`` yet, and return the names of the new copies.
+
+    A copy that exists is never overwritten, because events with that schema are in logs.
+    """
     made = []
     for path in sorted(schemas.glob("*.json")):
         version = json.loads(path.read_text())["$id"].rpartition("/")[2]

@@ -1,6 +1,6 @@
 """Write ``schemas/`` and the generated pages of ``docs/reference/`` from the code's types.
 
-Run it with ``python -m everyrun.schemas``. A test compares the committed files with what this makes.
+Run this module with ``python -m everyrun.schemas``. A test fails if the committed files differ from what it writes.
 """
 
 from __future__ import annotations
@@ -25,19 +25,20 @@ from everyrun.settings import load
 from everyrun.submission.api.submissions import submission_api
 
 _KEYS = {
-    "batches": "chunk (for a part of a cut chunk, the chunk that was cut first); for a registered batch the batchId; "
-    "for an event about no chunk the submission, workflow or token id",
-    "runs": "chunk that the reserved metadata key names; without one the batchId; without either the run id",
-    "deliveries": "run id",
-    "results": "input id",
-    "reports": "batchId, chunk or submission id",
-    "quarantine": "source position of the message",
-    "probes": "host of the doctor",
+    "batches": "the chunk (for a part of a cut chunk, the chunk that was cut first); for a registered batch the "
+    "batchId; for an event that is not about a chunk the id of the submission, workflow or token",
+    "runs": "the chunk that the reserved metadata key names; if the run has no such key, the batchId; if it has no "
+    "batchId either, the run id",
+    "deliveries": "the run id",
+    "results": "the input id",
+    "reports": "the batchId, chunk or submission id",
+    "quarantine": "the source of the message: its topic, partition and offset",
+    "probes": "the name of the host on which the doctor runs",
 }
 
 
 def event_schemas() -> dict[str, dict[str, Any]]:
-    """Return the JSON Schema of the value of each event, by event type."""
+    """Return the JSON Schema for the values of each type of event, by the name of the type."""
     found = {}
     for kind in sorted({k for kinds in events.TOPICS.values() for k in kinds}, key=lambda k: k.__name__):
         tag = str(cast(Any, kind).__struct_config__.tag)
@@ -52,7 +53,7 @@ def event_schemas() -> dict[str, dict[str, Any]]:
 
 
 def asyncapi() -> dict[str, Any]:
-    """Describe the topics, their keys, retention and messages, as AsyncAPI 3."""
+    """Return an AsyncAPI 3 document about the topics: their keys, retention and messages."""
     channels, messages, operations = {}, {}, {}
     attributes = {f"ce_{name}": {"type": "string"} for name in _ATTRIBUTES}
     for topic in declared():
@@ -110,9 +111,13 @@ _HEALTH = {
         "waiting": {
             "type": "object",
             "additionalProperties": {"type": "string"},
-            "description": "Each part that does not work, needed or not, and why.",
+            "description": "Each part that does not work, whether it is needed or not, with the reason.",
         },
-        "missing": {"type": "array", "items": {"type": "string"}, "description": "Those that are needed."},
+        "missing": {
+            "type": "array",
+            "items": {"type": "string"},
+            "description": "The names of those parts in `waiting` without which the service is not ready.",
+        },
     },
 }
 
@@ -143,18 +148,18 @@ def _bridge() -> dict[str, Any]:
     document = _health("bridge")
     names = ("x-extend-request-timestamp", "x-extend-request-signature")
     hook = {
-        "summary": "Accept a webhook of Extend: 200 once it is in the log",
+        "summary": "Accept a webhook from Extend, and answer 200 once it is in the log",
         "parameters": [
             {"name": name, "in": "header", "required": True, "schema": {"type": "string"}} for name in names
         ],
         "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}},
         "responses": {
-            "200": _answer("It is in the log, or it was dropped because nothing needs it.", "Taken"),
-            "400": _answer("INCOMPLETE: the body was cut short.", "Problem"),
+            "200": _answer("The webhook is in the log, or it was dropped because nothing needs it.", "Taken"),
+            "400": _answer("INCOMPLETE: the body ended early.", "Problem"),
             "401": _answer("UNAUTHORIZED: the signature or the timestamp is missing, wrong or stale.", "Problem"),
             "405": _answer("METHOD_NOT_ALLOWED: POST only.", "Problem"),
             "413": _answer("TOO_LARGE: the body is larger than EVERYRUN_WEBHOOK_MAX_BYTES.", "Problem"),
-            "503": _answer("UNAVAILABLE: not accepted; Extend retries it.", "Problem"),
+            "503": _answer("UNAVAILABLE: the webhook was not accepted. Extend sends it again.", "Problem"),
         },
     }
     document["components"]["schemas"] |= msgspec.json.schema_components([Problem], ref_template=REF)[1]
@@ -168,7 +173,7 @@ def _bridge() -> dict[str, Any]:
 
 
 def documents() -> dict[str, str]:
-    """Return every generated file that needs no database, as text by its path in the repository."""
+    """Return the text of every generated file that can be made without a database, by its path in the repository."""
     files = {f"schemas/events/{tag}.json": _json(schema) for tag, schema in event_schemas().items()}
     files |= {f"schemas/openapi/{name}.json": _json(document) for name, document in openapis().items()}
     files["schemas/asyncapi.yaml"] = yaml.safe_dump(asyncapi(), sort_keys=False, width=120)
@@ -183,7 +188,10 @@ def _json(document: Any) -> str:
 
 
 def main(folder: Path) -> None:
-    """Write every file that needs no database. A test that has one writes the page of tables (see CONTRIBUTING)."""
+    """Write every generated file that can be made without a database.
+
+    The page of tables is read from a database, so a test writes that page (see CONTRIBUTING).
+    """
     for name, text in documents().items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

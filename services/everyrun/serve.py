@@ -1,4 +1,4 @@
-"""Run a service as a process: HTTP server, health paths, metrics, signals and a graceful end."""
+"""Run a service as a process, with an HTTP server, health paths, metrics, and an orderly end after a signal."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 AsgiApp = Callable[[Any, Any, Any], Awaitable[None]]
 
 
-#: Seconds within which a process ends after a signal, whatever it waits for.
+#: Seconds within which a process must end after a signal, whatever it waits for. After that its work is cancelled.
 END_WITHIN = 8.0
 
 
 class _Ready(Collector):
-    """Exports ``everyrun_ready`` (0 if readyz answers 503), and ``everyrun_waiting`` for each broken part."""
+    """Exports the metrics ``everyrun_ready`` (0 if readyz answers 503) and ``everyrun_waiting`` (1 per broken part)."""
 
     def __init__(self, health: Health) -> None:
         self._health = health
@@ -42,7 +42,7 @@ class _Ready(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Yield both metrics."""
         status, _ = self._health.answer("/readyz")
-        what = "1 if the process can serve its callers."
+        what = "1 if the process can serve its callers, else 0."
         yield GaugeMetricFamily("everyrun_ready", what, value=float(status == 200))
         what = "1 for each part that does not work, even if it is not needed."
         waiting = GaugeMetricFamily("everyrun_waiting", what, labels=["part"])
@@ -54,7 +54,8 @@ class _Ready(Collector):
 def with_health(health: Health, app: AsgiApp | None = None, registry: CollectorRegistry | None = None) -> AsgiApp:
     """Return an ASGI application that answers ``/healthz``, ``/readyz`` and ``/metrics`` without a token.
 
-    It passes other requests to ``app``. Metrics of the process and its health are added to ``registry``.
+    It passes all other requests to ``app``. ``/metrics`` shows ``registry``, to which the metrics of the process and of
+    its health are added.
     """
     shown = registry if registry is not None else CollectorRegistry()
     shown.register(_Ready(health))
@@ -75,9 +76,9 @@ def with_health(health: Health, app: AsgiApp | None = None, registry: CollectorR
 
 
 class StartingApp:
-    """An ASGI application that answers every request with 503 until ``app`` is set, and then passes them to it.
+    """An ASGI application that answers every request with 503 until ``app`` is set, and then passes requests to it.
 
-    A service listens with it from its first second, so that a probe or a caller learns what the start waits for.
+    With it, a service can listen from its first second, so that a probe or a caller learns what the start waits for.
     """
 
     def __init__(self, health: Health) -> None:
@@ -85,7 +86,7 @@ class StartingApp:
         self._health = health
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer 503 UNAVAILABLE with Retry-After, or pass the request to the application."""
+        """Pass the request to ``app``. If that is not set yet, answer 503 UNAVAILABLE with Retry-After."""
         if self.app is not None:
             await self.app(scope, receive, send)
         elif scope["type"] == "http":
@@ -102,7 +103,7 @@ async def respond(
     content_type: bytes = b"application/json",
     more: Iterable[tuple[bytes, bytes]] = (),
 ) -> None:
-    """Send a complete HTTP response, with ``more`` headers."""
+    """Send a complete HTTP response. ``more`` are further headers."""
     headers = [(b"content-type", content_type), (b"content-length", str(len(body)).encode()), *more]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
@@ -111,7 +112,7 @@ async def respond(
 class _Server(uvicorn.Server):
     """uvicorn without its own signal handling, because ``run_service`` handles signals."""
 
-    #: Set beside ``should_exit``.
+    #: Set whenever ``should_exit`` is set to True, so that ``main_loop`` need not look at that all the time.
     exiting: asyncio.Event
 
     @contextlib.contextmanager
@@ -119,7 +120,10 @@ class _Server(uvicorn.Server):
         yield
 
     async def main_loop(self) -> None:
-        """Run uvicorn's periodic work once a second. uvicorn wakes up ten times a second to look at ``should_exit``."""
+        """Run uvicorn's periodic work once a second, or at once if the server must stop.
+
+        uvicorn's own loop wakes up ten times a second to look at ``should_exit``, which uses CPU while nothing happens.
+        """
         while not await self.on_tick(0):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.exiting.wait(), 1.0)
@@ -129,10 +133,10 @@ class _Server(uvicorn.Server):
 async def http_server(
     listen: str, app: AsgiApp, drain: float = 5.0, *, dated: bool = True, keep_alive: int = 75
 ) -> Any:
-    """Serve ``app`` on ``host:port`` while the block runs. At its end, requests in progress get ``drain`` seconds.
+    """Serve ``app`` on ``host:port`` while the block runs. When it ends, requests in progress get ``drain`` seconds.
 
-    Idle connections are closed after ``keep_alive`` seconds. If ``dated``, responses carry a Date header. Headers and
-    slow bodies are limited (:mod:`everyrun.limits`); the app limits the size of bodies.
+    Idle connections are closed after ``keep_alive`` seconds. If ``dated`` is true, responses have a Date header.
+    :mod:`everyrun.limits` limits the headers and the time for a body; ``app`` must limit the size of a body.
     """
     host, port = listen_address(listen)
     config = uvicorn.Config(
@@ -167,18 +171,21 @@ async def http_server(
 
 
 class StopEvent(asyncio.Event):
-    """An event that a signal sets. ``signal`` is the name of the first one, for example SIGTERM."""
+    """An event that a signal sets. ``signal`` is the name of the first signal, for example SIGTERM."""
 
     signal = ""
 
     def set_by(self, number: int) -> None:
-        """Set the event, because the process got this signal."""
+        """Set the event, because the process has received the signal with this number."""
         self.signal = self.signal or signal.Signals(number).name
         self.set()
 
 
 def stop_on_signals() -> StopEvent:
-    """Return an event that SIGTERM and SIGINT set, even if SIGINT was inherited as ignored (a background job)."""
+    """Return an event that SIGTERM and SIGINT set.
+
+    SIGINT sets it even if the process inherited that it ignores SIGINT, as a shell's background job does.
+    """
     stop = StopEvent()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -196,8 +203,8 @@ def run_service(
 ) -> None:
     """Run ``main(settings, stop)`` as the process of a service. ``main`` must return soon after ``stop`` is set.
 
-    If a needed setting is missing or wrong, end with status 2 and name its variable on standard error. ``fast_loop``
-    uses uvloop, for services that answer many small requests.
+    If one of the settings in ``needs`` is missing, or any setting is wrong, name its variable on standard error and end
+    with status 2. ``fast_loop`` is for services that answer many small requests: they use uvloop.
     """
     try:
         settings = load().need(*needs)
@@ -215,7 +222,8 @@ def run_service(
         releasing.cancel()
         await asyncio.wait([work], timeout=END_WITHIN)
         if not work.done():
-            # It still waits at start for Kafka or Postgres, or for something that does not end. Nothing is lost.
+            # The service still waits for Kafka or Postgres at its start, or for something that does not end. It can be
+            # cancelled without loss, because it must survive being killed anyway.
             work.cancel()
             await asyncio.wait([work], timeout=1.0)
         if work.done() and not work.cancelled():
@@ -225,6 +233,6 @@ def run_service(
         try:
             runner.run(body())
         except SettingsError as error:
-            # Some settings turn out to be wrong only when they are used.
+            # Some mistakes in settings are found only when the settings are used.
             print(f"everyrun {name} cannot start:\n{redact(str(error))}", file=sys.stderr)
             raise SystemExit(2) from None

@@ -1,8 +1,8 @@
-"""Define every setting of every service. Each is read from an environment variable and checked at start.
+"""Define all settings of all services. They are read from environment variables and checked when a process starts.
 
-The setting ``some_name`` is read from ``EVERYRUN_SOME_NAME``, except Extend's own ``EXTEND_API_KEY`` and
-``EXTEND_WORKSPACE_ID``. ``load()`` raises :class:`SettingsError`, which names the variable that is wrong or missing and
-says what to do.
+The setting ``some_name`` is read from the variable ``EVERYRUN_SOME_NAME``. There are two exceptions, because Extend's
+own tools use the same variables: ``EXTEND_API_KEY`` and ``EXTEND_WORKSPACE_ID``. If a variable is wrong or missing,
+:class:`SettingsError` names the variable and says what to do.
 
 This module has over 300 lines because it is a list: one setting after the other, with the checks of their values.
 """
@@ -20,19 +20,20 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from everyrun.errors import Invalid
 from everyrun.redact import passwords_of, remember
 
-#: Plain http is allowed only if the port is written too, so that it is a decision and not a slip.
+#: Matches an origin. Plain http is allowed only with a port, so that it is a decision and not a slip of the pen.
 _ORIGIN = re.compile(
     r"(https://[^\s/?#@:]+(:\d+)?|https?://([^\s/?#@:]+|\[[0-9a-fA-F:.]+\]):\d+|https://\[[0-9a-fA-F:.]+\])/?"
 )
 
 Plan = Literal["payg", "scale", "enterprise"]
 
-#: Requests per second in each of the categories GET, WRITE and RUN, by plan (docs.extend.ai/general/rate-limits).
+#: The requests per second that each of Extend's plans allows in each of the categories GET, WRITE and RUN
+#: (docs.extend.ai/general/rate-limits).
 PLAN_REQUESTS_PER_SECOND: dict[Plan, float] = {"payg": 10.0, "scale": 25.0, "enterprise": 75.0}
 
 
 class SettingsError(Invalid):
-    """A setting is wrong or missing; the text names its environment variable and says what to do."""
+    """A setting is wrong or missing. The text names its environment variable and says what to do."""
 
 
 def _list_of(value: object) -> object:
@@ -42,9 +43,10 @@ def _list_of(value: object) -> object:
 
 
 def _plain(value: Any) -> Any:
-    """Strip whitespace around a text or a secret. Raises ValueError, without the value, for invisible characters.
+    """Return a text or a secret without whitespace around it. Raises ValueError if it has an invisible character.
 
-    The HTTP client would refuse a key with a line break, and its message would hold the key.
+    The error does not contain the value. Without this check, the HTTP client would refuse an API key that has a line
+    break, in an error that contains the key.
     """
     if isinstance(value, list):
         return [_plain(one) for one in value]
@@ -69,26 +71,40 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="EVERYRUN_", extra="ignore", hide_input_in_errors=True)
 
     # --- addresses and credentials
-    data_dir: Path = Field(Path(".everyrun"), description="Folder of the embedded stack, where the CLI finds it.")
+    data_dir: Path = Field(
+        Path(".everyrun"), description="Folder of the embedded stack. The command line looks there for it."
+    )
     kafka_bootstrap: str = Field("", description="Kafka brokers, host:port[,host:port].")
-    kafka_replication: int = Field(1, ge=1, description="Replicas of each topic that is created.")
+    kafka_replication: int = Field(1, ge=1, description="Number of replicas of each topic that is created.")
     kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
-        "PLAINTEXT", description="Protocol to Kafka: PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL."
+        "PLAINTEXT", description="Protocol for Kafka: PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL."
     )
     kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
-        "SCRAM-SHA-512", description="With SASL: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512."
+        "SCRAM-SHA-512", description="With SASL: the mechanism, which is PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512."
     )
-    kafka_username: str = Field("", description="With SASL: the user.")
-    kafka_password: SecretStr = Field(SecretStr(""), description="With SASL: the user's password.")
+    kafka_username: str = Field("", description="With SASL: the name of the Kafka user.")
+    kafka_password: SecretStr = Field(SecretStr(""), description="With SASL: the password of the Kafka user.")
     kafka_ca_file: FilePath | None = Field(
-        None, description="With SSL: PEM file of the authorities for the brokers' certificates. Default: the system's."
+        None,
+        description="With SSL: PEM file with the certificate authorities that may sign the brokers' certificates. "
+        "Default: those of the operating system.",
     )
-    kafka_cert_file: FilePath | None = Field(None, description="With SSL: PEM file of a client certificate, if needed.")
-    kafka_key_file: FilePath | None = Field(None, description="PEM file of its key, if not in the certificate's file.")
-    kafka_key_password: SecretStr = Field(SecretStr(""), description="Password of the key, if it has one.")
-    topic_prefix: str = Field("everyrun.", description="Prefix of every topic name and consumer group.")
-    postgres_dsn: SecretStr = Field(SecretStr(""), description="Postgres, in the form that asyncpg and psql accept.")
-    extend_base_url: str = Field("https://api.extend.ai", description="Extend's API, without a trailing slash.")
+    kafka_cert_file: FilePath | None = Field(
+        None, description="With SSL: PEM file with a client certificate, if the brokers require one."
+    )
+    kafka_key_file: FilePath | None = Field(
+        None,
+        description="PEM file with the private key of the client certificate, if the certificate's file lacks the key.",
+    )
+    kafka_key_password: SecretStr = Field(
+        SecretStr(""), description="Password of the client certificate's private key, if the key has a password."
+    )
+    topic_prefix: str = Field("everyrun.", description="Prefix of the names of all topics and consumer groups.")
+    postgres_dsn: SecretStr = Field(
+        SecretStr(""),
+        description="Connection string of Postgres (postgresql://...), as asyncpg and psql accept it.",
+    )
+    extend_base_url: str = Field("https://api.extend.ai", description="URL of Extend's API.")
     extend_api_key: SecretStr = Field(
         SecretStr(""),
         validation_alias=AliasChoices("EXTEND_API_KEY", "EVERYRUN_EXTEND_API_KEY", "extend_api_key"),
@@ -97,155 +113,205 @@ class Settings(BaseSettings):
     extend_workspace_id: str = Field(
         "",
         validation_alias=AliasChoices("EXTEND_WORKSPACE_ID", "EVERYRUN_EXTEND_WORKSPACE_ID", "extend_workspace_id"),
-        description="Workspace id, needed with an organization's key.",
+        description="Id of the Extend workspace, needed only if the API key belongs to an organization.",
     )
 
-    # --- our own HTTP services: host:port each
+    # --- our own HTTP services: the addresses on which they listen (host:port), and the URLs at which others reach them
     submission_listen: str = Field("127.0.0.1:8801", description="Address on which the submission service listens.")
     bridge_listen: str = Field("127.0.0.1:8802", description="Address on which the webhook bridge listens.")
     query_listen: str = Field("127.0.0.1:8803", description="Address on which the query service listens.")
-    processor_listen: str = Field("127.0.0.1:8804", description="Address of the processor's health and metrics.")
-    reconciler_listen: str = Field("127.0.0.1:8805", description="Address of the reconciler's health and metrics.")
+    processor_listen: str = Field("127.0.0.1:8804", description="Address of the processor's health checks and metrics.")
+    reconciler_listen: str = Field(
+        "127.0.0.1:8805", description="Address of the reconciler's health checks and metrics."
+    )
     replay_listen: str = Field("127.0.0.1:8806", description="Address on which the replay service listens.")
     keep_alive: int = Field(
         75,
         ge=1,
-        description="Time after which idle connections to our services are closed. It must be longer than the idle "
-        "timeout of a load balancer in front of them (usually 60), or it answers some requests with 502.",
+        description="Time after which our services close idle connections. It must be longer than the idle timeout of "
+        "a load balancer in front of them (usually 60), or the load balancer answers some requests with 502.",
     )
-    submission_url: str = Field("", description="URL of the submission service, for the command line.")
-    query_url: str = Field("", description="URL of the query service, for the command line.")
-    bridge_url: str = Field("", description="URL of the bridge, for the doctor. Default: its port on this machine.")
+    submission_url: str = Field("", description="URL of the submission service, which the command line calls.")
+    query_url: str = Field("", description="URL of the query service, which the command line calls.")
+    bridge_url: str = Field(
+        "", description="URL of the bridge, which `everyrun doctor` checks. Default: the bridge's port on this machine."
+    )
     processor_urls: CommaList = Field(
-        default_factory=list, description="URLs of the processors, for the doctor, separated by commas."
+        default_factory=list, description="URLs of the processors, which `everyrun doctor` checks, separated by commas."
     )
-    reconciler_url: str = Field("", description="URL of the reconciler, for the doctor.")
-    replay_url: str = Field("", description="URL of the replay service, for the doctor.")
-    webhook_url: str = Field("", description="URL of the bridge as Extend knows it, for the doctor to compare.")
+    reconciler_url: str = Field("", description="URL of the reconciler, which `everyrun doctor` checks.")
+    replay_url: str = Field("", description="URL of the replay service, which `everyrun doctor` checks.")
+    webhook_url: str = Field(
+        "",
+        description="URL to which Extend sends webhooks. `everyrun doctor` looks for a webhook endpoint with this URL.",
+    )
     api_token: SecretStr = Field(
         SecretStr(""),
-        description="A token with every scope, valid beside those of `everyrun token`. The command line uses it too. "
-        "At least 16 characters.",
+        description="A token with every scope, which the services accept in addition to those of `everyrun token`, and "
+        "which the command line sends. At least 16 characters.",
     )
 
     # --- Extend: rate limits and timeouts
-    plan: Plan = Field("payg", description="Extend's plan, which sets the requests per second of each category.")
+    plan: Plan = Field("payg", description="Your plan at Extend, from which the rate limits follow.")
     requests_per_second: float | None = Field(
-        None, gt=0, description="Requests per second of each category, instead of the plan's."
+        None,
+        gt=0,
+        description="Requests per second that Extend allows in each category, if the limits differ from the plan's.",
     )
     budget_share: float = Field(
         0.1,
         gt=0,
         le=1,
-        description="Share of the rate limit for each process while the shared budget in Postgres is unavailable.",
+        description="Share of the rate limit that each process may use while Postgres is unavailable. Otherwise all "
+        "processes share one budget, which is in Postgres.",
     )
     call_timeout: float = Field(300.0, gt=0, description="Timeout of a call to Extend.")
 
     # --- submission: queue and dispatch
-    upload_max_bytes: int = Field(4 << 30, gt=0, description="Maximum size of an upload of inputs.")
+    upload_max_bytes: int = Field(4 << 30, gt=0, description="Maximum size of the body of an upload of inputs.")
     row_max_bytes: int = Field(900_000, gt=0, description="Maximum size of one input, as JSON.")
-    chunk_max_inputs: int = Field(1000, ge=1, le=1000, description="Maximum inputs per batch. Extend accepts 1,000.")
+    chunk_max_inputs: int = Field(1000, ge=1, le=1000, description="Maximum number of inputs per batch.")
     chunk_max_bytes: int = Field(
-        900_000, gt=1000, description="Maximum size of a batch, as JSON, so that it fits in one event."
+        900_000, gt=1000, description="Maximum size of a batch, as JSON. A batch must fit in one record of Kafka."
     )
-    dispatch_workers: int = Field(4, ge=1, le=64, description="Number of chunks that one process sends at a time.")
+    dispatch_workers: int = Field(
+        4, ge=1, le=64, description="Number of chunks that one process sends at the same time."
+    )
     dispatch_deadline: float = Field(
-        30.0, gt=0, description="Time after which an attempt whose call has not begun is given up unsent."
+        30.0,
+        gt=0,
+        description="How long a process may prepare an attempt. If the call to Extend has not begun by then, the "
+        "attempt is given up without a call, and the chunk is sent later.",
     )
     doubt_window: float = Field(
-        900.0, gt=0, description="How long to wait for evidence of a call in doubt, after the timeout of the call."
+        900.0,
+        gt=0,
+        description="How long a chunk in doubt waits for evidence that Extend accepted the call, from the timeout of "
+        "the call on. After that it can be resent.",
     )
-    doubt_resends: int = Field(2, ge=0, description="How often to resend a chunk in doubt before it is held.")
+    doubt_resends: int = Field(
+        2, ge=0, description="How often a chunk in doubt is resent before it is held for a person's decision."
+    )
     secrets_kept: float = Field(
-        86_400.0, ge=0, description="How long to keep presigned URLs after their submission has settled."
+        86_400.0,
+        ge=0,
+        description="How long the queue keeps presigned URLs and passwords after their submission has settled.",
     )
     secrets_kept_unsettled: float = Field(
         30 * 86_400.0,
         ge=0,
-        description="How long to keep presigned URLs of a submission that does not settle, after it was submitted. "
-        "Inputs that were not sent by then can no longer be sent.",
+        description="How long after its start the queue keeps the presigned URLs and passwords of a submission that "
+        "does not settle. Inputs that need them and were not sent by then can no longer be sent.",
     )
 
     # --- bridge
     webhook_secrets: Annotated[list[SecretStr], NoDecode] = Field(
-        default_factory=list, description="Signing secrets of the webhook endpoint (wss_...), separated by commas."
+        default_factory=list, description="Signing secrets of the webhook endpoints (wss_...), separated by commas."
     )
-    webhook_max_age: int = Field(300, gt=0, description="Maximum age of a webhook, by its signed timestamp.")
-    webhook_max_ahead: int = Field(60, ge=0, description="Maximum time by which a webhook is ahead of our clock.")
+    webhook_max_age: int = Field(300, gt=0, description="Maximum age of a webhook by its signed timestamp.")
+    webhook_max_ahead: int = Field(
+        60, ge=0, description="How far in the future, by our clock, the signed timestamp of a webhook may be."
+    )
     webhook_max_bytes: int = Field(
         11 << 20,
         gt=0,
         le=11 << 20,
-        description="Maximum size of a webhook's body. As base64 it must fit in a record of 16 MiB.",
+        description="Maximum size of a webhook's body. Encoded as base64, the body must fit in a record of 16 MiB.",
     )
 
     # --- processor
     stalled_after: float = Field(
         120.0,
         gt=0,
-        description="Time without a commit after which a processor with waiting records exits, so that it is "
+        description="If a processor has records to apply and commits none for this time, it exits, so that it is "
         "restarted. It does not exit while Postgres or Kafka is unavailable.",
     )
-    processor_index: int = Field(0, ge=0, description="Number of this processor, if one machine runs several.")
+    processor_index: int = Field(0, ge=0, description="Number of this processor (0, 1, …) if one machine runs several.")
 
     # --- query
     unmatched_after: float = Field(
-        3600.0, ge=0, description="Time from first seeing a run without a known input until it is alarming."
+        3600.0,
+        ge=0,
+        description="Time after which an unmatched run counts as alarming, from when it was first seen.",
     )
 
     # --- reconciler
     foreign_runs_kept: float = Field(
         7 * 86_400.0,
         ge=0,
-        description="How long the tables keep the content of foreign runs (of other callers in the workspace). Later "
-        "they keep only the head. The log keeps everything.",
+        description="How long the result tables keep the content of foreign runs, which other callers in the workspace "
+        "started. After that they keep only the main fields of such a run, such as its status and metadata. The log "
+        "keeps everything.",
     )
     signed_url_origins: CommaList = Field(
         default_factory=list,
-        description="Allowed origins of signed payload links (https://host[:port]). An origin may lead to a private "
-        "network only if it is written with its port, or with an IP address as its host.",
+        description="Origins (https://host[:port]), separated by commas, to which the signed links in webhooks may "
+        "lead. An origin may lead to a private network only if it is written with its port, or with an IP address as "
+        "its host.",
     )
     signed_url_max_bytes: int = Field(64 << 20, gt=0, description="Maximum size of a payload behind a signed link.")
-    signed_url_timeout: float = Field(30.0, gt=0, description="Timeout of fetching a signed link.")
+    signed_url_timeout: float = Field(30.0, gt=0, description="Timeout of fetching the payload behind a signed link.")
     poll_first_after: float = Field(60.0, ge=0, description="Time from sending a batch to its first poll.")
-    poll_every: float = Field(60.0, gt=0, description="Shortest time between two polls of an open batch.")
+    poll_every: float = Field(60.0, gt=0, description="Minimum time between two polls of an open batch.")
     poll_for: float = Field(
-        30 * 86_400.0, gt=0, description="How long to poll a batch, and to sweep its workflow, after it was sent."
+        30 * 86_400.0,
+        gt=0,
+        description="For how long after it was sent a batch is polled, and its workflow is swept because of it.",
     )
     poll_grace: float = Field(
-        10.0, ge=0, description="Time after a change of a run during which a poll leaves it to its webhook."
+        10.0,
+        ge=0,
+        description="If a run changed less than this time ago, a poll or sweep does not fetch the run, because its "
+        "webhook may still arrive.",
     )
     sweep_every: float = Field(
-        300.0, gt=0, description="Time between two sweeps of a workflow. A sweep lists the runs changed since the last."
+        300.0,
+        gt=0,
+        description="Time between two sweeps of a workflow. A sweep lists the runs that changed since the last sweep.",
     )
     sweep_in_doubt_every: float = Field(
-        15.0, gt=0, description="The same while a call is in doubt. Such a sweep looks back to before that call."
+        15.0,
+        gt=0,
+        description="Time between two sweeps of a workflow while one of its calls is in doubt. Such a sweep lists the "
+        "runs that changed since before that call.",
     )
     sweep_margin: float = Field(
-        120.0, ge=0, description="How much further back a sweep looks, because Extend's list may lag and clocks differ."
+        120.0,
+        ge=0,
+        description="How much further back a sweep lists runs, because Extend's list may lag and clocks differ.",
     )
 
     # --- deadlines
     overdue_after: float = Field(
         86_400.0,
         gt=0,
-        description="Time after which an open input is overdue, from when its batch was sent, or it was submitted.",
+        description="Time after which an open input is overdue. It begins when the input's batch is sent, or at the "
+        "submission while the input is unsent.",
     )
 
     # --- replays
     replay_secret: SecretStr = Field(
-        SecretStr(""), description="Secret that signs events sent by `everyrun replay` over HTTP (whsec_..., base64)."
+        SecretStr(""),
+        description="Secret (whsec_ and base64) with which `everyrun replay` signs the events that it sends over HTTP.",
     )
     replay_origins: CommaList = Field(
         default_factory=list,
-        description="Origins (https://host[:port]) to which jobs started over HTTP may replay. None by default.",
+        description="Origins (https://host[:port]), separated by commas, to which a replay may send events if it was "
+        "started through the replay service's API. None by default.",
     )
-    archive_to: str = Field("", description="Archive of jobs started over HTTP: a folder, or s3://bucket/prefix.")
+    archive_to: str = Field(
+        "",
+        description="Archive (a folder, or s3://bucket/prefix) that jobs use if they are started through the replay "
+        "service's API.",
+    )
 
     # --- logs
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Lowest level that is logged.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Lowest level of the log lines that are written."
+    )
 
-    # Validators with mode="before" run from the last to the first: a list is split before its texts are checked.
+    # pydantic runs validators with mode="before" from the last to the first. So _commas splits a list before _stripped
+    # checks the texts in it.
     _stripped = field_validator("*", mode="before")(_plain)
     _commas = field_validator(
         "signed_url_origins", "replay_origins", "webhook_secrets", "processor_urls", mode="before"
@@ -295,9 +361,9 @@ class Settings(BaseSettings):
         return value
 
     def need(self, *names: str) -> Settings:
-        """Return self. Raises SettingsError, which names the missing settings, if not all of the named ones are set.
+        """Return self if all named settings are set. Otherwise raises SettingsError, which names the missing ones.
 
-        If Kafka is needed and the protocol is SASL, a user and a password are needed too.
+        If ``kafka_bootstrap`` is among the names and the protocol is SASL, Kafka's user and password are needed too.
         """
         if "kafka_bootstrap" in names and self.kafka_security_protocol.startswith("SASL"):
             names = (*names, "kafka_username", "kafka_password")
@@ -312,7 +378,7 @@ class Settings(BaseSettings):
         return self
 
     def secrets(self) -> list[str]:
-        """Return the plain text of every secret, including the password in the dsn, so that they can be hidden."""
+        """Return the plain text of every secret, including the password in the dsn, so that all can be hidden."""
         given = [getattr(self, name) for name in type(self).model_fields]
         kept = [one for value in given for one in (value if isinstance(value, list) else [value])]
         plain = [one.get_secret_value() for one in kept if isinstance(one, SecretStr)]
@@ -335,9 +401,9 @@ def variable(name: str) -> str:
 
 
 def load(**overrides: Any) -> Settings:
-    """Read the settings from the environment, and hide their secrets from then on (:mod:`everyrun.redact`).
+    """Read the settings from the environment, and make :mod:`everyrun.redact` hide their secrets from then on.
 
-    Raises SettingsError, which names each variable that is wrong.
+    ``overrides`` replace single settings. Raises SettingsError, which names each variable that is wrong.
     """
     try:
         settings = Settings(**overrides)
@@ -353,6 +419,6 @@ def load(**overrides: Any) -> Settings:
 
 
 def listen_address(value: str) -> tuple[str, int]:
-    """Split an address of a ``*_listen`` setting into host and port."""
+    """Split the value of a ``*_listen`` setting into host and port."""
     host, _, port = value.rpartition(":")
     return host.strip("[]"), int(port)

@@ -12,7 +12,7 @@ import structlog
 
 from everyrun.redact import redact, remember
 
-#: Keys whose values are never logged.
+#: Keys of a log line whose values are never written.
 HIDDEN = frozenset({"authorization", "api_key", "api_token", "secret", "secrets", "password", "token", "dsn"})
 
 
@@ -24,9 +24,9 @@ def _hide(_logger: Any, _method: str, event: structlog.typing.EventDict) -> stru
 
 
 class OnceInAWhile(logging.Filter):
-    """Lets each kind of line of some libraries pass once in ``seconds``, and counts the others.
+    """Lets lines of the same kind from some libraries pass only once in ``seconds``, and counts those it leaves out.
 
-    A client of Kafka writes several lines a second at level error while no broker answers.
+    It is needed because a Kafka client writes several errors per second while no broker answers.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class OnceInAWhile(logging.Filter):
         self._seen: dict[tuple[str, int, str], tuple[float, int]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Return if the line may pass; it then says how many like it were left out."""
+        """Return True if the line may pass. Add to its message how many such lines were left out before it."""
         if record.name.partition(".")[0] not in self._libraries:
             return True
         kind, now = (record.name, record.levelno, str(record.msg)), self._clock()
@@ -54,9 +54,9 @@ class OnceInAWhile(logging.Filter):
 
 
 def configure(service: str, level: str = "info", secrets: Iterable[str] = ()) -> None:
-    """Send the logs of this process and its libraries to standard error, as JSON lines that name the service.
+    """Make this process and its libraries write their logs to standard error, as JSON lines that name the service.
 
-    The given ``secrets``, and texts that look like secrets, are removed from every line (:mod:`everyrun.redact`).
+    The ``secrets``, and texts that have the form of a secret, are removed from every line (:mod:`everyrun.redact`).
     """
     remember(secrets)
     shared: list[structlog.typing.Processor] = [
@@ -78,7 +78,7 @@ def configure(service: str, level: str = "info", secrets: Iterable[str] = ()) ->
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                # Leave out local variables, which hold whole requests.
+                # Leave out local variables, because they can contain whole requests.
                 structlog.processors.ExceptionRenderer(
                     structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
                 ),
@@ -88,7 +88,7 @@ def configure(service: str, level: str = "info", secrets: Iterable[str] = ()) ->
         )
     )
     handler.addFilter(OnceInAWhile(("aiokafka", "faust", "mode")))
-    # Otherwise logging would print a line that it cannot write as it was given, with its secrets.
+    # Otherwise, if logging cannot write a line, it would print the line's arguments unchanged, with secrets in them.
     logging.raiseExceptions = False
     root = logging.getLogger()
     root.handlers[:] = [handler]

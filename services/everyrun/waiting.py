@@ -1,7 +1,7 @@
-"""Explain what inputs without a result wait for: the reason, until when, and what a person can do. Pure.
+"""Explain what unsent inputs wait for: the reason, until when, and what a person can do. Pure.
 
-``everyrun_queue.unsent`` (SQL) finds them. An input with a row in ``everyrun.results`` has that row's status;
-any other has the status of its chunk in the queue. See docs/explanation/status.md.
+An unsent input has no row in ``everyrun.results``; its status is that of its chunk in the queue. The SQL function
+``everyrun_queue.unsent`` finds such inputs. See docs/explanation/status.md.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from msgspec import Struct
 
-#: Each value of ``waits_for``, and its meaning.
+#: Each value of ``waits_for``, and what it says about the input.
 WAITS_FOR = {
     "unannounced": "Kafka has not acknowledged its submission yet",
     "workflow_paused": "its workflow is paused",
@@ -32,8 +32,8 @@ WAITS_FOR = {
 class Waiting(Struct, frozen=True):
     """Inputs of one submission that wait for the same thing.
 
-    ``until`` is the latest time at which the wait ends (RFC 3339; None if unknown). ``what_to_do`` is the command that
-    helps (None if nothing is needed).
+    ``waits_for`` is a key of WAITS_FOR, and ``reason`` explains it. ``until`` is the latest time at which the wait ends
+    (RFC 3339), or None if that is unknown. ``what_to_do`` is the command that helps, or None if nothing need be done.
     """
 
     status: str
@@ -45,7 +45,10 @@ class Waiting(Struct, frozen=True):
 
 
 def waiting_of(row: Mapping[str, Any]) -> Waiting:
-    """Explain a row of ``everyrun_queue.unsent``, or a sum of rows that wait for the same thing."""
+    """Explain what the inputs in a row of ``everyrun_queue.unsent`` wait for.
+
+    The row can also be the sum of several rows whose inputs wait for the same thing.
+    """
     until: datetime | None = row["until"]
     reason, what_to_do = _words(row, "" if until is None else f"{until.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC")
     return Waiting(
@@ -59,7 +62,7 @@ def waiting_of(row: Mapping[str, Any]) -> Waiting:
 
 
 def lost(submission_id: str, inputs: int) -> Waiting:
-    """Explain inputs that were accepted, if neither the queue nor the tables have their chunk."""
+    """Explain what became of inputs that were accepted, and that neither the queue nor the result tables have."""
     row = {"status": "WAITING", "waits_for": "queue_lost", "inputs": inputs, "until": None, "detail": None}
     return waiting_of({**row, "submission_id": submission_id, "workflow_id": None})
 

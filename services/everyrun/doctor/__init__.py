@@ -1,1 +1,1 @@
-"""Check everything that an installation needs, and say what is wrong and what to do. This is not a service."""
+"""Check everything that an installation needs, and say what is wrong and what to do (``everyrun doctor``)."""

@@ -1,4 +1,4 @@
-"""Post signed self-tests to the bridge, and read its counters and the readiness of services."""
+"""Post signed self-tests to the bridge, read the bridge's counters, and ask every service if it is ready."""
 
 from __future__ import annotations
 
@@ -12,15 +12,19 @@ from everyrun.doctor.facts import Answer, Counted, SelfTest
 from everyrun.extend.signature import SIGNATURE_HEADER, TIMESTAMP_HEADER, sign
 from everyrun.log.observation import SELF_TEST
 
+#: Timeout in seconds of a self-test and of reading the counters.
 _WITHIN = 10.0
-#: A working service answers readyz at once.
+#: Timeout in seconds of GET /readyz. It is short because a working service answers at once.
 _READY_WITHIN = 5.0
 _COUNTED = re.compile(r'^everyrun_bridge_webhooks_total\{outcome="(\w+)"\} (\S+)$', re.MULTILINE)
 _SIGNED = re.compile(r'^everyrun_bridge_signed_total\{secret="(\d+)"\} (\S+)$', re.MULTILINE)
 
 
 async def self_test(url: str, secret: bytes, number: int) -> SelfTest:
-    """Post a signed self-test to a URL. Like Extend, do not follow redirects."""
+    """Post a self-test to a URL, signed with a secret as Extend signs webhooks. Like Extend, do not follow redirects.
+
+    ``number`` is the number of the secret in EVERYRUN_WEBHOOK_SECRETS, from 1.
+    """
     stamp = str(int(time.time())).encode()
     headers = [
         (b"content-type", b"application/json"),
@@ -32,7 +36,7 @@ async def self_test(url: str, secret: bytes, number: int) -> SelfTest:
 
 
 async def counted(bridge_url: str) -> Counted | None:
-    """Return the bridge's counters since it started, or None if it does not answer."""
+    """Return the bridge's counters since it started, or None if the bridge does not return any."""
     try:
         async with httpx.AsyncClient(timeout=_WITHIN) as http:
             answer = await http.get(bridge_url + "/metrics")
@@ -44,6 +48,6 @@ async def counted(bridge_url: str) -> Counted | None:
 
 
 async def readiness(url: str) -> Answer:
-    """Return a service's response to GET /readyz. If the service hangs, give up after a few seconds."""
+    """Return a service's response to GET /readyz. Wait only a few seconds for it, because a service may hang."""
     async with httpx.AsyncClient(timeout=_READY_WITHIN) as http:
         return await request(http, "GET", url + "/readyz")

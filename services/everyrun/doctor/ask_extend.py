@@ -1,4 +1,4 @@
-"""Query Extend for the key, workflows, webhook endpoints and subscriptions. Reads only."""
+"""Ask Extend if the API key works, and for the workflows, webhook endpoints and subscriptions. Change nothing there."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from everyrun.extend.client import read_error, request_headers
 from everyrun.redact import describe
 from everyrun.settings import Settings
 
+#: Timeout of a request, in seconds.
 _WITHIN = 15.0
 #: Maximum number of pages of 100 endpoints or subscriptions to read.
 _PAGES = 50
 
 
 async def request(http: httpx.AsyncClient, method: str, url: str, **more: Any) -> Answer:
-    """Send a request and return the response or the failure as an Answer. Never raises."""
+    """Send a request, and return the response or the reason why there was none. Never raises."""
     began = time.time()
     try:
         response = await http.request(method, url, **more)
@@ -39,9 +40,9 @@ async def request(http: httpx.AsyncClient, method: str, url: str, **more: Any) -
 
 
 def clock_of(headers: Mapping[str, str], now: float) -> float | None:
-    """Return how many seconds a server's clock is ahead, by its Date header, or None if there is none.
+    """Return how many seconds a server's clock is ahead of ``now``, or None if the response has no Date header.
 
-    The header is cut off to whole seconds, so half a second is added.
+    The header gives whole seconds, rounded down, so half a second is added.
     """
     try:
         return parsedate_to_datetime(headers["date"]).timestamp() + 0.5 - now
@@ -50,7 +51,7 @@ def clock_of(headers: Mapping[str, str], now: float) -> float | None:
 
 
 async def ask_extend(settings: Settings, workflows: Sequence[str]) -> ExtendFacts:
-    """Return Extend's responses about the key, the workflows, the endpoints and the subscriptions."""
+    """Return Extend's responses about the key, these workflows, the webhook endpoints and the subscriptions."""
     headers = request_headers(settings)
     try:
         http = httpx.AsyncClient(base_url=settings.extend_base_url, headers=headers, timeout=_WITHIN)
@@ -69,7 +70,7 @@ async def ask_extend(settings: Settings, workflows: Sequence[str]) -> ExtendFact
 
 
 async def _all(http: httpx.AsyncClient, path: str) -> Answer:
-    """Return the items of all pages of a list as the body of one Answer, or the first failure."""
+    """Return an Answer whose body has the items of all pages of a list, or the Answer of the first page that failed."""
     items: list[Any] = []
     query: dict[str, Any] = {"maxPageSize": 100}
     for _ in range(_PAGES):

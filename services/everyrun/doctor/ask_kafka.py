@@ -1,4 +1,4 @@
-"""Query Kafka for its cluster and topics, and write a record to the topic ``probes``."""
+"""Ask Kafka for its cluster id and topics, and test writing by one record in the topic ``probes``."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from everyrun.log.events import ProbeWritten
 from everyrun.redact import describe
 from everyrun.settings import Settings
 
+#: Timeout in seconds, once for reading and once for the test record.
 _WITHIN = 20.0
 
 
 async def ask_kafka(settings: Settings) -> KafkaFacts:
-    """Return the facts about Kafka. Never raises."""
+    """Return the facts about Kafka. An error of Kafka is one of the facts, and is not raised."""
     try:
         async with asyncio.timeout(_WITHIN):
             cluster_id = await topics.cluster_id(settings)
@@ -41,7 +42,10 @@ async def ask_kafka(settings: Settings) -> KafkaFacts:
 
 
 async def _probe(settings: Settings) -> float:
-    """Write a record. Return how many seconds the broker's clock is ahead, by LogAppendTime. Raises KafkaError."""
+    """Write a test record, and return how many seconds the broker's clock is ahead of this machine's.
+
+    The topic has LogAppendTime, so the record's timestamp is the broker's time. Raises KafkaError.
+    """
     producer = AIOKafkaProducer(**connection(settings), acks="all", request_timeout_ms=10_000)
     await producer.start()
     try:

@@ -1,4 +1,7 @@
-"""Query Postgres for its version, limits, migrations, clock and problems, and try a write. Changes nothing."""
+"""Ask Postgres for its version, limits, migrations and clock, and for problems that the tables show.
+
+Also test if the tables can be written, in a transaction that is rolled back. Nothing is changed.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,10 @@ _WITHIN = 10.0
 
 
 async def ask_postgres(settings: Settings) -> tuple[PostgresFacts, list[str]]:
-    """Return the facts about Postgres, and the workflows of submissions, newest first. Never raises."""
+    """Return the facts about Postgres, and the ids of the workflows of the latest submissions, newest first.
+
+    An error of Postgres is one of the facts, and is not raised.
+    """
     dsn = settings.postgres_dsn.get_secret_value()
     try:
         connection = await asyncpg.connect(dsn, timeout=_WITHIN, command_timeout=_WITHIN)
@@ -76,7 +82,7 @@ async def _ask(connection: asyncpg.Connection, settings: Settings) -> tuple[Post
 
 
 async def _write_problem(connection: asyncpg.Connection) -> str | None:
-    """Try a write to both schemas and roll it back. Return why it failed, or None."""
+    """Write to both schemas, and roll that back. Return why it failed, or None if it succeeded."""
     transaction = connection.transaction()
     await transaction.start()
     try:

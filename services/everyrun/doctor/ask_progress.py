@@ -1,4 +1,4 @@
-"""Measure how far the tables lag behind the log, and check that they catch up."""
+"""Measure how far the result tables lag behind the log, and see if they catch up."""
 
 from __future__ import annotations
 
@@ -20,13 +20,17 @@ _sql = beside(__file__, "doctor.sql")
 #: The topics that processors read.
 _TOPICS = ("batches", "deliveries", "quarantine", "runs")
 _ANSWER_WITHIN = 10.0
-#: A working processor applies a record within this time, in seconds.
+#: Seconds to wait for a processor to apply a record. A working processor needs less.
 MOVES_WITHIN = 10.0
 _EVERY = 0.25
 
 
 async def ask_progress(settings: Settings) -> Following:
-    """Measure how far the tables lag behind the log. If they do, wait some seconds for a change. Never raises."""
+    """Measure how far the result tables lag behind the log.
+
+    If they lag, wait up to MOVES_WITHIN seconds until a record is applied. An error of Kafka or Postgres is not raised,
+    but returned as the problem.
+    """
     try:
         async with asyncio.timeout(_ANSWER_WITHIN):
             ends = await end_offsets(settings, _TOPICS)
@@ -52,7 +56,10 @@ async def ask_progress(settings: Settings) -> Following:
 
 
 async def _missing(connection: asyncpg.Connection, ends: dict[tuple[str, int], int]) -> dict[tuple[str, int], int]:
-    """Return how many records before the given ends are not applied, for each partition that has any."""
+    """Return how many records before the given end offsets are not applied, by (topic, partition).
+
+    Leave out partitions without such records.
+    """
     rows = await connection.fetch(_sql["applied"])
     applied = {(row["topic"], row["partition"]): row["next_offset"] for row in rows}
     missing = {place: end - applied.get(place, 0) for place, end in ends.items()}

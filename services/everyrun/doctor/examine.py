@@ -1,4 +1,4 @@
-"""Examine an installation: gather all facts concurrently, then judge them."""
+"""Examine an installation: first gather all facts about it, then judge them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ from everyrun.store.migrate import SCHEMAS, versions
 
 
 class Facts(Struct, frozen=True):
-    """All facts that were gathered. None for a system whose settings are missing."""
+    """All facts that were gathered. A system whose settings are missing has None.
+
+    ``bridge`` are the self-tests that were posted to the bridge directly, ``addresses`` those that were posted to the
+    URLs to which Extend sends webhooks. ``workflows`` are the ids of the workflows to check.
+    """
 
     extend: ExtendFacts | None
     kafka: KafkaFacts | None
@@ -33,12 +37,17 @@ class Facts(Struct, frozen=True):
 
 
 def bridge_url(settings: Settings) -> str:
-    """Return the bridge's URL: EVERYRUN_BRIDGE_URL, or else its port on this machine."""
+    """Return the bridge's URL: EVERYRUN_BRIDGE_URL, or the bridge's port on this machine if that is not set."""
     return settings.bridge_url or f"http://127.0.0.1:{settings.bridge_listen.rpartition(':')[2]}"
 
 
 async def examine(settings: Settings, workflow_id: str | None, *, polling_only: bool = False) -> list[Finding]:
-    """Return one finding per check. Changes nothing, except that it writes a record to the topic ``probes``."""
+    """Return the findings of all checks, for one workflow or for those of the latest submissions.
+
+    Nothing that services read is changed. A record is written to the topic ``probes``, which has no readers, and signed
+    self-tests are posted to the bridge, which counts them and drops them. ``polling_only`` skips all that concerns
+    webhooks.
+    """
     return judge(settings, await gather(settings, workflow_id, polling_only), polling_only)
 
 
@@ -46,13 +55,13 @@ async def gather(settings: Settings, workflow_id: str | None, polling_only: bool
     """Gather all facts that these settings allow."""
     both = bool(settings.kafka_bootstrap and settings.postgres_dsn)
     kafka, stored, following, services = await asyncio.gather(
-        ask_kafka(settings) if settings.kafka_bootstrap else _nothing(),
-        ask_postgres(settings) if settings.postgres_dsn else _nothing(),
-        ask_progress(settings) if both else _nothing(),
+        ask_kafka(settings) if settings.kafka_bootstrap else _no_answer(),
+        ask_postgres(settings) if settings.postgres_dsn else _no_answer(),
+        ask_progress(settings) if both else _no_answer(),
         _services(settings, polling_only),
     )
-    postgres, handed_in = stored if stored is not None else (None, [])
-    workflows = [workflow_id] if workflow_id else handed_in
+    postgres, submitted = stored if stored is not None else (None, [])
+    workflows = [workflow_id] if workflow_id else submitted
     has_key = bool(settings.extend_api_key.get_secret_value())
     extend = await ask_extend(settings, workflows) if has_key else None
     bridge, addresses, numbers = [], [], None
@@ -61,15 +70,15 @@ async def gather(settings: Settings, workflow_id: str | None, polling_only: bool
         numbers = await counted(url)
         bridge = await _self_tests(settings, url + judge_extend.WEBHOOK_PATH)
         if extend is not None and extend.endpoints is not None and extend.endpoints.status == 200:
-            # During a rotation several endpoints share an address, which must accept each of their secrets.
-            found = judge_extend.ours(extend.endpoints.body, settings.webhook_url)
+            # While a secret is rotated, several endpoints have the same address. Test it once with each secret.
+            found = judge_extend.our_endpoints(extend.endpoints.body, settings.webhook_url)
             for address in dict.fromkeys(str(endpoint["url"]) for endpoint in found):
                 addresses += await _self_tests(settings, address)
     return Facts(extend, kafka, postgres, bridge, addresses, numbers, services, workflows, following)
 
 
 async def _services(settings: Settings, polling_only: bool) -> list[Service]:
-    """Return the readiness of each service. Ask them concurrently, so that one that hangs delays no other."""
+    """Ask every service if it is ready. Ask all at the same time, so that one that hangs does not delay the others."""
     places = [
         ("submission", settings.submission_url),
         ("query", settings.query_url),
@@ -78,7 +87,7 @@ async def _services(settings: Settings, polling_only: bool) -> list[Service]:
         ("replay", settings.replay_url),
     ]
     if settings.bridge_url and not polling_only:
-        # Without the setting, the self-test looks for the bridge on this machine.
+        # If the setting is missing, only the self-test checks the bridge: it looks for the bridge on this machine.
         places.insert(0, ("bridge", settings.bridge_url))
     answers = await asyncio.gather(*(readiness(url) if url else _unasked() for _, url in places))
     return [Service(name, url, answer) for (name, url), answer in zip(places, answers, strict=True)]
@@ -88,8 +97,8 @@ async def _unasked() -> Answer:
     return Answer(0)
 
 
-async def _nothing() -> None:
-    pass
+async def _no_answer() -> None:
+    """Return None: the facts about a system that cannot be asked, because its settings are missing."""
 
 
 async def _self_tests(settings: Settings, url: str) -> list[SelfTest]:
@@ -98,7 +107,7 @@ async def _self_tests(settings: Settings, url: str) -> list[SelfTest]:
 
 
 def judge(settings: Settings, facts: Facts, polling_only: bool) -> list[Finding]:
-    """Return the findings for facts. Pure."""
+    """Return the findings that follow from the facts. Pure."""
     lines = _extend(settings, facts, polling_only)
     if not polling_only:
         lines += _webhooks(settings, facts)
@@ -122,7 +131,7 @@ def _extend(settings: Settings, facts: Facts, polling_only: bool) -> list[Findin
     lines = [judge_extend.judge_key(facts.extend.key)]
     works = facts.extend.key.status == 200
     if not facts.workflows:
-        found = "none is named, and nothing was submitted yet"
+        found = "not checked: no workflow is named, and none is known from a submission"
         lines.append(warning(judge_extend.WORKFLOW, found, "Name one: everyrun doctor --workflow workflow_..."))
     for workflow in facts.workflows:
         known = facts.extend.workflows.get(workflow)
@@ -130,20 +139,21 @@ def _extend(settings: Settings, facts: Facts, polling_only: bool) -> list[Findin
         lines.append(judge_extend.judge_workflow(workflow, known) if known else not_checked(check, judge_extend.KEY))
     if polling_only:
         return lines
-    endpoint_lines, ours = judge_extend.judge_endpoint(
+    endpoint_lines, endpoints = judge_extend.judge_endpoint(
         facts.extend.endpoints if works else None, settings.webhook_url, settings.signed_url_origins
     )
     lines += endpoint_lines
     if settings.webhook_secrets:
-        lines += judge_extend.judge_number_of_secrets(ours, len(settings.webhook_secrets))
+        lines += judge_extend.judge_number_of_secrets(endpoints, len(settings.webhook_secrets))
     for workflow in facts.workflows:
-        lines.append(judge_extend.judge_subscription(workflow, ours, facts.extend.subscriptions))
+        lines.append(judge_extend.judge_subscription(workflow, endpoints, facts.extend.subscriptions))
     return lines
 
 
 def _webhooks(settings: Settings, facts: Facts) -> list[Finding]:
     if not settings.webhook_secrets:
         return [_missing(judge_webhook.BRIDGE, "webhook_secrets")]
+    # Without the setting, this machine may simply not be the one on which the bridge runs.
     sure = bool(settings.bridge_url)
     lines = [judge_webhook.judge_self_test(judge_webhook.ADDRESS, test) for test in facts.addresses]
     lines += [judge_webhook.judge_self_test(judge_webhook.BRIDGE, test, sure=sure) for test in facts.bridge]

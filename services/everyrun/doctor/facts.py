@@ -12,7 +12,8 @@ from everyrun.waiting import Waiting
 class Answer(Struct, frozen=True):
     """The response to a request. If there was none, ``status`` is 0 and ``message`` says why.
 
-    ``clock`` is how many seconds the server's clock is ahead of ours, by its Date header; None if it has none.
+    ``clock`` is how many seconds the server's clock is ahead of this machine's, computed from the Date header, or None
+    if the response has no such header.
     """
 
     status: int
@@ -23,7 +24,7 @@ class Answer(Struct, frozen=True):
 
 
 class ExtendFacts(Struct, frozen=True):
-    """Extend's responses. None if a request was not sent, because an earlier one failed."""
+    """Extend's responses. A request that was not sent, because an earlier one failed, has None."""
 
     key: Answer
     workflows: dict[str, Answer] = {}
@@ -32,7 +33,7 @@ class ExtendFacts(Struct, frozen=True):
 
 
 class SelfTest(Struct, frozen=True):
-    """A signed self-test that was posted to ``url``. ``secret`` is the number of the signing secret, from 1."""
+    """A self-test that was posted to ``url``, signed with secret number ``secret`` (from 1)."""
 
     url: str
     secret: int
@@ -40,14 +41,18 @@ class SelfTest(Struct, frozen=True):
 
 
 class Counted(Struct, frozen=True):
-    """The bridge's counters since it started: webhooks by outcome, and by the number of the secret that signed."""
+    """The bridge's counters since it started: webhooks by outcome, and by the number of the secret that signed them."""
 
     outcomes: dict[str, float]
     signed: dict[int, float] = {}
 
 
 class KafkaFacts(Struct, frozen=True):
-    """Facts about Kafka. ``problem`` says why it does not answer, ``write_problem`` why it did not accept the probe."""
+    """Facts about Kafka. ``problem`` says why Kafka does not answer, ``write_problem`` why it refused the test record.
+
+    ``differences`` are those between the topics and their declaration: what is wrong, and the remedy. ``clock`` is how
+    many seconds the broker's clock is ahead of this machine's.
+    """
 
     problem: str | None = None
     cluster_id: str = ""
@@ -57,7 +62,7 @@ class KafkaFacts(Struct, frozen=True):
 
 
 class Service(Struct, frozen=True):
-    """A service's response to GET /readyz. ``url`` is empty if the setting with its URL is missing."""
+    """A service's response to GET /readyz. ``url`` is empty if the setting with the service's URL is missing."""
 
     name: str
     url: str
@@ -65,10 +70,11 @@ class Service(Struct, frozen=True):
 
 
 class Following(Struct, frozen=True):
-    """How the tables follow the log.
+    """How the result tables follow the log.
 
-    At first, ``behind`` records were in the log and not in the tables. ``moved`` is True if any of them was applied
-    within ``seconds``. ``problem`` says why this could not be measured.
+    ``behind`` is how many records were in the log and not in the tables when the measurement began. ``moved`` is True
+    if one of them was applied during the measurement, which took ``seconds``. ``problem`` says why nothing could be
+    measured.
     """
 
     behind: int = 0
@@ -80,7 +86,7 @@ class Following(Struct, frozen=True):
 class Swept(Struct, frozen=True):
     """A workflow with open batches, and the seconds since its last complete sweep.
 
-    If it was never swept, the seconds are since its oldest open batch was sent.
+    For a workflow that was never swept, these are the seconds since its oldest open batch was sent.
     """
 
     workflow_id: str
@@ -89,9 +95,10 @@ class Swept(Struct, frozen=True):
 
 
 class Late(Struct, frozen=True):
-    """Inputs of a number of submissions that were not sent and have waited too long.
+    """Inputs that were not sent, wait for the same thing, and have waited too long.
 
-    ``passed`` is True if their wait should have ended by now.
+    ``submissions`` is the number of submissions that they are from. ``passed`` is True if the time is over at which
+    their wait should have ended.
     """
 
     waiting: Waiting
@@ -100,10 +107,12 @@ class Late(Struct, frozen=True):
 
 
 class PostgresFacts(Struct, frozen=True):
-    """Facts about Postgres. ``problem`` says why it does not answer.
+    """Facts about Postgres. ``problem`` says why Postgres does not answer.
 
-    ``shared`` is True if it is behind a pooler without sessions. ``limits`` are set by role, database or server: name,
-    value and source. ``migrations`` are the applied ones by schema, None if the schema is missing.
+    ``shared`` is True if clients reach it through a pooler that gives a session to several clients in turn. ``limits``
+    are the timeouts that a role, the database or the server sets (name, value and source in pg_settings).
+    ``migrations`` lists the applied migrations of each schema, with None for a schema that is missing. ``cluster_ids``
+    are those of the Kafka clusters from which the result tables were made.
     """
 
     problem: str | None = None

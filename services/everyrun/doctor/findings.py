@@ -11,12 +11,12 @@ from everyrun.doctor.facts import Answer
 
 Level = Literal["ok", "warning", "failed"]
 
-#: Difference of clocks that causes a warning, in seconds. Date headers are in whole seconds.
+#: Difference between clocks from which on there is a warning, in seconds. Date headers give only whole seconds.
 CLOCK_WARNS = 5.0
 
 
 class Finding(Struct, frozen=True):
-    """One line of the report: the check, its level, what was found, and what to do (empty if all is well)."""
+    """One line of the doctor's report: the check, its result, what was found, and what to do (empty if all is well)."""
 
     check: str
     level: Level
@@ -50,7 +50,11 @@ def not_set(check: str, variable: str, meaning: str) -> Finding:
 
 
 def judge_clock(whose: str, ahead: float | None, max_age: float, max_ahead: float) -> Finding:
-    """Judge how far a clock differs from ours. Webhooks over ``max_age`` old or ``max_ahead`` ahead are refused."""
+    """Judge a clock that is ``ahead`` seconds ahead of this machine's (None: unknown).
+
+    The check fails if the bridge would refuse webhooks signed by such a clock: over ``max_age`` seconds old, or over
+    ``max_ahead`` seconds in the future.
+    """
     check = f"clock of {whose}"
     if ahead is None:
         return warning(check, "unknown", f"First make {whose} answer.")
@@ -74,14 +78,16 @@ URLS = {
 }
 
 
-#: Parts in a service's /readyz that wait for a server which the doctor checks itself.
+#: The parts in a service's /readyz that wait for Kafka or Postgres. The doctor checks both servers itself, so its
+#: finding about a service that only waits for one of them says to fix that server first.
 _PARTS_OF = {"Kafka": {"kafka", "topics", "producer", "log_position", "index"}, "Postgres": {"database", "extend"}}
 
 
 def judge_service(name: str, url: str, ready: Answer, broken: Collection[str] = ()) -> Finding:
-    """Judge if a service can serve its callers. ``url`` is empty if its setting is missing.
+    """Judge if a service can serve its callers. ``url`` is empty if the setting with the service's URL is missing.
 
-    ``broken`` are the servers (Kafka, Postgres) that do not answer: a service that waits only for them is not at fault.
+    ``broken`` lists the servers (Kafka, Postgres) that do not answer. The finding about a service that waits only for
+    such servers names them as what to fix first.
     """
     if not url:
         return warning(name, "not checked: its URL is not set", f"Set {URLS[name]} to its URL.")

@@ -1,4 +1,4 @@
-"""Judge the key, the workflow, the webhook endpoint and its subscription from Extend's responses. Pure."""
+"""Judge the API key, the workflows, the webhook endpoints and their subscriptions, from Extend's responses. Pure."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ KEY, WORKFLOW, ENDPOINT, SUBSCRIPTION = "Extend's key", "workflow", "webhook end
 
 #: The bridge's path for webhooks.
 WEBHOOK_PATH = "/webhooks/extend"
-#: The events that end or pause a run (docs.extend.ai, webhooks/events). Without one of them, runs are found by polling.
+#: The events that report that a run ended or paused (docs.extend.ai, webhooks/events). If a subscription lacks one of
+#: them, such runs are found only by polling.
 NEEDED_EVENTS = tuple(
     f"workflow_run.{what}" for what in ("completed", "failed", "needs_review", "rejected", "cancelled")
 )
 
 
 def _trouble(check: str, answer: Answer) -> Finding:
-    """Return the finding for a response that does not answer the question."""
+    """Return the finding for a response that tells nothing about the check, such as a server error."""
     found = f"{answer.status or 'no answer'} {answer.code}: {answer.message}".strip()
     if answer.status == 0:
         remedy = "Check EVERYRUN_EXTEND_BASE_URL, DNS and your proxy."
@@ -33,7 +34,7 @@ def _trouble(check: str, answer: Answer) -> Finding:
 
 
 def judge_key(answer: Answer) -> Finding:
-    """Judge if the key works, by the response to a list of runs."""
+    """Judge if the API key works, from the response to a request for a list of runs."""
     match answer.status:
         case 200:
             return ok(KEY, "works")
@@ -55,7 +56,7 @@ def judge_key(answer: Answer) -> Finding:
 
 
 def judge_workflow(workflow_id: str, answer: Answer) -> Finding:
-    """Judge if the workflow exists (SDK 1.20.0, workflows/client.py retrieve)."""
+    """Judge if a workflow exists, from the response to a request for it (SDK 1.20.0, workflows/client.py retrieve)."""
     check = f"{WORKFLOW} {workflow_id}"
     if answer.status == 200:
         name = answer.body.get("name") if isinstance(answer.body, dict) else None
@@ -66,8 +67,11 @@ def judge_workflow(workflow_id: str, answer: Answer) -> Finding:
     return _trouble(check, answer)
 
 
-def ours(endpoints: Iterable[Mapping[str, Any]], wanted_url: str) -> list[Mapping[str, Any]]:
-    """Return the endpoints of a bridge: those with ``wanted_url`` if it is given, else those with the bridge's path."""
+def our_endpoints(endpoints: Iterable[Mapping[str, Any]], wanted_url: str) -> list[Mapping[str, Any]]:
+    """Return those of Extend's webhook endpoints that send to a bridge.
+
+    They have the URL ``wanted_url``. If that is empty, take every endpoint whose URL ends with the bridge's path.
+    """
     if wanted_url:
         return [e for e in endpoints if str(e.get("url", "")).rstrip("/") == wanted_url.rstrip("/")]
     return [e for e in endpoints if urlsplit(str(e.get("url", ""))).path.rstrip("/").endswith(WEBHOOK_PATH)]
@@ -76,12 +80,15 @@ def ours(endpoints: Iterable[Mapping[str, Any]], wanted_url: str) -> list[Mappin
 def judge_endpoint(
     answer: Answer | None, wanted_url: str, origins: Sequence[str]
 ) -> tuple[list[Finding], list[Mapping[str, Any]]]:
-    """Judge if the bridge has an endpoint that is enabled and of our API version. Also return its endpoints."""
+    """Judge if Extend has an endpoint for the bridge, enabled and with our API version. Also return these endpoints.
+
+    ``origins`` are the allowed origins of signed links (EVERYRUN_SIGNED_URL_ORIGINS).
+    """
     if answer is None:
         return [not_checked(ENDPOINT, KEY)], []
     if answer.status != 200:
         return [_trouble(ENDPOINT, answer)], []
-    found = ours(answer.body, wanted_url)
+    found = our_endpoints(answer.body, wanted_url)
     if not found:
         where = wanted_url or f"a URL that ends {WEBHOOK_PATH}"
         remedy = (
@@ -108,9 +115,10 @@ def _of_endpoint(endpoint: Mapping[str, Any], origins: Sequence[str]) -> Finding
 
 
 def judge_number_of_secrets(endpoints: Sequence[Mapping[str, Any]], secrets: int) -> list[Finding]:
-    """Find addresses with more enabled endpoints than there are secrets. Each endpoint signs with its own secret.
+    """Return a finding for each address to which more enabled endpoints send than there are secrets.
 
-    Extend does not return secrets, so the finding cannot say which one is missing.
+    Each endpoint signs with its own secret, so a secret is missing. The finding cannot say which, because Extend does
+    not return secrets.
     """
     enabled = Counter(str(endpoint.get("url")) for endpoint in endpoints if endpoint.get("status") == "enabled")
     remedy = (
@@ -130,7 +138,10 @@ def judge_number_of_secrets(endpoints: Sequence[Mapping[str, Any]], secrets: int
 
 
 def judge_subscription(workflow_id: str, endpoints: Sequence[Mapping[str, Any]], answer: Answer | None) -> Finding:
-    """Judge if our endpoints are subscribed to all needed events of the workflow."""
+    """Judge if our endpoints are subscribed to all needed events of the workflow.
+
+    ``endpoints`` are our endpoints, ``answer`` is Extend's list of all subscriptions.
+    """
     check = f"{SUBSCRIPTION} to {workflow_id}"
     if answer is None:
         return not_checked(check, KEY)
@@ -164,9 +175,9 @@ def judge_subscription(workflow_id: str, endpoints: Sequence[Mapping[str, Any]],
 
 
 def _lacking(subscriptions: Sequence[Mapping[str, Any]], endpoints: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the ids of enabled endpoints that share an address with another one and lack needed events.
+    """Return the ids of enabled endpoints that lack needed events and have the same address as another endpoint.
 
-    An endpoint with its own address may belong to another installation.
+    An endpoint that is alone at its address is left out, because it may belong to another installation.
     """
     sharing = Counter(endpoint.get("url") for endpoint in endpoints)
     enabled = [e["id"] for e in endpoints if e.get("status") == "enabled" and sharing[e.get("url")] > 1]

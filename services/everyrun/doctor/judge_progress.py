@@ -1,4 +1,4 @@
-"""Judge if work progresses: tables follow the log, workflows are swept, inputs do not wait too long. Pure."""
+"""Judge if work progresses: if the tables follow the log, workflows are swept, and no input waits too long. Pure."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from everyrun.doctor.facts import Following, Late, Swept
 from everyrun.doctor.findings import Finding, failed, not_checked, ok, warning
 
 FOLLOWING, SWEEPS, WAITING = "tables follow the log", "sweeps", "inputs that wait"
-#: A sweep is late if none was complete for this many of its intervals, and for this many seconds.
+#: Sweeps of a workflow are late if none has been complete for this many intervals between sweeps, and for at least this
+#: many seconds.
 _INTERVALS, _AT_LEAST = 4.0, 600.0
 
 
 def judge_following(facts: Following) -> Finding:
-    """Judge if the tables catch up while they lag behind the log."""
+    """Judge if the result tables have every record of the log, or at least are catching up."""
     if facts.problem is not None:
         return not_checked(FOLLOWING, f"Kafka and Postgres ({facts.problem})")
     if not facts.behind:
@@ -26,7 +27,7 @@ def judge_following(facts: Following) -> Finding:
 
 
 def judge_sweeps(swept: Sequence[Swept], sweep_every: float) -> list[Finding]:
-    """Judge if the workflows with open batches are swept. Return no finding if no workflow has any."""
+    """Judge if the workflows with open batches are swept. Return no finding if there are no such workflows."""
     allowed = max(_INTERVALS * sweep_every, _AT_LEAST)
     late = [one for one in swept if one.seconds > allowed]
     if not late:
@@ -43,7 +44,7 @@ def judge_sweeps(swept: Sequence[Swept], sweep_every: float) -> list[Finding]:
     ]
 
 
-#: Reasons to wait that fail the check, because waiting does not help.
+#: What inputs can wait for that fails the check, because further waiting does not help.
 _FAILS = ("unannounced",)
 
 

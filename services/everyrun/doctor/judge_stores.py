@@ -1,4 +1,4 @@
-"""Judge Kafka and Postgres: they answer, can be written, have the right topics and tables, and match. Pure."""
+"""Judge Kafka and Postgres: if they answer, accept writes, have the right topics and tables, and fit together. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OLDEST_POSTGRES = 15
 
 
 def judge_kafka(facts: KafkaFacts) -> list[Finding]:
-    """Judge if Kafka answers and accepts a record, and if its topics can lose no data."""
+    """Judge if Kafka answers and accepts a record, and if its topics are as declared, so that they lose no data."""
     if facts.problem is not None:
         remedy = "Check EVERYRUN_KAFKA_BOOTSTRAP (host:port of a broker), that the broker runs, and the firewall."
         return [failed(KAFKA, f"does not answer: {facts.problem}", remedy), not_checked(TOPICS, KAFKA)]
@@ -28,7 +28,10 @@ def judge_kafka(facts: KafkaFacts) -> list[Finding]:
 
 
 def judge_postgres(facts: PostgresFacts, files: Mapping[str, Sequence[str]]) -> list[Finding]:
-    """Judge if Postgres answers, can be written, and has every migration. ``files`` are our migrations by schema."""
+    """Judge if Postgres answers, accepts writes, and has every migration.
+
+    ``files`` lists the migrations that this version of Everyrun has for each schema.
+    """
     if facts.problem is not None:
         remedy = "Check EVERYRUN_POSTGRES_DSN (host, user, password, database), that the server runs, and the firewall."
         return [failed(POSTGRES, f"does not answer: {facts.problem}", remedy), not_checked(MIGRATIONS, POSTGRES)]
@@ -40,7 +43,7 @@ def judge_postgres(facts: PostgresFacts, files: Mapping[str, Sequence[str]]) -> 
     return [_written(facts), *limits, *_migrated(facts, files), *map(_lost, facts.lost)]
 
 
-#: For each source in pg_settings: the place of the setting, and how to remove it.
+#: For each value of ``source`` in pg_settings: for whom the setting is set, and how to remove it.
 _SET_FOR = {
     "user": ("the role", "alter role ROLE reset {name}"),
     "database": ("the database", "alter database DATABASE reset {name}"),
@@ -99,7 +102,11 @@ def _migrated(facts: PostgresFacts, files: Mapping[str, Sequence[str]]) -> list[
 
 
 def judge_same_log(cluster_id: str, known: Sequence[str]) -> list[Finding]:
-    """Judge if the tables were made from this Kafka. Return no finding if either is unknown."""
+    """Judge if the result tables were made from this Kafka cluster.
+
+    ``known`` lists the ids of the clusters from which they were made. Return no finding if that or ``cluster_id`` is
+    empty.
+    """
     if not cluster_id or not known:
         return []
     if list(known) != [cluster_id]:

@@ -1,4 +1,4 @@
-"""Judge the responses to self-tests, and the bridge's counters. Pure."""
+"""Judge the responses to the self-tests that were posted to the bridge, and the bridge's counters. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ _ROTATE = "docs/how-to/rotate-webhook-secret.md"
 
 
 def judge_self_test(check: str, test: SelfTest, *, sure: bool = True) -> Finding:
-    """Judge if a bridge at the address accepted the self-test. If not ``sure`` of it, no response is only a warning."""
+    """Judge if there is a bridge at the address, and if it accepted the self-test.
+
+    ``sure`` is False if the address is only a guess: then a missing response is a warning, and not a failure.
+    """
     answer, url = test.answer, test.url
     if answer.status == 200 and answer.body == SELF_TEST_ANSWER:
         return ok(check, f"{url} accepted a self-test signed with secret {test.secret}, and published nothing")
@@ -44,7 +47,10 @@ def judge_self_test(check: str, test: SelfTest, *, sure: bool = True) -> Finding
 
 
 def judge_secrets(counted: Mapping[int, float]) -> list[Finding]:
-    """Report how many webhooks each secret signed, if the bridge has several: then a rotation is in progress."""
+    """Report how many webhooks each secret has signed. Warn about a secret that has signed none.
+
+    If the bridge has only one secret, return no finding. Several secrets mean that a rotation is in progress.
+    """
     if len(counted) < 2:
         return []
     found = ", ".join(f"secret {place} signed {number:.0f}" for place, number in sorted(counted.items()))
@@ -59,7 +65,7 @@ def judge_secrets(counted: Mapping[int, float]) -> list[Finding]:
 
 
 def judge_seen(counted: Mapping[str, float]) -> Finding:
-    """Judge the bridge's counters since it started, by outcome."""
+    """Judge the bridge's counters: whether it accepted the webhooks that arrived since it started."""
     taken = sum(counted.get(outcome, 0) for outcome in ("observed", "deferred", "step", "quarantined"))
     refused = counted.get("unauthorized", 0)
     if refused and not taken:

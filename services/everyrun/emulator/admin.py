@@ -1,4 +1,8 @@
-"""Serve the emulator's own routes, without a token: signed links, dashboard actions, faults and the truth."""
+"""Serve the emulator's own routes, which need no token.
+
+They open signed links, do what a person does in Extend's dashboard, change the faults, and tell tests what really
+happened to each run ("the truth").
+"""
 
 from __future__ import annotations
 
@@ -40,7 +44,7 @@ class _Admin:
         self._engine = engine
 
     async def signed(self, request: Request) -> Response:
-        """Answer GET /_signed/{token} with a payload, or with 403 if the link is not valid, as storage services do."""
+        """Answer GET /_signed/{token} with a webhook's payload, or like a storage service with 403 for a bad link."""
         payload = self._engine.webhooks.open_link(request.path_params["token"], self._engine.runs)
         if payload is None:
             return _denied()
@@ -52,7 +56,7 @@ class _Admin:
         return _denied() if content is None else Response(content, 200, media_type="application/octet-stream")
 
     async def act(self, request: Request) -> Response:
-        """Answer POST /_emulator/runs/{id} with {"action": ...}: do what a person does in the dashboard."""
+        """Handle POST /_emulator/runs/{id} with {"action": ...}: do what a person does in the dashboard."""
         try:
             body = await json_body(request)
             if not isinstance(body, dict):
@@ -63,7 +67,7 @@ class _Admin:
         return json_response(200, render.run(run.by_clock(self._engine.dice.clock_offset), self._engine.first_start))
 
     async def change_faults(self, request: Request) -> Response:
-        """Answer PUT /_emulator/faults with {"faults": "NAME=VALUE,..."}: replace the faults until the process ends."""
+        """Handle PUT /_emulator/faults with {"faults": "NAME=VALUE,..."}: use these faults until the process ends."""
         try:
             body = await json_body(request)
             if not isinstance(body, dict) or not isinstance(body.get("faults"), str):
@@ -78,7 +82,10 @@ class _Admin:
         return json_response(200, {"faults": faults})
 
     async def truth(self, request: Request) -> Response:
-        """Answer GET /_emulator/truth with NDJSON: a line per run in order of creation, without the first ``skip``."""
+        """Answer GET /_emulator/truth with NDJSON: one line per run, oldest first.
+
+        The query parameter ``skip`` leaves out that many of the oldest runs.
+        """
         skip = request.query_params.get("skip", "0")
         if not skip.isdecimal():
             problem = invalid("skip: must be a number of runs")
@@ -121,7 +128,7 @@ def _denied() -> Response:
 
 
 def truth_line(run: Run) -> dict[str, Any]:
-    """Return what really happened to a run."""
+    """Return what really happened to a run, so that tests can compare it with Everyrun's tables."""
     reason = FAILURES[run.number % len(FAILURES)][0] if run.status == "FAILED" else None
     return {
         "run_id": run.id,

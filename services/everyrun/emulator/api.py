@@ -41,7 +41,7 @@ Handler = Callable[[Request], Awaitable[Any]]
 
 
 class NoAnswer(Exception):  # noqa: N818
-    """Raised to leave a call unanswered: the connection stays open until the caller gives up."""
+    """Raised to leave a call without an answer: the connection stays open until the caller gives up."""
 
 
 async def _not_found(request: Request, _error: Exception) -> Response:
@@ -81,7 +81,7 @@ class Api:
     def _guarded(self, handler: Handler) -> Handler:
         async def guarded(request: Request) -> Response:
             response = await respond(request)
-            # Extend has one clock: it signs webhooks and dates answers and the runs in them.
+            # All of Extend has the same clock, so the fault "skew" also shifts the Date header.
             moment = time.time() + self._engine.dice.clock_offset
             response.headers["date"] = formatdate(moment, usegmt=True)
             return response
@@ -115,7 +115,7 @@ class Api:
         given = request.headers.get("authorization", "").encode()
         if not hmac.compare_digest(given, self._key):
             raise ApiProblem(401, "UNAUTHORIZED", "missing or invalid API key")
-        # Keys created after 2025-04-21 need the header (docs.extend.ai, api-reference/api-versioning).
+        # API keys created after 2025-04-21 require this header (docs.extend.ai, api-reference/api-versioning).
         if request.headers.get("x-extend-api-version") != "2026-02-09":
             raise invalid("x-extend-api-version: must be 2026-02-09")
 
@@ -167,7 +167,7 @@ class Api:
         return render.run(run.by_clock(self._engine.dice.clock_offset), self._engine.first_start)
 
     async def list(self, request: Request) -> Any:
-        """Answer GET /workflow_runs. An unknown batchId gives an empty list (not documented)."""
+        """Answer GET /workflow_runs. For an unknown batchId return an empty list; Extend's docs do not say."""
         query = request.query_params
         if "batchId" in query:
             source = in_batch(self._engine.by_batch.get(query["batchId"], []))
@@ -180,7 +180,7 @@ class Api:
         return self._rendered(self._engine.find(request.path_params["id"]))
 
     async def update(self, request: Request) -> Any:
-        """Answer POST /workflow_runs/{id}: name and metadata."""
+        """Answer POST /workflow_runs/{id}: merge the given metadata into the run's. A name is only checked."""
         run = self._engine.find(request.path_params["id"])
         body = await json_body(request)
         if not isinstance(body, dict):

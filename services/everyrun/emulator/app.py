@@ -17,7 +17,7 @@ from everyrun.settings import PLAN_REQUESTS_PER_SECOND
 
 
 def parse_seconds(text: str) -> tuple[float, float]:
-    """Parse ``0.2:2`` or ``0`` into the shortest and the longest duration of a run. Raises ValueError."""
+    """Parse ``0.2:2`` or ``0`` into the shortest and the longest duration of a run, in seconds. Raises ValueError."""
     shortest, _, longest = text.partition(":")
     times = float(shortest), float(longest or shortest)
     if not 0 <= times[0] <= times[1]:
@@ -26,7 +26,7 @@ def parse_seconds(text: str) -> tuple[float, float]:
 
 
 async def serve(listen: str, state_dir: Path, options: Options) -> None:
-    """Serve until SIGTERM or SIGINT. Raises the error that ended the emulator's work before."""
+    """Serve until SIGTERM or SIGINT. If an error ends the emulator's work earlier, raise that error."""
     stopped = asyncio.create_task(stop_on_signals().wait())
     async with emulating(listen, state_dir, options) as work:
         await asyncio.wait([*work, stopped], return_when=asyncio.FIRST_COMPLETED)
@@ -34,18 +34,20 @@ async def serve(listen: str, state_dir: Path, options: Options) -> None:
 
 def run(
     listen: Annotated[str, typer.Option(help="Address to listen on, as host:port.")] = "127.0.0.1:8899",
-    state_dir: Annotated[Path, typer.Option(help="Folder of the state that survives a restart.")] = Path(".emulator"),
+    state_dir: Annotated[Path, typer.Option(help="Folder for the state, which survives a restart.")] = Path(
+        ".emulator"
+    ),
     api_key: Annotated[str, typer.Option(help="API key that callers must send.")] = "sk_emulator",
-    workflow_id: Annotated[str, typer.Option(help="Id of the only workflow.")] = "workflow_invoices",
-    seed: Annotated[int, typer.Option(help="Seed of all random choices.")] = 1,
-    run_seconds: Annotated[str, typer.Option(help="Duration of runs: SECONDS, or SHORTEST:LONGEST.")] = "0.2:2",
+    workflow_id: Annotated[str, typer.Option(help="Id of the only workflow that exists.")] = "workflow_invoices",
+    seed: Annotated[int, typer.Option(help="Seed of the faults and of each run's course.")] = 1,
+    run_seconds: Annotated[str, typer.Option(help="Duration of each run: SECONDS, or SHORTEST:LONGEST.")] = "0.2:2",
     plan: Annotated[
         str, typer.Option(help="Plan that sets the rate limits: payg, scale or enterprise.")
     ] = "enterprise",
     faults: Annotated[
         str, typer.Option(help=f"Faults: none, default, or NAME=VALUE,... with the names {', '.join(FAULTS)}")
     ] = "none",
-    webhook_retry_seconds: Annotated[float, typer.Option(help="Delay before the first retry of a webhook.")] = 1.0,
+    webhook_retry_seconds: Annotated[float, typer.Option(help="Seconds before the first retry of a webhook.")] = 1.0,
 ) -> None:
     """Stand in for Extend in development and tests.
 

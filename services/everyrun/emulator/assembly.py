@@ -25,8 +25,9 @@ from everyrun.serve import http_server, with_health
 class Options:
     """The options of an emulator.
 
-    ``run_seconds`` are the shortest and longest duration of a run; ``requests_per_second`` is the rate limit of each
-    category; ``first_retry`` is the delay in seconds before the first retry of a webhook.
+    ``run_seconds`` are the shortest and the longest duration of a run. ``requests_per_second`` is the rate limit for
+    each category of requests (get, write, run). ``first_retry`` is the delay in seconds before the first retry of a
+    webhook.
     """
 
     api_key: str = "sk_emulator"
@@ -42,7 +43,8 @@ class Options:
 async def emulating(listen: str, state_dir: Path, options: Options) -> AsyncIterator[list[asyncio.Task[None]]]:
     """Run an emulator on ``host:port`` during the block, resuming from the state in ``state_dir``.
 
-    Yields the tasks that do its work. They never end by themselves; an error that ends one is raised at the end.
+    Yields the tasks that do the emulator's work. A task ends during the block only if an error stops it, and that error
+    is raised when the block ends.
     """
     health = Health("state")
     store = Store(state_dir)
@@ -68,7 +70,7 @@ async def emulating(listen: str, state_dir: Path, options: Options) -> AsyncIter
 
 
 async def _load_identity(store: Store) -> tuple[float, bytes]:
-    """Return when this emulator was first started (Unix seconds), and the key of its signed links."""
+    """Return when this emulator was first started (Unix seconds), and the key with which it signs links."""
     known = store.documents("start")
     first_start = known.get("born", time.time())
     key = known.get("link_key", secrets.token_hex(32))

@@ -1,4 +1,4 @@
-"""Hold the emulator's state: batches, runs, files and counters, and move runs through their statuses."""
+"""Hold the emulator's state (batches, runs, files and counters), and move runs through their statuses."""
 
 from __future__ import annotations
 
@@ -82,9 +82,10 @@ class Engine:
         self._wake.set()
 
     def resolve_version(self, workflow_id: str, version: str | None) -> str:
-        """Return the version to run: by default the newest published one.
+        """Return the version to run: the requested one, or by default the newest published one.
 
-        Raises ApiProblem 404 if the workflow or the version does not exist (docs of 2025-04-21; today's do not say).
+        Raises ApiProblem 404 if the workflow or the version does not exist. That status is from Extend's docs of
+        2025-04-21; today's docs name none.
         """
         if workflow_id != self.workflow_id:
             raise not_found(f"workflow {workflow_id}")
@@ -97,7 +98,7 @@ class Engine:
     async def create_batch(
         self, workflow_id: str, version: str, priority: int, inputs: list[tuple[bytes, bytes]]
     ) -> str:
-        """Create a batch and return its id, once its runs are committed."""
+        """Create a batch, and return its id once its runs are committed."""
         now = self._now()
         batch_id = f"batch_{digest(self._plan.seed, 'batch', len(self.by_batch))}"
         created = [self._new_run(batch_id, workflow_id, version, file, metadata, now) for file, metadata in inputs]
@@ -117,7 +118,10 @@ class Engine:
         return run
 
     def _now(self) -> float:
-        """Return the time for a new run, never before the last run's, so that numbers are in the order of creation."""
+        """Return the creation time of a new run.
+
+        It is never before that of the last run, even if the clock is set back: ``runs`` must be in order of creation.
+        """
         return max(time.time(), self.runs[-1].created_at if self.runs else 0.0)
 
     def _new_run(
@@ -135,7 +139,7 @@ class Engine:
         self.store.enqueue(("update batches set answered = 1 where id = ?", (batch_id,)))
 
     async def advance_runs(self) -> None:
-        """Change the status of each run at its time, for ever."""
+        """Change the status of each run when that is due, forever."""
         while True:
             now = time.time()
             advanced = 0
@@ -171,7 +175,7 @@ class Engine:
         self.store.changed(run)
 
     def _end(self, run: Run, status: str, at: float) -> None:
-        """Give the run a status that has an event, and announce it."""
+        """Give the run a status for which Extend sends a webhook, and send it."""
         run.status, run.ends_at = status, at
         self._changed(run)
         self.webhooks.announce(run)
@@ -184,7 +188,11 @@ class Engine:
         return run
 
     async def cancel(self, run: Run) -> None:
-        """CANCELLING, then CANCELLED. For others than PENDING and PROCESSING the docs name no status: 400 here."""
+        """Make the run CANCELLING now, and CANCELLED a moment later.
+
+        Only a run that is PENDING or PROCESSING can be cancelled. For any other Extend's docs name no HTTP status; the
+        emulator answers 400.
+        """
         if run.status not in ("PENDING", "PROCESSING"):
             raise invalid(f"a run that is {run.status} cannot be cancelled")
         if run.status == "PENDING":
@@ -201,7 +209,7 @@ class Engine:
         await self.store.commit(run_write(run))
 
     async def delete(self, run: Run) -> None:
-        """Delete the run for good, without an event."""
+        """Delete the run permanently. Like Extend, send no webhook about it."""
         run.deleted = True
         self._changed(run)
         await self.store.commit()

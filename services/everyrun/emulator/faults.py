@@ -1,4 +1,4 @@
-"""Define the emulator's faults, and decide from the seed alone when each of them strikes."""
+"""Define the emulator's faults, and decide when each of them strikes: from the seed alone, so tests can repeat it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from everyrun.errors import Invalid
 
-#: The name and the effect of each fault. Rates are between 0 and 1, times in seconds.
+#: The name of each fault, and what its value means. A rate is the share of cases that the fault strikes, from 0 to 1.
 FAULTS = {
     "duplicate": "rate of webhooks that are sent twice",
     "copies": "number of extra copies of each webhook",
@@ -16,17 +16,17 @@ FAULTS = {
     "delay": "maximum delay of a webhook in seconds",
     "reorder": "rate of webhooks that later webhooks overtake",
     "corrupt": "rate of webhooks whose body is corrupted after signing, at the first attempt only",
-    "late": "rate of webhooks that arrive only after the retry window",
+    "late": "rate of webhooks that are sent only after all retries would have ended",
     "url_expired": "rate of signed links that answer 403",
     "submit_429": "rate of batch calls refused with 429",
-    "submit_5xx": "rate of batch calls that fail with 503 before they are accepted",
+    "submit_5xx": "rate of batch calls that fail with 503 and are not accepted",
     "accept_then_timeout": "rate of batches that are accepted but never answered",
     "get_429": "rate of GETs refused with 429",
     "get_5xx": "rate of GETs that fail with 500",
     "slow": "maximum delay of an answer in seconds",
-    "garbage": "rate of answers that are 200 but not JSON (a batch call is then not accepted)",
-    "list_lag": "maximum time in seconds until a run is listed",
-    "skew": "seconds by which Extend's clock is fast (negative: slow); it signs webhooks, dates answers and dates runs",
+    "garbage": "rate of calls answered with 200 and HTML instead of JSON (a batch call is then not accepted)",
+    "list_lag": "maximum time in seconds from the creation of a run until lists show it",
+    "skew": "seconds by which Extend's clock is ahead (negative: behind): in signatures, Date headers, times of runs",
     "fail": "rate of runs that end FAILED",
     "review": "rate of runs that stop at NEEDS_REVIEW",
 }
@@ -41,7 +41,10 @@ class InvalidFaultsError(Invalid, ValueError):
 
 
 def parse_faults(text: str) -> dict[str, float]:
-    """Parse ``default``, ``none`` or ``NAME=VALUE,...``; a list replaces the defaults. Raises InvalidFaultsError."""
+    """Parse ``default``, ``none`` or ``NAME=VALUE,...``. Faults that a list does not name never strike.
+
+    Raises InvalidFaultsError.
+    """
     if text in ("", "none"):
         return {}
     if text == "default":
@@ -66,7 +69,11 @@ def parse_faults(text: str) -> dict[str, float]:
 
 
 class Dice:
-    """Random choices by hash: the same seed, name and subject give the same number, in any order of calls."""
+    """Makes random choices with a hash, so that the order of calls does not matter.
+
+    A ``subject`` names what may be struck, for example the id of an event. The same seed, name of a choice and subject
+    always give the same number.
+    """
 
     def __init__(self, seed: int, faults: Mapping[str, float]) -> None:
         self._key = str(seed).encode()
@@ -77,7 +84,7 @@ class Dice:
         self.faults = dict(faults)
 
     def number(self, name: str, subject: str) -> float:
-        """Return a number in [0, 1)."""
+        """Return the number in [0, 1) that belongs to a choice and a subject."""
         digest = hashlib.blake2b(f"{name}/{subject}".encode(), key=self._key, digest_size=7).digest()
         return int.from_bytes(digest) / (1 << 56)
 
@@ -93,9 +100,9 @@ class Dice:
 
     @property
     def clock_offset(self) -> float:
-        """Seconds by which Extend's clock is fast; negative if it is slow."""
+        """Seconds by which Extend's clock is ahead of this machine's; negative if it is behind."""
         return self.faults.get("skew", 0.0)
 
     def count(self, name: str) -> int:
-        """Return how often the fault strikes each subject."""
+        """Return the value of a fault that is a number of times, such as ``copies``."""
         return int(self.faults.get(name, 0.0))

@@ -1,4 +1,4 @@
-"""Find, list and delete files: uploads, and those that runs were given as a URL or as text."""
+"""Find, list and delete files: uploaded files, and the files that runs were given as a URL or as text."""
 
 from __future__ import annotations
 
@@ -20,16 +20,20 @@ from everyrun.emulator.validate import invalid, not_found
 from everyrun.emulator.webhook_content import Links
 
 _FILTERS = ("nameContains", "sortDir")
-#: More than the files of any run (docs of workflow_runs.create: a package of up to 50).
+#: A number above the most files that a run can have, which is 50 (a package; docs of workflow_runs.create).
 _MAX_FILES_PER_RUN = 64
-#: Tie-breaks of runs' files start here; those of uploads are lower.
+#: A list sorts files by time and then by a number. Runs' files have numbers from here on; uploads have lower ones.
 _RUNS_FROM = 1 << 32
-#: File types whose content is text; their parsed contents are that text.
+#: File types whose content is text. The parsed contents of such a file are its own text; others get a made-up text.
 _TEXT = frozenset({"TXT", "CSV", "XML", "HTML"})
 
 
 class Files:
-    """All files. A file of a run follows from the run, so the store keeps only its deletion."""
+    """All files that Extend's API shows.
+
+    The store does not keep the files that runs were given as a URL or as text, because they can be derived from the
+    runs. It keeps only which of them were deleted.
+    """
 
     def __init__(self, store: Store, folder: Path, links: Links, runs: list[Run], by_id: Mapping[str, Run]) -> None:
         self._store = store
@@ -48,7 +52,7 @@ class Files:
         return None if found is None else str(found["name"])
 
     async def upload(self, file_id: str, name: str, kind: str | None, content: BinaryIO, clock_offset: float) -> Any:
-        """Keep an upload and its content. Return the answer of POST /files/upload."""
+        """Store an uploaded file, and return the answer to POST /files/upload."""
         with (self._folder / file_id).open("wb") as out:
             shutil.copyfileobj(content, out)
         kept = {"name": name, "at": time.time(), "type": kind, "number": self._next}
@@ -58,7 +62,7 @@ class Files:
         return render.file(self._uploaded(file_id, clock_offset), None)
 
     def get(self, file_id: str, shown: frozenset[str], clock_offset: float) -> dict[str, Any]:
-        """Return the answer of GET /files/{id}, with the parsed contents that ``shown`` names.
+        """Return the answer to GET /files/{id}, with the parsed contents that ``shown`` names.
 
         Raises ApiProblem 404.
         """
@@ -69,7 +73,7 @@ class Files:
         return render.file(summary, contents) | {"presignedUrl": self._links.make_for_file(file_id, time.time())}
 
     async def delete(self, file_id: str) -> None:
-        """Delete a file for good: its id is unknown from then on. Raises ApiProblem 404 if it is unknown now."""
+        """Delete a file permanently. Raises ApiProblem 404 if there is no such file."""
         if self._summary(file_id, 0.0) is None:
             raise not_found(f"file {file_id}")
         if self._uploads.pop(file_id, None) is not None:
@@ -80,9 +84,10 @@ class Files:
             await self._store.commit(self._store.put("deleted_file", file_id, {}))
 
     def open_link(self, token: str) -> bytes | None:
-        """Return the content of a presigned URL, or None if the link is wrong or expired, or the file is deleted.
+        """Return the content of a file by its presigned URL.
 
-        The emulator never fetches a URL that a run was given: the link of such a file gives a line that says so.
+        Return None if the URL is wrong or expired, or the file is deleted. The emulator never fetches a URL that a run
+        was given, so the content of such a file is a sentence that says so.
         """
         file_id = self._links.read_for_file(token, time.time())
         if file_id is None or self.name_of(file_id) is None:
@@ -90,7 +95,7 @@ class Files:
         return self._content(file_id)
 
     def page(self, query: Mapping[str, str], clock_offset: float) -> dict[str, Any]:
-        """Return a page of GET /files, by default the newest file first. Raises ApiProblem."""
+        """Return a page for GET /files, by default with the newest files first. Raises ApiProblem."""
         size = page_size(query.get("maxPageSize"))
         direction, part = query.get("sortDir", "desc"), query.get("nameContains", "")
         if direction not in ("asc", "desc"):
@@ -159,7 +164,7 @@ class Files:
         return str(file.get("text", "The emulator never fetches a URL.")).encode()
 
     def _contents(self, summary: dict[str, Any], shown: frozenset[str]) -> dict[str, Any]:
-        """Return FileContents (SDK 1.20.0, types/file_contents.py); for files that are not text, made-up contents."""
+        """Return a file's FileContents (SDK 1.20.0, types/file_contents.py). They are made up if it is not text."""
         kind = summary["type"]
         text = f"Contents of {summary['name']}."
         if kind in _TEXT:

@@ -1,4 +1,4 @@
-"""List runs with filters and an order, in pages whose cursor is bound to the query. Pure."""
+"""List runs in pages, filtered and sorted. The cursor of a page is valid only for the same query. Pure."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from everyrun.emulator.timeline import Timeline
 from everyrun.emulator.validate import invalid
 
 _FILTERS = ("status", "workflowId", "batchId", "fileNameContains", "sortBy", "sortDir")
-#: Default and maximum of maxPageSize in older docs; this version documents neither.
+#: Default and maximum of maxPageSize, from older docs of Extend: the docs of this API version give neither.
 DEFAULT_PAGE, MAX_PAGE = 10, 1000
 
-#: (time of creation or last change, number) of the last run of a page.
+#: Where the next page continues: (time of creation or last change, number) of the last run on a page.
 Key = tuple[float, int]
-#: Takes sortBy, True for descending, and the key to continue after; gives the runs in that order.
+#: A function that takes sortBy, True for descending, and the key to continue after, and returns the runs in that order.
 Source = Callable[[str, bool, Key | None], Iterable[Run]]
 
 
@@ -40,12 +40,12 @@ def _bound_to(query: Mapping[str, str], filters: Sequence[str]) -> str:
 
 
 def make_cursor(query: Mapping[str, str], filters: Sequence[str], key: Key) -> str:
-    """Return a nextPageToken that continues after ``key``, and only with the same values of the filters."""
+    """Return a nextPageToken that continues after ``key``. It is valid only with the same values of the filters."""
     return base64.b64encode(msgspec.json.encode([_bound_to(query, filters), *key])).decode()
 
 
 def read_cursor(query: Mapping[str, str], filters: Sequence[str]) -> Key | None:
-    """Return the key in the query's nextPageToken, or None if it has none. Raises ApiProblem if it is wrong."""
+    """Return the key in the query's nextPageToken, or None for the first page. Raises ApiProblem for a wrong token."""
     token = query.get("nextPageToken")
     if token is None:
         return None
@@ -90,9 +90,9 @@ def in_all(runs: Sequence[Run], timeline: Timeline) -> Source:
 def list_runs(
     source: Source, query: Mapping[str, str], first_start: float, now: float, clock_offset: float = 0.0
 ) -> dict[str, Any]:
-    """Return a page of summaries, by default the newest updatedAt first (docs.extend.ai, list-workflow-runs).
+    """Return a page of summaries of runs, by default the last changed first (docs.extend.ai, list-workflow-runs).
 
-    Times are shifted by ``clock_offset`` seconds. Raises ApiProblem if the query is wrong.
+    The times of the runs are shifted by ``clock_offset`` seconds. Raises ApiProblem if the query is wrong.
     """
     size = page_size(query.get("maxPageSize"))
     by, direction = query.get("sortBy", "updatedAt"), query.get("sortDir", "desc")

@@ -1,4 +1,4 @@
-"""Limit the requests a second in each category (docs.extend.ai, general/rate-limits)."""
+"""Limit the number of requests per second in each category (docs.extend.ai, general/rate-limits)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from everyrun.emulator.validate import ApiProblem
 
 
 class RateLimits:
-    """A token bucket for each category; it holds one second's worth of requests."""
+    """One token bucket per category of requests. A bucket holds as many requests as are allowed in one second."""
 
     def __init__(self, rate: float) -> None:
         self._rate = rate
@@ -16,7 +16,7 @@ class RateLimits:
         self._at = dict.fromkeys(self._left, time.monotonic())
 
     def take(self, category: str) -> None:
-        """Let a request pass. Raises ApiProblem 429 with Retry-After if there were too many."""
+        """Let a request pass. Raises ApiProblem 429 with Retry-After if there were too many requests."""
         now = time.monotonic()
         self._left[category] = min(self._rate, self._left[category] + (now - self._at[category]) * self._rate)
         self._at[category] = now

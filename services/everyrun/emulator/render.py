@@ -1,4 +1,4 @@
-"""Render Extend's objects as the types of its SDK require them. Nullable fields are null, not left out."""
+"""Render Extend's objects as the types in its SDK require them: a field without a value is null, not absent."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ _TYPES = {
     "xml": "XML",
     "html": "HTML",
 }
-#: Characters of a run's id after its prefix.
+#: Number of characters in a run's id after the prefix ``workflow_run_``.
 _RUN_KEY_LENGTH = 24
 #: One run in this many has a large result.
 _LARGE_EVERY = 100
 
 
 def time(moment: float | None) -> str | None:
-    """Return Unix seconds in Extend's format of times; None stays None."""
+    """Return a time (Unix seconds) in the format that Extend uses, or None for None."""
     if moment is None:
         return None
     return datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
@@ -76,7 +76,7 @@ def version_id(workflow_id: str, name: str) -> str:
 
 
 def version_with_steps(workflow_id: str, name: str, created_at: float) -> dict[str, Any]:
-    """Return a WorkflowVersion, whose steps are a trigger, the steps of the runs, and the webhook response."""
+    """Return a WorkflowVersion. Its steps are a trigger, the two steps that every run has, and a webhook response."""
     schema = {"type": "object", "properties": {"invoice_number": {"type": "string"}, "total": {"type": "number"}}}
     steps = [
         {"type": "TRIGGER", "name": "trigger", "next": [{"step": "parse"}]},
@@ -106,13 +106,13 @@ def file_summary(identifier: str, name: str, created_at: float) -> dict[str, Any
 
 
 def file(summary: dict[str, Any], contents: dict[str, Any] | None) -> dict[str, Any]:
-    """Return a File; its type is absent if it could not be determined (SDK 1.20.0, types/file.py)."""
+    """Return a File. Its type is left out if the type could not be determined (SDK 1.20.0, types/file.py)."""
     shown = {key: value for key, value in summary.items() if key != "type" or value is not None}
     return {**shown, "contents": contents}
 
 
 def own_files(run: Run) -> dict[int, str]:
-    """Return the ids of the files that the run was given as a URL or as text, by their index in the run."""
+    """Return the id of each file that the run was given as a URL or as text, by the file's index in the run."""
     given = _decode(run.file)
     key = run.id.removeprefix("workflow_run_")
     each = enumerate(given.get("package", [given]))
@@ -120,12 +120,12 @@ def own_files(run: Run) -> dict[int, str]:
 
 
 def run_of_file(file_id: str) -> str:
-    """Return the id of the run that a file came with, provided that it came with a run."""
+    """Return the id of the run that a file was given to. For an uploaded file the result is the id of no run."""
     return f"workflow_run_{file_id.removeprefix('file_')[:_RUN_KEY_LENGTH]}"
 
 
 def files(run: Run) -> list[dict[str, Any]]:
-    """Return the FileSummary of each file of a run. URLs are never fetched."""
+    """Return the FileSummary of each file of a run. A URL is never fetched, so the summary is made up from its text."""
     found = []
     given = _decode(run.file)
     own = own_files(run)
@@ -188,7 +188,10 @@ def run(run: Run, first_start: float) -> dict[str, Any]:
 
 
 def step_runs(run: Run, first_start: float) -> list[dict[str, Any]]:
-    """Return the PARSE and EXTRACT steps with an invoice of 2 to 6 KB, or over 200 KB in one run of a hundred."""
+    """Return the PARSE and EXTRACT steps of a run.
+
+    They hold a made-up invoice of 2 to 6 KB. In one run of a hundred it is over 200 KB, to test large results.
+    """
     chance = random.Random(run.number)  # noqa: S311
     lines = 2400 if run.number % _LARGE_EVERY == _LARGE_EVERY - 1 else chance.randint(1, 22)
     key = run.id.removeprefix("workflow_run_")

@@ -1,4 +1,7 @@
-"""Serve workflows, their versions, and files (SDK 1.20.0, workflows, workflow_versions and files)."""
+"""Serve Extend's endpoints for workflows, their versions, and files.
+
+They follow the SDK 1.20.0: the packages workflows, workflow_versions and files.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,12 @@ from everyrun.emulator.listing import make_cursor, page_size, read_cursor
 from everyrun.emulator.validate import invalid, not_found
 
 RouteOf = tuple[str, str, Callable[[Request], Awaitable[Any]]]
-#: Word and PowerPoint files are converted to PDF without a request (SDK 1.20.0, files/client.py upload).
+#: Extend converts Word and PowerPoint files to PDF even without convertToPdf (SDK 1.20.0, files/client.py upload).
 _TO_PDF = (".doc", ".docx", ".ppt", ".pptx")
 
 
 def resource_routes(engine: Engine) -> list[RouteOf]:
-    """Return (method, path, handler) of each call."""
+    """Return (method, path, handler) of each endpoint."""
     api = _Resources(engine)
     return [
         ("GET", "/workflows", api.list_workflows),
@@ -118,12 +121,12 @@ class _Resources:
         return self._engine.files.page(request.query_params, self._engine.dice.clock_offset)
 
     async def get_file(self, request: Request) -> Any:
-        """Answer GET /files/{id}: the file with a link to its content, and its parsed contents if requested."""
+        """Answer GET /files/{id}: the file with a link to its content, and with its parsed contents if requested."""
         shown = frozenset(name for name in ("rawText", "markdown", "html") if _flag(request, name))
         return self._engine.files.get(request.path_params["id"], shown, self._engine.dice.clock_offset)
 
     async def delete_file(self, request: Request) -> Any:
-        """Answer DELETE /files/{id}: delete the file; later calls that name it are refused."""
+        """Answer DELETE /files/{id}: delete the file. Later calls that name the file are refused."""
         file_id = request.path_params["id"]
         await self._engine.files.delete(file_id)
         return {"id": file_id}

@@ -1,4 +1,4 @@
-"""Read the JSON of a request, and answer in Extend's form."""
+"""Read the JSON of a request, and make responses in the form of Extend's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from everyrun.emulator.validate import ApiProblem, invalid
 
 
 async def json_body(request: Request) -> Any:
-    """Return the decoded body of a request. Raises ApiProblem."""
+    """Return the decoded body of a request. Raises ApiProblem if the body is not JSON."""
     try:
         return msgspec.json.decode(await request.body())
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

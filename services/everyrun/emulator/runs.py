@@ -1,4 +1,7 @@
-"""Define runs and their life from PENDING to an end, which follows from the seed and the number of the run."""
+"""Define runs, and decide how each of them goes: how long it takes, and the status in which it ends.
+
+Both depend only on the seed and on the number of the run, so tests can repeat them.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,14 @@ from typing import Any
 
 from everyrun.emulator.faults import Dice
 
-#: SDK 1.20.0, types/workflow_run_status.py.
+#: All statuses of a run (SDK 1.20.0, types/workflow_run_status.py).
 STATUSES = (
     *("PENDING", "PROCESSING", "CANCELLING", "NEEDS_REVIEW"),
     *("PROCESSED", "FAILED", "CANCELLED", "REJECTED"),
 )
 FINAL = frozenset({"PROCESSED", "FAILED", "CANCELLED", "REJECTED"})
 
-#: The event of each status that has one (docs.extend.ai, webhooks/events).
+#: The webhook event that Extend sends when a run reaches a status (docs.extend.ai, webhooks/events).
 EVENTS = {
     "PROCESSED": "workflow_run.completed",
     "FAILED": "workflow_run.failed",
@@ -25,13 +28,13 @@ EVENTS = {
     "CANCELLED": "workflow_run.cancelled",
 }
 STEP_EVENT = "workflow_run.step_run.processed"
-#: The steps of the workflow that runs show.
+#: The types of the steps that every finished run has, in order.
 STEPS = ("PARSE", "EXTRACT")
-#: Statuses in which a run shows results of its steps.
+#: The statuses in which a run has the results of its steps.
 WITH_STEPS = frozenset({"PROCESSED", "REJECTED", "NEEDS_REVIEW"})
 WORKFLOW_EVENTS = (*EVENTS.values(), STEP_EVENT)
 
-#: (failureReason, failureMessage), with reasons from docs.extend.ai.
+#: The pairs (failureReason, failureMessage) of failed runs. The reasons are from docs.extend.ai.
 FAILURES = (
     ("DOCUMENT_PROCESSOR_ERROR", "The document processor could not complete this document."),
     ("FAILED_TO_PROCESS_FILE", "The file could not be processed: it is damaged or of an unsupported type."),
@@ -70,7 +73,8 @@ class Run:
     deleted: bool = False
     reviewed_at: float | None = None
     note: str | None = None
-    #: Numbers of webhook events (one for each endpoint): all, delivered, and never to be delivered.
+    #: How many webhook events the run has had, how many of them were delivered, and how many never will be. An event
+    #: counts once per endpoint that it is sent to.
     events: int = 0
     delivered: int = 0
     dropped: int = 0
@@ -79,7 +83,7 @@ class Run:
 
     @property
     def started(self) -> bool:
-        """True if the run was ever PROCESSING; a run that was cancelled before that has a ``starts_at`` of 0."""
+        """True if the run was ever PROCESSING. If a run is cancelled before that, its ``starts_at`` is 0."""
         return self.status != "PENDING" and self.starts_at > 0
 
     def by_clock(self, clock_offset: float) -> Run:
@@ -90,18 +94,21 @@ class Run:
         shown.created_at += clock_offset
         shown.updated_at += clock_offset
         shown.ends_at += clock_offset
-        # 0 means that it never started.
+        # A starts_at of 0 means that the run never started, so it is not shifted.
         shown.starts_at += clock_offset if self.starts_at else 0.0
         shown.reviewed_at = None if self.reviewed_at is None else self.reviewed_at + clock_offset
         return shown
 
     def next_generation(self) -> None:
-        """Begin another generation, for a rerun or a review. The values of this one are kept."""
+        """Begin the next generation of the run, for a rerun or a review. Keep the values of the present generation."""
         self.past.append([getattr(self, name) for name in _PER_GENERATION])
         self.generation += 1
 
     def at(self, generation: int) -> Run:
-        """Return the run as it was at the end of a generation, or as it is now. Do not change the result."""
+        """Return the run as it was at the end of an earlier generation, or this run itself if that is the present one.
+
+        The caller must not change the result.
+        """
         if generation >= self.generation:
             return self
         then = copy.copy(self)
@@ -110,13 +117,13 @@ class Run:
         return then
 
     def kept(self) -> dict[str, Any]:
-        """Return the attributes that the store must keep."""
+        """Return the attributes that can change, which the store must keep."""
         return {name: getattr(self, name) for name in _KEPT}
 
 
 @dataclass(slots=True)
 class Plan:
-    """Decides how long runs take, and which of them fail or need a review."""
+    """Decides how long each run takes, and which runs fail or need a review. ``shortest``, ``longest``: in seconds."""
 
     dice: Dice
     seed: int
@@ -128,7 +135,7 @@ class Plan:
         return f"workflow_run_{digest(self.seed, 'run', number)}"
 
     def schedule(self, run: Run, at: float) -> None:
-        """Set the times and the outcome of a run that is created or rerun now."""
+        """Set the times and the outcome of a run that is created or rerun at ``at`` (Unix seconds)."""
         subject = f"{run.number}/{run.generation}"
         duration = self.shortest + (self.longest - self.shortest) * self.dice.number("takes", subject)
         run.starts_at = at + duration * 0.3 * self.dice.number("waits", subject) if run.generation == 0 else at
@@ -143,5 +150,5 @@ class Plan:
 
 
 def digest(seed: int, kind: str, number: int) -> str:
-    """Return the part of an id after its prefix."""
+    """Return what follows the prefix in the id of a run or batch. It depends only on the arguments."""
     return hashlib.blake2b(f"{seed}/{kind}/{number}".encode(), digest_size=12).hexdigest()

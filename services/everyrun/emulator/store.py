@@ -1,4 +1,4 @@
-"""Keep the emulator's state in SQLite; writes are grouped into commits, which a separate thread makes."""
+"""Keep the emulator's state in SQLite. A separate thread commits the writes, many of them in one commit."""
 
 from __future__ import annotations
 
@@ -30,16 +30,17 @@ Write = tuple[str, tuple[Any, ...]]
 
 
 def run_write(run: Run) -> Write:
-    """Return the write that keeps a whole run."""
+    """Return the write that stores a whole run."""
     head = (run.number, run.id, run.batch_id, run.workflow_id, run.version, run.file, run.metadata)
     return _RUN, (*head, run.created_at, run.listed_at, msgspec.json.encode(run.kept()).decode())
 
 
 class Store:
-    """Keeps state over a restart, including kill -9.
+    """Keeps the state across restarts, even after kill -9.
 
-    Writes handed over without an ``await`` in between are committed together or not at all. Writes that nobody waits
-    for (``enqueue``, ``changed``) are committed within a quarter of a second, and no later than the next ``commit``.
+    Writes that a caller hands over without an ``await`` between them are committed together or not at all. Writes that
+    nobody waits for (``enqueue``, ``changed``) are committed within a quarter of a second, and no later than the next
+    ``commit``.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -51,7 +52,7 @@ class Store:
         self._changed: dict[int, Run] = {}
         self._next_commit: asyncio.Future[None] | None = None
         self._committing = asyncio.Lock()
-        #: Called at every commit; returns further writes.
+        #: Called at every commit. It returns the writes for counters that changed.
         self.counters: Callable[[], list[Write]] = list
 
     def enqueue(self, *writes: Write) -> None:
@@ -63,7 +64,7 @@ class Store:
         self._changed[run.number] = run
 
     async def commit(self, *writes: Write) -> None:
-        """Commit these writes and all before them, and return once that is done. Raises sqlite3.Error."""
+        """Commit these writes and all earlier ones, and return when they are committed. Raises sqlite3.Error."""
         self._writes.extend(writes)
         if self._next_commit is None:
             self._next_commit = asyncio.ensure_future(self._flush())
@@ -71,7 +72,7 @@ class Store:
 
     async def _flush(self) -> None:
         async with self._committing:
-            # A write that comes from here on needs another commit.
+            # A write that arrives from here on is not in this commit, so it must start another one.
             self._next_commit = None
             writes, self._writes = self._writes, []
             changed, self._changed = self._changed, {}
@@ -87,13 +88,13 @@ class Store:
                 self._db.executemany(sql, [parameters for _, parameters in same_sql])
 
     async def commit_regularly(self) -> None:
-        """Commit waiting writes every 0.2 s, for ever."""
+        """Commit waiting writes every 0.2 s, forever."""
         while True:
             await asyncio.sleep(0.2)
             await self.commit()
 
     def put(self, kind: str, identifier: str, body: Any) -> Write:
-        """Return the write that keeps a small document (an endpoint, a file, a counter) as JSON."""
+        """Return the write that stores a small document (an endpoint, a file, a counter) as JSON."""
         text = msgspec.json.encode(body).decode()
         return "insert into things values (?, ?, ?) on conflict do update set body = excluded.body", (
             kind,
@@ -106,12 +107,15 @@ class Store:
         return "delete from things where kind = ? and id = ?", (kind, identifier)
 
     def documents(self, kind: str) -> dict[str, Any]:
-        """Return the documents of a kind in the order they were first kept. Call it only before the first write."""
+        """Return the documents of a kind by id, first stored first.
+
+        Call this only before the first write. From then on, only the writing thread may use the connection.
+        """
         rows = self._db.execute("select id, body from things where kind = ? order by rowid", (kind,))
         return {identifier: msgspec.json.decode(body) for identifier, body in rows}
 
     def runs(self) -> list[Run]:
-        """Return every run in the order of its number. Call it only before the first write."""
+        """Return every run in the order of their numbers. Call this only before the first write, as ``documents``."""
         found = []
         for row in self._db.execute("select * from runs order by number"):
             number, identifier, batch_id, workflow_id, version, file, metadata, created_at, listed_at, kept = row
@@ -120,11 +124,11 @@ class Store:
         return found
 
     def deliveries(self) -> list[tuple[Any, ...]]:
-        """Return the rows of ``deliveries``. Call it only before the first write."""
+        """Return the rows of ``deliveries``. Call this only before the first write, as ``documents``."""
         return list(self._db.execute("select * from deliveries order by due"))
 
     async def batches(self) -> list[tuple[Any, ...]]:
-        """Return (id, runs, accepted_at, answered) of every batch in order, including those not committed yet."""
+        """Commit waiting writes, and return (id, runs, accepted_at, answered) of every batch, first accepted first."""
         await self.commit()
         sql = "select id, runs, accepted_at, answered from batches order by accepted_at, rowid"
         loop = asyncio.get_running_loop()

@@ -11,9 +11,10 @@ from everyrun.emulator.runs import Run
 
 
 class Timeline:
-    """Every run in the order of ``updated_at``, which this class assigns and which is unique and always grows.
+    """Every run in the order of its last change, ``updated_at``.
 
-    A run that changes gets a new entry. Its old entry is skipped from then on, and removed later.
+    This class sets ``updated_at``. Each value is greater than all earlier ones, so no two runs have the same value. A
+    run that changes gets a new entry; its old entry is skipped from then on, and removed later.
     """
 
     def __init__(self, runs: list[Run]) -> None:
@@ -37,12 +38,12 @@ class Timeline:
             self._fill(self._runs)
 
     def newest_first(self, before: float | None) -> Iterator[Run]:
-        """Yield the runs changed before a time (Unix seconds; None: all), the last changed first."""
+        """Yield the runs changed before a time (Unix seconds), last changed first. For None yield all runs."""
         end = len(self._times) if before is None else bisect_left(self._times, before)
         return self._current(range(end - 1, -1, -1))
 
     def oldest_first(self, after: float | None) -> Iterator[Run]:
-        """Yield the runs changed after a time (Unix seconds; None: all), the first changed first."""
+        """Yield the runs changed after a time (Unix seconds), first changed first. For None yield all runs."""
         start = 0 if after is None else bisect_right(self._times, after)
         return self._current(range(start, len(self._times)))
 

@@ -1,4 +1,4 @@
-"""Check requests as Extend does. Pure; a wrong request raises an ApiProblem with Extend's status and code."""
+"""Check requests as Extend does. A wrong request raises an ApiProblem with Extend's status and code. Pure."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import msgspec
 from everyrun.emulator.runs import WORKFLOW_EVENTS
 
 _encode = msgspec.json.encode
-#: Returns the name of the file with an id, or None if there is no such file.
+#: A function that takes a file's id and returns the file's name, or None if there is no such file.
 NameOf = Callable[[str], str | None]
 
-#: SDK 1.20.0, workflow_runs/client.py create_batch: 1 to 1,000 inputs; priority 1 to 100, 90 by default.
+#: Maximum number of inputs in a batch (SDK 1.20.0, workflow_runs/client.py create_batch).
 MAX_INPUTS = 1000
-#: SDK 1.20.0, RunMetadata: at most 10 KB. How bytes are counted is not documented; here it is compact UTF-8 JSON.
+#: Maximum size of metadata, 10 KB (SDK 1.20.0, RunMetadata). Extend does not document how it counts the bytes; the
+#: emulator counts those of compact UTF-8 JSON.
 MAX_METADATA = 10_240
 _FILE_FIELDS = {"url": {"url", "name", "settings"}, "id": {"id"}, "text": {"text", "name"}}
 _TAGS = "extend:usage_tags"
@@ -24,7 +25,7 @@ _URL = r"https?://[^/\s]+\S*\Z"
 _RUNS = ("parse_run", "edit_run", "form_detection_run", "extract_run", "classify_run", "split_run")
 _BATCHES = ("batch_processor_run", "batch_parse_run")
 _CHANGES = ("created", "updated", "deleted", "draft.updated", "version.published")
-#: Events that an endpoint itself can subscribe to (SDK 1.20.0, types/webhook_endpoint_event_type.py).
+#: Events that an endpoint can enable without a subscription (SDK 1.20.0, types/webhook_endpoint_event_type.py).
 GLOBAL_EVENTS = frozenset(
     [f"{name}.{end}" for name in _RUNS + _BATCHES for end in ("processed", "failed")]
     + [f"{name}.{change}" for name in ("extractor", "classifier", "splitter") for change in _CHANGES]
@@ -33,7 +34,7 @@ GLOBAL_EVENTS = frozenset(
 
 
 class ApiProblem(Exception):  # noqa: N818
-    """An error answer: HTTP status, code and message (SDK 1.20.0, types/api_error.py)."""
+    """An error response of Extend's: HTTP status, code and message (SDK 1.20.0, types/api_error.py)."""
 
     def __init__(self, status: int, code: str, message: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(message)
@@ -54,7 +55,10 @@ def not_found(what: str) -> ApiProblem:
 
 
 def clean_metadata(field: str, value: Any) -> dict[str, Any]:
-    """Return metadata as Extend keeps it: usage tags keep only letters, digits, ``-`` and ``_``. Raises ApiProblem."""
+    """Return metadata as Extend stores it, which removes all but letters, digits, ``-`` and ``_`` from usage tags.
+
+    Raises ApiProblem.
+    """
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -70,9 +74,10 @@ def clean_metadata(field: str, value: Any) -> dict[str, Any]:
 
 
 def check_file(field: str, value: Any, name_of: NameOf) -> dict[str, Any]:
-    """Return a file of one of the three kinds (SDK 1.20.0, workflow_runs/types); one given by id gets its name.
+    """Return the file of an input without unknown keys, and with its name if it was given by id.
 
-    Raises ApiProblem, also if the id belongs to no file or to a deleted one (docs.extend.ai of 2025-04-21).
+    A file has either a url, an id or a text (SDK 1.20.0, workflow_runs/types). Raises ApiProblem if it is wrong, or if
+    its id belongs to no file or to a deleted one (docs.extend.ai of 2025-04-21).
     """
     if not isinstance(value, dict):
         raise invalid(f"{field}: is required")
@@ -97,9 +102,9 @@ def check_file(field: str, value: Any, name_of: NameOf) -> dict[str, Any]:
 
 
 def check_package(value: Any, name_of: NameOf) -> dict[str, Any]:
-    """Return a package: 2 to 50 files, no text, none twice (SDK 1.20.0, requests/workflow_run_package.py).
+    """Return a checked package of files (SDK 1.20.0, requests/workflow_run_package.py).
 
-    Raises ApiProblem.
+    Raises ApiProblem unless it has 2 to 50 files, none of them is a text, and none occurs twice.
     """
     files = value.get("files") if isinstance(value, dict) else None
     if not isinstance(files, list) or not 2 <= len(files) <= 50:
@@ -112,7 +117,7 @@ def check_package(value: Any, name_of: NameOf) -> dict[str, Any]:
 
 
 def check_priority(value: Any, default: int) -> int:
-    """Return the priority, which is 1 to 100. Raises ApiProblem."""
+    """Return the priority, or the default if there is none. Raises ApiProblem unless it is from 1 to 100."""
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 100:
@@ -121,13 +126,13 @@ def check_priority(value: Any, default: int) -> int:
 
 
 def check_secrets(field: str, value: Any) -> None:
-    """Check that the secrets of a run are an object, if value. Raises ApiProblem."""
+    """Check that the secrets of a run, if it has any, are an object. Raises ApiProblem if they are not."""
     if value is not None and not isinstance(value, dict):
         raise invalid(f"{field}: must be an object")
 
 
 def check_reference(body: Any) -> tuple[str, str | None]:
-    """Return workflow.id and workflow.version of a run or batch request. Raises ApiProblem."""
+    """Return workflow.id and workflow.version of a request that creates a run or a batch. Raises ApiProblem."""
     reference = body.get("workflow") if isinstance(body, dict) else None
     if not isinstance(reference, dict) or not isinstance(reference.get("id"), str):
         raise invalid("workflow.id: is required")
@@ -138,7 +143,7 @@ def check_reference(body: Any) -> tuple[str, str | None]:
 
 
 def check_inputs(body: dict[str, Any], name_of: NameOf) -> list[tuple[bytes, bytes]]:
-    """Return the inputs of a batch as (file, metadata) in JSON. Raises ApiProblem for the first wrong input."""
+    """Return the file and metadata of each input of a batch, as JSON. Raises ApiProblem for the first wrong input."""
     inputs = body.get("inputs")
     if not isinstance(inputs, list) or not inputs:
         raise invalid("inputs: at least 1 item")
@@ -156,7 +161,10 @@ def check_inputs(body: dict[str, Any], name_of: NameOf) -> list[tuple[bytes, byt
 
 
 def check_events(field: str, value: Any, *, workflow: bool) -> list[str]:
-    """Return event names. Only subscriptions of a workflow may have workflow_run.* events. Raises ApiProblem."""
+    """Return checked names of events. Raises ApiProblem.
+
+    Subscriptions to a ``workflow`` accept only workflow_run.* events; everything else accepts only GLOBAL_EVENTS.
+    """
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise invalid(f"{field}: must be a list of event types")
     for name in value:
@@ -166,7 +174,7 @@ def check_events(field: str, value: Any, *, workflow: bool) -> list[str]:
 
 
 def check_options(value: Any) -> None:
-    """Check advancedOptions of an endpoint: custom headers and the form of the payload. Raises ApiProblem."""
+    """Check the advancedOptions of an endpoint: extra headers, and the form of the payload. Raises ApiProblem."""
     field = "advancedOptions"
     if not isinstance(value, dict) or set(value) - {"headers", "payload"}:
         raise invalid(f"{field}: an object of headers and payload")
@@ -183,7 +191,10 @@ def check_options(value: Any) -> None:
 
 
 def check_endpoint(body: Any, *, create: bool) -> dict[str, Any]:
-    """Return a webhook endpoint without unknown keys (docs.extend.ai, create-webhook-endpoint). Raises ApiProblem."""
+    """Return the checked body of a request that creates or changes a webhook endpoint. Raises ApiProblem.
+
+    ``create`` requires the keys that a new endpoint must have (docs.extend.ai, create-webhook-endpoint).
+    """
     if not isinstance(body, dict):
         raise invalid("the body must be an object")
     for key in body:

@@ -1,4 +1,7 @@
-"""Serve webhook endpoints and subscriptions (SDK 1.20.0, webhook_endpoints and webhook_subscriptions)."""
+"""Serve Extend's API for webhook endpoints and subscriptions.
+
+It follows the SDK 1.20.0: the packages webhook_endpoints and webhook_subscriptions.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ _RESOURCES = ("extractor", "classifier", "splitter", "workflow")
 
 
 def webhook_routes(webhooks: Webhooks, store: Store, workflow_id: str) -> list[RouteOf]:
-    """Return (method, path, handler) of all ten calls."""
+    """Return (method, path, handler) of each API endpoint."""
     api = _WebhookApi(webhooks, store, workflow_id)
     one, all_ = "/webhook_endpoints/{id}", "/webhook_endpoints"
     sub, subs = "/webhook_subscriptions/{id}", "/webhook_subscriptions"
@@ -53,7 +56,7 @@ class _WebhookApi:
 
     @staticmethod
     def _without_secret(endpoint: dict[str, Any]) -> dict[str, Any]:
-        # The secret is shown only once, when the endpoint is created.
+        # Like Extend, show the secret only in the response to the creation of the endpoint.
         return {key: value for key, value in endpoint.items() if key != "signingSecret"}
 
     async def create_endpoint(self, request: Request) -> Any:
@@ -100,7 +103,10 @@ class _WebhookApi:
         return {"id": endpoint["id"]}
 
     async def create_subscription(self, request: Request) -> Any:
-        """Answer POST /webhook_subscriptions: create one, or update that of the same endpoint and resource."""
+        """Answer POST /webhook_subscriptions.
+
+        Create a subscription. If the endpoint already has a subscription to the resource, replace its events instead.
+        """
         body = await json_body(request)
         if not isinstance(body, dict):
             raise invalid("the body must be an object")
@@ -141,7 +147,7 @@ class _WebhookApi:
         return found
 
     async def list_subscriptions(self, request: Request) -> Any:
-        """Answer GET /webhook_subscriptions: all, or those of one endpoint or resource."""
+        """Answer GET /webhook_subscriptions: all subscriptions, or those of one endpoint or resource."""
         query = request.query_params
         names = ("webhookEndpointId", "resourceType", "resourceId")
         wanted = [s for s in self._subscriptions.values() if all(query.get(n) in (None, s[n]) for n in names)]
@@ -152,7 +158,7 @@ class _WebhookApi:
         return self._subscription(request)
 
     async def update_subscription(self, request: Request) -> Any:
-        """Answer POST /webhook_subscriptions/{id}: change enabledEvents, the only field that can change."""
+        """Answer POST /webhook_subscriptions/{id}: replace enabledEvents, the only field that can change."""
         subscription = self._subscription(request)
         body = await json_body(request)
         if not isinstance(body, dict) or set(body) != {"enabledEvents"}:

@@ -12,17 +12,20 @@ import msgspec
 from everyrun.emulator import render
 from everyrun.emulator.runs import EVENTS, STEP_EVENT, Run
 
-#: Seconds for which a signed link is valid (docs.extend.ai, webhooks/configuration: an hour).
+#: Seconds for which a signed link to a payload is valid (docs.extend.ai, webhooks/configuration: an hour).
 LINK_SECONDS = 3600
 #: Seconds for which the presigned URL of a file is valid (SDK 1.20.0, types/file.py: 15 minutes).
 FILE_LINK_SECONDS = 900
-#: The ``step`` of an event about the run itself.
+#: The value of ``Event.step`` for an event about the whole run, not about one of its steps.
 WHOLE_RUN = -1
 _encode = msgspec.json.encode
 
 
 class Event(NamedTuple):
-    """A change of a run in one of its generations, or of one of its steps (an index in ``STEPS``)."""
+    """What a webhook reports: a run reached a status, or one of its steps ended.
+
+    ``step`` is the index of the step in ``STEPS``, or WHOLE_RUN. ``generation`` counts the reruns and reviews before.
+    """
 
     id: str
     run: Run
@@ -31,23 +34,26 @@ class Event(NamedTuple):
 
     @classmethod
     def of(cls, run: Run, step: int = WHOLE_RUN) -> Event:
-        """Return the event of the run's present status. The same status and generation always give the same id."""
+        """Return the event for the run's present status, or for one of its steps.
+
+        The same run, status, generation and step always give the same id.
+        """
         subject = f"{run.id}/{run.status}/{run.generation}/{step}"
         return cls("event_" + hashlib.blake2b(subject.encode(), digest_size=12).hexdigest(), run, run.generation, step)
 
     @property
     def then(self) -> Run:
-        """The run as it was at the event."""
+        """The run as it was when the event happened, without later reruns and reviews."""
         return self.run.at(self.generation)
 
     @property
     def type(self) -> str:
-        """The eventType."""
+        """The eventType, for example workflow_run.completed."""
         return EVENTS[self.then.status] if self.step == WHOLE_RUN else STEP_EVENT
 
 
 class Links:
-    """Signed links to payloads and files at the emulator's origin. A link names its target, so no link is stored."""
+    """Makes and reads signed links to payloads and files. A link itself names its target, so links are not stored."""
 
     def __init__(self, origin: str, key: bytes) -> None:
         self._origin = origin
@@ -59,7 +65,10 @@ class Links:
         return f"{self._origin}/_signed/{subject}.{self._signature(subject)}"
 
     def read(self, token: str, now: float) -> tuple[int, int, int, str] | None:
-        """Return (run number, generation, step, event id) of a link's last part, or None if it is wrong or expired."""
+        """Return (run number, generation, step, event id) for the token of a link.
+
+        Return None if the token was not made by this emulator, or has expired.
+        """
         subject, _, signature = token.rpartition(".")
         if not hmac.compare_digest(signature.encode(), self._signature(subject).encode()):
             return None
@@ -72,7 +81,7 @@ class Links:
         return f"{self._origin}/_files/{subject}.{self._signature('file/' + subject)}"
 
     def read_for_file(self, token: str, now: float) -> str | None:
-        """Return the file id of a link's last part, or None if the link is wrong or expired."""
+        """Return the file id for the token of a link, or None if the token is wrong or has expired."""
         subject, _, signature = token.rpartition(".")
         if not hmac.compare_digest(signature.encode(), self._signature("file/" + subject).encode()):
             return None
@@ -84,7 +93,7 @@ class Links:
 
 
 def payload(event: Event, first_start: float, clock_offset: float) -> bytes:
-    """Return the JSON of the run or step at the event, with times shifted by ``clock_offset`` seconds."""
+    """Return the run or step as it was at the event, as JSON, with times shifted by ``clock_offset`` seconds."""
     then = event.then.by_clock(clock_offset)
     if event.step == WHOLE_RUN:
         return _encode(render.run(then, first_start))
@@ -94,10 +103,11 @@ def payload(event: Event, first_start: float, clock_offset: float) -> bytes:
 def body(event: Event, first_start: float, clock_offset: float, options: dict[str, Any], links: Links) -> bytes:
     """Return the body of a webhook. ``options`` are the endpoint's advancedOptions.payload.
 
-    A link to a step carries neither metadata nor the run's id (SDK 1.20.0, wrapper/webhooks.py).
+    If they ask for links, the payload is a link instead of the object. A link to a run carries the run's id and
+    metadata; a link to a step carries neither (SDK 1.20.0, wrapper/webhooks.py).
     """
     shown = payload(event, first_start, clock_offset)
-    # Without a threshold all payloads are links: so docs.extend.ai, webhooks/configuration, reads.
+    # Without a threshold, every payload is a link (as we read docs.extend.ai, webhooks/configuration).
     if options.get("format") == "url" and len(shown) > (options.get("urlThresholdBytes") or -1):
         link: dict[str, Any] = {"object": "signed_data_url", "data": links.make(event, time.time())}
         if event.step == WHOLE_RUN:
@@ -107,7 +117,7 @@ def body(event: Event, first_start: float, clock_offset: float, options: dict[st
 
 
 def sign(secret: str, timestamp: str, content: bytes) -> str:
-    """Return the signature header (SDK 1.20.0, wrapper/webhooks.py)."""
+    """Return the value of the signature header (SDK 1.20.0, wrapper/webhooks.py)."""
     return hmac.new(secret.encode(), b"v0:" + timestamp.encode() + b":" + content, hashlib.sha256).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Deliver webhooks as Extend does: signed, retried with backoff, at least once within the retry window."""
+"""Deliver webhooks as Extend does: signed, and retried with growing delays until an attempt succeeds or all failed."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from everyrun.emulator.store import Store, Write
 from everyrun.emulator.webhook_content import Event, Links, body, corrupted, payload, sign
 from everyrun.telemetry import log
 
-#: The number of attempts is not documented. Of the delays it is documented that they grow exponentially.
+#: Maximum number of attempts. Extend documents only that the delays between attempts grow exponentially.
 ATTEMPTS = 5
-#: docs.extend.ai, webhooks/best-practices: an answer within 30 s, any 2xx.
+#: An attempt succeeds if a 2xx answer arrives within this many seconds (docs.extend.ai, webhooks/best-practices).
 TIMEOUT = 30.0
 _WORKERS = 64
 _log = log(__name__)
 
 
 class Delivery(NamedTuple):
-    """One event on its way to one endpoint; ``extra`` is 0, or counts from 1 the copies that faults make."""
+    """One event on its way to one endpoint. ``extra`` is 0, or from 1 the number of a copy that a fault added."""
 
     event: Event
     endpoint_id: str
@@ -34,8 +34,8 @@ class Delivery(NamedTuple):
 class Webhooks:
     """Sends events to the endpoints that have a subscription to the run's workflow.
 
-    The store keeps each delivery until it is made or given up. Each run counts its events (one for each endpoint),
-    those that were delivered, and those that never will be.
+    The store keeps each delivery until it succeeds or is given up. Each run counts its events (once per endpoint), how
+    many of them were delivered, and how many never will be.
     """
 
     def __init__(self, store: Store, dice: Dice, links: Links, first_start: float, first_retry: float) -> None:
@@ -51,14 +51,14 @@ class Webhooks:
         self.counts: dict[str, int] = {**zero, **store.documents("counter").get("webhooks", {}), "pending": 0}
 
     def resume(self, runs: list[Run]) -> None:
-        """Resume the deliveries that were pending before a restart, each at its time."""
+        """Schedule the deliveries that were pending when the emulator stopped, each for the time it was due."""
         now = time.time()
         for event_id, endpoint_id, extra, number, generation, step, attempt, due in self._store.deliveries():
             event = Event(event_id, runs[number], generation, step)
             self._put(Delivery(event, endpoint_id, attempt, extra), due - now)
 
     def announce(self, run: Run) -> None:
-        """Send the events of the run's present status, and of its steps, to the endpoints that subscribed to them."""
+        """Send the event for the run's present status, and the events of its steps, to the endpoints that want them."""
         for subscription in self.subscriptions.values():
             if subscription["resourceType"] != "workflow" or subscription["resourceId"] != run.workflow_id:
                 continue
@@ -102,7 +102,7 @@ class Webhooks:
             asyncio.get_running_loop().call_later(seconds, self._queue.put_nowait, delivery)
 
     async def deliver(self) -> None:
-        """Make deliveries concurrently, for ever."""
+        """Deliver webhooks concurrently, forever."""
         timeout = aiohttp.ClientTimeout(total=TIMEOUT)
         connector = aiohttp.TCPConnector(limit=_WORKERS)
         async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
@@ -157,12 +157,15 @@ class Webhooks:
         except (aiohttp.ClientError, TimeoutError, OSError):
             return False
         except Exception:
-            # An endpoint with a URL or header that cannot be sent must not end the worker.
+            # An endpoint whose URL or headers cannot be used must not end the worker.
             _log.exception("the webhook could not be sent", endpoint=endpoint["id"])
             return False
 
     def open_link(self, token: str, runs: list[Run]) -> bytes | None:
-        """Return the payload of a signed link, or None if it is wrong or expired, or if a fault strikes it."""
+        """Return the payload behind a signed link, by the link's token.
+
+        Return None if the token is wrong or has expired, the run was deleted, or the fault ``url_expired`` strikes.
+        """
         found = self.links.read(token, time.time())
         if found is None:
             return None

@@ -1,1 +1,1 @@
-"""Answer questions about submissions, results and problems over HTTP. Reads only."""
+"""Answer questions about submissions, results and problems over HTTP. This service changes nothing."""

@@ -1,4 +1,8 @@
-"""Declare the responses of the query service, for the OpenAPI document. Routes return the rows that they read."""
+"""Declare the responses of the query service as types, for the OpenAPI document.
+
+The routes do not use these types: they return the rows that they read as they are. This module has over 300 lines
+because it is a list of types.
+"""
 
 from __future__ import annotations
 
@@ -10,30 +14,40 @@ from everyrun.openapi import any_of
 from everyrun.query.report import Polling
 from everyrun.waiting import Waiting
 
-Time = Annotated[str, Meta(description="RFC 3339, with its offset.")]
+Time = Annotated[str, Meta(description="A time as RFC 3339 text, with a UTC offset.")]
 Cursor = Annotated[
-    str | None, Meta(description="Pass it as `cursor`, with the same filters, for the next page. Null on the last.")
+    str | None,
+    Meta(description="To get the next page, pass this as `cursor` with the same filters. Null on the last page."),
 ]
 Json = dict[str, Any]
-ByStatus = Annotated[dict[str, int], Meta(description="Inputs by status.")]
+ByStatus = Annotated[dict[str, int], Meta(description="Number of inputs by status.")]
 
 
 class Standing(Struct, frozen=True, kw_only=True):
     """The progress of a submission."""
 
     submission_id: str
-    expected: Annotated[int, Meta(description="Inputs of the submission.")]
-    settled: Annotated[int, Meta(description="Inputs that are PROCESSED, FAILED, CANCELLED, REJECTED or REFUSED.")]
-    open: Annotated[int, Meta(description="The other inputs.")]
+    expected: Annotated[int, Meta(description="Number of inputs of the submission.")]
+    settled: Annotated[
+        int, Meta(description="Number of inputs that are PROCESSED, FAILED, CANCELLED, REJECTED or REFUSED.")
+    ]
+    open: Annotated[int, Meta(description="Number of inputs that are not settled.")]
     by_status: ByStatus
     waiting: Annotated[list[Waiting], Meta(description="What inputs without a row in results wait for.")]
-    in_transit: Annotated[int, Meta(description="Inputs whose state differs between queue and tables, for now.")]
-    polling: Annotated[Polling | None, Meta(description="Missing results, and the next poll that looks for them.")]
+    in_transit: Annotated[
+        int,
+        Meta(description="Number of inputs whose latest state is in the queue and not yet in the result tables."),
+    ]
+    polling: Annotated[
+        Polling | None,
+        Meta(description="Missing results, and the next poll that looks for them. Null if no result is missing."),
+    ]
     needs_person: Annotated[
         dict[str, int],
         Meta(
-            description="What only a person can move on, by reason. `needs_review`: inputs whose run waits for review "
-            "at Extend. `ambiguous_metadata`: runs of a registered batch whose metadata fit several inputs."
+            description="Number of inputs or runs that only a person can move forward, by reason. `needs_review`: "
+            "inputs whose run waits for a review at Extend. `ambiguous_metadata`: runs of a registered batch whose "
+            "metadata fit several inputs."
         ),
     ]
 
@@ -42,9 +56,12 @@ class Imbalance(Struct, frozen=True, kw_only=True):
     """Two numbers that should agree and do not."""
 
     what: Annotated[str, Meta(description="What is counted.")]
-    expected: Annotated[Any, Meta(description="A number, or inputs by status.")]
-    found: Annotated[Any, Meta(description="The other number, of the same kind.")]
-    batch: Annotated[str | UnsetType, Meta(description="The batch that is counted; absent: the submission.")] = UNSET
+    expected: Annotated[Any, Meta(description="One number, or an object with the number of inputs by status.")]
+    found: Annotated[Any, Meta(description="The other number, in the same form.")]
+    batch: Annotated[
+        str | UnsetType,
+        Meta(description="The batch that the numbers are about. Absent if they are about the submission."),
+    ] = UNSET
 
 
 class Report(Standing, frozen=True, kw_only=True):
@@ -53,19 +70,28 @@ class Report(Standing, frozen=True, kw_only=True):
     workflow_id: str
     workflow_version: str | None
     created_at: Time
-    unmatched: Annotated[int, Meta(description="Runs of its batches without a known input.")]
+    unmatched: Annotated[
+        int, Meta(description="Number of runs in the submission's batches that belong to no known input.")
+    ]
     unmatched_by_reason: dict[str, int]
-    duplicates: Annotated[int, Meta(description="Duplicate runs: runs beside the current run of an input.")]
-    pending_deliveries: Annotated[int, Meta(description="Runs whose payload has not been fetched from its link yet.")]
-    overdue: Annotated[int, Meta(description="Inputs that have been open for too long.")]
+    duplicates: Annotated[
+        int, Meta(description="Number of duplicate runs: further runs of inputs that have a current run.")
+    ]
+    pending_deliveries: Annotated[
+        int, Meta(description="Number of runs whose webhook had only a link, from which nothing has been fetched yet.")
+    ]
+    overdue: Annotated[int, Meta(description="Number of inputs that have been open for too long.")]
     overdue_by_reason: dict[str, int]
-    batches: Annotated[dict[str, int], Meta(description="Attempts by state.")]
+    batches: Annotated[dict[str, int], Meta(description="Number of attempts by state.")]
     balanced: Annotated[bool, Meta(description="True if all numbers agree and no input is in transit.")]
     imbalances: list[Imbalance]
 
 
 class BatchLine(Struct, frozen=True, kw_only=True):
-    """An attempt, with its stored counters and a count of the rows. A row of the view `report`."""
+    """An attempt: a row of the view `report`.
+
+    It has the attempt's stored counters, and the same numbers counted from the rows, which must agree.
+    """
 
     submission_id: str
     chunk: str
@@ -73,7 +99,9 @@ class BatchLine(Struct, frozen=True, kw_only=True):
     batch_id: str | None
     state: str
     expected: int
-    inputs: Annotated[int, Meta(description="Inputs whose current run or attempt is of this batch.")]
+    inputs: Annotated[
+        int, Meta(description="Number of inputs that count in this attempt: an input counts where its current run is.")
+    ]
     settled: int
     counts: ByStatus
     runs_observed: int
@@ -81,7 +109,9 @@ class BatchLine(Struct, frozen=True, kw_only=True):
     unmatched: int
     runs_in_results: int
     runs_in_duplicates: int
-    counted_rows: Annotated[dict[str, int], Meta(description="Rows of results by status, counted now.")]
+    counted_rows: Annotated[
+        dict[str, int], Meta(description="Number of rows in the table `results` by status, counted now.")
+    ]
     balanced: bool
 
 
@@ -112,8 +142,10 @@ class ResultLine(Struct, frozen=True, kw_only=True):
     submission_id: str
     batch_id: str | None
     position: int
-    file: Annotated[Json, Meta(description="As submitted, without the query of URLs and without passwords.")]
-    metadata: Annotated[Json, Meta(description="As submitted.")]
+    file: Annotated[
+        Json, Meta(description="The file as submitted, without passwords, and without the query of its URL.")
+    ]
+    metadata: Annotated[Json, Meta(description="The metadata as submitted.")]
     run_id: str | None
     status: str
     failure_reason: str | None
@@ -123,24 +155,30 @@ class ResultLine(Struct, frozen=True, kw_only=True):
     observed_at: Time | None
     settled_at: Time | None
     version: str
-    run: Annotated[Json | UnsetType | None, Meta(description="The whole WorkflowRun, if `include=run`.")] = UNSET
+    run: Annotated[
+        Json | UnsetType | None,
+        Meta(description="The whole WorkflowRun; null if there is none yet. In lists only with `include=run`."),
+    ] = UNSET
 
 
 class Result(ResultLine, frozen=True, kw_only=True):
-    """An input with its whole run and its attempt."""
+    """An input with its whole run, and the attempt that sent it."""
 
     chunk: str
     attempt: int
 
 
 class UnsentInput(Struct, frozen=True, kw_only=True):
-    """An input without a row in results: it is WAITING, SENDING or IN_DOUBT."""
+    """An input that has no row in the table `results` yet, because it is WAITING, SENDING or IN_DOUBT."""
 
     input_id: str
     external_id: str
     submission_id: str
     chunk: str
-    position: Annotated[int | None, Meta(description="Position in the submission, from 1. Null if the queue lost it.")]
+    position: Annotated[
+        int | None,
+        Meta(description="The input's position in the submission, from 1. Null if the queue has lost the input."),
+    ]
     attempt: int
     status: str
     waits_for: str
@@ -150,13 +188,13 @@ class UnsentInput(Struct, frozen=True, kw_only=True):
 
 
 class Results(Struct, frozen=True):
-    """A page of inputs. Those without a row are listed only if `status` asks for them."""
+    """A page of inputs. Inputs without a row in `results` are listed only if `status` asks for them."""
 
     results: list[Annotated[Any, any_of(ResultLine, UnsentInput)]]
     next_cursor: Cursor
 
 
-#: One input, with a row in results or without.
+#: One input, either with a row in the table results or without one.
 OneResult = Annotated[Any, any_of(Result, UnsentInput)]
 
 
@@ -185,7 +223,7 @@ class WaitingChunk(Waiting, frozen=True, kw_only=True):
 
 
 class Overdue(Struct, frozen=True):
-    """A page of overdue inputs. The first page also has the chunks that have waited for too long."""
+    """A page of overdue inputs. The first page also has the unsent chunks that have waited for too long."""
 
     inputs: list[OverdueInput]
     unsent: list[WaitingChunk]
@@ -204,11 +242,13 @@ class UnmatchedRun(Struct, frozen=True, kw_only=True):
     observed_at: Time
     source: Literal["webhook", "poll"]
     fingerprints: list[str]
-    alarming: Annotated[bool, Meta(description="True if it has waited longer than EVERYRUN_UNMATCHED_AFTER.")]
+    alarming: Annotated[
+        bool, Meta(description="True if the run was first seen longer than EVERYRUN_UNMATCHED_AFTER ago.")
+    ]
 
 
 class UnmatchedCount(Struct, frozen=True):
-    """The number of runs with a reason, and how many of them are alarming."""
+    """The number of unmatched runs with the same reason, and how many of them are alarming."""
 
     runs: int
     alarming: int
@@ -223,7 +263,7 @@ class Unmatched(Struct, frozen=True):
 
 
 class Quarantined(Struct, frozen=True, kw_only=True):
-    """A quarantined message: one that could not be understood."""
+    """A quarantined message: one that could not be processed."""
 
     source: str
     topic: str
@@ -248,9 +288,9 @@ class Decided(Struct, frozen=True):
 class QuarantinedMessage(Quarantined, frozen=True, kw_only=True):
     """A quarantined message with its bytes."""
 
-    raw: Annotated[str, Meta(description="The bytes, base64.")]
+    raw: Annotated[str, Meta(description="The bytes of the message, as base64.")]
     text: Annotated[str | None, Meta(description="The bytes as text; null if they are not UTF-8.")]
-    headers: Annotated[list[list[str]], Meta(description="Name and value of each header.")]
+    headers: Annotated[list[list[str]], Meta(description="The headers of the message, each as [name, value].")]
     decisions: list[Decided]
 
 
@@ -262,7 +302,7 @@ class QuarantinePage(Struct, frozen=True):
 
 
 class QuarantineReason(Struct, frozen=True):
-    """The number of messages with a topic, reason and state."""
+    """The number of messages with the same topic, reason and state."""
 
     topic: str
     reason: str

@@ -1,4 +1,4 @@
-"""Define the query API: reports, progress and batches here, other resources in modules beside."""
+"""Define the query API. Routes for reports, progress and batches are here; modules beside this one add the others."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _sql = beside(__file__, "query.sql")
 
 
 def _line(row: asyncpg.Record) -> dict[str, Any]:
-    """Return a row of the view ``report`` as JSON, with sums as integers."""
+    """Return a row of the view ``report`` as JSON. Postgres returns sums as decimals, so make them integers."""
     line = row_as_json(row)
     for name in ("inputs", "settled", "runs_in_results", "runs_in_duplicates", "unmatched"):
         line[name] = int(line[name])
@@ -35,10 +35,11 @@ def _line(row: asyncpg.Record) -> dict[str, Any]:
 
 
 def query_api(settings: Settings, pool: asyncpg.Pool) -> FastAPI:
-    """Return the query service's API. Errors are ``{"code", "message"}``; see the OpenAPI document.
+    """Return the query service's API. The body of an error is ``{"code", "message"}``; see the OpenAPI document.
 
-    Reports, lists of batches and overdue inputs share a gate, and pages of results have another: 503 BUSY if no turn
-    becomes free. 504 TOO_SLOW if Postgres does not answer within the pool's ``command_timeout``.
+    Slow reads pass a gate: reports, lists of batches and overdue inputs share one, and pages of results have another.
+    If too many such reads are in progress, the response is 503 BUSY. If Postgres needs longer than the pool's
+    ``command_timeout``, the response is 504 TOO_SLOW.
     """
     app = api(
         "Everyrun query",
@@ -53,14 +54,18 @@ def query_api(settings: Settings, pool: asyncpg.Pool) -> FastAPI:
         message = "the database took too long; ask for less: one submission, or a smaller limit"
         return JSONResponse({"code": "TOO_SLOW", "message": message}, 504)
 
-    # These are also in POSTGRES_AWAY, as subclasses; the most specific handler is called.
+    # These classes also belong to POSTGRES_AWAY, which has a handler of its own. FastAPI calls the handler of the most
+    # specific class, so these errors are answered here.
     for kind in (TimeoutError, asyncpg.QueryCanceledError):
         app.add_exception_handler(kind, too_slow)
 
     @app.get("/v1/submissions/{submission_id}/report", dependencies=[scope("read")])
     @answers(Report, {404: "NOT_FOUND: there is no such submission."})
     async def submission_report(submission_id: str) -> dict[str, Any]:
-        """Return where a submission stands, and if every number agrees, all read in one transaction."""
+        """Return a submission's progress and problems, and a check that independently counted numbers agree.
+
+        All numbers are read in one transaction, so that they are from the same moment.
+        """
         check_text(submission_id=submission_id)
         async with reports.turn(), pool.acquire() as c, c.transaction(isolation="repeatable_read", readonly=True):
             submission = await _submission(c, submission_id)
@@ -76,11 +81,13 @@ def query_api(settings: Settings, pool: asyncpg.Pool) -> FastAPI:
     @app.get("/v1/submissions/{submission_id}/progress", dependencies=[scope("read")])
     @answers(Standing, {404: "NOT_FOUND: there is no such submission."})
     async def submission_progress(submission_id: str) -> dict[str, Any]:
-        """Return how far a submission is, from stored counters. It counts no rows, so it is cheap to call often.
+        """Return a submission's progress from stored counters.
 
-        `waiting` explains what inputs without a result wait for, until when, and what a person can do. `polling` is
-        the number of results that are missing for inputs at Extend, and the time of the next poll. `needs_person`
-        counts the open inputs that only a person can move forward.
+        This call counts no rows, so it is cheap and can be repeated often.
+
+        `waiting` explains what inputs without a result wait for, until when, and what a person can do. `polling` has
+        the number of sent inputs whose result is missing, and the time of the next poll that looks for results.
+        `needs_person` counts the inputs and runs that only a person can move forward.
         """
         check_text(submission_id=submission_id)
         async with pool.acquire() as c, c.transaction(isolation="repeatable_read", readonly=True):
@@ -93,7 +100,7 @@ def query_api(settings: Settings, pool: asyncpg.Pool) -> FastAPI:
     async def batches(
         submission_id: str, cursor: str | None = None, limit: Annotated[int, Query(ge=1, le=1000)] = 100
     ) -> dict[str, Any]:
-        """List the attempts at a submission's chunks, each with its stored counters and a count of the rows."""
+        """List the attempts to send a submission's chunks. Each has its stored counters, and a count of its rows."""
         check_text(submission_id=submission_id)
         filters = {"batches": submission_id}
         chunk, attempt = read_numbered_cursor(filters, cursor)
@@ -106,7 +113,7 @@ def query_api(settings: Settings, pool: asyncpg.Pool) -> FastAPI:
     @app.get("/v1/batches/{batch_id}", dependencies=[scope("read")])
     @answers(Batch, {404: "NOT_FOUND: there is no such batch."})
     async def batch(batch_id: str) -> dict[str, Any]:
-        """Return one batch by its batchId: its times, its stored counters and a count of the rows."""
+        """Return one batch by its batchId: its times, its stored counters, and a count of its rows."""
         check_text(batch_id=batch_id)
         row = await pool.fetchrow(_sql["batch"], batch_id)
         if row is None:

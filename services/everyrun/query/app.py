@@ -21,7 +21,7 @@ _sql = beside(__file__, "query.sql")
 
 
 class Metrics:
-    """Gauges of what a person should look at if it is not 0, in a registry of their own."""
+    """Gauges that should be 0: if one is not, a person should look at it."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -30,12 +30,12 @@ class Metrics:
         )
         self.unmatched = Gauge(
             "everyrun_unmatched_runs",
-            "Runs without a known input; 10001 means more than 10000.",
+            "Runs without a known input. 10001 means more than 10000, because counting stops there.",
             registry=self.registry,
         )
 
     async def refresh(self, pool: asyncpg.Pool) -> None:
-        """Count. Raises asyncpg's errors."""
+        """Count in Postgres, and set the gauges. Raises asyncpg's errors."""
         row = await pool.fetchrow(_sql["watched_counts"])
         assert row is not None
         self.quarantined.set(row["quarantined"])
@@ -45,7 +45,7 @@ class Metrics:
 async def _pool(settings: Settings, health: Health) -> asyncpg.Pool:
     while True:
         try:
-            # Connections for both gates, and two for everything else.
+            # Enough connections for all slow reads that the two gates let in, and two for everything else.
             return await open_pool(settings, name="query", max_size=2 * AT_A_TIME + 2)
         except POSTGRES_AWAY as error:
             health.not_ready("database", f"{type(error).__name__}: {error}")
@@ -61,14 +61,14 @@ async def _keep_counting(pool: asyncpg.Pool, metrics: Metrics) -> None:
 
 
 async def _main(settings: Settings, stop: asyncio.Event) -> None:
-    # Callers read the tables, so only Postgres is needed.
+    # Callers only read tables, so the service is ready if Postgres works, even while Kafka does not.
     health, metrics = Health("database"), Metrics()
     starting = StartingApp(health)
     async with AsyncExitStack() as server, AsyncExitStack() as stack:
         app = with_health(health, starting, metrics.registry)
         await server.enter_async_context(http_server(settings.query_listen, app, keep_alive=settings.keep_alive))
         pool = await stack.enter_async_context(await _pool(settings, health))
-        # Requests in progress end before the pool that they use is closed.
+        # The stack closes in reverse order: first the server, once its requests have ended, and then their pool.
         stack.push_async_callback(server.aclose)
         tasks = [
             asyncio.create_task(keep_probing(settings, health, "database", name="query", writes=False)),

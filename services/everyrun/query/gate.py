@@ -1,4 +1,7 @@
-"""Limit how many slow reads run at the same time, so that connections are left for tokens, readyz and short reads."""
+"""Limit how many slow reads run at the same time.
+
+So that some connections remain free to check tokens, for readyz and for short reads.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +11,21 @@ from contextlib import asynccontextmanager
 
 from everyrun.errors import Unavailable
 
-#: Slow reads that run at the same time behind one gate. Reports have a gate, and pages of results another.
+#: How many slow reads one gate lets run at the same time. Reports have one gate, and pages of results another.
 AT_A_TIME = 3
-#: Longest wait for a turn, in seconds.
+#: How long a read waits for its turn before it is refused, in seconds.
 PATIENCE = 10.0
 
 
 class BusyError(Unavailable):
-    """No turn became free in time; the text names the kind of read."""
+    """A slow read was refused because it got no turn in time. The text names the kind of read."""
 
     code = "BUSY"
     retry_after = 5
 
 
 class Gate:
-    """Lets AT_A_TIME callers in at the same time."""
+    """Lets only AT_A_TIME slow reads of one kind run at the same time. ``what`` names the kind, for the error."""
 
     def __init__(self, what: str) -> None:
         self._what = what
@@ -30,7 +33,7 @@ class Gate:
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """Hold a turn while the block runs. Raises BusyError if none becomes free within PATIENCE."""
+        """Wait for a turn, and hold it while the block runs. Raises BusyError if none becomes free within PATIENCE."""
         try:
             await asyncio.wait_for(self._turns.acquire(), PATIENCE)
         except TimeoutError:

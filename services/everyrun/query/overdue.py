@@ -1,4 +1,7 @@
-"""Find inputs that have been open for too long, each with a reason. Computed when read, because it depends on now."""
+"""Find inputs that have been open for too long, each with a reason.
+
+That is computed at each request and not stored, because it depends on the present time.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +23,10 @@ from everyrun.store.sql import beside
 from everyrun.waiting import WAITS_FOR, waiting_of
 
 _sql = beside(__file__, "overdue.sql")
-#: Postgres counts them, because a submission may have a million.
+#: Counts overdue inputs by reason in Postgres, because a submission may have a million of them.
 _BY_REASON = "with overdue as (" + _sql["overdue"] + ")\n" + _sql["by_reason"]
 
-#: Each reason why an input is overdue, and its meaning.
+#: Each reason why an input can be overdue, and what it means.
 REASONS = {
     "needs_review": "its run waits for a person in Extend",
     "still_running": "its run is listed and has not ended",
@@ -37,7 +40,10 @@ REASONS = {
 async def overdue_by_reason(
     connection: Connection, settings: Settings, submission_id: str, late: Mapping[str, int]
 ) -> dict[str, int]:
-    """Return how many inputs of a submission are overdue, by reason. ``late`` counts those without a row in results."""
+    """Return how many inputs of a submission are overdue, by reason.
+
+    ``late`` has the number of overdue inputs that have no row in results, by reason; the others are counted here.
+    """
     rows = await connection.fetch(_BY_REASON, settings.overdue_after, submission_id, None, None)
     found = Counter({row["reason"]: row["inputs"] for row in rows})
     found.update(late)
@@ -45,7 +51,7 @@ async def overdue_by_reason(
 
 
 def overdue_routes(app: FastAPI, settings: Settings, pool: asyncpg.Pool, gate: Gate) -> None:
-    """Add ``/v1/overdue``, which shares the gate of reports."""
+    """Add the route ``/v1/overdue``. It uses the ``gate`` of the reports, because it is as slow."""
 
     @app.get("/v1/overdue", dependencies=[scope("read")])
     @answers(Overdue)
@@ -56,10 +62,12 @@ def overdue_routes(app: FastAPI, settings: Settings, pool: asyncpg.Pool, gate: G
     ) -> dict[str, Any]:
         """List inputs that were sent longer than EVERYRUN_OVERDUE_AFTER ago and are still open, each with its `reason`.
 
-        Reasons: `needs_review`, `still_running`, `deleted_upstream` (its run was deleted at Extend), `not_listed` (the
-        complete list of its batch has no run that could belong to it), `not_polled`. The first page also has, as
-        `unsent`, up to 1,000 chunks that were not sent and have waited too long: what each waits for, until when, and
-        what a person can do.
+        Reasons: `needs_review` (its run waits for a person in Extend), `still_running` (its run has not ended),
+        `deleted_upstream` (its run was deleted at Extend), `not_listed` (Extend's complete list of its batch has no run
+        that could belong to it), `not_polled` (its batch has not been polled completely yet).
+
+        The first page also has `unsent`: up to 1,000 chunks that were not sent and have waited too long. Each says what
+        it waits for, until when, and what a person can do.
         """
         check_text(submission_id=submission_id)
         filters = {"overdue": submission_id}

@@ -1,7 +1,7 @@
 -- name: overdue
--- Inputs of batches sent longer than $1 seconds ago that are still open, each with the reason. An input has the reason
--- not_listed only if the last complete list of its batch has no run that could belong to it.
--- The first query computes what depends on the batch once per batch, and not once per input.
+-- Open inputs whose batch was sent longer than $1 seconds ago, each with the reason. An input has the reason not_listed
+-- only if the last complete list of its batch has no run that could belong to the input.
+-- The first query computes what depends on the batch, so that it is computed once per batch and not once per input.
 with late as materialized (
     select b.batch_id, b.chunk, b.attempt, b.input_ids, b.submitted_at, p.batch_id is null as not_polled,
            p.running > (
@@ -33,11 +33,11 @@ order by r.input_id
 limit $4
 
 -- name: by_reason
--- Counts `overdue`, which Python puts before this as a common table expression.
+-- Number of overdue inputs by reason. Python puts the statement `overdue` before this as a common table expression.
 select reason, count(*) as inputs from overdue group by reason
 
 -- name: unsent_overdue
--- Chunks that have waited too long: past the time that depends on what they wait for, or longer than $2 seconds.
+-- Unsent chunks that have waited too long: past the time limit of what they wait for, or else longer than $2 seconds.
 select chunk, submission_id, workflow_id, status, waits_for, detail, until, inputs
 from everyrun_queue.unsent($1)
 where coalesce(late_at, created_at + make_interval(secs => $2)) <= now()

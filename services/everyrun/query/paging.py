@@ -1,4 +1,4 @@
-"""Check parameters, make and read page cursors, and convert rows to JSON. Shared by all routes."""
+"""Check parameters, make and read page cursors, and convert rows to JSON, for all routes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ Connection = asyncpg.Connection | asyncpg.pool.PoolConnectionProxy
 
 
 def check_text(**given: str | None) -> None:
-    """Raise InvalidFieldError if a value has a character that no id has, or that Postgres cannot store."""
+    """Raise InvalidFieldError if one of these parameters has a character that cannot be printed, such as NUL.
+
+    No id has such a character, and Postgres cannot store NUL.
+    """
     for field, value in given.items():
         if value is not None and "\x00" in value:
             raise InvalidFieldError(field, "has a NUL character")
@@ -31,7 +34,7 @@ def _bound_to(filters: dict[str, Any]) -> str:
 
 
 def make_cursor(filters: dict[str, Any], last: str) -> str:
-    """Return an opaque cursor for the page after ``last``. It is valid only with the same filters."""
+    """Return an opaque cursor for the page after the key ``last``. It is valid only with the same filters."""
     text = msgspec.json.encode([_bound_to(filters), last])
     return base64.urlsafe_b64encode(text).decode().rstrip("=")
 
@@ -39,7 +42,10 @@ def make_cursor(filters: dict[str, Any], last: str) -> str:
 def next_cursor(
     filters: dict[str, Any], rows: Sequence[asyncpg.Record], limit: int, key: Callable[[asyncpg.Record], str]
 ) -> str | None:
-    """Return the cursor for the next page, or None on the last one. ``rows`` were read with a limit of one more."""
+    """Return the cursor for the next page, or None if this page is the last.
+
+    ``rows`` must have been read with a limit of ``limit + 1``: the additional row shows that there is another page.
+    """
     return make_cursor(filters, key(rows[limit - 1])) if len(rows) > limit else None
 
 
@@ -62,7 +68,7 @@ def read_cursor(filters: dict[str, Any], cursor: str | None) -> str | None:
 
 
 def read_numbered_cursor(filters: dict[str, Any], cursor: str | None) -> tuple[str, int]:
-    """Return the name and the number of a cursor of the form ``name/number``; an empty name for the first page."""
+    """Return the name and the number in a cursor whose key is ``name/number``. For the first page return ("", 0)."""
     name, _, number = (read_cursor(filters, cursor) or "/0").rpartition("/")
     if not (number.isdecimal() and len(number) < 10):
         raise malformed_cursor()
@@ -70,10 +76,10 @@ def read_numbered_cursor(filters: dict[str, Any], cursor: str | None) -> tuple[s
 
 
 def malformed_cursor() -> InvalidFieldError:
-    """Return the error for a cursor that no page has returned."""
+    """Return the error for a text that is not a cursor."""
     return InvalidFieldError("cursor", "is malformed; use the next_cursor of a page")
 
 
 def row_as_json(row: asyncpg.Record) -> dict[str, Any]:
-    """Return a row with times as RFC 3339 text."""
+    """Return a row as a dictionary that can be encoded as JSON: its times become RFC 3339 text."""
     return {key: value.isoformat() if isinstance(value, datetime) else value for key, value in row.items()}

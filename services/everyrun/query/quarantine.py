@@ -42,13 +42,13 @@ def quarantine_routes(app: FastAPI, pool: asyncpg.Pool) -> None:
     @app.get("/v1/quarantine/reasons", dependencies=[scope("read")])
     @answers(QuarantineReasons)
     async def reasons(state: State | None = None) -> dict[str, Any]:
-        """Count quarantined messages by topic, reason and state. Return the hundred most frequent."""
+        """Count quarantined messages by topic, reason and state. Return the hundred most frequent combinations."""
         return {"reasons": [row_as_json(row) for row in await pool.fetch(_sql["quarantine_reasons"], state)]}
 
     @app.get("/v1/quarantine/{source:path}", dependencies=[scope("read")])
     @answers(QuarantinedMessage, {404: "NOT_FOUND: there is no such message."})
     async def message(source: str) -> dict[str, Any]:
-        """Return one message: its bytes (`raw` as base64, and `text` if they are UTF-8), headers and decisions."""
+        """Return one message with its headers, its bytes (`raw`, and `text` if they are UTF-8) and its decisions."""
         check_text(source=source)
         row = await pool.fetchrow(_sql["quarantined"], source)
         if row is None:

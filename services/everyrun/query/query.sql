@@ -2,20 +2,20 @@
 select submission_id, workflow_id, workflow_version, priority, expected, created_at
 from everyrun.submissions where submission_id = $1
 union all
--- Accepted a moment ago: the tables do not have its event yet.
+-- If the submission was accepted a moment ago, the result tables do not have its event yet, but the queue has it.
 select submission_id, workflow_id, workflow_version, priority, expected, created_at
 from everyrun_queue.submissions where submission_id = $1
 limit 1
 
 -- name: counts
--- Inputs with a row in results by status, from the stored counters.
+-- Number of inputs that have a row in results, by status, from the stored counters.
 select c.key as status, sum(c.value::bigint)::bigint as inputs
 from everyrun.batches b, jsonb_each_text(b.counts) c
 where b.submission_id = $1
 group by c.key
 
 -- name: unsent_groups
--- The other inputs, grouped by what they wait for.
+-- Number of the inputs that have no row in results, grouped by what they wait for.
 select status, waits_for, detail, min(workflow_id) as workflow_id, $1::text as submission_id,
        sum(inputs)::bigint as inputs, max(until) as until,
        coalesce(sum(inputs) filter (where in_transit), 0)::bigint as in_transit,
@@ -26,9 +26,9 @@ group by status, waits_for, detail
 order by inputs desc, waits_for, detail
 
 -- name: polling
--- Results that are missing for inputs at Extend: how many, if one of their batches was polled before, and when the next
--- of these batches is polled. A batch is polled from $2 to $3 seconds after it was sent. Ambiguous runs are not missing:
--- Extend has listed them, and another poll does not tell to which inputs they belong.
+-- Results that are missing for inputs that were sent: how many, if one of their batches was polled before, and when the
+-- next of these batches is polled. A batch is polled from $2 to $3 seconds after it was sent. Runs with ambiguous
+-- metadata are not missing: Extend has listed them, and another poll does not tell to which inputs they belong.
 select coalesce(sum(m.missing), 0)::bigint as missing, bool_or(p.batch_id is not null) as polled,
        min(coalesce(p.next_at, b.submitted_at + make_interval(secs => $2))) as next_at,
        extract(epoch from min(coalesce(p.next_at, b.submitted_at + make_interval(secs => $2))) - now())::float8
@@ -69,7 +69,8 @@ where r.batch_id = $1
 select state, count(*) as batches from everyrun.batches where submission_id = $1 group by state
 
 -- name: pending_deliveries
--- Runs behind a link that was not fetched yet: no row has a state that is as late as that delivery.
+-- Number of runs whose webhook had only a link that was not fetched yet: the tables have no state of the run that is as
+-- new as the webhook.
 select count(distinct d.run_id) from everyrun.deliveries d
 join everyrun.batches b on b.chunk = d.chunk and b.attempt = d.attempt
 where b.submission_id = $1
@@ -87,8 +88,8 @@ where b.submission_id = $1
 select exists (select from everyrun.batches where counts ? $1)
 
 -- name: results
--- A page by input id. No filter needs an index of its own: a submission is a range of the primary key, a batch has the
--- list of its inputs, and an external id makes one input id with each submission.
+-- A page of results, by input id. The filters use the primary key, and need no index of their own: a submission is a
+-- range of it, a batch has the list of its input ids, and an external id makes one input id with each submission id.
 select input_id, external_id, submission_id, batch_id, position, file, metadata, run_id, status, failure_reason,
        failure_message, credits, source, observed_at, settled_at, version, case when $7 then run end as run
 from everyrun.results
@@ -102,8 +103,8 @@ order by input_id
 limit $6
 
 -- name: unsent
--- A page of inputs without a row in results, of one status, by chunk and position. It reads only the chunks and inputs
--- of the page, but with an external id it reads all chunks.
+-- A page of inputs that have a status and no row in results, by chunk and position. The query reads only the chunks and
+-- inputs of the page, but all chunks if an external id is given.
 with chunks as (
     select * from everyrun_queue.unsent($1, $4, case when $2::text is null then $6::bigint end, $3)
     where status = $3
@@ -130,7 +131,7 @@ select input_id, external_id, submission_id, batch_id, position, chunk, attempt,
 from everyrun.results where input_id = $1
 
 -- name: queued
--- One input without a row in results.
+-- One input that has no row in results.
 select i.submission_id, i.external_id, i.position, c.chunk, c.workflow_id, c.attempt, c.status, c.waits_for, c.detail,
        c.until
 from everyrun_queue.inputs i
@@ -142,7 +143,7 @@ from everyrun_queue.unsent($1) c where $1 || ':' || $2 = any (c.input_ids)
 limit 1
 
 -- name: unmatched_runs
--- Oldest first. alarming is computed here because it depends on now.
+-- A page of unmatched runs, oldest first. The column alarming is computed here, because it depends on the present time.
 select run_id, batch_id, status, reason, metadata, first_seen, observed_at, source, fingerprints,
        first_seen < now() - make_interval(secs => $1) as alarming
 from everyrun.unmatched_runs
@@ -158,7 +159,7 @@ select reason, count(*) as runs, count(*) filter (where first_seen < now() - mak
 from everyrun.unmatched_runs group by reason order by reason
 
 -- name: unmatched_of
--- Two joins, each by an index. A single join with "or" would read every batch for every run.
+-- Two joins, each of which uses an index. A single join with "or" would read every batch for every run.
 select reason, count(*) as runs from (
     select u.run_id, u.reason from everyrun.unmatched_runs u join everyrun.batches b using (batch_id)
     where b.submission_id = $1
@@ -196,5 +197,5 @@ select kind, decided_by, reason, decided_at from everyrun.decisions where source
 
 -- name: watched_counts
 select (select count(*) from everyrun.quarantine where state = 'OPEN') as quarantined,
-       -- Foreign runs may be many and are no problem, so counting stops at 10,001.
+       -- There may be very many foreign runs, and counting them exactly is not worth the time: stop at 10,001.
        (select count(*) from (select from everyrun.unmatched_runs limit 10001) some) as unmatched

@@ -1,4 +1,4 @@
-"""Make the report of a submission, and check that independent numbers agree. Pure."""
+"""Make the report of a submission, and check that numbers which were counted independently agree. Pure."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from everyrun.waiting import Waiting, by_status, lost, waiting_of
 
 
 class Polling(msgspec.Struct, frozen=True):
-    """Results that are missing for inputs at Extend, and the poll that fetches them if no webhook arrives.
+    """Results that are missing for inputs that were sent, and the poll that fetches them if no webhook arrives.
 
-    ``polled`` is true if one of their batches was polled before. ``next_poll_in`` is in seconds, negative if late.
+    ``missing`` is the number of results. ``polled`` is true if one of their batches was polled before. ``next_poll_in``
+    is the number of seconds until the next poll, negative if that poll is late; null if no poll is planned.
     """
 
     missing: int
@@ -24,7 +25,7 @@ class Polling(msgspec.Struct, frozen=True):
 
 
 def polling_of(row: Mapping[str, Any]) -> Polling | None:
-    """Return the Polling for a row of the statement ``polling``, or None if no result is missing."""
+    """Convert a row of the SQL statement ``polling``. Return None if no result is missing."""
     if not row["missing"]:
         return None
     at, polled = row["next_at"], bool(row["polled"])
@@ -34,30 +35,30 @@ def polling_of(row: Mapping[str, Any]) -> Polling | None:
 
 
 class Counts(msgspec.Struct, frozen=True):
-    """The inputs of a submission, counted."""
+    """The numbers of a submission's inputs, by status and by what they wait for."""
 
-    #: Inputs with a row in the tables, by status, from the stored counters.
+    #: Number of inputs with a row in the table results, by status, from the stored counters.
     rows: dict[str, int]
     #: The other inputs, grouped by what they wait for.
     waiting: list[Waiting]
-    #: Inputs whose state differs between the queue and the tables, for now.
+    #: Number of inputs whose latest state is in the queue and not yet in the result tables.
     in_transit: int
-    #: Those of ``waiting`` that have waited too long, by what they wait for.
+    #: Number of inputs in ``waiting`` that have waited too long, by what they wait for.
     late: dict[str, int]
-    #: Missing results; None if none is missing.
+    #: Results that are missing for sent inputs, or None if no result is missing.
     polling: Polling | None = None
-    #: Runs of registered batches whose metadata fit several inputs.
+    #: Number of runs of registered batches whose metadata fit several inputs.
     ambiguous: int = 0
 
     @property
     def needs_person(self) -> dict[str, int]:
-        """What only a person can move on, by reason."""
+        """The number of inputs or runs that only a person can move forward, by reason."""
         found = {"needs_review": self.rows.get("NEEDS_REVIEW", 0), "ambiguous_metadata": self.ambiguous}
         return {reason: number for reason, number in found.items() if number}
 
     @property
     def by_status(self) -> dict[str, int]:
-        """All inputs, by status."""
+        """The number of all inputs, with and without a row in results, by status."""
         kept = by_status(self.waiting)
         for status, number in self.rows.items():
             kept[status] = kept.get(status, 0) + number
@@ -72,7 +73,10 @@ def counts_of(
     polling: Polling | None = None,
     ambiguous: int = 0,
 ) -> Counts:
-    """Combine the counts. Inputs that neither the tables nor the queue have count as waiting and lost."""
+    """Combine the counts from the tables (``rows``) and from the queue (``unsent``).
+
+    If together they are fewer than the ``expected`` inputs, the queue has lost the others; count these as WAITING.
+    """
     groups = list(unsent)
     waiting = [waiting_of(group) for group in groups]
     late: dict[str, int] = {}
@@ -91,10 +95,10 @@ def imbalances(
     counted: Mapping[str, int],
     lines: Iterable[Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
-    """Return each pair of numbers that should agree and do not: what it counts, the expected and the found number.
+    """Return each pair of numbers that should agree and do not: what they count, and both numbers.
 
-    ``kept`` are stored counters by status, with WAITING, SENDING and IN_DOUBT. ``counted`` are rows of results by
-    status. ``lines`` are rows of the view ``report``, one per attempt.
+    ``kept`` has the stored counters by status, including WAITING, SENDING and IN_DOUBT. ``counted`` has the number of
+    rows in results by status. ``lines`` are rows of the view ``report``, one per attempt.
     """
     problems = []
     total = sum(kept.values())
@@ -128,7 +132,7 @@ def _of_batch(line: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def standing(expected: int, counts: Counts) -> dict[str, Any]:
-    """Return a submission's progress: expected, settled, open, inputs by status, and what the waiting ones wait for."""
+    """Return a submission's progress, as the API answers it: numbers of inputs, and what unsent inputs wait for."""
     shown = {status: number for status, number in sorted(counts.by_status.items()) if number}
     settled = sum(number for status, number in shown.items() if status in SETTLED)
     return {
@@ -155,8 +159,9 @@ def report(
 ) -> dict[str, Any]:
     """Return the whole report, as the API answers it.
 
-    ``unmatched`` counts runs without an input by reason, ``overdue`` counts inputs open for too long by reason. The
-    report is balanced if every number agrees and no input is in transit.
+    ``counted`` and ``lines`` are as for :func:`imbalances`. ``states`` counts attempts by state, ``unmatched`` counts
+    runs without a known input by reason, and ``overdue`` counts inputs that have been open for too long by reason. The
+    report is balanced if all numbers agree and no input is in transit.
     """
     expected = submission["expected"]
     problems = imbalances(expected, counts.by_status, counted, lines)

@@ -1,4 +1,4 @@
-"""Define the routes of results: pages with filters, and one input."""
+"""Define the routes that read results: pages of inputs with filters, and one input."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from everyrun.waiting import waiting_of
 
 _sql = beside(__file__, "query.sql")
 _UNSENT = ("WAITING", "SENDING", "IN_DOUBT")
-#: Everyrun's statuses, and Extend's (SDK 1.20.0, types/workflow_run_status.py). A new status of Extend is accepted as a
-#: filter once a row has it.
+#: The statuses that the filter accepts: Everyrun's, and Extend's (SDK 1.20.0, types/workflow_run_status.py). A status
+#: that Extend adds later is accepted as soon as an input has it.
 STATUSES = (
     *(*_UNSENT, "REFUSED", "SUBMITTED"),
     *("PENDING", "PROCESSING", "CANCELLING", "NEEDS_REVIEW", "PROCESSED", "FAILED", "CANCELLED", "REJECTED"),
@@ -52,7 +52,8 @@ def result_routes(app: FastAPI, pool: asyncpg.Pool) -> None:
         """List results in pages. Filters can be combined.
 
         Without `status`, list every input that was submitted or refused. Inputs that are WAITING, SENDING or IN_DOUBT
-        have no row yet. To list them, filter by that status: each has its ids, what it waits for, and until when.
+        have no row in the table `results` yet. To list them, set `status` to one of these; the response then says what
+        each input waits for, and until when.
         """
         filters = {"submission_id": submission_id, "batch_id": batch_id, "status": status, "external_id": external_id}
         check_text(**filters)
@@ -75,7 +76,7 @@ def result_routes(app: FastAPI, pool: asyncpg.Pool) -> None:
     @app.get("/v1/results/{input_id:path}", dependencies=[scope("read")])
     @answers(OneResult, {404: "NOT_FOUND: there is no such input."}, also=(Result, UnsentInput))
     async def result(input_id: str) -> dict[str, Any]:
-        """Return one input with its whole run, or what it waits for if it has no row yet."""
+        """Return one input with its whole run. If it was not submitted yet, return what it waits for instead."""
         check_text(input_id=input_id)
         submission_id, _, external_id = input_id.partition(":")
         async with pool.acquire() as c, c.transaction(isolation="repeatable_read", readonly=True):

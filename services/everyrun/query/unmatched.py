@@ -1,4 +1,4 @@
-"""Define the route of unmatched runs: runs without a known input."""
+"""Define the route that lists unmatched runs: runs without a known input."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _sql = beside(__file__, "query.sql")
 
 
 def unmatched_routes(app: FastAPI, settings: Settings, pool: asyncpg.Pool) -> None:
-    """Add ``/v1/unmatched``."""
+    """Add the route ``/v1/unmatched``."""
     deadline = settings.unmatched_after
 
     @app.get("/v1/unmatched", dependencies=[scope("read")])
@@ -28,14 +28,16 @@ def unmatched_routes(app: FastAPI, settings: Settings, pool: asyncpg.Pool) -> No
     async def unmatched(
         reason: Annotated[str | None, Query(description=f"One of {', '.join(REASONS)}.")] = None,
         batch_id: Annotated[str | None, Query(min_length=1, max_length=255)] = None,
-        alarming: Annotated[bool | None, Query(description="Only alarming runs, or only the others.")] = None,
+        alarming: Annotated[
+            bool | None, Query(description="true: only alarming runs. false: only runs that are not alarming.")
+        ] = None,
         cursor: str | None = None,
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     ) -> dict[str, Any]:
         """List runs without a known input, oldest first, and count them by reason.
 
-        A run is alarming if it was first seen longer than EVERYRUN_UNMATCHED_AFTER ago. Until then, the event of its
-        batch may still arrive.
+        A run is alarming if it was first seen longer than EVERYRUN_UNMATCHED_AFTER ago. Before that, the event of its
+        batch may still arrive, and with it the input.
         """
         check_text(reason=reason, batch_id=batch_id)
         if reason is not None and reason not in REASONS:

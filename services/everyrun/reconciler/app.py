@@ -1,4 +1,4 @@
-"""Run the reconciler: deliveries on every process; polls, sweeps and trimming only on the leader."""
+"""Run the reconciler. Every process completes deferred deliveries; only the leader polls, sweeps and trims."""
 
 from __future__ import annotations
 
@@ -37,7 +37,10 @@ _STOP_WITHIN = 5.0
 
 
 async def _keep_running(health: Health, part: str, work: Callable[[], Awaitable[None]]) -> None:
-    """Run the work, and restart it half a second after it ends. While Kafka or Postgres is down, readyz reports it."""
+    """Run ``work``, and run it again half a second after it ends or fails because of Kafka or Postgres.
+
+    While Kafka or Postgres does not answer, readyz shows ``part`` as not ready, with the error.
+    """
     while True:
         try:
             await work()
@@ -64,7 +67,10 @@ async def _deliver(settings: Settings, links: Links, extend: Extend, health: Hea
 
 
 async def _poll(settings: Settings, extend: Extend, health: Health) -> None:
-    """Wait until no other reconciler leads; then poll, sweep and trim for as long as this process holds the lock."""
+    """Wait until no other reconciler is the leader. Then poll, sweep and trim as long as this process is the leader.
+
+    The leader is the process that holds an advisory lock in Postgres.
+    """
     await wait_until_bound(settings, health)
     await topics.wait_until_valid(settings, health)
     async with AsyncExitStack() as stack:
@@ -86,13 +92,14 @@ async def _poll(settings: Settings, extend: Extend, health: Health) -> None:
                 try:
                     await step()
                 except* SlowStatementError as group:
-                    # Retry only this step; the others continue.
+                    # Retry only this step. The other steps are tasks of their own, and continue.
                     _log.warning("a statement took too long; retrying", error=str(group.exceptions[0]))
                 health.ready("polling")
                 await asyncio.sleep(every)
 
         async def still_leading() -> None:
-            # The lock ends with its connection: if the connection is lost, this raises and another process may lead.
+            # Postgres releases the lock when its connection ends, and then another process may become the leader. This
+            # query fails if the connection is lost, which ends the work of this process.
             while True:
                 await leading.fetchval("select 1")
                 await asyncio.sleep(1.0)
@@ -105,7 +112,7 @@ async def _poll(settings: Settings, extend: Extend, health: Health) -> None:
 
 
 async def _main(settings: Settings, stop: asyncio.Event) -> None:
-    # Nothing calls the reconciler, so it is ready only if every part works.
+    # The reconciler has no callers to serve, so it counts as ready only if all of its parts work.
     health = Health(PART, "topics", "kafka", "database", "deliveries", "polling")
     registry = CollectorRegistry()
     links = Links(
@@ -121,7 +128,7 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
         tasks = [
             asyncio.create_task(_keep_running(health, "deliveries", lambda: _deliver(settings, links, extend, health))),
             asyncio.create_task(_keep_running(health, "polling", lambda: _poll(settings, extend, health))),
-            # Checked beside the work, which may wait minutes for a frozen server.
+            # These two checks run beside the work, because the work may wait minutes for a server that hangs.
             asyncio.create_task(topics.keep_checking(settings, health)),
             asyncio.create_task(keep_probing(settings, health, "database", name="reconciler")),
         ]
@@ -133,7 +140,7 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
         stopped.cancel()
         await links.aclose()
         for ended in done:
-            ended.result()  # an unexpected error: end the process, to be restarted
+            ended.result()  # raises an unexpected error, which ends the process, so that it is restarted
 
 
 def main() -> None:

@@ -1,4 +1,7 @@
-"""Complete deferred deliveries: fetch the payload behind a webhook's signed link, or else the run from Extend."""
+"""Complete deferred deliveries: fetch the payload behind a webhook's signed link.
+
+If the link cannot be used, fetch the run from Extend's API instead.
+"""
 
 from __future__ import annotations
 
@@ -24,16 +27,16 @@ from everyrun.settings import Settings
 _log = telemetry.log(__name__)
 _decode = msgspec.json.Decoder(DeliveryDeferred).decode
 
-#: Deliveries that are fetched at the same time, and the timeout of each, in seconds.
+#: How many deliveries are fetched at the same time, and the timeout for each of them, in seconds.
 _AT_ONCE = 16
 _EACH_WITHIN = 120.0
 
 
 def fetched_record(run: bytes, delivery: DeliveryDeferred, event_id: str, time: str) -> Record:
-    """Return the record of a fetched payload. Raises InvalidRunError if it is not a run, or another run.
+    """Return the record for a fetched payload. Raises InvalidRunError if the payload is not the run of this delivery.
 
-    ``time`` is when the bridge received the webhook: the payload shows the run at that time, and a delivery that is
-    fetched twice gives the same record.
+    ``time`` is when the bridge received the webhook. The record gets that time, and not the time of the fetch, because
+    the payload shows the run as it was then, and because fetching a delivery twice must give the same record.
     """
     try:
         run.decode()
@@ -54,7 +57,7 @@ def fetched_record(run: bytes, delivery: DeliveryDeferred, event_id: str, time: 
 
 
 class Deliveries:
-    """Turns ``delivery-deferred`` into ``run-observed``."""
+    """Reads ``delivery-deferred`` events, and writes a ``run-observed`` event for each to the log."""
 
     def __init__(self, links: Links, extend: Extend, log: Log) -> None:
         self._links = links
@@ -62,9 +65,9 @@ class Deliveries:
         self._log = log
 
     async def consume(self, consumer: AIOKafkaConsumer) -> None:
-        """Complete the deliveries of the topic, for ever. Commit an offset after Kafka has acknowledged the outcome.
+        """Complete the deliveries in the topic, forever. Raises KafkaError.
 
-        Raises KafkaError.
+        Commit the offset of a delivery only after Kafka has acknowledged its ``run-observed``, so that none is lost.
         """
         while True:
             taken = await consumer.getmany(timeout_ms=500, max_records=_AT_ONCE)
@@ -81,13 +84,17 @@ class Deliveries:
                 await consumer.commit({part: found[-1].offset + 1 for part, found in taken.items()})
                 hit("deliveries.after_offset")
             except (CommitFailedError, IllegalStateError, RebalanceInProgressError) as error:
-                # Another reconciler has the partition now, and repeats these with the same ids.
+                # Another reconciler has the partition now, and writes these records again. Their ids are the same, so
+                # the processor applies them once.
                 _log.info("cannot commit offsets of deliveries", error=str(error))
 
     async def outcome(
         self, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]]
     ) -> Record | None:
-        """Return the record of the run in one delivery, or None if it cannot be fetched; polling will find the run."""
+        """Return the record for the run in one delivery.
+
+        Return None if the delivery cannot be read or the run cannot be fetched now. Polling will find that run.
+        """
         try:
             delivery = _decode(value or b"")
         except (msgspec.DecodeError, UnicodeError):
@@ -109,7 +116,7 @@ class Deliveries:
 
 
 def deliveries_consumer(settings: Settings) -> AIOKafkaConsumer:
-    """Return a consumer of ``deliveries`` in the reconcilers' group, not started."""
+    """Return a consumer of the topic ``deliveries`` that is not started yet. All reconcilers share its group."""
     return AIOKafkaConsumer(
         settings.topic("deliveries"),
         group_id=settings.topic_prefix + "reconciler",

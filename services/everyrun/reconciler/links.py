@@ -1,9 +1,10 @@
-"""Fetch the payload behind a signed link: only from allowed origins, without redirects, within limits.
+"""Fetch the payload behind a signed link: only from allowed origins, without redirects, within limits of size and time.
 
-The settings allow an origin by name, but the name may come to mean another address (DNS rebinding, a poisoned cache).
-So this module resolves the name itself, checks the address, and connects to exactly that address. It refuses an address
-that is not public, unless the setting names the address or a port: ``http://127.0.0.1:9000`` and
-``https://minio.internal:9000`` may lead to a private address, and ``https://minio.internal`` may not.
+A setting allows origins by their host names, but somebody may make such a name lead to a machine in our own network
+(DNS rebinding, a poisoned cache). So this module resolves the name itself, checks the address, and connects to exactly
+that address. It refuses an address that is not public, unless the setting has the address itself or a port. So the
+origins ``http://127.0.0.1:9000`` and ``https://minio.internal:9000`` may lead to a private address, and the origin
+``https://minio.internal`` may not.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ class Origin(NamedTuple):
 
 
 class LinkError(Exception):
-    """The payload cannot be fetched; the text says why, without the link."""
+    """A payload cannot be fetched. The text says why. It does not contain the link, which is a secret."""
 
 
 def origin(url: str) -> Origin | None:
-    """Return the origin of a URL, or None if it is not http(s) or holds credentials."""
+    """Return the origin of a URL, or None if the URL is not http(s) or contains a user or a password."""
     try:
         parsed = httpx.URL(url)
         port = parsed.port or {"https": 443, "http": 80}.get(parsed.scheme)
@@ -45,16 +46,22 @@ def origin(url: str) -> Origin | None:
 
 
 def may_be_private(written: str) -> bool:
-    """Return True if an origin, as written in the settings, may lead to an address that is not public."""
+    """Return True if an origin, as it is written in the settings, may lead to an address that is not public.
+
+    It may if it is written with its port, or with an address as its host.
+    """
     found = origin(written)
     if found is None:
         return False
-    # httpx drops the default port of a scheme, so look for it in the text.
+    # Look for the port in the text, because httpx drops a port that is the default one of the scheme.
     return written.rstrip("/").endswith(f":{found.port}") or _as_address(found.host) is not None
 
 
 def is_public(address: str) -> bool:
-    """Return True if an address is on the public internet. An IPv6 address that holds an IPv4 one counts as that."""
+    """Return True if an address is on the public internet.
+
+    An IPv6 address that leads to an IPv4 address (mapped, 6to4, Teredo, NAT64) is judged by that IPv4 address.
+    """
     found = _as_address(address)
     if found is None:
         return False
@@ -68,7 +75,7 @@ def is_public(address: str) -> bool:
     return found.is_global and not (found.is_multicast or found.is_reserved or site_local)
 
 
-#: 64:ff9b::/96, which NAT64 maps to all of IPv4.
+#: The first 96 bits of addresses in 64:ff9b::/96. NAT64 sends them to the IPv4 address in the last 32 bits.
 _NAT64 = 0x0064FF9B0000000000000000
 
 
@@ -80,13 +87,13 @@ def _as_address(host: str) -> Address | None:
 
 
 async def resolve(host: str, port: int) -> list[str]:
-    """Return the addresses of a host, by the system's resolver. Raises OSError if it has none."""
+    """Return the addresses of a host, from the system's resolver. Raises OSError if the host has none."""
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
 class Links:
-    """Fetches signed links from the given origins, and no others. Plain http is allowed if an origin has it."""
+    """Fetches signed links from the given origins, and from no others. Plain http is used only if an origin has it."""
 
     def __init__(
         self,
@@ -107,8 +114,9 @@ class Links:
         self._timeout = timeout
         self._tries = tries
         self._resolve = resolver
-        # trust_env=False: a proxy would resolve the name itself and connect elsewhere. Connections are not kept alive:
-        # TLS is for a name, but httpx would find the connection by the address alone.
+        # trust_env=False, because a proxy would resolve the name itself, and could connect to another address.
+        # Connections are not kept alive, because httpx would reuse one for any name that has the same address, although
+        # the certificate was checked for one name only.
         self._http = httpx.AsyncClient(
             follow_redirects=False,
             timeout=timeout,
@@ -127,8 +135,8 @@ class Links:
         """Return the body behind a link.
 
         Raises LinkError if the origin or the address is not allowed, the status is not 200, the body is too large, or
-        the fetch times out. Retries 5xx, 429 and broken connections. The link lasts an hour (SDK 1.20.0,
-        wrapper/webhooks.py).
+        the fetch times out. Before it gives up, it retries 5xx, 429, timeouts and broken connections. A link is valid
+        for an hour (SDK 1.20.0, wrapper/webhooks.py).
         """
         wanted = origin(url)
         if wanted is None or wanted not in self._private:
@@ -151,7 +159,10 @@ class Links:
         raise LinkError(why)
 
     async def _address(self, wanted: Origin, attempt: int) -> str:
-        """Return the address to connect to, another one for each attempt. Every address of the name must be allowed."""
+        """Return the address to connect to: the next of the name's addresses at each attempt.
+
+        Raises LinkError unless all addresses of the name are allowed. Raises OSError if there is none.
+        """
         literal = _as_address(wanted.host)
         found = [wanted.host.strip("[]")] if literal is not None else await self._resolve(wanted.host, wanted.port)
         if not found:

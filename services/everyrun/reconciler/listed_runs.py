@@ -1,4 +1,4 @@
-"""Find out what a list of runs shows that the tables do not have. Pure."""
+"""Compare lists of runs from Extend with the result tables, to find out which runs must be fetched. Pure."""
 
 from __future__ import annotations
 
@@ -8,27 +8,28 @@ from typing import Any, NamedTuple
 
 from everyrun.projection.rules.merge import instant, own_time
 
-#: Statuses that do not last, so they are not worth a request (SDK 1.20.0, types/workflow_run_status.py).
+#: Statuses that a run soon leaves by itself, so fetching the run is not worth a request (SDK 1.20.0,
+#: types/workflow_run_status.py).
 _PASSING = frozenset({"PENDING", "PROCESSING"})
 
-#: The state of a run in a row: its status, and when it reached that status by its own times.
+#: The state of a run in a row of the tables: its status, and when the run says that it reached that status.
 KnownState = tuple[str, datetime | None]
 
 
 class ListedRun(NamedTuple):
-    """A run as a list shows it. Lists carry no metadata (SDK 1.20.0, types/workflow_run_summary.py)."""
+    """A run as Extend's list shows it, which is without metadata (SDK 1.20.0, types/workflow_run_summary.py)."""
 
     run_id: str
     status: str
     batch_id: str | None = None
     created_at: datetime | None = None
     updated_at: datetime | None = None
-    #: When the run reached its status, by its own times.
+    #: When the run reached its status, according to its endTime and reviewedAt.
     own: datetime | None = None
 
     @property
     def at_rest(self) -> bool:
-        """True if the status stays until a person or a caller changes it."""
+        """True if the run keeps this status until a person or an API call changes it."""
         return self.status not in _PASSING
 
 
@@ -38,7 +39,7 @@ def _moment(entry: Mapping[str, Any], name: str) -> datetime | None:
 
 
 def read_page(data: Iterable[object]) -> list[ListedRun]:
-    """Return the runs of a page's ``data``, without entries that have no id or no status."""
+    """Return the runs in the ``data`` of a page. Leave out entries without an id or a status."""
     runs = []
     for entry in data:
         if not isinstance(entry, dict):
@@ -54,14 +55,15 @@ def read_page(data: Iterable[object]) -> list[ListedRun]:
 
 
 def is_known(run: ListedRun, known: Collection[KnownState]) -> bool:
-    """Return True if a row has this state of the run, or the same status reached later."""
+    """Return True if one of the run's ``known`` states is the listed state, or has the same status reached later."""
     return any(status == run.status and (run.own is None or own is None or own >= run.own) for status, own in known)
 
 
 def change_cutoff(at: datetime, grace: float) -> datetime | None:
-    """Return the time after which a change is too recent to fetch: ``grace`` seconds before Extend's time ``at``.
+    """Return the time after which a change is too recent to be fetched, because its webhook may still arrive.
 
-    Return None if there is no grace. Extend's time is in whole seconds.
+    That time is ``grace`` seconds before ``at``, the present time by Extend's clock in whole seconds. If ``grace`` is
+    0, return None: no change is too recent.
     """
     return at - timedelta(seconds=grace) if grace else None
 
@@ -69,9 +71,10 @@ def change_cutoff(at: datetime, grace: float) -> datetime | None:
 def runs_to_fetch(
     listed: Iterable[ListedRun], known: Mapping[str, Collection[KnownState]], cutoff: datetime | None = None
 ) -> list[ListedRun]:
-    """Return the runs at rest whose state is not in the tables, each once.
+    """Return the runs at rest whose listed state is not in the tables. A run that is listed twice is returned once.
 
-    Leave out a run that changed after ``cutoff``: its webhook may still arrive.
+    ``known`` has the states in the tables, by run id. Leave out runs that changed after ``cutoff``, because their
+    webhooks may still arrive.
     """
     wanted = {}
     for run in listed:
@@ -82,7 +85,7 @@ def runs_to_fetch(
 
 
 def runs_of_unknown_batches(listed: Iterable[ListedRun], known: Collection[str]) -> dict[str, list[ListedRun]]:
-    """Return the listed runs of each batch that is not known, by batchId, in the order of the list."""
+    """Return the listed runs of batches whose batchId is not in ``known``: by batchId, in the order of the list."""
     found: dict[str, list[ListedRun]] = {}
     for run in listed:
         if run.batch_id is not None and run.batch_id not in known:
@@ -91,10 +94,10 @@ def runs_of_unknown_batches(listed: Iterable[ListedRun], known: Collection[str])
 
 
 def may_be_made_since(runs: Iterable[ListedRun], moment: datetime | None) -> bool:
-    """Return True if a call at the moment (Extend's time) or later may have made the batch of these runs.
+    """Return True if the batch of these runs may have been made by a call at ``moment`` (Extend's time) or later.
 
-    One call makes a whole batch, so a run that was created before the moment rules it out. If the moment is not
-    known (None), return True.
+    One call makes all runs of a batch. So if one of the runs was created earlier, no such call made the batch. Return
+    True if the moment is not known (None).
     """
     return moment is None or all(run.created_at is None or run.created_at >= moment for run in runs)
 
@@ -102,10 +105,10 @@ def may_be_made_since(runs: Iterable[ListedRun], moment: datetime | None) -> boo
 def unidentified_runs(
     listed: Collection[ListedRun], known: Mapping[str, Collection[KnownState]], expected: int
 ) -> list[ListedRun]:
-    """Return the runs to fetch to find out which inputs of a batch have no run.
+    """Return the runs that must be fetched to find out which inputs of a batch have no run.
 
-    If the list has fewer runs than the batch has inputs, these are the runs in progress that no row names. Else every
-    input can have its run, and none needs to be fetched.
+    Only if the list has fewer runs than the batch has inputs (``expected``), some inputs have no run. To identify them,
+    fetch the runs in progress whose ids the tables do not have: their metadata tell to which inputs they belong.
     """
     if len(listed) >= expected:
         return []

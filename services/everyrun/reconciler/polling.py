@@ -1,4 +1,4 @@
-"""Poll open batches: list the runs of a batch, and fetch those that no webhook reported."""
+"""Poll open batches: list the runs of each batch, and fetch the runs whose state no webhook has reported."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _log = telemetry.log(__name__)
 _sql = beside(__file__, "reconciler.sql")
 
 _BATCHES_AT_ONCE = 4
-#: Seconds between two reads of all open batches. Between them, only batches sent since the last read are read, and
-#: those sent up to a minute before it, because the processor may apply a batch late.
+#: Seconds between two reads of all open batches. The reads between these two select only the batches that were sent
+#: since the last read, or up to a minute before it, because the processor may apply a batch that much late.
 _LOOK_AT_ALL_EVERY = 300.0
 _APPLIED_LATE = timedelta(seconds=60)
 
@@ -35,9 +35,9 @@ _APPLIED_LATE = timedelta(seconds=60)
 class Poll(NamedTuple):
     """The result of polling a batch."""
 
-    #: Runs that were fetched.
+    #: Number of runs that were fetched.
     found: int
-    #: True if the batch waits only for a person: no run in it is new or in progress.
+    #: True if the batch waits only for a person: each run is at rest and the tables have its state, or it was deleted.
     resting: bool
 
 
@@ -64,7 +64,7 @@ class Polling:
     async def poll_due(self) -> None:
         """Poll each open batch that is due. Raises asyncpg's and Kafka's errors.
 
-        An error of Extend only makes the poll of its batch fail.
+        An error of Extend is not raised: that batch is polled again later, and the other batches are still polled.
         """
         now = self._clock()
         await self._look_for_new(now)
@@ -79,10 +79,10 @@ class Polling:
                 group.create_task(one(batch_id))
 
     async def _look_for_new(self, now: float) -> None:
-        """Give each batch that this process does not know its first turn.
+        """Schedule the first poll of each open batch that this process does not know yet.
 
-        Each time read only the batches sent lately. Every five minutes read all, to find batches that were applied
-        late and to forget settled ones.
+        Usually read only the batches that were sent lately. Every five minutes read all open batches, to find those
+        that the processor applied late, and to forget batches that have settled.
         """
         s = self._settings
         everything = now - self._looked_at_all >= _LOOK_AT_ALL_EVERY or self._known_up_to is None
@@ -98,7 +98,7 @@ class Polling:
                 self._turns.set(row["batch_id"], turn)
 
     def hurry(self, batch_id: str) -> None:
-        """Make an open batch due now, because it has something new."""
+        """Make an open batch due now, because a sweep has seen a change in it."""
         if batch_id in self._turns:
             self._turns.set(batch_id, msgspec.structs.replace(self._turns[batch_id], due=0.0))
 
@@ -124,20 +124,22 @@ class Polling:
             now = self._clock()
             turn = after_failure(begun, now=now, every=every, jitter=jitter)
             await self._pool.execute(_sql["poll_again"], batch_id, turn.due - now, False)
-        # If the batch was hurried during this poll, the poll may have been too early to see the change.
+        # If ``hurry`` was called for the batch during this poll, the poll may have been too early to see the change. So
+        # poll the batch again at once.
         hurried = self._turns[batch_id] is not begun
         self._turns.set(batch_id, msgspec.structs.replace(turn, due=0.0) if hurried else turn)
 
     async def poll(self, batch_id: str, expected: int, *, overdue: bool = False) -> Poll:
-        """List the runs of a batch, and write those that the tables do not have to the log.
+        """List the runs of a batch. Fetch those whose state the tables do not have, and write them to the log.
 
-        A run that cannot be fetched now is left for the next poll. If the batch is ``overdue``, also fetch runs in
-        progress that no row names, to find out which inputs have no run. Raises ExtendError if the list fails.
+        A run that cannot be fetched now is left for the next poll. If the batch is ``overdue``, also fetch the runs in
+        progress whose ids the tables do not have, to find out which inputs have no run. Raises ExtendError if the list
+        cannot be read.
         """
         listed: dict[str, ListedRun] = {}
         cutoff = None
         async for page, at in self._lists.pages(batchId=batch_id, sortBy="createdAt", sortDir="asc"):
-            # Ignore runs of other batches, which a wrong response may contain.
+            # Ignore runs of other batches, in case Extend returns some in spite of the filter.
             listed.update((run.run_id, run) for run in page if run.batch_id in (None, batch_id))
             cutoff = cutoff or change_cutoff(at, self._settings.poll_grace)
         runs = list(listed.values())

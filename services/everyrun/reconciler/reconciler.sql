@@ -1,5 +1,5 @@
 -- name: open_batches
--- Batches to poll, sent after $3 (null: all).
+-- Batches to poll that were sent after $3. If $3 is null: all batches to poll.
 select b.batch_id, now() - make_interval(secs => $1) as up_to,
        extract(epoch from now() - p.complete_at)::float8 as polled_ago,
        extract(epoch from p.due_at - now())::float8 as due_in
@@ -11,7 +11,7 @@ where b.state = 'SUBMITTED' and b.batch_id is not null
 order by b.submitted_at
 
 -- name: open_batch
--- One batch, if it must still be polled.
+-- The batch $1, if it must still be polled.
 select b.batch_id, b.expected, extract(epoch from now() - b.submitted_at)::float8 as age,
        coalesce((select sum(value::bigint) from jsonb_each_text(b.counts)
                  where key in ('PROCESSED', 'FAILED', 'CANCELLED', 'REJECTED')), 0)::bigint as settled
@@ -22,14 +22,16 @@ where b.batch_id = $1 and b.state = 'SUBMITTED' and b.submitted_at > now() - mak
 select run_id from everyrun_queue.gone_runs where batch_id = $1
 
 -- name: poll_again
--- Poll a batch again in $2 seconds. If it waits only for a person ($3), a restarted reconciler keeps that time.
+-- Record that a batch is polled again in $2 seconds. If the batch waits only for a person ($3), the time is also kept in
+-- due_at, which a restarted reconciler reads.
 update everyrun_queue.polls
 set next_at = now() + make_interval(secs => $2),
     due_at = case when $3 then now() + make_interval(secs => $2) else due_at end
 where batch_id = $1
 
 -- name: known_runs
--- Leave out a run whose content was dropped before it was known to be ours: it must be fetched again.
+-- Runs that the tables have. Leave out a run whose content was removed while it counted as foreign, and that turned out
+-- to be ours later: the run must be fetched again, for its content.
 select run_id, status, settled_at from everyrun.results where run_id = any ($1::text[]) and right(version, 1) <> '~'
 union all
 select run_id, status, settled_at from everyrun.duplicate_runs
@@ -38,7 +40,7 @@ union all
 select run_id, status, settled_at from everyrun.unmatched_runs where run_id = any ($1::text[])
 
 -- name: not_listed
--- Runs that inputs of a batch wait for, and that are missing in its complete list.
+-- Runs of a batch that have not ended according to the tables, and that Extend's complete list of the batch ($2) lacks.
 select r.run_id
 from everyrun.batches b
 join everyrun.results r on r.input_id = any (b.input_ids) and r.batch_id = b.batch_id
@@ -58,15 +60,16 @@ insert into everyrun_queue.gone_runs (run_id, batch_id, gone_at) values ($1, $2,
 delete from everyrun_queue.gone_runs where run_id = any ($1::text[])
 
 -- name: workflows
--- Workflows to sweep, or only $2.
--- since: when the oldest batch was sent that may still change.
--- doubt_since: when the oldest call in doubt began that evidence may settle.
+-- Workflows to sweep. If $2 is not null: only that workflow.
+-- since: when the oldest batch was sent whose runs may still change.
+-- doubt_since: when the oldest of those calls in doubt began that evidence may settle.
 -- held_calls, held_for: calls in doubt that only a person can settle (the chunk is held, or the queue has lost it), and
--- for how many seconds each has been in doubt.
--- oldest_call: no call in doubt was made before this. Every attempt counts if the chunk's last one is in doubt. Null if
--- the queue has a call in doubt that the result tables do not have yet.
--- An attempt has no workflow if its worker ended before it recorded what it sends; then its submission names it.
--- The recursive query jumps through the index from one workflow to the next, however many batches each has.
+-- for how many seconds each of these calls has been in doubt.
+-- oldest_call: no call in doubt was made before this time. If the last attempt at a chunk is in doubt, all attempts at
+-- that chunk count. Null if the queue has a call in doubt that the result tables do not have yet.
+-- An attempt has no workflow if its worker ended before it recorded what it sends. Its workflow is then taken from its
+-- submission.
+-- The recursive query jumps through the index from one workflow to the next, so that it does not read all batches.
 with recursive named as (
     (select workflow_id from everyrun.batches where workflow_id is not null order by workflow_id limit 1)
     union all
@@ -132,13 +135,14 @@ where f.since is not null
 order by f.workflow_id
 
 -- name: save_failed
--- Record a run that cannot be fetched, if its batch is settled: no poll looks at that batch any more.
+-- Record a run that cannot be fetched, if its batch is settled: such a batch is not polled any more, so only this row
+-- makes a later sweep fetch the run.
 insert into everyrun_queue.gone_runs (run_id, batch_id, gone_at)
 select $1, $2, now() where exists (select from everyrun.batches b where b.batch_id = $2 and b.state = 'SETTLED')
 on conflict do nothing
 
 -- name: failed_runs
--- Runs of the workflow's settled batches that were listed with a new state and could not be fetched.
+-- Runs of the workflow's settled batches whose new state could not be fetched yet (see save_failed).
 select g.run_id, g.batch_id
 from everyrun_queue.gone_runs g join everyrun.batches b using (batch_id)
 where b.workflow_id = $1 and b.state = 'SETTLED' and b.submitted_at > now() - make_interval(secs => $2)
@@ -148,7 +152,8 @@ order by g.gone_at, g.run_id
 select clock_timestamp()
 
 -- name: batches_listed
--- Those of the listed batches that are known: ours (and still polled or not), or a foreign one of which a run was fetched.
+-- The known ones of the listed batches. ours: the batch is ours; polled: it is still polled. A foreign batch is known if
+-- one of its runs was fetched.
 select batch_id, state = 'SUBMITTED' and submitted_at > now() - make_interval(secs => $2) as polled, true as ours
 from everyrun.batches where batch_id = any ($1::text[])
 union all

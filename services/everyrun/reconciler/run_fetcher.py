@@ -1,4 +1,4 @@
-"""Fetch runs from Extend and write each state of a run to the log once."""
+"""Fetch runs from Extend and write them to the log: each state of a run once, as far as possible."""
 
 from __future__ import annotations
 
@@ -25,18 +25,19 @@ from everyrun.store.sql import beside
 _log = telemetry.log(__name__)
 _sql = beside(__file__, "reconciler.sql")
 
-#: The CloudEvents source of what the reconciler writes.
+#: The CloudEvents ``source`` of the events that the reconciler writes.
 SERVICE = "/everyrun/reconciler"
 
-#: Runs that are fetched at the same time.
+#: How many runs are fetched at the same time.
 _AT_ONCE = 16
-#: Webhooks may arrive during a long fetch, so the tables are read again after this many runs.
+#: Before each group of this many runs, the tables are read again: webhooks may have reported these runs meanwhile.
 _SLICE = 64
-#: Maximum number of remembered states. The tables have those that are forgotten.
+#: Maximum number of runs whose fetched states or failures are remembered. If a fetched state is forgotten, nothing is
+#: fetched twice, because the tables have that state by then.
 _REMEMBERED = 100_000
-#: Longest wait before a failed run is fetched again, in seconds.
+#: Longest wait before another try to fetch a run that could not be fetched, in seconds.
 _MAX_WAIT = 3600.0
-#: Statuses with which Extend answers for a deleted run.
+#: The HTTP statuses with which Extend answers a request for a deleted run.
 _GONE = (404, 410)
 
 _Value = TypeVar("_Value")
@@ -46,15 +47,15 @@ class Outcome(Enum):
     """The outcome of fetching a run."""
 
     FETCHED = "the run is in the log"
-    KNOWN = "nothing new: a row has this state, or it was fetched before"
+    KNOWN = "nothing new: the tables have this state of the run, or this process has fetched it before"
     GONE = "the run was deleted"
     UNAVAILABLE = "Extend did not return the run; it is fetched again later"
 
 
 def poll_record(run: bytes, run_id: str, requested_at: str) -> Record:
-    """Return the record of a run that was requested at a time (RFC 3339).
+    """Return the record for a run that was fetched. ``requested_at`` (RFC 3339) is when the request was sent.
 
-    Raises InvalidRunError if it is not a run, or another run.
+    Raises InvalidRunError if the bytes are not a run, or are another run than ``run_id``.
     """
     head = read_head(run)
     if head.id != run_id:
@@ -64,7 +65,11 @@ def poll_record(run: bytes, run_id: str, requested_at: str) -> Record:
 
 
 async def fetch_run(extend: Extend, run_id: str, within: float = 30.0, tries: int = 3) -> Record:
-    """Fetch a run and return it as a record. Retry if the answer is not this run. Raises ExtendError."""
+    """Fetch a run and return it as a record. Raises ExtendError.
+
+    If the response is not this run, try again, ``tries`` times in all. ``within`` is the timeout of each try in
+    seconds.
+    """
     for attempt in range(1, tries + 1):
         requested_at = timestamp(time.time())
         run = await extend.get_run(run_id, within)
@@ -77,10 +82,10 @@ async def fetch_run(extend: Extend, run_id: str, within: float = 30.0, tries: in
 
 
 class RunFetcher:
-    """Fetches runs and writes them to the log. It fetches each state of a run once.
+    """Fetches runs and writes them to the log. It does not fetch a state of a run that it has already fetched.
 
-    If Extend does not return a run, it waits before the next try: ``first_wait`` seconds, then twice as long each
-    time, up to an hour. So a run that can never be fetched costs little.
+    If Extend does not return a run, the next try for that run comes after ``first_wait`` seconds at the earliest. The
+    wait doubles after each failure, up to an hour, so that a run that can never be fetched costs few requests.
     """
 
     def __init__(
@@ -94,23 +99,23 @@ class RunFetcher:
     ) -> None:
         self._first_wait = first_wait
         self._clock = clock
-        #: By run id: how often it failed, and the time before which it is not tried again.
+        #: By run id: how often fetching the run has failed, and the time before which it is not tried again.
         self._failed: dict[str, tuple[int, float]] = {}
         self._pool = pool
         self._extend = extend
         self._log = log
-        #: By run id: the listed state that was fetched last.
+        #: By run id: the status and updatedAt that the list showed when the run was last fetched.
         self._fetched: dict[str, tuple[str, datetime | None]] = {}
 
     async def known(self, run_ids: Iterable[str]) -> dict[str, set[KnownState]]:
-        """Return the states of runs in the tables, by run id."""
+        """Return the states that the tables have of these runs, by run id. A run that they do not have is left out."""
         known: dict[str, set[KnownState]] = {}
         for row in await self._pool.fetch(_sql["known_runs"], list(run_ids)):
             known.setdefault(row["run_id"], set()).add((row["status"], row["settled_at"]))
         return known
 
     async def fetch(self, wanted: Sequence[ListedRun]) -> dict[str, Outcome]:
-        """Fetch the runs whose state is not in the tables. Return the outcome by run id.
+        """Fetch those of the runs whose state the tables do not have. Return the outcome for each run, by run id.
 
         Raises Kafka's and asyncpg's errors.
         """
@@ -163,7 +168,7 @@ class RunFetcher:
             try:
                 await self._pool.execute(_sql["save_gone"], run_id, batch_id)
             except SlowStatementError as slow:
-                # Other runs are being fetched at the same time, and must not fail with this one.
+                # Do not raise this error: it would cancel the tasks that are fetching other runs.
                 _log.warning("cannot record that a run was deleted", run=run_id, error=str(slow))
                 return Outcome.UNAVAILABLE
             return Outcome.GONE
@@ -175,7 +180,7 @@ class RunFetcher:
 
 
 def _remember(kept: dict[str, _Value], name: str, value: _Value) -> None:
-    """Remember a value as the newest one. Forget the oldest if there are too many."""
+    """Remember a value as the newest one. If there are more than _REMEMBERED, forget the oldest."""
     kept.pop(name, None)
     kept[name] = value
     while len(kept) > _REMEMBERED:

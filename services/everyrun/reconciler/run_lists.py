@@ -1,4 +1,4 @@
-"""Read Extend's lists of runs page by page, and stop if a list does not end."""
+"""Read Extend's lists of runs page by page. If the pages of a list never end, give the list up with an error."""
 
 from __future__ import annotations
 
@@ -8,21 +8,24 @@ from datetime import datetime
 from everyrun.extend.client import Extend, ExtendError, Page
 from everyrun.reconciler.listed_runs import ListedRun, read_page
 
-#: Runs per page: the maximum in Extend's older documentation, and the size to use if Extend refuses that.
+#: Number of runs per page: the maximum in Extend's older documentation, and a smaller number in case Extend refuses it.
 _PAGE, _SMALL_PAGE = 1000, 100
+#: Timeout of the request for a page, in seconds.
 _PAGE_WITHIN = 60.0
-#: Pages in a row without a new run after which a list is given up. Runs that change while they are listed repeat.
+#: After this many pages in a row without a new run, a list is given up. A few such pages are normal, because a run that
+#: changes while the list is read can be listed again.
 NO_PROGRESS = 10
-#: Bits that remember which runs a list has shown: 2 MiB, however long the list is.
+#: Number of bits that remember which runs a list has shown. They take 2 MiB, however long the list is.
 _BITS = 1 << 24
 
 
 class EndlessListDetector:
-    """Detects a list that does not end, in constant memory.
+    """Detects, in constant memory, that a list of runs does not end.
 
-    It finds a page token that repeats within three cycles of the repeating pages (Brent's algorithm keeps one token,
-    and replaces it after 1, 2, 4, … pages). If tokens are always new, it finds runs that repeat, by a Bloom filter of
-    the runs that were shown. False positives do no harm: a page counts only if every run on it was shown before.
+    There are two signs. A page token repeats: Brent's algorithm notices that within three rounds of the repeating pages
+    by keeping only one token, which it replaces after 1, 2, 4, … pages. Or all tokens are new, but the runs repeat: a
+    Bloom filter knows the runs that were shown. The filter can take a new run for a known one, but that does no harm,
+    because a page counts as repeated only if every run on it seems to be known.
     """
 
     def __init__(self) -> None:
@@ -33,8 +36,8 @@ class EndlessListDetector:
         self._without = 0
 
     def problem(self, runs: Iterable[str], token: str) -> str | None:
-        """Return the problem of a list that continues at ``token`` after a page of these runs, or None."""
-        # A list, because any() would stop at the first new run and not remember the others.
+        """Take note of a page: its runs, and the token of the next page. Return why the list does not end, or None."""
+        # Not any(), which would stop at the first new run and not remember the other runs.
         new = sum([self._is_new(run_id) for run_id in runs])
         self._without = 0 if new else self._without + 1
         if self._without >= NO_PROGRESS:
@@ -55,16 +58,16 @@ class EndlessListDetector:
 
 
 class RunLists:
-    """Lists runs in as few requests as Extend allows."""
+    """Lists runs in as few requests as possible, with the largest pages that Extend accepts."""
 
     def __init__(self, extend: Extend) -> None:
         self._extend = extend
         self._size = _PAGE
 
     async def pages(self, **query: str) -> AsyncIterator[tuple[list[ListedRun], datetime]]:
-        """Yield the runs of each page, with Extend's time when it sent the page.
+        """Yield the runs of each page, with the time by Extend's clock at which Extend sent the page.
 
-        Raises ExtendError, also if the list does not end, and msgspec.DecodeError.
+        Raises msgspec.DecodeError, and ExtendError if a request fails or the list does not end.
         """
         token: str | None = None
         endless = EndlessListDetector()

@@ -1,4 +1,4 @@
-"""Decide when to poll a batch next, and when to sweep a workflow. Pure: jitter and time are arguments."""
+"""Decide when to poll a batch next, and when to sweep a workflow next. Jitter and time are arguments. Pure."""
 
 from __future__ import annotations
 
@@ -7,20 +7,26 @@ from collections.abc import Collection, Iterator
 
 import msgspec
 
-#: While webhooks arrive, the wait between polls of a batch grows up to this many times.
+#: While webhooks arrive, polls are hardly needed: the wait between polls of a batch grows up to this many times.
 _SLOWEST = 8.0
-#: An old batch waits this share of its age, up to a maximum in seconds.
+#: The wait between polls of an old batch: this share of the batch's age, up to a maximum in seconds.
 _AGE_SHARE, _AGE_MOST = 1 / 20, 3600.0
-#: After a sweep comes a pause of this many times its duration. It is shorter in doubt, because inputs wait for sweeps.
+#: After a sweep comes a pause of this many times the sweep's duration. The pause is shorter while a call is in doubt,
+#: because inputs then wait for complete sweeps.
 _REST, _REST_IN_DOUBT = 5.0, 1.0
-#: A batch that waits only for a person waits this share of its age, up to a maximum in seconds.
+#: The wait between polls of a batch that waits only for a person: this share of the batch's age, up to a maximum in
+#: seconds.
 _RESTING_SHARE, _RESTING_MOST = 1 / 2, 86_400.0
 #: Longest time between sweeps that look back to a call that only a person can settle, in seconds.
 _LOOK_BACK_MOST = 86_400.0
 
 
 class Turn(msgspec.Struct, frozen=True):
-    """The next poll of a batch: when it is due (seconds), the factor of its wait, and how many runs were settled."""
+    """The next poll of a batch.
+
+    ``due`` is when to poll (seconds, by a monotonic clock). ``slowed`` is how many times the usual wait the last wait
+    was. ``settled`` is how many inputs of the batch were settled at the last poll.
+    """
 
     due: float
     slowed: float = 1.0
@@ -38,14 +44,16 @@ def after_poll(
     jitter: float,
     resting: bool = False,
 ) -> Turn:
-    """Return the next turn after a poll that fetched ``found`` runs of a batch that was sent ``age`` seconds ago.
+    """Return the next turn of a batch after a poll that fetched ``found`` runs. The batch was sent ``age`` seconds ago.
 
-    If webhooks arrive (more runs are settled than before, and the poll found none), the wait doubles, up to eight
-    times ``every``. If the poll found a run, or nothing changed at all, the wait is ``every`` again.
+    If webhooks arrive (more inputs are ``settled`` than at the last poll, and the poll found no run), the wait doubles,
+    up to eight times ``every``. If the poll found a run, or nothing has changed, the wait is ``every`` again.
 
-    An old batch, whose last runs may wait days for a person, waits a twentieth of its age, up to an hour; until then
-    the sweep of its workflow sees its changes. A batch that is ``resting`` (every run waits for a person, or was
-    deleted) waits half its age, up to a day. ``jitter`` in [0, 1) makes every wait up to a fifth longer.
+    The wait is at least a twentieth of the batch's age, up to an hour, because the last runs of an old batch may need
+    days. If the batch is ``resting`` (every run waits for a person, or was deleted), the wait is at least half its age,
+    up to a day. If such a batch changes earlier, the sweep of its workflow sees the change.
+
+    ``jitter`` in [0, 1) makes the wait up to a fifth longer, so that batches are not all polled at the same moment.
     """
     arriving = found == 0 and settled > turn.settled
     slowed = min(turn.slowed * 2, _SLOWEST) if arriving else 1.0
@@ -56,21 +64,22 @@ def after_poll(
 
 
 def after_failure(turn: Turn, *, now: float, every: float, jitter: float) -> Turn:
-    """Return the next turn after a failed poll. The age of the batch does not matter."""
+    """Return the next turn after a failed poll: after ``every`` seconds, whatever the age of the batch is."""
     return Turn(now + every * (1 + jitter / 5), 1.0, turn.settled)
 
 
 def first_turn(*, now: float, every: float, polled_ago: float | None, due_in: float | None = None) -> Turn:
-    """Return the first turn of a batch in this process: at once, or ``every`` seconds after another process's poll.
+    """Return the first turn of a batch in this process.
 
-    A batch that waits for a person is due in ``due_in`` seconds.
+    The batch is due at once, or, if another process polled it ``polled_ago`` seconds ago, ``every`` seconds after that
+    poll. A batch that waits for a person is due in ``due_in`` seconds instead.
     """
     wait = 0.0 if polled_ago is None else every - polled_ago
     return Turn(now + max(wait if due_in is None else due_in, 0.0))
 
 
 class Turns:
-    """The turns of all open batches, in a heap: finding those that are due does not touch the others."""
+    """The turns of all open batches. A heap finds the batches that are due without looking at the others."""
 
     def __init__(self) -> None:
         self._turns: dict[str, Turn] = {}
@@ -92,17 +101,17 @@ class Turns:
         self._turns.pop(batch_id, None)
 
     def keep(self, batch_ids: Collection[str]) -> None:
-        """Forget all other batches."""
+        """Forget all batches except these."""
         self._turns = {batch_id: turn for batch_id, turn in self._turns.items() if batch_id in batch_ids}
         self._heap = [(turn.due, batch_id) for batch_id, turn in self._turns.items()]
         heapq.heapify(self._heap)
 
     def due(self, now: float) -> Iterator[str]:
-        """Yield each batch that is due, once. It is not due again until its turn is set."""
+        """Yield the id of each batch that is due. A batch that was yielded is not due again until its turn is set."""
         taken = set()
         while self._heap and self._heap[0][0] <= now:
             due, batch_id = heapq.heappop(self._heap)
-            # Skip an entry whose turn was replaced since.
+            # Skip an entry of the heap if the turn of its batch has been replaced since.
             if batch_id in self._turns and self._turns[batch_id].due == due and batch_id not in taken:
                 taken.add(batch_id)
                 yield batch_id
@@ -111,7 +120,8 @@ class Turns:
 def look_back_wait(held_for: float, every: float) -> float:
     """Return the seconds between two sweeps that look back to a call that only a person can settle.
 
-    It is as long as the call has been in doubt (``held_for``), so the wait doubles: at least ``every``, at most a day.
+    They are as many as the call has been in doubt (``held_for``), so that the time between such sweeps doubles each
+    time. They are at least ``every``, and at most a day.
     """
     return max(every, min(held_for, _LOOK_BACK_MOST))
 
@@ -119,7 +129,8 @@ def look_back_wait(held_for: float, every: float) -> float:
 def sweep_wait(*, in_doubt: bool, every: float, in_doubt_every: float, took: float) -> float:
     """Return the seconds from the start of a sweep that took ``took`` seconds to the start of the next one.
 
-    Sweeps use at most a sixth of the time, and so of the rate limit, or half of it while a call is in doubt.
+    The pause after each sweep leaves requests to others: sweeps take at most a sixth of the time, and so of the rate
+    limit, or half of it while a call is in doubt.
     """
     if in_doubt:
         return max(in_doubt_every, took * (1 + _REST_IN_DOUBT))

@@ -1,4 +1,7 @@
-"""Sweep workflows: list the runs that changed lately, to find unknown batches and changes of settled runs."""
+"""Sweep workflows: list the runs that changed lately.
+
+Sweeps find batches that Everyrun does not know, and changes of runs in settled batches, which are no longer polled.
+"""
 
 from __future__ import annotations
 
@@ -29,42 +32,45 @@ from everyrun.store.sql import beside
 _log = telemetry.log(__name__)
 _sql = beside(__file__, "reconciler.sql")
 
-#: Shortest time between two reads of the workflows, in seconds.
+#: Shortest time between two looks at which workflows are due, in seconds.
 _LOOK_EVERY = 10.0
-#: Runs of an unknown batch that are tried on a page before the sweep continues without one.
+#: If this many runs of an unknown batch on a page cannot be fetched, the sweep goes on without a run of that batch.
 _TRIES = 3
-#: Maximum number of unknown batches remembered as found. The tables have those that are forgotten.
+#: Maximum number of unknown batches that are remembered because a run of them was fetched. If one is forgotten, nothing
+#: is fetched twice, because the tables have its run by then.
 _REMEMBERED = 10_000
 
 
 class Cutoffs(NamedTuple):
-    """Times that a sweep compares runs with, by Extend's clock."""
+    """The times with which a sweep compares runs. All are by Extend's clock."""
 
-    #: The sweep ends at runs last changed before this.
+    #: The sweep stops when it reaches runs that last changed before this time.
     floor: datetime
-    #: A run that changed after this is left to its webhook. None: no run is.
+    #: A run that changed after this time is not fetched, because its webhook may still arrive. None: fetch all.
     changed: datetime | None
-    #: The oldest call in doubt may have made batches created after this. None: it is not known.
+    #: A call in doubt can have made only batches that were created after this time. None: the time is not known.
     oldest_call: datetime | None
 
 
 class Sweeps:
     """Sweeps each workflow in turn, and records complete sweeps in ``everyrun_queue.sweeps``.
 
-    A complete sweep guarantees: of every listed batch that a call in doubt may have made, a run is in the log. The
-    resolver resends a chunk in doubt only after such sweeps. A batch does not make a sweep incomplete if
+    A complete sweep guarantees that the log has a run of every listed batch that a call in doubt may have made. So the
+    resolver can resend a chunk in doubt after complete sweeps that found no evidence. A sweep fetches one run of each
+    batch. It is complete even without a run of a batch if
 
-    - it is known: it is ours, or a run of it is in the tables already;
-    - all of its runs were deleted, so nobody can ever fetch one;
-    - none of its runs can be fetched, but one was created before the oldest call that may still be in doubt.
+    - the batch is known: it is ours, or the tables already have a run of it;
+    - all runs of the batch were deleted, so none can ever be fetched;
+    - one run of the batch was created before the oldest call that may still be in doubt, so no such call made it.
 
-    A later batch whose runs cannot be fetched may be the one we are looking for. Sweeps remain incomplete until one of
-    its runs can be fetched, or no call is in doubt any more.
+    Any other batch whose runs cannot be fetched may be the one we are looking for. Sweeps then remain incomplete until
+    one of its runs can be fetched, or until no call is in doubt any more.
 
-    A held chunk waits for a person; only a run of it would make the decision unnecessary. Sweeps look back for it at
-    growing intervals, up to a day (:func:`look_back_wait`). If it is resent and in doubt again, it counts as before.
+    A held chunk waits for a person's decision, which only a run of that chunk would make unnecessary. Sweeps look back
+    to the call of a held chunk at growing intervals, up to a day (:func:`look_back_wait`). If the chunk is resent and
+    is in doubt again, sweeps look back to the new call every time.
 
-    ``hurry`` is called for each polled batch in which a sweep finds something new.
+    ``hurry`` is called with the id of each batch that is still polled, and in which a sweep finds something new.
     """
 
     def __init__(
@@ -84,9 +90,9 @@ class Sweeps:
         self._clock = clock
         #: Unknown batches of which a run was fetched, oldest first.
         self._fetched: dict[str, None] = {}
-        #: By workflow: when this process began the last sweep, and how long it took.
+        #: By workflow: when this process began the workflow's last sweep, and how many seconds that sweep took.
         self._last: dict[str, tuple[float, float]] = {}
-        #: When this process last looked back to a call that only a person can settle.
+        #: By (workflow, time of a call that only a person can settle): when a sweep last looked back to that call.
         self._looked_back: dict[tuple[str, datetime], float] = {}
         self._look_every = min(_LOOK_EVERY, settings.sweep_every, settings.sweep_in_doubt_every)
         self._looked_at = float("-inf")
@@ -94,7 +100,7 @@ class Sweeps:
     async def sweep_due(self) -> None:
         """Sweep each workflow that is due. Raises asyncpg's and Kafka's errors.
 
-        An error of Extend only makes the sweep of its workflow fail.
+        An error of Extend is not raised: that workflow is swept again later, and the other workflows are still swept.
         """
         if self._clock() - self._looked_at < self._look_every:
             return
@@ -107,7 +113,7 @@ class Sweeps:
             if not self._is_due(found, began):
                 continue
             try:
-                # Read the row again, because earlier sweeps may have taken long.
+                # Read the row again, because the sweeps of other workflows may have taken long.
                 row = await self._pool.fetchrow(_sql["workflows"], self._settings.poll_for, workflow)
                 if row is not None:
                     await self.sweep(workflow, self._since(row, began), row["oldest_call"])
@@ -116,10 +122,10 @@ class Sweeps:
             self._last[workflow] = (began, self._clock() - began)
 
     def _since(self, row: asyncpg.Record, now: float) -> datetime:
-        """Return the time that a sweep goes back to.
+        """Return the time back to which a sweep must list runs.
 
-        It goes back to the last sweep, to every call that evidence may settle, and sometimes to the calls that only a
-        person can settle.
+        That is the start of the last complete sweep, or earlier: the oldest call in doubt that evidence may settle, and
+        at growing intervals the calls in doubt that only a person can settle.
         """
         since: datetime = row["last_begun_at"] or row["since"]
         if row["doubt_since"] is not None:
@@ -138,7 +144,7 @@ class Sweeps:
         s = self._settings
         began, took = self._last.get(row["workflow_id"], (None, 0.0))
         if began is None:
-            # Another process swept it, before this one became the leader.
+            # This process has not swept the workflow yet. If another process has, take the time of that sweep.
             last = row["last_begun_at"]
             began = float("-inf") if last is None else now - (row["now"] - last.timestamp())
         in_doubt = row["doubt_since"] is not None
@@ -146,14 +152,15 @@ class Sweeps:
         return now - began >= wait
 
     async def sweep(self, workflow_id: str, since: datetime, oldest_call: datetime | None) -> bool:
-        """List a workflow's runs back to a time, and write what is new to the log. Return True if complete (see above).
+        """List a workflow's runs, last changed first, back to ``since``, and write what is new to the log.
 
-        List down to runs last changed at ``since`` (by our clock), less a margin. ``oldest_call`` is when the oldest
-        call in doubt began: now if no call is in doubt, None if it is not known. A complete sweep is recorded.
+        Return True if the sweep is complete, as the class defines it; then record it. ``since`` is by our clock, and
+        the sweep goes back a margin further. ``oldest_call`` is when the oldest call in doubt began: the present time
+        if no call is in doubt, None if it is not known.
 
-        Of each unknown batch, fetch one run. The projection keeps it as unmatched, and the resolver finds it there. Of
-        settled batches, fetch every run whose state is new. One that cannot be fetched is recorded, and later sweeps
-        try it again at growing intervals. Raises ExtendError.
+        Of each unknown batch, one run is fetched. The projection keeps it as unmatched, and the resolver finds it
+        there. Of settled batches, every run with a new state is fetched. If such a run cannot be fetched, that is
+        recorded, and later sweeps try again at growing intervals. Raises ExtendError.
         """
         begun_at: datetime = await self._pool.fetchval(_sql["now"])
         back = timedelta(seconds=self._settings.sweep_margin + self._settings.poll_grace)
@@ -179,8 +186,10 @@ class Sweeps:
         return complete
 
     async def _fetch_page(self, page: Sequence[ListedRun], cutoffs: Cutoffs) -> bool:
-        """Write what is new on a page to the log. Return False if an unknown batch on it may be from a call in doubt
-        and none of its runs could be fetched."""
+        """Write what is new on a page to the log. Return False if this page makes the sweep incomplete.
+
+        It does if it has runs of an unknown batch that a call in doubt may have made, and none of them can be fetched.
+        """
         listed = sorted({run.batch_id for run in page if run.batch_id is not None})
         known = {
             row["batch_id"]: row
@@ -208,8 +217,8 @@ class Sweeps:
     async def _fetch_settled(self, wanted: Sequence[ListedRun]) -> None:
         """Fetch runs of settled batches.
 
-        Record those that cannot be fetched in ``gone_runs``, where the next sweep finds them: the list will not show
-        them again.
+        Record the runs that cannot be fetched in ``gone_runs``, where the next sweep finds them. The next list may not
+        show them, because it shows only later changes.
         """
         outcomes = await self._fetcher.fetch(wanted)
         fetched = [run.run_id for run in wanted if outcomes[run.run_id] is Outcome.FETCHED]
@@ -220,9 +229,9 @@ class Sweeps:
                 await self._pool.execute(_sql["save_failed"], run.run_id, run.batch_id)
 
     async def _fetch_any(self, batch_id: str, runs: Sequence[ListedRun]) -> bool:
-        """Fetch one run of an unknown batch, whichever can be fetched. Return True also if all were deleted."""
+        """Fetch one of these runs of an unknown batch. Return True if one was fetched, or all of them were deleted."""
         tries = 0
-        # Any run serves, so begin with those that have not failed.
+        # Any run of the batch will do, so begin with the runs that have failed least often.
         for run in sorted(runs, key=lambda run: self._fetcher.failures(run.run_id)):
             outcome = await self._fetcher.fetch_one(run.run_id, batch_id)
             if outcome is Outcome.FETCHED:

@@ -1,7 +1,7 @@
-"""Drop the content of foreign runs from the tables after a time.
+"""Remove the content of foreign runs from the result tables after some time, to save space.
 
-A foreign run is one of another caller in the same workspace. Its content is dropped by an event, so the tables remain a
-function of the log. The log itself keeps the content.
+A foreign run is one that another caller in the same workspace started. An event in the log asks the processor to remove
+the content, so the tables still follow from the log alone. The log itself keeps the content.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from everyrun.store.sql import beside
 _log = telemetry.log(__name__)
 _sql = beside(__file__, "trimming.sql")
 
-#: Seconds between two looks at the table, and the maximum number of runs trimmed at a time.
+#: Seconds between two looks for runs to trim, and the maximum number of runs that are trimmed at a time.
 _LOOK_EVERY = 60.0
 _AT_ONCE = 500
 
 
 class Trimming:
-    """Looks for runs to trim every minute, and continues at once if there are many."""
+    """Looks for runs to trim every minute. If there are more than can be trimmed at a time, it continues at once."""
 
     def __init__(
         self, settings: Settings, pool: asyncpg.Pool, log: Log, clock: Callable[[], float] = time.monotonic
@@ -42,12 +42,12 @@ class Trimming:
         self._not_before = float("-inf")
 
     async def trim_due(self) -> None:
-        """Trim runs if a look is due. Raises asyncpg's and Kafka's errors."""
+        """Trim runs, if a minute has passed since the last look. Raises asyncpg's and Kafka's errors."""
         if self._clock() >= self._not_before and await self.trim() < _AT_ONCE:
             self._not_before = self._clock() + _LOOK_EVERY
 
     async def trim(self) -> int:
-        """Publish run-trimmed for the oldest foreign runs that still have content. Return how many.
+        """Publish ``run-trimmed`` for foreign runs that still have content, oldest first. Return for how many.
 
         Raises asyncpg's and Kafka's errors.
         """
@@ -59,7 +59,7 @@ class Trimming:
 
 
 def trimmed_record(row: asyncpg.Record) -> Record:
-    """Return the record for a row of the statement ``foreign_runs``. Pure."""
+    """Return the ``run-trimmed`` record for a row that the SQL statement ``foreign_runs`` returned. Pure."""
     event = RunTrimmed(source=row["source"], run=msgspec.Raw(row["head"].encode()), order=row["version"])
     run_id, chunk = row["run_id"], lineage(row["chunk"] or "")
     return record(

@@ -1,5 +1,5 @@
 -- name: foreign_runs
--- Runs of other callers that still have their content, oldest first.
+-- Foreign runs (of other callers) that still have their content, oldest first.
 select run_id, batch_id, chunk, source, observed_at, version,
        jsonb_build_object(
            'object', 'workflow_run', 'id', run_id, 'status', status, 'batchId', batch_id, 'metadata', metadata,
