@@ -91,7 +91,7 @@ async def test_a_queue_ahead_of_the_log_sends_nothing_and_reports_it(settings: S
         await pool.execute("update everyrun_queue.log_position set next_offset = 7 where partition = 3")
         with pytest.raises(ForeignLogError, match="the queue is ahead of the log"):
             await _catch_up(recovery, health)
-        assert "partition 3 of batches up to 7, which ends at 0" in health.waiting["log_position"]
+        assert "partition 3 of batches up to 7, but the partition ends at 0" in health.waiting["log_position"]
         with pytest.raises(ForeignLogError):
             await recovery.ensure_caught_up()
         await pool.execute("truncate everyrun_queue.log_position")

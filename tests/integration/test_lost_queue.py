@@ -137,7 +137,10 @@ async def test_lost_inputs_are_shown_with_the_next_step(world: World, settings: 
     assert (found["lost_inputs"], found["lost_files"], found["chunks"]) == (5, 2, {"held": 1})
     key = found["submission_id"]
     assert found["idempotency_key"] == key, "an upload without a key can be repeated too"
-    reason = "5 inputs were lost with the queue's backup; to send them, repeat the upload with the Idempotency-Key "
+    reason = (
+        "5 inputs were lost when the queue was restored from a backup; to send them, repeat the upload with the "
+        "Idempotency-Key "
+    )
     assert reason + key in found["held_up_by"]
     assert (await ask_postgres(settings))[0].lost == [(key, key, 7)]
     settings.api_token = SecretStr("token")

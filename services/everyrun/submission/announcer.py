@@ -1,9 +1,11 @@
-"""Announce submissions, registered batches and API tokens in the log: publish, then mark.
+"""Announce submissions, registered batches and API tokens in the log: publish an event, then mark the row.
 
-Inputs are sent to Extend only after their submission was announced. ``everyrun token`` needs only the database, so the
-service finds and announces here what it changed. A revocation takes effect in the database at once; its event keeps it
-in force when the database is restored from an older backup. The event of a created token has no hash, so nobody can
-use it to authenticate.
+Inputs are sent to Extend only after their submission was announced.
+
+The command ``everyrun token`` uses only the database, so this service looks there for tokens that were created or
+revoked, and announces them. A revocation takes effect in the database at once. Its event keeps the token revoked if the
+database is restored from an older backup. The event of a created token does not contain the hash of the token, so
+nobody can authenticate with what the log shows.
 """
 
 from __future__ import annotations
@@ -28,17 +30,19 @@ _sql = beside(__file__, "queue.sql")
 
 
 class Announcer:
-    """Announce submissions and registered batches; ``dispatch_wake`` is set after each."""
+    """Announce submissions and registered batches. ``dispatch_wake`` is set after each announcement."""
 
     def __init__(self, pool: asyncpg.Pool, log: Log, dispatch_wake: asyncio.Event) -> None:
         self._pool = pool
         self._log = log
         self._dispatch_wake = dispatch_wake
-        #: Set this after a submission was accepted.
+        #: Setting this makes the service announce at once. Set it after a submission was accepted.
         self.wake = asyncio.Event()
 
     async def announce(self) -> None:
-        """Announce every submission that is not announced yet. One that Kafka does not accept delays no other.
+        """Announce every submission that is not announced yet.
+
+        If Kafka does not accept one, the others are not delayed.
 
         Raises asyncpg's errors.
         """
@@ -90,9 +94,9 @@ def _submission_record(row: asyncpg.Record) -> Record:
 
 
 async def announce_tokens(pool: asyncpg.Pool, log: Log) -> None:
-    """Publish the creations and revocations of tokens that the log does not have yet.
+    """Publish the creations and revocations of tokens that are not in the log yet.
 
-    Raises aiokafka.errors.KafkaError and asyncpg's errors. Events that were published before stay published.
+    Raises aiokafka.errors.KafkaError and asyncpg's errors. Events that were published before the error stay published.
     """
     while rows := await pool.fetch(_sql["unannounced_tokens"]):
         for row in rows:
@@ -101,7 +105,7 @@ async def announce_tokens(pool: asyncpg.Pool, log: Log) -> None:
 
 
 def token_records(row: Row) -> list[Record]:
-    """Return the events of a token that the log does not have. The same row gives the same events. Pure."""
+    """Return the events of a token that are not in the log yet. The same row always gives the same events. Pure."""
     token_id, found = row["token_id"], []
     if row["created_announced_at"] is None:
         created = timestamp(row["created_at"])

@@ -37,12 +37,13 @@ from everyrun.telemetry import log
 
 _log = log(__name__)
 _sql = beside(__file__, "queue.sql")
+#: How long a stopping service waits for its tasks to end, in seconds.
 _STOP_WITHIN = 8.0
 
 
 @dataclass(frozen=True)
 class Service:
-    """The wired parts of the submission service."""
+    """The parts of the submission service, connected to each other."""
 
     recovery: QueueRecovery
     transitions: Transitions
@@ -77,9 +78,9 @@ def wire(settings: Settings, pool: asyncpg.Pool, extend: Extend, log: Log, insta
 async def run_periodically(
     task: Callable[[], Awaitable[object]], seconds: float, stop: asyncio.Event, wake: asyncio.Event | None = None
 ) -> None:
-    """Run a task every ``seconds`` seconds, and when ``wake`` is set, until ``stop`` is set.
+    """Run a task every ``seconds`` seconds, and whenever ``wake`` is set, until ``stop`` is set.
 
-    A failure is logged; the next run is the retry.
+    If a run fails, the error is logged, and the next run is the retry.
     """
     while not stop.is_set():
         try:
@@ -106,7 +107,7 @@ async def _pool(settings: Settings, health: Health) -> asyncpg.Pool:
 
 
 async def _catch_up(recovery: QueueRecovery, health: Health) -> None:
-    """Catch the queue up with the log; show in ``/readyz`` what prevents it."""
+    """Catch the queue up with the log. If that is not possible, show the reason in ``/readyz``."""
     try:
         await recovery.catch_up()
     except UNAVAILABLE as error:
@@ -126,14 +127,14 @@ async def _until_caught_up(recovery: QueueRecovery, health: Health) -> None:
 
 
 async def _main(settings: Settings, stop: asyncio.Event) -> None:
-    # Without Kafka the service still accepts submissions: Postgres keeps them until they can be announced and sent. At
-    # the start Kafka is needed all the same, because a restored queue learns from the log what it lost.
+    # Without Kafka the running service still accepts submissions: Postgres keeps them until they can be announced and
+    # sent. But a starting service needs Kafka, because a restored queue learns from the log what it lost.
     health = Health(PART, "database", at_start=("topics", "kafka", "log_position"))
     starting, metrics = StartingApp(health), Metrics()
     async with AsyncExitStack() as server, AsyncExitStack() as stack:
         app = with_health(health, starting, metrics.registry)
         await server.enter_async_context(http_server(settings.submission_listen, app, keep_alive=settings.keep_alive))
-        # Until the binding is checked the API is not served: it would accept inputs for another Extend.
+        # The API is not served before the binding is checked: it could accept inputs that are meant for another Extend.
         await wait_until_bound(settings, health)
         pool = await stack.enter_async_context(await _pool(settings, health))
         extend = await stack.enter_async_context(Extend(settings, budget=shared(settings)))
@@ -164,7 +165,8 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
         await stop.wait()
         for task in probes:
             task.cancel()
-        # Calls in progress may end. A call that does not end in time stays `sending` until the next start resolves it.
+        # Give calls in progress time to end. A call that does not end in time stays `sending` until the next start
+        # resolves it.
         _, unfinished = await asyncio.wait(tasks, timeout=_STOP_WITHIN)
         for task in unfinished:
             task.cancel()

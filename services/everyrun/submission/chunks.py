@@ -1,7 +1,7 @@
 """Cut submissions into chunks, and refused chunks into parts. Pure.
 
-A chunk goes to Extend in one call. Extend refuses a call as a whole, so a refused chunk is cut until the inputs that
-Extend refuses are alone: docs/adr/0012-a-refused-chunk-is-cut.md.
+A chunk goes to Extend in one call, which Extend refuses or accepts as a whole. So a refused chunk is cut again and
+again, until each input that Extend refuses is alone in a chunk: docs/adr/0012-a-refused-chunk-is-cut.md.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ from itertools import pairwise
 from everyrun.log.keys import PART
 
 Range = tuple[int, int]
-"""First and last position (from 1) or index (from 0), both included."""
+"""The first and last position (from 1) or index (from 0) in a range, both included."""
 
 
 class Cutter:
-    """Cut inputs into chunks, in order, so that each chunk stays within a number of inputs and of bytes."""
+    """Cut inputs into chunks, in order.
+
+    A chunk has at most ``max_inputs`` inputs, and at most ``max_bytes`` bytes unless it is a single input.
+    """
 
     def __init__(self, max_inputs: int, max_bytes: int) -> None:
         self._max_inputs = max_inputs
@@ -35,7 +38,7 @@ class Cutter:
         self._bytes += size
 
     def finish(self) -> list[Range]:
-        """Return the positions of all chunks."""
+        """Return all chunks, as ranges of positions."""
         if self._next > self._first:
             self._end_chunk()
         return self.chunks
@@ -46,9 +49,9 @@ class Cutter:
 
 
 def cut_chunks(sizes: list[int], max_inputs: int, max_bytes: int) -> list[Range]:
-    """Return the chunks of inputs of these sizes.
+    """Return the chunks for inputs of these sizes, as ranges of positions.
 
-    Every input is in one chunk, and no chunk is empty. Only a chunk of a single input can be larger than
+    Every input is in exactly one chunk, and no chunk is empty. Only a chunk of a single input can be larger than
     ``max_bytes``.
     """
     cutter = Cutter(max_inputs, max_bytes)
@@ -63,10 +66,10 @@ def chunk_id(submission_id: str, number: int) -> str:
 
 
 def cut_refused(size: int, named: Sequence[int] = ()) -> tuple[Range, ...]:
-    """Return the parts (at least two) of a refused chunk of ``size`` inputs, as indexes.
+    """Return the parts (at least two) of a refused chunk of ``size`` inputs, as ranges of indexes.
 
-    An input that Extend named gets a part of its own, so it is refused only if a call with it alone is refused. No
-    other part holds more than half of the inputs, so a wrongly named input costs only a few calls.
+    Each input that Extend named is alone in a part, so it is refused only if a call with this input alone is refused.
+    No other part has more than half of the inputs, so only a few more calls are needed if Extend named the wrong input.
     """
     if size < 2:
         raise ValueError("a chunk of one input cannot be cut")
@@ -82,7 +85,7 @@ def cut_refused(size: int, named: Sequence[int] = ()) -> tuple[Range, ...]:
 
 
 def _split_evenly(first: int, last: int, max_size: int) -> list[Range]:
-    """Return as few ranges of about equal size as keep each within ``max_size``."""
+    """Return the smallest number of ranges, of about equal size, none of which is larger than ``max_size``."""
     count = last - first + 1
     parts = -(-count // max_size)
     starts = [first - (-count * n // parts) for n in range(parts + 1)]
@@ -90,5 +93,8 @@ def _split_evenly(first: int, last: int, max_size: int) -> list[Range]:
 
 
 def part_id(chunk: str, number: int) -> str:
-    """Return the id of a chunk's part, by its number from 1. ``lineage`` gives the chunk that was cut first."""
+    """Return the id of a part of a chunk, by the number of the part from 1.
+
+    ``everyrun.log.keys.lineage`` gives, for such an id, the chunk that was cut first.
+    """
     return f"{chunk}{PART}{number}"

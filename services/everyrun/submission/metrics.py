@@ -19,18 +19,18 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.chunks = Gauge(
             "everyrun_queue_chunks",
-            "Chunks of the whole queue that are not submitted or refused, by state: use max over processes, not sum.",
+            "Unfinished chunks by state. Each process counts the whole queue, so use max over processes, not sum.",
             ["state"],
             registry=self.registry,
         )
         self.paused = Gauge("everyrun_queue_paused_workflows", "Paused workflows.", registry=self.registry)
 
     def add_uploads(self, uploads: Uploads) -> None:
-        """Add the uploads in progress in this process."""
+        """Add the metrics of the uploads in progress in this process."""
         number = Gauge("everyrun_uploads", "Uploads in progress in this process.", registry=self.registry)
         number.set_function(lambda: len(uploads))
         size = Gauge(
-            "everyrun_upload_bytes", "Bytes of the uploads in progress, in temporary files.", registry=self.registry
+            "everyrun_upload_bytes", "Bytes in the temporary files of the uploads in progress.", registry=self.registry
         )
         size.set_function(lambda: uploads.size)
 

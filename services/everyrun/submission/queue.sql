@@ -28,9 +28,9 @@ select submission_id, expected, created_at, now() as now from everyrun_queue.sub
 where redact_after <= now() order by redact_after limit 1000
 
 -- name: all_settled_at
--- The time when the last chunk of a submission settled; null while one is not settled. A chunk counts once, even if
--- Extend accepted several attempts: it is settled if an attempt is, and no accepted attempt is still open. The parts of
--- a chunk that was cut count in its place.
+-- The time when the last chunk of a submission settled; null while a chunk is not settled. A chunk counts once, even if
+-- Extend accepted several of its attempts: the chunk is settled if one of its attempts is, and none is accepted but not
+-- settled. A chunk that was cut does not count; its parts do.
 select case when bool_and(settled_at is not null) then max(settled_at) end
 from (
     select (select max(b.settled_at) from everyrun.batches b
@@ -51,7 +51,7 @@ select exists (
     select from everyrun_queue.chunks where submission_id = $1 and state in ('waiting', 'sending', 'in_doubt', 'held'))
 
 -- name: files
--- Files given as text are skipped: they may be long, and have nothing to redact.
+-- Skips files that were given as text: they may be long, and there is nothing to redact in them.
 select position, file from everyrun_queue.inputs
 where submission_id = $1 and position between $2 and $3 and file not like '{"text":%'
 

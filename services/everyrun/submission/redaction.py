@@ -1,4 +1,4 @@
-"""Remove presigned URLs and passwords from the queue, a set time after their submission settled."""
+"""Remove presigned URLs and passwords from the queue, a set time after their submission has settled."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from everyrun.telemetry import log
 
 _log = log(__name__)
 _sql = beside(__file__, "queue.sql")
-#: Inputs that are redacted in one transaction.
+#: Number of inputs that are redacted in one transaction.
 _SLICE = 1000
-#: A submission that is not settled is checked again after a tenth of its age, within these bounds.
+#: A submission that is not settled is checked again after a tenth of its age, but not sooner or later than this.
 _CHECK_MIN, _CHECK_MAX = timedelta(minutes=1), timedelta(hours=6)
 _REMOVED = (
     "Its presigned links and passwords were removed {days:g} days after it was submitted "
@@ -30,10 +30,11 @@ _REMOVED = (
 def next_redaction(
     now: datetime, created_at: datetime, settled_at: datetime | None, kept: timedelta, kept_unsettled: timedelta
 ) -> datetime:
-    """Return when to remove the secrets of a submission, or when to check again. Pure.
+    """Return when to remove the secrets of a submission, or when to check the submission again. Pure.
 
-    Remove them if the time is not after ``now``: ``kept`` after the submission settled, or ``kept_unsettled`` after it
-    was accepted. The older an unsettled submission is, the less often it is checked.
+    If the returned time is not after ``now``, the secrets must be removed now: ``kept`` has passed since the submission
+    settled, or ``kept_unsettled`` since it was accepted. Otherwise the submission is checked again at that time. The
+    older an unsettled submission is, the less often it is checked.
     """
     if settled_at is not None:
         return settled_at + kept
@@ -45,9 +46,10 @@ def next_redaction(
 async def redact_due(pool: asyncpg.Pool, log: Log, settings: Settings) -> None:
     """Remove the presigned URLs and passwords of every submission whose time has come.
 
-    A file then shows what the log shows of it. A submission that does not settle also loses its secrets, a set time
-    after it was accepted; if some of its inputs are not sent by then, it is paused, with the reason. Each slice of a
-    submission is one transaction. A submission that fails delays no other, and is retried later.
+    Afterwards the queue has the files only as the log shows them. A submission that does not settle also loses its
+    secrets, a set time after it was accepted. If some of its inputs are not sent by then, the submission is paused,
+    with the reason. A submission is redacted in slices, each in its own transaction. If a submission fails, it is
+    retried later, and does not delay the others.
 
     Raises asyncpg's errors.
     """
@@ -84,7 +86,7 @@ async def _redact(pool: asyncpg.Pool, log: Log, submission_id: str, expected: in
                 target = pauses.PauseTarget("submission", submission_id)
                 await pauses.pause(connection, log, target, why, None)
             pause = False
-        # Before any file changes: from now on no claim takes a chunk that lacks its secrets.
+        # Mark the submission before any file changes: from now on no chunk is claimed whose files lack their secrets.
         await pool.execute(_sql["begin_redaction"], submission_id)
         await pool.execute(_sql["redact_inputs"], submission_id, list(changed), list(changed.values()))
     await pool.execute(_sql["begin_redaction"], submission_id)
@@ -92,7 +94,7 @@ async def _redact(pool: asyncpg.Pool, log: Log, submission_id: str, expected: in
 
 
 def _redacted(file: str) -> str:
-    """Return a file as the log shows it; the same text if there is nothing to remove."""
+    """Return a file as the log shows it, or the same text if there is nothing to remove."""
     given = msgspec.json.decode(file)
     redacted = redact_file(given)
     return file if redacted == given else msgspec.json.encode(redacted).decode()

@@ -1,1 +1,1 @@
-"""The submission service's HTTP routes, one module for each resource."""
+"""The submission service's HTTP routes, one module per resource."""

@@ -1,4 +1,7 @@
-"""Types of the submission service's answers, for the OpenAPI document. Routes answer plain dictionaries."""
+"""Types of the submission service's answers.
+
+They only describe the answers in the OpenAPI document: the routes return plain dictionaries.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +16,20 @@ from everyrun.submission.intake.rows import BadRow
 
 __all__ = ["AcceptedSubmission", "Registered"]
 
-Time = Annotated[str, Meta(description="RFC 3339, with its offset.")]
-NextCursor = Annotated[str | None, Meta(description="Pass it as `cursor` for the next page; null on the last page.")]
+Time = Annotated[str, Meta(description="RFC 3339, with a UTC offset.")]
+NextCursor = Annotated[
+    str | None, Meta(description="Pass this as `cursor` to get the next page; null on the last page.")
+]
 
 
 class Submitted(AcceptedSubmission, frozen=True, kw_only=True):
     """An accepted submission."""
 
     workflow_unchecked: Annotated[
-        str | UnsetType, Meta(description="Why Extend could not be asked for the workflow.")
+        str | UnsetType, Meta(description="Why Extend could not be asked about the workflow; absent if it was asked.")
     ] = UNSET
     batch_unchecked: Annotated[
-        str | UnsetType, Meta(description="Why Extend could not be asked for runs of the batch.")
+        str | UnsetType, Meta(description="Why Extend could not be asked about the batch; absent if it was asked.")
     ] = UNSET
 
 
@@ -32,22 +37,22 @@ class RegisteredBatch(Registered, frozen=True, kw_only=True):
     """A registered batch."""
 
     workflow_unchecked: Annotated[
-        str | UnsetType, Meta(description="Why Extend could not be asked for the workflow.")
+        str | UnsetType, Meta(description="Why Extend could not be asked about the workflow; absent if it was asked.")
     ] = UNSET
 
 
 class CheckedWorkflow(Struct, frozen=True, kw_only=True):
-    """A workflow that Extend has, or could not be asked about."""
+    """A workflow that Extend has, or about which Extend could not be asked."""
 
     workflow_id: str
     workflow_version: str | None
     workflow_unchecked: Annotated[
-        str | UnsetType, Meta(description="Why Extend could not be asked for the workflow.")
+        str | UnsetType, Meta(description="Why Extend could not be asked about the workflow; absent if it was asked.")
     ] = UNSET
 
 
 class SubmittedBefore(Problem, frozen=True, kw_only=True):
-    """The Idempotency-Key was used before, or the same rows were submitted before."""
+    """The Idempotency-Key was used before, for other content; or the same rows were submitted before."""
 
     submission_id: Annotated[str | UnsetType, Meta(description="The earlier submission with the same rows.")] = UNSET
     created_at: Time | UnsetType = UNSET
@@ -57,9 +62,9 @@ class BadUpload(Problem, frozen=True, kw_only=True):
     """The bad rows and what is wrong with each; nothing was accepted."""
 
     bad_rows: Annotated[int | UnsetType, Meta(description="Number of bad rows.")] = UNSET
-    rows: Annotated[list[BadRow] | UnsetType, Meta(description="The first bad rows.")] = UNSET
+    rows: Annotated[list[BadRow] | UnsetType, Meta(description="The first of the bad rows.")] = UNSET
     did_you_mean: Annotated[
-        list[str] | UnsetType, Meta(description="Ids of similar workflows, or the versions of the workflow.")
+        list[str] | UnsetType, Meta(description="Ids of similar workflows, or the versions that the workflow has.")
     ] = UNSET
 
 
@@ -72,19 +77,25 @@ class Submission(Struct, frozen=True, kw_only=True):
     priority: int | None
     expected: Annotated[int, Meta(description="Number of inputs.")]
     batches: Annotated[int, Meta(description="Number of chunks.")]
-    registered_batch: Annotated[str | None, Meta(description="The batch at Extend, if another caller sent it.")]
+    registered_batch: Annotated[
+        str | None, Meta(description="The id of the batch, if another caller sent it to Extend.")
+    ]
     idempotency_key: str | None
     lost_inputs: Annotated[
-        int, Meta(description="Number of inputs that were lost with a restored backup of the queue.")
+        int, Meta(description="Number of inputs that were lost because the queue was restored from a backup.")
     ]
     lost_files: Annotated[
-        int, Meta(description="Number of inputs whose query strings or passwords were lost with a restored backup.")
+        int,
+        Meta(
+            description="Number of inputs whose query strings or passwords were lost because the queue was restored "
+            "from a backup."
+        ),
     ]
     created_at: Time
     chunks: Annotated[dict[str, int], Meta(description="Number of chunks by state.")]
-    paused: Annotated[str | None, Meta(description="Why its workflow or the submission is paused; null if neither is.")]
+    paused: Annotated[str | None, Meta(description="Why the submission or its workflow is paused; null if neither is.")]
     retry_at: Time | None
-    held_up_by: Annotated[list[str], Meta(description="What delays its chunks.")]
+    held_up_by: Annotated[list[str], Meta(description="Why chunks of the submission are delayed or refused.")]
 
 
 class Submissions(Struct, frozen=True):
@@ -95,7 +106,7 @@ class Submissions(Struct, frozen=True):
 
 
 class Doubt(Struct, frozen=True, kw_only=True):
-    """A chunk of unknown outcome, or any chunk that was requested by its id."""
+    """A chunk whose outcome is unknown, or any chunk that was requested by its id."""
 
     chunk: str
     submission_id: str
@@ -103,23 +114,24 @@ class Doubt(Struct, frozen=True, kw_only=True):
     state: str
     inputs: int
     attempt: int
-    resends: Annotated[int, Meta(description="Number of attempts that were given up.")]
+    resends: Annotated[int, Meta(description="Number of resends after an attempt of unknown outcome.")]
     reason: str | None
     batch_id: str | None
     runs: Annotated[int, Meta(description="Number of unmatched runs that name the chunk.")]
     window_ends: Annotated[
-        str | None, Meta(description="When the window for evidence ends; null if the chunk is not in doubt.")
+        str | None, Meta(description="When the window for evidence ends; null if the chunk is not in doubt or held.")
     ]
     window_is_over: bool | None
     waits_for: str
     can: Annotated[list[Literal["adopt", "resend", "discard"]], Meta(description="Decisions that are possible now.")]
     with_force: Annotated[
-        list[Literal["adopt", "resend", "discard"]], Meta(description="Decisions that need `force` now.")
+        list[Literal["adopt", "resend", "discard"]],
+        Meta(description="Decisions that are possible now only with `force`."),
     ]
 
 
 class Doubts(Struct, frozen=True):
-    """A page of chunks in doubt."""
+    """A page of chunks in doubt or held."""
 
     doubts: list[Doubt]
     next_cursor: NextCursor
@@ -141,7 +153,7 @@ class AttemptSummary(Struct, frozen=True, kw_only=True):
 
 
 class Evidence(Struct, frozen=True, kw_only=True):
-    """A run that names the chunk."""
+    """An unmatched run that names the chunk."""
 
     run_id: str
     batch_id: str | None
@@ -157,7 +169,7 @@ class DoubtDecision(Struct, frozen=True, kw_only=True):
     kind: str
     attempt: int | None
     batch_id: str | None
-    decided_by: Annotated[str | None, Meta(description="Null if Everyrun decided by its rules.")]
+    decided_by: Annotated[str | None, Meta(description="Who decided; null if Everyrun decided by its rules.")]
     reason: str
     decided_at: Time
 
@@ -175,7 +187,9 @@ class PausedWorkflow(Struct, frozen=True):
 
     workflow_id: str
     reason: str
-    by: Annotated[str | None, Meta(description="Null if Extend blocked it.")]
+    by: Annotated[
+        str | None, Meta(description="Who paused the workflow; null if Everyrun did, because Extend blocked it.")
+    ]
     since: Time
 
 
@@ -187,20 +201,20 @@ class PausedWorkflows(Struct, frozen=True):
 
 
 class PauseCounts(Struct, frozen=True):
-    """Numbers of inputs of the workflow or submission that was paused or resumed."""
+    """The numbers of inputs of the workflow or submission that was paused or resumed."""
 
-    submitted: Annotated[int, Meta(description="Extend has accepted them; a pause does not affect them.")]
-    waiting: int
+    submitted: Annotated[int, Meta(description="Inputs that Extend has accepted; a pause does not affect them.")]
+    waiting: Annotated[int, Meta(description="Inputs that wait to be sent, even if a pause delays them.")]
     will_be_sent: Annotated[int, Meta(description="Waiting inputs that nothing delays.")]
     calling: Annotated[int, Meta(description="Inputs whose call is in progress.")]
     in_doubt: Annotated[
-        int, Meta(description="Inputs whose call has an unknown outcome, or needs a person's decision.")
+        int, Meta(description="Inputs of a call whose outcome is unknown, or that needs a person's decision.")
     ]
-    waits_for: Annotated[dict[str, int], Meta(description="Inputs without a result, by what they wait for.")]
+    waits_for: Annotated[dict[str, int], Meta(description="Number of inputs without a result, by what they wait for.")]
 
 
 class WorkflowPause(Struct, frozen=True):
-    """A workflow: if it is paused now, and if this call changed that."""
+    """A workflow, with whether it is paused now, and whether this call changed that."""
 
     workflow_id: str
     paused: bool
@@ -209,7 +223,7 @@ class WorkflowPause(Struct, frozen=True):
 
 
 class SubmissionPause(Struct, frozen=True):
-    """A submission: if it is paused now, and if this call changed that."""
+    """A submission, with whether it is paused now, and whether this call changed that."""
 
     submission_id: str
     workflow_id: str | None

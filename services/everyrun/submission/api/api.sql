@@ -33,8 +33,9 @@ select exists (select from everyrun_queue.submissions where submission_id = $1)
 select workflow_id from everyrun_queue.submissions where submission_id = $1
 
 -- name: unsettled_inputs
--- The number of inputs of a submission or a workflow ($1, $2) without a result, by what they wait for. Inputs whose
--- secrets were removed cannot be sent, even if no claim has found that yet.
+-- The number of inputs without a result, by what they wait for. $1 is 'submission' or 'workflow', $2 is its id. Inputs
+-- whose secrets were removed cannot be sent, so they count as 'secrets_removed' even if no worker has tried to claim
+-- their chunk since.
 select case when u.waits_for in ('queued', 'retry') and s.redacted_at is not null and exists (
                 select from everyrun_queue.inputs i
                 where i.submission_id = u.submission_id and i.position between u.first_position and u.last_position

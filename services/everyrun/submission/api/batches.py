@@ -46,29 +46,32 @@ def batch_routes(
     workflows: Workflows | None = None,
     runs: RunSource | None = None,
 ) -> None:
-    """Add ``/v1/batches``. Without ``runs``, it does not check that Extend lists a run of the batch."""
+    """Add ``/v1/batches``. Without ``runs``, the route does not check that Extend lists a run of the batch."""
 
     @app.post("/v1/batches", status_code=202, dependencies=[scope("submit")], openapi_extra={"requestBody": BODY})
     @answers(
         RegisteredBatch,
         {
             409: "BATCH_KNOWN: Everyrun sent the batch itself, or it was registered with other inputs.",
-            415: "UNSUPPORTED_MEDIA_TYPE: the body is neither JSON, NDJSON nor CSV.",
+            415: (
+                "UNSUPPORTED_MEDIA_TYPE: the body is neither JSON, NDJSON nor CSV. UNSUPPORTED_ENCODING: its "
+                "Content-Encoding is not gzip."
+            ),
             422: (f"{UPLOAD_REFUSED} UNKNOWN_BATCH: Extend lists no run of the batch.", BadUpload),
         },
     )
     async def register_batch(
         request: Request,
-        batch_id: Annotated[Id, Query(description="The batch's id at Extend.")],
+        batch_id: Annotated[Id, Query(description="The id of the batch at Extend.")],
         workflow_id: Id,
         workflow_version: Annotated[str | None, Query(min_length=1, max_length=255)] = None,
     ) -> JSONResponse:
         """Register a batch that another caller sent to Extend. The body has all inputs of the batch, as they were sent.
 
-        Answers 202 with submission_id, batch_id, expected and ambiguous: how many inputs have the same metadata as
-        another, so no run can be matched to them. A repeated call gets the same answer. Answers 409 for other inputs,
-        or a batch that Everyrun sent, and 422 if Extend does not have the workflow (UNKNOWN_WORKFLOW), or lists no run
-        of the batch (UNKNOWN_BATCH).
+        Answers 202 with submission_id, batch_id, expected (the number of inputs) and ambiguous (the number of inputs to
+        which no run can be matched, because another input has the same metadata). A repeated call gets the same answer.
+        Answers 409 if the batch was registered with other inputs, or if Everyrun sent the batch. Answers 422 if Extend
+        does not have the workflow (UNKNOWN_WORKFLOW) or lists no run of the batch (UNKNOWN_BATCH).
         """
         for name, value in (
             ("batch_id", batch_id),

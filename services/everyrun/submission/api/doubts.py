@@ -1,4 +1,4 @@
-"""Serve decisions of people: about chunks in doubt, and about pauses."""
+"""Serve the decisions of people about chunks in doubt, and about pauses."""
 
 from __future__ import annotations
 
@@ -33,27 +33,27 @@ class DecisionReason(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     reason: str = Field(
-        min_length=1, max_length=1000, pattern=_NO_NUL, description="The reason; kept with the decision."
+        min_length=1, max_length=1000, pattern=_NO_NUL, description="The reason, which is kept with the decision."
     )
     by: str = Field(
-        "", max_length=200, pattern=r"^[^\x00]*$", description="Who decides, in addition to the name of the token."
+        "", max_length=200, pattern=r"^[^\x00]*$", description="Who decides; shown before the name of the token."
     )
 
 
 class ForcibleDecision(DecisionReason):
     """A decision that evidence could still contradict."""
 
-    force: bool = Field(False, description="Decide although evidence may still come.")
+    force: bool = Field(False, description="Decide even though evidence may still come.")
 
 
 class Adoption(DecisionReason):
-    """The batch that a chunk became."""
+    """A decision that the chunk became this batch."""
 
     batch_id: str = Field(min_length=1, max_length=255, pattern=_NO_NUL)
 
 
 def decided_by(request: Request, by: str) -> str:
-    """Return who decides: the name of the token, with ``by`` before it if that is given."""
+    """Return who decides: ``by`` with the name of the token in parentheses, or only that name if ``by`` is empty."""
     name = caller(request)
     return f"{by} ({name})" if by else name
 
@@ -81,7 +81,7 @@ def doubt_routes(app: FastAPI, doubts: Doubts) -> None:
         cursor: Name | None = None,
         limit: Limit = 100,
     ) -> dict[str, Any]:
-        """List chunks of unknown outcome: what each waits for, and which decisions are possible."""
+        """List chunks whose outcome is unknown, with what each one waits for and which decisions are possible."""
         found = await doubts.page(submission_id, state, cursor, limit + 1)
         more = len(found) > limit
         return {"doubts": found[:limit], "next_cursor": found[limit - 1]["chunk"] if more else None}
@@ -97,12 +97,15 @@ def doubt_routes(app: FastAPI, doubts: Doubts) -> None:
         DoubtDetail,
         {
             404: "NOT_FOUND: there is no such chunk.",
-            409: "NOT_IN_DOUBT, BATCH_KNOWN, NOT_OURS, OTHER_CHUNK, NO_RUNS: why the batch is not the chunk's.",
+            409: "NOT_IN_DOUBT, BATCH_KNOWN, NOT_OURS, OTHER_CHUNK, NO_RUNS: why the chunk cannot adopt the batch.",
             502: "EXTEND: Extend could not be asked about the batch.",
         },
     )
     async def adopt(request: Request, chunk: str, adoption: Adoption) -> dict[str, Any]:
-        """Decide that the chunk became this batch. Everyrun fetches a run of the batch, which must name the chunk."""
+        """Decide that the chunk became this batch.
+
+        Everyrun fetches a run of the batch, which must name the chunk in its reserved key.
+        """
         try:
             await doubts.adopt(_clean(chunk), adoption.batch_id, decided_by(request, adoption.by), adoption.reason)
         except _ERRORS as error:
@@ -134,7 +137,10 @@ def doubt_routes(app: FastAPI, doubts: Doubts) -> None:
         },
     )
     async def discard(request: Request, chunk: str, decision: ForcibleDecision) -> dict[str, Any]:
-        """Never resend the chunk: its inputs are REFUSED (DISCARDED). A run that comes later is still shown."""
+        """Never resend the chunk: its inputs become REFUSED (DISCARDED).
+
+        A run of the chunk that comes later is still shown.
+        """
         try:
             await doubts.discard(_clean(chunk), decided_by(request, decision.by), decision.reason, force=decision.force)
         except _ERRORS as error:
@@ -156,12 +162,15 @@ def _clean(text: str) -> str:
 
 
 def pause_routes(app: FastAPI, pool: asyncpg.Pool, log: Log) -> None:
-    """Add the routes that list, make and end pauses."""
+    """Add the routes that list pauses, and those that pause and resume workflows and submissions."""
 
     @app.get("/v1/workflows/paused", dependencies=[scope("read")])
     @answers(PausedWorkflows)
     async def paused_workflows(cursor: Name | None = None, limit: Limit = 100) -> dict[str, Any]:
-        """List paused workflows: the reason, who paused each (null: Extend blocked it), and since when."""
+        """List paused workflows: the reason, who paused each, and since when.
+
+        `by` is null if Everyrun paused the workflow because Extend blocked it.
+        """
         rows = await pool.fetch(_sql["pauses"], "workflow", cursor, limit + 1)
         shown = [
             {"workflow_id": r["id"], "reason": r["reason"], "by": r["decided_by"], "since": r["since"].isoformat()}
@@ -189,9 +198,9 @@ def pause_routes(app: FastAPI, pool: asyncpg.Pool, log: Log) -> None:
     @app.post("/v1/workflows/{workflow_id}/pause", dependencies=[scope("operate")])
     @answers(WorkflowPause, {404: "NOT_FOUND: no submission has this workflow."})
     async def pause_workflow(request: Request, workflow_id: str, why: DecisionReason) -> dict[str, Any]:
-        """Pause a workflow: send nothing for it. Calls in progress are completed.
+        """Pause a workflow: nothing more is sent for it. Calls in progress are completed.
 
-        `inputs` counts the inputs that wait, are in a call, are in doubt, and are submitted.
+        `inputs` counts the workflow's inputs that are waiting, in a call, in doubt, and submitted.
         """
         return await change(pauses.PauseTarget("workflow", workflow_id), request, why, True)
 
@@ -204,7 +213,7 @@ def pause_routes(app: FastAPI, pool: asyncpg.Pool, log: Log) -> None:
     @app.post("/v1/submissions/{submission_id}/pause", dependencies=[scope("operate")])
     @answers(SubmissionPause, {404: "NOT_FOUND: there is no such submission."})
     async def pause_submission(request: Request, submission_id: str, why: DecisionReason) -> dict[str, Any]:
-        """Pause a submission: send nothing more of it. Submitted batches continue."""
+        """Pause a submission: nothing more of it is sent. Batches that were submitted already continue."""
         return await change(pauses.PauseTarget("submission", submission_id), request, why, True)
 
     @app.post("/v1/submissions/{submission_id}/resume", dependencies=[scope("operate")])

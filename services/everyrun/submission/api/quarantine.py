@@ -18,16 +18,16 @@ Source = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00]+
 
 
 class QuarantineDecision(BaseModel):
-    """The messages, and the reason."""
+    """The messages to decide about, and the reason."""
 
     model_config = ConfigDict(extra="forbid")
 
     sources: list[Source] = Field(
         min_length=1, max_length=1000, description="The sources of the messages, as the quarantine lists them."
     )
-    reason: str = Field("", max_length=1000, description="The reason; kept with the decision.")
+    reason: str = Field("", max_length=1000, description="The reason, which is kept with the decision.")
     by: str = Field(
-        "", max_length=200, description="Who decides, in addition to the name of the token; kept with the decision."
+        "", max_length=200, description="Who decides; kept with the decision, before the name of the token."
     )
 
 
@@ -37,9 +37,10 @@ def quarantine_routes(app: FastAPI, quarantine: Quarantine) -> None:
     @app.post("/v1/quarantine/retry", dependencies=[scope("operate")])
     @answers(Outcomes)
     async def retry(request: Request, decision: QuarantineDecision) -> dict[str, Any]:
-        """Interpret messages again with the present rules, and publish those that are understood to their topics.
+        """Interpret messages again with the current rules, and publish those that are understood to their topics.
 
-        Each message gets an outcome: published, dropped (understood, but not needed), not-understood, unknown.
+        Each message gets an outcome: published; dropped (understood, but there is nothing to publish); not-understood;
+        or unknown (there is no such message).
         """
         try:
             return {
@@ -51,7 +52,11 @@ def quarantine_routes(app: FastAPI, quarantine: Quarantine) -> None:
     @app.post("/v1/quarantine/discard", dependencies=[scope("operate")])
     @answers(Outcomes)
     async def discard(request: Request, decision: QuarantineDecision) -> dict[str, Any]:
-        """Mark messages as discarded. They are kept. Outcomes: discarded, not-open, unknown."""
+        """Mark messages as discarded; they are kept.
+
+        Each message gets an outcome: discarded; not-open (it was retried or discarded before); or unknown (there is no
+        such message).
+        """
         if not decision.reason.strip():
             raise ApiError(422, "INVALID_REQUEST", "reason: is required; it is kept with the decision", field="reason")
         try:

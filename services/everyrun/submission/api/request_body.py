@@ -1,4 +1,4 @@
-"""Receive the body of an upload on disk, and answer what is wrong with its rows."""
+"""Receive the body of an upload on disk, and build the answers about bad rows."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _ROW = {
         "id": {"type": "string", "minLength": 1, "maxLength": 255, "description": "Unique in the submission."},
         "file": {
             "type": "object",
-            "description": "Exactly one of url (with name and settings.password), id, and text (with name).",
+            "description": "Exactly one of url, id and text. url and text can have a name, and url settings.password.",
             "properties": {
                 "url": {"type": "string"},
                 "id": {"type": "string"},
@@ -50,13 +50,15 @@ BODY = {
                 "properties": {"inputs": {"type": "array", "minItems": 1, "items": _ROW}},
             }
         },
-        parse.NDJSON: {"schema": {"type": "string", "description": "A row per line, like the rows of inputs above."}},
+        parse.NDJSON: {
+            "schema": {"type": "string", "description": "One row per line, like the rows in `inputs` of JSON."}
+        },
         parse.CSV: {"schema": {"type": "string", "description": (Columns.row.__doc__ or "").strip()}},
     },
 }
 
 
-#: The codes of 422 of a call that takes rows.
+#: The codes with which a route that takes rows answers 422, for the OpenAPI document.
 UPLOAD_REFUSED = (
     "BAD_ROWS: rows are wrong; `rows` lists the first. NO_ROWS: the upload has no rows. UNREADABLE: the body does not "
     "match its content-type. INVALID_REQUEST: a parameter is wrong; `field` names it. UNKNOWN_WORKFLOW: Extend has no "
@@ -64,9 +66,10 @@ UPLOAD_REFUSED = (
     "`did_you_mean` lists its versions. No row was accepted."
 )
 
-#: The pool (submission/app.py) keeps its other connections for the API, the dispatcher and the resolver.
+#: Maximum number of uploads at the same time. Each needs a connection of the pool (submission/app.py), whose other
+#: connections are for the API, the dispatcher and the resolver.
 _MAX_UPLOADS = 4
-#: Bytes that are written or unpacked at a time.
+#: Number of bytes that are written or unpacked at a time.
 _PART = 1 << 20
 
 
@@ -78,7 +81,10 @@ class UploadsFullError(Unavailable):
 
 
 class Uploads:
-    """Count the uploads in progress. Each one takes disk while its body arrives, and then a Postgres connection."""
+    """Count the uploads in progress.
+
+    Each takes up disk space while its body arrives, and then also a Postgres connection.
+    """
 
     def __init__(self) -> None:
         self._sizes: dict[object, int] = {}
@@ -89,14 +95,14 @@ class Uploads:
 
     @property
     def size(self) -> int:
-        """The bytes on disk of all uploads in progress."""
+        """The number of bytes on disk of all uploads in progress."""
         return sum(self._sizes.values())
 
     @contextmanager
     def reserve(self) -> Iterator[Callable[[int], None]]:
-        """Reserve room for one upload while the block runs; yield the function that takes its current size.
+        """Count one upload while the block runs; yield the function to call with the current size of the upload.
 
-        Raises UploadsFullError.
+        Raises UploadsFullError if there are too many uploads.
         """
         if len(self) >= _MAX_UPLOADS:
             raise UploadsFullError(f"{_MAX_UPLOADS} uploads are in progress, which is the maximum; try again later")
@@ -131,7 +137,10 @@ class _PlainWriter:
 
 
 class _GzipWriter(_PlainWriter):
-    """Unpack a gzip body to a file, a megabyte at a time, so that a small body cannot fill the memory."""
+    """Unpack a gzip body to a file.
+
+    One megabyte is unpacked at a time, so that a small body that unpacks to a huge one cannot fill the memory.
+    """
 
     def __init__(self, file: IO[bytes], max_bytes: int) -> None:
         super().__init__(file, max_bytes)
@@ -139,7 +148,10 @@ class _GzipWriter(_PlainWriter):
         self._begun = False
 
     def write(self, part: bytes) -> None:
-        """Unpack and write a part. A body may have several gzip members. Raises BodyTooLargeError, UploadError."""
+        """Unpack and write a part.
+
+        A body may consist of several gzip members. Raises BodyTooLargeError and UploadError.
+        """
         try:
             while part:
                 if self._unpacker.eof:
@@ -151,7 +163,7 @@ class _GzipWriter(_PlainWriter):
             raise UploadError(f"the body is not valid gzip, as Content-Encoding says: {error}") from None
 
     def finish(self) -> None:
-        """Write the rest. Raises UploadError if the body ends too early, and BodyTooLargeError."""
+        """Unpack and write what is left. Raises UploadError if the body ends too early, and BodyTooLargeError."""
         while self._begun and not self._unpacker.eof:
             try:
                 rest = self._unpacker.decompress(self._unpacker.unconsumed_tail, _PART)
@@ -165,10 +177,10 @@ class _GzipWriter(_PlainWriter):
 async def receive(
     body: AsyncIterator[bytes], max_bytes: int, gzip: bool, on_growth: Callable[[int], None] = lambda _size: None
 ) -> IO[bytes]:
-    """Return a file with the whole body; ``on_growth`` is called with its size from time to time.
+    """Write the whole body to a temporary file, and return that file.
 
-    The file has no name, so it disappears with the process. Raises BodyTooLargeError, UploadError and the errors of
-    reading the body.
+    ``on_growth`` is called with the size of the file from time to time. The file has no name, so it disappears with the
+    process. Raises BodyTooLargeError, UploadError and the errors of reading the body.
     """
     file = parse.spool()
     try:
@@ -220,9 +232,10 @@ def body_format(request: Request) -> BodyFormat:
 async def uploaded_rows(
     request: Request, uploads: Uploads, max_bytes: int
 ) -> AsyncIterator[AsyncIterator[parse.RowGroup]]:
-    """Receive the whole body of a request, of at most ``max_bytes`` unpacked, and give its rows to the block.
+    """Receive the whole body of a request into a file, and give its rows to the block.
 
-    No transaction is open while the body arrives. Raises ApiError, UploadsFullError.
+    The body may have at most ``max_bytes`` when it is unpacked. No transaction is open while the body arrives, because
+    that can take long. Raises ApiError and UploadsFullError.
     """
     format = body_format(request)
     with uploads.reserve() as on_growth:
@@ -250,7 +263,7 @@ async def uploaded_rows(
 
 
 def bad_rows_error(error: BadRowsError) -> ApiError:
-    """Return the answer 422 that lists the bad rows and what is wrong with each."""
+    """Return the answer 422 that lists the first bad rows and what is wrong with each."""
     if not error.count:
         return ApiError(422, "NO_ROWS", "the upload has no rows, so nothing was accepted", bad_rows=0, rows=[])
     listed = f"; the first {len(error.rows)} are listed" if error.count > len(error.rows) else ""
@@ -260,15 +273,15 @@ def bad_rows_error(error: BadRowsError) -> ApiError:
 
 
 def refuse_nul(field: str, value: str) -> None:
-    """Raise ApiError (422) if Postgres could not store the value."""
+    """Raise ApiError (422) if the value has a NUL character, which Postgres cannot store."""
     if "\x00" in value:
         raise ApiError(422, "INVALID_REQUEST", f"{field}: has a NUL character", field=field)
 
 
 async def check_workflow(workflows: Workflows | None, workflow_id: str, version: str | None) -> str | None:
-    """Return why Extend could not be asked about a workflow and its version; None if Extend has them.
+    """Return None if Extend has the workflow and its version, else why Extend could not be asked about them.
 
-    Raises ApiError if Extend does not have them.
+    Without ``workflows`` nothing is checked. Raises ApiError if Extend does not have them.
     """
     if workflows is None:
         return None

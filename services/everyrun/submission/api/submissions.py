@@ -64,12 +64,12 @@ def submission_api(
 ) -> FastAPI:
     """Return the submission service's API. Errors are ``{"code", "message"}``; see the OpenAPI document.
 
-    ``wake_announcer`` is set after each accepted submission. Without ``workflows``, workflow ids are not checked;
-    without ``runs``, neither are the ids of registered batches.
+    ``wake_announcer`` is set after each accepted submission. Without ``workflows``, the ids of workflows are not
+    checked. Without ``runs``, the ids of registered batches are not checked.
     """
     app = api(
         "Everyrun submission",
-        "Accepts inputs in bulk. Everyrun sends every input that it answered with 202 to Extend, and accounts for it.",
+        "Accepts inputs in bulk. After a 202, Everyrun sends every input to Extend, and accounts for it.",
         settings,
         pool,
         frozenset({"/v1/submissions"}),
@@ -85,7 +85,10 @@ def submission_api(
                 "were submitted before, and `once` was set.",
                 SubmittedBefore,
             ),
-            415: "UNSUPPORTED_MEDIA_TYPE: the body is neither JSON, NDJSON nor CSV, or its Content-Encoding not gzip.",
+            415: (
+                "UNSUPPORTED_MEDIA_TYPE: the body is neither JSON, NDJSON nor CSV. UNSUPPORTED_ENCODING: its "
+                "Content-Encoding is not gzip."
+            ),
             422: (UPLOAD_REFUSED, BadUpload),
         },
     )
@@ -99,23 +102,26 @@ def submission_api(
             bool, Query(description="Refuse with 409 (SUBMITTED_BEFORE) if the same rows were submitted before.")
         ] = False,
     ) -> JSONResponse:
-        """Accept all inputs, or none. Answers 202 with submission_id, expected and batches (a count).
+        """Accept all inputs, or none.
 
-        The same content with the same Idempotency-Key is the same submission, and gets the first one's answer. If the
-        submission lost inputs with a restored backup of the queue, they are restored and sent. Without a key the
-        submission's id is its key.
+        Answers 202 with submission_id, and the numbers of inputs (expected) and chunks (batches).
 
-        Everyrun asks Extend if it has the workflow and its version, and answers 422 UNKNOWN_WORKFLOW or
-        UNKNOWN_VERSION with `did_you_mean` if not. If Extend cannot be asked, the inputs are accepted, and
+        A repeated upload, with the same content and the same Idempotency-Key, makes no new submission and gets the
+        answer of the first upload. If the submission lost inputs because the queue was restored from a backup, the
+        repeated upload restores them, and they are sent. An upload without a key gets the id of its submission as its
+        key.
+
+        Everyrun asks Extend if it has the workflow and its version. If not, Everyrun answers 422 UNKNOWN_WORKFLOW or
+        UNKNOWN_VERSION, with `did_you_mean`. If Extend cannot be asked, the inputs are accepted, and
         `workflow_unchecked` says why.
         """
         refuse_nul("workflow_id", workflow_id)
         refuse_nul("workflow_version", workflow_version or "")
         try:
             async with uploaded_rows(request, uploads, settings.upload_max_bytes) as rows:
-                # A restored queue may not know the key of an earlier upload, so recover it from the log first.
+                # A restored queue may not know the key of an earlier upload, so first recover the queue from the log.
                 incarnation = None if idempotency_key is None else await require_restored(recovery)
-                # A repeated upload gets its first answer, even if the workflow is gone since.
+                # A repeated upload gets the answer of the first upload, even if the workflow no longer exists.
                 repeated = idempotency_key is not None and await is_known(pool, idempotency_key)
                 unchecked = None if repeated else await check_workflow(workflows, workflow_id, workflow_version)
                 accepted = await accept_submission(
@@ -146,7 +152,7 @@ def submission_api(
     async def submissions(
         cursor: str | None = None, limit: Annotated[int, Query(ge=1, le=1000)] = 100
     ) -> dict[str, Any]:
-        """List submissions, newest first, with the states of their chunks; next_cursor is set if there are more."""
+        """List submissions, newest first, with the states of their chunks. `next_cursor` is set if there are more."""
         refuse_nul("cursor", cursor or "")
         found = await pool.fetch(_sql["submissions"], None, cursor, limit + 1)
         more = len(found) > limit
@@ -156,7 +162,7 @@ def submission_api(
     @app.get("/v1/submissions/{submission_id}", dependencies=[scope("read")])
     @answers(Submission, {404: "NOT_FOUND: there is no such submission."})
     async def submission(submission_id: str) -> dict[str, Any]:
-        """Show a submission: its chunks by state, and what delays them."""
+        """Show a submission: the number of its chunks in each state, and what delays them."""
         refuse_nul("submission_id", submission_id)
         row = await pool.fetchrow(_sql["submissions"], submission_id, None, 1)
         if row is None:
@@ -168,7 +174,7 @@ def submission_api(
         CheckedWorkflow,
         {
             422: (
-                "UNKNOWN_WORKFLOW, UNKNOWN_VERSION: Extend does not have it; `did_you_mean` lists alternatives.",
+                "UNKNOWN_WORKFLOW, UNKNOWN_VERSION: what Extend does not have; `did_you_mean` lists alternatives.",
                 BadUpload,
             )
         },
@@ -177,7 +183,7 @@ def submission_api(
         workflow_id: Annotated[str, Query(min_length=1, max_length=255)],
         workflow_version: Annotated[str | None, Query(min_length=1, max_length=255)] = None,
     ) -> dict[str, Any]:
-        """Check that Extend has a workflow, and a version of it, before anything is uploaded for it.
+        """Check that Extend has a workflow, and a version of it if one is given, before anything is uploaded for it.
 
         If Extend cannot be asked, `workflow_unchecked` says why.
         """
@@ -199,8 +205,8 @@ def _shown(row: asyncpg.Record) -> dict[str, Any]:
     held_up = [reason for reason in (row["reasons"] or ()) if reason]
     if row["lost_inputs"]:
         held_up.append(
-            f"{row['lost_inputs']} inputs were lost with the queue's backup; to send them, repeat the upload with the "
-            f"Idempotency-Key {row['idempotency_key']}"
+            f"{row['lost_inputs']} inputs were lost when the queue was restored from a backup; to send them, repeat "
+            f"the upload with the Idempotency-Key {row['idempotency_key']}"
         )
     return {
         **{name: row[name] for name in names},

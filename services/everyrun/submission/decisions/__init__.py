@@ -1,1 +1,1 @@
-"""Decisions of people: chunks in doubt, pauses, and quarantined messages."""
+"""Decisions of people about chunks in doubt, pauses and quarantined messages."""

@@ -1,5 +1,6 @@
 -- name: doubts
--- Chunks in doubt or held, with the number of complete sweeps that began after the window.
+-- Chunks in doubt or held, or the chunk $1 in any state. sweeps is the number of complete sweeps that began after the
+-- window.
 select c.chunk, c.submission_id, s.workflow_id, c.state, c.attempt, c.resends, c.reason, c.batch_id, c.files_lost,
        s.idempotency_key,
        c.deadline as window_ends, c.last_position - c.first_position + 1 as inputs, now() as now,
@@ -13,7 +14,7 @@ where ($1::text is null or c.chunk = $1)
   and ($4::text is null or c.chunk > $4)
   and ($1::text is not null
        or c.state in ('in_doubt', 'held')
-       -- Chunks with rows in the result tables have a known outcome (as in everyrun_queue.unsent).
+       -- Leave out chunks whose outcome is known from the result tables, as everyrun_queue.unsent does.
        and not exists (
            select from everyrun.batches b where b.chunk = c.chunk and b.state in ('SUBMITTED', 'SETTLED', 'REFUSED')))
 order by c.chunk

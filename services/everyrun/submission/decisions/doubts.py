@@ -1,4 +1,4 @@
-"""Show chunks of unknown outcome, and apply a person's decisions about them."""
+"""Show chunks whose outcome is unknown, and apply people's decisions about them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ from everyrun.submission.recovery.queue_recovery import QueueRecovery
 
 _sql = beside(__file__, "decisions.sql")
 
-#: Timeout of calls to Extend while a person waits, in seconds.
+#: Timeout of each call to Extend, in seconds. A person waits for the answer.
 _TIMEOUT = 20.0
 
 
 class DecisionError(EveryrunError):
-    """The decision is not possible. ``status`` and ``code`` are the API's; the text says why and what to do."""
+    """The decision is not possible.
+
+    ``status`` and ``code`` are those of the HTTP answer; the text says why, and what to do.
+    """
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(message)
@@ -33,14 +36,14 @@ class DecisionError(EveryrunError):
 
 
 def waits_for(doubt: Row, now: datetime) -> str:
-    """Return what a chunk in doubt or held waits for, in words. Pure."""
+    """Return in words what a chunk in doubt or held is waiting for. Pure."""
     if doubt["state"] == "held" and doubt["files_lost"]:
         key = doubt["idempotency_key"]
         return f"the same upload, repeated with the Idempotency-Key {key}; or a person's decision: adopt or discard"
     if doubt["state"] == "held":
         return "a person's decision: " + " or ".join(possible_decisions(doubt, now))
     if doubt["state"] == "sending":
-        return "the end of its call; if its worker died, the chunk is in doubt after the longest time of a call"
+        return "the end of its call; if its worker died, the chunk will be in doubt after the maximum time of a call"
     if doubt["state"] != "in_doubt":
         return "nothing: the chunk is not in doubt"
     ends = doubt["window_ends"]
@@ -48,23 +51,23 @@ def waits_for(doubt: Row, now: datetime) -> str:
         return f"evidence, until {ends:%Y-%m-%d %H:%M:%S} UTC"
     if doubt["sweeps"] < REQUIRED_SWEEPS:
         return f"complete sweeps of the workflow that began after the window: {doubt['sweeps']} of {REQUIRED_SWEEPS}"
-    return "the tables to apply all of the log"
+    return "the result tables to apply the whole log"
 
 
 def window_is_over(doubt: Row, now: datetime) -> bool:
-    """Return if the window passed, and enough sweeps after it are complete. Pure."""
+    """Return if the window for evidence is over, and enough sweeps that began after it are complete. Pure."""
     return bool(now >= doubt["window_ends"] and doubt["sweeps"] >= REQUIRED_SWEEPS)
 
 
 def possible_decisions(doubt: Row, now: datetime) -> list[str]:
-    """Return the decisions that are possible now. Pure."""
+    """Return the decisions that are possible now without ``force``. Pure."""
     if not window_is_over(doubt, now):
         return ["adopt"]
     return ["adopt", "discard"] if doubt["files_lost"] else ["adopt", "resend", "discard"]
 
 
 def forced_decisions(doubt: Row, now: datetime) -> list[str]:
-    """Return the decisions that need ``force`` now, because evidence could still contradict them. Pure."""
+    """Return the decisions that now need ``force``, because evidence could still contradict them. Pure."""
     if window_is_over(doubt, now):
         return []
     return ["discard"] if doubt["files_lost"] else ["resend", "discard"]
@@ -85,12 +88,15 @@ class Doubts:
     async def page(
         self, submission_id: str | None, state: str | None, after: str | None, limit: int
     ) -> list[dict[str, Any]]:
-        """Return chunks in doubt or held, in the order of their ids."""
+        """Return a page of the chunks in doubt or held, sorted by id."""
         rows = await self._pool.fetch(_sql["doubts"], None, submission_id, state, after, limit)
         return [_shown(row) for row in rows]
 
     async def show(self, chunk: str) -> dict[str, Any]:
-        """Return a chunk in any state: its attempts, the runs that name it, the decisions. Raises DecisionError."""
+        """Return a chunk in any state, with its attempts, the runs that name it, and the decisions about it.
+
+        Raises DecisionError if there is no such chunk.
+        """
         row = await self._row(chunk)
         attempts = await self._pool.fetch(_sql["attempts_of"], chunk)
         runs = await self._pool.fetch(_sql["runs_naming"], chunk)
@@ -103,7 +109,10 @@ class Doubts:
         }
 
     async def adopt(self, chunk: str, batch_id: str, by: str, why: str) -> None:
-        """Decide that the chunk became this batch. A run of the batch must name the chunk. Raises DecisionError."""
+        """Decide that the chunk became this batch.
+
+        A run of the batch must name the chunk in its reserved key. Raises DecisionError.
+        """
         await self._recovery.ensure_caught_up()
         row = await self._row(chunk)
         known: Any = await self._pool.fetchrow(_sql["batch_known"], batch_id)
@@ -125,7 +134,9 @@ class Doubts:
             )
         if key.attempt > row["attempt"]:
             raise DecisionError(
-                409, "OTHER_CHUNK", f"its run {run_id} names attempt {key.attempt}; the queue knows {row['attempt']}"
+                409,
+                "OTHER_CHUNK",
+                f"its run {run_id} names attempt {key.attempt}; the queue knows {row['attempt']} attempts",
             )
         await self._decide(chunk, Adopted(key.attempt, batch_id, run_id, by, why))
         await mark_adopted(self._pool, chunk, key.attempt, batch_id)
@@ -133,7 +144,8 @@ class Doubts:
     async def resend(self, chunk: str, by: str, why: str, *, force: bool) -> None:
         """Resend the chunk.
 
-        Raises DecisionError, also if its files are lost, or if its window is open and ``force`` is not set.
+        Raises DecisionError if the chunk is not in doubt or held, if its files are lost, or if evidence may still come
+        and ``force`` is not set.
         """
         row = await self._row(chunk)
         if row["files_lost"]:
@@ -147,7 +159,11 @@ class Doubts:
         await self._decide(chunk, Resent(by, why))
 
     async def discard(self, chunk: str, by: str, why: str, *, force: bool) -> None:
-        """Never resend the chunk: its inputs are REFUSED. Raises DecisionError, as for ``resend``."""
+        """Never resend the chunk: its inputs become REFUSED.
+
+        Raises DecisionError if the chunk is not in doubt or held, or if evidence may still come and ``force`` is not
+        set.
+        """
         await self._require_decidable(chunk, force, "Extend may be processing it already")
         await self._decide(chunk, Discarded(by, why))
 
@@ -178,7 +194,10 @@ class Doubts:
             raise DecisionError(409, "NOT_IN_DOUBT", f"the chunk is no longer in doubt: {error}") from None
 
     async def _first_run(self, batch_id: str) -> tuple[str, reserved.Reserved | None]:
-        """Return the id of a run of the batch, and its reserved key. Raises DecisionError."""
+        """Return the id of a run of the batch, and the run's reserved key, or None if it has no such key.
+
+        Raises DecisionError.
+        """
         try:
             listed = await self._extend.list_runs(within=_TIMEOUT, batchId=batch_id, maxPageSize=1)
             run_id = next((run["id"] for run in listed.data if isinstance(run, dict) and "id" in run), None)

@@ -1,6 +1,6 @@
-"""Pause and resume workflows and submissions: publish the event, then store it.
+"""Pause and resume workflows and submissions: publish the event, then store the change.
 
-A person pauses either. Everyrun pauses a workflow when Extend blocks it.
+A person can pause a workflow or a submission. Everyrun pauses a workflow or a submission when Extend blocks it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class PauseTarget(NamedTuple):
 
 
 class LoggedPause(NamedTuple):
-    """The newest event about a pause in the log."""
+    """The newest event in the log that paused or resumed a workflow or a submission."""
 
     at: datetime
     event_id: str
@@ -41,7 +41,10 @@ PauseEvent = events.WorkflowPaused | events.WorkflowResumed | events.SubmissionP
 
 
 async def pause(connection: Any, log: Log, target: PauseTarget, reason: str, by: str | None) -> bool:
-    """Pause the target; return False if it is paused already. Must be called in a transaction."""
+    """Pause the target; return False if it was paused already.
+
+    ``by`` is None if Everyrun pauses the target. Must be called in a transaction.
+    """
     if await connection.fetchval(_sql["is_paused"], *target) is not None:
         return False
     event = (
@@ -55,26 +58,31 @@ async def pause(connection: Any, log: Log, target: PauseTarget, reason: str, by:
 
 
 def blocked(target: PauseTarget, reason: str) -> str:
-    """Return the reason of a pause after Extend blocked the target: what happened, and what to do. Pure."""
+    """Return the reason to show for a pause after Extend blocked the target: Extend's answer, and what to do. Pure."""
     if target.kind == "submission":
         return (
-            f"Extend answered {reason}. Only this submission is paused. No input was refused: they wait. Submit the "
-            "rows again with an existing version (--workflow-version). Or, after Extend has this version, run: "
+            f"Extend answered {reason}. Only this submission is paused. No input was refused: the inputs wait in the "
+            "queue. Submit the rows again with a version that exists (--workflow-version). Or create this version at "
+            "Extend, then run: "
             f"everyrun submission resume {target.id} --reason WHY"
         )
     return (
-        f"Extend answered {reason}. No input was refused: they wait. After fixing the workflow, the key, the credits "
-        f"or the permission, run: everyrun workflow resume {target.id} --reason WHY"
+        f"Extend answered {reason}. No input was refused: the inputs wait in the queue. Fix the cause, which is the "
+        "workflow, the API key, the credits or a permission. Then run: "
+        f"everyrun workflow resume {target.id} --reason WHY"
     )
 
 
 async def pause_blocked(connection: Any, log: Log, target: PauseTarget, reason: str) -> bool:
-    """Pause what Extend blocked; return False if it is paused already. Must be called in a transaction."""
+    """Pause a workflow or submission that Extend blocked; return False if it was paused already.
+
+    Must be called in a transaction.
+    """
     return await pause(connection, log, target, blocked(target, reason), None)
 
 
 async def resume(connection: Any, log: Log, target: PauseTarget, reason: str, by: str | None) -> bool:
-    """Resume the target; return False if it is not paused. Must be called in a transaction."""
+    """Resume the target; return False if it was not paused. Must be called in a transaction."""
     if await connection.fetchval(_sql["is_paused"], *target) is None:
         return False
     event = (
@@ -96,7 +104,7 @@ async def _publish(log: Log, target: PauseTarget, event: PauseEvent) -> datetime
 
 
 async def store(connection: Any, target: PauseTarget, logged: LoggedPause) -> None:
-    """Store a pause or a resume that the log has already."""
+    """Store a pause or a resume whose event is in the log already."""
     if logged.paused:
         await connection.execute(_sql["pause"], *target, logged.reason, logged.by, logged.at)
     else:
@@ -106,9 +114,10 @@ async def store(connection: Any, target: PauseTarget, logged: LoggedPause) -> No
 def newest_pauses(
     found: Iterable[tuple[msgspec.Struct, datetime, str]], newest: dict[PauseTarget, LoggedPause] | None = None
 ) -> dict[PauseTarget, LoggedPause]:
-    """Add events of the log, each with its time and id, to ``newest``, and return it.
+    """Add the pauses and resumes in ``found`` to ``newest``, and return ``newest``.
 
-    Events of other kinds are skipped.
+    ``found`` has events of the log, each with its time and its id. For each target only the newest event is kept.
+    Events of other types are skipped.
     """
     newest = {} if newest is None else newest
     for event, at, event_id in found:
@@ -127,7 +136,10 @@ def newest_pauses(
 
 
 def pause_counts(waits_for: Mapping[str, int]) -> dict[str, int]:
-    """Return how many inputs without a result wait, are in a call or in doubt, from the counts by cause. Pure."""
+    """Return how many inputs without a result are waiting, are in a call, and are in doubt. Pure.
+
+    ``waits_for`` has the number of inputs for each cause of waiting.
+    """
 
     def count(*kinds: str) -> int:
         return sum(waits_for.get(kind, 0) for kind in kinds)

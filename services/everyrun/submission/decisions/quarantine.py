@@ -1,4 +1,8 @@
-"""Retry and discard quarantined messages: publish what is understood now, and every decision as an event."""
+"""Retry and discard quarantined messages.
+
+A retry interprets a message again with the current rules, and publishes it if it is understood. Every retry and every
+discard is published as an event.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +29,10 @@ _sql = beside(__file__, "decisions.sql")
 
 @dataclass
 class QuarantinedMessage:
-    """A message in quarantine, in the form of a log record. A webhook was never in the log.
+    """A message in quarantine, in the form of a log record, so that the same functions can decode it.
 
-    ``time`` is the CloudEvents time of its quarantine event: for a webhook, when the bridge received it.
+    A webhook in quarantine was never in the log; its ``topic`` is "webhook". ``time`` is the CloudEvents time of the
+    event that put the message into quarantine. For a webhook, that is when the bridge received it.
     """
 
     source: str
@@ -42,7 +47,11 @@ class QuarantinedMessage:
 
 
 class Retried(NamedTuple):
-    """The outcome of a retry: the record to publish, nothing to publish, or why the message is not understood."""
+    """The outcome of a retry.
+
+    ``record`` is the record to publish, if there is one. ``detail`` is the topic of the record, or says why there is
+    none.
+    """
 
     outcome: Literal["published", "dropped", "not-understood"]
     detail: str
@@ -50,7 +59,10 @@ class Retried(NamedTuple):
 
 
 def retry_message(message: QuarantinedMessage) -> Retried:
-    """Interpret a message with the present rules. Pure: the same message gives the same record, ids included."""
+    """Interpret a message with the current rules.
+
+    Pure: the same message always gives the same record, with the same ids.
+    """
     if message.topic == "webhook":
         try:
             meaning = observation.understand(message.value or b"", message.time)
@@ -74,17 +86,18 @@ def retry_message(message: QuarantinedMessage) -> Retried:
 
 
 class Quarantine:
-    """Publish decisions about quarantined messages as events. The processor updates the tables."""
+    """Publish decisions about quarantined messages as events. The processor reads the events and updates the tables."""
 
     def __init__(self, pool: asyncpg.Pool, log: Log) -> None:
         self._pool = pool
         self._log = log
 
     async def retry(self, sources: Sequence[str], by: str, reason: str) -> list[dict[str, Any]]:
-        """Retry each message and publish what is understood; return the outcome of each, in order.
+        """Retry each message, and publish those that are understood; return the outcomes in the order of ``sources``.
 
-        A record is acknowledged before its decision is published. Raises aiokafka.errors.KafkaError and asyncpg's
-        errors. Retrying everything is safe then: it publishes the same records with the same ids.
+        The log acknowledges the record of a message before the decision about the message is published. Raises
+        aiokafka.errors.KafkaError and asyncpg's errors. It is then safe to retry all messages again, because that
+        publishes the same records with the same ids.
         """
         outcomes = []
         for source in sources:
@@ -101,7 +114,7 @@ class Quarantine:
         return outcomes
 
     async def discard(self, sources: Sequence[str], by: str, reason: str) -> list[dict[str, Any]]:
-        """Discard each open message; return the outcome of each, in order. Messages are kept, marked as discarded."""
+        """Mark each open message as discarded, and keep it; return the outcomes in the order of ``sources``."""
         outcomes = []
         for source in sources:
             state = await self._pool.fetchval(_sql["quarantine_state"], source)
@@ -121,7 +134,7 @@ class Quarantine:
 
 
 def message_of(row: asyncpg.Record) -> QuarantinedMessage:
-    """Return the message of a row of the table ``quarantine``."""
+    """Return the message in a row of the table ``quarantine``."""
     return QuarantinedMessage(
         source=row["source"],
         topic=row["topic"],

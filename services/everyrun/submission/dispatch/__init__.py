@@ -1,1 +1,1 @@
-"""Dispatch: send the queue's chunks to Extend, and resolve calls whose outcome is unknown."""
+"""Dispatch: send the chunks in the queue to Extend, and resolve calls whose outcome is unknown."""

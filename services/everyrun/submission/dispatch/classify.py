@@ -1,7 +1,7 @@
-"""Decide what the answer to a batch call means, or that no answer came. Pure.
+"""Decide what the answer to a batch call means, or what it means that there was no answer. Pure.
 
-Only a body in Extend's own form counts as Extend's word (``read_problem``). docs/explanation/delivery.md has the table
-of verdicts by status.
+An error counts as Extend's own only if its body has the form that Extend's errors have (``read_problem``), because a
+proxy or a firewall may answer too. docs/explanation/delivery.md has the table of verdicts by status.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ class Accepted(msgspec.Struct, frozen=True):
 
 
 class Refused(msgspec.Struct, frozen=True):
-    """Extend refused the call because of its inputs, and made nothing. ``named`` are indexes of inputs it names."""
+    """Extend refused the call because of its inputs, and created nothing.
+
+    ``named`` has the indexes of the inputs that Extend's message names.
+    """
 
     status: int
     code: str
@@ -33,10 +36,10 @@ class Refused(msgspec.Struct, frozen=True):
 
 
 class Returned(msgspec.Struct, frozen=True):
-    """The batch was not accepted for now, and Extend made nothing: it will be retried.
+    """Extend did not accept the batch for now and created nothing, so the chunk will be sent again.
 
-    ``wait`` is how long Extend asked to wait, in seconds. ``rate_limited`` is set for a 429, ``from_extend`` if Extend
-    itself answered.
+    ``wait`` is how long Extend asked to wait, in seconds; None if Extend did not ask. ``rate_limited`` is true for a
+    429. ``from_extend`` is true if Extend itself answered.
     """
 
     reason: str
@@ -46,10 +49,11 @@ class Returned(msgspec.Struct, frozen=True):
 
 
 class Blocked(msgspec.Struct, frozen=True):
-    """The batch was not accepted, and will not be before a person acts.
+    """Extend did not accept the batch, and will not accept it before a person acts.
 
-    ``scope`` is what must be paused: the workflow, for an error of the workflow, key, credits or permission; the
-    submission, for an error of the workflow version that it names, which affects no other submission.
+    ``scope`` is what must be paused. It is the workflow if the error is about the workflow, the API key, the credits or
+    a permission. It is the submission if the error is about the workflow version that the submission names, because
+    submissions with other versions are not affected.
     """
 
     reason: str
@@ -57,53 +61,59 @@ class Blocked(msgspec.Struct, frozen=True):
 
 
 class Unclear(msgspec.Struct, frozen=True):
-    """The status says accepted, but there is no batchId: a person must decide."""
+    """The status says that Extend accepted the batch, but the answer has no batchId. So a person must decide."""
 
     reason: str
 
 
 class InDoubt(msgspec.Struct, frozen=True):
-    """The batch may have been accepted or not."""
+    """It is not known if Extend accepted the batch."""
 
     reason: str
 
 
 Verdict = Accepted | Refused | Returned | Blocked | Unclear | InDoubt
 
-#: The request was not sent whole. LocalProtocolError is raised by our own side: h11 refuses to write invalid HTTP, such
-#: as a header with a line break. It never comes in the middle of a body, because a batch call's body is complete before
-#: the call.
+#: Errors after which the request was certainly not sent whole. LocalProtocolError is raised by our own side: h11
+#: refuses to write invalid HTTP, such as a header with a line break. It cannot be raised in the middle of a body,
+#: because the whole body of a batch call exists before the call.
 _NOT_SENT = (
     *(httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol, httpx.ProxyError),
     httpx.LocalProtocolError,
 )
 
-#: Statuses that refuse a request before it has any effect, from any server (RFC 9110, 6585, 7725).
+#: Statuses which say that a request was refused before it had any effect, whichever server answers (RFC 9110, 6585,
+#: 7725).
 _NO_EFFECT = frozenset(
     {400, 401, 402, 403, 404, 405, 406, 407, 410, 411, 413, 414, 415, 417, 421, 422, 426, 428, 429, 431, 451}
 )
-#: Statuses of a request that may have had an effect, or may still have one.
+#: Statuses below 500 after which the request may have had an effect, or may still have one.
 _MAY_HAVE_EFFECT = frozenset({408, 409, 425, 499})
 
-#: Statuses of Extend that can be about the inputs. All others are about the workflow or the account.
+#: Statuses of errors that are about the inputs unless the text says otherwise. Errors with 404 and 415 are about the
+#: inputs only if they name an input or a file. Errors with any other status are about the workflow or the account.
 _OF_INPUTS = frozenset({400, 413, 422})
 _CODES_OF_ACCOUNT = frozenset({"UNAUTHORIZED", "FORBIDDEN", "USAGE_BLOCKED", "ENDPOINT_REMOVED"})
-#: Words in an error about the workflow or the account. A "workflow run" is made from an input, so it does not count.
+#: Words which show that an error is about the workflow or the account. "Workflow run" is not among them, because a run
+#: is made from an input.
 _WORKFLOW = re.compile(
     r"workflow(?![ _-]?runs?\b)|deploy|publish|\bdraft|api[ _-]?(key|version)|x-extend-|workspace|organi[sz]ation"
     r"|account|credit|billing|quota|permission|authori[sz]|endpoint|priority",
     re.IGNORECASE,
 )
-#: Words in an error about the workflow version that the call names, but not about the version of the API.
+#: Words which show that an error is about the workflow version that the call names. The version of the API does not
+#: count.
 _VERSION = re.compile(r"(?<!api.)\bversions?\b|\bdraft", re.IGNORECASE)
 _FILE = re.compile(r"\bfiles?\b", re.IGNORECASE)
-#: ``inputs[3]``, ``inputs.3`` or ``inputs/3``, counted from 0 like Extend's own request.
+#: Matches an input's index, counted from 0 as in the request: ``inputs[3]``, ``inputs.3`` or ``inputs/3``.
 _INDEX = re.compile(r"\binputs?(?:\[(\d{1,6})\]|[./](\d{1,6})(?!\d))")
 _WORD = re.compile(r"[A-Za-z0-9_-]+")
 
-#: A returned chunk waits 1 s at first, then twice as long after each attempt, up to this maximum, in seconds.
+#: Maximum wait before a returned chunk is sent again, in seconds. The wait is 1 s after the first attempt, and doubles
+#: with each further attempt.
 MAX_CHUNK_WAIT = 300.0
-#: While Extend itself does not answer, all calls wait 1 s at first, then twice as long, up to this maximum, in seconds.
+#: Maximum wait of all calls while Extend itself does not answer, in seconds. The wait is 1 s at first, and doubles with
+#: each further call that Extend does not answer.
 MAX_CALLS_WAIT = 60.0
 
 
@@ -131,7 +141,8 @@ def classify_response(
     if status == 429:
         return Returned(reason, wait, rate_limited=True, from_extend=True)
     if not 400 <= status < 500 or status in _MAY_HAVE_EFFECT:
-        # Even if Extend calls it retryable: a second batch would process every document twice.
+        # This holds even if Extend calls the error retryable: if the first call was accepted, a second batch would
+        # process every document twice.
         return InDoubt(reason)
     if problem.retryable:
         return Returned(reason, wait, from_extend=True)
@@ -142,7 +153,7 @@ def classify_response(
 
 
 def named_inputs(message: str, files: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
-    """Return the indexes of the inputs that a message names, by their index or by the id of their file."""
+    """Return the indexes of the inputs that a message names, either by index or by the id of the input's file."""
     words = set(_WORD.findall(message))
     found = {int(match[1] or match[2]) for match in _INDEX.finditer(message)}
     found |= {index for index, file in enumerate(files) if file.get("id") in words}
@@ -150,7 +161,7 @@ def named_inputs(message: str, files: Sequence[Mapping[str, Any]]) -> tuple[int,
 
 
 def _not_from_extend(response: httpx.Response) -> Verdict:
-    """Return the verdict on an error that is not in Extend's form: a proxy, firewall or portal answered."""
+    """Return the verdict on an error that is not in Extend's form, because a proxy, a firewall or a portal answered."""
     status = response.status_code
     shown = read_error(response.content)[1]
     reason = f"{status}, and the body is not Extend's: {shown}" if shown else f"{status}, and the body is not Extend's"
@@ -160,7 +171,10 @@ def _not_from_extend(response: httpx.Response) -> Verdict:
 
 
 def _is_of_inputs(status: int, problem: Problem, named: tuple[int, ...]) -> bool:
-    """Return if the error is about the inputs. If in doubt, it is about the workflow or the account."""
+    """Return if the error is about the inputs.
+
+    If that is not certain, it counts as one about the workflow or the account, so that no input is refused by mistake.
+    """
     if problem.code in _CODES_OF_ACCOUNT or status not in _OF_INPUTS | {404, 415}:
         return False
     if named:
@@ -171,7 +185,7 @@ def _is_of_inputs(status: int, problem: Problem, named: tuple[int, ...]) -> bool
 
 
 def _is_of_version(status: int, problem: Problem, version: str | None) -> bool:
-    """Return if the error is about the workflow version that the call names, and not about the whole workflow."""
+    """Return if the error is about the workflow version that the call names, not about the whole workflow."""
     of_account = problem.code in _CODES_OF_ACCOUNT or status not in (400, 404, 422)
     return version is not None and not of_account and _VERSION.search(problem.message) is not None
 
@@ -180,7 +194,7 @@ def _success(content: bytes) -> Verdict:
     try:
         body = read_json(content)
     except ValueError:
-        # Extend answers in JSON, so this is not Extend's answer and proves nothing: evidence decides.
+        # Extend answers in JSON, so this answer is not from Extend and proves nothing. Evidence must decide.
         return InDoubt("a success whose body is not JSON")
     batch_id = body.get("batchId") if isinstance(body, dict) else None
     if isinstance(batch_id, str) and 0 < len(batch_id) <= 255 and clean(batch_id) == batch_id:
@@ -199,10 +213,11 @@ def chunk_wait(returned: Returned, attempt: int) -> float:
 
 
 def calls_wait(outcome: object, in_a_row: int) -> float:
-    """Return how long all calls wait after an outcome, in seconds.
+    """Return how long all calls wait after the outcome of one call, in seconds.
 
-    They wait after a 429, and after ``in_a_row`` answers (this one included) that were not Extend's. A single answer
-    that is not Extend's delays nothing: a firewall may reject one particular chunk.
+    ``in_a_row`` is the number of calls in a row, up to and including this one, that Extend itself did not answer. All
+    calls wait after a 429, and if at least two calls in a row were not answered by Extend. A single such call delays
+    nothing, because a firewall may reject one particular chunk.
     """
     if isinstance(outcome, Returned) and outcome.rate_limited:
         return _doubled(in_a_row, MAX_CALLS_WAIT) if outcome.wait is None else outcome.wait

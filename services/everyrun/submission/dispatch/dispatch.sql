@@ -1,12 +1,13 @@
 -- name: something_waits
--- Ordered by an index. Without the order, Postgres would scan the whole table if many chunks wait.
+-- True if a chunk may be ready to be sent. Both subqueries are ordered so that Postgres uses an index. Without an
+-- order, it would scan the whole table if many chunks wait.
 select (select chunk from everyrun_queue.chunks
         where state = 'waiting' and not skipped and not_before = '-infinity' order by chunk limit 1) is not null
     or coalesce((select not_before from everyrun_queue.chunks
                  where state = 'waiting' and not_before > '-infinity' order by not_before limit 1) <= now(), false)
 
 -- name: claim
--- The function is in the migration, with the indexes that keep its cost independent of the length of the queue.
+-- The function is in the migration. The indexes there keep a claim fast, however long the queue is.
 select claimed as chunk, ends_at as deadline from everyrun_queue.claim($1, $2, $3)
 
 -- name: attempt
@@ -22,8 +23,8 @@ where submission_id = $1 and position between $2 and $3
 order by position
 
 -- name: still_claimed
--- No row if the claim was revoked or the database was replaced. batch_id is set if an earlier attempt is now known to
--- be accepted.
+-- Returns no row if the claim was revoked or the database was replaced. batch_id is set if an earlier attempt is known
+-- to be accepted by now.
 select batch_id from everyrun_queue.chunks
 where chunk = $1 and attempt = $2 and state = 'sending' and owner = $3 and deadline = $4
   and everyrun_queue.incarnation() = $5
@@ -43,7 +44,7 @@ set state = $2, resends = $3, not_before = clock_timestamp() + make_interval(sec
 where chunk = $1
 
 -- name: insert_parts
--- The parts of chunks that were cut. Skips parts of a submission that the queue does not have.
+-- Inserts the parts of chunks that were cut. Skips parts of a submission that the queue does not have.
 insert into everyrun_queue.chunks (chunk, submission_id, first_position, last_position)
 select given.c, given.s, given.f, given.l
 from unnest($1::text[], $2::text[], $3::int[], $4::int[]) as given (c, s, f, l)
@@ -63,9 +64,9 @@ where c.state in ('sending', 'in_doubt') and c.deadline <= now()
 order by c.chunk
 
 -- name: unannounced_claims
--- Claimed chunks whose call should have begun by now, but whose batch-requested the queue has not read in the log. After
--- the claim is revoked and the log is read to its end, it is known which of them never begin a call. $1: the maximum
--- duration of a call, in seconds.
+-- Claimed chunks whose call should have begun by now, but whose batch-requested the queue has not read in the log. When
+-- their claims are revoked and the log is then read to its end, it is certain which of these calls will never begin. $1
+-- is the maximum duration of a call, in seconds.
 select chunk, attempt from everyrun_queue.chunks
 where state = 'sending' and announced < attempt and deadline - make_interval(secs => $1) <= now()
 order by chunk
@@ -86,7 +87,8 @@ group by u.chunk, u.attempt
 insert into everyrun_queue.adopted (chunk, attempt, batch_id) values ($1, $2, $3) on conflict do nothing
 
 -- name: witness
--- A run that names the chunk and is in no known batch. It proves that Extend accepted some attempt.
+-- A run that names the chunk but is in no known batch. Such a run proves that Extend accepted some attempt of the
+-- chunk.
 select run_id from (
     select run_id from everyrun.unmatched_runs where chunk = $1 and installation = $2
     union all

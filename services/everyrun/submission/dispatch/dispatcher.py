@@ -1,4 +1,4 @@
-"""Send chunks to Extend: claim one, announce the attempt, call Extend once, and apply the answer."""
+"""Send chunks to Extend: claim a chunk, announce the attempt in the log, call Extend once, and apply the answer."""
 
 from __future__ import annotations
 
@@ -44,11 +44,12 @@ _log = log(__name__)
 _sql = beside(__file__, "dispatch.sql")
 _encode = msgspec.json.Encoder().encode
 
-#: Postgres or Kafka is unavailable for now.
+#: The errors which mean that Postgres or Kafka is unavailable for now.
 UNAVAILABLE = (*POSTGRES_AWAY, KafkaError, ForeignLogError)
-#: How often an idle worker looks for a chunk that is due, in seconds. A new submission wakes it at once.
+#: How often an idle worker looks for a chunk to send, in seconds. A new submission wakes the workers at once.
 _LOOK_EVERY = 1.0
-#: The longest wait of a chunk that Kafka does not accept, in seconds: chunks of other partitions go first meanwhile.
+#: Maximum wait of a chunk whose attempt Kafka does not accept, in seconds. Meanwhile, chunks whose events go to other
+#: partitions are sent.
 _MAX_UNANNOUNCED_WAIT = 60.0
 
 
@@ -79,13 +80,13 @@ class Dispatcher:
         self._transitions = transitions
         self._clock = clock
         self._owner = f"{socket.gethostname()}/{os.getpid()}"
-        #: Set this when a chunk may be ready to be sent.
+        #: Setting this wakes the idle workers. Set it when a chunk may be ready to be sent.
         self.wake = asyncio.Event()
         #: The number of calls in a row that Extend itself did not answer.
         self._not_from_extend = 0
 
     async def work(self, stop: asyncio.Event) -> None:
-        """Send one chunk after another until ``stop`` is set. A call in progress is completed."""
+        """Send one chunk after another until ``stop`` is set. A call in progress is still completed."""
         while not stop.is_set():
             try:
                 if not await self.send_one():
@@ -126,7 +127,7 @@ class Dispatcher:
         hit("dispatcher.after_intent")
         claim = (chunk, row.attempt, self._owner, ends_by, incarnation)
         still_claimed = await self._pool.fetchrow(_sql["still_claimed"], *claim)
-        # No call if the claim was revoked, an earlier attempt is known to be accepted, or the deadline has passed.
+        # Make no call if the claim was revoked, an earlier attempt is known to be accepted, or the deadline has passed.
         may_call = still_claimed is not None and still_claimed["batch_id"] is None
         body = self._body(row, inputs) if may_call else b""
         may_call = may_call and self._clock() <= begin_by
@@ -149,7 +150,10 @@ class Dispatcher:
         return verdict
 
     async def _apply(self, row: ChunkRow, inputs: list[events.Input], answered: Answered, incarnation: str) -> None:
-        """Apply an answer. Waits while Kafka or Postgres is unavailable, because only this worker knows the answer."""
+        """Apply an answer to the chunk.
+
+        Retries while Kafka or Postgres is unavailable, because only this worker knows the answer.
+        """
         wait = 0.0
         if isinstance(answered.outcome, Returned):
             wait = chunk_wait(answered.outcome, answered.attempt)

@@ -1,4 +1,4 @@
-"""Build the records for ``batches`` from the steps of the protocol. Pure."""
+"""Build the records for the topic ``batches`` from the steps of the dispatch protocol. Pure."""
 
 from __future__ import annotations
 
@@ -30,12 +30,15 @@ from everyrun.submission.intake.rows import redact_file
 
 SOURCE = "/everyrun/submission"
 
-#: Events that hold their inputs, or the ids of their inputs.
+#: The types of events that contain their inputs, or the ids of their inputs.
 WITH_INPUTS = frozenset({"batch-submitted", "batch-rejected", "batch-cut", "doubt-adopted", "doubt-discarded"})
 
 
 class ChunkRow(msgspec.Struct, frozen=True, kw_only=True):
-    """A chunk with its newest attempt and its submission's workflow, from the statements attempt and lock_chunk."""
+    """A chunk with its newest attempt and the workflow of its submission.
+
+    The SQL statements ``attempt`` and ``lock_chunk`` read it.
+    """
 
     chunk: str
     submission_id: str
@@ -48,14 +51,14 @@ class ChunkRow(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, row: Row) -> ChunkRow:
-        """Return the typed row of a row of one of the statements."""
+        """Return the chunk in a row of one of these statements."""
         return cls(**{name: row[name] for name in cls.__struct_fields__})
 
 
 def batch_requested(
     row: ChunkRow, inputs: Sequence[events.Input], installation: str, deadline: datetime, now: datetime
 ) -> Record:
-    """Return batch-requested for a claimed chunk."""
+    """Return the record of batch-requested for a chunk that was just claimed."""
     event = events.BatchRequested(
         **_head(row, row.attempt),
         **_workflow(row),
@@ -69,7 +72,10 @@ def batch_requested(
 def step_records(
     row: ChunkRow, done: Step, trigger: Trigger, inputs: Sequence[events.Input], now: datetime
 ) -> list[Record]:
-    """Return the records of a step; ``inputs`` are required if one of its events is in WITH_INPUTS."""
+    """Return the records of a step.
+
+    ``inputs`` must be the chunk's inputs if one of the events is in WITH_INPUTS, and may be empty otherwise.
+    """
     return [_step_record(row, event, done, trigger, inputs, timestamp(now)) for event in done.events]
 
 
@@ -115,7 +121,7 @@ def _step_record(
 
 
 def parts_of(row: ChunkRow, done: Step) -> list[events.Part]:
-    """Return the parts of a chunk that a step cut; ``row`` is the chunk's."""
+    """Return the parts into which a step cut a chunk. ``row`` is the row of that chunk."""
     start = row.first_position
     return [
         events.Part(part_id(row.chunk, number), start + first, start + last)
@@ -130,7 +136,7 @@ def _refusal(trigger: Any) -> dict[str, Any]:
 
 
 def _proof(trigger: Any) -> tuple[str, str]:
-    """Return the batchId, and what proves it."""
+    """Return the batchId, and what proves that the attempt became that batch."""
     if isinstance(trigger, EvidenceFound):
         return trigger.batch_id, f"run {trigger.run_id}"
     assert isinstance(trigger, Answered)
@@ -149,7 +155,10 @@ def _record(row: ChunkRow, kind: str, attempt: int, event: msgspec.Struct, now: 
 
 
 def digest(*texts: str) -> str:
-    """Return a short hash for an event's id: a repeated decision gets the same id, another decision another one."""
+    """Return a short hash for the id of an event.
+
+    A repeated decision gets the same id, a different decision a different id.
+    """
     return hashlib.blake2b(msgspec.json.encode(texts), digest_size=8).hexdigest()
 
 

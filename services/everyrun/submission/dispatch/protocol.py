@@ -1,7 +1,7 @@
 """The dispatch protocol as one pure transition function: a chunk's state and a trigger give the next state.
 
-The events of a step are acknowledged by the log before the new state is stored. So a crash between the two repeats an
-event with the same id, and loses none. tests/model checks every interleaving within small bounds.
+The log acknowledges the events of a step before the queue stores the new state. A crash in between loses no event.
+At most, an event is published again, with the same id. tests/model checks every interleaving within small bounds.
 
 The module exceeds 300 lines so that all rules about a chunk can be read in one place.
 """
@@ -17,8 +17,8 @@ from everyrun.errors import Conflict
 from everyrun.submission.chunks import Range, cut_refused
 from everyrun.submission.dispatch.classify import Accepted, Blocked, InDoubt, Refused, Returned, Unclear, Verdict
 
-#: The reasons of a held chunk whose files the restored queue does not have: Extend did not accept it, or there was no
-#: evidence that it did.
+#: The reasons for holding a chunk whose files the restored queue does not have: the first if Extend did not accept the
+#: chunk, the second if there was no evidence that Extend accepted it.
 FILES_LOST_UNSENT = (
     "the queue was restored from a backup without this chunk, and the log shows its files without query strings and "
     "passwords. Extend did not accept it: repeat the upload with the same Idempotency-Key, or discard the chunk"
@@ -36,12 +36,12 @@ class ChunkState(msgspec.Struct, frozen=True):
     """The state of a chunk.
 
     ``resends`` counts the attempts that were given up without proof that Extend did not accept them. ``batch_id`` is
-    the batch of an accepted attempt: of this one if the chunk is submitted, of an earlier one if it is sending.
-    ``size`` counts its inputs. A chunk with ``files_lost`` cannot be sent: the queue has its inputs only from the log,
-    which shows no query strings and passwords.
+    the batch of the first attempt that is known to be accepted; a chunk that is sending has it if that was an earlier
+    attempt. ``size`` is the number of inputs. A chunk with ``files_lost`` cannot be sent: the queue has its inputs only
+    from the log, which does not contain query strings and passwords.
 
-    Only for a chunk that is sending: ``claimed`` if a worker may still begin the call; ``announced`` if the queue has
-    read the attempt's batch-requested in the log.
+    Two fields are only for a chunk that is sending. ``claimed`` is true if a worker may still begin the call.
+    ``announced`` is true if the queue has read the batch-requested of the attempt in the log.
     """
 
     state: StateName
@@ -56,9 +56,10 @@ class ChunkState(msgspec.Struct, frozen=True):
 
 
 class Claimed(msgspec.Struct, frozen=True):
-    """A worker claims the chunk, to send it.
+    """A worker claims the chunk in order to send it.
 
-    The queue does this step itself, in the SQL function ``everyrun_queue.claim``; tests compare the two.
+    The queue does this step itself, in the SQL function ``everyrun_queue.claim``. Tests compare that function with this
+    module.
     """
 
 
@@ -71,36 +72,39 @@ class Expired(msgspec.Struct, frozen=True):
 
 
 class Answered(msgspec.Struct, frozen=True):
-    """The worker of the attempt reports its outcome. It may come after the attempt was found in doubt."""
+    """The worker of the attempt reports the outcome of the attempt.
+
+    The report may come after the attempt was found to be in doubt.
+    """
 
     attempt: int
     outcome: Verdict | Expired | Unannounced
 
 
 class WorkerLost(msgspec.Struct, frozen=True):
-    """The call of the attempt has ended by now, with an unknown outcome: its worker is gone."""
+    """The worker of the attempt is gone. Its call has ended by now, with an unknown outcome."""
 
     attempt: int
 
 
 class ClaimRevoked(msgspec.Struct, frozen=True):
-    """The claim is revoked: a worker that has not begun the call by now never begins it."""
+    """The claim is revoked: if the worker has not begun the call by now, it will never begin it."""
 
     attempt: int
 
 
 class NeverAnnounced(msgspec.Struct, frozen=True):
-    """The log, read to its end after the claim was revoked, has no batch-requested of the attempt.
+    """The log has no batch-requested of the attempt, even though it was read to its end after the claim was revoked.
 
-    A worker checks its claim after the log acknowledged batch-requested and before it calls. So there was no call, and
-    there will be none.
+    A worker first waits until the log has acknowledged batch-requested, then checks its claim, and only then calls. So
+    there was no call, and there will be none.
     """
 
     attempt: int
 
 
 class EvidenceFound(msgspec.Struct, frozen=True):
-    """A run names this attempt, so Extend accepted it."""
+    """A run names this attempt in its reserved key, so Extend accepted the attempt."""
 
     attempt: int
     batch_id: str
@@ -108,7 +112,11 @@ class EvidenceFound(msgspec.Struct, frozen=True):
 
 
 class WindowPassed(msgspec.Struct, frozen=True):
-    """No evidence came within the window. ``witness`` is a run that names the chunk, but no batch."""
+    """No evidence came within the window for evidence.
+
+    ``resends_allowed`` is the maximum number of resends of a chunk. ``witness`` is the id of a run that names the chunk
+    but is in no known batch.
+    """
 
     attempt: int
     resends_allowed: int
@@ -116,7 +124,7 @@ class WindowPassed(msgspec.Struct, frozen=True):
 
 
 class Adopted(msgspec.Struct, frozen=True):
-    """A person named the batch, and this run of the batch names the attempt."""
+    """A person named the batch, and the run ``run_id`` of that batch names the attempt."""
 
     attempt: int
     batch_id: str
@@ -156,16 +164,16 @@ EventKind = Literal[
 
 
 class StepEvent(msgspec.Struct, frozen=True):
-    """An event to publish to ``batches``: its type and its attempt."""
+    """An event to publish to ``batches``: its type, and the attempt that it is about."""
 
     kind: EventKind
     attempt: int
 
 
 class Step(msgspec.Struct, frozen=True):
-    """The next state, the events to publish before it is stored, and what to pause.
+    """The next state of a chunk, the events to publish before that state is stored, and what to pause.
 
-    ``parts`` are the parts of a chunk that was cut, as indexes of its inputs.
+    ``parts`` are the parts of a chunk that was cut, as ranges of indexes of its inputs.
     """
 
     after: ChunkState
@@ -179,7 +187,7 @@ class NotPossibleError(Conflict):
 
 
 def step(chunk: ChunkState, trigger: Trigger) -> Step:
-    """Return the step of a chunk. Raises NotPossibleError."""
+    """Return the step that the trigger causes. Raises NotPossibleError."""
     done = _step(chunk, trigger)
     if done.after.state == "sending":
         return done
@@ -225,9 +233,10 @@ def _step(chunk: ChunkState, trigger: Trigger) -> Step:
 
 
 def refilled(chunk: ChunkState) -> ChunkState:
-    """Return the chunk after its files were restored. A chunk that was held only for them leaves that state.
+    """Return the state of a chunk after its files were restored.
 
-    If it was in doubt before, it is in doubt again, so evidence can still prevent a resend.
+    A chunk that was held only because of its lost files is no longer held. If it was in doubt before, it is in doubt
+    again, so that evidence can still prevent a resend.
     """
     before: dict[str | None, StateName] = {FILES_LOST_UNSENT: "waiting", FILES_LOST_IN_DOUBT: "in_doubt"}
     if chunk.state == "held" and chunk.reason in before:
@@ -257,7 +266,7 @@ def _ended(chunk: ChunkState, outcome: Verdict | Expired | Unannounced) -> Step:
             reason = f"refused ({outcome.status} {outcome.code}), but an earlier attempt may have been accepted"
             return _returned(chunk, reason, "held")
         case Refused() if chunk.size > 1:
-            # Extend made nothing of any input, and it is unknown which inputs it refuses.
+            # Extend accepted none of the inputs, and it is not known which of them it refuses.
             reason = f"refused, and cut: {outcome.status} {outcome.code}: {outcome.message}"
             after = replace(chunk, state="cut", reason=reason)
             return Step(after, (StepEvent("batch-cut", chunk.attempt),), parts=cut_refused(chunk.size, outcome.named))
@@ -279,14 +288,20 @@ def _ended(chunk: ChunkState, outcome: Verdict | Expired | Unannounced) -> Step:
 
 
 def _returned(chunk: ChunkState, reason: str, state: StateName = "waiting") -> Step:
-    """Extend did not accept the attempt. The chunk is not sent again if an earlier attempt was accepted."""
+    """Return the step if Extend did not accept the attempt.
+
+    If an earlier attempt was accepted, the chunk is submitted, and not sent again.
+    """
     if chunk.files_lost and state == "waiting":
         state, reason = "held", FILES_LOST_UNSENT
     return Step(_unless_submitted(chunk, state, reason), (StepEvent("batch-returned", chunk.attempt),))
 
 
 def _unknown(chunk: ChunkState, state: StateName, reason: str) -> Step:
-    """The outcome is unknown. The chunk is not sent again if an earlier attempt was accepted."""
+    """Return the step if the outcome is unknown.
+
+    If an earlier attempt was accepted, the chunk is submitted, and not sent again.
+    """
     return Step(_unless_submitted(chunk, state, reason), (StepEvent("batch-in-doubt", chunk.attempt),))
 
 
@@ -302,7 +317,10 @@ def _resend(chunk: ChunkState, reason: str) -> Step:
 
 
 def _proved(chunk: ChunkState, attempt: int, batch_id: str, kind: EventKind) -> Step:
-    """Extend accepted the attempt. If that is an earlier attempt than the accepted one, the chunk has two batches."""
+    """Return the step if Extend is proved to have accepted the attempt.
+
+    If another attempt was accepted too, the chunk has two batches.
+    """
     if attempt > chunk.attempt:
         raise NotPossibleError(f"attempt {attempt} of a chunk with {chunk.attempt} attempts")
     published = (StepEvent(kind, attempt),)
@@ -310,6 +328,6 @@ def _proved(chunk: ChunkState, attempt: int, batch_id: str, kind: EventKind) -> 
         # A chunk that was cut stays cut: its inputs continue in its parts.
         return Step(chunk, published)
     if chunk.state == "sending" and attempt < chunk.attempt:
-        # The call of the current attempt continues. No further call follows.
+        # The call of the current attempt continues, but no other call follows.
         return Step(replace(chunk, batch_id=batch_id), published)
     return Step(replace(chunk, state="submitted", batch_id=chunk.batch_id or batch_id, reason=None), published)

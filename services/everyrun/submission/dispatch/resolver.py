@@ -1,4 +1,4 @@
-"""Resolve calls of unknown outcome: by evidence, by the log, or by a resend after the window for evidence."""
+"""Resolve calls whose outcome is unknown: by evidence, by the log, or by a resend after the window for evidence."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from everyrun.telemetry import log
 _log = log(__name__)
 _sql = beside(__file__, "dispatch.sql")
 
-#: An attempt is given up only after this many complete sweeps that began after its window. One is not enough: runs can
-#: move between pages while they are listed.
+#: An attempt is given up only after this many complete sweeps that began after its window for evidence. One sweep is
+#: not enough: runs can move between pages while they are listed, so a sweep can miss a run.
 REQUIRED_SWEEPS = 2
 
-#: The topics that could hold a run that names an attempt. ``deliveries`` has webhooks whose payload is behind a link.
+#: The topics in which evidence can arrive. ``deliveries`` has webhooks whose payload is behind a link.
 _EVIDENCE_TOPICS = ("batches", "runs", "deliveries")
 
 
@@ -40,7 +40,7 @@ class _Attempt(NamedTuple):
 
 
 class _Proof(NamedTuple):
-    """An attempt and the batch that a run names."""
+    """Evidence: an attempt, and the batch of a run that names this attempt."""
 
     chunk: str
     attempt: int
@@ -48,12 +48,12 @@ class _Proof(NamedTuple):
 
 
 async def mark_adopted(connection: Any, chunk: str, attempt: int, batch_id: str) -> None:
-    """Store that the attempt became the batch, so that its evidence is not applied again."""
+    """Store that the attempt became the batch, so that the evidence for this is not applied again."""
     await connection.execute(_sql["adopted"], chunk, attempt, batch_id)
 
 
 class Resolver:
-    """Resolve attempts of unknown outcome. Several processes may do so at once."""
+    """Resolve attempts whose outcome is unknown. Several processes may do this at the same time."""
 
     def __init__(
         self,
@@ -68,13 +68,14 @@ class Resolver:
         self._recovery = recovery
         self._transitions = transitions
         self._installation = installation
-        #: The end of the log when the window of an attempt was found to be over.
+        #: For each attempt whose window is over, the end of the log at the time when this was found.
         self._ends: dict[_Attempt, dict[tuple[str, int], int]] = {}
-        #: Evidence that matched no attempt, and the chunk's state then: it is retried after that state changed.
+        #: Evidence that could not be applied, with the state of the chunk at that time. It is tried again when the
+        #: state has changed.
         self._unmatched: dict[_Proof, ChunkState] = {}
 
     async def resolve(self) -> None:
-        """Check every attempt of unknown outcome once.
+        """Check every attempt of unknown outcome once, and resolve those that can be resolved.
 
         Raises aiokafka.errors.KafkaError and asyncpg's errors.
         """
@@ -88,9 +89,9 @@ class Resolver:
         for row in unannounced:
             await self._apply(row["chunk"], ClaimRevoked(row["attempt"]))
         if lost or unannounced:
-            # Read the log after the claims were revoked: if it has no batch-requested by now, a worker that publishes
-            # one later finds its claim revoked. And a worker that published the answer but did not store it is not
-            # lost.
+            # Read the log after the claims were revoked. If the log has no batch-requested of an attempt by now, a
+            # worker that publishes one later will find its claim revoked, and not call. Reading the log also finds
+            # answers that a worker published but did not store; that worker is not lost.
             await self._recovery.catch_up()
             incarnation = await self._recovery.ensure_caught_up()
             never_called = {
@@ -103,7 +104,7 @@ class Resolver:
                     await self._apply(row["chunk"], WorkerLost(row["attempt"]))
         given_up = await self._with_log_applied(over)
         if given_up:
-            # Evidence may have reached the tables and the log since it was last read.
+            # More evidence may have reached the tables and the log since they were last read.
             await self.adopt_evidence()
             await self._recovery.catch_up()
             for row in given_up:
@@ -119,9 +120,10 @@ class Resolver:
         return True
 
     async def _with_log_applied(self, over: list[Any]) -> list[Any]:
-        """Return the attempts for which the tables hold everything that was in the log when their window was over.
+        """Return the attempts of ``over`` whose evidence, if there is any, must be in the tables by now.
 
-        The log's end at that time counts, not its present end: the tables never reach that one while runs arrive.
+        For this, the tables must have applied the log up to where it ended when the window was found to be over. Its
+        present end does not matter: the tables might never reach that, because runs keep arriving.
         """
         attempts = [_Attempt(row["chunk"], row["attempt"]) for row in over]
         if set(attempts) - self._ends.keys():
@@ -139,14 +141,15 @@ class Resolver:
         ]
 
     async def adopt_evidence(self) -> None:
-        """Apply the evidence of unmatched runs whose reserved key names an attempt of this installation."""
+        """Apply the evidence in unmatched runs: those whose reserved key names an attempt of this installation."""
         unmatched, self._unmatched = self._unmatched, {}
         for found in await self._pool.fetch(_sql["evidence"], self._installation):
             row = await self._pool.fetchrow(_sql["attempt"], found["chunk"])
             if row is None or (row["batch_id"] == found["batch_id"] and chunk_state(row).state == "submitted"):
                 continue
             if row["state"] == "sending" and row["attempt"] == found["attempt"] and not row["overdue"]:
-                continue  # The call is in progress: its answer will say the same, or its deadline passes.
+                # The call is in progress. Its answer will say the same; if none comes, its deadline will pass.
+                continue
             proof = _Proof(found["chunk"], found["attempt"], found["batch_id"])
             if unmatched.get(proof) == chunk_state(row):
                 self._unmatched[proof] = unmatched[proof]

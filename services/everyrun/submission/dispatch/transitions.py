@@ -1,7 +1,7 @@
-"""Apply a trigger to a chunk: under the lock of its row, compute the step, publish its events, store the new state.
+"""Apply a trigger to a chunk: lock its row, compute the step, publish the events of the step, and store the new state.
 
-So no two processes step the same chunk at once, no step starts from an outdated state, and nothing is stored before
-the log has acknowledged its events.
+Because of the lock, no two processes step the same chunk at once, and no step starts from an outdated state. Because
+the new state is stored last, nothing is stored before the log has acknowledged the events.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class UnknownChunkError(NotFound):
 
 
 def chunk_state(row: Row) -> ChunkState:
-    """Return the state of a chunk from its row."""
+    """Return the state of a chunk from its row in the queue."""
     sending = row["state"] == "sending"
     return ChunkState(
         row["state"],
@@ -59,7 +59,10 @@ def chunk_state(row: Row) -> ChunkState:
 
 
 async def read_inputs(connection: Any, submission_id: str, first: int, last: int) -> list[events.Input]:
-    """Return inputs of a submission by position, as they were submitted: with presigned URLs and passwords."""
+    """Return the inputs of a submission at the positions from ``first`` to ``last``.
+
+    They are as they were submitted: with presigned URLs and passwords.
+    """
     return [
         events.Input(
             input_id=f"{submission_id}:{row['external_id']}",
@@ -78,9 +81,10 @@ async def inputs_of(connection: Any, row: ChunkRow) -> list[events.Input]:
 
 
 async def insert_parts(connection: Any, cuts: Iterable[tuple[str, Iterable[events.Part]]]) -> list[str]:
-    """Insert the parts of chunks that were cut, each cut with its submission id; return the ids of new parts.
+    """Insert the parts of chunks that were cut; return the ids of the parts that are new.
 
-    Parts that exist, and parts of a submission that the queue does not have, are skipped.
+    ``cuts`` has, for each chunk that was cut, the id of its submission and its parts. Parts that exist already are
+    skipped, and so are parts of a submission that the queue does not have.
     """
     rows = [
         (part.chunk, submission_id, part.first_position, part.last_position)
@@ -110,15 +114,17 @@ class Transitions:
         wait: float = 0.0,
         incarnation: str | None = None,
     ) -> Step:
-        """Apply a trigger to a chunk. With ``published``, the log has the events already.
+        """Apply a trigger to a chunk, and return the step.
 
-        If the chunk is waiting afterwards, it is not claimed for ``wait`` seconds, by the database's clock.
+        If ``published`` is true, the log has the events of the step already. If the chunk is waiting afterwards, it is
+        not claimed for ``wait`` seconds, by the database's clock.
 
-        ``incarnation`` is that of the database in which the attempt was claimed. In another one the trigger is not
-        possible: the attempt of the same number may be another worker's.
+        ``incarnation`` is the incarnation of the database in which the attempt was claimed. If the database is in
+        another incarnation now, the trigger is not possible, because the attempt with this number may be another
+        worker's.
 
         Raises NotPossibleError and UnknownChunkError; then nothing was published or changed. Raises KafkaError and
-        asyncpg's errors; then the events may have been published, but nothing was stored, so a retry is safe.
+        asyncpg's errors; then the events may have been published, but nothing was stored, so it is safe to retry.
         """
         async with self._pool.acquire() as connection, connection.transaction():
             locked = await connection.fetchrow(_sql["lock_chunk"], chunk)
@@ -149,7 +155,7 @@ class Transitions:
         return done
 
     async def publish_accepted(self, row: ChunkRow, inputs: list[events.Input], answered: Answered) -> None:
-        """Publish that Extend accepted the batch, which is true whatever happened to the queue since the claim."""
+        """Publish that Extend accepted the batch. This is true whatever happened to the queue since the claim."""
         assert isinstance(answered.outcome, Accepted)
         sending = ChunkState("sending", row.attempt)
         await self._publish(row, step(sending, answered), answered, inputs)
@@ -166,7 +172,7 @@ class Transitions:
             hit("adopt.after_produce")
 
     async def _store(self, connection: Any, chunk: str, after: ChunkState, wait: float) -> None:
-        # The window is measured by the database's clock, like the statement that finds it over.
+        # The window is measured by the database's clock, which also decides when the window is over.
         window = self._settings.doubt_window if after.state in ("in_doubt", "held") else None
         values = (after.state, after.resends, wait, after.reason, window, after.batch_id, after.claimed)
         await connection.execute(_sql["store_state"], chunk, *values)

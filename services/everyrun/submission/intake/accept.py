@@ -1,4 +1,4 @@
-"""Accept a submission: check every row and store all of them in one transaction, or none."""
+"""Accept a submission: check every row of an upload, and store all rows in one transaction, or none."""
 
 from __future__ import annotations
 
@@ -24,18 +24,20 @@ from everyrun.telemetry import log
 
 _log = log(__name__)
 _sql = beside(__file__, "intake.sql")
+#: Maximum number of bad rows in an answer.
 _MAX_BAD_ROWS = 100
-#: Timeout of the COPY, in seconds: only a safety limit, because the rows are on disk before it begins. While the COPY
-#: runs, Postgres keeps dead rows of all tables, and rebuilt tables cannot replace the live ones.
+#: Timeout of the COPY that stores the rows, in seconds. The rows are on disk before the COPY begins, so it should never
+#: take that long. It needs a limit, because while it runs, Postgres cannot remove dead rows of any table, and rebuilt
+#: tables cannot replace the live ones.
 _COPY_TIMEOUT = 3600.0
-#: Timeout of the search for duplicate ids, in seconds. Postgres sorts all ids: for millions of rows that takes longer
-#: than other statements may.
+#: Timeout of the search for duplicate ids, in seconds. Postgres sorts all ids, which for millions of rows takes longer
+#: than other statements are allowed to take.
 _DUPLICATES_TIMEOUT = 3600.0
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 
 
 class AcceptedSubmission(msgspec.Struct, frozen=True):
-    """A submission that the queue has stored."""
+    """A submission that the queue has stored. ``expected`` counts its inputs, ``batches`` its chunks."""
 
     submission_id: str
     expected: int
@@ -43,7 +45,7 @@ class AcceptedSubmission(msgspec.Struct, frozen=True):
 
 
 class BadRowsError(Invalid):
-    """Rows are bad, so nothing was accepted: their count, and the first of them."""
+    """Rows are bad or missing, so nothing was accepted. ``rows`` lists the first of the ``count`` bad rows."""
 
     def __init__(self, count: int, rows: list[BadRow]) -> None:
         super().__init__(f"{count} bad row{'' if count == 1 else 's'}")
@@ -52,15 +54,18 @@ class BadRowsError(Invalid):
 
 
 class IdempotencyConflictError(Conflict):
-    """The Idempotency-Key was used before, with other content."""
+    """The Idempotency-Key was used before, for other content."""
 
 
 class QueueReplacedError(Unavailable):
-    """The database was replaced during the upload, so the log must be searched for its Idempotency-Key first."""
+    """The database was replaced during the upload.
+
+    The new database may not know the upload's Idempotency-Key, so the log must first be searched for the key.
+    """
 
 
 class SubmittedBeforeError(Conflict):
-    """The same rows were submitted to the same workflow before; the text has the time and the submission."""
+    """The same rows were submitted to the same workflow before. The text names that submission and its time."""
 
     def __init__(self, known: asyncpg.Record) -> None:
         self.submission_id: str = known["submission_id"]
@@ -72,20 +77,20 @@ class SubmittedBeforeError(Conflict):
 
 
 class _AcceptedBeforeError(Exception):
-    """The upload repeats a complete submission. Raised to roll back the copied rows."""
+    """The upload repeats a submission that lacks nothing. Raised to roll back the rows copied from the upload."""
 
     def __init__(self, accepted: AcceptedSubmission) -> None:
         self.accepted = accepted
 
 
 def new_submission_id(now: float | None = None) -> str:
-    """Return a new id: ``sub_`` and 26 characters. The first ten encode the time, so ids sort by it."""
+    """Return a new id: ``sub_`` and 26 characters. The first ten encode the time, so ids sort by time."""
     number = int((time.time() if now is None else now) * 1000) << 80 | secrets.randbits(80)
     return "sub_" + "".join(_ALPHABET[(number >> shift) & 31] for shift in range(125, -1, -5))
 
 
 async def is_known(pool: asyncpg.Pool, idempotency_key: str) -> bool:
-    """Return if a submission was accepted with this Idempotency-Key."""
+    """Return if a submission with this Idempotency-Key was accepted before."""
     return await pool.fetchrow(_sql["by_idempotency_key"], idempotency_key) is not None
 
 
@@ -101,14 +106,15 @@ async def accept_submission(
     incarnation: str | None = None,
     once: bool = False,
 ) -> AcceptedSubmission:
-    """Check and store every row; the queue has the submission and its chunks when this returns.
+    """Check and store every row. When this returns, the queue holds the submission and its chunks.
 
-    A repeated upload with the same key returns the first one's answer, and restores what the submission lost with a
-    restored backup. With ``incarnation`` the submission is accepted only in that incarnation of the database. With
-    ``once`` the same rows under another key raise SubmittedBeforeError.
+    An upload that repeats an earlier one, with the same key and content, returns the answer to the earlier one. If the
+    queue lost inputs of that submission because it was restored from a backup, the repeated upload restores them. If
+    ``incarnation`` is given, the submission is accepted only while the database is still in that incarnation. If
+    ``once`` is true, rows that were submitted before under another key raise SubmittedBeforeError.
 
-    Raises BadRowsError, IdempotencyConflictError, QueueReplacedError and the errors of reading ``rows``; then nothing
-    is stored. Memory use does not grow with the upload.
+    Raises BadRowsError, IdempotencyConflictError, QueueReplacedError, SubmittedBeforeError, and the errors of reading
+    ``rows``. In all these cases nothing is stored. Memory use does not grow with the size of the upload.
     """
     intake = Intake(settings, new_submission_id())
     intake.add_to_digests(msgspec.json.encode([workflow_id, workflow_version, priority]))
@@ -140,15 +146,16 @@ def _same_submission(known: asyncpg.Record, intake: Intake) -> AcceptedSubmissio
 
 
 def is_incomplete(known: Any) -> bool:
-    """Return if the queue lacks inputs or files of a submission, which only a repeated upload can restore. Pure."""
+    """Return if a submission lost inputs or files that only a repeated upload can restore. Pure."""
     return bool(known["lost_inputs"] or known["files_lost"])
 
 
 def same_content(known: Any, full: bytes, redacted: bytes) -> bool:
-    """Return if an upload with these hashes repeats the submission. Pure.
+    """Return if an upload with these hashes repeats the submission ``known``. Pure.
 
-    The redacted hash decides in two cases. The log has only redacted files, so a submission restored from it has no
-    other hash. And the links of a submission that lacks inputs may have been signed again since.
+    Usually the hash of the full content decides. The hash of the redacted content decides in two cases. A submission
+    that was restored from the log has no full hash, because the log has only redacted files. And the full hash of a
+    submission that lacks inputs may no longer match, because the caller may have had to sign the links again.
     """
     if known["full_hash"] == full:
         return True
@@ -156,13 +163,13 @@ def same_content(known: Any, full: bytes, redacted: bytes) -> bool:
 
 
 class Intake:
-    """An upload on its way into the queue. Every row is checked; good rows are copied even if others are bad."""
+    """An upload on its way into the queue. Good rows are copied even if others are bad, to find all duplicate ids."""
 
     def __init__(self, settings: Settings, submission_id: str) -> None:
         self.settings = settings
         self.submission_id = submission_id
         self.digest = hashlib.sha256()
-        #: The hash of the content as the log shows it, so that it can be published.
+        #: The hash of the redacted content. The log may show this hash, because no secrets go into it.
         self.redacted_digest = hashlib.sha256()
         self.cutter = Cutter(settings.chunk_max_inputs, settings.chunk_max_bytes)
         self.rows = 0
@@ -170,7 +177,7 @@ class Intake:
         self.bad_count = 0
 
     async def copy(self, connection: Any, rows: AsyncIterator[RowGroup]) -> None:
-        """Check every row and copy the good ones, with one COPY that runs while the rows are checked."""
+        """Check every row, and copy the good rows into the queue with one COPY that runs while the rows are checked."""
         await connection.copy_to_table(
             "inputs",
             schema_name="everyrun_queue",
@@ -182,7 +189,7 @@ class Intake:
     async def _copy_text(self, rows: AsyncIterator[RowGroup]) -> AsyncIterator[bytes]:
         """Yield the good rows in the text format of COPY."""
         async for group in rows:
-            # Good rows are copied after a bad one, too: Postgres then finds duplicate ids among all of them.
+            # Good rows after a bad row are copied too: Postgres then finds duplicate ids among all of them.
             if lines := [line for given in group if (line := self._copy_line(given)) is not None]:
                 yield b"".join(lines)
 
@@ -190,7 +197,8 @@ class Intake:
         row = self._check(given)
         if row is None:
             return None
-        # Printable ids and JSON text contain no tab and no line break, so only backslashes need escaping.
+        # An id is printable and JSON text escapes control characters, so neither contains a tab or a line break. Only
+        # backslashes need escaping.
         line = b"%s\t%d\t%s\t%s\t%s\n" % (
             self.submission_id.encode(),
             row.position,
@@ -218,7 +226,7 @@ class Intake:
         return row
 
     def add_to_digests(self, content: bytes) -> None:
-        """Add content that is not a row to both hashes."""
+        """Add content that is not a row, such as the workflow's id, to both hashes."""
         self.digest.update(content)
         self.redacted_digest.update(content)
 
@@ -231,7 +239,11 @@ class Intake:
         key: str | None,
         once: bool,
     ) -> AcceptedSubmission:
-        """Refuse the upload, or insert the submission and its chunks, or refill the submission that it repeats."""
+        """Insert the submission and its chunks, or refill the submission that the upload repeats.
+
+        Raises BadRowsError, IdempotencyConflictError and SubmittedBeforeError, and _AcceptedBeforeError if there is
+        nothing to refill.
+        """
         await self.refuse_bad(connection)
         digests = (self.digest.digest(), self.redacted_digest.digest())
         if key is not None and await connection.fetchval(_sql["lock_by_idempotency_key"], key) is not None:
@@ -265,7 +277,7 @@ class Intake:
         return AcceptedSubmission(self.submission_id, self.rows, len(chunks))
 
     async def refuse_bad(self, connection: Any) -> None:
-        """Raise BadRowsError if a row is bad, an id is used twice, or there are no rows."""
+        """Raise BadRowsError if a row is bad, two rows have the same id, or there are no rows."""
         if self.rows:
             await self._find_duplicate_ids(connection)
         if self.bad_count:

@@ -1,6 +1,7 @@
 """Register a batch that another caller sent to Extend, as a submission whose one chunk is already submitted.
 
-So it gets results, reports and a balance like any other submission. Its runs are matched by their metadata.
+The batch then gets results, reports and a balance like any other submission. Its runs have no reserved key, so they are
+matched to the inputs by their metadata.
 """
 
 from __future__ import annotations
@@ -30,14 +31,18 @@ from everyrun.submission.intake.accept import Intake, new_submission_id
 from everyrun.submission.intake.parse import RowGroup
 
 _sql = beside(__file__, "intake.sql")
-#: How long a registration waits for Extend's answer, in seconds.
+#: How long a registration waits for Extend to say if it has the batch, in seconds.
 _TIMEOUT = 3.0
-#: Maximum number of inputs of a batch (SDK 1.20.0, workflow_runs/client.py create_batch).
+#: Maximum number of inputs in a batch (SDK 1.20.0, workflow_runs/client.py create_batch).
 MAX_INPUTS = 1000
 
 
 class Registered(msgspec.Struct, frozen=True):
-    """A registered batch. No run can be matched to the ``ambiguous`` inputs: others have the same metadata."""
+    """A registered batch.
+
+    ``expected`` counts its inputs. ``ambiguous`` counts the inputs to which no run can be matched, because another
+    input has the same metadata.
+    """
 
     submission_id: str
     batch_id: str
@@ -46,7 +51,7 @@ class Registered(msgspec.Struct, frozen=True):
 
 
 class Registration(NamedTuple):
-    """A registered batch as the queue stores it. Its inputs are in the log."""
+    """What the queue stores about a registered batch, without the inputs: they are in the log."""
 
     submission_id: str
     chunk: str
@@ -59,24 +64,25 @@ class Registration(NamedTuple):
 
 
 class BatchKnownError(Conflict):
-    """The batch is registered with other content, or Everyrun sent it; the text says which."""
+    """The batch is registered already with other inputs, or Everyrun sent it; the text says which."""
 
 
 class UnknownBatchError(Invalid):
-    """Extend lists no run of the batch, so no result could ever arrive."""
+    """Extend lists no run of the batch, so the registration would never get a result."""
 
 
 class RunSource(Protocol):
-    """The part of :class:`everyrun.extend.client.Extend` that is needed here."""
+    """The part of :class:`everyrun.extend.client.Extend` that this module uses."""
 
     async def list_runs(self, within: float, **query: str | int) -> Page:
         """Return a page of run summaries. Raises ExtendError."""
 
 
 async def check_batch(pool: asyncpg.Pool, extend: RunSource, batch_id: str) -> str | None:
-    """Return None if Extend lists a run of the batch, or it is registered already; else why Extend could not be asked.
+    """Return None if Extend has the batch, else why Extend could not be asked.
 
-    Raises UnknownBatchError if Extend answers that it has none.
+    Extend has the batch if it lists a run of it. A batch that is already registered is not checked again. Raises
+    UnknownBatchError if Extend answers that it has no run of the batch.
     """
     if await pool.fetchrow(_sql["registered"], batch_id) is not None:
         return None
@@ -88,16 +94,18 @@ async def check_batch(pool: asyncpg.Pool, extend: RunSource, batch_id: str) -> s
     except TimeoutError:
         return f"no answer within {_TIMEOUT:.0f} s"
     if not listed.data and listed.token is None:
-        raise UnknownBatchError(f"Extend lists no run of {batch_id}: is the id right? A new batch may take a moment")
+        raise UnknownBatchError(
+            f"Extend lists no run of {batch_id}: is the id right? A new batch may not be listed yet"
+        )
     return None
 
 
 class BatchTooLargeError(Invalid):
-    """The inputs exceed the size of a batch or of an event; the text says what to do."""
+    """There are more inputs than a batch can have, or they are too large for one event; the text says what to do."""
 
 
 class _RegisteredBeforeError(Exception):
-    """The same batch was registered before. Raised to roll back the copied rows."""
+    """The batch was registered before, with the same inputs. Raised to roll back the copied rows."""
 
     def __init__(self, submission_id: str) -> None:
         self.submission_id = submission_id
@@ -112,10 +120,10 @@ async def register(
     workflow_id: str,
     workflow_version: str | None,
 ) -> Registered:
-    """Check and store every row. The queue has the batch when this returns; the log has it soon after.
+    """Check and store every row. When this returns, the queue holds the batch; the log has it soon after.
 
-    A repeated call returns the first one's answer. Raises BatchKnownError, BatchTooLargeError, BadRowsError and the
-    errors of reading ``rows``; then nothing is stored.
+    A call that repeats an earlier one returns the answer to the earlier one. Raises BatchKnownError,
+    BatchTooLargeError, BadRowsError and the errors of reading ``rows``. In all these cases nothing is stored.
     """
     intake = Intake(settings, new_submission_id())
     intake.cutter = Cutter(MAX_INPUTS, settings.chunk_max_bytes)
@@ -139,7 +147,7 @@ async def register(
                 registered = registration_of(event)
                 await _refuse_known(connection, batch_id, registered.content_hash)
                 if not await insert_registration(connection, registered, announced=False):
-                    # Another call registered it in this moment.
+                    # Another call has registered the batch since the check above.
                     await _refuse_known(connection, batch_id, registered.content_hash)
             submission_id = intake.submission_id
         except _RegisteredBeforeError as before:
@@ -168,7 +176,7 @@ async def _refuse_known(connection: Any, batch_id: str, digest: bytes) -> None:
 
 
 def registration_of(event: events.BatchRegistered) -> Registration:
-    """Return what the queue stores of a ``batch-registered``."""
+    """Return what the queue stores about a ``batch-registered`` event."""
     return Registration(
         event.submission_id,
         event.chunk,
@@ -182,7 +190,10 @@ def registration_of(event: events.BatchRegistered) -> Registration:
 
 
 async def insert_registration(connection: Any, registered: Registration, *, announced: bool) -> bool:
-    """Insert the submission of a registered batch and its chunk; return False if the queue has it already."""
+    """Insert the submission of a registered batch, and its chunk; return False if the queue has the batch already.
+
+    ``announced`` is true if the log has the registration already.
+    """
     done = await connection.execute(
         _sql["insert_registered"],
         registered.submission_id,
@@ -202,19 +213,25 @@ async def insert_registration(connection: Any, registered: Registration, *, anno
 
 
 def content_hash(workflow_id: str, workflow_version: str | None, inputs: Sequence[events.Input]) -> bytes:
-    """Return a hash that is equal for equal registrations. Inputs are redacted, so newly signed links do not matter."""
+    """Return a hash that is the same for equal registrations.
+
+    ``inputs`` are redacted, so links that were signed again do not change the hash.
+    """
     content = [(given.external_id, given.file, given.metadata) for given in inputs]
     return hashlib.sha256(msgspec.json.encode([workflow_id, workflow_version, content], order="sorted")).digest()
 
 
 def count_ambiguous(inputs: Sequence[events.Input]) -> int:
-    """Return how many inputs have the same metadata as another."""
+    """Return how many inputs have the same metadata as another input."""
     seen = Counter(fingerprint(msgspec.json.encode(given.metadata)) for given in inputs)
     return sum(count for count in seen.values() if count > 1)
 
 
 def registration_record(row: asyncpg.Record, inputs: Sequence[events.Input]) -> Record:
-    """Return the record of ``batch-registered`` from the queue. The same row gives the same record."""
+    """Return the ``batch-registered`` record for a submission's row.
+
+    The same row always gives the same record, so a repeated announcement is recognised.
+    """
     created = timestamp(row["created_at"])
     event = events.BatchRegistered(
         submission_id=row["submission_id"],

@@ -1,7 +1,7 @@
 """Map the columns of a CSV to the fields of a row, and escape cells for spreadsheets. Pure.
 
-A spreadsheet runs a cell as a formula if it begins like one (OWASP, "CSV Injection"). What Everyrun exports is
-therefore escaped, and unescaped when it is submitted again.
+A spreadsheet evaluates every cell that begins like a formula (OWASP, "CSV Injection"). So Everyrun escapes such cells
+when it exports, and removes the escapes when an exported file is submitted again.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ _FILE_COLUMNS = ("url", "file_id", "text")
 _OWN_COLUMNS = ("id", *_FILE_COLUMNS, "name", "password", "metadata")
 _FIELDS = {"url": "url", "file_id": "id", "text": "text", "name": "name", "path": "path"}
 DELIMITERS = (",", ";", "\t")
-#: The start of a formula in Excel, LibreOffice and Google Sheets, also in full-width characters.
+#: Matches the start of a formula in Excel, LibreOffice and Google Sheets: an ASCII or full-width character, with any
+#: number of apostrophes before it.
 _FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
-#: A plain number is no formula, and must stay a number in the spreadsheet.
+#: Matches a plain number. It is not a formula even if it begins with a minus sign, and must stay a number in the
+#: spreadsheet.
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 
 
@@ -35,35 +37,37 @@ class Options(NamedTuple):
     """Options for reading a manifest. The defaults are those of an upload over HTTP."""
 
     encoding: str | None = None
-    #: One character; None to detect it from the header.
+    #: One character, or None to detect the delimiter from the header.
     delimiter: str | None = None
     id_column: str | None = None
     url_column: str | None = None
-    #: The columns that go into the metadata; "*" stands for all columns without another use.
+    #: The names of the columns that go into the metadata. "*" stands for all columns that have no other use.
     metadata_columns: Sequence[str] = ("*",)
-    #: True on the command line: a column ``path`` names local files, and errors name the options that help.
+    #: True on the command line. A column ``path`` then names local files, and errors name the options that help.
     local: bool = False
 
 
 class Columns:
-    """The use of each column of a CSV.
+    """What each column of a CSV is used for.
 
-    Everyrun's own column names are recognised in any case. Raises UploadError if the header cannot be used.
+    Everyrun's own column names are recognised in upper and lower case. Raises UploadError if the header cannot be used.
     """
 
     def __init__(self, header: Sequence[str], options: Options) -> None:
-        #: True for exported results, whose cells are escaped.
+        #: True if the CSV was exported by ``everyrun results``, so its cells are escaped.
         self.exported = set(OUTCOME_COLUMNS) <= {name.strip() for name in header}
         self.header = [(unescape(name) if self.exported else name).strip() for name in header]
         self._local = options.local
         outcome = [name for name in OUTCOME_COLUMNS if name in self.header]
-        #: If the CSV has some columns of the outcome (a single one may be anyone's): those that are missing.
+        #: The missing outcome columns, if the CSV has at least two of them but not all. It was then probably exported
+        #: and edited. A single such column proves nothing: any CSV may have a column ``status``.
         self.missing_outcome = (
             [name for name in OUTCOME_COLUMNS if name not in outcome] if len(outcome) > 1 and not self.exported else []
         )
-        #: Cells that look escaped although the CSV is not exported as a whole, and the first of them.
+        #: Number of cells that look escaped although the CSV does not have all outcome columns, and the first such
+        #: cell.
         self.escaped_count, self.escaped_cell = 0, ""
-        #: The index of each of Everyrun's own columns.
+        #: For each of Everyrun's own column names that the CSV has, the index of that column.
         self.indexes: dict[str, int] = {}
         chosen = {"id": options.id_column, "url": options.url_column}
         for column in (*_OWN_COLUMNS, *(["path"] if options.local else [])):
@@ -81,7 +85,7 @@ class Columns:
             raise UploadError(f"the CSV has the column {self.header[found[1]]!r} twice; rename one of them")
         if not exact and not found and needed:
             raise UploadError(f"there is no column {wanted!r}; {self._column_list()}")
-        # Otherwise the second spelling of the name would be ignored silently.
+        # Refuse another column whose name differs only in case: it would be ignored silently.
         others = [name for index, name in enumerate(self.header) if index not in found]
         if found and not needed and any(name.casefold() == wanted.casefold() for name in others):
             raise UploadError(f"the CSV has the column {wanted!r} twice, in different case; rename one of them")
@@ -97,24 +101,24 @@ class Columns:
             if self._local and len(self.header) == 1:
                 remedy += ". If another character separates the columns, name it with --delimiter"
             raise UploadError(
-                f"the CSV has no column for the file: name one of them {', '.join(files)}{remedy}; "
+                f"the CSV has no column for the file: name one of its columns {', '.join(files)}{remedy}; "
                 f"{self._column_list()}"
             )
 
     def _set_metadata(self, wanted: Sequence[str]) -> None:
         used = set(self.indexes.values())
-        # The outcome of an earlier submission is no metadata of a new one.
+        # The outcome of an earlier submission does not belong in the metadata of a new one.
         outcome = {self.header.index(name) for name in OUTCOME_COLUMNS} if self.exported else set()
         self._unnamed = [index for index, name in enumerate(self.header) if not name]
         named = {self._index(name, needed=True) for name in wanted if name != "*"}
         rest = set(range(len(self.header))) - used - outcome - set(self._unnamed)
         keep = {index for index in named if index is not None} | (rest if "*" in wanted else set())
-        #: The columns that go into the metadata, as index and name.
+        #: The index and the name of each column that goes into the metadata.
         self.metadata = [(index, self.header[index]) for index in sorted(keep)]
         for index, name in self.metadata:
             if self.header.index(name) != index:
                 raise UploadError(f"the CSV has the column {name!r} twice; rename one of them")
-        #: The columns that are not used.
+        #: The names of the columns that are not used at all.
         self.ignored = [self.header[index] for index in sorted(rest - keep)]
 
     @property
@@ -123,11 +127,12 @@ class Columns:
         return self.header[self.indexes["id"]] if "id" in self.indexes else None
 
     def row(self, fields: Sequence[str]) -> Any:
-        """Return a record as a row, or UnreadableRow.
+        """Return a record of the CSV as a row, or UnreadableRow if it cannot be read as one.
 
-        Columns: ``id``; ``url``, ``file_id`` or ``text`` for the file, with ``name`` and ``password``; ``metadata``
-        holds a JSON object; every other column becomes a text in the metadata under its name, even if it is empty. An
-        empty field of the columns named here counts as missing.
+        The column ``id`` holds the id of the input. The file is in one of the columns ``url``, ``file_id`` and
+        ``text``; the columns ``name`` and ``password`` can add to it. The column ``metadata`` holds a JSON object.
+        Every other column becomes a text in the metadata, under the name of the column, even if the field is empty. An
+        empty field in a column named here counts as missing.
         """
         if len(fields) != len(self.header):
             return UnreadableRow(
@@ -168,7 +173,7 @@ class Columns:
 
 
 def delimiter_of(line: str, options: Options) -> str:
-    """Return the delimiter of a header: the one that gives the most known column names."""
+    """Return the delimiter: the chosen one, or the one that splits the header into the most known column names."""
     if options.delimiter:
         return options.delimiter
     known = {*_OWN_COLUMNS, "path", options.id_column, options.url_column, *options.metadata_columns}
@@ -185,9 +190,10 @@ def delimiter_of(line: str, options: Options) -> str:
 
 
 def escape(cell: str) -> str:
-    """Return the cell with an apostrophe in front if a spreadsheet would run it as a formula.
+    """Return the cell, with an apostrophe in front if a spreadsheet would evaluate it as a formula.
 
-    A text of apostrophes before a formula gets another one, so that :func:`unescape` restores every text.
+    A cell that already has apostrophes in front of a formula gets one more, so that :func:`unescape` restores every
+    text exactly.
     """
     return "'" + cell if _is_formula(cell) else cell
 
@@ -198,9 +204,9 @@ def unescape(cell: str) -> str:
 
 
 def csv_line(cells: Iterable[str]) -> str:
-    """Return a line of a CSV with the escaped cells. Ends in a line feed."""
+    """Return one line of a CSV, with escaped cells and a line feed at the end."""
     written = io.StringIO()
-    # With this line terminator the writer also quotes a carriage return inside a cell.
+    # With this line terminator, the writer also quotes a cell that contains a carriage return.
     csv.writer(written, lineterminator="\r\n").writerow(map(escape, cells))
     return written.getvalue()[:-2] + "\n"
 

@@ -1,4 +1,4 @@
-"""Find keys that occur twice in a JSON object: decoding would keep one of the values. Pure."""
+"""Find keys that occur twice in a JSON object: decoding would silently keep only one of the values. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from msgspec import UNSET
 from everyrun.submission.intake.rows import QuickRow
 
 _SPACE = b" \t\r\n"
-#: Ends each key, once space is taken out. It is also in strings that begin with a colon, or have a quote before one.
+#: The end of a key and the colon after it, once white space is removed. Counting this counts at least all keys, and
+#: also strings that begin with a colon or contain a quote before a colon.
 _KEY = b'":'
 
 
@@ -27,10 +28,11 @@ def _object(pairs: list[tuple[str, Any]]) -> _Object:
 
 
 def duplicate_key(raw: bytes, decoded: Any) -> tuple[str, str] | None:
-    """Return the field of a row in which a key occurs twice, and the key; None if none does.
+    """Return the field of a row in which a key occurs twice, and that key; None if no key occurs twice.
 
-    ``raw`` is valid JSON, and ``decoded`` the value that msgspec decoded. Usually counting is enough: the text has as
-    many keys as the value.
+    The field is empty if the key occurs twice in the row itself. ``raw`` is valid JSON, and ``decoded`` is what msgspec
+    decoded from it. Usually it is enough to count: if the text has no more keys than the decoded value, no key was
+    lost. Otherwise the text is parsed again.
     """
     if raw.translate(None, _SPACE).count(_KEY) == _count(decoded):
         return None
@@ -48,7 +50,7 @@ def _nothing(_digits: str) -> None:
 
 
 def _count(value: Any) -> int:
-    """Return how many keys a decoded value has."""
+    """Return how many keys a decoded value has, including those of the values in it."""
     count, inner = 0, value
     if type(value) is QuickRow:
         inner = value.metadata
@@ -58,9 +60,9 @@ def _count(value: Any) -> int:
         inner = inner.values()
     elif type(inner) is not list:
         return count
-    for one in inner:
-        if type(one) in (dict, list):
-            count += _count(one)
+    for item in inner:
+        if type(item) in (dict, list):
+            count += _count(item)
     return count
 
 

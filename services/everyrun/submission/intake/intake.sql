@@ -10,7 +10,8 @@ from everyrun_queue.submissions s where idempotency_key = $1
 select submission_id from everyrun_queue.submissions where idempotency_key = $1 for update
 
 -- name: lock_content
--- Held until the end of the transaction, so that of two equal uploads at once the second one sees the first.
+-- The lock is held until the end of the transaction. If two equal uploads are accepted at once, the second waits for
+-- the lock, and then finds the submission of the first.
 select pg_advisory_xact_lock(hashtextextended('everyrun_queue.content/' || encode($1::bytea, 'hex'), 0))
 
 -- name: submitted_before
@@ -29,7 +30,8 @@ insert into everyrun_queue.chunks (chunk, submission_id, first_position, last_po
 select c, $1, f, l from unnest($2::text[], $3::int[], $4::int[]) as given (c, f, l)
 
 -- name: duplicate_ids
--- The first hundred rows with the id of an earlier row, that row, and the total number of such rows.
+-- The first hundred rows that have the id of an earlier row, with the position of that earlier row, and the total
+-- number of such rows.
 with repeated as (
     select external_id, min(position) as first, count(*) - 1 as more
     from everyrun_queue.inputs where submission_id = $1
@@ -41,7 +43,8 @@ where i.position <> repeated.first
 order by i.position limit 100
 
 -- name: refill_files
--- $1 is the submission, $2 the id under which the repeated upload was copied.
+-- Replaces the files of chunks that lost them. $1 is the submission, $2 the id under which the repeated upload was
+-- copied.
 update everyrun_queue.inputs known
 set file = given.file
 from everyrun_queue.chunks c, everyrun_queue.inputs given
@@ -64,7 +67,7 @@ select chunk, first_position, last_position from everyrun_queue.chunks where sub
 order by first_position, last_position
 
 -- name: sizes_of
--- The bytes that check_row counts for an input in a batch.
+-- The sizes, in bytes, from which size_in_batch (rows.py) computes the size of an input in a batch.
 select octet_length(file) + octet_length(metadata) as content, octet_length(external_id) as external_id
 from everyrun_queue.inputs where submission_id = $1 and position between $2 and $3 order by position
 
@@ -73,7 +76,7 @@ select chunk, state, attempt, resends, batch_id, reason, files_lost, owner, anno
 from everyrun_queue.chunks where submission_id = $1 and files_lost order by chunk for update
 
 -- name: refill_chunks
--- A chunk that is in doubt again does not get a new window: it waits only for sweeps.
+-- A chunk that is in doubt again gets no new window for evidence: it waits only for sweeps.
 update everyrun_queue.chunks c
 set files_lost = false, state = given.state, reason = given.reason,
     deadline = case when given.state = 'in_doubt' and c.state = 'held' then least(c.deadline, clock_timestamp())
@@ -88,7 +91,8 @@ update everyrun_queue.submissions set lost_inputs = 0, full_hash = $2, content_h
 select submission_id, expected, content_hash from everyrun_queue.submissions where registered_batch = $1
 
 -- name: batch_is_known
--- True if this installation sent the batch: the queue or the log has it, or an unmatched run of ours is in it.
+-- True if this installation sent the batch: the queue or the log knows it, or it has an unmatched run of this
+-- installation.
 select exists (select from everyrun_queue.chunks where batch_id = $1)
     or exists (select from everyrun_queue.adopted where batch_id = $1)
     or exists (select from everyrun.batches where batch_id = $1)

@@ -1,4 +1,4 @@
-"""Cut JSON text into rows, and decode them with exact numbers. Pure but for reading the file."""
+"""Cut JSON text into rows, and decode rows without changing any number. Pure, except that it reads the file."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from everyrun.submission.intake.duplicate_keys import duplicate_key
 from everyrun.submission.intake.rows import QuickRow, UnreadableRow
 from everyrun.submission.intake.text import UploadError, not_utf8
 
-#: Maximum size of a row, in bytes. The limit of an input (rows.py) is far below.
+#: Maximum size of the text of a row, in bytes, which limits the memory for reading it. The limit for an input, which
+#: rows.py checks, is far lower.
 ROW_MAX_BYTES = 16 << 20
 _READ_SIZE = 1 << 16
 
 
 class InexactError(Exception):
-    """A number has more digits than a double holds, or is too large for one."""
+    """A number that a double cannot hold exactly: it has too many digits, or is too large."""
 
 
 def _exact(text: str) -> float:
@@ -34,16 +35,18 @@ def _exact(text: str) -> float:
     return value
 
 
-#: Decode JSON. Raises InexactError for a number that would change.
+#: Decode JSON. Raises InexactError if a number in it would change.
 decode = msgspec.json.Decoder(float_hook=_exact).decode
 _decode_quick = msgspec.json.Decoder(QuickRow, float_hook=_exact).decode
+#: Finds an escape that is half of a surrogate pair.
 _HALF_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]").search
 
 
 def decode_row(raw: bytes, line: int) -> Any:
-    """Return the value of the row that begins in ``line``: a QuickRow, another value, or UnreadableRow.
+    """Return the value of the row that begins on line ``line``.
 
-    Raises EncodingError if the row is not UTF-8.
+    A row in the most common form becomes a QuickRow, any other valid row a plain value, and an invalid row
+    UnreadableRow. Raises EncodingError if the row is not UTF-8.
     """
     try:
         return _without_duplicates(raw, _decode_quick(raw))
@@ -61,7 +64,7 @@ def decode_row(raw: bytes, line: int) -> Any:
 
 
 def _without_duplicates(raw: bytes, row: Any) -> Any:
-    """Return the row, or UnreadableRow if a key occurs twice in one of its objects."""
+    """Return the row, or UnreadableRow if one of its objects has the same key twice."""
     found = duplicate_key(raw, row)
     if found is None:
         return row
@@ -70,29 +73,38 @@ def _without_duplicates(raw: bytes, row: Any) -> Any:
 
 
 def key_twice(key: str) -> str:
-    """Return what is wrong with an object that has a key twice."""
+    """Return the reason for refusing a row in which an object has ``key`` twice."""
     return f"has the key {key!r} twice in one object; only one of the values would be kept"
 
 
 _SPACE = re.compile(rb"[ \t\r\n]*").match
 _OPENING = (b"[", b"{")
-#: Everything up to the next bracket, or up to a string that does not end in the text read so far.
+#: Matches everything up to the next bracket outside strings, or up to a string whose end has not been read yet.
 _FLAT = re.compile(rb'(?:[^"\[\]{}]++|"[^"\\]*+(?:\\.[^"\\]*+)*+")*+', re.DOTALL).match
+#: Matches a whole string, a number, or true, false or null.
 _WORD = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[^\s,:\[\]{}"]*', re.DOTALL).match
 
 
 class JsonText:
-    """Cut JSON into values by its brackets and quotes, in linear time. Decoding finds out if a value is valid."""
+    """Cut JSON text into values in linear time, by looking only at brackets and quotes.
+
+    Whether a value is valid shows when it is decoded.
+    """
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self._data = b""
         self._at = 0
         self._line = 1
+        #: ``_line`` already counts the line breaks before this index.
         self._counted = 0
 
     def _read_more(self, what: str) -> bool:
-        """Read at least as much again as is still unused, and drop what was used."""
+        """Drop the text that was consumed, and read more; return False at the end of the file.
+
+        At least as much is read as is left unconsumed, so the text doubles, and a long value is read in linear time.
+        Raises UploadError if what is left is too long; ``what`` names it.
+        """
         unused = len(self._data) - self._at
         if unused > ROW_MAX_BYTES:
             raise UploadError(f"{what} is longer than {ROW_MAX_BYTES} bytes")
@@ -103,13 +115,13 @@ class JsonText:
         return bool(part)
 
     def line(self) -> int:
-        """Return the line of the next byte."""
+        """Return the number of the line that the next byte is on, from 1."""
         self._line += self._data.count(b"\n", self._counted, self._at)
         self._counted = self._at
         return self._line
 
-    def next(self) -> bytes:
-        """Return the next byte that is not white space, without consuming it; empty at the end."""
+    def peek(self) -> bytes:
+        """Return the next byte that is not white space, without consuming it; empty at the end of the file."""
         while True:
             found = _SPACE(self._data, self._at)
             self._at = found.end() if found else self._at
@@ -123,16 +135,22 @@ class JsonText:
         self._at += 1
 
     def expect(self, byte: bytes, what: str) -> None:
-        """Consume the byte. Raises UploadError if another byte comes."""
-        if self.next() != byte:
-            raise UploadError(f"the body is not valid JSON: {what} is missing in line {self.line()}")
+        """Consume the next byte that is not white space.
+
+        Raises UploadError if that is not ``byte``; ``what`` names it.
+        """
+        if self.peek() != byte:
+            raise UploadError(f"the body is not valid JSON: {what} is missing on line {self.line()}")
         self.skip()
 
-    def value(self, what: str) -> bytes:
-        """Consume and return the value that begins here. Raises UploadError if it does not end."""
-        if self.next() not in _OPENING:
+    def take_value(self, what: str) -> bytes:
+        """Consume and return the value that begins here.
+
+        Raises UploadError if the file ends within the value; ``what`` names the value.
+        """
+        if self.peek() not in _OPENING:
             return self._word(what)
-        # Counted from the start of the value, because _read_more drops the text before it.
+        # ``size`` is counted from the start of the value, because _read_more drops the text before the value.
         depth, size = 0, 0
         while True:
             found = _FLAT(self._data, self._at + size)
@@ -156,7 +174,7 @@ class JsonText:
         return raw
 
     def _word(self, what: str) -> bytes:
-        """Consume a string, a number, or true, false or null."""
+        """Consume and return a string, a number, or true, false or null."""
         while True:
             found = _WORD(self._data, self._at)
             end = found.end() if found else self._at
@@ -164,5 +182,5 @@ class JsonText:
             if complete or self._data[end - 1 : end] == b'"' or not self._read_more(what):
                 break
         if end == self._at:
-            raise UploadError(f"the body is not valid JSON: {what} is missing in line {self.line()}")
+            raise UploadError(f"the body is not valid JSON: {what} is missing on line {self.line()}")
         return self._consume(end - self._at, what)

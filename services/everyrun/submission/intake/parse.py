@@ -32,38 +32,40 @@ __all__ = [
 JSON, NDJSON, CSV = "application/json", "application/x-ndjson", "text/csv"
 KINDS = (JSON, NDJSON, CSV)
 
-#: A group ends at either limit.
+#: A group of rows ends when it has reached this number of rows or this number of bytes.
 _GROUP_ROWS, _GROUP_BYTES = 500, 1 << 20
+#: How much of an NDJSON file is read at a time, in bytes.
 _BLOCK = 1 << 18
 
 Row = tuple[int, Any]
-"""The line where a row begins, from 1, and its decoded value: a QuickRow, another value, or UnreadableRow."""
+"""The line on which a row begins, from 1, and its decoded value: a QuickRow, another value, or UnreadableRow."""
 RowGroup = list[Row]
 """Consecutive rows."""
 
-# _CsvLines limits a record. The module's own limit is for a field, so it must not come first.
+# _CsvLines limits the size of a whole record. The csv module has its own limit for a single field. Raise it, so that
+# the limit in _CsvLines is always reached first.
 csv.field_size_limit(2 * ROW_MAX_BYTES)
 
 
 class RowReader:
-    """Iterate over the rows of a seekable file. Raises UploadError."""
+    """Iterate over the rows of a seekable file. Raises UploadError if the file cannot be read in its format."""
 
     def __init__(self, kind: str, file: IO[bytes], options: Options = Options()) -> None:  # noqa: B008
         self._kind = kind
         self._file = file
         self._options = options
-        #: The columns of a CSV, after its header was read.
+        #: The columns of a CSV; None before its header was read.
         self.columns: Columns | None = None
-        #: Bytes (CSV: characters) of the rows read so far.
+        #: Number of bytes (for a CSV: characters) in the rows read so far.
         self.consumed = 0
 
     def __iter__(self) -> Iterator[Row]:
-        """Read from the beginning."""
+        """Read the rows from the beginning of the file."""
         file = utf8(self._file, self._options.encoding)
         return {JSON: self._json, NDJSON: self._ndjson, CSV: self._csv}[self._kind](file)
 
     def _ndjson(self, file: IO[bytes]) -> Iterator[Row]:
-        """Yield a row per line. Empty lines are skipped."""
+        """Yield one row per line. Empty lines are skipped."""
         line, rest, more = 0, b"", True
         while more:
             part = file.read(_BLOCK)
@@ -84,38 +86,41 @@ class RowReader:
     def _json(self, file: IO[bytes]) -> Iterator[Row]:
         """Yield the rows of ``{"inputs": [ROW, ...]}``."""
         text = JsonText(file)
-        if text.next() != b"{":
+        if text.peek() != b"{":
             raise UploadError('the body must be an object: {"inputs": [...]}')
         text.skip()
-        if text.next() not in (b'"', b"}"):
-            raise UploadError(f"the body is not valid JSON: a field is missing in line {text.line()}")
-        if text.next() == b'"' and (name := text.value("its field")) != b'"inputs"':
+        if text.peek() not in (b'"', b"}"):
+            raise UploadError(f"the body is not valid JSON: a field is missing on line {text.line()}")
+        if text.peek() == b'"' and (name := text.take_value("its field")) != b'"inputs"':
             raise UploadError(f"unknown field {name.decode(errors='replace')[:100]}: the body has only inputs")
-        if text.next() == b"}":
+        if text.peek() == b"}":
             raise UploadError('the body has no list "inputs"')
         text.expect(b":", 'a colon after "inputs"')
-        if text.next() != b"[":
+        if text.peek() != b"[":
             raise UploadError("inputs must be a list")
         text.skip()
         number = 0
-        while text.next() != b"]":
+        while text.peek() != b"]":
             if number:
                 text.expect(b",", f"a comma after row {number}")
             number += 1
-            text.next()
+            text.peek()  # Skips white space, so that the line is the one on which the row begins.
             line = text.line()
-            raw = text.value(f"row {number}")
+            raw = text.take_value(f"row {number}")
             self.consumed += len(raw)
             yield line, decode_row(raw, line)
         text.skip()
-        if text.next() == b",":
+        if text.peek() == b",":
             raise UploadError("unknown field after the list: the body has only inputs")
         text.expect(b"}", "the end of the object after the list")
-        if text.next():
-            raise UploadError(f"the body is not valid JSON: there is text after its end, in line {text.line()}")
+        if text.peek():
+            raise UploadError(f"the body is not valid JSON: there is text after its end, on line {text.line()}")
 
     def _csv(self, file: IO[bytes]) -> Iterator[Row]:
-        """Yield a row per record after the header. Empty records are skipped. See :class:`Columns`."""
+        """Yield one row per record after the header.
+
+        Empty records are skipped. :class:`Columns` explains the columns.
+        """
         text = io.TextIOWrapper(file, "utf-8", errors="surrogateescape", newline="")
         try:
             yield from self._records(_CsvLines(text))
@@ -124,12 +129,12 @@ class RowReader:
 
     def _records(self, lines: _CsvLines) -> Iterator[Row]:
         options = self._options
-        first = lines.first()
+        first = lines.peek()
         if separator := re.fullmatch(r'"?sep=(.)"?\s*', first):
-            # Excel writes such a line to name the delimiter.
+            # Excel writes such a line before the header to name the delimiter.
             options = options._replace(delimiter=options.delimiter or separator[1])
             next(lines)
-            first = lines.first()
+            first = lines.peek()
         delimiter = delimiter_of(first, options)
         records = csv.reader(lines, delimiter=delimiter, strict=True)
         row = 0
@@ -147,7 +152,7 @@ class RowReader:
                 continue
             except _RecordTooLongError:
                 raise UploadError(
-                    f"row {row + 1}, which begins in line {start}, is longer than {ROW_MAX_BYTES} characters. "
+                    f"row {row + 1}, which begins on line {start}, is longer than {ROW_MAX_BYTES} characters. "
                     "Is the closing quote of a field missing?"
                 ) from None
             self.consumed += lines.size
@@ -165,20 +170,23 @@ class _RecordTooLongError(Exception):
 
 
 class _CsvLines:
-    """Iterate over the lines of a CSV and count them. Raises EncodingError and _RecordTooLongError."""
+    """Iterate over the lines of a CSV, and count them for error messages.
+
+    Raises EncodingError if a line is not UTF-8, and _RecordTooLongError.
+    """
 
     def __init__(self, text: io.TextIOWrapper) -> None:
         self._text = text
         self._first: str | None = None
         self.count = 0
-        #: Characters of the current record so far.
+        #: Number of characters of the current record that were read so far.
         self.size = 0
 
     def __iter__(self) -> _CsvLines:
         return self
 
-    def first(self) -> str:
-        """Return the next line that is not empty, without consuming it. The empty lines before it are skipped."""
+    def peek(self) -> str:
+        """Return the next line that is not empty, without consuming it. Empty lines before it are consumed."""
         if self._first is None:
             for line in self:
                 if line.strip("\r\n"):
@@ -188,7 +196,7 @@ class _CsvLines:
         return self._first or ""
 
     def start_record(self) -> int:
-        """Start a record; return its first line."""
+        """Begin a new record; return the line on which it begins."""
         self.size = 0
         return self.count + 1
 
@@ -207,18 +215,21 @@ class _CsvLines:
         return line
 
     def problem(self, error: csv.Error, start: int) -> str:
-        """Return what is wrong with the record that begins in line ``start``."""
+        """Return what is wrong with the record that begins on line ``start``."""
         if "unexpected end" in str(error):
             return (
                 f"a quoted field that opens here does not end, so everything down to line {self.count} belongs to it. "
                 'Close it with ", and write "" for a quote inside it'
             )
-        where = "" if self.count == start else f" in line {self.count}"
+        where = "" if self.count == start else f" on line {self.count}"
         return f'not valid CSV{where}: {error}. Write "" for a quote inside a quoted field'
 
 
 async def row_groups(reader: RowReader) -> AsyncIterator[RowGroup]:
-    """Yield the rows in groups, read in a thread. Raises UploadError."""
+    """Yield the rows of a reader in groups.
+
+    They are read in a thread, so that the event loop is not blocked. Raises UploadError.
+    """
     rows = iter(reader)
     while group := await asyncio.to_thread(_row_group, reader, rows):
         yield group
@@ -235,12 +246,15 @@ def _row_group(reader: RowReader, rows: Iterator[Row]) -> RowGroup:
 
 
 def spool() -> IO[bytes]:
-    """Return a nameless temporary file for an upload, in the folder for temporary files (TMPDIR)."""
+    """Return a temporary file without a name, in the folder for temporary files (TMPDIR), to hold an upload."""
     return tempfile.TemporaryFile()
 
 
 async def read_rows(kind: str, body: AsyncIterator[bytes]) -> AsyncIterator[RowGroup]:
-    """Receive a body whole, then yield its rows in groups. Raises UploadError; KeyError for an unknown ``kind``."""
+    """Receive a whole body into a temporary file, then yield its rows in groups.
+
+    Raises UploadError if the body cannot be read, and KeyError if ``kind`` is unknown.
+    """
     with spool() as file:
         async for part in body:
             await asyncio.to_thread(file.write, part)

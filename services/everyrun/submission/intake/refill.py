@@ -1,7 +1,8 @@
-"""Restore what a submission lost with a restored backup, from the same upload repeated under its Idempotency-Key.
+"""Restore the inputs that the queue lost, from the same upload repeated with its Idempotency-Key.
 
-Chunks that the log knows keep their numbers, ranges and states, so nothing is sent twice. Only the gaps between them
-are cut into new chunks. With the settings of the first upload, the new chunks equal the lost ones.
+A queue that was restored from a backup lacks what was stored after the backup. Chunks that the log knows keep their
+numbers, ranges and states, so nothing is sent twice. Only the gaps between these chunks are cut into new chunks. If the
+settings are those of the first upload, the new chunks are equal to the lost ones.
 """
 
 from __future__ import annotations
@@ -18,13 +19,17 @@ from everyrun.submission.dispatch.transitions import chunk_state
 from everyrun.submission.intake.rows import size_in_batch
 
 _sql = beside(__file__, "intake.sql")
-#: Timeout for moving and counting millions of inputs, in seconds: it takes longer than other statements may.
+#: Timeout of the statements that move and count millions of inputs, in seconds. They take longer than other statements
+#: are allowed to take.
 _TIMEOUT = 3600.0
 _NUMBER = re.compile(r"\.c(\d+)")
 
 
 def gaps(known: Iterable[Range], expected: int) -> list[Range]:
-    """Return the positions from 1 to ``expected`` that no range covers, as ranges. Pure; the ranges may overlap."""
+    """Return the positions from 1 to ``expected`` that are in none of the known ranges, as ranges. Pure.
+
+    The known ranges may overlap.
+    """
     found, at = [], 1
     for first, last in sorted(known):
         if first > at:
@@ -34,10 +39,12 @@ def gaps(known: Iterable[Range], expected: int) -> list[Range]:
 
 
 def number_gaps(known: Sequence[tuple[int, Range]], cut: Iterable[Range], batches: int) -> list[tuple[int, Range]]:
-    """Return the ranges cut from gaps, each with a chunk number. Pure.
+    """Return the ranges that were cut from gaps, each with a chunk number. Pure.
 
-    A gap gets the unused numbers between those of its neighbours. If it is now cut into more chunks than at first,
-    because the settings changed, the rest gets numbers after the highest one ever used.
+    ``known`` are the chunks that the queue has, by number; ``batches`` is the number of chunks of the first upload. The
+    ranges in a gap get the unused numbers between those of the chunks before and after the gap. If the settings changed
+    since the first upload, the gap may be cut into more chunks than there are such numbers. The remaining ranges then
+    get numbers above the highest one ever used.
     """
     used = {number for number, _ in known}
     after = max([batches, *used]) + 1
@@ -53,7 +60,7 @@ def number_gaps(known: Sequence[tuple[int, Range]], cut: Iterable[Range], batche
 
 
 def number_of(chunk: str) -> int:
-    """Return the number of a chunk, or of the chunk that a part was cut from. Pure."""
+    """Return the number of a chunk. A part has the number of the chunk that was cut first. Pure."""
     found = _NUMBER.search(chunk)
     return int(found[1]) if found else 0
 
@@ -61,10 +68,11 @@ def number_of(chunk: str) -> int:
 async def refill(
     connection: Any, settings: Settings, submission: Any, copied: str, full: bytes, redacted: bytes
 ) -> None:
-    """Restore the inputs and files that a submission lost, from the upload copied as submission ``copied``.
+    """Restore the inputs and files that a submission lost, from the repeated upload.
 
-    ``submission`` is the locked row of the submission. The upload must have the same content. Must be called in a
-    transaction.
+    ``copied`` is the id under which the rows of the repeated upload were copied. ``submission`` is the row of the
+    submission, which must be locked. The upload must have the same content; ``full`` and ``redacted`` are the hashes of
+    its content. Must be called in a transaction.
     """
     submission_id = submission["submission_id"]
     await connection.execute(_sql["refill_files"], submission_id, copied, timeout=_TIMEOUT)
@@ -85,9 +93,10 @@ async def refill(
         [first for _, (first, _) in numbered],
         [last for _, (_, last) in numbered],
     )
-    held = await connection.fetch(_sql["lock_files_lost"], submission_id)
-    after = [refilled(chunk_state(row)) for row in held]
-    columns = ([row["chunk"] for row in held], [chunk.state for chunk in after], [chunk.reason for chunk in after])
+    without_files = await connection.fetch(_sql["lock_files_lost"], submission_id)
+    after = [refilled(chunk_state(row)) for row in without_files]
+    chunks = [row["chunk"] for row in without_files]
+    columns = (chunks, [chunk.state for chunk in after], [chunk.reason for chunk in after])
     await connection.execute(_sql["refill_chunks"], *columns)
     await connection.execute(_sql["mark_refilled"], submission_id, full, redacted)
 

@@ -1,4 +1,4 @@
-"""Check the rows of a submission. Pure; the command line uses the same rules for a dry run."""
+"""Check the rows of a submission. The command line checks them with the same rules in a dry run. Pure."""
 
 from __future__ import annotations
 
@@ -13,20 +13,25 @@ from everyrun.extend import reserved
 
 _encode = msgspec.json.Encoder().encode
 
-#: The fields of each kind of file, in the order of the stored JSON (Extend's SDK 1.20.0, workflow_runs/types:
+#: The fields of each kind of file, in the order in which they are stored (Extend's SDK 1.20.0, workflow_runs/types:
 #: FileFromUrl, FileFromId, FileFromText).
 FILE_FIELDS = {"url": ("url", "name", "settings"), "id": ("id",), "text": ("text", "name")}
-#: Bytes of the reserved key in the metadata's 10 KB, without the ids in it. Enough for a chunk that is cut repeatedly.
+#: Number of bytes to allow for the reserved key within the 10 KB of metadata, not counting the ids in the key. This is
+#: enough even for the long id of a chunk that was cut repeatedly.
 _RESERVED_ROOM = 240
 
 
-#: ``everyrun results`` ends a link with this if its query string was not kept: such a link cannot be opened.
+#: ``everyrun results`` appends this to a link whose query string was not kept. Such a link cannot be opened, so it is
+#: refused if it is submitted again.
 REDACTED = "#everyrun-redacted"
 _REPLACE = "its query string or password was not kept: give a new link, with the password if it has one"
 
 
 class BadRow(msgspec.Struct, frozen=True):
-    """A bad row: its number from 1, its id if it has one, the bad field, the reason, and its first line."""
+    """A bad row: its number from 1, its id if it has one, the bad field, and what is wrong with that field.
+
+    ``line`` is the line of the file on which the row begins, if that is known.
+    """
 
     row: int
     id: str | None
@@ -36,7 +41,7 @@ class BadRow(msgspec.Struct, frozen=True):
 
 
 class UnreadableRow(msgspec.Struct, frozen=True):
-    """A row that could not be parsed, and why."""
+    """A row that could not be read, and the reason. ``field`` and ``id`` are set if they are known."""
 
     reason: str
     field: str = ""
@@ -44,7 +49,10 @@ class UnreadableRow(msgspec.Struct, frozen=True):
 
 
 class GoodRow(msgspec.Struct, frozen=True):
-    """An input as the queue stores it. ``file`` and ``metadata`` are JSON text; ``size`` is its bytes in a batch."""
+    """An input as the queue stores it.
+
+    ``file`` and ``metadata`` are JSON text. ``size`` is the maximum number of bytes that the input takes up in a batch.
+    """
 
     position: int
     external_id: str
@@ -59,18 +67,22 @@ class _QuickFile(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True)
 
 
 class QuickRow(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """A row in the most common form, with a URL. Decoding it checks most of its rules."""
+    """A row in the most common form: its file is a URL.
+
+    Decoding a row into this type already checks most of the rules.
+    """
 
     file: _QuickFile
     id: Annotated[str, Meta(min_length=1, max_length=reserved.EXTERNAL_ID_MAX)] | None = None
     metadata: dict[str, Any] | None = None
 
 
-#: A URL that needs no further check.
+#: Matches a simple URL, which is valid without any further check.
 _PLAIN_URL = re.compile(r"https?://[A-Za-z0-9.-]+(?:/[!-~]*)?").fullmatch
 
 
-#: The JSON text of a file with a query string in its URL: the common form of a signed link.
+#: Matches the JSON text of a file whose URL has a query string or a fragment, which is the common form of a signed
+#: link.
 _SIGNED_URL = re.compile(
     rb'(\{"url":"https?://[A-Za-z0-9.-]+(?::\d+)?/[^"\\?#@]*)[?#][^"\\]+("(?:,"name":"[^"\\]*")?)\}'
 ).fullmatch
@@ -83,9 +95,10 @@ class _BadFieldError(Exception):
 
 
 def check_row(row: int, given: Any, submission_id: str, max_bytes: int, line: int | None = None) -> GoodRow | BadRow:
-    """Return the input of row number ``row`` (from 1), or what is wrong with it.
+    """Return the input of row number ``row`` (from 1), or what is wrong with the row.
 
-    ``given`` is a decoded value or UnreadableRow. A QuickRow gives the same result as the fully decoded row.
+    ``given`` is the decoded value of the row, or UnreadableRow. A QuickRow gives the same result as the same row
+    decoded to a dictionary. ``max_bytes`` is the maximum size of an input. ``line`` goes into a BadRow.
     """
     if type(given) is QuickRow:
         good = _quick(row, given, submission_id, max_bytes)
@@ -117,8 +130,10 @@ def check_row(row: int, given: Any, submission_id: str, max_bytes: int, line: in
 
 
 def duplicate_id(row: int, external_id: str, first: int, line: int | None = None) -> BadRow:
-    """Return what is wrong with a row that repeats the id of an earlier row."""
-    reason = f"is also the id of row {first}; ids must be unique in a submission (a row without one gets its number)"
+    """Return the BadRow for a row that has the same id as the earlier row ``first``."""
+    reason = (
+        f"is also the id of row {first}; ids must be unique in a submission (a row without an id gets its row number)"
+    )
     return BadRow(row, external_id, "id", reason, line)
 
 
@@ -127,7 +142,7 @@ def _shown_id(given: Any) -> str | None:
 
 
 def _quick(row: int, given: QuickRow, submission_id: str, max_bytes: int) -> GoodRow | None:
-    """Return the input if a few quick tests find nothing wrong; None if the row needs the full check."""
+    """Return the input if a few quick tests find nothing wrong, or None if the row needs the full check."""
     external_id = str(row) if given.id is None else given.id
     url = given.file.url
     if not _PLAIN_URL(url) or url.endswith(REDACTED) or not external_id.isprintable():
@@ -148,13 +163,17 @@ def _size(file: bytes, metadata: bytes, submission_id: str, external_id: str) ->
     return size_in_batch(len(file) + len(metadata), len(submission_id), len(external_id.encode()))
 
 
-def size_in_batch(content: int, submission_id: int, external_id: int) -> int:
-    """Return the maximum bytes of an input in a batch, with the reserved key and ids, from the bytes of its parts."""
-    return content + 2 * (submission_id + external_id) + 440
+def size_in_batch(content_bytes: int, submission_id_bytes: int, external_id_bytes: int) -> int:
+    """Return the maximum number of bytes that an input takes up in a batch, from the sizes of its parts.
+
+    ``content_bytes`` is the size of the file and the metadata. An input also carries the reserved key and its own ids,
+    which contain each of the two ids up to twice. 440 bytes are allowed for everything else in them.
+    """
+    return content_bytes + 2 * (submission_id_bytes + external_id_bytes) + 440
 
 
 def _metadata_size(metadata: bytes, submission_id: str, external_id: str) -> int:
-    """Return the bytes of the metadata as Extend counts them, with the reserved key."""
+    """Return the size of the metadata as Extend counts it, in bytes, with the reserved key."""
     return len(metadata) + _RESERVED_ROOM + 2 * len(submission_id) + len(external_id.encode())
 
 
@@ -197,7 +216,7 @@ def _file(given: Any) -> dict[str, Any]:
             raise _BadFieldError(f"file.{field}", f"must be non-empty text, not {_kind(value)}")
     if kind == "url":
         _check_url(given["url"])
-    # In a fixed order, so that equal files give equal text.
+    # The fields are in a fixed order, so that equal files give equal text.
     return {field: given[field] for field in FILE_FIELDS[kind] if field in given}
 
 
@@ -209,7 +228,7 @@ def _check_url(url: str) -> None:
         right = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
     except ValueError:
         right = False
-    # Of all white space only the plain space is printable.
+    # isprintable() refuses all white space except the plain space.
     if not right or not url.isprintable() or " " in url:
         raise _BadFieldError("file.url", "is not an http or https URL; spaces must be written %20")
 
@@ -256,9 +275,10 @@ def _kind(value: Any) -> str:
 
 
 def redact_file(file: dict[str, Any]) -> dict[str, Any]:
-    """Return the file as the log and the tables show it: without password and a URL's query, fragment and user.
+    """Return the file as the log and the tables show it: without its password, and without secrets in its URL.
 
-    If something was removed, ``redacted`` is true: the file cannot be submitted again from it.
+    The query, the fragment and the user are removed from the URL. If something was removed, ``redacted`` is true in the
+    returned file, which can then no longer be submitted.
     """
     shown = {key: value for key, value in file.items() if key != "settings"}
     removed = "settings" in file
@@ -271,7 +291,7 @@ def redact_file(file: dict[str, Any]) -> dict[str, Any]:
 
 
 def redacted_json(file: bytes) -> bytes:
-    """Return a file's JSON text as the log shows it, for hashing. A faster ``redact_file``."""
+    """Return a file's JSON text as the log shows it, for hashing. Does the same as ``redact_file``, but faster."""
     if b"?" not in file and b"#" not in file and b"@" not in file and b'"settings"' not in file:
         return file
     signed = _SIGNED_URL(file)

@@ -1,4 +1,4 @@
-"""Read text files in any common encoding as UTF-8. Pure but for reading the file."""
+"""Read text files in any common encoding as UTF-8. Pure, except that it reads the file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import IO, cast
 
 from everyrun.errors import Invalid
 
-#: Longer marks first, because the mark of UTF-32 begins with that of UTF-16.
+#: Byte-order marks and their encodings. UTF-32 comes before UTF-16, because its mark begins with that of UTF-16.
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),
@@ -17,13 +17,15 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
-#: Encodings of text files. Python's codecs also include compressions and escapes.
+#: Matches Python's names of encodings for text files. Python's other codecs, such as compressions and escapes, are not
+#: allowed.
 _OF_TEXT = re.compile(
     r"ascii|utf-(8|16|32)(-le|-be|-sig)?|iso8859-\d+|cp\d+|mac-[a-z]+|koi8-[rtu]|gb2312|gbk|gb18030|big5(hkscs)?"
     r"|euc_(jp|kr|jis_2004|jisx0213)|shift_jis(_2004|x0213)?|johab|tis-620|hp-roman8|ptcp154|kz1048"
 )
 _READ_SIZE = 1 << 16
-#: Text in these is never valid UTF-8 with characters outside ASCII, or is UTF-8.
+#: The Unicode encodings. Text in UTF-16 or UTF-32 is never valid UTF-8 with characters outside ASCII, so files in these
+#: encodings need no check for that.
 _UNICODE = frozenset(name for _, name in _MARKS) | {"utf-16", "utf-32"}
 
 
@@ -32,7 +34,10 @@ class UploadError(Invalid):
 
 
 class EncodingError(UploadError):
-    """The text does not match its encoding. ``named`` is true if the caller named the encoding."""
+    """The text does not match its encoding.
+
+    ``named`` is true if the caller named the encoding, false if it is the default.
+    """
 
     def __init__(self, message: str, named: bool = False) -> None:
         super().__init__(message)
@@ -40,8 +45,8 @@ class EncodingError(UploadError):
 
 
 def known_encoding(name: str) -> str:
-    """Return Python's name of a text encoding. Raises EncodingError if there is none."""
-    # windows1252, Windows 1252, WIN-1252: what people write for cp1252.
+    """Return Python's name of a text encoding. Raises EncodingError if Python knows no such encoding."""
+    # People write windows1252, Windows 1252 or WIN-1252 for cp1252.
     name = re.sub(r"^\s*win(?:dows)?[-_ ]?(\d+)\s*$", r"cp\1", name, flags=re.IGNORECASE | re.ASCII)
     try:
         found = codecs.lookup(name).name if name.isascii() and "\x00" not in name else ""
@@ -55,11 +60,13 @@ def known_encoding(name: str) -> str:
 def utf8(file: IO[bytes], encoding: str | None) -> IO[bytes]:
     """Return the content of a seekable file as UTF-8, from its beginning, without a byte-order mark.
 
-    A byte-order mark decides the encoding, else ``encoding``, else UTF-8. Reading another encoding raises EncodingError
-    for invalid bytes. UTF-8 is passed on unchecked: the reader of the rows checks it, because it knows the line.
+    The encoding is that of the byte-order mark. Without a mark it is ``encoding``, and without either it is UTF-8. Text
+    in another encoding is converted while it is read; invalid bytes raise EncodingError. UTF-8 is passed on
+    unchecked: the reader of the rows checks it, because only that reader knows the line to name in an error.
 
-    Raises EncodingError if ``encoding`` names another encoding and the file is valid UTF-8 with characters outside
-    ASCII. Text in another encoding almost never is, so its characters would be altered without notice.
+    Also raises EncodingError if ``encoding`` names another encoding, but the file is valid UTF-8 with characters
+    outside ASCII. Text in another encoding is almost never valid UTF-8, so ``encoding`` must be wrong, and reading the
+    file with it would alter characters without notice.
     """
     named = known_encoding(encoding) if encoding else "utf-8"
     file.seek(0)
@@ -83,7 +90,7 @@ def utf8(file: IO[bytes], encoding: str | None) -> IO[bytes]:
 
 
 def _utf8_word(file: IO[bytes]) -> str | None:
-    """Return a word with a character outside ASCII if the rest of a file is valid UTF-8 and has one.
+    """Return a word with a character outside ASCII if the rest of a file is valid UTF-8 and has one, else None.
 
     The position in the file stays the same.
     """
@@ -103,7 +110,7 @@ def _utf8_word(file: IO[bytes]) -> str | None:
 
 
 class _RecodedFile(io.RawIOBase):
-    """A file that is recoded to UTF-8 while it is read."""
+    """A file that is converted to UTF-8 while it is read."""
 
     def __init__(self, file: IO[bytes], encoding: str) -> None:
         self._file = file
@@ -136,12 +143,12 @@ class _RecodedFile(io.RawIOBase):
 
 
 def not_utf8(raw: bytes, line: int) -> EncodingError | None:
-    """Return the error if the text that begins in ``line`` is not UTF-8; None if it is."""
+    """Return the error if the text that begins on line ``line`` is not UTF-8; None if it is."""
     try:
         raw.decode()
     except UnicodeDecodeError as error:
         line += raw.count(b"\n", 0, error.start)
-        # Show the word around the byte, which a person can find in the file.
+        # Show the word around the invalid byte, so that a person can find it in the file.
         word = re.search(rb"[^\s,;\t\"]*\Z", raw[: error.start][-20:])
         rest = re.match(rb"[^\s,;\t\"]*", raw[error.start :][:20])
         seen = ((word[0] if word else b"") + (rest[0] if rest else b"")).decode("cp1252", "replace")

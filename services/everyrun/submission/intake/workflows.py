@@ -1,6 +1,6 @@
 """Check at intake that Extend has a workflow and its version.
 
-So a typing error is refused at once, and does not end in inputs that can never be sent.
+A mistyped id is then refused at once. Otherwise its inputs would be accepted, but could never be sent.
 """
 
 from __future__ import annotations
@@ -17,31 +17,34 @@ from everyrun.telemetry import log
 
 _log = log(__name__)
 
-#: How long an answer is valid, in seconds: that Extend has the workflow; that it has not, or could not be asked.
+#: How long an answer is remembered, in seconds. The first number is for the answer that Extend has the workflow, the
+#: second for all others: Extend does not have the workflow, or could not be asked.
 _KNOWN_FOR, _UNSURE_FOR = 300.0, 15.0
 #: How long an upload waits for the answer, in seconds.
 _TIMEOUT = 3.0
+#: Maximum number of remembered answers; of similar workflows in an error; and of workflows in an error if none is
+#: similar.
 _REMEMBERED, _NEAR, _LISTED = 1000, 3, 5
 
 
 class WorkflowSource(Protocol):
-    """The part of :class:`everyrun.extend.client.Extend` that is needed here."""
+    """The part of :class:`everyrun.extend.client.Extend` that this module uses."""
 
     async def get_workflow(self, workflow_id: str, within: float) -> bytes:
-        """Raise ExtendError if there is no such workflow."""
+        """Return the workflow as JSON. Raises ExtendError, for example if there is no such workflow."""
 
     async def list_workflows(self, within: float) -> Page:
-        """Return a page of summaries."""
+        """Return a page of workflow summaries. Raises ExtendError."""
 
     async def get_workflow_version(self, workflow_id: str, version: str, within: float) -> bytes:
-        """Raise ExtendError if the workflow has no such version."""
+        """Return the version as JSON. Raises ExtendError, for example if there is no such version."""
 
     async def list_workflow_versions(self, workflow_id: str, within: float) -> Page:
-        """Return a page of summaries."""
+        """Return a page of version summaries. Raises ExtendError."""
 
 
 class UnknownWorkflowError(Invalid):
-    """Extend has no workflow with this id. The text and ``near`` name similar ids."""
+    """Extend has no workflow with this id. The text names similar workflows; ``near`` has their ids."""
 
     def __init__(self, message: str, near: list[str]) -> None:
         super().__init__(message)
@@ -49,7 +52,7 @@ class UnknownWorkflowError(Invalid):
 
 
 class UnknownVersionError(Invalid):
-    """The workflow has no such version. The text and ``near`` name the versions that it has."""
+    """The workflow has no such version. The text and ``near`` name the versions that the workflow has."""
 
     def __init__(self, message: str, near: list[str]) -> None:
         super().__init__(message)
@@ -65,6 +68,7 @@ class _Key(NamedTuple):
 
 
 class _Answer(NamedTuple):
+    #: The time until which the answer is valid, by the clock of Workflows.
     until: float
     #: Why Extend could not be asked; None if it answered.
     unchecked: str | None = None
@@ -72,23 +76,24 @@ class _Answer(NamedTuple):
 
 
 class Workflows:
-    """Ask Extend about workflows and their versions, and cache the answers for some minutes.
+    """Ask Extend about workflows and their versions, and remember the answers for a while.
 
-    The requests count against the budget of GETs.
+    The requests count against the request budget for GETs.
     """
 
     def __init__(self, extend: WorkflowSource, clock: Callable[[], float] = time.monotonic) -> None:
         self._extend = extend
         self._clock = clock
         self._answers: dict[_Key, _Answer] = {}
-        #: While Extend is unavailable, other uploads do not wait to find that out again.
+        #: The last answer that Extend could not be asked. It applies to all workflows for a while, so that not every
+        #: upload has to wait for the timeout.
         self._unavailable = _Answer(0.0)
         self._lock = asyncio.Lock()
 
     async def check(self, workflow_id: str, version: str | None = None) -> str | None:
-        """Return None if Extend has the workflow, and the version if one is named; else why Extend could not be asked.
+        """Return None if Extend has the workflow (and its version, if given), else why Extend could not be asked.
 
-        Raises UnknownWorkflowError or UnknownVersionError if Extend answers that it has no such one.
+        Raises UnknownWorkflowError or UnknownVersionError if Extend answers that it does not have them.
         """
         unchecked = await self._check(_Key(workflow_id))
         return unchecked if unchecked or version is None else await self._check(_Key(workflow_id, version))
@@ -141,9 +146,10 @@ class Workflows:
                 raise
         else:
             return None
-        # If Extend cannot list workflows either, its 404 may be about the path. Then this raises.
+        # The 404 may also mean that the path does not exist. Listing workflows then fails too and raises ExtendError,
+        # so that nothing is refused.
         listed = await self._extend.list_workflows(within=_TIMEOUT)
-        if any(isinstance(one, dict) and one.get("id") == workflow_id for one in listed.data):
+        if any(isinstance(found, dict) and found.get("id") == workflow_id for found in listed.data):
             return None
         return unknown_workflow(workflow_id, listed.data, complete=listed.token is None)
 
@@ -156,7 +162,7 @@ class Workflows:
                 raise
         else:
             return None
-        # As above: an Extend without these routes must refuse nothing.
+        # As above: listing fails if the path does not exist, so that nothing is refused.
         listed = await self._extend.list_workflow_versions(workflow_id, within=_TIMEOUT)
         versions = [str(one["version"]) for one in listed.data if isinstance(one, dict) and one.get("version")]
         if version in versions:
@@ -167,7 +173,11 @@ class Workflows:
 
 
 def unknown_workflow(workflow_id: str, listed: Iterable[Any], *, complete: bool) -> UnknownWorkflowError:
-    """Return the error that names workflows of a similar id or of that name, else some of all. Pure."""
+    """Return the error about an unknown workflow. Pure.
+
+    The error names workflows with a similar id, or with ``workflow_id`` as their name. If there are none, it names the
+    first few of all workflows.
+    """
     summaries = [one for one in listed if isinstance(one, dict) and isinstance(one.get("id"), str)]
     names = {one["id"]: str(one.get("name") or "") for one in summaries}
     wanted = workflow_id.casefold()

@@ -1,1 +1,1 @@
-"""Recovery: put back from the log what a restored queue has lost."""
+"""Recovery: after the queue was restored from a backup, restore from the log what it lost."""

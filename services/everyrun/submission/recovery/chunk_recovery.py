@@ -1,6 +1,7 @@
-"""Merge what the log knows of a chunk into the state that a restored queue has of it. Pure.
+"""Merge what the log knows about a chunk into the state that a restored queue has of the chunk. Pure.
 
-The events of a chunk are in several partitions, so the result does not depend on their order.
+The events of a chunk are in several partitions, so they are not read in a fixed order. The result does not depend on
+the order.
 """
 
 from __future__ import annotations
@@ -18,21 +19,22 @@ from everyrun.submission.dispatch.protocol import FILES_LOST_UNSENT, ChunkState,
 
 
 class LoggedChunk(msgspec.Struct, frozen=True):
-    """A chunk as the log knows it: the outcome of its newest attempt, and what forbids sending it again."""
+    """A chunk as the log knows it: the outcome of its newest attempt, and whatever forbids sending the chunk again."""
 
     attempt: int
     state: StateName
     resends: int = 0
     batch_id: str | None = None
     call_deadline: datetime | None = None
-    #: The rank of the event that gave the state, as in _OUTCOMES.
+    #: The rank in _OUTCOMES of the event that gave the state.
     rank: int = 0
-    #: The parts of a chunk that was cut, which it stays; and its submission, which is set only then.
+    #: The parts of the chunk if it was cut, and then also the id of its submission. A chunk that was cut stays cut.
     parts: tuple[events.Part, ...] = ()
     submission_id: str | None = None
 
 
-#: The state that an event gives its attempt, and its rank: of several events of one attempt the highest rank decides.
+#: For each type of event, its rank, and the state that it gives to its attempt. If an attempt has several events, the
+#: one with the highest rank decides.
 _OUTCOMES: dict[Any, tuple[int, StateName]] = {
     events.BatchRequested: (0, "sending"),
     events.BatchInDoubt: (1, "in_doubt"),
@@ -47,7 +49,10 @@ _OUTCOMES: dict[Any, tuple[int, StateName]] = {
 
 
 def read_chunks(found: Iterable[Any], logged: dict[str, LoggedChunk] | None = None) -> dict[str, LoggedChunk]:
-    """Add events of ``batches`` to ``logged`` (by chunk), and return it. Events of other kinds are skipped."""
+    """Add events of ``batches`` to ``logged``, which has the chunks by id, and return ``logged``.
+
+    Events of other types are skipped.
+    """
     logged = {} if logged is None else logged
     for event in found:
         if type(event) not in _OUTCOMES:
@@ -70,10 +75,10 @@ def read_chunks(found: Iterable[Any], logged: dict[str, LoggedChunk] | None = No
 
 
 def merge_logged(chunk: ChunkState, logged: LoggedChunk) -> ChunkState:
-    """Return the chunk's state after what the log knows; the same state if the log knows nothing new.
+    """Return the state of a chunk after what the log knows; the same state if the log knows nothing new.
 
-    An attempt in the log never waits again because the queue forgot it. A chunk with an accepted attempt, whichever it
-    was, is never sent again. Attempts that were given up stay counted.
+    If the queue forgot an attempt that is in the log, the chunk does not wait as if the attempt had never been made. A
+    chunk with any accepted attempt is never sent again. Attempts that were given up still count.
     """
     given_up = logged.resends > chunk.resends
     after = replace(chunk, resends=max(chunk.resends, logged.resends), batch_id=chunk.batch_id or logged.batch_id)
@@ -93,12 +98,12 @@ def merge_logged(chunk: ChunkState, logged: LoggedChunk) -> ChunkState:
     if after != chunk:
         found = FILES_LOST_UNSENT if lost else "found in the log"
         after = replace(after, reason=None if after.state == "submitted" else found)
-    # `announced` only says that the log knows the attempt. It does not count as a change of the outcome.
+    # `announced` says only that the log has the attempt. That is not a new outcome, so it needs no reason.
     return replace(after, announced=after.state == "sending" and (chunk.announced or logged.attempt == after.attempt))
 
 
 def _knows_outcome(state: StateName, logged: StateName, given_up: bool) -> bool:
-    """Return if the log knows an outcome of the attempt that the queue does not."""
+    """Return if the log knows an outcome of the attempt that the queue does not know."""
     if logged == "submitted":
         return state != "submitted"
     if logged in ("refused", "cut"):

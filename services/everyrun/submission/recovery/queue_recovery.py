@@ -1,6 +1,6 @@
 """Recover the queue from the log: apply what the log knows and a restored queue does not.
 
-So a chunk with a logged attempt is never claimed as if it were waiting, and nothing is sent twice.
+A chunk that has an attempt in the log is then never claimed as if it had none, and nothing is sent twice.
 """
 
 from __future__ import annotations
@@ -36,30 +36,33 @@ _log = log(__name__)
 _sql = beside(__file__, "recovery.sql")
 _decode = msgspec.json.Decoder(events.BatchEvent).decode
 
-#: A call that began before its deadline has ended this long after its timeout, in seconds.
+#: Added to the timeout of a call, in seconds. A call that began before its deadline has certainly ended when its
+#: timeout and this margin have passed since the deadline.
 CALL_MARGIN = 2.0
 
 
 class QueueRecovery:
     """Keep the queue caught up with the log.
 
-    The *incarnation* of a database changes after a restart, a restore, a replacement or a failover. Claims and
-    decisions are valid only in the incarnation that was last caught up.
+    The *incarnation* of a database changes when the database is restarted, restored or replaced, or fails over. Claims
+    and decisions are valid only in the incarnation in which the queue was last caught up.
     """
 
     def __init__(self, settings: Settings, pool: asyncpg.Pool) -> None:
         self._settings = settings
         self._pool = pool
-        #: The incarnation that was last caught up; None after ``invalidate``.
+        #: The incarnation in which the queue was last caught up; None after ``invalidate``.
         self._incarnation: str | None = None
-        #: The incarnation that has been caught up at least once, so it has what the log held when it began.
+        #: The last incarnation in which the queue was caught up. ``invalidate`` does not clear it: what the queue had
+        #: lost when that incarnation began was restored then.
         self._restored: str | None = None
         self._lock = asyncio.Lock()
 
     async def ensure_caught_up(self) -> str:
-        """Return the database's incarnation, after catching up if it changed since the last time.
+        """Return the database's incarnation, after catching up with the log if that is necessary.
 
-        Raises aiokafka.errors.KafkaError, asyncpg's errors, and ForeignLogError.
+        It is necessary if the incarnation changed since the last time, and after ``invalidate``. Raises
+        aiokafka.errors.KafkaError, asyncpg's errors, and ForeignLogError.
         """
         now: str = await self._pool.fetchval(_sql["incarnation"])
         if now != self._incarnation:
@@ -71,22 +74,23 @@ class QueueRecovery:
         return now
 
     async def ensure_restored(self) -> str:
-        """Return the database's incarnation, after everything that it lost to a restored backup was read from the log.
+        """Return the database's incarnation, after restoring from the log what the database lost.
 
-        Needs Kafka only after the database was restarted or replaced. Raises the errors of ``ensure_caught_up``.
+        A database that was restored from a backup lacks what was stored after the backup. Needs Kafka only if the
+        incarnation changed. Raises the errors of ``ensure_caught_up``.
         """
         now: str = await self._pool.fetchval(_sql["incarnation"])
         return now if now == self._restored else await self.ensure_caught_up()
 
     def invalidate(self) -> None:
-        """Read the log again before the next claim. Call this after Kafka or Postgres did not answer.
+        """Make the next claim read the log first. Call this after Kafka or Postgres did not answer.
 
-        What was published then may not have been stored.
+        Something may have been published then, but not stored.
         """
         self._incarnation = None
 
     async def catch_up(self) -> None:
-        """Read the log to its present end, so that little is left to read when a claim needs it."""
+        """Read the log to its present end now, so that little is left to read when a claim needs it."""
         self.invalidate()
         await self.ensure_caught_up()
 
@@ -98,7 +102,7 @@ class NotCaughtUpError(Unavailable):
 
 
 async def require_restored(recovery: QueueRecovery) -> str:
-    """Return the incarnation as ``ensure_restored`` does. Raises NotCaughtUpError if Kafka does not answer."""
+    """Return the incarnation, as ``ensure_restored`` does. Raises NotCaughtUpError if the log cannot be read."""
     try:
         return await recovery.ensure_restored()
     except (KafkaError, ForeignLogError) as error:
@@ -109,12 +113,13 @@ async def require_restored(recovery: QueueRecovery) -> str:
 
 
 async def catch_up(settings: Settings, pool: asyncpg.Pool, cluster_id: str) -> int:
-    """Read ``batches`` from the queue's position to its end and apply what is new; return how many chunks changed.
+    """Read ``batches`` from the queue's position to its end, and apply what is new; return how many chunks changed.
 
-    Chunks and submissions that the queue does not have are restored, and revoked tokens are revoked again.
+    Chunks and submissions that the queue does not have are restored, and tokens that were revoked are revoked again.
 
     Raises aiokafka.errors.KafkaError and asyncpg.PostgresError. Raises ForeignLogError if the queue was caught up with
-    another log (of another Kafka, or of a topic that was created again since): this log does not know its attempts.
+    another log than this one: that of another Kafka, or that of a topic which was deleted and created again since. Such
+    a log does not know the queue's attempts.
     """
     while (changed := await _catch_up(settings, pool, cluster_id)) is None:
         _log.warning("the database was replaced while the log was read; reading the log again for the new one")
@@ -159,9 +164,9 @@ def _refuse_foreign_log(positions: dict[int, asyncpg.Record], ends: dict[int, in
         if row["next_offset"] > ends.get(partition, 0):
             raise ForeignLogError(
                 f"the queue is ahead of the log: it has read partition {partition} of batches up to "
-                f"{row['next_offset']}, which ends at {ends.get(partition, 0)}. So the topic was created again or "
-                "truncated, and does not know what was sent. Restore the topic. If it is lost for good, empty the "
-                "table everyrun_queue.log_position: the queue then relies on its own states alone"
+                f"{row['next_offset']}, but the partition ends at {ends.get(partition, 0)}. So the topic was created "
+                "again or truncated, and does not know what was sent. Restore the topic. If it is lost for good, empty "
+                "the table everyrun_queue.log_position: the queue then relies on its own states alone"
             )
 
 
@@ -179,7 +184,7 @@ async def _apply(connection: Any, settings: Settings, news: _LogNews) -> int:
 
 
 async def _restore(connection: Any, settings: Settings, news: _LogNews) -> None:
-    """Restore what the queue does not have, before the states of chunks are updated."""
+    """Restore what the queue does not have. Must be called before the states of chunks are updated."""
     if await connection.fetchval(_sql["nothing_missing"], sorted(news.accepted), sorted(news.addresses)):
         return
     await connection.execute(_sql["lock_restoring"])
@@ -193,12 +198,13 @@ async def _update_chunks(connection: Any, logged: dict[str, LoggedChunk], settin
     """Update the states of chunks; return how many changed."""
     call_time = timedelta(seconds=settings.call_timeout + CALL_MARGIN)
     rows, changed = [], 0
-    # Lock a chunk before inserting its parts, in the order of whoever cuts it. Else the two could deadlock.
+    # Lock a chunk before inserting its parts, as a transition that cuts the chunk does. In another order, the two could
+    # deadlock.
     cuts = {chunk: known for chunk, known in logged.items() if known.parts}
     if cuts:
         await connection.fetch(_sql["lock_chunks"], sorted(cuts))
         parts = await insert_parts(connection, [(known.submission_id or "", known.parts) for known in cuts.values()])
-        # The inputs of these parts may have been restored from the log, too.
+        # The inputs of these parts may have been restored from the log, which does not contain secrets.
         await connection.execute(_sql["hold_lost_files"], parts, FILES_LOST_UNSENT)
     for row in await connection.fetch(_sql["lock_chunks"], sorted(logged)) if logged else ():
         before, known = chunk_state(row), logged[row["chunk"]]
@@ -219,9 +225,9 @@ async def _update_chunks(connection: Any, logged: dict[str, LoggedChunk], settin
 
 
 class _LogNews:
-    """The newest state of each chunk, pause and token in the log.
+    """The newest state of each chunk, pause and token in the part of the log that was read.
 
-    Events with inputs are not kept, because those of a million inputs would take gigabytes.
+    Events with inputs are not kept, because the events of a million inputs would take gigabytes of memory.
     """
 
     def __init__(self) -> None:
@@ -230,7 +236,7 @@ class _LogNews:
         self.registered: dict[str, Registration] = {}
         self.accepted: dict[str, events.SubmissionAccepted] = {}
         self.revoked: dict[str, events.TokenRevoked] = {}
-        #: For each chunk, the address of an event with its inputs.
+        #: For each chunk, the address of a record whose event has the chunk's inputs.
         self.addresses: dict[str, RecordAddress] = {}
 
     def add(self, record: LogRecord) -> None:

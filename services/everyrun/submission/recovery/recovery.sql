@@ -47,7 +47,8 @@ where not exists (select from everyrun_queue.chunks c where c.chunk = given.chun
 select submission_id from everyrun_queue.submissions where submission_id = any ($1::text[])
 
 -- name: restore_submission
--- The key is left out if another submission has it by now, because the upload was repeated: the key belongs to that one.
+-- The Idempotency-Key is left out if another submission has it by now, which happens if the upload was repeated before
+-- the recovery. The key then belongs to the submission of the repeated upload.
 insert into everyrun_queue.submissions
     (submission_id, workflow_id, workflow_version, priority, expected, batches, content_hash, created_at, announced_at,
      idempotency_key)
@@ -65,7 +66,7 @@ select $1, p, e, f, m from unnest($2::int[], $3::text[], $4::text[], $5::text[])
 on conflict (submission_id, position) do nothing
 
 -- name: hold_lost_files
--- Hold restored chunks whose files are redacted in the log, because they cannot be sent like that.
+-- Holds restored chunks whose files are redacted in the log, because redacted files cannot be sent.
 update everyrun_queue.chunks c
 set files_lost = true, state = case when c.state = 'waiting' then 'held' else c.state end,
     reason = case when c.state = 'waiting' then $2 else c.reason end

@@ -1,8 +1,8 @@
 """Restore submissions, chunks and inputs that the queue lost, as far as the log has them.
 
-``submission-accepted`` has the submission. ``batch-requested``, which is in the log before Extend is called, has the
-inputs of a chunk as the log shows them. Inputs that were never sent are in no event: they are counted as lost, and a
-repeated upload restores them (:mod:`everyrun.submission.intake.refill`).
+The event ``submission-accepted`` describes the submission. The event ``batch-requested``, which is in the log before
+Extend is called, contains the inputs of a chunk, without secrets. Inputs that were never sent are in no event. They are
+counted as lost, and a repeated upload restores them (:mod:`everyrun.submission.intake.refill`).
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ async def restore_submissions(connection: Any, accepted: Iterable[events.Submiss
 async def restore_chunks(connection: Any, settings: Settings, addresses: Mapping[str, RecordAddress]) -> set[str]:
     """Insert the chunks that the queue does not have, with their inputs; return the ids of their submissions.
 
-    ``addresses`` has, for each chunk, an event with its inputs. The event is read again here, so that memory holds one
-    chunk at a time. Inputs that the queue has stay unchanged. Must be called in a transaction.
-    Raises aiokafka.errors.KafkaError.
+    ``addresses`` has, for each chunk, the address of a record with the chunk's inputs. The record is read again here,
+    so that only one chunk at a time is in memory. Inputs that the queue has stay unchanged. Must be called in a
+    transaction. Raises aiokafka.errors.KafkaError.
     """
     missing = [row["chunk"] for row in await connection.fetch(_sql["chunks_missing"], sorted(addresses))]
     restored = set()
