@@ -1,4 +1,4 @@
-"""Run the console script ``everyrun``. Each command has a module of its own, imported when the command is called."""
+"""Run the console script ``everyrun``. A command's module is imported only when the command is called."""
 # ruff: noqa: E402
 
 from __future__ import annotations
@@ -11,12 +11,16 @@ from typing import Any, NoReturn
 
 
 def _end_quietly(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """Report an error that nothing caught, but not Ctrl-C: the imports of a command take long enough for one."""
+    """Print the traceback of an uncaught error, but print nothing for Ctrl-C.
+
+    The imports of a command take a while, so a user may press Ctrl-C during them.
+    """
     if not issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, error, trace)
 
 
-# Before the first import that takes time. Python itself then ends the process by SIGINT, which shells show as 130.
+# Set the hook before the first slow import. After the hook has run, Python ends the process with SIGINT, which shells
+# show as exit code 130.
 if sys.excepthook is sys.__excepthook__:
     sys.excepthook = _end_quietly
 
@@ -33,7 +37,8 @@ app = typer.Typer(
     help="Every run accounted for: send documents to Extend in bulk and know what became of every single one.",
     epilog=exits.HELP,
     pretty_exceptions_enable=False,
-    # Rich's help imports its Markdown and its tracebacks, which takes longer than everything else together.
+    # Without this, Typer would import Rich's modules for Markdown and tracebacks to show help. That takes longer than
+    # all other imports together.
     rich_markup_mode=None,
     context_settings={"max_content_width": 100},
 )
@@ -55,27 +60,33 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line. An error ends it with a line on standard error, never with a traceback."""
+    """Run the command line. If an error ends the command, print one line about the error on standard error.
+
+    The traceback of an unexpected error is printed only if EVERYRUN_LOG_LEVEL is debug.
+    """
     try:
         _write_utf8()
         app()
     except KeyboardInterrupt:
         sys.exit(exits.INTERRUPTED)
     except OSError as error:
-        # A full disk or a file that was removed. Commands report all other errors themselves.
+        # For example, the disk is full or a file was removed. Commands report expected errors of this kind themselves.
         where = f"{error.filename}: " if error.filename else ""
         _drop_output()
         _end(where + (error.strerror or str(error)))
     except EveryrunError as error:
         _end(str(error), exits.of(error))
     except Exception as error:
-        # Nobody foresaw this error. Its text may hold what a library was given.
+        # This error was not expected. Its text may contain secrets that were passed to a library; _end redacts them.
         hint = "EVERYRUN_LOG_LEVEL=debug shows where it happened"
         _end(f"an unexpected error: {type(error).__name__}: {error}. {hint}", trace=True)
 
 
 def _write_utf8() -> None:
-    """Write UTF-8 to a pipe or a file, whatever the locale is; a lone surrogate is written as its escape."""
+    """Use UTF-8 for output to a pipe or a file in every locale, and write characters without an encoding as escapes.
+
+    A lone surrogate is such a character.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors="backslashreplace")
@@ -96,6 +107,6 @@ def _end(problem: str, code: int = exits.ERROR, *, trace: bool = False) -> NoRet
 
 
 def _drop_output() -> None:
-    """Drop unwritten output, so that the interpreter does not try to write it at exit."""
+    """Send unwritten output to /dev/null, so that the interpreter does not fail again when it flushes it at exit."""
     with contextlib.suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

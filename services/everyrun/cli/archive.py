@@ -29,15 +29,15 @@ def archive(
     context: typer.Context,
     to: Annotated[str, typer.Option("--to", metavar="DIR|URL", help="Folder or s3://bucket/prefix to write to.")] = "",
     topic: Annotated[
-        list[str] | None, typer.Option(help="Topic to copy, for example runs; repeatable. All topics by default.")
+        list[str] | None, typer.Option(help="Topic to copy, for example runs; can be repeated. Default: all topics.")
     ] = None,
-    sign_key: Annotated[Path | None, typer.Option(help="File of the private key that signs the manifest.")] = None,
+    sign_key: Annotated[Path | None, typer.Option(help="File with the private key that signs the manifest.")] = None,
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
     """Copy the log to Parquet files, and verify the copy.
 
-    Each run adds the records that the archive does not have yet, and prints the hash of the newest manifest. If a run
-    is interrupted, start it again. An object store takes its credentials and endpoint from the environment
+    The command adds the records that the archive does not contain yet, and prints the hash of the newest manifest. If
+    the command is interrupted, run it again. For an s3:// URL, it takes credentials and endpoint from the environment
     (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...).
 
     Example: everyrun archive --to /backup/everyrun --sign-key everyrun.key
@@ -80,7 +80,7 @@ def archive(
 def verify(
     source: Source,
     public_key: Annotated[
-        Path | None, typer.Option(help="File of the public key that must have signed the newest manifest.")
+        Path | None, typer.Option(help="File with the public key that verifies the newest manifest's signature.")
     ] = None,
     head: Annotated[str | None, typer.Option(help="Hash of an earlier manifest that must be in the archive.")] = None,
     against_log: Annotated[
@@ -162,10 +162,10 @@ def list_files(
 @archive_app.command()
 def keygen(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="File of the new private key; the public key goes to FILE.pub.")
+        Path, typer.Argument(metavar="FILE", help="File to write the private key to. The public key goes to FILE.pub.")
     ],
 ) -> None:
-    """Make a pair of Ed25519 keys that sign and verify archives.
+    """Make a pair of Ed25519 keys: a private key that signs archives, and a public key that verifies them.
 
     Keep FILE secret. Give FILE.pub to everyone who verifies the archive.
 

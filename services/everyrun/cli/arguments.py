@@ -16,20 +16,20 @@ DataDir = Annotated[
     ),
 ]
 SubmissionId = Annotated[str, typer.Argument(metavar="ID", help="A submission id (sub_...).")]
-Json = Annotated[bool, typer.Option("--json", help="JSON output.")]
-Why = Annotated[str, typer.Option("--reason", help="Reason, kept with the decision.")]
+Json = Annotated[bool, typer.Option("--json", help="Write JSON.")]
+Why = Annotated[str, typer.Option("--reason", help="Reason for the decision, stored with it.")]
 
-# --- manifests
-Workflow = Annotated[str | None, typer.Option(help="Extend's workflow id; the emulator's own by default.")]
-IdColumn = Annotated[str | None, typer.Option(help="CSV column of the input's id; `id` by default.")]
-UrlColumn = Annotated[str | None, typer.Option(help="CSV column of the file's link; `url` by default.")]
+# --- for the commands that read manifests: submit and register
+Workflow = Annotated[str | None, typer.Option(help="Workflow id at Extend. Not needed with the emulator.")]
+IdColumn = Annotated[str | None, typer.Option(help="CSV column that holds the input's id. Default: id.")]
+UrlColumn = Annotated[str | None, typer.Option(help="CSV column that holds the file's URL. Default: url.")]
 MetadataColumns = Annotated[
     list[str] | None,
-    typer.Option(help="CSV columns for the metadata, such as a,b; '*' for all others."),
+    typer.Option(help="CSV columns to send as metadata: a,b or '*' (all others)."),
 ]
-Delimiter = Annotated[str | None, typer.Option(help="Delimiter of the CSV, if not comma, semicolon or tab.")]
-Encoding = Annotated[str | None, typer.Option(help="Encoding of the manifest, if not UTF-8: windows-1252, …")]
+Delimiter = Annotated[str | None, typer.Option(help="CSV delimiter, unless it is a comma, semicolon or tab.")]
+Encoding = Annotated[str | None, typer.Option(help="Encoding of the manifest, unless it is UTF-8: windows-1252, …")]
 Wait = Annotated[
     bool,
-    typer.Option("--wait", help="Wait until every input is settled; exit with 3 or 6 if not all went well."),
+    typer.Option("--wait", help="Wait as everyrun watch does, with the same exit codes."),
 ]

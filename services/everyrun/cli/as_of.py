@@ -1,4 +1,4 @@
-"""``everyrun as-of``: show what the tables had at an earlier time."""
+"""``everyrun as-of``: show what the result tables contained at an earlier time."""
 
 from __future__ import annotations
 
@@ -26,22 +26,25 @@ def as_of(
     when: Annotated[
         str,
         typer.Argument(
-            metavar="TIME|OFFSETS", help="A time with its zone, an age (-5m), or batches:0=12,runs:0=400,..."
+            metavar="TIME|OFFSETS",
+            help="A time with a time zone, an age (-5m), or offsets: batches:0=12,runs:0=400,...",
         ),
     ],
-    view: Annotated[Literal["report", "results", "row"], typer.Argument(help="The view to show.")],
+    view: Annotated[Literal["report", "results", "row"], typer.Argument(help="What to show.")],
     identifier: Annotated[str, typer.Argument(metavar="ID", help="A submission id; for row, an input id.")],
-    format_: Annotated[Literal["table", "csv", "jsonl"], typer.Option("--format", help="Format of results.")] = "table",
+    format_: Annotated[
+        Literal["table", "csv", "jsonl"], typer.Option("--format", help="Output format for results.")
+    ] = "table",
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
     """Show a report, the results or a row as of an earlier time.
 
-    The time is that of the broker, at which the log got the events; not the time at Extend. Write it as
-    2026-03-03T12:00:00Z, '2026-03-03 12:00 Europe/Berlin', 'yesterday 12:00 Europe/Berlin', or as an age: -5m, -1h30m,
-    -2d. A time needs its zone.
+    An event counts from the time when Kafka appended it to the log, not from the time when it happened at Extend.
+    Write the time as 2026-03-03T12:00:00Z, '2026-03-03 12:00 Europe/Berlin', 'yesterday 12:00 Europe/Berlin', or as an
+    age: -5m, -1h30m, -2d. A time must name its time zone.
 
-    The command rebuilds the tables of that time from the log, in the schema everyrun_as_of. It keeps them, to answer
-    the next question about the same or a later time faster. You may drop the schema.
+    The command rebuilds the tables as they were at that time from the log, in the schema everyrun_as_of. It keeps
+    them, so that the next command about the same or a later time is faster. You may drop the schema.
 
     Example: everyrun as-of 2026-03-03T12:00:00Z row sub_01k...:invoice-7
     """
@@ -53,7 +56,7 @@ def as_of(
 
     async def work() -> bool:
         async with AsyncExitStack() as stack:
-            # The progress bar takes over standard output, so it ends before anything is written.
+            # The progress bar takes over standard output, so it must end before anything is written.
             with rebuild_progress("as of") as on_progress:
                 tables = await stack.enter_async_context(open_tables(settings, position, on_progress))
             offsets = log_position.format_offsets(tables.offsets) or "nothing"
@@ -65,9 +68,10 @@ def as_of(
 
 
 async def _show(tables: AsOf, view: str, identifier: str, format_: str) -> bool:
-    """Write the view, each result as it is read. Return False if there is nothing to show."""
+    """Write the view; write each result as soon as it is read. Return False if there is nothing to show."""
     if view == "results":
-        # A table may stop before the last row; the rows must be closed before their connection.
+        # _write_table may stop before the last row. Close the rows explicitly, because they must be closed before the
+        # database connection that they are read from.
         async with aclosing(cast("AsyncGenerator[dict[str, Any]]", tables.results(identifier))) as rows:
             return await {"jsonl": _write_lines, "csv": _write_csv, "table": _write_table}[format_](rows)
     row = await (tables.report(identifier) if view == "report" else tables.row(identifier))

@@ -19,29 +19,33 @@ if TYPE_CHECKING:
     from everyrun.replay.audit.row_diff import Difference
     from everyrun.replay.audit.table_audit import AuditResult
 
-#: Exit codes of this command.
+#: Exit codes of this command: something differs, or the audit could not run.
 _DIFFERENCES, _COULD_NOT_RUN = 1, 2
-#: Maximum length of a value in the table.
+#: Maximum length of a value in the table, in characters.
 _MAX_LENGTH = 60
 
 
 def audit(
-    batch: Annotated[str | None, typer.Option(metavar="BATCH", help="Batch whose rows are compared.")] = None,
+    batch: Annotated[str | None, typer.Option(metavar="BATCH", help="Compare only rows of this batch.")] = None,
     submission: Annotated[
-        str | None, typer.Option(metavar="SUBMISSION", help="Submission whose rows are compared.")
+        str | None, typer.Option(metavar="SUBMISSION", help="Compare only rows of this submission.")
     ] = None,
-    since: Annotated[str | None, typer.Option(metavar="TIME", help="Earliest time of the compared rows.")] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Compare only rows with a time at or after this one.")
+    ] = None,
     until: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Latest time of the compared rows, exclusive.")
+        str | None, typer.Option(metavar="TIME", help="Compare only rows with a time before this.")
     ] = None,
-    format_: Annotated[Literal["table", "jsonl"], typer.Option("--format", help="Format of differences.")] = "table",
+    format_: Annotated[
+        Literal["table", "jsonl"], typer.Option("--format", help="Output format of the differences.")
+    ] = "table",
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
     """Compare the result tables with the log, row by row.
 
-    Rebuilds the tables from the log in a schema of their own, up to exactly the offsets of the live tables. Compares
-    every row unless you select some. Also checks the log for gaps in offsets, repeated event ids, and events whose
-    cause is missing. Changes no live table.
+    The command rebuilds the tables from the log in a separate schema, up to exactly the offsets that the live tables
+    have reached. It then compares every row, or the rows that you select. It also checks the log for gaps in offsets,
+    repeated event ids, and events whose cause is missing. It changes no live table.
 
     Exit codes: 0 everything agrees; 1 something differs; 2 the audit could not run.
 

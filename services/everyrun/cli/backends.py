@@ -17,9 +17,9 @@ T = TypeVar("T")
 
 
 def settings_of(data_dir: Path, *needs: str) -> Settings:
-    """Return the settings, completed by those of the stack that runs in the folder.
+    """Return the settings. Those that the environment lacks are taken from the stack that runs in the folder.
 
-    Ends the command if one of ``needs`` is missing.
+    Ends the command if a setting in ``needs`` is missing.
     """
     from everyrun.cli.chosen import settings_in
     from everyrun.settings import SettingsError
@@ -36,7 +36,10 @@ def settings_of(data_dir: Path, *needs: str) -> Settings:
 
 
 def run(work: Callable[[], Coroutine[Any, Any, T]], code: int = exits.ERROR) -> T:
-    """Run the work. An expected error ends the command with a message and the exit code."""
+    """Run ``work`` and return its result. An expected error ends the command with a message and the exit code ``code``.
+
+    If something was not found or a signal came, the exit code says that instead.
+    """
     import asyncio
 
     import asyncpg

@@ -20,16 +20,17 @@ from everyrun.cli.console import counted, err, fail, folding, print_table
 from everyrun.cli.folder import shown
 from everyrun.submission.intake.columns import Options
 
-#: Names that stand for all of their kind in the summary.
+#: Maximum number of names that the summary lists for each reason, unless all are asked for.
 _NAMES = 3
 
 
 def sendable(**arguments: str | None) -> None:
-    """End the command if an argument cannot be sent in an address or a head."""
+    """End the command if an argument contains characters that cannot be sent in a URL or an HTTP header."""
     for name, value in arguments.items():
         if value is not None and not (value.isascii() and value.isprintable() and value.strip() == value and value):
             option = name.replace("_", "-")
-            fail(f"--{option}: {shown(value)!r} is no such value: letters, digits and marks of ASCII", exits.USAGE)
+            problem = "must consist of printable ASCII characters, without spaces around them"
+            fail(f"--{option}: {shown(value)!r} {problem}", exits.USAGE)
 
 
 def read_options(
@@ -39,7 +40,10 @@ def read_options(
     delimiter: str | None,
     encoding: str | None,
 ) -> Options:
-    """Return the options of the command line; each of ``metadata_columns`` is a line of CSV. Raises ManifestError."""
+    """Return the options for reading a manifest. Raises ManifestError.
+
+    Each of ``metadata_columns`` holds names of columns, in the form of a line of CSV.
+    """
     given = [name for names in metadata_columns for line in csv.reader([names], skipinitialspace=True) for name in line]
     columns = tuple(name.strip() for name in given if name.strip())
     return Options(encoding or None, manifest.delimiter(delimiter), id_column, url_column, columns, local=True)
@@ -109,7 +113,7 @@ def read_folder(
 
 
 def show_dry_run(checked: manifest.Checked, list_files: bool) -> None:
-    """Show what would be submitted, and the first row as it was read; with ``list_files`` also each local file."""
+    """Show what would be submitted: the first row and the counts, and every local file if ``list_files`` is True."""
     if list_files:
         for file in checked.files:
             typer.echo(f"{folder.extension_of(file.name) or '?'}\t{shown(file.path)}")
@@ -128,7 +132,7 @@ def _some(names: list[str], every: bool) -> str:
 
 
 def show_files(files: Sequence[tuple[str, str]]) -> None:
-    """Show the first files, each with what is wrong with it."""
+    """Show the first of the files, each with what is wrong with it."""
     for name, why in files[: manifest.SHOWN]:
         err.print(escape(f"  {name}: {why}"), soft_wrap=True)
     if len(files) > manifest.SHOWN:
@@ -136,7 +140,7 @@ def show_files(files: Sequence[tuple[str, str]]) -> None:
 
 
 def fail_on(error: manifest.ManifestError) -> NoReturn:
-    """End the command; the bad rows before what ended the reading are shown too."""
+    """Show the bad rows that were found before the error, then end the command with the error."""
     if error.checked and error.checked.bad_count:
         show_bad_rows(error.checked.bad_count, [msgspec.to_builtins(row) for row in error.checked.bad])
     fail(str(error))
@@ -149,7 +153,7 @@ def _refuse_bad(checked: manifest.Checked) -> None:
 
 
 def show_bad_rows(count: int, rows: list[dict[str, Any]]) -> None:
-    """Show what is wrong with which row and field."""
+    """Show the first of ``count`` bad rows as a table: the row, its field, and what is wrong with the field."""
     shown_rows = rows[: manifest.SHOWN]
     with_lines = any(row.get("line") for row in shown_rows)
     columns: list[str | Column] = ["row", *(["line"] if with_lines else []), "id", "field", folding("what is wrong")]

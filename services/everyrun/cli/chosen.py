@@ -1,4 +1,4 @@
-"""Choose the services that a command calls: the environment's settings, completed by those of a running stack."""
+"""Choose the services that a command calls: those that the environment names first, then those of a running stack."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from everyrun.embedded.state import read_endpoints
 from everyrun.settings import Settings, SettingsError, load, variable
 
-#: The secret that belongs to addresses: that of a stack is sent to the stack's own addresses alone.
+#: Each secret with the addresses that it is sent to. A stack's secret must be sent only to the stack's own addresses.
 _SECRET_OF = {
     "api_token": ("submission_url", "query_url", "bridge_url", "reconciler_url", "replay_url"),
     "extend_api_key": ("extend_base_url",),
@@ -24,10 +24,11 @@ def explicit(settings: Settings) -> set[str]:
 
 
 def chosen(known: Mapping[str, Any], environment: Settings) -> dict[str, Any]:
-    """Return the settings of a stack that the environment does not set itself. Pure.
+    """Return the settings of a stack (``known``), except those that the environment sets itself. Pure.
 
-    The key of Extend is not sent to an emulator: that one has a key of its own, unless the address is set too. Raises
-    SettingsError if a secret of the stack would be sent to an address that is not the stack's.
+    If the stack has an emulator, which has a key of its own, the environment's key for Extend is ignored, unless the
+    environment also sets Extend's address. Raises SettingsError if a secret of the stack would be sent to an address
+    that is not the stack's.
     """
     given = explicit(environment)
     if known.get("emulator_url") and "extend_base_url" not in given:
@@ -37,8 +38,8 @@ def chosen(known: Mapping[str, Any], environment: Settings) -> dict[str, Any]:
             elsewhere = name in given and getattr(environment, name) != known.get(name)
             if elsewhere and secret not in given and known.get(secret):
                 raise SettingsError(
-                    f"{variable(name)} names another address than that of the stack, whose {_WORDS[secret]} is not "
-                    f"sent there: set {variable(secret)} too"
+                    f"{variable(name)} names an address that is not the stack's, so the stack's {_WORDS[secret]} is "
+                    f"not sent there: set {variable(secret)} too"
                 )
     return {name: value for name, value in known.items() if name in Settings.model_fields and name not in given}
 
@@ -47,9 +48,10 @@ _WORDS = {"api_token": "token", "extend_api_key": "API key"}
 
 
 def settings_in(data_dir: Path) -> tuple[Settings, dict[str, str] | None]:
-    """Return the settings, completed by the stack that runs in the folder; and that stack, or None.
+    """Return the settings, and the endpoints of the stack that runs in the folder (None if none runs).
 
-    Raises SettingsError.
+    The settings are those of the environment; those that the environment lacks are taken from the stack. Raises
+    SettingsError.
     """
     environment = load()
     endpoints = read_endpoints(data_dir)

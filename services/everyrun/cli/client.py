@@ -1,4 +1,4 @@
-"""Find a running stack or services, and call them."""
+"""Find Everyrun's services (of a running stack, or named by the settings), and call them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
     from everyrun.settings import Settings
 
-#: Seconds for which a command retries a service that is unavailable, if it should survive an outage.
+#: Seconds for which an unavailable service is retried by those commands that should survive an outage.
 PATIENCE = 300.0
+#: Maximum number of seconds between two attempts.
 _MOST_PAUSE = 10.0
 
 
@@ -34,16 +35,16 @@ class Target:
     extend_api_key: str
     extend_workspace_id: str
     workflow_id: str
-    #: The source of the token, for messages.
+    #: Where the token comes from, for error messages.
     whose_token: str = ""
     #: A note to show before an upload to Extend.
     upload_note: str = ""
 
 
 def find(data_dir: Path) -> Target:
-    """Return the services that the settings name, completed by the running stack of the folder.
+    """Return the services that the settings name; what the settings lack comes from the stack that runs in the folder.
 
-    Ends the command if there is neither.
+    Ends the command if neither the settings nor a stack name the services.
     """
     found = _find(data_dir)
     if isinstance(found, str):
@@ -52,7 +53,7 @@ def find(data_dir: Path) -> Target:
 
 
 def find_if_any(data_dir: Path) -> Target | None:
-    """Return what find returns; None if there are neither settings of services nor a stack."""
+    """Return the same as ``find``, or None if neither the settings nor a stack name the services."""
     found = _find(data_dir)
     return None if isinstance(found, str) else found
 
@@ -118,12 +119,12 @@ class Client:
         self._http.close()
 
     def get(self, url: str, within: float = 0.0, /, **query: Any) -> dict[str, Any]:
-        """GET JSON; ``within`` is that of :meth:`answer`."""
+        """Send a GET and return the JSON of the answer. For ``within``, see :meth:`answer`."""
         params = {name: value for name, value in query.items() if value is not None}
         return self.answer("GET", url, within=within, params=params)
 
     def every(self, url: str, name: str, within: float = 0.0, /, **query: Any) -> Iterator[dict[str, Any]]:
-        """Yield the rows under ``name`` of every page, and fetch a page when it is needed."""
+        """Yield the rows of all pages; each page holds its rows under ``name``. A page is fetched when it is needed."""
         cursor = None
         while True:
             page = self.get(url, within, **query, cursor=cursor)
@@ -135,11 +136,13 @@ class Client:
     def answer(
         self, method: str, url: str, *, within: float = 0.0, unanswered: str = "", **more: Any
     ) -> dict[str, Any]:
-        """Return the JSON of a success, or of an answer about bad rows or an earlier submission of the same rows.
+        """Send a request and return the JSON of the answer.
 
-        Any other answer ends the command. Without an answer, or after a 5xx, the request is retried for ``within``
-        seconds, with one message: use it only for requests that may be repeated. If the retries fail, ``unanswered``
-        is printed.
+        The answer is a success, or one that lists bad rows, or one that says that the same rows were submitted before.
+        Any other answer ends the command.
+
+        If there is no answer, or a 5xx, one message is printed and the request is retried for ``within`` seconds. So
+        give ``within`` only for requests that can safely be repeated. If all retries fail, ``unanswered`` is printed.
         """
         return self._body(self._response(method, url, within, unanswered, **more))
 
@@ -156,7 +159,7 @@ class Client:
                 problem = type(error).__name__
             if response is not None and (not response.is_server_error or _too_slow(response)):
                 return response
-            # From the first failure on: an upload may have taken long until then.
+            # The time starts at the first failure, because the first attempt may have been a long upload.
             now = time.monotonic()
             if until is None and within:
                 text = f"{url} does not answer ({problem}); trying for {within / 60:.0f} minutes"
@@ -186,24 +189,27 @@ class Client:
         fail(f"{body.get('message', body)} ({response.status_code} {body.get('code', '')})", code)
 
     def report(self, submission_id: str, within: float = 0.0) -> dict[str, Any]:
-        """Return the report on a submission. The service counts every row for it."""
+        """Return the report on a submission. This is expensive: the service counts every row of the submission."""
         return self.get(f"{self.target.query_url}/v1/submissions/{submission_id}/report", within)
 
     def report_if_quick(self, submission_id: str, within: float = 0.0) -> dict[str, Any] | None:
-        """Return the report; None if it takes the database longer than the service allows."""
+        """Return the report on a submission, or None if the database needs longer than the service allows."""
         response = self._response("GET", f"{self.target.query_url}/v1/submissions/{submission_id}/report", within)
         return None if _too_slow(response) else self._body(response)
 
     def progress(self, submission_id: str, within: float = 0.0) -> dict[str, Any]:
-        """Return the progress of a submission, from kept counters. It costs little, whatever the submission's size."""
+        """Return the progress of a submission. This is cheap even for a large submission: the counters are stored."""
         url = f"{self.target.query_url}/v1/submissions/{submission_id}/progress"
         unanswered = f"The submission is kept. Follow it with: everyrun watch {submission_id}" if within else ""
         return self.answer("GET", url, within=within, unanswered=unanswered)
 
     def check_workflow(self, workflow_id: str, version: str | None, within: float = 0.0) -> str | None:
-        """Return why Extend could not be asked about a workflow and its version; None if it has them.
+        """Ask Extend, through the submission service, whether a workflow and its version exist.
 
-        Ends the command if Extend has not. Without ``within`` a service that does not answer is such a reason too.
+        Returns None if they do, and the reason if Extend could not be asked. Ends the command if they do not exist.
+
+        An unavailable submission service is retried for ``within`` seconds and then ends the command. If ``within`` is
+        0, it is not retried, and counts as a reason why Extend could not be asked.
         """
         import httpx
 
@@ -221,5 +227,5 @@ class Client:
 
 
 def _too_slow(response: httpx.Response) -> bool:
-    """Return if the query service says that a retry would be too slow as well."""
+    """Return True if the query service answered that this takes it too long, so that a retry would not help."""
     return response.status_code == 504 and b'"TOO_SLOW"' in response.content

@@ -1,6 +1,7 @@
-"""The table of commands, and the group that imports a command's module only when it is called.
+"""The table of commands, and the group that imports a command's module only when the command is called.
 
-``everyrun --help``, ``--version`` and shell completion read the table alone. That keeps them under 0.3 s.
+``everyrun --help``, ``--version`` and the completion of command names need only the table, so they take less than
+0.3 s.
 """
 
 from __future__ import annotations
@@ -17,18 +18,18 @@ from typer.main import get_command, get_group
 
 
 class Entry(NamedTuple):
-    """A command's definition and its line in the help."""
+    """Where a command is defined, and its line in ``everyrun --help``."""
 
-    #: "module:name" in this package. The name is a function, or a Typer application for a group of commands.
+    #: "module:name". The module is in this package; the name is a function, or a Typer application (a command group).
     target: str
     help: str
 
 
 PANELS: dict[str, dict[str, Entry]] = {
     "The stack": {
-        "up": Entry("stack:up", "Start Kafka, Postgres, the emulator of Extend and every service, until Ctrl-C."),
-        "down": Entry("stack:down", "Stop a running stack; its data stays."),
-        "status": Entry("stack:status", "Show the parts of a running stack."),
+        "up": Entry("stack:up", "Run Kafka, Postgres, the emulator of Extend and every service until Ctrl-C."),
+        "down": Entry("stack:down", "Stop a running stack, and keep its data."),
+        "status": Entry("stack:status", "Show the parts of a running stack and their states."),
         "logs": Entry("stack:logs", "Show the log of a part of the stack."),
         "doctor": Entry("doctor:doctor", "Check the set-up: find what is wrong and how to fix it."),
         "demo": Entry("demo:demo", "Run inputs through a stack and compare every result with the emulator's record."),
@@ -38,7 +39,7 @@ PANELS: dict[str, dict[str, Entry]] = {
         "register": Entry("register:register_batch", "Register a batch that another program sent to Extend."),
         "watch": Entry(
             "watch:watch",
-            "Follow a submission until every input is settled, or only a person can move it on (exit code 6).",
+            "Follow a submission until every input is settled or needs a person.",
         ),
         "list": Entry("watch:list_submissions", "List submissions, newest first."),
         "report": Entry("watch:report", "Show the counts of a submission and check that they add up."),
@@ -71,12 +72,12 @@ PANELS: dict[str, dict[str, Entry]] = {
     },
 }
 COMMANDS = {name: entry for commands in PANELS.values() for name, entry in commands.items()}
-#: -5m is a time, not an option.
+#: Without this setting, the parser would take an age such as -5m for an option.
 _CONTEXT_SETTINGS = {"as-of": {"ignore_unknown_options": True}}
 
 
 def load(name: str) -> Any:
-    """Import the module of a command and return the command."""
+    """Import the module that defines a command, and return the command."""
     module, _, attribute = COMMANDS[name].target.partition(":")
     target = getattr(import_module(f"everyrun.cli.{module}"), attribute)
     if isinstance(target, typer.Typer):
@@ -85,7 +86,8 @@ def load(name: str) -> Any:
             inner.cls = Command
         command: Any = get_group(target)
         if command.invoke_without_command:
-            # The group is a command itself, which its function describes.
+            # Such a group can also be called without a subcommand (everyrun archive). The docstring of the callback
+            # describes what the group then does.
             command.help = f"{command.help}\n\n{inspect.getdoc(command.callback)}"
     else:
         app = typer.Typer(rich_markup_mode=None, add_completion=False)
@@ -97,7 +99,7 @@ def load(name: str) -> Any:
 
 
 def _keep_examples(command: Any) -> None:
-    """Keep the lines of examples as they are written, by the mark for it; else help is wrapped to the terminal."""
+    r"""Mark examples with \b, so that their lines are not re-wrapped to the terminal's width."""
     if command.help:
         command.help = command.help.replace("\n\nExample:", "\n\n\b\nExample:")
     for inner in getattr(command, "commands", {}).values():
@@ -105,7 +107,7 @@ def _keep_examples(command: Any) -> None:
 
 
 class _Commands(Mapping[str, Any]):
-    """The commands by name, each loaded when it is read."""
+    """The commands by name. A command's module is imported when the command is looked up for the first time."""
 
     def __init__(self) -> None:
         self._loaded: dict[str, Any] = {}
@@ -127,19 +129,19 @@ def _as_given(_context: Any, value: Any) -> Any:
 
 
 def _complete_quickly(context: Any, params: Iterable[Any]) -> None:
-    """Keep values as they are given if a shell asks what completes a word: it needs none of them.
+    """Do not convert values if a shell asks for completions: completions do not depend on the values.
 
-    Typer imports Pydantic to convert a value, even that of an option that is not given.
+    Typer would import Pydantic to convert a value, even the default of an option that is not given.
     """
     if context.resilient_parsing:
-        # For zsh and fish Typer imports Rich's Markdown to take tags out of help; ours has none.
+        # For zsh and fish, Typer would import Rich's Markdown to remove tags from help texts. Ours contain no tags.
         completion_classes._sanitize_help_text = str  # type: ignore[assignment]
         for param in params:
             param.process_value = _as_given
 
 
 class Command(TyperCommand):
-    """A command that a shell can complete quickly."""
+    """A command whose options a shell can complete without an import of Pydantic, and so quickly."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the arguments and options."""
@@ -148,17 +150,17 @@ class Command(TyperCommand):
 
 
 class Group(TyperGroup):
-    """A group that a shell can complete quickly, and whose commands show their help without Pydantic."""
+    """A group of commands. Completion, and the help of the group's commands, need no import of Pydantic."""
 
     def get_help_option(self, ctx: Any) -> Any:
-        """Return ``--help``, which is off if it is not given."""
+        """Return the option ``--help`` with the default False, so that no default has to be converted."""
         option = super().get_help_option(ctx)
         if option is not None:
             option.default = False
         return option
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the group's own options; if a command's name comes first, none is given."""
+        """Parse the options of the group itself. If the first argument is a command's name, there are none to parse."""
         _complete_quickly(ctx, self.get_params(ctx))
         own = self.params
         self.params = [] if args and not args[0].startswith("-") else own
@@ -169,29 +171,29 @@ class Group(TyperGroup):
 
 
 class LazyGroup(Group):
-    """The commands of the table."""
+    """The top-level group ``everyrun``. It contains the commands of the table."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self.commands: Any = _Commands()
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Return the names, without loading a command."""
+        """Return the names of all commands without importing a command's module."""
         return list(COMMANDS)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Write the table, a section for each panel."""
+        """Write the list of commands into the help, with one section per panel."""
         width = max(map(len, COMMANDS))
         for panel, commands in PANELS.items():
             with formatter.section(panel):
                 formatter.write_dl([(name.ljust(width), entry.help) for name, entry in commands.items()])
 
     def shell_complete(self, ctx: Any, incomplete: str) -> Any:
-        """Return what completes the beginning of a command or an option."""
+        """Return the names of commands and options that begin with ``incomplete``."""
         from typer._click.shell_completion import CompletionItem
 
         found = [
             CompletionItem(name, help=entry.help) for name, entry in COMMANDS.items() if name.startswith(incomplete)
         ]
-        # Not the group's own, which would import every command for its help.
+        # Skip the method of TyperGroup, which would import every command's module to get the command's help.
         return [*found, *super(TyperGroup, self).shell_complete(ctx, incomplete)]

@@ -15,20 +15,20 @@ from rich.table import Column, Table
 
 from everyrun.cli import exits
 
-#: Wider than any table: nothing is folded in a pipe or a file.
+#: A width in columns that no table reaches. It is used for pipes and files, so that nothing is folded there.
 _UNBOUNDED = 1_000_000
-#: Maximum number of rows of a table.
+#: Maximum number of rows that a command shows as a table.
 SHOWN = 200
 #: Minimum width of a column that folds.
 _LEAST = 12
 
 
 class _Console(Console):
-    """A console as wide as a terminal, and without a limit if it writes to a pipe or a file."""
+    """A console that is as wide as its terminal, or of unlimited width if it writes to a pipe or a file."""
 
     @property
     def size(self) -> ConsoleDimensions:
-        """Return the size of the terminal. A pipe or a file is wide enough to fold nothing, whatever COLUMNS is."""
+        """Return the size of the terminal. For a pipe or a file, ignore COLUMNS and return an unlimited width."""
         found = super().size
         return found if self._is_seen() else ConsoleDimensions(_UNBOUNDED, found.height)
 
@@ -49,7 +49,7 @@ err = _Console(stderr=True, highlight=False)
 
 @contextmanager
 def standard_output() -> Iterator[IO[str]]:
-    """Yield standard output for data. Raises OSError if not all of it can be written."""
+    """Yield standard output, to write data to. Raises OSError if some of the data cannot be written."""
     yield sys.stdout
     sys.stdout.flush()
 
@@ -60,9 +60,9 @@ def folding(name: str = "") -> Column:
 
 
 def print_table(table: Table, to: Console | None = None) -> None:
-    """Print a table. On a narrow terminal only the folding columns get narrower; an id is never folded.
+    """Print a table. On a narrow terminal, only the folding columns become narrower, so ids are never folded.
 
-    If the ids alone are wider than the terminal, its lines overflow.
+    If the other columns alone are wider than the terminal, the lines of the table overflow.
     """
     console = to or out
     needed, unbounded = 1, console.options.update(width=_UNBOUNDED)
@@ -86,7 +86,8 @@ class _OneLine(logging.Formatter):
 def log_in_lines() -> None:
     """Write the warnings of libraries to standard error, one line each, without tracebacks.
 
-    asyncpg's pool logs each failed attempt to connect. The command itself reports what is wrong.
+    For example, asyncpg's pool logs a traceback for each failed attempt to connect. The command itself reports what is
+    wrong.
     """
     handler = logging.StreamHandler()
     handler.setLevel(logging.WARNING)

@@ -1,4 +1,4 @@
-"""Recognise the type of a file without an extension by its first bytes. Only types that Extend accepts."""
+"""Recognise the type of a file without an extension by its content. Only types that Extend accepts are recognised."""
 
 from __future__ import annotations
 
@@ -18,24 +18,27 @@ _BEGINNINGS = (
     (b"GIF87a", "gif"), (b"GIF89a", "gif"), (b"8BPS\x00\x01", "psd"), (b"{\\rtf", "rtf"), (b"\xffWPC", "wpd"),
 )
 # fmt: on
-#: Beginnings of archives and compressed files, which may hold a PDF near their beginning.
+#: First bytes of archives and compressed files. Such a file is never a PDF, even if it contains one near its beginning.
 _ARCHIVES = (
     *(b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08", b"\x1f\x8b", b"7z\xbc\xaf\x27\x1c", b"Rar!\x1a\x07"),
     *(b"\xfd7zXZ\x00", b"BZh", b"\x28\xb5\x2f\xfd", b"MSCF", b"!<arch>\n", b"070701", b"070707"),
 )
 _TAR, _TAR_AT = b"ustar", 257
-#: What an Office document, which is a zip, holds.
+#: An Office document is a zip archive. The name of one of the files in it tells its type.
 _PARTS = (("word/document.xml", "docx"), ("xl/workbook.xml", "xlsx"), ("ppt/presentation.xml", "pptx"))
 _OPEN_DOCUMENTS = {
     b"application/vnd.oasis.opendocument.text": "odt",
     b"application/vnd.oasis.opendocument.spreadsheet": "ods",
 }
-#: A PDF may begin this late: readers look so far for it.
+#: Number of bytes to read from the beginning. A PDF may have other bytes before %PDF-; PDF readers search that far.
 BEGINNING = 1024
 
 
 def kind_of(path: Path, beginning: bytes) -> str | None:
-    """Return the extension that the file should have, or None if it is not recognised. ``path`` must be readable."""
+    """Return the extension for the content of a file, or None if its type is not recognised.
+
+    ``beginning`` holds the first BEGINNING bytes. ``path`` must be readable, to look into zip archives.
+    """
     if beginning.startswith(b"%PDF-"):
         return "pdf"
     if beginning.startswith(b"PK\x03\x04"):

@@ -1,4 +1,4 @@
-"""Define ``everyrun demo``: one job from end to end, compared with the emulator's record."""
+"""Define ``everyrun demo``: run inputs from submission to result, and compare with the emulator's record."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from everyrun.cli import exits
 from everyrun.cli.console import err, fail, part_event
 from everyrun.cli.stack import Faults, Plan, Processors, RunSeconds, Seed, check_emulator_options
 
-#: Short timeouts and windows, so that a demo shows how faults are repaired.
+#: Timeouts and intervals in seconds, so short that even a demo of a minute shows how Everyrun recovers from faults.
 SHORT = {
     "EVERYRUN_CALL_TIMEOUT": "5",
     "EVERYRUN_DISPATCH_DEADLINE": "5",
@@ -33,14 +33,17 @@ def demo(
     plan: Plan = "enterprise",
     processors: Processors = 1,
     data_dir: Annotated[
-        Path | None, typer.Option(help="Folder in which the stack stays; everyrun up can start it afterwards.")
+        Path | None,
+        typer.Option(
+            help="Folder to keep the stack in, so that everyrun up can start it later. Default: a temporary one."
+        ),
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures, as JSON.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file, as JSON.")] = None,
 ) -> None:
     """Run inputs through a stack and compare every result with the emulator's record.
 
-    It starts Kafka, Postgres, the emulator and every service, and stops them at the end. Exits with 0 only if every
-    input is accounted for and agrees with the emulator's record.
+    The command starts Kafka, Postgres, the emulator and every service, and stops them at the end. The exit code is 0
+    only if every input is settled and every result agrees with the emulator's record.
 
     Example: everyrun demo --inputs 5000 --faults drop=1.0
     """
@@ -77,6 +80,6 @@ def demo(
         except OSError as error:
             fail(f"{json_file}: {error.strerror}")
     if data_dir is not None:
-        err.print(f"Kept in {data_dir}; look around with: everyrun up --data-dir {data_dir}")
+        err.print(f"The stack's data is kept in {data_dir}. To look at it, run: everyrun up --data-dir {data_dir}")
     if not (figures["balanced"] and figures["agrees_with_truth"] and figures["open"] == 0):
         raise typer.Exit(exits.ERROR)

@@ -1,4 +1,4 @@
-"""Run the demo on a running stack: submit, watch, compare, show."""
+"""Run the demo on a running stack: submit inputs, show progress, and compare the results with the emulator's record."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from everyrun.cli.emulator_check import Comparison, least_requests
 from everyrun.cli.progress import JobProgress
 from everyrun.embedded.state import NO_PROXY
 
-#: The demo gives up if no input settles for this long, in seconds.
+#: The demo gives up if no input settles for this many seconds.
 _STUCK_AFTER = 180.0
+#: Seconds to wait until the results agree with the emulator's record.
 _AGREE_WITHIN = 60.0
 
 
 async def run(endpoints: dict[str, str], count: int) -> dict[str, Any]:
-    """Submit inputs, show their progress and the comparison; return the figures. Raises JobError."""
+    """Submit inputs, show their progress and the comparison, and return the figures. Raises JobError."""
     headers = {"authorization": f"Bearer {endpoints['api_token']}"}
     async with httpx.AsyncClient(headers=headers, timeout=120, mounts=NO_PROXY) as http:
         began = time.monotonic()
@@ -44,7 +45,7 @@ async def run(endpoints: dict[str, str], count: int) -> dict[str, Any]:
 
 
 async def _watch(http: httpx.AsyncClient, endpoints: dict[str, str], submission_id: str) -> dict[str, Any]:
-    """Show the progress until every input is settled, or none settles for a long time."""
+    """Show the progress until every input is settled, or until no input has settled for _STUCK_AFTER seconds."""
     progress = JobProgress()
     last, moved = -1, time.monotonic()
     with Live(progress.table(), console=err, refresh_per_second=4, transient=not err.is_terminal) as live:
@@ -60,7 +61,7 @@ async def _watch(http: httpx.AsyncClient, endpoints: dict[str, str], submission_
 
 
 async def _review(http: httpx.AsyncClient, endpoints: dict[str, str], report: dict[str, Any]) -> None:
-    """Approve the runs that need a review, as a person would. The fault `review` makes some."""
+    """Approve the runs that wait for a review, as a person would. The emulator's fault ``review`` causes such runs."""
     if not report["by_status"].get("NEEDS_REVIEW"):
         return
     for line in await job.fetch_truth(http, endpoints):

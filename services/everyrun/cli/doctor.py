@@ -23,20 +23,22 @@ _COLOURS = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 def doctor(
     workflow: Annotated[
         str | None,
-        typer.Option(help="Workflow to check; by default all workflows that have submissions."),
+        typer.Option(help="Workflow to check. Default: that of the stack's emulator, or all that have submissions."),
     ] = None,
-    polling_only: Annotated[bool, typer.Option("--polling-only", help="Skip the checks of webhooks.")] = False,
+    polling_only: Annotated[
+        bool, typer.Option("--polling-only", help="Skip the checks of webhooks, because results are only polled.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Write the findings as JSON.")] = False,
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
     """Check the set-up: find what is wrong and how to fix it.
 
-    Checks Extend (key, workflow, webhook endpoint), Kafka, Postgres, the clocks and every service. Also checks that
-    the tables follow the log, that workflows are swept, and that no input is overdue. Prints a line for each check:
-    ok, warning or failed.
+    The command checks Extend (key, workflow, webhook endpoint), Kafka, Postgres, the clocks and every service. It also
+    checks that the result tables keep up with the log, that the lists of runs at Extend are read regularly, and that
+    no input is overdue. It prints one line per check: ok, warning or failed.
 
-    Changes no data. It only writes a probe record to a topic for probes, and posts a signed self-test that the bridge
-    recognises and drops.
+    The command changes no data. It only writes one test record to the topic for probes, and posts a signed test
+    webhook, which the bridge recognises and drops.
 
     Exit codes: 0 nothing failed; 1 something failed; 2 a setting is missing or wrong.
 
@@ -49,7 +51,7 @@ def doctor(
 
     from everyrun.doctor.examine import examine
 
-    # Clients log every failed attempt to connect; the report has it once.
+    # The clients would log every failed attempt to connect. The findings report such a failure once.
     logging.disable(logging.CRITICAL)
     settings, workflow_of_stack = _settings(data_dir)
     findings = asyncio.run(examine(settings, workflow or workflow_of_stack, polling_only=polling_only))
@@ -64,7 +66,10 @@ def doctor(
 
 
 def _settings(data_dir: Path) -> tuple[Settings, str | None]:
-    """Return the environment's settings, completed by those of the running stack, and the stack's workflow."""
+    """Return the settings of the environment and of the running stack, and the stack's workflow (or None).
+
+    A setting of the environment takes precedence over the same setting of the stack.
+    """
     from everyrun.cli.chosen import chosen
     from everyrun.embedded.state import read_endpoints
     from everyrun.settings import SettingsError, load

@@ -19,12 +19,12 @@ doubt_app = typer.Typer(
     help="List calls with an unknown outcome, and decide about their inputs.\n\nExample: everyrun doubt list",
 )
 
-Chunk = Annotated[str, typer.Argument(metavar="CHUNK", help="A chunk, as list shows it.")]
-Force = Annotated[bool, typer.Option("--force", help="Decide although evidence may still come.")]
+Chunk = Annotated[str, typer.Argument(metavar="CHUNK", help="Id of the chunk, as list shows it.")]
+Force = Annotated[bool, typer.Option("--force", help="Decide now, even though evidence may still arrive.")]
 
 
 def user_name() -> str:
-    """Return the name of the user on this machine, empty if it is unknown."""
+    """Return the login name of the user on this machine, or an empty string if it is unknown."""
     import getpass
 
     try:
@@ -35,14 +35,14 @@ def user_name() -> str:
 
 @doubt_app.command("list")
 def list_(
-    submission: Annotated[str | None, typer.Option(help="Submission of the chunks.")] = None,
-    state: Annotated[Literal["in_doubt", "held"] | None, typer.Option(help="State of the chunks.")] = None,
+    submission: Annotated[str | None, typer.Option(help="Only chunks of this submission.")] = None,
+    state: Annotated[Literal["in_doubt", "held"] | None, typer.Option(help="Only chunks in this state.")] = None,
     as_json: Json = False,
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
-    """List chunks that were sent with an unknown outcome, and what each waits for.
+    """List chunks that were sent with an unknown outcome, and what each chunk waits for.
 
-    Chunks in doubt wait for evidence. Held chunks need a person's decision.
+    A chunk in doubt waits for evidence: a run at Extend that names the call. A held chunk needs a person's decision.
 
     Example: everyrun doubt list --state held
     """
@@ -70,12 +70,12 @@ def list_(
         figures = (str(row["inputs"]), str(row["attempt"]), str(row["runs"]))
         table.add_row(row["chunk"], row["state"], *figures, escape(row["reason"] or ""), escape(row["waits_for"]))
     print_table(table)
-    err.print("For one of them in detail, run: everyrun doubt show CHUNK")
+    err.print("For details of a chunk, run: everyrun doubt show CHUNK")
 
 
 @doubt_app.command()
 def show(chunk: Chunk, as_json: Json = False, data_dir: DataDir = Path(".everyrun")) -> None:
-    """Show a chunk: its attempts, the runs that name it, past decisions, and possible ones.
+    """Show a chunk: its attempts, the runs that name it, past decisions, and the decisions that you can make.
 
     Example: everyrun doubt show sub_01k....c00001
     """
@@ -86,14 +86,14 @@ def show(chunk: Chunk, as_json: Json = False, data_dir: DataDir = Path(".everyru
 @doubt_app.command()
 def adopt(
     chunk: Chunk,
-    batch: Annotated[str, typer.Argument(metavar="BATCH", help="Extend's id of the batch.")],
+    batch: Annotated[str, typer.Argument(metavar="BATCH", help="Id of the batch at Extend.")],
     reason: Why,
     as_json: Json = False,
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
-    """Adopt a batch at Extend as the outcome of a chunk.
+    """Adopt a batch at Extend as the outcome of a chunk's call.
 
-    Everyrun fetches a run of the batch, which must name the chunk.
+    As proof, Everyrun fetches a run of the batch: its reserved metadata key must name the chunk.
 
     Example: everyrun doubt adopt sub_01k....c00001 batch_7f3 --reason "seen in Extend's dashboard"
     """
@@ -108,9 +108,9 @@ def resend(
     as_json: Json = False,
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
-    """Resend a chunk.
+    """Resend a chunk in a new call.
 
-    If Extend had accepted the first call after all, each input gets two runs; the second is reported as a duplicate.
+    If Extend did accept the earlier call, each input gets two runs, and the second is reported as a duplicate.
 
     Example: everyrun doubt resend sub_01k....c00001 --reason "Extend's support has no such call"
     """
@@ -127,7 +127,7 @@ def discard(
 ) -> None:
     """Give up a chunk: its inputs become REFUSED, with the reason DISCARDED.
 
-    A run that appears later is still shown.
+    If a run of one of the inputs appears later, Everyrun still shows the run.
 
     Example: everyrun doubt discard sub_01k....c00001 --reason "the documents are out of date"
     """

@@ -14,20 +14,25 @@ from everyrun.projection.rules.run_selection import version_of_run
 
 
 class Comparison(Struct, frozen=True):
-    """The outcome of a comparison. ``differences`` holds the first twenty, as sentences."""
+    """The outcome of a comparison."""
 
     agrees: bool
+    #: Number of chunks for which the emulator has more than one batch.
     double_batches: int
+    #: Number of runs at the emulator beyond the first of each input.
     duplicates: int
+    #: The first twenty differences, as sentences.
     differences: list[str]
 
 
 def compare(
     truth: Iterable[Mapping[str, Any]], results: Mapping[str, tuple[str | None, str]], duplicates: int
 ) -> Comparison:
-    """Compare the emulator's runs with ``results`` (input id to run id and status) and the number of duplicate runs.
+    """Compare the emulator's runs (``truth``) with the result tables.
 
-    They agree if each input has its current run in that run's status, and every further run is a duplicate.
+    ``results`` maps an input id to its run id and status; ``duplicates`` is the number of duplicate runs in the tables.
+    Both sides agree if each input has the right current run with the right status, and if every further run of an
+    input is counted as a duplicate.
     """
     runs: dict[str, dict[str, str]] = defaultdict(dict)
     batches: dict[str, set[str]] = defaultdict(set)
@@ -55,9 +60,10 @@ def compare(
 
 
 def least_requests(truth: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """Return the fewest requests that could have found every result.
+    """Return the smallest number of requests that could have sent every batch and found every result.
 
-    One call for each batch, one GET for each run without a delivered webhook, one page for each batch with such runs.
+    These are one call per batch; one GET per run for which no webhook was delivered; and, for each batch with such
+    runs, one GET for a page of the list of runs.
     """
     calls: set[str] = set()
     unheard: dict[str, int] = defaultdict(int)

@@ -1,4 +1,4 @@
-"""Write extracted values as a CSV table: one row for each input, one column for each value."""
+"""Write extracted values as a CSV table, with one row per input and one column per value."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ValuePath = tuple[str, ...]
 
 
 def flatten(extracted: dict[str, Any]) -> dict[ValuePath, str]:
-    """Return each value as text, by its path. Objects give their members, lists their JSON."""
+    """Return each value as text, by its path. Each member of an object is a separate value; a list becomes JSON."""
     texts: dict[ValuePath, str] = {}
 
     def walk(path: ValuePath, value: Any) -> None:
@@ -57,7 +57,7 @@ def write_table(
     with tempfile.TemporaryFile("w+", encoding="utf-8", newline="\n") as buffer:
         for row, extracted in rows:
             texts = {columns.setdefault(path, len(columns)): text for path, text in flatten(extracted).items()}
-            # JSON escapes a lone surrogate, which UTF-8 cannot encode.
+            # json.dumps writes a lone surrogate as an escape. UTF-8 could not encode the surrogate itself.
             buffer.write(json.dumps([row, list(texts.items())]) + "\n")
         buffer.seek(0)
         file.write("\ufeff" if bom else "")

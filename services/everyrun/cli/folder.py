@@ -1,6 +1,6 @@
-"""Find the documents in a folder: which are sent, which are not and why.
+"""Find the files in a folder, and decide which of them to send.
 
-Every file that is not sent is counted.
+Every file that is not sent is counted, with the reason.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from everyrun.cli.contents import BEGINNING, EXTENSIONS, kind_of
 from everyrun.errors import Invalid
 from everyrun.extend.reserved import EXTERNAL_ID_MAX
 
-#: Folders in which desktops, file servers and archivers put what was deleted, or their own files.
+#: Folders in which desktops, file servers and archivers keep deleted files or files of their own.
 _TRASH = frozenset(
     {"$recycle.bin", "recycler", "system volume information", "lost+found", "__macosx", "@eadir", "#recycle"}
 )
 _OF_THE_SYSTEM = frozenset({"thumbs.db", "desktop.ini", "icon\r"})
-#: Endings of backups and automatic saves of editors, and of unfinished downloads.
+#: Endings of the names of unfinished downloads, and of the backups and automatic saves that editors make.
 _UNFINISHED = ("~", ".swp", ".swo", ".part", ".partial", ".crdownload", ".download", ".filepart")
 
 HIDDEN_FOLDER = "in a hidden folder or the trash"
@@ -40,17 +40,17 @@ UNREADABLE = "cannot be read (--skip-unreadable)"
 
 
 class PatternError(Invalid):
-    """A pattern of ``--include`` or ``--exclude`` matches no file and no folder: probably a typing error."""
+    """A pattern of ``--include`` or ``--exclude`` matches no file and no folder, so it is probably mistyped."""
 
 
 class Document(NamedTuple):
     """A file to send."""
 
     path: Path
-    #: Its path in the folder, as text; bytes that are not UTF-8 are written \\xNN.
+    #: The path relative to the folder, as text; bytes that are not UTF-8 are written as \\xNN.
     shown: str
     id: str
-    #: Its name for Extend: with the extension of its content, if it has none.
+    #: The file's name at Extend. If the file has no extension, that of its content is appended.
     name: str
     size: int
 
@@ -60,9 +60,9 @@ class Found:
 
     def __init__(self) -> None:
         self.documents: list[Document] = []
-        #: The paths that are left out, by reason.
+        #: The paths of files and folders that are left out, by reason.
         self.skipped: dict[str, list[str]] = {}
-        #: Paths that cannot be read, and why.
+        #: The paths that cannot be read, each with the reason.
         self.broken: list[tuple[str, str]] = []
 
     def skip(self, reason: str, relative: str) -> None:
@@ -75,14 +75,14 @@ class Found:
         return sum(map(len, self.skipped.values()))
 
     def leave_out_broken(self) -> None:
-        """Count the files that cannot be read as left out."""
+        """Treat the paths that cannot be read as left out (``--skip-unreadable``)."""
         for name, why in self.broken:
             self.skipped.setdefault(UNREADABLE, []).append(f"{name} ({why})")
         self.broken = []
 
 
 def shown(path: str | Path) -> str:
-    """Return a path as text; bytes that are not UTF-8 are written \\xNN."""
+    """Return a path as text; bytes that are not UTF-8 are written as \\xNN."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
@@ -98,14 +98,14 @@ def same_content(documents: Sequence[Document]) -> list[list[Document]]:
                 with document.path.open("rb") as file:
                     digest = hashlib.file_digest(file, "sha256").digest()
             except OSError:
-                # It is gone, which the upload reports.
+                # The file can no longer be read. The upload will report that.
                 continue
             by_digest.setdefault(digest, []).append(document)
     return [group for group in by_digest.values() if len(group) > 1]
 
 
 def find(folder: Path, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Found:
-    """Look through a folder. Links to folders are followed, each folder once.
+    """Find the files in a folder and its subfolders. Links to folders are followed, but each folder is read only once.
 
     Raises PatternError if a pattern matches nothing.
     """
@@ -115,9 +115,11 @@ def find(folder: Path, include: Sequence[str] = (), exclude: Sequence[str] = ())
 class _Pattern:
     """A pattern of ``--include`` or ``--exclude``.
 
-    It is a glob for the path in the folder or, without a slash, for a name; also exactly that path or name. A slash or
-    ``./`` before it, and the folder's own path or name, are accepted before a path in the folder, and a slash after it.
-    Case does not matter, nor how Unicode composes letters.
+    A pattern with a slash before its end is a glob for the path relative to the folder. Any other pattern is a glob for
+    that path or for the last name in it. A path or name that is literally equal to the pattern matches too.
+
+    A pattern may begin with ``/``, with ``./``, or with the path or name of the folder itself, and may end with a
+    slash. Case is ignored, and so is whether Unicode composes letters and accents.
     """
 
     def __init__(self, option: str, given: str, folder: str) -> None:
@@ -136,7 +138,10 @@ class _Pattern:
         self._name = _folded(plain) if "/" not in plain else None
 
     def matches(self, relative: str) -> bool:
-        """Return if the pattern matches a path in the folder, and remember it. ``relative`` is folded."""
+        """Return True if the pattern matches a path in the folder, and remember that it did.
+
+        ``relative`` is the path as ``_folded`` returns it.
+        """
         found = any(relative == path or fnmatchcase(relative, path) for path in self._paths)
         if not found and self._name is not None:
             name = relative.rpartition("/")[2]
@@ -150,11 +155,13 @@ def _folded(text: str) -> str:
 
 
 class _Place(NamedTuple):
+    """A folder to look through."""
+
     path: str
     relative: str
-    #: Why nothing below is sent; its files are counted nevertheless.
+    #: The reason why no file in the folder is sent (the files are counted anyway), or None.
     reason: str | None
-    #: Whether a folder above is named by --include.
+    #: True if --include matches the folder or one above it.
     included: bool = False
 
 
@@ -166,13 +173,13 @@ class _Walk:
         self._found = Found()
         self._seen: set[tuple[int, int]] = set()
         self._links: list[_Place] = []
-        #: Real paths of excluded files and folders: they stay excluded if a link leads to them.
+        #: The real paths of excluded files and folders, which stay excluded even if they are found through a link.
         self._excluded: set[str] = set()
         self._unreadable: list[tuple[str, str]] = []
 
     def run(self) -> Found:
         self._walk(_Place(self._folder, "", None))
-        # Last, so that a folder within the folder is found under its own name.
+        # Follow links last, so that a folder inside the folder is found under its own name and not that of a link.
         for link in self._links:
             self._follow(link)
         self._check_patterns()
@@ -193,7 +200,7 @@ class _Walk:
                 )
 
     def _leave_out_excluded(self) -> None:
-        """Leave out what a link leads to although it is excluded under its own path."""
+        """Leave out the documents that were found through a link, but are excluded under their own path."""
         is_excluded = _Within(self._excluded)
         documents, self._found.documents = self._found.documents, []
         for document in documents:
@@ -222,7 +229,7 @@ class _Walk:
             self._walk(link)
 
     def _walk(self, start: _Place) -> None:
-        # A list of its own: folders may be nested deeper than calls.
+        # A list instead of recursion, because folders may be nested more deeply than Python's calls may be.
         open_places = [start]
         while open_places:
             place = open_places.pop()
@@ -243,7 +250,7 @@ class _Walk:
             self._unreadable.append((place.relative, error.strerror or str(error)))
 
     def _entry(self, entry: os.DirEntry[str], place: _Place) -> Iterator[_Place]:
-        """Take a file, or yield a folder."""
+        """Add a file to those to send or to those left out, or yield a folder to look through."""
         relative = f"{place.relative}/{entry.name}" if place.relative else entry.name
         folded = _folded(relative) if self._include or self._exclude else ""
         excluded = _any_matches(self._exclude, folded)
@@ -280,7 +287,7 @@ class _Walk:
         return OTHER_TYPE if extension and extension not in EXTENSIONS else None
 
     def _document(self, entry: os.DirEntry[str], relative: str) -> None:
-        """Take a file that can be read. Raises OSError."""
+        """Add a file to the documents, unless its content rules it out. Raises OSError if it cannot be read."""
         found = entry.stat()
         if not stat.S_ISREG(found.st_mode):
             self._found.skip(NOT_REGULAR, relative)
@@ -305,7 +312,7 @@ def _identity(found: os.stat_result) -> tuple[int, int]:
 
 
 class _Within:
-    """Tell if a path, its links resolved, is one of some real paths or lies below one."""
+    """Test whether a path, after links are resolved, is one of the given real paths or lies below one of them."""
 
     def __init__(self, real_paths: set[str]) -> None:
         self._real_paths = real_paths
@@ -328,7 +335,7 @@ class _Within:
 
 
 def _any_matches(patterns: Sequence[_Pattern], relative: str) -> bool:
-    """Return if a pattern matches. Every pattern is tried, so that each that matches something is known."""
+    """Return True if a pattern matches. Every pattern is tried, because each remembers whether it has ever matched."""
     found = [pattern.matches(relative) for pattern in patterns]
     return any(found)
 
@@ -340,13 +347,16 @@ def _reason_of_folder(name: str, excluded: bool) -> str | None:
 
 
 def extension_of(name: str) -> str:
-    """Return the extension in small letters, or "" if what follows the last dot is no extension ("Nr. 17")."""
+    """Return the extension in lower case, or "" if the text after the last dot is not an extension ("Nr. 17")."""
     extension = os.path.splitext(name)[1][1:].lower()
     return extension if re.fullmatch(r"[a-z][a-z0-9]{0,9}|[0-9]+[a-z][a-z0-9]*", extension) else ""
 
 
 def id_of_path(relative: str) -> str:
-    """Return an external id for a path: the path, or a hash and its end if it is too long or not printable."""
+    """Return the external id for a path: the path itself, or a hash and the path's end.
+
+    The hash is used if the path is too long or not printable.
+    """
     if len(relative) <= EXTERNAL_ID_MAX and relative.isprintable():
         return relative
     digest = hashlib.sha256(relative.encode("utf-8", "surrogateescape")).hexdigest()[:16]

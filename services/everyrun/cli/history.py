@@ -1,4 +1,4 @@
-"""``everyrun history``: every event that touched an input, a run or a batch, and what each changed."""
+"""``everyrun history``: show every event that touched an input, a run or a batch, and what each event changed."""
 
 from __future__ import annotations
 
@@ -28,9 +28,11 @@ def history(
 ) -> None:
     """Show every event that touched an input, a run or a batch.
 
-    It shows why a row has its values. The events are read from Kafka with the index that the replay service keeps;
-    newer events are indexed first. Exit code 1: the row in the live tables differs from the events in some column.
-    Exit code 4: neither an event nor the queue knows the id.
+    The events explain why a row in the result tables has its values. They are read from Kafka, with the help of an
+    index that the replay service maintains. The command first adds the events that are not in the index yet.
+
+    Exit code 1: the row in the live tables differs in some column from what the events say. Exit code 4: the id occurs
+    neither in an event nor in the queue.
 
     Example: everyrun history sub_01k...:invoice-000017
     """
@@ -67,7 +69,7 @@ async def _ask(settings: Settings, identifier: str, progress: Callable[[int, int
         try:
             await catch_up(settings, asked.index, progress)
         except (*no_index, ForeignIndexError) as error:
-            # Who may only read is answered all the same.
+            # A user without the right to write the index gets an answer anyway, only more slowly.
             err.print(f"[dim]what is not indexed is read from the log: {escape(str(error))}")
         return await asked.history(identifier, progress)
 

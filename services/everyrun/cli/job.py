@@ -14,7 +14,7 @@ from everyrun.cli.emulator_check import Comparison, compare
 from everyrun.errors import EveryrunError
 from everyrun.store.pool import POSTGRES_AWAY
 
-#: Seconds to wait for a service that is restarting.
+#: Seconds to wait for an answer from a service that is restarting.
 _RESTART_WITHIN = 60.0
 
 
@@ -23,7 +23,7 @@ class JobError(EveryrunError):
 
 
 def invoice_lines(count: int) -> str:
-    """Return invoices as NDJSON, one for each number from 1 to ``count``."""
+    """Return ``count`` generated invoices as NDJSON rows, numbered from 1."""
     invoices = (
         {
             "id": f"invoice-{n:06d}",
@@ -82,10 +82,11 @@ async def fetch_truth(http: httpx.AsyncClient, endpoints: dict[str, str], skip: 
 async def wait_until_agreed(
     http: httpx.AsyncClient, endpoints: dict[str, str], submission_id: str, within: float, skip: int = 0
 ) -> tuple[dict[str, Any], Comparison]:
-    """Compare the results with the emulator's record until they agree, at most ``within`` seconds.
+    """Compare the results with the emulator's record until they agree, for at most ``within`` seconds.
 
-    A single comparison is not enough: a second run of an input may be in progress. The first ``skip`` runs of the
-    emulator belong to other jobs. Returns the last report and comparison. Raises JobError.
+    A single comparison is not enough, because a duplicate run of a settled input may still be in progress. The first
+    ``skip`` runs of the emulator belong to other jobs and are ignored. Returns the last report and comparison. Raises
+    JobError.
     """
     deadline = time.monotonic() + within
     while True:

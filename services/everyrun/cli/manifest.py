@@ -26,16 +26,20 @@ from everyrun.submission.intake.text import EncodingError, UploadError
 
 KINDS = {".csv": CSV, ".tsv": CSV, ".ndjson": NDJSON, ".jsonl": NDJSON, ".json": JSON}
 _DELIMITER_NAMES = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|"}
-#: As the services have it, if nothing else is set.
+#: The services' default limits: bytes of a row, inputs of a chunk, and bytes of a chunk.
 ROW_MAX, CHUNK_INPUTS, CHUNK_BYTES = 900_000, 1000, 900_000
-#: Bad rows that are kept to be shown.
+#: Maximum number of bad rows that are kept and shown.
 SHOWN = 20
-#: Stands for the file of a row while it is not uploaded: as long as an id of Extend, or longer.
+#: The URL of a row's file until the file is uploaded. It is at least as long as a file id of Extend, which replaces it,
+#: so the row cannot outgrow the size limit that was checked.
 _TO_BE_UPLOADED = "https://to-be-uploaded.example.com/"
 
 
 class ManifestError(Invalid):
-    """The manifest cannot be read; the text says why and what to do. ``checked`` has the rows before the error."""
+    """The manifest cannot be read; the message says why and what to do.
+
+    ``checked`` holds the rows that were read before the error.
+    """
 
     def __init__(self, message: str, checked: Checked | None = None) -> None:
         super().__init__(message)
@@ -43,16 +47,19 @@ class ManifestError(Invalid):
 
 
 class Local(NamedTuple):
-    """A local file that a row names, to be uploaded first."""
+    """A local file that a row names. It is uploaded before the row is sent."""
 
     path: Path
-    #: Its name for Extend.
+    #: The file's name at Extend.
     name: str
     password: str | None
 
 
 class Checked:
-    """Checked rows, which are kept in a file, and the local files that they name."""
+    """The checked rows of a manifest or folder, and the local files that they name.
+
+    Good rows are stored in a file; of the bad rows, the first SHOWN are kept in ``bad``.
+    """
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -61,16 +68,19 @@ class Checked:
         self.bad_count = 0
         self.bad: list[BadRow] = []
         self.files: list[Local] = []
-        #: The first row as it was read.
+        #: The first good row, in the form to show.
         self.first: dict[str, Any] | None = None
         self._lines = array("q")
 
     def line_of(self, row: int) -> int | None:
-        """Return the line in which a row begins; None for the documents of a folder."""
+        """Return the line on which a row begins; None for a document of a folder, which has no line."""
         return self._lines[row - 1] if 0 < row <= len(self._lines) and self._lines[row - 1] else None
 
     def check(self, rows: Iterable[Row], base: Path | None) -> None:
-        """Check every row; paths of files begin at ``base``. Raises UploadError."""
+        """Check every row. Raises UploadError.
+
+        Relative paths of local files are relative to ``base``. If ``base`` is None, rows may not name paths.
+        """
         submission_id, cutter = new_submission_id(), Cutter(CHUNK_INPUTS, CHUNK_BYTES)
         seen: dict[str, int] = {}
         places: dict[Local, int] = {}
@@ -107,9 +117,10 @@ class Checked:
             self.bad.append(bad)
 
     def _local(self, line: int | None, value: Any, base: Path | None) -> tuple[Any, Local | None] | BadRow:
-        """Return the row to check, and the local file that it names, if any; or what is wrong with the file.
+        """Return the row to check, and the local file that the row names or None. If the file is bad, return a BadRow.
 
-        The path becomes part of the metadata, unless they have a path: at Extend the file has only an id.
+        The path is added to the metadata, because Extend knows the file only by an id. Metadata that contain a
+        ``path`` already stay as they are.
         """
         file = value.get("file") if isinstance(value, dict) else None
         if isinstance(file, Local):
@@ -146,7 +157,10 @@ class Checked:
         return {**value, "file": {"url": _TO_BE_UPLOADED, **rest}, "metadata": metadata}, local
 
     def write(self, ids: Sequence[str], file: IO[bytes]) -> None:
-        """Write the rows as NDJSON, with the ids of the uploaded files, in the order of ``files``."""
+        """Write the good rows as NDJSON. Each local file is replaced by its id at Extend.
+
+        ``ids`` are the ids of the uploaded files, in the order of ``files``.
+        """
         self._file.seek(0)
         for line in self._file:
             if self.files:
@@ -158,7 +172,7 @@ class Checked:
 
 
 def _as_read(row: GoodRow, local: Local | None) -> dict[str, Any]:
-    """Return a row to be shown: a local file by its path, and no password."""
+    """Return a row in the form to show: a local file appears with its path, and a password as ***."""
     file: dict[str, Any] = msgspec.json.decode(row.file)
     if local is not None:
         file = {"path": shown(local.path), "name": local.name} | ({"settings": {}} if local.password else {})
@@ -168,7 +182,7 @@ def _as_read(row: GoodRow, local: Local | None) -> dict[str, Any]:
 
 
 def unreadable(path: Path) -> str | None:
-    """Return why a file cannot be uploaded; None if it can be."""
+    """Return the reason why a file cannot be uploaded, or None if it can be."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             return "is not a file"
@@ -183,7 +197,7 @@ def unreadable(path: Path) -> str | None:
 
 
 def is_folder(source: str) -> bool:
-    """Return if it is a folder, and not a manifest. Raises ManifestError if it is neither."""
+    """Return True if the source is a folder, False if it is a manifest. Raises ManifestError if it is neither."""
     if not source:
         raise ManifestError("the name of the manifest or folder is empty")
     try:
@@ -202,7 +216,7 @@ def is_folder(source: str) -> bool:
 
 
 def _way_out(path: Path) -> str:
-    """Return what to do with a file that is no manifest by its name."""
+    """Return advice about a file whose name is not that of a manifest."""
     suffix, named = path.suffix.lower(), f"a manifest is named {', '.join(KINDS)}"
     if suffix in (".xlsx", ".xlsm", ".xls", ".ods", ".numbers"):
         return 'it is a spreadsheet. Save it as "CSV UTF-8" and submit that file'
@@ -228,15 +242,19 @@ class Manifest(NamedTuple):
     """A manifest that was checked."""
 
     checked: Checked
-    #: The column that the ids come from, and those that are left out; None if it is no CSV.
+    #: The CSV column that holds the ids. None if the rows' numbers are the ids, or if the manifest is not a CSV.
     ids_from: str | None
+    #: The CSV columns that are left out. None if the manifest is not a CSV.
     ignored: list[str] | None
-    #: What may be wrong with it, though it can be submitted.
+    #: Sentences about what may be wrong with the manifest, although it can be submitted.
     warnings: list[str]
 
 
 def read(source: str, options: Options, file: IO[bytes], local: bool = True) -> Manifest:
-    """Check every row of a manifest and keep them in ``file``. Raises ManifestError."""
+    """Check every row of a manifest and store the good rows in ``file``. Raises ManifestError.
+
+    If ``local`` is False, rows may not name local files.
+    """
     path = Path(source)
     checked = Checked(file)
     try:
@@ -257,7 +275,10 @@ def read(source: str, options: Options, file: IO[bytes], local: bool = True) -> 
 
 
 def _warnings(columns: Columns) -> list[str]:
-    """Return a warning if a CSV seems to be results whose columns about the outcome were removed."""
+    """Return a warning if a CSV looks like the output of ``everyrun results`` without some columns about the outcome.
+
+    The apostrophes before formulas are not removed from such a CSV.
+    """
     found = []
     if columns.missing_outcome:
         found.append(f"it has some columns of results, but not {', '.join(columns.missing_outcome)}")
@@ -274,7 +295,7 @@ def _warnings(columns: Columns) -> list[str]:
 
 
 def check_documents(documents: Iterable[folder.Document], file: IO[bytes]) -> Checked:
-    """Check the documents of a folder as rows and keep them in ``file``."""
+    """Check the documents of a folder, each as one row, and store the good rows in ``file``."""
     checked = Checked(file)
     checked.check(_rows(documents), None)
     return checked

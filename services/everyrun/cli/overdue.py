@@ -1,4 +1,4 @@
-"""``everyrun overdue``."""
+"""Define ``everyrun overdue``: list inputs that have waited too long."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ def overdue(
     submission_id: Annotated[
         str | None, typer.Argument(metavar="[ID]", help="A submission id (sub_...); by default all submissions.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Write all of them as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Write all overdue inputs as JSON.")] = False,
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
     """List inputs that have waited too long, each with the reason.
 
-    Before them come the chunks of inputs that were not sent and have waited longer than they should: why, until when,
-    and what helps.
+    Chunks of inputs that should have been sent by now are listed first, each with the reason, until when it waits, and
+    what to do.
 
     Example: everyrun overdue sub_01k...
     """
     with Client(find(data_dir)) as client:
         if submission_id is not None:
-            # Nothing is overdue of a submission that does not exist, which would look as if all were well.
+            # This ends the command if the submission does not exist. Otherwise "Nothing is overdue" would be printed,
+            # as if all were well.
             client.progress(submission_id)
         url = f"{client.target.query_url}/v1/overdue"
         unsent = client.get(url, submission_id=submission_id, limit=1)["unsent"]

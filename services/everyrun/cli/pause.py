@@ -1,4 +1,4 @@
-"""``everyrun workflow`` and ``everyrun submission``: pause and resume them, and list paused workflows."""
+"""Define ``everyrun workflow`` and ``everyrun submission``: pause, resume, and list paused workflows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ submission_app = typer.Typer(
     no_args_is_help=True,
     help='Pause or resume a submission.\n\nExample: everyrun submission pause sub_01k... --reason "the wrong folder"',
 )
-WorkflowId = Annotated[str, typer.Argument(metavar="WORKFLOW", help="Extend's id of the workflow.")]
+WorkflowId = Annotated[str, typer.Argument(metavar="WORKFLOW", help="Id of the workflow at Extend.")]
 
 
 @workflow_app.command("list")
@@ -50,9 +50,9 @@ def list_(as_json: Json = False, data_dir: DataDir = Path(".everyrun")) -> None:
 
 @workflow_app.command("pause")
 def pause_workflow(workflow: WorkflowId, reason: Why, data_dir: DataDir = Path(".everyrun")) -> None:
-    """Pause a workflow: send nothing for it.
+    """Pause a workflow: send no inputs to it.
 
-    Calls in progress are completed.
+    Calls to Extend that are in progress are completed.
 
     Example: everyrun workflow pause workflow_7f3 --reason "a new version is coming"
     """
@@ -72,9 +72,9 @@ def resume_workflow(workflow: WorkflowId, reason: Why, data_dir: DataDir = Path(
 
 @submission_app.command("pause")
 def pause_submission(submission_id: SubmissionId, reason: Why, data_dir: DataDir = Path(".everyrun")) -> None:
-    """Pause a submission: send nothing more of it.
+    """Pause a submission: send no more of its inputs.
 
-    Submitted batches continue.
+    Batches that Extend has accepted continue.
 
     Example: everyrun submission pause sub_01k... --reason "the wrong folder"
     """
@@ -99,7 +99,7 @@ def _change(kind: str, target_id: str, action: str, reason: str, data_dir: Path)
 
 
 def describe_change(kind: str, target_id: str, answer: dict[str, Any]) -> list[str]:
-    """Return what a pause or a resumption stops or starts, and what it does not affect, as sentences. Pure."""
+    """Return sentences that say what the pause or resumption changes for which inputs, and what it does not. Pure."""
     inputs, waits = answer["inputs"], answer["inputs"]["waits_for"]
     if answer["paused"]:
         unchanged = f"{target_id} was paused already (its first reason is kept, the new one is not)"

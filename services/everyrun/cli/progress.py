@@ -9,15 +9,15 @@ from typing import Any
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-#: Settled, and not PROCESSED.
+#: Statuses of inputs that are settled, but not PROCESSED.
 FAILED = ("FAILED", "CANCELLED", "REJECTED", "REFUSED")
 _UNSENT = ("WAITING", "SENDING", "IN_DOUBT")
-#: The rate is an average over this many seconds.
+#: The shown rate is an average over this many seconds.
 _OVER = 10.0
 
 
 def summary(report: dict[str, Any]) -> dict[str, int]:
-    """Return the counts of a report by what has happened to the inputs."""
+    """Return the numbers of inputs in a report, grouped as the progress display shows them."""
     by_status = report["by_status"]
     failed = sum(by_status.get(status, 0) for status in FAILED)
     done = by_status.get("PROCESSED", 0)
@@ -34,7 +34,7 @@ def summary(report: dict[str, Any]) -> dict[str, int]:
 
 
 class JobProgress:
-    """Draw one report after another."""
+    """Show the progress of a submission, given its reports one after another."""
 
     def __init__(self) -> None:
         self._seen: deque[tuple[float, int]] = deque()
@@ -45,7 +45,7 @@ class JobProgress:
         return Table.grid()
 
     def rate(self, settled: int, now: float) -> float:
-        """Return how many inputs settled per second lately."""
+        """Return the number of inputs that settled per second, as an average over the last _OVER seconds."""
         self._seen.append((now, settled))
         while len(self._seen) > 2 and now - self._seen[0][0] > _OVER:
             self._seen.popleft()
@@ -53,7 +53,7 @@ class JobProgress:
         return (after - before) / (last - first) if last > first else 0.0
 
     def update(self, report: dict[str, Any]) -> Table:
-        """Return the table for a report."""
+        """Return the table that shows a report."""
         now = time.monotonic()
         rate = self.rate(report["settled"], now)
         left = f"{report['open'] / rate:.0f} s" if rate > 0 and report["open"] else "-"
@@ -66,7 +66,7 @@ class JobProgress:
         return grid
 
     def line(self, report: dict[str, Any]) -> str:
-        """A line for a report, where there is no terminal that could show the table."""
+        """Return a report as one line, for output that does not go to a terminal."""
         return f"{report['settled']}/{report['expected']} settled: {_parts(report)}"
 
 

@@ -20,7 +20,10 @@ class _Rate(ProgressColumn):
 
 @contextmanager
 def bulk_progress(what: str, unit: str, *, in_pipes: bool = True) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar on standard error while the block runs. Yields a function to call with (done, total)."""
+    """Show a bar on standard error while the block runs. Yields the function that updates it: (done, total).
+
+    If ``in_pipes`` is False, the bar is shown only on a terminal.
+    """
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn(unit), _Rate(), TimeRemainingColumn())
     with Progress(*columns, console=err, disable=not (in_pipes or err.is_terminal)) as progress:
         task = progress.add_task(what, total=None)

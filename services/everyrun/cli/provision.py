@@ -58,7 +58,9 @@ def create() -> None:
 
 @topics_app.command()
 def check() -> None:
-    """Compare the topics with their declaration. Exits with 1 if a difference could lose data.
+    """Compare the topics with the settings that Everyrun declares for them.
+
+    Exit code 1: a difference could lose data.
 
     Example: EVERYRUN_KAFKA_BOOTSTRAP=kafka:9092 everyrun topics check
     """

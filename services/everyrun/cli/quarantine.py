@@ -25,23 +25,27 @@ quarantine_app = typer.Typer(
     help="List, retry or discard messages that Everyrun could not process.\n\nExample: everyrun quarantine list",
 )
 
-#: Number of messages in a request that decides about them.
+#: Maximum number of messages that one request retries or discards.
 _PER_REQUEST = 100
-Sources = Annotated[list[str] | None, typer.Argument(metavar="[SOURCE]...", help="Messages, as list shows them.")]
-Reason = Annotated[str | None, typer.Option(help="Text that the reason contains.")]
-Topic = Annotated[str | None, typer.Option(help="Topic of the messages; webhook for webhooks.")]
-Why = Annotated[str, typer.Option(help="Reason of the decision, kept with it.")]
+Sources = Annotated[
+    list[str] | None, typer.Argument(metavar="[SOURCE]...", help="Sources of messages, as list shows them.")
+]
+Reason = Annotated[str | None, typer.Option(help="Only messages whose reason contains this text.")]
+Topic = Annotated[str | None, typer.Option(help="Only messages of this topic; webhook for webhooks.")]
+Why = Annotated[str, typer.Option(help="Reason for the decision, stored with it.")]
 
 
 @quarantine_app.command("list")
 def list_(
-    state: Annotated[Literal["OPEN", "RETRIED", "DISCARDED", "all"], typer.Option(help="State of messages.")] = "OPEN",
+    state: Annotated[
+        Literal["OPEN", "RETRIED", "DISCARDED", "all"], typer.Option(help="Only messages in this state.")
+    ] = "OPEN",
     reason: Reason = None,
     topic: Topic = None,
     as_json: Json = False,
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
-    """List quarantined messages: their number by reason, then each of them.
+    """List quarantined messages: first their number for each reason, then each message.
 
     Example: everyrun quarantine list --reason "not a workflow run"
     """
@@ -77,7 +81,7 @@ def messages(client: Client, state: str | None, reason: str | None, topic: str |
 
 @quarantine_app.command()
 def show(
-    source: Annotated[str, typer.Argument(help="A message, as list shows it.")],
+    source: Annotated[str, typer.Argument(help="Source of the message, as list shows it.")],
     raw: Annotated[bool, typer.Option("--raw", help="Write only the bytes of the message.")] = False,
     as_json: Json = False,
     data_dir: DataDir = Path(".everyrun"),
@@ -123,8 +127,8 @@ def retry(
 ) -> None:
     """Retry messages: process them with the current rules, for example after an upgrade.
 
-    Everyrun publishes the events of the messages that it can process now. The others stay in the quarantine. A second
-    retry changes nothing: its events have the same ids.
+    Everyrun publishes the events of the messages that it can process now. The other messages stay in the quarantine.
+    Retrying a message twice is harmless, because its events have the same ids both times.
 
     Exit code 1: a message stays in the quarantine, or does not exist.
 
@@ -146,7 +150,7 @@ def discard(
 ) -> None:
     """Discard messages: mark them as done.
 
-    They are not deleted; list --state DISCARDED shows them.
+    The messages are not deleted: list --state DISCARDED still shows them.
 
     Example: everyrun quarantine discard webhook/3f2a... --why "a test webhook"
     """

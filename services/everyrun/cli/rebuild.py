@@ -25,26 +25,30 @@ T = TypeVar("T")
 
 def rebuild(
     schema: Annotated[
-        str | None, typer.Option(help="Schema of the rebuilt tables.", show_default="everyrun_rebuild")
+        str | None, typer.Option(help="Schema to write the rebuilt tables to.", show_default="everyrun_rebuild")
     ] = None,
     until: Annotated[
         str | None,
         typer.Option(
-            metavar="TIME|OFFSETS", help="Time, or offsets batches:0=12,runs:0=400,..., up to which to rebuild."
+            metavar="TIME|OFFSETS", help="Rebuild up to this time, or up to these offsets: batches:0=12,runs:0=400,..."
         ),
     ] = None,
     swap: Annotated[bool, typer.Option("--swap", help="Make the rebuilt tables the live ones.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming.")] = False,
     from_archive: Annotated[
-        str | None, typer.Option(metavar="DIR|URL", help="Archive to read first; Kafka has the rest.")
+        str | None, typer.Option(metavar="DIR|URL", help="Archive to read first; the rest is read from Kafka.")
     ] = None,
-    processes: Annotated[int, typer.Option(min=1, max=64, help="Number of processes that share the partitions.")] = 1,
+    processes: Annotated[
+        int, typer.Option(min=1, max=64, help="Number of processes to divide the partitions among.")
+    ] = 1,
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
     """Rebuild every result table from the log.
 
-    An interrupted rebuild resumes when you run the command again. With --swap, the rebuilt tables then replace the
-    live ones at exactly their offsets, while all services keep running.
+    An interrupted rebuild resumes when you run the command again.
+
+    With --swap, the rebuilt tables replace the live ones as soon as they have reached exactly the same offsets. All
+    services keep running.
 
     Example: everyrun rebuild --swap
     """
@@ -88,7 +92,10 @@ def rebuild(
 
 
 def position_from(text: str, parameter: str) -> LogPosition:
-    """Return the log position that a parameter names. Warn if it is in the future; raise BadParameter if it is none."""
+    """Return the log position that ``text`` names. Raises BadParameter if it names none.
+
+    Prints a warning if the position is a time in the future.
+    """
     from everyrun.replay import log_position
     from everyrun.replay.errors import LogPositionError
 
@@ -102,7 +109,10 @@ def position_from(text: str, parameter: str) -> LogPosition:
 
 
 def time_from(text: str | None, option: str) -> datetime | None:
-    """Return the time that an option names, None if it is not given. Raises BadParameter if it names no time."""
+    """Return the time that an option's ``text`` names, or None if the option is not given.
+
+    Raises BadParameter if the text names no time.
+    """
     if text is None:
         return None
     from everyrun.replay.times import TimeError, parse_time
@@ -119,7 +129,7 @@ def _print(text: str) -> None:
 
 @contextmanager
 def rebuild_progress(label: str) -> Iterator[Callable[[RebuildProgress], None]]:
-    """Show a progress bar with the number of records, their rate and the time left. Yield what updates it."""
+    """Show a progress bar with the number of records, their rate and the time left. Yields a function to update it."""
     from everyrun.cli.progress_bar import bulk_progress
 
     with bulk_progress(label, "records") as show:
@@ -127,9 +137,9 @@ def rebuild_progress(label: str) -> Iterator[Callable[[RebuildProgress], None]]:
 
 
 def run_resumable(work: Coroutine[Any, Any, T], code: int = exits.ERROR) -> T:
-    """Run work that resumes if it is repeated, and return its result.
+    """Run work that resumes where it stopped when the command is repeated. Return the result of the work.
 
-    If it fails, print why and end the command with ``code``.
+    If the work fails, print why and end the command with ``code``.
     """
     import asyncio
 
@@ -146,7 +156,7 @@ def run_resumable(work: Coroutine[Any, Any, T], code: int = exits.ERROR) -> T:
     except EveryrunError as error:
         fail(str(error), exits.of(error, code))
     except BrokenPipeError:
-        # The reader of our output closed it. Click ends the command silently.
+        # The program that reads our output has closed the pipe. Click then ends the command silently.
         raise
     except (KafkaError, *POSTGRES_AWAY) as error:
         fail(f"interrupted by an error: {describe(error)}. To resume, run the same command again.", code)

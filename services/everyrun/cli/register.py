@@ -18,7 +18,7 @@ def register_batch(
     source: Annotated[str, typer.Argument(metavar="MANIFEST", help="A .csv, .tsv, .ndjson, .jsonl or .json file.")],
     batch: Annotated[str, typer.Option(metavar="BATCH_ID", help="Id of the batch at Extend.")],
     workflow: Workflow = None,
-    workflow_version: Annotated[str | None, typer.Option(help="Version in the call to Extend, if it had one.")] = None,
+    workflow_version: Annotated[str | None, typer.Option(help="Version that the call to Extend named.")] = None,
     id_column: IdColumn = None,
     url_column: UrlColumn = None,
     metadata_columns: MetadataColumns = None,
@@ -29,8 +29,9 @@ def register_batch(
 ) -> None:
     """Register a batch that another program sent to Extend.
 
-    The manifest lists every input of the batch, with the metadata that it was sent with: Everyrun matches runs by
-    metadata. Inputs with equal metadata are ambiguous; their runs stay unmatched. A repeated command changes nothing.
+    The manifest must list every input of the batch, with exactly the metadata that the other program sent: Everyrun
+    uses the metadata to match runs to inputs. If inputs have equal metadata, their runs stay unmatched. Running the
+    command again changes nothing.
 
     Example: everyrun register batch.ndjson --batch batch_xK9 --workflow workflow_abc
     """
@@ -61,8 +62,8 @@ def register_batch(
         say_unchecked(registered)
         if registered["ambiguous"]:
             err.print(
-                f"[yellow]{counted(registered['ambiguous'], 'input')} with the metadata of another input: their runs "
-                "stay unmatched. To list them, run: everyrun unmatched list[/]"
+                f"[yellow]{counted(registered['ambiguous'], 'input')} with the same metadata as another input: the "
+                "runs of such inputs stay unmatched. To list these runs, run: everyrun unmatched list[/]"
             )
         if wait:
             raise typer.Exit(follow(client, registered["submission_id"]))

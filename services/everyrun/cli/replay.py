@@ -20,21 +20,31 @@ if TYPE_CHECKING:
 
 def replay(
     to: Annotated[
-        str, typer.Option("--to", metavar="TOPIC|URL|FILE", help="Full name of a topic, a URL, or a path (-).")
+        str,
+        typer.Option(
+            "--to", metavar="TOPIC|URL|FILE", help="Full name of a topic, a URL, a path, or - for standard output."
+        ),
     ],
-    batch: Annotated[str | None, typer.Option(help="Batch of the events.")] = None,
-    submission: Annotated[str | None, typer.Option(help="Submission of the events.")] = None,
+    batch: Annotated[str | None, typer.Option(help="Only events of this batch.")] = None,
+    submission: Annotated[str | None, typer.Option(help="Only events of this submission.")] = None,
     type_: Annotated[
-        list[str] | None, typer.Option("--type", help="Type of the events, for example run-observed; repeatable.")
+        list[str] | None,
+        typer.Option("--type", help="Only events of this type, for example run-observed; can be repeated."),
     ] = None,
     topic: Annotated[
         list[str] | None,
-        typer.Option(help="Topic to read; repeatable. Default: batches, runs, deliveries, quarantine."),
+        typer.Option(help="Topic to read; can be repeated. Default: batches, runs, deliveries, quarantine."),
     ] = None,
-    since: Annotated[str | None, typer.Option(metavar="TIME", help="Earliest time of appending to the log.")] = None,
-    until: Annotated[str | None, typer.Option(metavar="TIME", help="Latest time of appending, exclusive.")] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="Only events that were appended to the log at or after this time."),
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Only events that were appended to the log before this time.")
+    ] = None,
     from_offsets: Annotated[
-        str | None, typer.Option(metavar="OFFSETS", help="Partitions and offsets: runs:0=400,runs:1=20..90")
+        str | None,
+        typer.Option(metavar="OFFSETS", help="Only these offsets of these partitions: runs:0=400,runs:1=20..90"),
     ] = None,
     from_archive: Annotated[
         str | None, typer.Option(metavar="DIR|URL", help="Archive to read instead of Kafka.")
@@ -43,15 +53,17 @@ def replay(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count the events; publish nothing.")] = False,
     anew: Annotated[bool, typer.Option("--anew", help="Start over instead of resuming.")] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Allow topics of an Everyrun, which processes replays as new.")
+        bool,
+        typer.Option("--force", help="Allow a topic of an Everyrun, which would process the replays as new events."),
     ] = False,
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
     """Publish selected events again, marked as replays.
 
-    In a topic, the header ce_everyrunreplay (runs/3/1234) marks a replay; key, value and other headers are unchanged.
-    A URL gets a POST of CloudEvents JSON for each event, signed as Standard Webhooks with EVERYRUN_REPLAY_SECRET. A
-    file gets a line for each event. An interrupted replay resumes when you run the command again.
+    A topic receives each record with an added header ce_everyrunreplay, which names the original record (such as
+    runs/3/1234); key, value and other headers are unchanged. A URL receives one POST of CloudEvents JSON per event,
+    signed as Standard Webhooks with EVERYRUN_REPLAY_SECRET. A file receives one line per event. An interrupted replay
+    resumes when you run the command again.
 
     Example: everyrun replay --to audit-2026 --batch batch_01k... --since 2026-03-03T12:00:00Z
     """
@@ -78,7 +90,7 @@ def replay(
         try:
             replay_events.refuse_own(settings, to)
         except TargetError as error:
-            fail(f"{error}. To publish there all the same, add --force")
+            fail(f"{error}. To publish there anyway, add --force")
     checkpoint = (
         None if dry_run or to == "-" else replay_events.checkpoint_path(settings, data_dir, to, selection, from_archive)
     )
@@ -105,7 +117,7 @@ def replay(
 
 
 def _settings(data_dir: Path, to: str, from_archive: str | None, dry_run: bool) -> Settings:
-    """Return the settings that this replay needs; one from an archive may need no Kafka."""
+    """Return the settings that this replay needs. Kafka is not among them if it is neither read nor written."""
     from everyrun.replay.export.replay_events import kind_of
     from everyrun.settings import SettingsError, load
 

@@ -1,4 +1,4 @@
-"""``everyrun results``."""
+"""Define ``everyrun results``: show the result of every input as a table, CSV or JSON Lines."""
 
 from __future__ import annotations
 
@@ -27,23 +27,30 @@ def results(
     submission_id: SubmissionId,
     format_: Annotated[Literal["table", "csv", "jsonl"], typer.Option("--format", help="Output format.")] = "table",
     status: Annotated[
-        list[str] | None, typer.Option(help="Only inputs of this status, for example FAILED; may be given again.")
+        list[str] | None, typer.Option(help="Only inputs with this status, for example FAILED; can be repeated.")
     ] = None,
     extracted: Annotated[
-        bool, typer.Option("--extracted", help="With what was extracted: by step (jsonl), or a column a value (csv).")
+        bool,
+        typer.Option(
+            "--extracted", help="Include the extracted values: grouped by step (jsonl), or one column per value (csv)."
+        ),
     ] = False,
     bom: Annotated[
-        bool, typer.Option("--bom", help="Begin the CSV with a byte-order mark, by which Excel recognises UTF-8.")
+        bool, typer.Option("--bom", help="Begin the CSV with a byte-order mark, so that Excel recognises UTF-8.")
     ] = False,
-    output: Annotated[Path | None, typer.Option(help="Write to this file, whole or not at all.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Write to this file, which stays as it was after an error.")
+    ] = None,
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
     """Show the result of every input of a submission.
 
-    `--format csv --status FAILED` is a manifest that submit takes, to send the failures again. URLs come without
-    their query: a presigned link is not kept. Such links end in #everyrun-redacted, and submit refuses them until you
-    replace them (a warning says how many there are). In a CSV an apostrophe stands before a cell that a spreadsheet
-    would run as a formula; submit takes it away again, and jsonl has every text as it is.
+    `--format csv --status FAILED` writes a manifest that you can give to submit to send the failures again. URLs are
+    written without their query string, because presigned links are not kept. A shortened URL ends in
+    #everyrun-redacted, and submit refuses it until you replace it (a warning says how many files this concerns).
+
+    In a CSV, cells that a spreadsheet would run as a formula begin with an apostrophe; submit removes it. jsonl
+    leaves all text unchanged.
 
     Example: everyrun results sub_01k... --status FAILED --format csv > again.csv
     """
@@ -80,16 +87,16 @@ def results(
 
 
 def pages(client: Client, submission_id: str, statuses: Sequence[str], with_run: bool) -> Iterator[dict[str, Any]]:
-    """Every result of one status after the other, or every result, page by page.
+    """Yield the results of a submission with each of the statuses in turn, or all results if no status is given.
 
-    A submission that is not there ends the command.
+    Ends the command if the submission does not exist.
     """
     client.progress(submission_id)
     for status in dict.fromkeys(statuses) or (None,):
         yield from client.every(
             f"{client.target.query_url}/v1/results",
             "results",
-            # Of many pages one that is not answered at once must not end the rest.
+            # Retry each request for this long: among many pages, one failed request must not end the command.
             PATIENCE,
             submission_id=submission_id,
             status=status,
@@ -99,7 +106,7 @@ def pages(client: Client, submission_id: str, statuses: Sequence[str], with_run:
 
 
 def _say_why_none(client: Client, submission_id: str, statuses: Sequence[str]) -> None:
-    """Say what the inputs wait for if none has a result yet."""
+    """Print why no result was shown: what the inputs wait for or, if nothing waits, where to look."""
     waiting = [] if statuses else client.progress(submission_id)["waiting"]
     if not waiting:
         err.print(f"No input has a result of that kind; see: everyrun report {submission_id}")
@@ -110,14 +117,14 @@ def _say_why_none(client: Client, submission_id: str, statuses: Sequence[str]) -
 
 
 def _table(rows: Iterator[dict[str, Any]]) -> int:
-    """Show the first rows; return how many there were, up to one more than are shown."""
+    """Show the first SHOWN rows. Return the number of rows that were read: SHOWN + 1 means that there are more."""
     table = Table("id", "status", "run", "settled at", folding("reason"))
     count = 0
     for count, row in enumerate(rows, 1):
         if count > SHOWN:
             break
         settled = (row.get("settled_at") or "")[:16].replace("T", " ")
-        # Of an input without a result: what it waits for.
+        # An input without a result has a ``reason`` instead: what the input waits for.
         why = row.get("failure_reason") or row.get("reason") or ""
         texts = (row["external_id"], row["status"], row.get("run_id") or "", settled, why)
         table.add_row(*map(escape, texts))
@@ -129,7 +136,7 @@ def _table(rows: Iterator[dict[str, Any]]) -> int:
 
 
 def csv_row(row: dict[str, Any]) -> list[str]:
-    """A result as the values of CSV_COLUMNS."""
+    """Return the values of a result in the order of CSV_COLUMNS."""
     from everyrun.submission.intake.rows import REDACTED
 
     file = row.get("file") or {}
@@ -162,7 +169,7 @@ def _csv(rows: Iterator[dict[str, Any]], file: IO[str], extracted: bool, bom: bo
 
 
 def known_statuses(given: Sequence[str]) -> list[str]:
-    """Return the statuses, known ones in capitals. Ends the command if one looks like a misspelled known one."""
+    """Return the statuses, with known ones in capitals. Ends the command if one looks like a misspelling of these."""
     if not given:
         return []
     import difflib
@@ -186,7 +193,7 @@ def _jsonl(rows: Iterator[dict[str, Any]], file: IO[str], extracted: bool) -> in
 
 
 def extractions(run: dict[str, Any] | None) -> dict[str, Any]:
-    """Return what each extracting step of a run found, by the step's name."""
+    """Return the values that each extraction step of a run extracted, by the name of the step."""
     found = {}
     for step in (run or {}).get("stepRuns") or ():
         output = (((step.get("result") or {}).get("extractRun") or {}).get("output") or {}).get("value")
@@ -195,7 +202,7 @@ def extractions(run: dict[str, Any] | None) -> dict[str, Any]:
             for number in itertools.count(2):
                 if name not in found:
                     break
-                # A step that ran more than once, of each part of a document for example.
+                # A step can run more than once, for example once for each part of a document: number its names.
                 name = f"{plain} ({number})"
             found[name] = output
     return found

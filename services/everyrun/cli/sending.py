@@ -1,4 +1,4 @@
-"""Upload the local files of what is submitted, and send the rows to the submission service."""
+"""Upload the local files that rows name, and send the rows to the submission service."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from everyrun.submission.intake.parse import NDJSON
 
 
 def upload(files: list[manifest.Local], target: Target, data_dir: Path, ask_again: bool) -> list[str]:
-    """Return the ids of the files at Extend, in their order. Raises UploadFailedError."""
+    """Upload files to Extend and return their ids, in the order of ``files``. Raises UploadFailedError."""
     if not files:
         return []
     if target.upload_note:
@@ -64,7 +64,7 @@ def upload(files: list[manifest.Local], target: Target, data_dir: Path, ask_agai
 
 
 class Call:
-    """The call that submits the rows."""
+    """Submit rows in one request, which is repeated if it is not answered."""
 
     def __init__(
         self,
@@ -79,17 +79,20 @@ class Call:
         self._client = client
         self._rows = rows
         self._checked = checked
-        # One of our own where none is given: an upload whose answer was lost may then be repeated.
+        # If the user gives no key, use a random one: a request whose answer was lost can then be repeated safely.
         self._key = key or f"cli-{secrets.token_hex(16)}"
         self._unanswered = (
-            "It is not known if they were submitted. The same command with "
+            "It is not known if the rows were submitted. The same command with "
             f"--idempotency-key {self._key} does not submit them twice"
         )
         query = {"workflow_id": workflow_id, "workflow_version": version, "priority": priority}
         self._query = {name: value for name, value in query.items() if value is not None}
 
     def send(self, again: bool) -> dict[str, Any]:
-        """Return the submission that was taken in; ends the command where none was."""
+        """Submit the rows and return the submission. Ends the command if the rows are not accepted.
+
+        If the same rows were submitted before, ask the user whether to submit them once more.
+        """
         try:
             answer = self._answer(again)
         except KeyboardInterrupt:
@@ -115,7 +118,7 @@ class Call:
             task = progress.add_task(f"Submitting {counted(self._checked.count, 'input')}", total=rows.tell())
 
             class Body:
-                """The rows from their beginning, at every try."""
+                """The rows as the body of the request. Each attempt reads them from the beginning."""
 
                 def __iter__(self) -> Iterator[bytes]:
                     rows.seek(0)

@@ -16,9 +16,9 @@ class StoppedError(Exception):
 
 
 async def until_stopped(work: Coroutine[Any, Any, T]) -> T:
-    """Return what ``work`` returns. On SIGINT or SIGTERM, cancel it, wait for its end and raise StoppedError.
+    """Return what ``work`` returns. On SIGINT or SIGTERM, cancel the work, wait for its end and raise StoppedError.
 
-    This holds even if the process inherited SIGINT as ignored.
+    SIGINT has this effect even if the parent process ignored it, as a shell does for a command in the background.
     """
     stop = stop_on_signals()
     working = asyncio.ensure_future(work)

@@ -23,12 +23,13 @@ DataDir = Annotated[
     typer.Option("--data-dir", envvar="EVERYRUN_DATA_DIR", help="Folder of the stack: data, ports, keys and logs."),
 ]
 Faults = Annotated[
-    str, typer.Option(help="Faults of the emulator: none, default or NAME=VALUE,... of " + ", ".join(FAULTS) + ".")
+    str,
+    typer.Option(help="Faults of the emulator: none, default, or NAME=VALUE,... Names: " + ", ".join(FAULTS) + "."),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of the emulator's random choices.")]
-RunSeconds = Annotated[str, typer.Option(help="Duration of the emulator's runs: SECONDS or SHORTEST:LONGEST.")]
-Plan = Annotated[str, typer.Option(help="Extend's plan, for the rate limits: payg, scale or enterprise.")]
-Processors = Annotated[int, typer.Option(min=1, max=8, help="Number of processors.")]
+RunSeconds = Annotated[str, typer.Option(help="Seconds that a run takes at the emulator: SECONDS or SHORTEST:LONGEST.")]
+Plan = Annotated[str, typer.Option(help="Plan at Extend, which sets the rate limits: payg, scale or enterprise.")]
+Processors = Annotated[int, typer.Option(min=1, max=8, help="Number of processor services.")]
 
 
 def check_emulator_options(faults: str, run_seconds: str, plan: str) -> None:
@@ -54,19 +55,21 @@ def up(
     run_seconds: RunSeconds = "0.2:2",
     plan: Annotated[
         str | None,
-        typer.Option(help="Extend's plan, for the rate limits: payg, scale or enterprise.", show_default="enterprise"),
+        typer.Option(
+            help="Plan at Extend, which sets the rate limits: payg, scale or enterprise.", show_default="enterprise"
+        ),
     ] = None,
     extend: Annotated[
         bool,
         typer.Option(
             "--extend",
-            help="The real Extend; needs EXTEND_API_KEY and EVERYRUN_WEBHOOK_SECRETS.",
+            help="Use the real Extend instead of the emulator. Needs EXTEND_API_KEY and EVERYRUN_WEBHOOK_SECRETS.",
         ),
     ] = False,
 ) -> None:
-    """Start Kafka, Postgres, the emulator of Extend and every service, until Ctrl-C.
+    """Run Kafka, Postgres, the emulator of Extend and every service until Ctrl-C.
 
-    If EVERYRUN_KAFKA_BOOTSTRAP or EVERYRUN_POSTGRES_DSN is set, it uses that Kafka or Postgres instead of its own.
+    If EVERYRUN_KAFKA_BOOTSTRAP or EVERYRUN_POSTGRES_DSN is set, the stack uses that server instead of starting one.
 
     Example: everyrun up --faults drop=0.1,duplicate=0.2
     """
@@ -90,7 +93,7 @@ def up(
             try:
                 await asyncio.Event().wait()
             except asyncio.CancelledError as stopped:
-                # until_stopped cancels with the name of the signal.
+                # until_stopped passes the name of the signal to cancel().
                 err.print(f"Stopping ({stopped.args[0]})" if stopped.args else "Stopping")
                 raise
 
@@ -109,7 +112,7 @@ def _show_addresses(endpoints: dict[str, str], data_dir: Path) -> None:
 
 
 def down(data_dir: DataDir = Path(".everyrun")) -> None:
-    """Stop a running stack; its data stays.
+    """Stop a running stack, and keep its data.
 
     Example: everyrun down
     """
@@ -129,7 +132,7 @@ def down(data_dir: DataDir = Path(".everyrun")) -> None:
 
 
 def status(data_dir: DataDir = Path(".everyrun")) -> None:
-    """Show the parts of a running stack.
+    """Show the parts of a running stack and their states.
 
     Example: everyrun status
     """
@@ -148,7 +151,7 @@ def status(data_dir: DataDir = Path(".everyrun")) -> None:
 
 
 def _state(row: dict[str, Any]) -> str:
-    """Return the state of a part, by the stack and by the part itself."""
+    """Return the state of a part: that in the stack's own record or, if the part runs, what the part itself answers."""
     if row["state"] != "ready" or row["url"] is None:
         return str(row["state"])
     import httpx
@@ -166,10 +169,10 @@ def _state(row: dict[str, Any]) -> str:
 
 def logs(
     name: Annotated[
-        str, typer.Argument(help="A part: kafka, postgres, emulator, submission, bridge, processor-0, ...")
+        str, typer.Argument(help="Name of the part: kafka, postgres, emulator, submission, bridge, processor-0, ...")
     ],
     data_dir: DataDir = Path(".everyrun"),
-    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Number of lines, counted from the end.")] = 50,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Number of lines to show from the end.")] = 50,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow the log until Ctrl-C.")] = False,
 ) -> None:
     """Show the log of a part of the stack.
@@ -191,5 +194,5 @@ def logs(
             else:
                 time.sleep(0.2)
                 if path.exists() and path.stat().st_ino != os.fstat(file.fileno()).st_ino:
-                    # The part restarted and renamed its large log.
+                    # The part was restarted, and its log had become so large that it was renamed: follow the new file.
                     return logs(name, data_dir, 1_000, follow)

@@ -1,4 +1,4 @@
-"""``everyrun submit``."""
+"""Define ``everyrun submit``: submit the rows of a manifest, or the documents in a folder."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def submit(
     ],
     workflow: Workflow = None,
     workflow_version: Annotated[
-        str | None, typer.Option(help="A version number, or draft; by default the newest published one.")
+        str | None, typer.Option(help="Version: a number or draft. Default: newest published.")
     ] = None,
-    priority: Annotated[int, typer.Option(min=1, max=100, help="Lower goes first.")] = 90,
+    priority: Annotated[int, typer.Option(min=1, max=100, help="Lower numbers are sent first.")] = 90,
     id_column: IdColumn = None,
     url_column: UrlColumn = None,
     metadata_columns: MetadataColumns = None,
@@ -34,34 +34,35 @@ def submit(
     encoding: Encoding = None,
     include: Annotated[
         list[str] | None,
-        typer.Option(help="Only files of the folder that match, such as '*.pdf'."),
+        typer.Option(help="Send only files of the folder that match, such as '*.pdf'."),
     ] = None,
     exclude: Annotated[
         list[str] | None,
-        typer.Option(help="Not the files and folders that match, such as drafts/."),
+        typer.Option(help="Do not send files and folders that match, such as drafts/."),
     ] = None,
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="Skip files of a folder that are empty or cannot be read.")
     ] = False,
     list_skipped: Annotated[
-        bool, typer.Option("--list-skipped", help="Name every file of a folder that is left out.")
+        bool, typer.Option("--list-skipped", help="Name every file of the folder that is not sent.")
     ] = False,
     list_files: Annotated[
         bool, typer.Option("--list-files", help="With --dry-run, print every local file to send, with its type.")
     ] = False,
     again: Annotated[bool, typer.Option("--again", help="Submit even if the same rows were submitted before.")] = False,
-    idempotency_key: Annotated[str | None, typer.Option(help="Submit at most once under this key.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, submit nothing.")] = False,
+    idempotency_key: Annotated[str | None, typer.Option(help="Submit at most once with this key.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, but submit nothing.")] = False,
     wait: Wait = False,
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
     """Submit the rows of a manifest, or the documents in a folder.
 
-    A CSV has a header and one of the columns url, file_id, text and path (a local file, uploaded first); id, name,
-    password and metadata (a JSON object) are optional. NDJSON has a row a line:
-    {"id": "a-1", "file": {"url": "https://..."}, "metadata": {"customer": 7}}
+    A CSV needs a header and one of the columns url, file_id, text and path (a local file, uploaded first). Columns
+    id, name, password and metadata (a JSON object) are optional.
 
-    Everything is checked first, and either all rows are submitted or none. What is left out is counted and named.
+    NDJSON has one row per line: {"id": "a-1", "file": {"url": "https://..."}, "metadata": {"customer": 7}}
+
+    All rows and files are checked first; then all are submitted, or none. Files that are left out are listed.
     Uploads are remembered: after an interruption, run the same command again.
 
     Example: everyrun submit invoices.csv --metadata-columns customer,year --wait
@@ -88,7 +89,7 @@ def submit(
         if not dry_run and not workflow_id:
             fail("--workflow is needed: the id of a workflow at Extend (workflow_...)", exits.USAGE)
         with tempfile.TemporaryFile() as file, tempfile.TemporaryFile() as rows:
-            # Read once: files may come and go in a folder while it is uploaded.
+            # Read the source only once, because files may appear in a folder or vanish from it during the upload.
             if in_folder:
                 checked = checks.read_folder(source, include or (), exclude or (), skip_unreadable, list_skipped, file)
             else:
@@ -100,7 +101,8 @@ def submit(
                 return
             with Client(target) as client:
                 if checked.files:
-                    # Before files are uploaded in vain. Without files the service checks it when it gets the rows.
+                    # Check the workflow before the upload, so that no file is uploaded in vain. If there is nothing to
+                    # upload, the service's own check of the workflow, when it receives the rows, is early enough.
                     client.check_workflow(workflow_id, workflow_version, PATIENCE)
                 checked.write(sending.upload(checked.files, target, data_dir, again), rows)
                 call = sending.Call(client, rows, checked, workflow_id, workflow_version, priority, idempotency_key)
@@ -124,12 +126,15 @@ def submit(
 
 
 def _check_workflow(target: Target | None, workflow_id: str, version: str | None) -> None:
-    """Check the workflow in a dry run, or say why not. Ends the command if Extend has no such workflow."""
+    """Check the workflow for a dry run, or print why it could not be checked.
+
+    Ends the command if Extend has no such workflow.
+    """
     why: str | None
     if target is None:
         why = "no stack runs, and the settings name no services"
     elif not workflow_id:
-        why = "--workflow names none"
+        why = "--workflow was not given"
     else:
         with Client(target) as client:
             why = client.check_workflow(workflow_id, version)
@@ -140,7 +145,7 @@ def _check_workflow(target: Target | None, workflow_id: str, version: str | None
 
 
 def _only(in_folder: bool, of_manifest: dict[str, Any], of_folder: dict[str, Any]) -> None:
-    """End the command if an option is given that would have no effect."""
+    """End the command if an option has no effect: one for folders is given with a manifest, or the reverse."""
     for name, value in (of_manifest if in_folder else of_folder).items():
         if value:
             fail(f"{name} is for {'a manifest' if in_folder else 'a folder'}; leave it out", exits.USAGE)

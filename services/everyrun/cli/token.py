@@ -1,7 +1,7 @@
 """``everyrun token``: create, list and revoke tokens for the HTTP APIs.
 
-The commands write to the database; the submission service then publishes the changes to the log. So they need Postgres
-and not Kafka.
+The commands only write to the database, so they need Postgres but not Kafka. The submission service then publishes the
+changes to the log.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def parse_expiry(text: str, now: datetime) -> datetime | None:
     return now + timedelta(**{_UNITS[match[2]]: int(match[1])})
 
 
-#: Seconds to wait until the submission service has published a revocation. It usually takes one or two.
+#: Maximum number of seconds to wait until the submission service has published a revocation. It usually takes one or
+#: two seconds.
 _PUBLISHED_WITHIN = 10.0
 
 
@@ -65,7 +66,7 @@ def _user_at_host() -> str:
 
 
 def _dsn(data_dir: Path) -> str:
-    """Return the dsn of the database: EVERYRUN_POSTGRES_DSN, or else that of the stack that runs in the folder."""
+    """Return the DSN of the database: EVERYRUN_POSTGRES_DSN, or else that of the stack that runs in the folder."""
     from everyrun.cli.chosen import settings_in
     from everyrun.settings import SettingsError
 
@@ -76,7 +77,7 @@ def _dsn(data_dir: Path) -> str:
 
 
 def _with_database(data_dir: Path, work: Callable[[Any], Awaitable[T]]) -> T:
-    """Return the result of ``work`` with a connection. If that fails, print why and end the command."""
+    """Call ``work`` with a database connection and return its result. On failure, print why and end the command."""
     import asyncio
 
     import asyncpg
@@ -107,17 +108,17 @@ def _with_database(data_dir: Path, work: Callable[[Any], Awaitable[T]]) -> T:
 
 @token_app.command()
 def create(
-    name: Annotated[str, typer.Argument(help="Name of the caller, kept with its decisions.")],
+    name: Annotated[str, typer.Argument(help="Name of the caller, stored with every decision the caller makes.")],
     scope: Annotated[
         list[str],
-        typer.Option(help="Permission: submit, read or operate; repeatable."),
+        typer.Option(help="Permission: submit, read or operate; can be repeated."),
     ],
     expires_in: Annotated[str, typer.Option(help="Lifetime: 90d, 12h, 30m, or never.")] = "90d",
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
     """Create a token and print it.
 
-    Everyrun stores only a hash, so the token cannot be shown again.
+    Everyrun stores only a hash of the token, so it cannot show the token again.
 
     Example: everyrun token create nightly-upload --scope submit --scope read --expires-in 365d
     """
@@ -140,7 +141,7 @@ def create(
 
 @token_app.command(name="list")
 def list_tokens(data_dir: DataDir = Path(".everyrun")) -> None:
-    """List tokens, newest first: their names, scopes and states, not the secrets.
+    """List tokens, newest first: their names, scopes and states, but not their secrets.
 
     Example: everyrun token list
     """
@@ -171,13 +172,13 @@ def _state(row: Any, now: datetime) -> str:
 @token_app.command()
 def revoke(
     token_id: Annotated[str, typer.Argument(metavar="ID", help="Id of the token (ert_...), as list shows it.")],
-    reason: Annotated[str, typer.Option(help="Reason, kept with the revocation.")] = "",
+    reason: Annotated[str, typer.Option(help="Reason, stored with the revocation.")] = "",
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
     """Revoke a token: the services refuse it within a few seconds.
 
     The submission service also publishes the revocation to the log, so that a database restored from an older backup
-    refuses the token too. The command waits for that, and reports if it has not happened yet.
+    refuses the token too. The command waits up to ten seconds for the publication, and warns you if that is not enough.
 
     Example: everyrun token revoke ert_0123456789ab
     """

@@ -22,10 +22,12 @@ unmatched_app = typer.Typer(
 
 @unmatched_app.command("list")
 def list_unmatched(
-    reason: Annotated[str | None, typer.Option(help="Reason, for example batch_unknown or ambiguous_metadata.")] = None,
-    batch: Annotated[str | None, typer.Option(metavar="BATCH_ID", help="Batch of the runs.")] = None,
+    reason: Annotated[
+        str | None, typer.Option(help="Only runs with this reason: batch_unknown, ambiguous_metadata, ...")
+    ] = None,
+    batch: Annotated[str | None, typer.Option(metavar="BATCH_ID", help="Only runs of this batch.")] = None,
     alarming: Annotated[
-        bool, typer.Option("--alarming", help="List only runs that have waited longer than EVERYRUN_UNMATCHED_AFTER.")
+        bool, typer.Option("--alarming", help="Only runs that have waited longer than EVERYRUN_UNMATCHED_AFTER.")
     ] = False,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="Maximum number of runs to list.")] = 100,
     as_json: Annotated[bool, typer.Option("--json", help="Write the runs as JSON, with their metadata.")] = False,
@@ -33,8 +35,8 @@ def list_unmatched(
 ) -> None:
     """List runs that match no known input, by reason, oldest first.
 
-    Runs with the reason batch_unknown belong to a batch of another program. To register the batch, run: everyrun
-    register.
+    Runs with the reason batch_unknown belong to a batch that another program sent. Register the batch (everyrun
+    register) to match them.
 
     Example: everyrun unmatched list --reason batch_unknown --alarming
     """

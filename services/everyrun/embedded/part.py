@@ -14,20 +14,23 @@ from typing import Any
 from everyrun.embedded import process
 
 OnEvent = Callable[[str, str, float], None]
-"""Receives (part, what happened, seconds)."""
+"""A function that is called with the name of a part, what happened to the part, and a related number of seconds."""
 
 Ask = Callable[[], Awaitable[str | None]]
-"""Returns None if a part is ready, else what it waits for."""
+"""A function that checks a part. Returns None if the part is ready, otherwise what the part waits for."""
 
+#: Seconds within which a part must be ready after its start.
 READY_WITHIN = 60.0
+#: Seconds before the first restart of a part that died. The delay doubles with each further restart.
 _FIRST_BACKOFF = 0.5
-#: A part that ran this long before it died restarts after the first backoff again, in seconds.
+#: If a part ran for more than this many seconds before it died, the delay is _FIRST_BACKOFF again.
 _STEADY = 30.0
+#: Size in bytes above which a part's log is renamed when the part starts.
 _LOG_MAX = 10 << 20
 
 
 class Part:
-    """A process of the stack. ``ask`` checks its readiness; ``port`` and ``url`` are for display."""
+    """A process of the stack. ``ask`` checks its readiness; ``port`` and ``url`` are for ``everyrun status``."""
 
     def __init__(
         self,
@@ -78,7 +81,7 @@ class Part:
         }
 
     def start(self) -> None:
-        """Start the process. Call it in the main thread: the kernel kills the process when the starting thread ends."""
+        """Start the process. Call this in the main thread: the kernel kills the process when the thread ends."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         if self.log.exists() and self.log.stat().st_size > _LOG_MAX:
             self.log.replace(self.log.with_suffix(".log.1"))
@@ -89,7 +92,7 @@ class Part:
         self.state, self.since = state, time.time()
 
     async def wait_ready(self, within: float = READY_WITHIN) -> None:
-        """Return when the part is ready. Raises TimeoutError, or ChildProcessError if it ended."""
+        """Wait until the part is ready. Raises TimeoutError, or ChildProcessError if the process ends."""
         deadline = time.monotonic() + within
         while (reason := await self._ask()) is not None:
             if self.pid is None:
@@ -102,7 +105,7 @@ class Part:
         self._set("ready")
 
     def tail(self, lines: int = 15) -> str:
-        """Return the end of its log."""
+        """Return the last lines of the part's log."""
         try:
             return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
         except FileNotFoundError:
@@ -132,7 +135,7 @@ class Part:
             await self._ready_again(on_event)
 
     async def _ready_again(self, on_event: OnEvent) -> None:
-        """Return when the part is ready, or has died again."""
+        """Wait until the part is ready or has died again, however long it takes."""
         began = time.monotonic()
         while True:
             try:
@@ -149,7 +152,7 @@ class Part:
         return self._process.returncode if self._process is not None else None
 
     async def stop(self, within: float) -> None:
-        """Ask the process to end. Kill it after ``within`` seconds."""
+        """Ask the process to end, and kill it if it has not ended after ``within`` seconds."""
         if self._process is not None and self.pid is not None:
             deadline = time.monotonic() + within
             self._process.send_signal(self._stop_signal)

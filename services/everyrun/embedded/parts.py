@@ -1,4 +1,4 @@
-"""Declare the command line and the settings of each part of a stack. Pure."""
+"""Return the options, ports, command lines and settings of the parts of a stack. Pure."""
 
 from __future__ import annotations
 
@@ -11,30 +11,35 @@ from typing import Any
 
 SERVICES = ("submission", "bridge", "reconciler", "query", "replay")
 
-#: -P keeps the working folder off the module path: its folders kafka and postgres are not modules.
+#: -P keeps the working folder off the module path. Without it, Python would take the folders kafka and postgres in the
+#: working folder for modules.
 _PYTHON = (sys.executable, "-P", "-m")
 
 
 @dataclass
 class Options:
-    """Options of a stack. ``env`` adds settings to every service; ``services`` are those to start."""
+    """Options of a stack."""
 
     data_dir: Path = Path(".everyrun")
     processors: int = 1
     faults: str = "none"
     seed: int = 1
     run_seconds: str = "0.2:2"
-    #: None: enterprise with the emulator, EVERYRUN_PLAN with ``extend``.
+    #: Plan at Extend. None stands for enterprise with the emulator, and for EVERYRUN_PLAN with the real Extend.
     plan: str | None = None
+    #: Use the real Extend instead of the emulator.
     extend: bool = False
-    #: Use the Kafka and Postgres of EVERYRUN_KAFKA_BOOTSTRAP and EVERYRUN_POSTGRES_DSN. Off, the stack ignores them and
-    #: starts its own: a demo or a test in a shell with production's settings must not touch production.
+    #: Use the Kafka and Postgres of EVERYRUN_KAFKA_BOOTSTRAP and EVERYRUN_POSTGRES_DSN. If False, the stack ignores
+    #: these variables and starts its own servers: a demo or a test must not touch production, even if the shell has
+    #: production's settings.
     servers_of_environment: bool = False
+    #: Settings (environment variables) to add for every service.
     env: dict[str, str] = field(default_factory=dict)
+    #: The services to start.
     services: tuple[str, ...] = SERVICES
-    #: The emulator sends payloads over this many bytes as a signed link.
+    #: Size of a payload in bytes above which the emulator sends a signed link instead of the payload.
     link_over: int = 131_072
-    #: Maximum delay of a restart, in seconds. The delay starts at half a second and doubles.
+    #: Maximum delay before a restart, in seconds. The delay starts at half a second and doubles.
     most_backoff: float = 10.0
 
 
@@ -43,7 +48,7 @@ def ports_needed(options: Options, *, own_kafka: bool, own_postgres: bool) -> li
     names = ["kafka", "kafka-controller"] if own_kafka else []
     names += ["postgres"] if own_postgres else []
     names += [] if options.extend else ["emulator"]
-    # Every service, even if it is not started: the settings name them all.
+    # Include the services that are not started, because the settings name the addresses of all services.
     return [*names, *SERVICES, *processors(options)]
 
 
@@ -81,7 +86,7 @@ def emulator_command(folder: Path, state: Mapping[str, Any], options: Options) -
 
 
 def service_command(name: str, gate: Path) -> list[str]:
-    """Return the command line of a service or processor. It waits until the file ``gate`` exists."""
+    """Return the command line of a service or processor, which waits until the file ``gate`` exists."""
     return [*_PYTHON, "everyrun.embedded.held", f"everyrun.{name.partition('-')[0]}", str(gate)]
 
 
@@ -91,10 +96,11 @@ def service_env(
     """Return the settings of a service. They override the environment of the stack."""
     ports = state["ports"]
     # Requests to other parts bypass the environment's proxy. Requests to the real Extend use it.
-    around = ",".join(filter(None, (os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "127.0.0.1,localhost")))
+    given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+    no_proxy = ",".join(filter(None, (given, "127.0.0.1,localhost")))
     env = {
-        "NO_PROXY": around,
-        "no_proxy": around,
+        "NO_PROXY": no_proxy,
+        "no_proxy": no_proxy,
         "EVERYRUN_DATA_DIR": str(folder),
         "EVERYRUN_KAFKA_BOOTSTRAP": endpoints["kafka_bootstrap"],
         "EVERYRUN_POSTGRES_DSN": endpoints["postgres_dsn"],

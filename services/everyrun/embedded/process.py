@@ -1,4 +1,4 @@
-"""Start processes that end with their parent, however it ends. Linux only."""
+"""Start processes that end when their parent ends, even if the parent is killed. Linux only."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class PlatformError(EveryrunError):
 
 
 def check_platform() -> None:
-    """Raise PlatformError if this system cannot tie processes to their parent."""
+    """Raise PlatformError if this system is not Linux, because only Linux can tie processes to their parent."""
     if not sys.platform.startswith("linux"):
         raise PlatformError(
             f"The embedded stack runs on Linux; this is {sys.platform}. Run the services against your own Kafka and "
@@ -44,10 +44,11 @@ def check_platform() -> None:
 
 
 def _become(user: str) -> None:
-    """Change to an unprivileged user, but keep the right to read in private folders.
+    """Change to an unprivileged user, but keep the right to read private folders of other users.
 
-    Postgres refuses to run as root. Its binaries can lie in a private folder (a clone in root's home): the capability
-    lets it read them there, and the secure bit makes access(2) respect the capability.
+    Postgres refuses to run as root, but its binaries may lie in a private folder of root (such as a clone in root's
+    home). The capability CAP_DAC_OVERRIDE lets Postgres read the binaries there. The secure bit NO_SETUID_FIXUP makes
+    access(2) respect the capability too.
     """
     entry = pwd.getpwnam(user)
     _libc.prctl(_PR_SET_SECUREBITS, _SECBIT_NO_SETUID_FIXUP, 0, 0, 0)
@@ -63,9 +64,9 @@ def _become(user: str) -> None:
 
 
 def tie(user: str | None = None) -> Callable[[], None]:
-    """Return a ``preexec_fn`` by which the kernel kills the child when the thread that started it ends.
+    """Return a ``preexec_fn`` that makes the kernel kill the child when the thread that started the child ends.
 
-    It changes the user first, because a later change would untie the child.
+    The function also changes the user, and does so first: a change of user cancels the request to the kernel.
     """
     parent = os.getpid()
 
@@ -84,7 +85,7 @@ def tie(user: str | None = None) -> Callable[[], None]:
 def start(
     command: Sequence[str], *, log: Path, env: Mapping[str, str], cwd: Path | None = None, user: str | None = None
 ) -> subprocess.Popen[bytes]:
-    """Start a tied process in its own session. Its output is appended to ``log``."""
+    """Start a process in its own session, tied to the calling thread (see ``tie``). Append its output to ``log``."""
     with log.open("ab") as output:
         return subprocess.Popen(
             list(command),
@@ -99,17 +100,20 @@ def start(
 
 
 def signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    """Signal a process and its children."""
+    """Send a signal to a process that ``start`` started, and to its children."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, number)
 
 
 def working_in(folder: Path) -> list[int]:
-    """Return the running processes whose working folder is ``folder``, as far as we may read that."""
+    """Return the ids of the running processes whose working folder is ``folder``.
+
+    Processes of other users are not found if this user may not read their working folder.
+    """
     there = str(folder.resolve())
     found = []
     for entry in Path("/proc").iterdir():
-        # A process that has ended has no working folder.
+        # Reading the link fails if the process has ended or belongs to another user.
         with contextlib.suppress(OSError):
             if entry.name.isdigit() and os.readlink(entry / "cwd") == there:
                 found.append(int(entry.name))

@@ -1,4 +1,4 @@
-"""Check if a part is ready. Each check returns None, or what the part waits for."""
+"""Make checks that test if a part is ready. A check returns None if it is, otherwise what the part waits for."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from everyrun.redact import describe
 from everyrun.settings import Settings
 from everyrun.store.pool import POSTGRES_AWAY
 
-#: For addresses without TLS. By default each client loads the system's certificates, which takes 30 ms.
+#: For addresses without TLS. By default, each client would load the system's certificates, which takes 30 ms.
 _NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 def http(url: str) -> Ask:
-    """Check by GET /readyz."""
+    """Return a check for a service: GET /readyz answers 200."""
 
     async def ask() -> str | None:
         try:
@@ -35,7 +35,10 @@ def http(url: str) -> Ask:
 
 
 def kafka(settings: Settings, port: int) -> Ask:
-    """Check by the cluster id. A plain connection comes first, because the client logs every refused one."""
+    """Return a check for Kafka: the cluster id can be read.
+
+    The check opens a plain connection first, because the Kafka client would log every connection that is refused.
+    """
 
     async def ask() -> str | None:
         try:
@@ -50,7 +53,7 @@ def kafka(settings: Settings, port: int) -> Ask:
 
 
 def postgres(server: EmbeddedPostgres) -> Ask:
-    """Check by the database, which it creates if it is missing."""
+    """Return a check for Postgres: the database can be reached. The check creates the database if it is missing."""
 
     async def ask() -> str | None:
         try:

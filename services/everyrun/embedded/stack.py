@@ -1,4 +1,4 @@
-"""Start every part of a stack in order, and stop them. ``everyrun up`` and ``everyrun demo`` use it."""
+"""Start the parts of a stack in the right order, and stop them. ``everyrun up`` and ``everyrun demo`` use this."""
 
 from __future__ import annotations
 
@@ -31,8 +31,10 @@ from everyrun.store.migrate import MigrationError, migrate
 __all__ = ["Options", "Stack"]
 
 _BASES = ("kafka", "postgres", "emulator")
-#: Time for the services to stop, and then for the bases, in seconds. Together less than 15.
+#: Seconds for the services to stop, and then for Kafka, Postgres and the emulator. Their sum is less than the 20 s for
+#: which ``everyrun down`` waits.
 _SERVICES_STOP, _BASES_STOP = 9.0, 4.5
+#: Settings for a stack that starts its own servers, even if the environment names others.
 _OWN_SERVERS = {"kafka_bootstrap": "", "postgres_dsn": "", "kafka_security_protocol": "PLAINTEXT"}
 
 
@@ -41,10 +43,10 @@ def _quiet(_part: str, _what: str, _seconds: float) -> None:
 
 
 class Stack:
-    """An async context manager. Every part is ready inside the block and stopped after it.
+    """A running stack, as an async context manager. Every part is ready inside the block and stopped after it.
 
-    Enter it in the main thread. Raises StackError, SettingsError or PlatformError if the stack cannot start. It
-    reports a busy port, a locked folder or a missing runtime before it starts anything.
+    Enter the context in the main thread. Raises StackError, SettingsError or PlatformError if the stack cannot start.
+    A busy port or a locked folder is reported before anything is started.
     """
 
     def __init__(self, options: Options, on_event: OnEvent = _quiet) -> None:
@@ -52,7 +54,7 @@ class Stack:
         self._on_event = on_event
         self._folder = options.data_dir.resolve()
         self._lock = FolderLock(self._folder)
-        #: Services run when this file is there.
+        #: The services wait until this file exists (see everyrun.embedded.held).
         self._gate = self._folder / "ready"
         self._began = 0.0
         self._parts: dict[str, Part] = {}
@@ -63,12 +65,12 @@ class Stack:
 
     @property
     def data_dir(self) -> Path:
-        """Return the stack's folder."""
+        """Return the stack's data folder, as an absolute path."""
         return self._folder
 
     @property
     def names(self) -> list[str]:
-        """Return the names of its parts."""
+        """Return the names of the stack's parts."""
         return list(self._parts)
 
     def part(self, name: str) -> Part:
@@ -121,7 +123,7 @@ class Stack:
         }
         self._watching.append(asyncio.create_task(self._keep_status()))
         services, _, _ = await _together(self._early_services(), self._kafka(kafka), self._postgres(postgres))
-        await self._check_vendor()
+        await self._check_binding()
         self._gate.touch()
         await _together(*(self._ready(part) for part in services))
         self._write_endpoints()
@@ -129,7 +131,10 @@ class Stack:
             self._watching.append(asyncio.create_task(kafka.archive_classes()))
 
     async def _early_services(self) -> list[Part]:
-        """Start the emulator, then the services. They import their modules and wait for the gate."""
+        """Start the emulator, then the services, and return the services.
+
+        The services only import their modules, and wait for the gate.
+        """
         if not self._options.extend:
             command = parts.emulator_command(self._folder, self._state, self._options)
             await self._start(self._add_http("emulator", command))
@@ -142,11 +147,11 @@ class Stack:
         return services
 
     async def _kafka(self, server: EmbeddedKafka | None) -> None:
-        """Start Kafka, unless it is external, and create the topics."""
+        """Start the stack's own Kafka, if it has one, and create the topics."""
         if server is not None:
             await _in_thread(server.prepare)
-            asks = ready.kafka(self._service_settings(), self._state["ports"]["kafka"])
-            await self._start(self._add("kafka", server.command(), asks))
+            ask = ready.kafka(self._service_settings(), self._state["ports"]["kafka"])
+            await self._start(self._add("kafka", server.command(), ask))
         try:
             await topics.create(self._service_settings())
         except (KafkaError, OSError) as error:
@@ -155,7 +160,7 @@ class Stack:
             ) from None
 
     async def _postgres(self, server: EmbeddedPostgres | None) -> None:
-        """Start Postgres, unless it is external, and bring the tables up to date."""
+        """Start the stack's own Postgres, if it has one, and bring the tables up to date."""
         if server is not None:
             await _in_thread(server.prepare)
             how: dict[str, Any] = {"user": server.user, "cwd": Path("/"), "stop_signal": STOP_SIGNAL}
@@ -182,8 +187,8 @@ class Stack:
     def _service_settings(self) -> Settings:
         return self._settings.model_copy(update={"kafka_bootstrap": self.endpoints["kafka_bootstrap"]})
 
-    async def _check_vendor(self) -> None:
-        """Raise StackError if the folder is bound to another Extend. The services would wait for ever."""
+    async def _check_binding(self) -> None:
+        """Raise StackError if the installation is bound to another Extend. Its services would wait forever."""
         url = self._settings.extend_base_url if self._options.extend else parts.url(self._state, "emulator")
         dsn = SecretStr(self.endpoints["postgres_dsn"])
         problem = await installation_binding.problem(
@@ -196,11 +201,11 @@ class Stack:
         given = [secret.get_secret_value() for secret in self._settings.webhook_secrets]
         if self._options.extend:
             return ",".join(given)
-        # A demo or a test ignores the secrets of its shell.
+        # A demo or a test ignores the webhook secrets in the environment.
         return parts.webhook_secrets(self._state, given if self._options.servers_of_environment else ())
 
     async def _register(self) -> None:
-        """Create the webhook endpoint and its subscription at the emulator."""
+        """Create the webhook endpoint and its subscription at the emulator, and store the endpoint's secret."""
         try:
             self._state["webhook_secret"] = await register_webhook(
                 parts.url(self._state, "emulator"),
@@ -218,7 +223,7 @@ class Stack:
         await self._ready(part)
 
     async def _ready(self, part: Part) -> None:
-        """Return when the part is ready, and watch it from then on."""
+        """Wait until the part is ready. From then on, a task restarts the part whenever it dies."""
         try:
             await part.wait_ready()
         except (ChildProcessError, TimeoutError) as error:
@@ -243,7 +248,7 @@ class Stack:
         write_private(self._folder / "endpoints.json", self.endpoints)
 
     async def _keep_status(self) -> None:
-        """Keep ``status.json`` up to date."""
+        """Keep ``status.json``, which ``everyrun status`` reads, up to date."""
         written: list[dict[str, Any]] = []
         while True:
             rows = [part.row() for part in self._parts.values()]
@@ -266,7 +271,7 @@ class Stack:
 
 
 async def _together(*works: Coroutine[Any, Any, Any]) -> list[Any]:
-    """Run the works concurrently and return their results. If one fails, cancel the others and raise its error."""
+    """Run coroutines concurrently and return their results. If one fails, cancel the others, and raise its error."""
     tasks = [asyncio.create_task(work) for work in works]
     try:
         return await asyncio.gather(*tasks)
@@ -277,7 +282,7 @@ async def _together(*works: Coroutine[Any, Any, Any]) -> list[Any]:
 
 
 async def _in_thread(work: Callable[[], None]) -> None:
-    """Run blocking work in a thread, and abandon the thread on cancellation: a download must not delay the exit."""
+    """Run blocking work in a thread. On cancellation, abandon the thread: a download must not delay the exit."""
     done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def finish(error: Exception | None) -> None:
@@ -294,7 +299,7 @@ async def _in_thread(work: Callable[[], None]) -> None:
             work()
         except Exception as raised:
             error = raised
-        # The loop is closed if the caller was cancelled.
+        # If the caller was cancelled, the event loop may be closed by now.
         with contextlib.suppress(RuntimeError):
             done.get_loop().call_soon_threadsafe(finish, error)
 

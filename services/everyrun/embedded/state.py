@@ -18,7 +18,7 @@ from everyrun.errors import EveryrunError
 from everyrun.redact import passwords_of, remember
 
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
-#: Minimum number of ports to choose from.
+#: Minimum number of ports below the kernel's range; if there are fewer, the kernel chooses a port.
 _ENOUGH = 256
 #: For httpx's ``mounts``: requests to this machine bypass the environment's proxy.
 NO_PROXY: Mapping[str, None] = {f"all://{host}": None for host in ("127.0.0.1", "localhost", "[::1]")}
@@ -29,10 +29,10 @@ class StackError(EveryrunError):
 
 
 def free_port(taken: Iterable[int] = ()) -> int:
-    """Return a free port below the range of the kernel's outgoing connections.
+    """Return a free port below the range from which the kernel takes ports for outgoing connections.
 
-    In that range a client could occupy the port between a part's death and its restart, even a client that connects to
-    the port itself. If hardly any port is left below the range, the kernel chooses one.
+    From that range, the kernel could give the port of a part that died to a client before the part restarts; even to a
+    client that tries to connect to that very port. If there are hardly any ports below the range, the kernel chooses.
     """
     try:
         first_ephemeral = int(_EPHEMERAL.read_text().split()[0])
@@ -65,14 +65,14 @@ def is_busy(port: int) -> bool:
 
 
 def write_private(path: Path, value: Any) -> None:
-    """Write JSON atomically, readable by the owner only."""
+    """Write a value as JSON to a file that only its owner may read. The file is replaced atomically."""
     write_text(path, json.dumps(value, indent=2) + "\n", mode=0o600)
 
 
 def load_state(data_dir: Path, parts: Iterable[str]) -> dict[str, Any]:
-    """Return the ports, keys and ids of the stack. They stay the same from start to start.
+    """Return the ports, keys and ids of the stack, which stay the same at every start. Missing ones are created.
 
-    Raises StackError if the port of one of ``parts`` is busy, or if the file is unreadable.
+    Raises StackError if the port of one of ``parts`` is busy, or if the file that stores the state is unreadable.
     """
     path = data_dir / "stack.json"
     try:
@@ -98,7 +98,7 @@ def load_state(data_dir: Path, parts: Iterable[str]) -> dict[str, Any]:
 
 
 class FolderLock:
-    """Allows one stack for each data folder. The lock ends with the process, however it ends."""
+    """Ensures that at most one stack runs in a data folder. The lock ends with the process, even if that is killed."""
 
     def __init__(self, data_dir: Path) -> None:
         self._folder = data_dir
@@ -111,7 +111,7 @@ class FolderLock:
             self._file = (self._folder / "lock").open("a+")
         except OSError as error:
             raise StackError(f"cannot use the data folder {self._folder}: {error.strerror}") from None
-        # `holder` takes the lock for a moment.
+        # Try several times: the function holder takes the lock for a moment, to see if it is free.
         for _ in range(20):
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -136,7 +136,7 @@ class FolderLock:
 
 
 def holder(data_dir: Path) -> int | None:
-    """Return the process that runs a stack in the folder, or None."""
+    """Return the id of the process that runs a stack in the folder, or None if no stack runs there."""
     try:
         with (data_dir / "lock").open("r+") as file:
             try:
@@ -149,7 +149,10 @@ def holder(data_dir: Path) -> int | None:
 
 
 def read_endpoints(data_dir: Path) -> dict[str, str] | None:
-    """Return the addresses and keys of a running stack, or None. A killed stack leaves its file behind."""
+    """Return the addresses and keys of the stack that runs in the folder, or None if no stack runs there.
+
+    The lock decides whether a stack runs, because a killed stack leaves its file of addresses behind.
+    """
     if holder(data_dir) is None:
         return None
     endpoints: dict[str, str] | None = _read(data_dir / "endpoints.json")
@@ -161,7 +164,7 @@ def read_endpoints(data_dir: Path) -> dict[str, str] | None:
 
 
 def read_status(data_dir: Path) -> list[dict[str, Any]]:
-    """Return a row for each part of a running stack: part, state, since (epoch seconds), pid, port, restarts, url."""
+    """Return one row per part of a running stack: part, state, since (epoch seconds), pid, port, restarts, url."""
     rows: list[dict[str, Any]] | None = _read(data_dir / "status.json")
     return rows or []
 

@@ -1,4 +1,7 @@
-"""Create a webhook endpoint and its subscription to a workflow, as a person does once at Extend."""
+"""Create the stack's webhook endpoint, and its subscription to a workflow, at the emulator.
+
+At the real Extend, a person does this once.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,16 @@ import httpx
 
 from everyrun.extend.client import API_VERSION
 
-#: The events that end or pause a run (docs.extend.ai, webhooks/events).
+#: The events to subscribe to: those that end or pause a run (docs.extend.ai, webhooks/events).
 EVENTS = [f"workflow_run.{what}" for what in ("completed", "failed", "needs_review", "rejected", "cancelled")]
 
 
 async def register_webhook(base_url: str, api_key: str, workflow_id: str, url: str, link_over: int) -> str:
-    """Create both and return the signing secret. Raises httpx.HTTPError.
+    """Create the endpoint and the subscription, and return the signing secret. Raises httpx.HTTPError.
 
-    Extend sends a payload over ``link_over`` bytes as a link. An existing endpoint with this URL is deleted first,
-    because Extend shows its secret only once. workflow_run.* events come only through a subscription to the workflow
-    (docs.extend.ai, webhooks).
+    A payload of more than ``link_over`` bytes is sent as a link. An existing endpoint with this URL is deleted first,
+    because Extend shows the secret of an endpoint only when the endpoint is created. The subscription is necessary,
+    because Extend sends workflow_run.* events only to subscribers of the workflow (docs.extend.ai, webhooks).
     """
     headers = {"authorization": f"Bearer {api_key}", "x-extend-api-version": API_VERSION}
     options = {"payload": {"format": "url", "urlThresholdBytes": link_over}}
