@@ -57,7 +57,7 @@ class HistorianHolder:
         self._historian: Historian | None = None
 
     def get(self) -> Historian:
-        """Return the historian. Raises ApiError 503 if there is none yet."""
+        """Return the historian. Raises ApiError 503 if there is no historian yet."""
         if self._historian is None:
             raise ApiError(503, "NOT_READY", "Kafka has not answered yet; see /readyz, and try again")
         return self._historian
@@ -85,7 +85,7 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
         app = with_health(health, starting)
         await server.enter_async_context(http_server(settings.replay_listen, app, keep_alive=settings.keep_alive))
         pool = await stack.enter_async_context(await _pool(settings, health))
-        # Requests in progress end before the pool that they use is closed.
+        # Close the server before the pool, because requests in progress use the pool.
         stack.push_async_callback(server.aclose)
         holder = HistorianHolder()
         tasks = [

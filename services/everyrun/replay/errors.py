@@ -18,7 +18,7 @@ class LogPositionError(ReplayError, Invalid, ValueError):
 
 
 class SelectionError(ReplayError, Invalid, ValueError):
-    """The selection names a topic or a partition that does not exist."""
+    """The selection has a topic or partition that does not exist, or its offsets cannot be parsed."""
 
 
 class TargetError(ReplayError, Conflict):

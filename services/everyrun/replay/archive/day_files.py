@@ -20,7 +20,7 @@ FILE_BYTES = 256 << 20
 #: A row group is written once it has this many records or bytes of values. Memory holds a few row groups at a time.
 GROUP_RECORDS = 20_000
 GROUP_BYTES = 16 << 20
-#: Number of days whose files are open at the same time.
+#: Maximum number of days whose files are open at the same time.
 OPEN_DAYS = 4
 
 #: Milliseconds of a day.

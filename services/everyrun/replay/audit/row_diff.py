@@ -12,7 +12,7 @@ ABSENT = object()
 
 
 class Difference(msgspec.Struct, frozen=True):
-    """A value of the live tables that differs from the log's.
+    """A value in the live tables that differs from the value that follows from the log.
 
     ``column`` may be a path into JSON: ``run.stepRuns[0].status``. If only one side has the row, ``column`` is ``*``
     and the other side's value is None.

@@ -112,7 +112,7 @@ class ToFile:
         self._part = f"{path}.part" if self._resumable else path
         try:
             if self._resumable and not os.path.exists(self._part) and size and _size(path) == size:
-                # The earlier run ended after the rename, before it deleted its checkpoint.
+                # The earlier run ended after it renamed the file and before it deleted the checkpoint: undo the rename.
                 os.rename(path, self._part)
             if self._resumable and size > _size(self._part):
                 raise TargetError(

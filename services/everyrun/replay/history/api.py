@@ -35,7 +35,10 @@ def history_routes(app: FastAPI, get_historian: Callable[[], Historian]) -> None
         History,
         {
             404: ("NOT_FOUND: no event mentions the id.", NoHistory),
-            503: ("INDEX_BEHIND: too much of the log is not indexed yet. Or as for every call.", IndexBehind),
+            503: (
+                "INDEX_BEHIND: too much of the log is not indexed yet. Or another 503, as for every call.",
+                IndexBehind,
+            ),
         },
     )
     async def history(identifier: str) -> dict[str, Any]:

@@ -130,8 +130,8 @@ class Historian:
             _history_event(location, record, projection.apply(location.topic, record))
             for location, record in _in_order(found)
         ]
-        # Events that the tables have not applied yet cannot show in the row. If they have applied all of them, an input
-        # whose events make a row must have one.
+        # The row can be compared only if the tables have applied all events that were found. An input whose events make
+        # a row must then have this row.
         comparable = (row is not None or projection.row is not None) and all(
             location.offset < applied.get((location.topic, location.partition), 0) for location in found
         )
@@ -152,7 +152,7 @@ class Historian:
 
 
 def _without_row(identifier: str, kind: str, found: FoundEvents) -> History:
-    """Return the history of a run or a batch."""
+    """Return the history of a run or a batch: without a row, because ``results`` has rows of inputs only."""
     ordered = _in_order(found)
     changes = run_changes([(location.topic, record) for location, record in ordered])
     status = changes[-1].status or None if kind == "run" and changes else None
@@ -205,7 +205,7 @@ def _history_event(location: EventLocation, record: LogRecord, change: Change) -
 
 @asynccontextmanager
 async def historian(settings: Settings, pool: asyncpg.Pool) -> AsyncIterator[Historian]:
-    """Open a historian for the block. Raises aiokafka.errors.KafkaError if Kafka is unavailable."""
+    """Open a historian while the block runs. Raises aiokafka.errors.KafkaError if Kafka is unavailable."""
     index = EventIndex(pool, await log_topics.cluster_id(settings))
     async with RecordReader(settings, INPUTS) as records:
         yield Historian(settings, pool, index, records)

@@ -22,7 +22,7 @@ JSON_COLUMNS = ("file", "metadata", "run")
 #: Ids that begin with a given text are looked up only if it has at least _SHORTEST characters, because too many ids
 #: begin with a shorter text. No id is longer than _LONGEST.
 _SHORTEST, _LONGEST = 6, 600
-#: The errors of a database without a queue, or whose queue this role may not read.
+#: Raised if the database has no queue, or if this database role may not read it.
 _NO_QUEUE = (asyncpg.UndefinedTableError, asyncpg.UndefinedFunctionError, asyncpg.InsufficientPrivilegeError)
 
 

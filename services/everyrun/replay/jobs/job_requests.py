@@ -105,7 +105,7 @@ class ReplayJob(_Job):
         list[str], Field(description="Only events of these topics. Default: batches, runs, deliveries and quarantine.")
     ] = []
     since: Annotated[
-        datetime | None, AfterValidator(_with_zone), Field(description="Only events appended from this time on.")
+        datetime | None, AfterValidator(_with_zone), Field(description="Only events appended at or after this time.")
     ] = None
     until: Annotated[
         datetime | None, AfterValidator(_with_zone), Field(description="Only events appended before this time.")

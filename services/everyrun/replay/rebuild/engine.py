@@ -40,7 +40,7 @@ MIN_RECORDS = 10
 _TRANSACTIONS = 250
 
 Offsets = Mapping[Partition, int]
-"""The next offset of each partition; a partition that is not named is at 0."""
+"""The next offset of each partition. A partition that is not in the mapping is at offset 0."""
 
 
 class _NoQuarantine:
