@@ -304,7 +304,7 @@ async def test_the_service_keeps_the_index_and_serves_histories(
     ends = {position: end for position, end in (await bounds(settings, INPUTS)).end.items() if end}
 
     async def indexed() -> bool:
-        return await index.positions() == ends
+        return await index.next_offsets() == ends
 
     await eventually(indexed, "the index is at the end of the log", 30)
     async with httpx.AsyncClient(base_url=replay.url, headers={"authorization": f"Bearer {TOKEN}"}) as http:
