@@ -1,4 +1,4 @@
-"""Kill this process with SIGKILL at a named point. For tests only; never set it in production.
+"""Kill this process with SIGKILL at a named point, to test what a crash there does. Never use this in production.
 
 ``EVERYRUN_FAILPOINTS`` lists points, separated by commas. A process that reaches a listed point kills itself, but only
 once per point: it first makes the file ``failpoints/POINT`` in ``EVERYRUN_DATA_DIR``, and passes the point if that file
@@ -14,8 +14,8 @@ from pathlib import Path
 
 VARIABLE = "EVERYRUN_FAILPOINTS"
 
-#: Every point, in the order in which an input passes them. A name is that of a part of the code and of a moment, which
-#: is before or after a step of that part.
+#: Every point, in the order in which an input passes them. The name of a point consists of a part of the code, and of a
+#: moment: before or after a step of that part.
 POINTS = (
     "intake.before_commit",
     "intake.after_commit",

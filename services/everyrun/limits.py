@@ -20,11 +20,12 @@ HEAD_LINES = 100
 #: Seconds from the first byte of a request to the end of its head. This time does not begin before that byte: load
 #: balancers open connections in advance, and a connection without a request may be idle for EVERYRUN_KEEP_ALIVE.
 HEAD_WITHIN = 10.0
-#: A body gets this many seconds, and one more second for every so many bytes that arrive. A slower body is given up.
+#: A body gets BODY_WITHIN seconds, and one more second for every BODY_BYTES_PER_SECOND bytes that arrive. A slower body
+#: is given up.
 BODY_WITHIN = 25.0
 BODY_BYTES_PER_SECOND = 4 << 10
-#: If the response is sent before the whole request was read, seconds for which the rest is still read. Closing the
-#: connection at once could prevent the client from reading the response.
+#: If a response is sent before the whole request was read, the rest of the request is still read for this many seconds:
+#: closing the connection at once could prevent the client from reading the response.
 LINGER = 10.0
 
 

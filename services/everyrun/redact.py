@@ -73,7 +73,7 @@ def describe(error: BaseException) -> str:
     return redact(readable(f"{type(error).__name__}: {error}".removesuffix(": ")))
 
 
-#: An address as aiokafka writes it in the error that it cannot reach it: ``('127.0.0.1', 9092, <AddressFamily...>)``.
+#: A broker's address in the text of aiokafka's errors: ``('127.0.0.1', 9092, <AddressFamily.AF_INET: 2>)``.
 _ADDRESS = re.compile(r"\(['\"]([^'\"]+)['\"], (\d+)(?:, <[^>]*>)?\)")
 _DOUBLED = re.compile(r"\b(\w+): (?=\1\b: )")
 

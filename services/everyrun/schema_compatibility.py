@@ -17,7 +17,7 @@ Schema = Mapping[str, Any]
 
 #: Keywords of JSON Schema that may differ, because they only describe.
 _WORDS = {"$schema", "$id", "$defs", "title", "description", "examples", "default"}
-#: Keywords that limit values. True for those that allow fewer values if the limit is greater.
+#: Keywords that limit values. A keyword has True if a greater limit allows fewer values.
 _BOUNDS = {
     **dict.fromkeys(("minimum", "exclusiveMinimum", "minLength", "minItems"), True),
     **dict.fromkeys(("maximum", "exclusiveMaximum", "maxLength", "maxItems"), False),

@@ -62,7 +62,7 @@ def waiting_of(row: Mapping[str, Any]) -> Waiting:
 
 
 def lost(submission_id: str, inputs: int) -> Waiting:
-    """Explain what became of inputs that were accepted, and that neither the queue nor the result tables have."""
+    """Return the explanation for inputs that were accepted, but that neither the queue nor the result tables have."""
     row = {"status": "WAITING", "waits_for": "queue_lost", "inputs": inputs, "until": None, "detail": None}
     return waiting_of({**row, "submission_id": submission_id, "workflow_id": None})
 

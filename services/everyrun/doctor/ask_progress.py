@@ -62,5 +62,5 @@ async def _missing(connection: asyncpg.Connection, ends: dict[tuple[str, int], i
     """
     rows = await connection.fetch(_sql["applied"])
     applied = {(row["topic"], row["partition"]): row["next_offset"] for row in rows}
-    missing = {place: end - applied.get(place, 0) for place, end in ends.items()}
-    return {place: number for place, number in missing.items() if number > 0}
+    missing = {partition: end - applied.get(partition, 0) for partition, end in ends.items()}
+    return {partition: number for partition, number in missing.items() if number > 0}

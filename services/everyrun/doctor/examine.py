@@ -70,7 +70,8 @@ async def gather(settings: Settings, workflow_id: str | None, polling_only: bool
         numbers = await counted(url)
         bridge = await _self_tests(settings, url + judge_extend.WEBHOOK_PATH)
         if extend is not None and extend.endpoints is not None and extend.endpoints.status == 200:
-            # While a secret is rotated, several endpoints have the same address. Test it once with each secret.
+            # While a secret is rotated, several endpoints have the same address. Test each address only once, but with
+            # every secret.
             found = judge_extend.our_endpoints(extend.endpoints.body, settings.webhook_url)
             for address in dict.fromkeys(str(endpoint["url"]) for endpoint in found):
                 addresses += await _self_tests(settings, address)

@@ -97,8 +97,8 @@ class Swept(Struct, frozen=True):
 class Late(Struct, frozen=True):
     """Inputs that were not sent, wait for the same thing, and have waited too long.
 
-    ``submissions`` is the number of submissions that they are from. ``passed`` is True if the time is over at which
-    their wait should have ended.
+    ``submissions`` is the number of submissions that have such inputs. ``passed`` is True if the wait of these inputs
+    should have ended by now.
     """
 
     waiting: Waiting

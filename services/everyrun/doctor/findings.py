@@ -11,7 +11,7 @@ from everyrun.doctor.facts import Answer
 
 Level = Literal["ok", "warning", "failed"]
 
-#: Difference between clocks from which on there is a warning, in seconds. Date headers give only whole seconds.
+#: A clock that differs by more than this many seconds gets a warning. Date headers give only whole seconds.
 CLOCK_WARNS = 5.0
 
 

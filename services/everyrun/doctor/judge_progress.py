@@ -44,7 +44,7 @@ def judge_sweeps(swept: Sequence[Swept], sweep_every: float) -> list[Finding]:
     ]
 
 
-#: What inputs can wait for that fails the check, because further waiting does not help.
+#: The values of ``waits_for`` that fail the check and do not only warn, because further waiting does not help.
 _FAILS = ("unannounced",)
 
 

@@ -53,8 +53,8 @@ def judge_secrets(counted: Mapping[int, float]) -> list[Finding]:
     """
     if len(counted) < 2:
         return []
-    found = ", ".join(f"secret {place} signed {number:.0f}" for place, number in sorted(counted.items()))
-    unused = [str(place) for place, number in sorted(counted.items()) if not number]
+    found = ", ".join(f"secret {secret} signed {webhooks:.0f}" for secret, webhooks in sorted(counted.items()))
+    unused = [str(secret) for secret, webhooks in sorted(counted.items()) if not webhooks]
     if unused and any(counted.values()):
         remedy = (
             f"Subscribe and enable the endpoint of secret {', '.join(unused)}. If that endpoint was deleted, remove "

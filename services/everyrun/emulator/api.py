@@ -167,7 +167,7 @@ class Api:
         return render.run(run.by_clock(self._engine.dice.clock_offset), self._engine.first_start)
 
     async def list(self, request: Request) -> Any:
-        """Answer GET /workflow_runs. For an unknown batchId return an empty list; Extend's docs do not say."""
+        """Answer GET /workflow_runs. The list for an unknown batchId is empty; Extend does not document that case."""
         query = request.query_params
         if "batchId" in query:
             source = in_batch(self._engine.by_batch.get(query["batchId"], []))
@@ -180,7 +180,7 @@ class Api:
         return self._rendered(self._engine.find(request.path_params["id"]))
 
     async def update(self, request: Request) -> Any:
-        """Answer POST /workflow_runs/{id}: merge the given metadata into the run's. A name is only checked."""
+        """Answer POST /workflow_runs/{id}: merge metadata into those of the run. A name is checked, but not stored."""
         run = self._engine.find(request.path_params["id"])
         body = await json_body(request)
         if not isinstance(body, dict):

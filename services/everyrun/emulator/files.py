@@ -164,7 +164,10 @@ class Files:
         return str(file.get("text", "The emulator never fetches a URL.")).encode()
 
     def _contents(self, summary: dict[str, Any], shown: frozenset[str]) -> dict[str, Any]:
-        """Return a file's FileContents (SDK 1.20.0, types/file_contents.py). They are made up if it is not text."""
+        """Return the FileContents of a file (SDK 1.20.0, types/file_contents.py).
+
+        If the file is not text, the contents are made up.
+        """
         kind = summary["type"]
         text = f"Contents of {summary['name']}."
         if kind in _TEXT:

@@ -73,8 +73,8 @@ class Run:
     deleted: bool = False
     reviewed_at: float | None = None
     note: str | None = None
-    #: How many webhook events the run has had, how many of them were delivered, and how many never will be. An event
-    #: counts once per endpoint that it is sent to.
+    #: Numbers of the run's webhook events: all, those that were delivered, and those that never will be. An event that
+    #: is sent to several endpoints counts once per endpoint.
     events: int = 0
     delivered: int = 0
     dropped: int = 0
@@ -105,7 +105,7 @@ class Run:
         self.generation += 1
 
     def at(self, generation: int) -> Run:
-        """Return the run as it was at the end of an earlier generation, or this run itself if that is the present one.
+        """Return the run as it was at the end of an earlier generation. For the present one return the run itself.
 
         The caller must not change the result.
         """
@@ -150,5 +150,5 @@ class Plan:
 
 
 def digest(seed: int, kind: str, number: int) -> str:
-    """Return what follows the prefix in the id of a run or batch. It depends only on the arguments."""
+    """Return the part of an id that follows the prefix (``workflow_run_``, ``batch_``), from the arguments alone."""
     return hashlib.blake2b(f"{seed}/{kind}/{number}".encode(), digest_size=12).hexdigest()

@@ -115,7 +115,7 @@ class Store:
         return {identifier: msgspec.json.decode(body) for identifier, body in rows}
 
     def runs(self) -> list[Run]:
-        """Return every run in the order of their numbers. Call this only before the first write, as ``documents``."""
+        """Return all runs in the order of their numbers. Call this only before the first write, as ``documents``."""
         found = []
         for row in self._db.execute("select * from runs order by number"):
             number, identifier, batch_id, workflow_id, version, file, metadata, created_at, listed_at, kept = row

@@ -23,7 +23,10 @@ _log = log(__name__)
 
 
 class Delivery(NamedTuple):
-    """One event on its way to one endpoint. ``extra`` is 0, or from 1 the number of a copy that a fault added."""
+    """One event on its way to one endpoint.
+
+    ``extra`` is 0 for the delivery itself, and 1, 2, … for the copies of it that a fault adds.
+    """
 
     event: Event
     endpoint_id: str

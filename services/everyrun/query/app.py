@@ -21,7 +21,7 @@ _sql = beside(__file__, "query.sql")
 
 
 class Metrics:
-    """Gauges that should be 0: if one is not, a person should look at it."""
+    """Gauges of problems. If one of them is not 0, a person should look for the cause."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()

@@ -51,7 +51,7 @@ async def overdue_by_reason(
 
 
 def overdue_routes(app: FastAPI, settings: Settings, pool: asyncpg.Pool, gate: Gate) -> None:
-    """Add the route ``/v1/overdue``. It uses the ``gate`` of the reports, because it is as slow."""
+    """Add the route ``/v1/overdue``. Its reads are as slow as reports, so it shares their ``gate``."""
 
     @app.get("/v1/overdue", dependencies=[scope("read")])
     @answers(Overdue)

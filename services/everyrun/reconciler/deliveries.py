@@ -84,8 +84,8 @@ class Deliveries:
                 await consumer.commit({part: found[-1].offset + 1 for part, found in taken.items()})
                 hit("deliveries.after_offset")
             except (CommitFailedError, IllegalStateError, RebalanceInProgressError) as error:
-                # Another reconciler has the partition now, and writes these records again. Their ids are the same, so
-                # the processor applies them once.
+                # Another reconciler has the partition now, and writes these records again. That does no harm, because
+                # the processor gets the same states of the same runs.
                 _log.info("cannot commit offsets of deliveries", error=str(error))
 
     async def outcome(

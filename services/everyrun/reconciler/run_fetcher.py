@@ -32,8 +32,8 @@ SERVICE = "/everyrun/reconciler"
 _AT_ONCE = 16
 #: Before each group of this many runs, the tables are read again: webhooks may have reported these runs meanwhile.
 _SLICE = 64
-#: Maximum number of runs whose fetched states or failures are remembered. If a fetched state is forgotten, nothing is
-#: fetched twice, because the tables have that state by then.
+#: Maximum number of runs whose last fetched state is remembered, and of runs whose failures are remembered. A run whose
+#: state is forgotten is not fetched twice, because the tables have that state by then.
 _REMEMBERED = 100_000
 #: Longest wait before another try to fetch a run that could not be fetched, in seconds.
 _MAX_WAIT = 3600.0

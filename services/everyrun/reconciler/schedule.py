@@ -24,8 +24,8 @@ _LOOK_BACK_MOST = 86_400.0
 class Turn(msgspec.Struct, frozen=True):
     """The next poll of a batch.
 
-    ``due`` is when to poll (seconds, by a monotonic clock). ``slowed`` is how many times the usual wait the last wait
-    was. ``settled`` is how many inputs of the batch were settled at the last poll.
+    ``due`` is the time of the poll (seconds, by a monotonic clock). ``slowed`` is the factor by which the wait for that
+    poll was made longer than usual. ``settled`` is how many inputs of the batch were settled at the last poll.
     """
 
     due: float

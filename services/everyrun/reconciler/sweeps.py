@@ -36,8 +36,8 @@ _sql = beside(__file__, "reconciler.sql")
 _LOOK_EVERY = 10.0
 #: If this many runs of an unknown batch on a page cannot be fetched, the sweep goes on without a run of that batch.
 _TRIES = 3
-#: Maximum number of unknown batches that are remembered because a run of them was fetched. If one is forgotten, nothing
-#: is fetched twice, because the tables have its run by then.
+#: Maximum number of unknown batches that are remembered because one of their runs was fetched. A batch that is
+#: forgotten is not fetched twice, because the tables have its run by then.
 _REMEMBERED = 10_000
 
 

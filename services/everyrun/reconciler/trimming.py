@@ -47,7 +47,7 @@ class Trimming:
             self._not_before = self._clock() + _LOOK_EVERY
 
     async def trim(self) -> int:
-        """Publish ``run-trimmed`` for foreign runs that still have content, oldest first. Return for how many.
+        """Publish ``run-trimmed`` for foreign runs that still have content, oldest first. Return the number of runs.
 
         Raises asyncpg's and Kafka's errors.
         """
