@@ -1,1 +1,1 @@
-"""Submission: takes inputs in, keeps them in a queue, cuts them into batches and calls Extend."""
+"""Submission: accepts inputs, keeps them in a queue, cuts them into chunks, and sends each chunk to Extend."""

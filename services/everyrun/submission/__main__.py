@@ -1,4 +1,4 @@
-"""``python -m everyrun.submission``."""
+"""Run the submission service with ``python -m everyrun.submission``."""
 
 from everyrun.submission.app import main
 

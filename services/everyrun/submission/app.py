@@ -143,7 +143,7 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
         service = wire(settings, pool, extend, producer, await pool.fetchval(_sql["installation"]))
         count_requests(metrics.registry, extend.sent)
         metrics.add_uploads(service.uploads)
-        # Requests in progress end before the pool and the producer that they use are closed.
+        # On exit, requests in progress end before the pool and the producer that they use are closed.
         stack.push_async_callback(server.aclose)
         starting.app = service.api
         health.ready("database")

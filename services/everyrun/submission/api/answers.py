@@ -175,7 +175,7 @@ class DoubtDecision(Struct, frozen=True, kw_only=True):
 
 
 class DoubtDetail(Doubt, frozen=True, kw_only=True):
-    """A chunk with its attempts, the runs that name it, and the decisions about it."""
+    """A chunk, with its attempts, the unmatched runs that name it, and the decisions about it."""
 
     attempts: list[AttemptSummary]
     evidence: list[Evidence]

@@ -74,7 +74,7 @@ _PART = 1 << 20
 
 
 class UploadsFullError(Unavailable):
-    """The maximum number of uploads is in progress; the text says what to do."""
+    """As many uploads are in progress as are allowed; the text says what to do."""
 
     code = "BUSY"
     retry_after = 10
@@ -119,7 +119,7 @@ class BodyTooLargeError(Exception):
 
 
 class _PlainWriter:
-    """Write a body to a file, up to ``max_bytes``."""
+    """Write a body to a file. The body may have at most ``max_bytes``."""
 
     def __init__(self, file: IO[bytes], max_bytes: int) -> None:
         self._file = file
@@ -133,7 +133,7 @@ class _PlainWriter:
         self._file.write(part)
 
     def finish(self) -> None:
-        """Complete the body after its last part."""
+        """Do what is left to do after the last part: nothing for a plain body."""
 
 
 class _GzipWriter(_PlainWriter):
@@ -203,7 +203,7 @@ async def receive(
 
 
 class BodyFormat(NamedTuple):
-    """The format of a body, from the headers of its request."""
+    """The format of a body, as the headers of its request name it."""
 
     content_type: str
     charset: str | None
@@ -212,7 +212,7 @@ class BodyFormat(NamedTuple):
 
 def body_format(request: Request) -> BodyFormat:
     """Return the format of the body. Raises ApiError (415) if it is not supported."""
-    # The mail parser handles quotes and parameters of the header.
+    # Python's mail parser handles the quotes and parameters that the header may have.
     head = Message()
     head["content-type"] = request.headers.get("content-type", "")
     content_type = head.get_content_type() if head["content-type"] else ""

@@ -74,7 +74,7 @@ def forced_decisions(doubt: Row, now: datetime) -> list[str]:
 
 
 class Doubts:
-    """List and show chunks in doubt or held, and apply decisions."""
+    """List and show chunks in doubt or held, and apply people's decisions about them."""
 
     def __init__(
         self, pool: asyncpg.Pool, extend: Extend, recovery: QueueRecovery, transitions: Transitions, installation: str

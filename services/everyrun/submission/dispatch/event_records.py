@@ -171,5 +171,5 @@ def _workflow(row: ChunkRow) -> dict[str, Any]:
 
 
 def redacted(inputs: Sequence[events.Input]) -> list[events.Input]:
-    """Return the inputs as the log shows them: without query strings and passwords."""
+    """Return the inputs as the log shows them: with files from which query strings and passwords are removed."""
     return [replace(given, file=redact_file(given.file)) for given in inputs]

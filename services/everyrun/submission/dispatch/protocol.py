@@ -262,7 +262,7 @@ def _ended(chunk: ChunkState, outcome: Verdict | Expired | Unannounced) -> Step:
             after = replace(chunk, state="submitted", batch_id=chunk.batch_id or outcome.batch_id, reason=None)
             return Step(after, (StepEvent("batch-submitted", chunk.attempt),))
         case Refused() if chunk.resends or chunk.batch_id:
-            # Extend may have accepted an earlier attempt, so refusing or cutting the inputs could be wrong.
+            # Extend may have accepted an earlier attempt. So it could be wrong to refuse or to cut the inputs.
             reason = f"refused ({outcome.status} {outcome.code}), but an earlier attempt may have been accepted"
             return _returned(chunk, reason, "held")
         case Refused() if chunk.size > 1:

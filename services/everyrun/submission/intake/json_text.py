@@ -30,7 +30,7 @@ def _exact(text: str) -> float:
         same = False
     if not same:
         raise InexactError(
-            f"the number {text[:40]} cannot be kept exactly (17 digits, up to 1.8e308); write it as text"
+            f"the number {text[:40]} has too many digits or is too large to be kept exactly; write it as a string"
         )
     return value
 
@@ -157,7 +157,7 @@ class JsonText:
             size = found.end() - self._at if found else size
             byte = self._data[self._at + size : self._at + size + 1]
             if byte in (b"", b'"'):
-                # The text read so far ends here, or within a string.
+                # The text read so far ends at this byte, or within a string that begins here.
                 if not self._read_more(what):
                     raise UploadError(f"the body is not valid JSON: it ends within {what}")
                 continue

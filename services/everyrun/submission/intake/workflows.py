@@ -20,7 +20,7 @@ _log = log(__name__)
 #: How long an answer is remembered, in seconds. The first number is for the answer that Extend has the workflow, the
 #: second for all others: Extend does not have the workflow, or could not be asked.
 _KNOWN_FOR, _UNSURE_FOR = 300.0, 15.0
-#: How long an upload waits for the answer, in seconds.
+#: How long an upload waits for Extend's answer, in seconds.
 _TIMEOUT = 3.0
 #: Maximum number of remembered answers; of similar workflows in an error; and of workflows in an error if none is
 #: similar.
@@ -70,7 +70,7 @@ class _Key(NamedTuple):
 class _Answer(NamedTuple):
     #: The time until which the answer is valid, by the clock of Workflows.
     until: float
-    #: Why Extend could not be asked; None if it answered.
+    #: Why Extend could not be asked; None if Extend answered.
     unchecked: str | None = None
     unknown: _Unknown | None = None
 

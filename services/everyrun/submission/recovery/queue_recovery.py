@@ -127,7 +127,10 @@ async def catch_up(settings: Settings, pool: asyncpg.Pool, cluster_id: str) -> i
 
 
 async def _catch_up(settings: Settings, pool: asyncpg.Pool, cluster_id: str) -> int | None:
-    """Catch up once; return None if the database was replaced meanwhile, because the new one has other positions."""
+    """Catch up once; return the number of changed chunks, or None if the database was replaced while the log was read.
+
+    The new database has other positions, so the log must be read again from those.
+    """
     async with pool.acquire() as connection:
         incarnation = await connection.fetchval(_sql["incarnation"])
         positions = {row["partition"]: row for row in await connection.fetch(_sql["positions"])}
