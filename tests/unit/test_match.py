@@ -9,8 +9,8 @@ from everyrun.projection.rules.match import (
     OTHER_BATCH,
     Batch,
     Unmatched,
-    in_order,
     match,
+    unique_by_attempt,
 )
 from everyrun.projection.rules.merge import Binding
 
@@ -29,5 +29,5 @@ def test_match_guesses_nothing() -> None:
 def test_only_bindings_to_this_attempt_count_in_the_order_seen() -> None:
     batch = Batch("batch_1", "c1", 1)
     seen = [Binding("s:9", "c1", 1, "i"), Binding("s:1", "c2", 1, "i"), Binding("s:7", "c1", 1, "i")]
-    assert match("batch_1", batch, in_order(seen)) == ["s:9", "s:7"]
-    assert in_order([*seen, *seen]) == [seen[0], seen[2], seen[1]]
+    assert match("batch_1", batch, unique_by_attempt(seen)) == ["s:9", "s:7"]
+    assert unique_by_attempt([*seen, *seen]) == [seen[0], seen[2], seen[1]]

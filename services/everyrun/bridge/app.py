@@ -13,12 +13,12 @@ from everyrun.log.producer import Producer
 from everyrun.serve import http_server, run_service, with_health
 from everyrun.settings import Settings
 
-#: Seconds that requests in progress get when the bridge stops, and then the producer.
+#: When the bridge stops, requests in progress get the first number of seconds, and then the producer gets the second.
 _DRAIN, _FLUSH = 4.0, 2.0
 
 
 class _UnavailableLog:
-    """The log until Kafka answers for the first time: each webhook is answered with 503, so Extend retries it."""
+    """Stands in for the log until Kafka first answers: each webhook is answered with 503, so that Extend retries it."""
 
     async def append(self, records: object) -> None:
         raise ConnectionError("Kafka has not answered yet")

@@ -30,9 +30,10 @@ OUTCOMES = (
 #: Timeouts in seconds. Extend waits 30 s for an answer (docs.extend.ai, webhooks, best practices).
 _ACKNOWLEDGED_WITHIN = 20.0
 _BODY_WITHIN = 25.0
-#: Maximum bytes of all bodies in memory, signed or not, from their first byte to the log's acknowledgement. Beyond it,
-#: webhooks are answered with 503. Bodies that arrive in parts get three quarters at most, so that slow senders leave
-#: room for those that arrive in one part, as nearly all do.
+#: Maximum number of bytes that the bodies of all requests hold in memory together, signed or not. A body is counted
+#: from its first byte until the log has acknowledged it. Webhooks beyond the maximum are answered with 503. Bodies that
+#: arrive in several parts may hold at most three quarters of the maximum, so that slow senders leave room for bodies
+#: that arrive in one part, as nearly all do.
 _MAX_HELD = 128 << 20
 _MAX_HELD_IN_PARTS = 96 << 20
 
@@ -46,18 +47,18 @@ class _OutOfMemoryError(Exception):
 
 
 class _BodyMemory:
-    """Counts the bytes of all bodies in memory."""
+    """Counts the bytes that all bodies hold in memory."""
 
     def __init__(self) -> None:
         self.held = 0
 
     def reserve(self) -> _Reservation:
-        """Return a reservation for one request, of no bytes yet."""
+        """Return a reservation for one request, which holds no bytes at first."""
         return _Reservation(self)
 
 
 class _Reservation:
-    """The bytes that one request holds, until the block ends."""
+    """The bytes that one request holds in memory. The end of the ``with`` block releases them."""
 
     def __init__(self, memory: _BodyMemory) -> None:
         self._memory = memory
@@ -104,14 +105,18 @@ class Handler:
         self._counters = {outcome: counter.labels(outcome) for outcome in OUTCOMES}
         signed = Counter(
             "everyrun_bridge_signed",
-            "Accepted webhooks by the secret that signed them: its number in EVERYRUN_WEBHOOK_SECRETS, from 1.",
+            "Accepted webhooks, by the number (from 1) in EVERYRUN_WEBHOOK_SECRETS of the secret that signed them.",
             ["secret"],
             registry=self.registry,
         )
         self._signed = [signed.labels(str(number)) for number in range(1, 1 + len(self._secrets))]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request: 2xx only once the log has acknowledged the webhook, 503 if it does not. Never 500."""
+        """Answer one request.
+
+        A webhook that belongs in the log is answered with 200 only after the log has acknowledged it, and with 503 if
+        the log does not. The answer is never 500.
+        """
         if scope["type"] != "http":
             return
         # Accept a trailing slash. A redirect would lose the webhook, because Extend does not follow it.
@@ -162,9 +167,10 @@ class Handler:
         received = self._clock()
         problem = verify(stamp, signature, body, self._secrets, received, self._max_age, self._max_ahead)
         if problem is not None or stamp is None:
-            # Count the doctor's refused tests apart from refused webhooks.
+            # Count refused tests of the doctor separately from refused webhooks.
             return "self_test_refused" if body == SELF_TEST else "unauthorized"
-        # Our own clock: Extend signs in whole seconds, which may be before the run's own end.
+        # Use our own clock for the time of the event. Extend signs with a time in whole seconds, which is rounded down,
+        # so it may be before the run's own end.
         meaning = interpret(body, scope["headers"], timestamp(received))
         if meaning.record is None:
             self._count_signer(stamp, signature, body)
@@ -178,7 +184,10 @@ class Handler:
         return meaning.outcome
 
     def _count_signer(self, stamp: bytes, signature: bytes | None, body: bytes) -> None:
-        """Count which secret signed an accepted webhook, to follow a rotation. The doctor's tests do not count."""
+        """Count which secret signed an accepted webhook, so that operators see when a rotation is complete.
+
+        The doctor's tests are not counted.
+        """
         if body == SELF_TEST:
             return
         number = 1 if len(self._secrets) == 1 else signer(stamp, signature or b"", body, self._secrets)
@@ -207,7 +216,10 @@ def _signed_time(stamp: bytes) -> bytes:
 
 
 def _read_headers(headers: Iterable[tuple[bytes, bytes]]) -> tuple[bytes | None, bytes | None, int]:
-    """Return timestamp, signature and content-length (0 if absent). Of a repeated header, the first counts."""
+    """Return timestamp, signature and content-length (0 if absent).
+
+    If the timestamp or the signature is repeated, the first one is returned.
+    """
     stamp = signature = None
     length = 0
     for name, value in headers:
@@ -226,7 +238,7 @@ async def _answer(send: Send, status: int, body: bytes, *headers: tuple[bytes, b
 
 
 def _messages(status: int, body: bytes, *headers: tuple[bytes, bytes]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the two ASGI messages of an answer."""
+    """Return the two ASGI messages of an answer: its start and its body."""
     kind = () if any(name == b"content-type" for name, _ in headers) else (_JSON,)
     size = (b"content-length", str(len(body)).encode())
     start = {"type": "http.response.start", "status": status, "headers": [*kind, size, *headers]}
@@ -244,7 +256,8 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     "self_test": (200, b'{"status":"self-test"}'),
     "unauthorized": _UNAUTHORIZED,
     "self_test_refused": _UNAUTHORIZED,
-    # Keep the connection: closing it while the client still sends would reset it before the client reads the answer.
+    # Keep the connection open. Closing it while the client still sends would reset the connection before the client has
+    # read the answer.
     "too_large": (413, b'{"code":"TOO_LARGE","message":"the body is too large"}'),
     "incomplete": (400, b'{"code":"INCOMPLETE","message":"the body is incomplete"}', (b"connection", b"close")),
     "unavailable": (503, b'{"code":"UNAVAILABLE","message":"not accepted; send it again"}', (b"retry-after", b"5")),

@@ -1,8 +1,8 @@
 """Limit the requests to Extend per second, by category, for all processes of the installation together.
 
-Extend limits by organization, so all processes share one budget in the table ``everyrun_queue.budgets``. It holds, for
-each category, the time of the next request. With one statement, a process leases a turn for each of its waiting
-requests, but at most the turns of a quarter of a second.
+Extend limits the requests of an organization, so all processes share one budget in the table
+``everyrun_queue.budgets``. The table holds, for each category, the time at which the next request may be sent. With one
+statement, a process leases one turn for each request that waits, but at most the turns of a quarter of a second.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ GET, WRITE, RUN = "GET", "WRITE", "RUN"
 _log = telemetry.log(__name__)
 _sql = beside(__file__, "budget.sql")
 
-#: Maximum length of a lease, in seconds. For this long, a process may miss a pause that Extend asked another one for.
+#: Maximum length of a lease, in seconds. If Extend asks one process for a pause, another process may keep sending
+#: for this long, because it uses the turns that it has already leased.
 SLICE = 0.25
-#: Seconds after which a turn is void if its request was given up.
+#: A turn that is more than this many seconds old is dropped. Its request was given up, so nobody has used the turn.
 _STALE = 0.5
 #: Longest pause, in seconds, even if Extend asks for more.
 LONGEST_PAUSE = 3600.0
-#: Timeout of a lease, and the pause before the next try after a failed one, in seconds.
+#: Seconds: the timeout of a statement, and the time for which Postgres is not asked again after a failed statement.
 _ANSWER_WITHIN = 2.0
 _LEAVE_ALONE = 1.0
 
@@ -73,9 +74,9 @@ class OwnTurns:
 
 
 class SharedTurns:
-    """Turns of the whole installation. While Postgres does not answer, each process uses a small share alone.
+    """Turns of the whole installation. While Postgres does not answer, each process sends at a small share of the rate.
 
-    With a share of ``1 / n``, up to n processes stay within the rate without Postgres.
+    If the share is ``1 / n``, up to n processes together stay within the rate even without Postgres.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -90,7 +91,7 @@ class SharedTurns:
         """See Turns."""
         first = await self._ask("lease", category, count * self._gap, LONGEST_PAUSE)
         if first is None:
-            # Only one turn: Postgres may be available for the next one.
+            # Take only one turn at a time, because Postgres may be available for the next one.
             return await self._alone.lease(category, 1)
         return [max(first, 0.0) + place * self._gap for place in range(count)]
 
@@ -153,7 +154,7 @@ class Budget:
                 return
 
     async def _next(self, lane: _Lane, category: str) -> None:
-        # Hold the lock until the turn has come, so that no more turns are leased while some are left.
+        # Hold the lock until the turn has come, so that other requests lease no more turns while some are left.
         lane.waiting += 1
         try:
             async with lane.lock:
@@ -170,8 +171,8 @@ class Budget:
     async def pause(self, category: str, seconds: float) -> None:
         """Send no request of the category for this many seconds, from any process: Extend asked for it.
 
-        Requests of this process that wait for a turn wait on. Another process may still use the turns that it has
-        leased, up to a quarter of a second.
+        Requests of this process that are waiting for a turn wait until after the pause. Another process may still use
+        the turns that it has already leased, for up to a quarter of a second.
         """
         seconds = min(seconds, LONGEST_PAUSE)
         lane = self._lanes[category]

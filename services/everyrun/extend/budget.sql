@@ -1,6 +1,7 @@
 -- name: lease
--- Lease turns from the first free one on, $2 seconds in all. Concurrent leases of a category wait for each other. Times
--- are the server's, so the clocks of processes need not agree. If the clock was set back, the wait is at most $3 seconds.
+-- Lease the next free turns, which together last $2 seconds, and return the seconds until the first of them. Concurrent
+-- leases of one category wait for each other. All times are those of the database server, so the clocks of the
+-- processes need not agree. If the server's clock was set back, the wait is at most $3 seconds.
 insert into everyrun_queue.budgets as b (category, free_at)
 values ($1, clock_timestamp() + make_interval(secs => $2))
 on conflict (category) do update

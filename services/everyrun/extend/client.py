@@ -26,7 +26,7 @@ from everyrun.settings import Settings
 
 API_VERSION = "2026-02-09"
 
-#: Statuses after which a GET is retried. It changed nothing, so this is safe.
+#: HTTP statuses after which a GET is retried. This is safe, because a GET changes nothing.
 _TRY_AGAIN = frozenset({408, 429, 500, 502, 503, 504})
 
 #: Maximum number of characters read from an error's message.
@@ -49,7 +49,7 @@ def request_headers(settings: Settings) -> dict[str, str]:
 class ExtendError(EveryrunError):
     """Extend refused a request, or did not answer in time. ``status`` is 0 if there was no response.
 
-    ``from_extend`` is True if the body was an error of Extend's own, and not a proxy's page.
+    ``from_extend`` is True if the body was an error in Extend's format, and not, for example, a proxy's page.
     """
 
     def __init__(self, status: int, code: str, message: str, *, from_extend: bool = False) -> None:
@@ -60,7 +60,7 @@ class ExtendError(EveryrunError):
 
 
 class Page(NamedTuple):
-    """A page of a list."""
+    """One page of a list that Extend returned."""
 
     data: list[Any]
     #: The token of the next page; None on the last one.
@@ -70,7 +70,7 @@ class Page(NamedTuple):
 
 
 def sent_at(headers: Mapping[str, str]) -> datetime:
-    """Return when a response was sent, by the sender's clock, to the second. Without a Date header, return our time."""
+    """Return when a response was sent: its Date header, in whole seconds, or our own time if there is none."""
     try:
         return parsedate_to_datetime(headers["date"]).astimezone(UTC)
     except (KeyError, ValueError, OverflowError):
@@ -80,7 +80,8 @@ def sent_at(headers: Mapping[str, str]) -> datetime:
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """Return the seconds that a Retry-After header (a number or a date) asks for, from 0 to LONGEST_PAUSE.
 
-    Return None if there is no such header, or it cannot be read. All waits that Extend asks for are read here.
+    Return None if there is no such header or it cannot be read. Every wait that Extend asks for is read by this
+    function.
     """
     value = headers.get("retry-after")
     if value is None:
@@ -96,9 +97,9 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 class Extend:
-    """A client of one workspace. Use it as an async context manager.
+    """A client for one workspace of Extend. Use it as an async context manager.
 
-    Without a ``budget`` it stays within the plan's rate as if no other process called Extend.
+    Without a ``budget``, the client uses the plan's whole rate, as if no other process called Extend.
     """
 
     def __init__(
@@ -132,7 +133,7 @@ class Extend:
         await self._budget.pause(category, seconds)
 
     async def create_batch(self, body: bytes) -> httpx.Response:
-        """POST a batch once, without retries: a retry could make a second batch. Raises httpx.HTTPError.
+        """POST a batch once, without retries: a retry could create a second batch. Raises httpx.HTTPError.
 
         The whole call, including the response body, takes at most EVERYRUN_CALL_TIMEOUT.
         """
@@ -148,7 +149,8 @@ class Extend:
     async def get_run(self, run_id: str, within: float = 60.0) -> bytes:
         """Return the WorkflowRun as received.
 
-        Raises ExtendError: status 404 if it does not exist; 0, 429 or 5xx after retries for ``within`` seconds.
+        Raises ExtendError: with status 404 if the run does not exist, and with 0, 429 or 5xx if retries for ``within``
+        seconds did not help.
         """
         return (await self._get(f"/workflow_runs/{quote(run_id, safe='')}", {}, within)).content
 
@@ -158,11 +160,14 @@ class Extend:
         return _page(response)
 
     async def get_workflow(self, workflow_id: str, within: float = 60.0) -> bytes:
-        """Return the Workflow as received. Raises ExtendError, with 404 and ``from_extend`` if it does not exist."""
+        """Return the Workflow as received. Raises ExtendError: 404 and ``from_extend`` if it does not exist."""
         return (await self._get(f"/workflows/{quote(workflow_id, safe='')}", {}, within)).content
 
     async def get_workflow_version(self, workflow_id: str, version: str, within: float = 60.0) -> bytes:
-        """Return a WorkflowVersion as received. Raises ExtendError: 404, ``said``, if the workflow has none of it."""
+        """Return a WorkflowVersion as received.
+
+        Raises ExtendError: with status 404 and ``from_extend`` if the workflow has no such version.
+        """
         path = f"/workflows/{quote(workflow_id, safe='')}/versions/{quote(version, safe='')}"
         return (await self._get(path, {}, within)).content
 
@@ -246,10 +251,10 @@ def read_json(content: bytes) -> Any:
 
 
 def read_problem(content: bytes) -> Problem | None:
-    """Return the error in a body (SDK 1.20.0, types/api_error.py), or None if the body is not Extend's.
+    """Return the error in a body (SDK 1.20.0, types/api_error.py), or None if the body is not in Extend's format.
 
-    Code, message and retryable are required in every version of that body. A proxy's page, an empty body or JSON of
-    another form says nothing about the request.
+    Every version of this format requires code, message and retryable. Any other body (a proxy's page, an empty body,
+    other JSON) does not tell what Extend did with the request.
     """
     body = _error_body(content)
     code, message, retryable = (body.get(name) for name in ("code", "message", "retryable"))
@@ -259,7 +264,7 @@ def read_problem(content: bytes) -> Problem | None:
 
 
 def read_error(content: bytes) -> tuple[str, str]:
-    """Return a code and a message to show for an error body, or placeholders. For decisions, use read_problem."""
+    """Return the code and the message of an error body, or placeholders, to show them. To decide, use read_problem."""
     body = _error_body(content)
     if not body:
         return "UNREADABLE", clean(content[:_QUOTED].decode("utf-8", "replace"))[:200]
@@ -267,7 +272,10 @@ def read_error(content: bytes) -> tuple[str, str]:
 
 
 def _error_body(content: bytes) -> dict[str, Any]:
-    """Return the body as an object, or an empty one. Extend's CLI also accepts the error under the key ``error``."""
+    """Return the error object in a body, or an empty object.
+
+    The error may also be under the key ``error``, because Extend's CLI accepts this form, too.
+    """
     try:
         body = read_json(content)
     except ValueError:

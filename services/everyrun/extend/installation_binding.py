@@ -1,4 +1,4 @@
-"""Bind a queue and its log to the first Extend that they start with, and refuse any other."""
+"""Bind a queue and its log to the first Extend that they are started with, and refuse to use another Extend."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ _log = telemetry.log(__name__)
 _sql = beside(__file__, "installation_binding.sql")
 
 EMULATOR = "emulator"
-#: The part of readyz.
+#: The name of this check in readyz.
 PART = "extend"
+#: Seconds until the next check.
 _AGAIN = 1.0
 
 
 def identity(base_url: str) -> str:
-    """Return the identity of the Extend at an address: the address, or ``emulator`` for any on this machine.
+    """Return what identifies the Extend at an address: ``emulator`` if it is on this machine, otherwise the address.
 
-    The emulator's port may change at each start, and the real Extend is never on the loopback interface.
+    The real Extend is never on the loopback interface, and the emulator's port may change at each start.
     """
     host = urlsplit(base_url).hostname or ""
     try:
@@ -49,9 +50,10 @@ def difference(bound: str, given: str) -> str | None:
 
 
 async def wait_until_bound(settings: Settings, health: Health) -> None:
-    """Bind this database to the Extend of the settings at the first start; later, wait until they agree.
+    """At the first start, bind this database to the Extend in the settings.
 
-    Until then, readyz reports the problem as its part ``extend``: another Extend, or Postgres is unavailable.
+    At a later start, wait until the settings name the Extend that the database is bound to. Meanwhile, readyz reports
+    the problem under ``extend``: either the database is bound to another Extend, or Postgres is unavailable.
     """
     logged = None
     while (found := await problem(settings)) is not None:
@@ -64,7 +66,10 @@ async def wait_until_bound(settings: Settings, health: Health) -> None:
 
 
 async def problem(settings: Settings) -> str | None:
-    """Bind the database if it is not bound yet. Return the problem (another Extend, or no Postgres), or None."""
+    """Bind the database if it is not bound yet. Return what is wrong, or None.
+
+    Either the database is bound to another Extend, or Postgres is unavailable.
+    """
     given = identity(settings.extend_base_url)
     try:
         connection = await connect(

@@ -24,5 +24,5 @@ class _Sent(Collector):
 
 
 def count_requests(registry: CollectorRegistry, sent: Mapping[str, int]) -> None:
-    """Export a client's ``sent``: requests by category (GET, WRITE, RUN). Extend limits each category separately."""
+    """Export ``sent``, a client's requests by category (GET, WRITE, RUN). Extend limits each category separately."""
     registry.register(_Sent(sent))

@@ -1,7 +1,7 @@
 """Add the reserved metadata key to inputs, and read it from runs. It says which input a run belongs to.
 
-It is added when Extend is called, returned with each run, and removed before people see the metadata. It counts towards
-Extend's limit of 10 KB of metadata per run.
+Everyrun adds the key when it calls Extend, and Extend returns it with each run. Everyrun removes it before people see
+the metadata. The key counts towards Extend's limit of 10 KB of metadata per run.
 """
 
 from __future__ import annotations
@@ -15,23 +15,24 @@ from msgspec import Meta
 KEY = "everyrun:input"
 PREFIX = "everyrun:"
 
-#: Maximum metadata of a run (SDK 1.20.0, RunMetadata), counted as compact UTF-8 JSON.
+#: Maximum number of bytes of a run's metadata (SDK 1.20.0, RunMetadata), counted as compact UTF-8 JSON.
 METADATA_MAX_BYTES = 10_240
 
 #: Maximum length of an external id, in characters.
 EXTERNAL_ID_MAX = 255
 
 
-# Every caller in the workspace can write this key, so limit its values. Postgres could not index a longer text or store
-# a greater number, and Everyrun never writes one.
+# Every caller in the workspace can write the reserved key, so limit its values: Postgres could not index a longer text,
+# or store a greater number. Everyrun itself never writes such values.
 _Text = Annotated[str, Meta(max_length=512)]
 _Number = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 
 
 class Reserved(msgspec.Struct, frozen=True):
-    """The value of the key. ``input`` is the input id, ``position`` the input's position in its submission, from 1.
+    """The value of the reserved key.
 
-    Texts have at most 512 characters and numbers fit Postgres's int. Other values are not decoded.
+    ``input`` is the input id, and ``position`` the position of the input in its submission, from 1. Texts have at most
+    512 characters, and numbers fit Postgres's int. A key with other values is not decoded.
     """
 
     installation: _Text
@@ -42,12 +43,12 @@ class Reserved(msgspec.Struct, frozen=True):
 
 
 def mark(metadata: dict[str, Any], reserved: Reserved) -> dict[str, Any]:
-    """Return the metadata to send to Extend: the caller's with the reserved key."""
+    """Return the metadata to send to Extend: the caller's metadata and the reserved key."""
     return {**metadata, KEY: msgspec.to_builtins(reserved)}
 
 
 def read(metadata: object) -> Reserved | None:
-    """Return the reserved key of a run's metadata, or None if it is absent or malformed."""
+    """Return the value of the reserved key in a run's metadata, or None if the key is absent or malformed."""
     if not isinstance(metadata, dict):
         return None
     try:

@@ -1,8 +1,8 @@
 """Sign and verify Extend's webhooks on the raw bytes.
 
 For ASCII headers and UTF-8 bodies, the result and the order of checks are those of ``Webhooks.verify`` in the SDK
-1.20.0 (``extend_ai/wrapper/webhooks.py``). Other headers are refused, and other bodies are checked like any; there the
-SDK raises other errors.
+1.20.0 (``extend_ai/wrapper/webhooks.py``). For other headers and bodies, the SDK raises other errors. Here, a header
+that is not ASCII is refused, and a body that is not UTF-8 is verified like any other.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def verify(
 ) -> str | None:
     """Return None if the webhook is from Extend and fresh, or else the reason why it is refused.
 
-    ``timestamp`` and ``signature`` are the bytes of the two headers. ``now`` is Unix time in seconds. ``max_age`` and
-    ``max_ahead`` are seconds, both inclusive; a ``max_age`` of 0 turns both off, as in the SDK. Any of the secrets may
-    have signed: all are tried, each in constant time.
+    ``timestamp`` and ``signature`` are the bytes of the two headers. ``now`` is Unix time in seconds. A webhook may
+    be at most ``max_age`` seconds old, and at most ``max_ahead`` seconds in the future. A ``max_age`` of 0 turns both
+    checks off, as in the SDK. Any of the secrets may have signed the webhook: all are tried, each in constant time.
     """
     if not timestamp:
         return "missing timestamp"
@@ -48,7 +48,7 @@ def verify(
         return "header is not ASCII"
     if max_age > 0:
         try:
-            # Python's int(), like the SDK: it accepts surrounding space, a sign and single underscores.
+            # Use Python's int(), as the SDK does: it accepts surrounding spaces, a sign and single underscores.
             age = int(now) - int(timestamp.decode("ascii"))
         except ValueError:
             return "timestamp is not an integer"

@@ -1,4 +1,4 @@
-"""Group items in order under a weight limit, and regroup the records of polls. Pure."""
+"""Group items in order so that no group exceeds a weight, and regroup the records of polls. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 def group_by_weight(
     items: Iterable[T], weight: Callable[[T], int], max_weight: int, max_count: int | None = None
 ) -> Iterator[list[T]]:
-    """Yield the items in order, in groups of at most ``max_count`` items and ``max_weight`` in total.
+    """Yield the items in order, in groups of at most ``max_count`` items and a total weight of at most ``max_weight``.
 
     An item heavier than ``max_weight`` has a group of its own.
     """
@@ -32,12 +32,12 @@ def group_by_weight(
 
 
 def size_of(records: Iterable[LogRecord]) -> int:
-    """Return the bytes of the records' values."""
+    """Return the total number of bytes of the records' values."""
     return sum(len(record.value or b"") for record in records)
 
 
 def join_polls(polls: Iterable[Poll | RecordRange]) -> list[Poll]:
-    """Return one poll for each partition, sorted by partition; each partition's records must be given in order."""
+    """Return one poll per partition, sorted by partition. The records of each partition must be given in order."""
     records: dict[Partition, list[LogRecord]] = {}
     for poll in polls:
         records.setdefault((poll.topic, poll.partition), []).extend(poll.records)
@@ -45,7 +45,10 @@ def join_polls(polls: Iterable[Poll | RecordRange]) -> list[Poll]:
 
 
 def split_polls(polls: Iterable[Poll], max_records: int, max_bytes: int) -> Iterator[list[Poll]]:
-    """Yield the same polls in order, cut into groups of limited records and bytes; a larger record is alone."""
+    """Yield the records of the polls in order, in groups of at most ``max_records`` records and ``max_bytes`` bytes.
+
+    A record with more bytes has a group of its own.
+    """
     records = ((poll, record) for poll in polls for record in poll.records)
     for group in group_by_weight(records, lambda pair: len(pair[1].value or b""), max_bytes, max_records):
         cut = []

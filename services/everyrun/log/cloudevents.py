@@ -13,7 +13,7 @@ from everyrun.log.upcast import dataschema
 
 Headers = Sequence[tuple[str, bytes]]
 
-#: Extension attribute of a webhook: the time that Extend signed it with, in whole seconds.
+#: Header of an event that was made from a webhook: the time in the webhook's signature, which is in whole seconds.
 SIGNED_TIME = "ce_signedtime"
 
 
@@ -46,7 +46,7 @@ def event_type(event: msgspec.Struct) -> str:
 def record(
     topic: str, event: msgspec.Struct, *, key: str, id: str, source: str, time: str, subject: str | None = None
 ) -> Record:
-    """Return the record of an event. Give a deterministic ``id``, so that a consumer can drop repeats.
+    """Return the record of an event. ``id`` must be deterministic, so that a consumer can drop repeats.
 
     ``source`` names the service, as a URI reference (``/everyrun/bridge``); ``time`` is RFC 3339 UTC.
     """
@@ -86,5 +86,5 @@ def timestamp(moment: datetime | float) -> str:
     """Return a time (aware datetime, or Unix seconds) as RFC 3339 UTC with milliseconds."""
     if not isinstance(moment, datetime):
         moment = datetime.fromtimestamp(moment, UTC)
-    # strftime would take ten times as long, and this runs several times for each record.
+    # strftime would take ten times as long, and this function runs several times per record.
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"

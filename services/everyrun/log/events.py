@@ -3,7 +3,7 @@
 Times are RFC 3339 UTC text with milliseconds (``2026-02-09T10:00:00.000Z``), as Extend writes them. An event's own
 time, id, type and subject are in its CloudEvents headers (:mod:`everyrun.log.cloudevents`), not in its value.
 
-Over 300 lines, so that all events are in one place.
+This module has over 300 lines, so that all events are in one place.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ import msgspec
 from msgspec import Meta, Struct
 
 InputId = Annotated[str, Meta(description="<submission id>:<external id>")]
-ExternalId = Annotated[str, Meta(description="The caller's own id, or the position as text.")]
+ExternalId = Annotated[
+    str, Meta(description="The caller's own id of the input; without one, the input's position as text.")
+]
 Chunk = Annotated[
     str,
     Meta(
-        description="The chunk: inputs that are sent to Extend in one call. The Kafka key is this id up to its first "
-        "hyphen: the chunk that a part was first cut from."
+        description="Id of the chunk, whose inputs are sent to Extend in one call. If the chunk is a part of a chunk "
+        "that was cut, its id has a hyphen and the number of the part. The Kafka key is the id up to its first hyphen, "
+        "so that all parts have the same key."
     ),
 ]
 Attempt = Annotated[int, Meta(ge=1, description="Number of the attempt to send the chunk, from 1.")]
@@ -33,8 +36,8 @@ BatchId = Annotated[str, Meta(description="Extend's id of the batch.")]
 Inputs = Annotated[list["Input"], Meta(description="The inputs, in the order in which they were sent.")]
 Code = Annotated[str, Meta(description="Extend's code for the error.")]
 Message = Annotated[str, Meta(description="Extend's message for the error.")]
-Source = Annotated[Literal["webhook", "poll"], Meta(description="How Everyrun learned of it.")]
-Reason = Annotated[str, Meta(description="Why.")]
+Source = Annotated[Literal["webhook", "poll"], Meta(description="How Everyrun learned of this state of the run.")]
+Reason = Annotated[str, Meta(description="The reason for the decision.")]
 FileJson = Annotated[
     msgspec.Raw,
     Meta(
@@ -46,7 +49,7 @@ MetadataJson = Annotated[
     msgspec.Raw, Meta(description="The metadata as submitted.", extra_json_schema={"type": "object"})
 ]
 
-#: Maximum characters of an Idempotency-Key.
+#: Maximum number of characters of an Idempotency-Key.
 MAX_IDEMPOTENCY_KEY = 255
 
 
@@ -70,19 +73,20 @@ class SubmissionAccepted(Struct, frozen=True, tag="submission-accepted", tag_fie
     workflow_version: WorkflowVersion
     priority: Priority
     expected: Annotated[int, Meta(ge=1, description="Number of inputs in the submission.")]
-    batches: Annotated[int, Meta(ge=1, description="Number of chunks that it was cut into.")]
+    batches: Annotated[int, Meta(ge=1, description="Number of chunks that the submission was cut into.")]
     idempotency_key: Annotated[
         str,
         Meta(
             max_length=MAX_IDEMPOTENCY_KEY,
-            description="The Idempotency-Key of the upload, or the submission id if it had none.",
+            description="The Idempotency-Key of the upload, or the submission id if the upload had no key.",
         ),
     ]
     content_hash: Annotated[
         str,
         Meta(
             pattern="^[0-9a-f]{64}$",
-            description="SHA-256, as hex, of workflow, priority and inputs as in the log: without secrets.",
+            description="SHA-256, as hex, of the workflow, the priority and the inputs as they are in the log: without "
+            "secrets.",
         ),
     ]
     created_at: Time
@@ -103,12 +107,15 @@ class BatchRequested(Struct, frozen=True, tag="batch-requested", tag_field="type
 
 
 class BatchReturned(Struct, frozen=True, tag="batch-returned", tag_field="type"):
-    """Extend did not accept the attempt for now (429, or no byte was sent): it will be retried. Key: chunk."""
+    """Extend did not accept the attempt for now (429, or no byte was sent): the chunk is sent again later.
+
+    Key: chunk.
+    """
 
     submission_id: SubmissionId
     chunk: Chunk
     attempt: Attempt
-    reason: Annotated[str, Meta(description="Why it was not accepted, and what the retry waits for.")]
+    reason: Annotated[str, Meta(description="Why the attempt was not accepted, and what the next attempt waits for.")]
 
 
 class BatchInDoubt(Struct, frozen=True, tag="batch-in-doubt", tag_field="type"):
@@ -121,13 +128,16 @@ class BatchInDoubt(Struct, frozen=True, tag="batch-in-doubt", tag_field="type"):
 
 
 class DoubtResent(Struct, frozen=True, tag="doubt-resent", tag_field="type"):
-    """No evidence arrived within the window: the chunk will be sent in another attempt. Key: chunk."""
+    """The chunk of an attempt in doubt will be sent again, in another attempt. Key: chunk.
+
+    Either no evidence arrived within the window, or a person decided to send the chunk again.
+    """
 
     submission_id: SubmissionId
     chunk: Chunk
     attempt: Attempt
     reason: Reason
-    resends: Annotated[int, Meta(ge=1, description="Number of attempts given up for the chunk, this one included.")]
+    resends: Annotated[int, Meta(ge=1, description="Number of attempts given up for the chunk, including this one.")]
     by: Decider
 
 
@@ -204,8 +214,8 @@ class Part(Struct, frozen=True):
     """A part that a chunk was cut into: a chunk of its own, with a range of the inputs."""
 
     chunk: Annotated[str, Meta(description="<id of the chunk that was cut>-<number from 1>")]
-    first_position: Annotated[int, Meta(ge=1, description="Position of its first input in the submission.")]
-    last_position: Annotated[int, Meta(ge=1, description="Position of its last input in the submission.")]
+    first_position: Annotated[int, Meta(ge=1, description="Position in the submission of the first input of the part.")]
+    last_position: Annotated[int, Meta(ge=1, description="Position in the submission of the last input of the part.")]
 
 
 class BatchCut(Struct, frozen=True, tag="batch-cut", tag_field="type"):
@@ -220,7 +230,10 @@ class BatchCut(Struct, frozen=True, tag="batch-cut", tag_field="type"):
     status: Annotated[int, Meta(description="HTTP status of Extend's answer.")]
     code: Code
     message: Message
-    input_ids: Annotated[list[InputId], Meta(description="In the order they were sent, which the parts keep.")]
+    input_ids: Annotated[
+        list[InputId],
+        Meta(description="Ids of the inputs, in the order in which they were sent. The parts keep this order."),
+    ]
     parts: Annotated[list[Part], Meta(description="Two or more parts; each input is in exactly one of them.")]
 
 
@@ -237,11 +250,13 @@ class BatchRegistered(Struct, frozen=True, tag="batch-registered", tag_field="ty
     workflow_id: WorkflowId
     workflow_version: WorkflowVersion
     registered_at: Time
-    inputs: Annotated[list[Input], Meta(description="Its inputs, as the other caller sent them to Extend.")]
+    inputs: Annotated[
+        list[Input], Meta(description="The inputs of the batch, as the other caller sent them to Extend.")
+    ]
 
 
 class WorkflowPaused(Struct, frozen=True, tag="workflow-paused", tag_field="type"):
-    """The workflow's chunks wait until it is resumed. Key: workflow id. On ``batches``."""
+    """The workflow's chunks wait until the workflow is resumed. Key: workflow id. On ``batches``."""
 
     workflow_id: WorkflowId
     reason: Reason
@@ -257,7 +272,7 @@ class WorkflowResumed(Struct, frozen=True, tag="workflow-resumed", tag_field="ty
 
 
 class SubmissionPaused(Struct, frozen=True, tag="submission-paused", tag_field="type"):
-    """The submission's chunks wait until it is resumed. Key: submission id. On ``batches``."""
+    """The submission's chunks wait until the submission is resumed. Key: submission id. On ``batches``."""
 
     submission_id: SubmissionId
     reason: Reason
@@ -284,7 +299,10 @@ class TokenCreated(Struct, frozen=True, tag="token-created", tag_field="type"):
 
 
 class TokenRevoked(Struct, frozen=True, tag="token-revoked", tag_field="type"):
-    """An API token was revoked, also for restored databases. Key: token id. On ``batches``."""
+    """An API token was revoked. Key: token id. On ``batches``.
+
+    If the database is restored from an older backup, the token is revoked again by this event.
+    """
 
     token_id: Annotated[str, Meta(description="The part of the token before its last underscore, which is not secret.")]
     name: Annotated[str, Meta(description="Who used the token, or what for.")]
@@ -296,7 +314,8 @@ class TokenRevoked(Struct, frozen=True, tag="token-revoked", tag_field="type"):
 class RunObserved(Struct, frozen=True, tag="run-observed", tag_field="type"):
     """A run as a webhook or a GET showed it. On ``runs``.
 
-    Key: the chunk that the run's reserved metadata key names; without it, the batchId; without either, the run id.
+    Key: the chunk that the run's reserved metadata key names; if there is none, the batchId; if there is no batchId
+    either, the run id.
     """
 
     source: Source
@@ -305,22 +324,33 @@ class RunObserved(Struct, frozen=True, tag="run-observed", tag_field="type"):
         Meta(description="Extend's WorkflowRun, byte for byte as received.", extra_json_schema={"type": "object"}),
     ]
     event_type: Annotated[str | None, Meta(description="Extend's eventType; null for a poll.")] = None
-    truncated: Annotated[bool, Meta(description="The run was too large: stepRuns and files were emptied.")] = False
+    truncated: Annotated[
+        bool, Meta(description="True if the run was too large, so that stepRuns and files were emptied.")
+    ] = False
 
 
 class RunTrimmed(Struct, frozen=True, tag="run-trimmed", tag_field="type"):
     """The content of a foreign run was dropped from the tables; its head remains. On ``runs``.
 
-    Key: that of the run's observations. If the run later belongs here (for example, because its batch is registered),
-    the reconciler fetches it again.
+    Key: the same as that of the run's other events. If the run turns out to belong to this installation (for
+    example, because its batch is registered later), the reconciler fetches the run again.
     """
 
     source: Source
     run: Annotated[
         msgspec.Raw,
-        Meta(description="The head: the fields that have columns of their own.", extra_json_schema={"type": "object"}),
+        Meta(
+            description="The head: the fields that have columns of their own in the tables.",
+            extra_json_schema={"type": "object"},
+        ),
     ]
-    order: Annotated[str, Meta(description="The order of the state that was trimmed. A later state replaces the head.")]
+    order: Annotated[
+        str,
+        Meta(
+            description="The rank of the trimmed state among all states of the run. A state with a greater rank "
+            "replaces it."
+        ),
+    ]
 
 
 RunEvent = RunObserved | RunTrimmed
@@ -336,35 +366,48 @@ class DeliveryDeferred(Struct, frozen=True, tag="delivery-deferred", tag_field="
 
 
 class MessageQuarantined(Struct, frozen=True, tag="message-quarantined", tag_field="type"):
-    """A message could not be understood; it is kept as received. Key: its source. On ``quarantine``."""
+    """A message could not be understood or stored; it is kept as received. Key: its source. On ``quarantine``."""
 
     source: Annotated[str, Meta(description="'webhook/<sha256 of the body>' or '<topic>/<partition>/<offset>'.")]
-    topic: Annotated[str, Meta(description="The topic it was read from, or 'webhook'.")]
-    partition: Annotated[int | None, Meta(description="The partition it was read from; null for a webhook.")]
-    offset: Annotated[int | None, Meta(description="Its offset there; null for a webhook.")]
-    reason: Annotated[str, Meta(description="Why it was not understood.")]
-    headers: Annotated[list[tuple[str, str]], Meta(description="Its headers, as pairs of name and value.")]
-    raw: Annotated[str, Meta(description="The message, in base64.")]
-    key: Annotated[str | None, Meta(description="Its key in the topic it was read from, in base64.")] = None
+    topic: Annotated[str, Meta(description="The topic that the message was read from, or 'webhook'.")]
+    partition: Annotated[
+        int | None, Meta(description="The partition that the message was read from; null for a webhook.")
+    ]
+    offset: Annotated[int | None, Meta(description="The offset of the message in that partition; null for a webhook.")]
+    reason: Annotated[str, Meta(description="Why the message was not understood or stored.")]
+    headers: Annotated[
+        list[tuple[str, str]],
+        Meta(description="The headers of the message, as pairs of name and value. Secret headers are left out."),
+    ]
+    raw: Annotated[str, Meta(description="The message, in base64. If it is over about 12 MiB, it is truncated.")]
+    key: Annotated[str | None, Meta(description="The key of the message in that topic, in base64.")] = None
 
 
 class QuarantineRetried(Struct, frozen=True, tag="quarantine-retried", tag_field="type"):
-    """A quarantined message was retried. Key: its source. On ``quarantine``, after the republished record."""
+    """A quarantined message was retried. Key: its source. On ``quarantine``.
 
-    source: Annotated[str, Meta(description="The message: the source of its message-quarantined.")]
+    If the message was published again, that record was written before this event.
+    """
+
+    source: Annotated[str, Meta(description="The source of the message, as in its message-quarantined event.")]
     outcome: Annotated[
         Literal["published", "dropped", "not-understood"],
-        Meta(description="Published again; understood but not needed (a step's event); or still not understood."),
+        Meta(
+            description="published: the message was published again; dropped: it was understood but is not needed (a "
+            "step's event); not-understood: it still cannot be understood."
+        ),
     ]
-    detail: Annotated[str, Meta(description="The topic that it was published to, or why it was not understood.")]
+    detail: Annotated[
+        str, Meta(description="The topic that the message was published to, or why it was not understood.")
+    ]
     by: Annotated[str, Meta(description="Who decided.")]
     reason: Reason
 
 
 class QuarantineDiscarded(Struct, frozen=True, tag="quarantine-discarded", tag_field="type"):
-    """A person discarded a quarantined message; it is kept but needs no more work. Key: its source."""
+    """A person discarded a quarantined message: it is kept, but nothing more will be done with it. Key: its source."""
 
-    source: Annotated[str, Meta(description="The message: the source of its message-quarantined.")]
+    source: Annotated[str, Meta(description="The source of the message, as in its message-quarantined event.")]
     by: Annotated[str, Meta(description="Who decided.")]
     reason: Reason
 
@@ -386,17 +429,26 @@ class Result(Struct, frozen=True, kw_only=True):
     failure_reason: Annotated[
         str | None, Meta(description="Extend's failureReason; for a refused input, the error code or DISCARDED.")
     ]
-    failure_message: Annotated[str | None, Meta(description="The message for failure_reason.")]
+    failure_message: Annotated[str | None, Meta(description="The message that belongs to failure_reason.")]
     credits: Annotated[float | None, Meta(description="Extend's usage.credits of the current run.")]
     source: Annotated[
-        Literal["webhook", "poll"] | None, Meta(description="How Everyrun learned of this state; null without a run.")
+        Literal["webhook", "poll"] | None,
+        Meta(description="How Everyrun learned of this state; null if there is no run."),
     ]
-    observed_at: Annotated[Time | None, Meta(description="When Everyrun learned of this state; null without a run.")]
+    observed_at: Annotated[
+        Time | None,
+        Meta(description="When Everyrun learned of this state; without a run, the time of the attempt's event."),
+    ]
     settled_at: Annotated[Time | None, Meta(description="When the input settled; null while it is open.")]
-    version: Annotated[str, Meta(description="Text that sorts: the greater version of an input is newer.")]
+    version: Annotated[
+        str, Meta(description="Text to compare: of two events of an input, the one with the greater version is newer.")
+    ]
     run: Annotated[
         msgspec.Raw,
-        Meta(description="The WorkflowRun, or null.", extra_json_schema={"type": ["object", "null"]}),
+        Meta(
+            description="The WorkflowRun; null if there is no run, or if it does not fit into the event.",
+            extra_json_schema={"type": ["object", "null"]},
+        ),
     ]
 
 
@@ -409,7 +461,7 @@ class ResultSettled(Result, frozen=True, kw_only=True, tag="result-settled", tag
 
 
 class BatchReport(Struct, frozen=True, kw_only=True):
-    """The progress of an attempt. Key: batchId, or the chunk if there is none."""
+    """The progress of an attempt. Key: batchId, or the chunk if there is no batchId."""
 
     submission_id: SubmissionId
     chunk: Chunk
@@ -419,8 +471,10 @@ class BatchReport(Struct, frozen=True, kw_only=True):
     expected: Annotated[int, Meta(description="Number of inputs in the attempt.")]
     counts: Annotated[dict[str, int], Meta(description="Number of inputs that count in the attempt, by status.")]
     runs_observed: Annotated[int, Meta(description="Number of runs of the batch that were matched to an input.")]
-    duplicates: Annotated[int, Meta(description="Number of runs whose input has another current run.")]
-    settled_at: Annotated[Time | None, Meta(description="When its last input settled; null while one is open.")]
+    duplicates: Annotated[
+        int, Meta(description="Number of runs of the batch that are not the current run of their input.")
+    ]
+    settled_at: Annotated[Time | None, Meta(description="When the last input settled; null while an input is open.")]
 
 
 class BatchProgressed(BatchReport, frozen=True, kw_only=True, tag="batch-progressed", tag_field="type"):
@@ -437,11 +491,11 @@ class SubmissionSettled(Struct, frozen=True, kw_only=True, tag="submission-settl
     submission_id: SubmissionId
     workflow_id: WorkflowId
     expected: Annotated[int, Meta(description="Number of inputs in the submission.")]
-    counts: Annotated[dict[str, int], Meta(description="Number of its inputs, by status.")]
+    counts: Annotated[dict[str, int], Meta(description="Number of inputs of the submission, by status.")]
 
 
 class ProbeWritten(Struct, frozen=True, tag="probe-written", tag_field="type"):
-    """The doctor checked that Kafka accepts a record. No service reads it. Key: the doctor's host. On ``probes``."""
+    """The doctor checked whether Kafka accepts a record. No service reads it. Key: the doctor's host. On ``probes``."""
 
     host: Annotated[str, Meta(description="The host that the doctor ran on.")]
 

@@ -1,7 +1,7 @@
-"""Compute Kafka keys: everything about one chunk has the same key, so it lies in one partition. Pure.
+"""Compute Kafka keys: all records about one chunk have the same key, so those of a topic lie in one partition. Pure.
 
-A partition is read in order, by one worker. So the events of a chunk's attempts, and the runs that name the chunk in
-their metadata, are applied in the order in which they were written.
+One worker reads a partition, in order. So the events of a chunk's attempts are applied in the order in which they were
+written, and so are the runs that name the chunk in their metadata.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ _decode = msgspec.json.Decoder(_Metadata).decode
 
 
 def lineage(chunk: str) -> str:
-    """Return the chunk that a part was first cut from; for a chunk that is no part, the chunk itself."""
+    """Return the chunk that a part was first cut from. For a chunk that is not a part, return the chunk itself."""
     return chunk.partition(PART)[0]
 
 
 def run_key(metadata: bytes | msgspec.Raw, batch_id: str | None, run_id: str) -> str:
     """Return the key of an observation of a run.
 
-    That is the lineage of the chunk that the reserved metadata key names, whichever installation wrote it; without
-    the key, the batchId; without either, the run id.
+    If the metadata has the reserved key, that is the lineage of the chunk that the reserved key names, whichever
+    installation wrote it. Otherwise, it is the batchId, or the run id if there is no batchId.
     """
     text = bytes(metadata)
     if _KEY in text:

@@ -1,7 +1,7 @@
-"""Turn what Extend sends, a signed webhook or a polled run, into records of the log. Pure: no I/O, no clock.
+"""Turn what Extend sends (signed webhooks and polled runs) into records of the log. Pure: no I/O, no clock.
 
-Webhooks and polls make the same ``run-observed`` event of a run. A webhook that cannot be understood becomes a record
-of the quarantine, byte for byte.
+A run becomes the same ``run-observed`` event whether it comes from a webhook or a poll. A webhook that cannot be
+understood becomes a record of the quarantine, byte for byte.
 """
 
 from __future__ import annotations
@@ -17,39 +17,41 @@ from everyrun.log.events import DeliveryDeferred, RunObserved
 from everyrun.log.keys import run_key
 from everyrun.log.quarantine import quarantined
 
-#: The CloudEvents source of webhooks. A webhook understood only later has the same source, so it is the same record.
+#: The CloudEvents source of events made from webhooks. If a webhook is retried from the quarantine, its event gets the
+#: same source, so that it is the same event.
 SERVICE = "/everyrun/bridge"
 
 #: The only event of a workflow subscription whose payload is a step, not a run (SDK 1.20.0, types/webhook_event.py).
 STEP_EVENT = "workflow_run.step_run.processed"
 
-#: Limits on what is kept of a quarantined webhook's headers: their number, and the characters of each.
+#: Of a quarantined webhook's headers, at most this many are kept, and of each value at most this many characters.
 _HEADERS_KEPT, _HEADER_CHARACTERS = 40, 500
 
-#: What the doctor posts to find out if a bridge listens and knows the secret. Extend never sends this event.
+#: What the doctor posts to find out whether a bridge listens and knows the secret. Extend never sends this event.
 SELF_TEST_EVENT = "everyrun.self_test"
 SELF_TEST = b'{"eventId":"everyrun-self-test","eventType":"everyrun.self_test","payload":{}}'
 SELF_TEST_ANSWER = {"status": "self-test"}
 
-#: A larger run is stored without its steps and files, so that the event fits a record of 16 MiB.
+#: Maximum number of bytes of a run. A larger run is stored without its steps and files, so that the event fits a record
+#: of 16 MiB.
 MAX_RUN_BYTES = 15 << 20
 
 Outcome = Literal["observed", "deferred", "step", "self_test", "quarantined"]
 
 
 class Interpretation(NamedTuple):
-    """The outcome to count for a webhook, and the record to write; None if the webhook is dropped."""
+    """What to do with a webhook: the outcome to count, and the record to write (None if the webhook is dropped)."""
 
     outcome: Outcome
     record: Record | None
 
 
 class InvalidWebhookError(Exception):
-    """The body is none of Extend's events about runs; the text says why."""
+    """The body is not one of Extend's events about runs. The text of the error says why."""
 
 
 class InvalidRunError(Exception):
-    """The JSON is no WorkflowRun; the text says why."""
+    """The JSON is not a WorkflowRun. The text of the error says why."""
 
 
 class RunHead(msgspec.Struct, frozen=True):
@@ -87,10 +89,10 @@ _encode = msgspec.json.Encoder().encode
 
 
 def interpret(body: bytes, headers: Iterable[tuple[bytes, bytes]], time: str) -> Interpretation:
-    """Return what a signed body means, whatever bytes it has. Never raises.
+    """Return what to do with the body of a signed webhook, whatever bytes it has. Never raises.
 
-    ``time`` is when the bridge received it, RFC 3339. Event ids depend on the body alone, so a repeated delivery has
-    the same id.
+    ``time`` is when the bridge received the webhook, as RFC 3339. Event ids depend on the body alone, so a repeated
+    delivery has the same id.
     """
     try:
         return understand(body, time)
@@ -152,7 +154,7 @@ def _deferred(event: _Envelope, event_id: str, time: str) -> Record:
     if not link.id:
         raise InvalidWebhookError("a signed link without a run id")
     deferred = DeliveryDeferred(
-        # The SDK assumes the same type for an event without one.
+        # If the event has no type, assume the same type as the SDK does.
         event_type=event.eventType or "workflow_run.completed",
         run_id=link.id,
         url=link.data,
@@ -175,9 +177,9 @@ def read_head(run: bytes | msgspec.Raw) -> RunHead:
 
 
 def fit(run: bytes) -> tuple[bytes, bool]:
-    """Return the run, and if it was truncated: over MAX_RUN_BYTES, ``stepRuns`` and ``files`` are emptied.
+    """Return the run, and whether it was truncated. A run over MAX_RUN_BYTES gets empty ``stepRuns`` and ``files``.
 
-    Raises InvalidRunError if the run is too large even so.
+    Raises InvalidRunError if the run is too large even without them.
     """
     if len(run) <= MAX_RUN_BYTES:
         return run, False

@@ -23,7 +23,7 @@ _log = log(__name__)
 #: Largest record that the topics with payloads accept (infra/kafka/topics.yaml).
 MAX_RECORD_BYTES = 16 << 20
 _BATCH_BYTES = 256 << 10
-#: Seconds to wait for the next acknowledgement. Callers hold locks and connections meanwhile.
+#: Seconds to wait for the next acknowledgement. It is limited, because callers hold locks and connections meanwhile.
 _ACKNOWLEDGED_WITHIN = 30.0
 _STOPPED_WITHIN = 5.0
 
@@ -38,11 +38,11 @@ class Log(Protocol):
     """The interface for writing to the log: ``Producer``, or tests/memory_log.py."""
 
     async def append(self, records: Iterable[Record]) -> None:
-        """Return once every record is acknowledged. If it raises, any of them may or may not be written."""
+        """Write the records; return once all are acknowledged. After an error, each may or may not be written."""
 
 
 class _Client:
-    """An aiokafka producer, and the timeouts of the calls that wait for it."""
+    """An aiokafka producer, and the timeouts of the appends that wait for it."""
 
     def __init__(self, kafka: AIOKafkaProducer) -> None:
         self.kafka = kafka
@@ -52,9 +52,10 @@ class _Client:
 class Producer:
     """A Kafka producer with acks=all and idempotence. Use as an async context manager.
 
-    A failed append does not affect the next one. aiokafka's idempotent producer cannot write to a partition again once
-    a batch failed for good: the broker waits for that batch's sequence number. It also never gives up on a batch whose
-    leader is known but unavailable. After either, it is replaced by a new one.
+    A failed append does not affect the next one, because the aiokafka producer is then replaced by a new one.
+    Otherwise, an idempotent producer could not write to a partition again once a batch has failed for good: the broker
+    waits for the sequence number of that batch. Nor would it ever give up on a batch whose leader is known but
+    unavailable.
     """
 
     def __init__(
@@ -100,8 +101,8 @@ class Producer:
     async def append(self, records: Iterable[Record]) -> None:
         """Write the records, in order within each partition; return once all are acknowledged.
 
-        Raises aiokafka.errors.KafkaError otherwise; KafkaTimeoutError if none was acknowledged for 30 s. Any of the
-        records may or may not be written then. Records that were not sent before the error are never sent.
+        Raises aiokafka.errors.KafkaError if that fails, or KafkaTimeoutError if none is acknowledged for 30 s. After
+        an error, each record may or may not be written. Records that were not sent before the error are never sent.
         """
         given = list(records)
         _refuse_large(given)
@@ -129,7 +130,7 @@ class Producer:
             raise
 
     async def _append_many(self, kafka: AIOKafkaProducer, records: Sequence[Record], limit: asyncio.Timeout) -> None:
-        """Append in batches, one future each: a future for each record would double the cost."""
+        """Append in batches with one future per batch, because one future per record would double the cost."""
         waiting: list[asyncio.Future[Any]] = []
         open_batches: dict[tuple[str, int], BatchBuilder] = {}
         partitions: dict[str, list[int]] = {}
@@ -160,7 +161,7 @@ class Producer:
                 sent.cancel()
             raise
         finally:
-            # Await all before raising the first error, so that no task runs on unnoticed.
+            # Wait for all batches before raising the first error, so that no batch fails unnoticed later.
             outcomes = await asyncio.gather(*waiting, return_exceptions=True)
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
@@ -183,7 +184,7 @@ class Producer:
             return self._client
 
     def _replace(self, client: _Client | None, flush_within: float, why: str) -> None:
-        """Use a new client from now on. The old one gets ``flush_within`` seconds to finish other appends."""
+        """Use a new client from now on. The old client gets ``flush_within`` seconds to finish other appends."""
         if client is None or client is not self._client:
             return
         _log.warning("replacing the Kafka producer", why=why)
@@ -207,7 +208,10 @@ async def _start(kafka: AIOKafkaProducer) -> None:
 
 
 async def _stop(kafka: AIOKafkaProducer, flush_within: float) -> None:
-    """Flush for at most ``flush_within`` seconds, and stop. The rest is never sent, so no older record follows."""
+    """Flush for at most ``flush_within`` seconds, and stop.
+
+    Records that are not sent by then are never sent, so that none of them can follow a newer record in the log.
+    """
     stopping = asyncio.create_task(kafka.stop())
     await asyncio.wait({stopping}, timeout=flush_within)
     if not stopping.done():

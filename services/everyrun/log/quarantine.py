@@ -1,4 +1,4 @@
-"""Make quarantine records: messages that could not be understood, byte for byte, with the reason."""
+"""Make records of the quarantine: messages that could not be understood or stored, byte for byte, with the reason."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from everyrun.log.cloudevents import Record, record
 from everyrun.log.events import MessageQuarantined
 from everyrun.log.producer import MAX_RECORD_BYTES
 
-#: Header of a record that was published again from the quarantine: its source there. If it still cannot be stored, it
-#: stays the same message in the quarantine.
+#: Header of a record that was published again from the quarantine: the source of the message in the quarantine. If the
+#: record still cannot be stored, this source shows that it is the same message.
 RETRY_OF = "ce_everyrunretryof"
 
 #: Headers that are never kept: each is a secret, or proves that the sender knows one.
@@ -20,8 +20,9 @@ _SECRET_HEADERS = frozenset(
     {"authorization", "proxy-authorization", "cookie", "x-api-key", "x-extend-request-signature"}
 )
 
-#: Maximum bytes of everything beside the message: headers, key, and the note about what was left out.
+#: Number of bytes to allow in a record for its own headers and key, and for the note about what was left out.
 _AROUND = 64 << 10
+#: Maximum number of characters of the reason.
 _REASON_MAX = 4000
 
 
@@ -41,7 +42,8 @@ def quarantined(
     """Return a record for the topic ``quarantine``. The same ``source`` always gives the same event id.
 
     The record always fits the topic. Base64 makes a message a third larger, so a message over about 12 MiB is
-    truncated, and the reason says so. One from the log remains complete there, at ``partition`` and ``offset``.
+    truncated, and the reason says so. A message that was read from the log remains complete in the log, at
+    ``partition`` and ``offset``.
     """
     kept = [(name, value) for name, value in headers if name.lower() not in _SECRET_HEADERS]
     event = MessageQuarantined(

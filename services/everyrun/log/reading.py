@@ -1,8 +1,8 @@
 """Read the log without a consumer group: ranges of offsets, single offsets, and where each partition begins and ends.
 
 Topics are given by their short names, without ``EVERYRUN_TOPIC_PREFIX``. Every function raises
-aiokafka.errors.KafkaError if Kafka does not answer or a topic does not exist: a partition left out of an answer would
-look like an empty one.
+aiokafka.errors.KafkaError if Kafka does not answer or a topic does not exist. Leaving out a partition instead would
+make it look empty.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ Partition = tuple[str, int]
 """A partition: (short topic name, number)."""
 
 OffsetRange = tuple[int, int]
-"""The first offset, and the offset after the last."""
+"""A range of offsets: (the first offset, the offset after the last one)."""
 
 RecordKey = tuple[str, int, int]
-"""A record: (short topic name, partition, offset)."""
+"""Identifies a record: (short topic name, partition, offset)."""
 
 
 class LogRecord(Protocol):
@@ -40,23 +40,23 @@ class LogRecord(Protocol):
 
     @property
     def partition(self) -> int:
-        """The number of its partition."""
+        """The number of the record's partition."""
 
     @property
     def offset(self) -> int:
-        """Its offset there."""
+        """The record's offset in the partition."""
 
     @property
     def key(self) -> bytes | None:
-        """Its key."""
+        """The record's key."""
 
     @property
     def value(self) -> bytes | None:
-        """Its value."""
+        """The record's value."""
 
     @property
     def headers(self) -> Sequence[tuple[str, bytes]]:
-        """Its headers."""
+        """The record's headers."""
 
     @property
     def timestamp(self) -> int:
@@ -64,7 +64,7 @@ class LogRecord(Protocol):
 
 
 class Poll(NamedTuple):
-    """Records of one partition, in order and without a gap; at least one."""
+    """One or more records of one partition, in order and without a gap."""
 
     topic: str
     partition: int
@@ -95,8 +95,8 @@ async def read_ranges(
 ) -> AsyncIterator[RecordRange]:
     """Yield the records within the ranges: each partition in order, the partitions interleaved.
 
-    The last yield of each partition has the range's end as ``next_offset``. Waits if the log ends before the range.
-    Raises KafkaError if Kafka no longer has an offset of the range.
+    In the last item of each partition, ``next_offset`` is the end of the range. If the log ends before the range does,
+    waits for more records. Raises KafkaError if Kafka has deleted records of a range.
     """
     remaining = {
         TopicPartition(settings.topic(topic), number): (topic, first, end)
@@ -112,7 +112,8 @@ async def read_ranges(
             consumer.seek(part, first)
         while remaining:
             fetched = await consumer.getmany(timeout_ms=200, max_records=max_records)
-            # Compaction and transaction markers leave offsets without records: only the position shows the end.
+            # Compaction and transaction markers leave offsets without records, so only the consumer's position shows
+            # whether the end of a range is reached.
             for part in [p for p in remaining if p in fetched or await consumer.position(p) >= remaining[p][2]]:
                 topic, _, end = remaining[part]
                 records = fetched.get(part, [])
@@ -128,7 +129,8 @@ async def read_ranges(
 async def read_polls(settings: Settings, partition: Partition, start: int, end: int) -> AsyncIterator[Poll]:
     """Yield the records of one partition from ``start`` up to, but not including, ``end``.
 
-    The last offsets of the range may hold no record, so the last poll may end before ``end``. Waits if the log does.
+    The last offsets of the range may hold no record, so the last poll may end before ``end``. If the log ends before
+    ``end``, waits for more records.
     """
     async for found in read_ranges(settings, {partition: (start, end)}, max_records=2000):
         if found.records:
@@ -136,14 +138,14 @@ async def read_polls(settings: Settings, partition: Partition, start: int, end: 
 
 
 class RecordReader:
-    """Reads single records by offset, seeking over the records between. Use as an async context manager.
+    """Reads single records by offset, and skips the records between them. Use as an async context manager.
 
-    Calls share one consumer and take turns.
+    All calls share one consumer, so a call waits until the previous one has ended.
     """
 
-    #: Bytes that Kafka returns at most for one partition; a single larger record is still returned.
+    #: Maximum number of bytes that Kafka returns for one partition. A single record that is larger is still returned.
     _FETCH_BYTES = 64 << 10
-    #: If the next wanted offset is at most this far ahead, reading on is faster than a new fetch.
+    #: If the next wanted offset is at most this many offsets ahead, reading on is faster than a new fetch.
     _READ_ON = 200
 
     def __init__(self, settings: Settings, topics: Iterable[str]) -> None:
@@ -164,7 +166,7 @@ class RecordReader:
         try:
             known = await partitions(self._settings, self._topics)
             self._parts = {partition: part for part, partition in known.items()}
-            # Assign all partitions once and pause them: each new assignment would fetch metadata.
+            # Assign all partitions once and pause them, because each new assignment would fetch metadata.
             self._consumer.assign(list(known))
             for part in known:
                 self._consumer.seek(part, 0)
@@ -183,7 +185,7 @@ class RecordReader:
         return {partition: ends[part] for partition, part in self._parts.items()}
 
     async def read(self, keys: Iterable[RecordKey]) -> dict[RecordKey, LogRecord]:
-        """Return the records by (short topic name, partition, offset). A compacted record is left out."""
+        """Return the records with these keys. A record that was removed by compaction is left out."""
         wanted: dict[Partition, list[int]] = defaultdict(list)
         for topic, partition, offset in sorted(keys):
             wanted[topic, partition].append(offset)
@@ -220,7 +222,7 @@ class RecordReader:
 
 
 async def partitions(settings: Settings, topics: Iterable[str]) -> dict[TopicPartition, Partition]:
-    """Return every partition of the topics, by aiokafka's name for it."""
+    """Return every partition of the topics, by the TopicPartition that names it in aiokafka."""
     names = {settings.topic(topic): topic for topic in topics}
     admin = AIOKafkaAdminClient(**connection(settings))
     await admin.start()
@@ -239,7 +241,7 @@ async def partitions(settings: Settings, topics: Iterable[str]) -> dict[TopicPar
 
 
 class Bounds(NamedTuple):
-    """The first offset of each partition, and its end."""
+    """The first offset of each partition, and its end: the offset that its next record will have."""
 
     first: dict[Partition, int]
     end: dict[Partition, int]
@@ -263,10 +265,14 @@ async def end_offsets(settings: Settings, topics: Iterable[str]) -> dict[Partiti
 
 
 async def offsets_at(settings: Settings, topics: Iterable[str], moment: datetime) -> dict[Partition, int]:
-    """Return for each partition the first offset appended at or after the moment, or the end if there is none."""
+    """Return, for each partition, the offset of the first record that was appended at or after the moment.
+
+    If there is no such record, return the end of the partition.
+    """
     known = await partitions(settings, topics)
     async with _consumer(settings) as consumer:
-        # Ask for the ends first: a record appended between the two requests is later than the moment.
+        # Ask for the ends first. If they were asked for last, a record that is appended between the two requests would
+        # be before the end, though it is later than the moment.
         end = await consumer.end_offsets(list(known))
         found = await consumer.offsets_for_times(dict.fromkeys(known, milliseconds(moment)))
     return {partition: found[part].offset if found[part] else end[part] for part, partition in known.items()}

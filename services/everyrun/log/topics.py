@@ -27,7 +27,10 @@ _EVERY, _WITHIN = 4.0, 6.0
 
 
 class TopicsError(EveryrunError):
-    """The live topics differ from the declaration in a way that could lose data; the text says how to fix it."""
+    """The live topics differ from the declaration in a way that could lose data.
+
+    The error's text says how to fix that.
+    """
 
 
 class Topic(Struct, frozen=True):
@@ -41,7 +44,8 @@ class Topic(Struct, frozen=True):
 class LogIdentity(NamedTuple):
     """Identifies the log that tables are made from: the Kafka cluster and the number of partitions.
 
-    With another number of partitions, a key would choose another partition, and a chunk's events would lie apart.
+    The number matters because a key chooses its partition by it: after a change, a chunk's events would lie in
+    different partitions.
     """
 
     cluster_id: str
@@ -75,14 +79,14 @@ def _loses(setting: str, wanted: str, live: str | None) -> bool:
 
 
 def compare(wanted: list[Topic], live: Mapping[str, Topic], prefix: str = "") -> list[str]:
-    """Return the differences that could lose or misplace data: for each a sentence, and one with the remedy."""
+    """Return the differences that could lose or misplace data, each as a text with the problem and the remedy."""
     return [f"{what}. {remedy}" for what, remedy in differences(wanted, live, prefix)]
 
 
 def differences(wanted: list[Topic], live: Mapping[str, Topic], prefix: str = "") -> list[tuple[str, str]]:
-    """Return the differences that could lose or misplace data: for each the problem and the remedy.
+    """Return the differences that could lose or misplace data, each as (problem, remedy).
 
-    ``live`` has the topics by short name; the texts name topics with the prefix.
+    ``live`` holds the live topics by short name. The returned texts name topics with the prefix.
     """
     problems = []
     for topic in wanted:

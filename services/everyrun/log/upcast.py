@@ -1,8 +1,8 @@
-"""Upcast events: read every version that was ever released as the newest. Pure.
+"""Upcast events: convert events of every version that was ever released to the newest version. Pure.
 
-The header ``ce_dataschema`` of an event ends in its version (``…/run-observed/1``). A breaking change makes a new
-version: it needs a number in VERSIONS and an upcaster from the version before. docs/reference/compatibility.md has the
-rules; tests/golden/events/ has an event of each version.
+The header ``ce_dataschema`` of an event ends in its version (``…/run-observed/1``). A breaking change of an
+event makes a new version, which needs a number in VERSIONS and an upcaster from the previous version.
+docs/reference/compatibility.md has the rules; tests/golden/events/ holds an event of each version.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from everyrun.errors import EveryrunError
 BASE = "https://everyrun.dev/schemas"
 
 Fields = dict[str, msgspec.Raw]
-"""The fields of an event's value, each as JSON text: fields that no upcaster changes stay byte for byte."""
+"""The fields of an event's value, each as JSON text, so that fields which no upcaster changes keep every byte."""
 
 Upcaster = Callable[[Fields], Fields]
 
 #: The current version of each event type; 1 if the type is not listed.
 VERSIONS: dict[str, int] = {}
 
-#: By event type and version: the function from the fields of that version to those of the next.
+#: By event type and version: the function that converts the fields of that version to those of the next version.
 UPCASTERS: dict[tuple[str, int], Upcaster] = {}
 
 _fields = msgspec.json.Decoder(Fields)
@@ -32,7 +32,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class TooNewError(EveryrunError):
-    """The event was written by a newer Everyrun; this one cannot know what it means."""
+    """The event was written by a newer version of Everyrun, so this version cannot know what the event means."""
 
 
 def version(kind: str) -> int:
@@ -46,7 +46,7 @@ def dataschema(kind: str) -> str:
 
 
 def upcast(headers: Sequence[tuple[str, bytes]], value: bytes) -> bytes:
-    """Return the value in the newest version of its event; unchanged if it has that version, or none.
+    """Return an event's value in the newest version of the event, or unchanged if it has that version or names none.
 
     Raises TooNewError, and msgspec.DecodeError if an old value is not a JSON object.
     """

@@ -37,17 +37,18 @@ from everyrun.telemetry import log
 
 _log = log(__name__)
 
-#: Maximum polls in one transaction, and seconds to wait for more of them.
+#: Maximum number of polls in one transaction, and the seconds to wait for more polls after the first.
 _POLLS, _WITHIN = 8, 0.01
-#: Maximum bytes of values in one transaction; a larger poll is applied alone.
+#: Maximum number of bytes of record values in one transaction. A larger poll is applied alone.
 _BYTES = 16 << 20
-#: Maximum transactions whose state is still being published.
+#: Maximum number of committed transactions whose results are still being published.
 _UNPUBLISHED = 2
+#: Seconds that Faust has to stop.
 _STOP_WITHIN = 6.0
 
 
 class Processor:
-    """Carries polls from Faust into the tables. Acknowledges them in order, after the commit and the publishing."""
+    """Applies polls from Faust to the tables. Acknowledges them in order, once their results are published."""
 
     def __init__(self, settings: Settings, feed: Feed, publisher: Publisher, health: Health) -> None:
         self._prefix = settings.topic_prefix
@@ -55,14 +56,15 @@ class Processor:
         self._publisher = publisher
         self._health = health
         self._finishing: deque[asyncio.Task[None]] = deque()
-        #: How far the group has come: current for our own partitions, as of the last assignment for the others.
+        #: The offset up to which the consumer group has acknowledged each partition. The offsets of this worker's own
+        #: partitions are current. Those of other workers' partitions are from the last assignment.
         self.acknowledged: dict[Partition, int] = {}
-        #: Set once ``acknowledged`` is loaded for the current assignment. Faust fetches while it announces an
-        #: assignment, and what it fetches first must not be joined with tables that lag.
+        #: Set once ``acknowledged`` is loaded for the current assignment. Faust fetches records even before that, and
+        #: they must not be applied to tables that lag behind the acknowledged offsets.
         self.offsets_loaded = asyncio.Event()
 
     async def agent(self, stream: Any) -> None:
-        """Run the Faust agent. Ends the process on an unexpected error: Faust would commit records that failed."""
+        """Run the Faust agent. Ends the process on an unexpected error, so that Faust does not commit what failed."""
         sleep_until_arrival(stream)
         try:
             async for fetched in stream.noack_take(_POLLS, within=_WITHIN):
@@ -75,7 +77,7 @@ class Processor:
             self.give_up("the agent failed; see the log")
 
     async def _process(self, events: list[Any]) -> None:
-        """Apply in one transaction. Publishing runs beside the next transaction."""
+        """Apply the events in one transaction. Their results are published while the next transaction runs."""
         while len(self._finishing) >= _UNPUBLISHED:
             await self._finishing.popleft()
         polls = join_polls(
@@ -95,7 +97,7 @@ class Processor:
         events: list[Any],
         ends: dict[Partition, int],
     ) -> None:
-        """Publish and acknowledge, after the transaction ``before`` is acknowledged."""
+        """Publish the results of a transaction and acknowledge its events, once ``before`` has acknowledged its own."""
         try:
             if before is not None:
                 await before
@@ -112,16 +114,17 @@ class Processor:
             self.give_up("publishing failed; see the log")
 
     def give_up(self, why: str) -> None:
-        """End the process, so that it is restarted and reads again what is not acknowledged."""
+        """End the process. It is then restarted, and reads again the records that are not acknowledged."""
         _log.error("ending this process", reason=why)
         self._health.fail(why)
         os._exit(1)
 
 
 async def until_ended(stop: asyncio.Event, tasks: Mapping[str, Coroutine[Any, Any, Any]]) -> str | None:
-    """Run endless tasks, given by name, until ``stop`` is set, and return None. All are cancelled at the end.
+    """Run endless tasks, given by name, until ``stop`` is set. Then cancel all of them and return None.
 
-    If a task ends before that, returns which one and why: the process cannot continue without it.
+    If a task ends before ``stop`` is set, cancel the others and return which task ended and why. The process cannot
+    continue without it.
     """
     stopping = asyncio.create_task(stop.wait())
     running = {asyncio.create_task(work): name for name, work in tasks.items()}
@@ -140,7 +143,7 @@ async def until_ended(stop: asyncio.Event, tasks: Mapping[str, Coroutine[Any, An
 
 
 def load_offsets_when_assigned(app: faust.App, backfill: Backfill, processor: Processor, health: Health) -> None:
-    """Make the processor load the group's offsets at each assignment, before it applies anything."""
+    """Load the consumer group's offsets at each assignment, before the processor applies any record of it."""
 
     async def on_assigned(_app: Any, *_arguments: Any, **_: Any) -> None:
         await backfill.load_group_offsets()
@@ -155,7 +158,7 @@ def load_offsets_when_assigned(app: faust.App, backfill: Backfill, processor: Pr
 
 
 async def _pool(settings: Settings, health: Health, stop: asyncio.Event) -> asyncpg.Pool | None:
-    """Return connections to the tables once the database answers; None if ``stop`` is set first."""
+    """Return a pool of connections to the tables once the database answers; None if ``stop`` is set first."""
     while not stop.is_set():
         try:
             return await open_pool(
@@ -174,7 +177,7 @@ async def _pool(settings: Settings, health: Health, stop: asyncio.Event) -> asyn
 
 
 async def _main(settings: Settings, stop: asyncio.Event) -> None:
-    # The processor has no callers. Its task is to bring the log into the tables, so it needs both to be ready.
+    # Nobody calls the processor. It is ready if it can do its work, and for that it needs both Kafka and the database.
     health, metrics = Health("kafka", "database", "topics", "tables", "partitions"), Metrics()
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(
@@ -224,7 +227,8 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
         if ended is not None:
             crash = f": {app.crash_reason}" if app.crash_reason else ""
             processor.give_up(ended + crash)
-        # Stopping can hang while a worker waits for its agent. The next worker reads again what is not acknowledged.
+        # Faust may hang while it stops, because it waits for the agent. Ending the process is safe: the next worker
+        # reads again the records that are not acknowledged.
         try:
             await asyncio.wait_for(app.stop(), _STOP_WITHIN)
         except TimeoutError:

@@ -1,4 +1,4 @@
-"""Backfill tables that lag behind what was acknowledged, because the database was restored, emptied or replaced."""
+"""Backfill tables that lag behind the acknowledged offsets: the database was restored, emptied or replaced."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ from everyrun.telemetry import log
 
 _log = log(__name__)
 
-#: Seconds between two comparisons of the tables with what was acknowledged.
+#: Seconds between two comparisons of the tables with the acknowledged offsets.
 _EVERY = 2.0
-#: Seconds until the second look at a log that seems to end too early.
+#: Seconds to wait before looking again at a log that seems to end before what is already applied.
 _CONFIRM_AFTER = 1.0
 
 
 async def recreate_schema(settings: Settings) -> None:
-    """Run the migrations of the schema ``everyrun``, which was dropped. Safe to call from any number of workers.
+    """Run the migrations of the schema ``everyrun``, which was dropped.
 
-    dbmate takes a lock; nothing happens if the schema exists. Raises everyrun.store.migrate.MigrationError.
+    Any number of workers may call this at once: dbmate takes a lock, and does nothing if the schema exists. Raises
+    everyrun.store.migrate.MigrationError.
     """
     _log.warning("the schema was dropped; recreating it", schema=SCHEMA)
     await asyncio.to_thread(migrate, settings.postgres_dsn.get_secret_value(), {SCHEMA: SCHEMAS[SCHEMA]})
@@ -47,7 +48,7 @@ class Worker(Protocol):
 
 
 class Backfill:
-    """Compares the tables with what was acknowledged, and fills them from the log. Publishes nothing."""
+    """Compares the tables with the acknowledged offsets, and applies what is missing. Publishes nothing."""
 
     def __init__(
         self,
@@ -67,10 +68,10 @@ class Backfill:
         self.published = PublishedOffsets(settings, pool, identity.cluster_id)
 
     async def wait_for_own_log(self, stop: asyncio.Event) -> None:
-        """Return once the tables come from this log, or ``stop`` is set; report in readyz if they do not.
+        """Return once the tables prove to be made from this log, or ``stop`` is set. Report in readyz what is wrong.
 
-        Also restores the group's offsets, if Kafka expired them. Nothing may be read before this returns: records of
-        another log would look like records that were applied already.
+        Also restores the group's offsets if Kafka has expired them. No record may be read before this returns, because
+        records of another log would look like records that were already applied.
         """
         while not stop.is_set():
             try:
@@ -89,10 +90,10 @@ class Backfill:
             await _sleep(stop, _EVERY)
 
     async def load_group_offsets(self) -> None:
-        """Read how far the group has committed. The tables must hold that before anything more is applied.
+        """Read the offsets that the group has committed. The tables must reach them before anything more is applied.
 
-        Call it at each assignment: a replaced Kafka recreates the group, so this is where a replacement shows. It ends
-        the process.
+        Call this at each assignment. If Kafka was replaced while this process was running, the group is recreated and
+        its partitions are assigned again. So this method also checks for a replacement, and then ends the process.
         """
         identity = await topics.identity(self._settings)
         if identity != self._identity:
@@ -101,14 +102,16 @@ class Backfill:
         try:
             ends = await end_offsets(self._settings, INPUTS)
         except UnknownTopicOrPartitionError:
-            # Nothing is acknowledged of a topic that was deleted. Once it exists again, it is assigned again.
+            # A topic was deleted, so none of its records can be acknowledged. Once the topic exists again, its
+            # partitions are assigned again, and this method is called again.
             return
-        # Offsets beyond the end belong to a topic that was recreated since; they never come.
+        # A committed offset beyond the end comes from before the topic was recreated. Leave it out: the tables could
+        # not reach it.
         of_this_log = {p: offset for p, offset in committed.items() if offset <= ends.get(p, -1)}
         self._worker.acknowledged = greatest(self._worker.acknowledged, of_this_log)
 
     async def run(self) -> None:
-        """Compare and fill every few seconds, for ever."""
+        """Compare the tables with the acknowledged offsets every few seconds, for ever, and fill them."""
         while True:
             try:
                 await self.fill()
@@ -121,8 +124,9 @@ class Backfill:
             await asyncio.sleep(_EVERY)
 
     async def fill(self) -> None:
-        """Fill what is missing below the acknowledged offsets. The worker is not ready meanwhile."""
-        # Copy first: what is acknowledged after the tables were read may be applied after that, too.
+        """Apply what is missing before the acknowledged offsets. Meanwhile, the worker is not ready."""
+        # Copy the offsets before reading the tables. A record that is acknowledged after the tables were read may also
+        # have been applied after that, so it would look like a missing one.
         acknowledged = dict(self._worker.acknowledged)
         gaps = offsets.missing(await self._applied_of_this_log(), acknowledged)
         self._health.ready("database")
@@ -134,13 +138,13 @@ class Backfill:
         await self.published.keep(acknowledged)
 
     async def _applied_of_this_log(self) -> dict[Partition, int]:
-        """Return how far each partition is applied. Raises ForeignLogError if the tables cannot be of this log."""
+        """Return how far each partition is applied. Raises ForeignLogError if the tables are not made from this log."""
         async with self._pool.acquire() as connection:
             applied = await offsets.applied_offsets(cast(asyncpg.Connection, connection), self._identity)
         try:
             offsets.refuse_ahead(applied, await end_offsets(self._settings, INPUTS))
         except ForeignLogError:
-            # A broker that has just restarted may return an older end for a moment.
+            # Look again: a broker that has just restarted may return an older end for a moment.
             await asyncio.sleep(_CONFIRM_AFTER)
             offsets.refuse_ahead(applied, await end_offsets(self._settings, INPUTS))
         return applied

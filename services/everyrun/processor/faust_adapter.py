@@ -4,7 +4,7 @@ Faust handles one record at a time and commits whatever an agent has seen. The p
 
 - A poll (all records of one partition in one fetch) is one Faust event, applied in one transaction: ``WholePolls``.
 - A fetch is limited by bytes, not only by records: ``SizedConsumerThread``.
-- Polls of a partition are acknowledged in order, so a commit needs no search for gaps: ``InOrderConsumer``.
+- The polls of a partition are acknowledged in order, so a commit needs no search for gaps: ``InOrderConsumer``.
 - An agent that waits for polls sleeps until one arrives, without a timer: ``sleep_until_arrival``.
 - A killed worker's partitions move within seconds, and ``batches`` and ``runs`` stay together: ``faust_app``.
 """
@@ -24,18 +24,20 @@ from everyrun.log.batching import size_of
 from everyrun.log.connection import tls
 from everyrun.settings import Settings
 
-#: Approximate limits of one fetch, over all partitions: records, and bytes of their values. Kafka and Faust limit only
-#: records and compressed bytes. Faust buffers about twenty fetches for the agent.
+#: Approximate limits of one fetch over all partitions: the number of records, and the bytes of their values after
+#: decompression. Kafka and Faust limit only the number of records and the compressed bytes. Faust buffers about twenty
+#: fetches for the agent, so their size in memory must be limited, too.
 MAX_RECORDS, MAX_BYTES = 2000, 4 << 20
-#: Records of the first fetch, while the size of a record is unknown.
+#: Number of records in the first fetch, when the size of a record is not known yet.
 _FIRST_FETCH = 200
 
 
 class PollRecord:
     """Presents the records of one partition in one poll to Faust as a single record.
 
-    Its value is the list of records; its offset is that of the last one. Acknowledging it acknowledges all records
-    before it, so polls of a partition must be acknowledged in order, or an unfinished one would be lost.
+    Its value is the list of records, and its offset is that of the last record. Acknowledging a poll also acknowledges
+    all earlier records of the partition. So polls of a partition must be acknowledged in order: otherwise, an earlier
+    poll that is not applied yet would be lost.
     """
 
     def __init__(self, records: list[Any]) -> None:
@@ -54,9 +56,9 @@ class PollRecord:
 
 
 def sleep_until_arrival(stream: Any) -> None:
-    """Let ``stream.noack_take`` sleep until an event arrives. It would wake up every ``within`` seconds at rest.
+    """Make ``stream.noack_take`` sleep until an event arrives, instead of waking up every ``within`` seconds.
 
-    ``within`` then counts from the arrival of an event.
+    ``within`` then counts from the arrival of the event.
     """
     arrived, wait_for_stopped = asyncio.Event(), stream.wait_for_stopped
 
@@ -69,19 +71,20 @@ def sleep_until_arrival(stream: Any) -> None:
         arrived.clear()
         return await wait_for_stopped(*events, timeout=timeout)
 
-    # noack_take adds a processor of its own, which can block; this one comes first and notes every event.
+    # noack_take adds a processor of its own to the stream, which can block. This processor is added earlier, so it runs
+    # first and notes every event.
     stream.add_processor(note)
     stream.wait_for_stopped = wait_for_arrival
 
 
 class WholePolls(SchedulingStrategyT):
-    """Faust's ConsumerScheduler that yields one record for each partition and poll.
+    """A ConsumerScheduler for Faust that yields one record per partition and poll.
 
-    Faust's stream machinery costs as much for a thousand records as for one.
+    So Faust's costs per record arise only once per poll, even if the poll has a thousand records.
     """
 
     def iterate(self, records: Mapping[TP, list[Any]]) -> Iterator[tuple[TP, Any]]:
-        """Yield the polls sorted by topic, so ``batches`` comes before ``runs``."""
+        """Yield the polls sorted by topic, so that ``batches`` comes before ``runs``."""
         for tp in sorted(records):
             if records[tp]:
                 yield tp, PollRecord(records[tp])
@@ -93,7 +96,7 @@ def next_fetch(count: int, size: int) -> int:
 
 
 class SizedConsumerThread(aiokafka.AIOKafkaConsumerThread):
-    """Faust's consumer thread that fetches about MAX_BYTES of values at a time."""
+    """A consumer thread for Faust that fetches at most about MAX_BYTES of values at a time."""
 
     _next_fetch = _FIRST_FETCH
 
@@ -109,12 +112,13 @@ class SizedConsumerThread(aiokafka.AIOKafkaConsumerThread):
 
 
 class InOrderConsumer(aiokafka.Consumer):
-    """Faust's consumer for an agent that acknowledges the records of each partition in order.
+    """A consumer for Faust whose agent acknowledges the records of each partition in order.
 
-    Faust searches the acknowledged offsets for the first gap before it commits. A poll that is one record leaves a gap
-    before each: Faust fills it with the offsets of a compacted topic, among them the poll's own, finds that one twice,
-    and stops there. So it would commit at most one poll of a partition a second. In order, no search is needed: every
-    offset below the last one is done.
+    Before a commit, Faust itself searches the acknowledged offsets for the first gap. It sees a gap before each poll,
+    because a poll has only the offset of its last record. Faust assumes that compaction removed the records in the gap,
+    and fills the gap with their offsets and the poll's own. It then finds the poll's offset twice, and stops there. So
+    it would commit at most one poll of a partition per second. If polls are acknowledged in order, no search is needed:
+    every offset before the last acknowledged one is done.
     """
 
     logger = aiokafka.logger
@@ -132,17 +136,17 @@ class InOrderConsumer(aiokafka.Consumer):
         return end
 
     async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
-        """Record no gap: Faust would keep it for ever."""
+        """Record no gap, because nothing would ever remove it again."""
 
 
 class InOrderTransport(aiokafka.Transport):
-    """Faust's transport with ``InOrderConsumer``."""
+    """A transport for Faust that uses ``InOrderConsumer``."""
 
     Consumer: ClassVar = InOrderConsumer
 
 
 def faust_app(settings: Settings) -> faust.App:
-    """Return the Faust app. Unlike with Faust's defaults, a killed worker's partitions move within seconds."""
+    """Return the Faust app. Its timeouts let the partitions of a killed worker move to another within seconds."""
     app = faust.App(
         settings.topic_prefix + "processor",
         broker=["kafka://" + broker for broker in settings.kafka_bootstrap.split(",")],
@@ -151,8 +155,8 @@ def faust_app(settings: Settings) -> faust.App:
         # Faust creates a folder for its tables, though the app has none.
         datadir=str(settings.data_dir / "faust"),
         web_enabled=False,
-        # The app has no tables, but only with standby replicas does Faust use its own assignor. That one gives
-        # partition p of batches and of runs to the same worker; round robin would not.
+        # The app has no tables to replicate, but Faust uses its own assignor only if there are standby replicas. This
+        # assignor gives partition p of batches and partition p of runs to the same worker; round robin would not.
         table_standby_replicas=1,
         topic_disable_leader=True,
         topic_allow_declare=False,
@@ -167,7 +171,8 @@ def faust_app(settings: Settings) -> faust.App:
         broker_rebalance_timeout=20,
         broker_request_timeout=30,
         broker_commit_interval=1,
-        # Otherwise one fetch returns every record received: hundreds of megabytes of a log that compresses well.
+        # Without this limit, one fetch returns every record that was received, which can be hundreds of megabytes if
+        # the log compresses well.
         broker_max_poll_records=MAX_RECORDS,
         ConsumerScheduler=WholePolls,
         loghandlers=[],

@@ -10,14 +10,14 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        #: Records in the log that are not in the tables yet. Under a steady load it should not grow.
+        #: Records that this worker has not acknowledged yet. Under a steady load, the number should not grow.
         self.lag = Gauge(
             "everyrun_processor_lag_records",
             "Records of this worker's partitions that are not acknowledged yet.",
             ["topic"],
             registry=self.registry,
         )
-        #: If records wait and none is committed for EVERYRUN_STALLED_AFTER, the worker ends itself.
+        #: If records wait and none is acknowledged for EVERYRUN_STALLED_AFTER seconds, the worker ends itself.
         self.last_commit = Gauge(
             "everyrun_processor_last_commit_timestamp_seconds",
             "When records were last acknowledged, Unix time; updated every five seconds.",

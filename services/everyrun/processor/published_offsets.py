@@ -1,4 +1,4 @@
-"""Keep a copy of the consumer group's offsets in Postgres: Kafka expires those of a group that is down for long."""
+"""Keep a copy of the consumer group's offsets in Postgres, because Kafka expires them if the group is down for long."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from everyrun.telemetry import log
 
 _log = log(__name__)
 _sql = beside(__file__, "published_offsets.sql")
-#: How Kafka refuses a commit from outside of a group that has members.
+#: Errors by which Kafka refuses a commit from outside the group while the group has members.
 _HAS_MEMBERS = (UnknownMemberIdError, IllegalGenerationError, RebalanceInProgressError)
 
 
@@ -44,7 +44,7 @@ class PublishedOffsets:
         return {(part.topic.removeprefix(prefix), part.partition): meta.offset for part, meta in offsets.items()}
 
     async def keep(self, acknowledged: Mapping[Partition, int]) -> None:
-        """Copy the offsets that changed since the last call. Raises asyncpg's errors."""
+        """Copy to Postgres the offsets that have changed since the last call. Raises asyncpg's errors."""
         changed = {p: offset for p, offset in acknowledged.items() if self._kept.get(p) != offset}
         if not changed:
             return
@@ -58,11 +58,11 @@ class PublishedOffsets:
         self._kept |= changed
 
     async def restore(self) -> dict[Partition, int]:
-        """Commit the copied offset of each partition that Kafka has none for, and return these offsets.
+        """For each partition whose offset Kafka has lost, commit the copied offset. Return the committed offsets.
 
-        No offset goes further than the tables are applied. Call it before joining the group: Kafka expires offsets only
-        of a group without members, so a group with members lacks none. Raises asyncpg's errors and
-        aiokafka.errors.KafkaError.
+        No committed offset is beyond what is applied to the tables. Call this before joining the group. If the group
+        has members, nothing is restored and nothing needs to be: Kafka expires only offsets of a group without members.
+        Raises asyncpg's errors and aiokafka.errors.KafkaError.
         """
         committed = await self.committed()
         try:

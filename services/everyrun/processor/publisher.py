@@ -1,8 +1,8 @@
-"""Publish the current state of everything that a transaction touched, as Postgres has it after the commit.
+"""Publish the current state of everything that a transaction touched, after its commit.
 
-So a consumer that reads a result on the topic finds that state, or a later one, in the table. A row that the
-transaction wrote is published as it was written, without reading it again. Once it is acknowledged, the publisher
-checks that no newer state was written meanwhile.
+A state is published only after it is committed, so a consumer that reads a result on the topic finds that state, or a
+later one, in the table. A row that the transaction wrote is published without reading it again from the table. Once
+Kafka has acknowledged the record, the publisher checks whether a newer state has been written meanwhile.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from everyrun.telemetry import log
 
 _log = log(__name__)
 _sql = beside(tables.__file__, "apply.sql")
-#: Limits of one page: rows, and bytes of their runs. Where runs are read from the table, these are the compressed
-#: bytes in Postgres; in memory they are several times as many.
+#: Limits of one page: the number of rows, and the bytes of their runs. If runs are read from the table, their
+#: compressed bytes in Postgres are counted; in memory, the runs then have several times as many bytes.
 _PAGE_ROWS, _PAGE_BYTES = 1000, 8 << 20
 
 
 class LaggingTablesError(Exception):
-    """The tables lag behind what is to be published; ``gaps`` has the offsets that are missing."""
+    """The tables lag behind what is to be published; ``gaps`` holds the missing offsets of each partition."""
 
     def __init__(self, gaps: dict[Partition, OffsetRange]) -> None:
         super().__init__(str(gaps))
@@ -47,8 +47,8 @@ class LaggingTablesError(Exception):
 class Publisher:
     """Writes the topics ``results`` and ``reports``.
 
-    It reads only from tables that hold everything that is to be published. Tables that were emptied or replaced after
-    the commit are filled first; otherwise a state would be missed and never published.
+    The publisher reads only from tables that hold everything that is to be published. If the tables were emptied or
+    replaced after the commit, it fills them first. Otherwise, it would miss a state, and never publish it.
     """
 
     def __init__(self, pool: asyncpg.Pool, identity: LogIdentity, results: Log, feed: Feed) -> None:
@@ -58,10 +58,10 @@ class Publisher:
         self._feed = feed
 
     async def publish(self, applied: Iterable[Applied], needed: Mapping[Partition, int]) -> None:
-        """Return once the current state of everything touched is acknowledged, and no input has a newer one.
+        """Publish the current state of everything touched. Return once that is acknowledged and no newer state exists.
 
-        So the last record of an input is its newest state, whichever worker writes it. ``needed`` is how far the tables
-        must be applied. Waits while Postgres or Kafka is unavailable.
+        So the last record of an input shows its newest state, whichever worker writes the record. ``needed`` holds the
+        offset up to which each partition must be applied. Waits while Postgres or Kafka is unavailable.
         """
         everything = list(applied)
         await self._retry(lambda: self._publish(everything, needed))
@@ -84,7 +84,7 @@ class Publisher:
 
     @asynccontextmanager
     async def _snapshot(self, needed: Mapping[Partition, int]) -> AsyncIterator[asyncpg.Connection]:
-        """Read a snapshot of tables that are applied at least up to ``needed``. Raises LaggingTablesError."""
+        """Open a snapshot of the tables. Raises LaggingTablesError if they are not applied up to ``needed``."""
         async with self._pool.acquire() as acquired, acquired.transaction(isolation="repeatable_read", readonly=True):
             connection = cast(asyncpg.Connection, acquired)
             gaps = missing(await applied_offsets(connection, self._identity), needed)
@@ -114,17 +114,17 @@ class Publisher:
         await self._publish_reports(attempts, submissions, needed)
 
     async def _publish_rows(self, sizes: Mapping[str, int], needed: Mapping[Partition, int]) -> None:
-        """Publish the rows of these inputs from the table; ``sizes`` has the size of each input's run."""
+        """Read and publish the rows of these inputs; ``sizes`` holds the size of each input's run, by input id."""
         for page in pages(sizes.items()):
             async with self._snapshot(needed) as connection:
                 rows = await connection.fetch(_sql["current_rows"], page)
             await self._publish_until_newest(rows, needed)
 
     async def _publish_until_newest(self, rows: Sequence[Row], needed: Mapping[Partition, int]) -> None:
-        """Publish these rows. Once they are acknowledged, publish those again that have changed meanwhile.
+        """Publish these rows. Once they are acknowledged, publish those inputs again whose rows have changed meanwhile.
 
-        Another worker, or our own next transaction, may have written a later state since ours was read, and published
-        it before ours. Whatever is written after the check is also published after ours.
+        Since these rows were read, another worker or our own next transaction may have written a later state, and
+        published it before these rows. A state that is written after this check is also published after these rows.
         """
         await self._results.append([output_records.result_record(row) for row in rows])
         published = {row["input_id"]: (row["version"], row["observed_at"]) for row in rows}
@@ -155,9 +155,9 @@ class Publisher:
 
 
 def pages(sizes: Iterable[tuple[str, int]]) -> Iterator[list[str]]:
-    """Yield input ids, each given with the bytes of its run, in pages that keep the limits. Pure.
+    """Group input ids into pages within the limits. ``sizes`` are pairs of input id and bytes of its run. Pure.
 
-    An input with a larger run has a page of its own.
+    An input whose run alone exceeds the limit has a page of its own.
     """
     for page in group_by_weight(sizes, lambda sized: sized[1], _PAGE_BYTES, _PAGE_ROWS):
         yield [identifier for identifier, _ in page]
@@ -168,12 +168,12 @@ def _row(state: InputState) -> Row:
 
 
 async def _attempts_of(connection: asyncpg.Connection, runs: list[str]) -> set[AttemptKey]:
-    """Return the attempts of runs that were applied earlier: their reports may not be published either."""
+    """Return the attempts of runs that were applied earlier, because their reports may not be published either."""
     if not runs:
         return set()
     return {(row["chunk"], row["attempt"]) for row in await connection.fetch(_sql["attempts_by_run"], runs)}
 
 
 async def _sizes(connection: asyncpg.Connection, inputs: list[str], runs: list[str]) -> dict[str, int]:
-    """Return the size of the current run of each input: of these inputs, and of those whose current run is given."""
+    """Return the size of the current run, by input id: of ``inputs`` and of inputs whose current run is in ``runs``."""
     return {row["input_id"]: row["size"] for row in await connection.fetch(_sql["current_sizes"], inputs, runs)}

@@ -1,4 +1,7 @@
-"""End a stalled worker: one with records waiting, nothing unavailable, and no commit for too long."""
+"""End a stalled worker.
+
+A worker is stalled if records wait, Kafka and Postgres are available, and still nothing is acknowledged for too long.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ class Feeding(Protocol):
 
 
 class LastProgress(NamedTuple):
-    """The acknowledged offsets and the backfilled records at the last progress, and its time."""
+    """When the worker last made progress, with the acknowledged offsets and the number of backfilled records then."""
 
     acknowledged: Mapping[Partition, int]
     backfilled: int
@@ -44,9 +47,10 @@ def last_progress(
     unavailable: bool,
     now: float,
 ) -> LastProgress:
-    """Return the last progress, which is now if there is any, or if there can be none. Pure.
+    """Return ``last``, or the present state if the worker has made progress since or cannot make any. Pure.
 
-    There can be none if no record waits, or Postgres or Kafka is unavailable.
+    The worker cannot make progress if no record waits, or if Postgres or Kafka is unavailable. Such a time must not
+    count as a stall.
     """
     if unavailable or lag == 0 or backfilled != last.backfilled or dict(acknowledged) != dict(last.acknowledged):
         return LastProgress(dict(acknowledged), backfilled, now)
@@ -54,7 +58,10 @@ def last_progress(
 
 
 class StallWatchdog:
-    """Watches the progress of one worker, whose partitions are ``assigned``, and calls ``give_up`` if it stalls."""
+    """Watches the progress of one worker, and calls ``give_up`` if the worker stalls.
+
+    ``assigned`` returns the partitions of the worker.
+    """
 
     def __init__(
         self,
@@ -79,7 +86,7 @@ class StallWatchdog:
         self._last = LastProgress({}, 0, clock())
 
     async def run(self, topics: tuple[str, ...]) -> None:
-        """Check every few seconds, for ever. Kafka or Postgres is unavailable if it does not answer."""
+        """Check every few seconds, for ever. If Kafka or Postgres does not answer, it counts as unavailable."""
         every = min(_EVERY, self._settings.stalled_after / 3)
         while True:
             ends, problem = await asyncio.gather(self._ends(topics), self._database_problem())
@@ -87,7 +94,7 @@ class StallWatchdog:
             await asyncio.sleep(every)
 
     def check(self, ends: Mapping[Partition, int] | None, database_problem: str | None) -> None:
-        """Update the metrics and give up if the worker is stalled. ``ends`` is None if Kafka does not answer."""
+        """Update the metrics, and give up if the worker is stalled. ``ends`` is None if Kafka did not answer."""
         mine = self._assigned()
         acknowledged = {p: offset for p, offset in self._acknowledged().items() if p in mine}
         self._count(acknowledged)

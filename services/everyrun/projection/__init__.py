@@ -1,1 +1,1 @@
-"""The projection: the rules that give events their meaning, and ``apply``, which brings them into the result tables."""
+"""The projection: the rules that turn events into rows, and ``apply``, which writes these rows to the result tables."""

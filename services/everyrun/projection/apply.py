@@ -1,12 +1,13 @@
-"""Apply polls to the result tables: one transaction and a few set-based statements, whoever feeds it.
+"""Apply polls to the result tables, in one transaction with a few set-based statements.
 
-The tables are a function of the log: of the order within each partition, and of nothing else. The order of partitions,
-the grouping into polls and the number of workers change nothing. Offsets advance in the same transaction, so each
-record is applied exactly once.
+What the tables hold depends only on the order of the records within each partition of the log. It does not depend on
+the order in which partitions are read, on how records are grouped into polls, or on the number of workers. The
+transaction also advances the offsets, so each record is applied exactly once.
 
-Everything about one chunk lies in one partition (:mod:`everyrun.log.keys`), and one transaction at a time applies a
-partition. So transactions normally share the tables. A transaction locks the tables exclusively if it holds a record
-that lies elsewhere than the chunk it belongs to: a run whose metadata was changed at Extend, or a foreign run.
+All records about one chunk lie in partitions with the same number (:mod:`everyrun.log.keys`), and only one transaction
+at a time applies these partitions. So transactions that run at the same time normally touch different chunks, and each
+takes only a shared lock on the tables. A transaction takes an exclusive lock if one of its records lies in another
+partition than its chunk (a run whose metadata was changed at Extend), or if the chunk is unknown (a foreign run).
 """
 
 from __future__ import annotations
@@ -43,11 +44,14 @@ _sql = beside(__file__, "apply.sql")
 
 
 SetAside = Callable[[Sequence[Poison]], Awaitable[None]]
-"""Writes records to the quarantine, and returns once they are acknowledged."""
+"""A function that writes poison records to the quarantine, and returns once Kafka has acknowledged them."""
 
 
 class Applied(NamedTuple):
-    """Everything that a transaction touched, for publishing. ``states`` are the rows of inputs as it left them."""
+    """The ids of everything that a transaction touched, so that its current state can be published.
+
+    ``states`` holds, by input id, the state of each input whose row the transaction wrote.
+    """
 
     states: dict[str, InputState]
     inputs: set[str]
@@ -57,7 +61,10 @@ class Applied(NamedTuple):
 
 
 def touched(decoded: DecodedPolls) -> Applied:
-    """Return what records that were applied earlier are about, so that its current state is published again."""
+    """Return what these records are about.
+
+    An earlier transaction applied them, but may not have published the results.
+    """
     return Applied(
         states={},
         inputs={given.input_id for logged in decoded.attempts for given in attempts.inputs_with_rows(logged.event)},
@@ -75,19 +82,20 @@ async def apply(
     unstorable: Unstorable | None = None,
     needed: Mapping[Partition, int] | None = None,
 ) -> Applied:
-    """Apply polls, each of another partition, in one transaction. Records that were applied before are skipped.
+    """Apply polls, at most one per partition, in one transaction. Skip records that were applied before.
 
-    ``needed`` are offsets up to which partitions must be applied before, these or others.
+    ``needed`` holds partitions, with or without a poll here, and the offset up to which each must already be applied.
 
-    Records that are invalid or ``unstorable`` go to ``set_aside`` before the commit.
+    ``set_aside`` is called before the commit, with the records that are invalid or ``unstorable``.
 
-    Each of these errors means that nothing was changed:
+    If one of these errors is raised, nothing was changed:
 
-    - GapError: less is applied than is needed, or than the poll begins with.
-    - ForeignLogError: the tables come from another log.
-    - ConflictError, and asyncpg's serialization, deadlock and unique errors: retry the transaction.
-    - asyncpg's DataError, IntegrityConstraintViolationError and ProgramLimitExceededError, OverflowError and
-      ValueError: a record cannot be stored.
+    - GapError: a partition is not yet applied up to its ``needed`` offset, or up to the first record of its poll.
+    - ForeignLogError: the tables were made from another log.
+    - ConflictError, and asyncpg's errors for serialization failures, deadlocks and unique violations: retry the
+      transaction.
+    - asyncpg's DataError, IntegrityConstraintViolationError and ProgramLimitExceededError, and Python's OverflowError
+      and ValueError: one of the records cannot be stored.
     """
     await connection.execute(_sql["create_staging"])
     decoder = _Decoder(unstorable)
@@ -98,7 +106,7 @@ async def apply(
 
 
 class _Decoder:
-    """Decodes polls, and remembers the result for a second try with the same polls."""
+    """Decodes polls, and keeps the result in case the same polls are tried again with the exclusive lock."""
 
     def __init__(self, unstorable: Unstorable | None) -> None:
         self._unstorable = unstorable
@@ -122,7 +130,10 @@ async def _apply(
     *,
     exclusive: bool,
 ) -> Applied:
-    """Apply in one transaction. Raises OutOfPlaceError, and changes nothing, if it must be ``exclusive`` but is not."""
+    """Apply the polls in one transaction, with an exclusive lock on the tables or with a shared one.
+
+    Raises OutOfPlaceError, and changes nothing, if the lock is shared but must be exclusive.
+    """
     async with connection.transaction():
         next_offsets = await offsets.lock(connection, [(poll.topic, poll.partition) for poll in polls], identity)
         if needed:
@@ -131,7 +142,8 @@ async def _apply(
                 raise offsets.GapError({partition: start for partition, (start, _) in missing.items()})
         parts = [offsets.split_at(poll, next_offsets[poll.topic, poll.partition]) for poll in polls]
         new = [part for _, part in parts if part is not None]
-        # Also for a poll that is only partly applied: whoever applied that part may have died before publishing it.
+        # Publish again what earlier transactions applied, even if they applied only a part of a poll: the process that
+        # applied it may have died before publishing it.
         earlier = touched(decode_polls([part for part, _ in parts if part is not None]))
         if not new:
             return earlier
@@ -156,7 +168,10 @@ async def _apply(
 
 
 class _Transaction:
-    """The steps of one transaction. Locks are acquired in one order: offsets, tables, rows."""
+    """The steps of one transaction.
+
+    All transactions acquire their locks in the same order (offsets, tables, rows), to avoid deadlocks.
+    """
 
     def __init__(self, connection: asyncpg.Connection, decoded: DecodedPolls, matcher: RunMatcher) -> None:
         self.connection = connection
@@ -164,16 +179,16 @@ class _Transaction:
         self.matcher = matcher
         self.deltas = CounterDeltas()
         self.rows: dict[str, Row] = dict(matcher.rows)
-        #: Rows to insert.
+        #: Rows to insert, by input id.
         self.inserted: dict[str, InputState] = {}
-        #: Existing rows that another attempt takes over.
+        #: Existing rows, by input id, whose input now counts in another attempt.
         self.moved: dict[str, InputState] = {}
-        #: The versions that existing rows had.
+        #: The version that each existing row had when this transaction read the row.
         self.versions: dict[str, str] = {input_id: row.version for input_id, row in matcher.rows.items()}
         self.inputs: set[str] = set()
 
     async def run(self) -> Applied:
-        """Write everything. The caller commits."""
+        """Write all changes, and return what was touched. The caller commits."""
         decoded = self.decoded
         self._add_rows_of_attempts()
         selections, contested = await self._select_runs(self.matcher.by_input)
@@ -191,7 +206,10 @@ class _Transaction:
         return Applied(states, self.inputs, set(), set(self.deltas.attempts()), submissions)
 
     def _add_rows_of_attempts(self) -> None:
-        """Add the rows that attempts bring. If two attempts bring the same input, the greater version wins."""
+        """Add a row for each input of the events.
+
+        If several attempts have the same input, the greatest version wins.
+        """
         for logged in self.decoded.attempts:
             for row, reason, message in attempts.rows_of(logged):
                 self.inputs.add(row.input_id)
@@ -210,7 +228,11 @@ class _Transaction:
                 self.rows[row.input_id] = row
 
     async def _select_runs(self, matched: dict[str, list[Run]]) -> tuple[list[Selection], set[str]]:
-        """Return the selections that change a row, and the contested inputs, whose duplicates must be rewritten."""
+        """Select the current run of each input that has matched runs.
+
+        Return the selections to write, and the ids of contested inputs. A contested input has several runs, so its
+        rows in ``duplicate_runs`` must be replaced.
+        """
         self.inputs.update(matched)
         duplicates: dict[str, list[Run]] = defaultdict(list)
         if matched:

@@ -102,8 +102,9 @@ set first_seen = least(known.first_seen, excluded.first_seen),
     input_id = coalesce(known.input_id, excluded.input_id)
 
 -- name: insert_quarantine
--- A message that was published again and cannot be stored either is reopened; a discarded one stays discarded. All
--- events of a source lie in one partition, in order.
+-- If the quarantine holds the message already and its state is RETRIED, the message was published again and still
+-- cannot be stored, so it is reopened. A discarded message stays discarded. All events about one source lie in one
+-- partition, so they are applied in the order in which they were written.
 insert into quarantine as known (source, topic, partition, "offset", reason, raw, headers, key, first_seen)
 values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
 on conflict (source) do update
@@ -132,7 +133,7 @@ set batch_id = coalesce(known.batch_id, excluded.batch_id),
     workflow_version = coalesce(known.workflow_version, excluded.workflow_version),
     priority = coalesce(known.priority, excluded.priority),
     expected = greatest(known.expected, excluded.expected),
-    -- Which of several reasons is shown must not depend on the order of arrival.
+    -- If events give different reasons, keep the greatest, so that the order of arrival does not matter.
     reason = greatest(known.reason, excluded.reason),
     requested_at = least(known.requested_at, excluded.requested_at),
     returned_at = least(known.returned_at, excluded.returned_at),
@@ -176,7 +177,7 @@ select input_id, external_id, submission_id, position, chunk, attempt, batch_id,
 from results where input_id = any ($1::text[])
 
 -- name: current_sizes
--- The stored, compressed size, which needs no decompression.
+-- pg_column_size returns the compressed size, so Postgres need not decompress the run.
 select input_id, coalesce(pg_column_size(run), 0) as size
 from results where input_id = any ($1::text[]) or run_id = any ($2::text[])
 
@@ -190,9 +191,11 @@ from batches
 where (chunk, attempt) in (select c, a from unnest($1::text[], $2::int[]) as given (c, a))
 
 -- name: settled_submissions
--- Runs whenever a batch settles, so it must be cheap for submissions that are not settled, however many batches they
--- have: their counters are summed only if the last input has a row and no open batch has an open input. (The order of
--- chunk ids is the order of chunks up to c99999; the check of the last input is skipped for larger submissions.)
+-- This statement runs whenever a batch settles, so it must be cheap for a submission that is not settled, even if the
+-- submission has many batches. It sums the counters of the batches only if the submission's last input has a row, and
+-- no batch in the state SUBMITTED has an input that is not settled. The last input is in the chunk with the greatest
+-- id, but only up to chunk c99999, because c100000 sorts before c99999. So the check of the last input is skipped for a
+-- submission that has a chunk c100000.
 select s.submission_id, s.workflow_id, s.expected, jsonb_object_agg(c.status, c.inputs) as counts
 from submissions s
 cross join lateral (

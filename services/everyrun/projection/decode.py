@@ -1,4 +1,4 @@
-"""Decode the records of polls into runs and events, sorted by what they are about. Pure: no I/O, no clock."""
+"""Decode the records of polls into runs and events, grouped by kind. Pure: no I/O, no clock."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from everyrun.store.storable import storable_json, storable_text
 
 
 class InvalidRecordError(Exception):
-    """The record is not an event of its topic; the text says why and goes to the quarantine."""
+    """A record is not an event of its topic. The text of the error says why, and is stored in the quarantine."""
 
 
 class Poison(NamedTuple):
-    """A record that is not an event of its topic, or that Postgres cannot store."""
+    """A record that is not an event of its topic or that cannot be stored in Postgres, and the reason."""
 
     topic: str
     record: LogRecord
@@ -32,7 +32,7 @@ class Poison(NamedTuple):
 
 
 Unstorable = Mapping[RecordKey, str]
-"""Records that Postgres is known not to store, each with the reason."""
+"""Records that could not be stored in an earlier try, each with the reason."""
 
 
 class DecodedPolls(NamedTuple):
@@ -40,11 +40,11 @@ class DecodedPolls(NamedTuple):
 
     runs: dict[str, Run]
     first_seen: dict[str, datetime]
-    #: The different metadata that each run was seen with, in the order of the log.
+    #: By run id: the distinct metadata that the run was seen with, in the order of the log.
     metadata: dict[str, list[bytes]]
-    #: The different bindings that each run was seen with, in the order of the log.
+    #: By run id: the distinct bindings that the run was seen with, in the order of the log.
     bindings: dict[str, list[Binding]]
-    #: The partitions of ``runs`` that each run was seen in.
+    #: By run id: the partitions of the topic ``runs`` in which the observations of the run lie.
     partitions: dict[str, set[int]]
     attempts: list[LoggedEvent]
     submissions: list[LoggedEvent]
@@ -55,9 +55,10 @@ class DecodedPolls(NamedTuple):
 
 
 def decode_polls(polls: Sequence[Poll], unstorable: Unstorable | None = None) -> DecodedPolls:
-    """Decode polls. Observations of the same run are merged; invalid and unstorable records are in ``poison``.
+    """Decode polls. Observations of the same run are merged; invalid and unstorable records go to ``poison``.
 
-    Any exception makes a record poison: an unforeseen error must not stop the records behind it.
+    Any exception makes a record poison, even an unexpected one, because the error must not stop the records that
+    follow.
     """
     decoded = DecodedPolls({}, {}, {}, {}, {}, [], [], [], [], [], [])
     for poll in polls:
@@ -125,7 +126,7 @@ class _Usage(msgspec.Struct):
 
 
 class _RunHead(msgspec.Struct):
-    """The fields of a WorkflowRun that have columns of their own (SDK 1.20.0, types/workflow_run.py)."""
+    """The fields of a WorkflowRun that have columns of their own (see Extend's SDK 1.20.0, types/workflow_run.py)."""
 
     id: str
     status: str
@@ -140,25 +141,25 @@ class _RunHead(msgspec.Struct):
 
 _head_decoder = msgspec.json.Decoder(_RunHead)
 
-#: Maximum characters of an id or a status: three of them still fit a row of a Postgres index.
+#: Maximum number of characters of an id or a status, so that three of them fit into one row of a Postgres index.
 _LONGEST = 255
 
 
 def _plain(value: Any) -> str | None:
-    """Return a text for a text column; JSON if Extend sent something other than text."""
+    """Return a value for a text column: text as it is, and anything else that Extend may send as JSON text."""
     if value is None:
         return None
     return storable_text(value if isinstance(value, str) else _encode(value).decode())
 
 
 def _credits(usage: Any) -> float | None:
-    """Return a run's credits, or None. Raises OverflowError for an integer that no float can hold."""
+    """Return a run's credits, or None if there is no number. Raises OverflowError if it is too large for a float."""
     found = usage.get("credits") if isinstance(usage, dict) else None
     return float(found) if isinstance(found, int | float) and not isinstance(found, bool) else None
 
 
 def _clean(run: bytes, metadata: bytes) -> tuple[bytes, bytes, Binding | None]:
-    """Return the run and its metadata without the reserved key, and the binding that the key holds."""
+    """Return the run and its metadata, both without the reserved key, and the binding from that key (or None)."""
     if _RESERVED not in metadata:
         return run, metadata, None
     fields = _metadata_decoder.decode(metadata)
@@ -175,7 +176,7 @@ def _clean(run: bytes, metadata: bytes) -> tuple[bytes, bytes, Binding | None]:
 
 
 def run_of(record: LogRecord) -> Run:
-    """Return the run of a record of ``runs``. Raises InvalidRecordError."""
+    """Return the run that a record of the topic ``runs`` describes. Raises InvalidRecordError."""
     try:
         event = _run_decoder.decode(upcast(record.headers, record.value or b""))
         whole = bytes(event.run)
@@ -232,7 +233,7 @@ def _text_or_none(value: Any) -> str | None:
 
 
 def event_of(topic: str, record: LogRecord) -> LoggedEvent:
-    """Return the event of a record of ``batches``, ``deliveries`` or ``quarantine``. Raises InvalidRecordError."""
+    """Return the event in a record of ``batches``, ``deliveries`` or ``quarantine``. Raises InvalidRecordError."""
     decoder: Any = {"batches": _batch_decoder, "deliveries": _delivery_decoder, "quarantine": _quarantine_decoder}[
         topic
     ]

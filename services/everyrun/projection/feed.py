@@ -1,4 +1,4 @@
-"""Apply polls until they are in the tables: fill gaps, retry, wait for Postgres and Kafka, isolate poison records."""
+"""Keep applying polls until they are in the tables: fill gaps, wait for Postgres and Kafka, isolate poison records."""
 
 from __future__ import annotations
 
@@ -28,33 +28,37 @@ from everyrun.telemetry import log
 
 _log = log(__name__)
 
-#: Postgres or Kafka is unavailable.
+#: Errors that mean that Postgres or Kafka is unavailable.
 UNAVAILABLE = (*POSTGRES_AWAY, KafkaError)
-#: A schema, or everything in it, was dropped.
+#: Errors that mean that a schema, or everything in it, was dropped.
 SCHEMA_GONE = (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError)
 
-#: Errors after which the same transaction is retried.
+#: Errors caused by a conflict with another transaction: the same transaction is retried.
 RETRYABLE = (ConflictError, asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
 _TRIES = 20
-#: More than one partition brings rows with these keys, so two transactions may insert the same one. Retried too.
+#: Primary keys whose rows can come from several partitions. Two transactions may therefore insert the same key at the
+#: same time; the one that fails is retried, too.
 _SHARED_KEYS = frozenset({"results_pkey", "duplicate_runs_pkey", "unmatched_runs_pkey"})
-#: Postgres refuses the records themselves: SQLSTATE classes 22, 23 and 54 (too long for an index, nested too deeply).
+#: Errors by which Postgres refuses a record: SQLSTATE classes 22, 23 and 54 (for example, a value is too long for an
+#: index or nested too deeply).
 _REFUSED_BY_POSTGRES = (
     asyncpg.DataError,
     asyncpg.IntegrityConstraintViolationError,
     asyncpg.ProgramLimitExceededError,
 )
-#: Python refuses them: a number beyond its column's type, or text that is not Unicode. COPY raises these as they are.
+#: Errors by which Python refuses a record before it reaches Postgres: a number is too large for the type of its column,
+#: or a text is not valid Unicode. asyncpg's COPY raises them unchanged, not as a DataError.
 _REFUSED_BY_PYTHON = (OverflowError, ValueError)
 
 Needed = Callable[[], Mapping[Partition, int]]
-"""Returns how far each partition must be applied before anything more is."""
+"""A function that returns the offset up to which each partition must be applied before anything else is."""
 
 
 class Feed:
-    """Applies polls to the tables of one database. Several feeds may run, in this process and in others.
+    """Applies polls to the tables of one database. Several feeds may run at once, in this process and in others.
 
-    ``recreate_schema`` is called if the schema was dropped. Without it, the feed waits until another process does it.
+    The feed calls ``recreate_schema`` if the schema was dropped. If this function is not given, the feed waits until
+    another process has recreated the schema.
     """
 
     def __init__(
@@ -72,17 +76,19 @@ class Feed:
         self._quarantine = quarantine
         self._health = health or Health()
         self._recreate_schema = recreate_schema
-        #: Records applied so far to fill gaps.
+        #: Number of records applied so far to fill gaps.
         self.backfilled = 0
-        #: Why the last try failed, if Postgres or Kafka was unavailable; None after a success.
+        #: Why Postgres or Kafka was unavailable in the last try; None after a success.
         self.blocked_by: str | None = None
 
     async def apply(self, polls: Sequence[Poll], needed: Needed = dict) -> list[Applied]:
-        """Return what changed, once the polls are in the tables.
+        """Apply the polls, and return what changed once they are in the tables.
 
-        First fills gaps from the log: before these polls, and up to what is ``needed``. So nothing is joined with
-        tables that lag. Waits, and reports it in readyz, while Postgres or Kafka is unavailable. Raises ForeignLogError
-        if the tables come from another log.
+        Before that, read from the log and apply what is missing: the records before these polls, and those before the
+        offsets that ``needed`` returns. Otherwise, a run could be matched with tables that lack its batch. While
+        Postgres or Kafka is unavailable, wait, and report the outage in readyz.
+
+        Raises ForeignLogError if the tables were made from another log.
         """
         wait = 0.1
         gaps: dict[Partition, OffsetRange] = {}
@@ -101,23 +107,24 @@ class Feed:
             except UNAVAILABLE as error:
                 self.blocked_by = f"{type(error).__name__}: {error}"
                 _log.warning("cannot apply records; will retry", error=self.blocked_by, seconds=wait)
-                # Separate from "database": one with a full disk answers every question but takes no rows.
+                # Not reported as "database", because a database with a full disk still answers queries but can store
+                # no rows.
                 self._health.not_ready("applying", self.blocked_by)
                 await self.report_unavailable(error)
                 await asyncio.sleep(wait)
                 wait = min(wait * 2, 5.0)
 
     async def apply_once(self, polls: Sequence[Poll]) -> list[Applied]:
-        """Apply the polls, and raise instead of waiting or filling gaps.
+        """Apply the polls in one try: raise an error instead of waiting or filling gaps.
 
         Raises GapError, ForeignLogError, OSError, and errors of asyncpg and aiokafka.
         """
         return await self._apply_or_split(polls, dict)
 
     async def report_unavailable(self, error: Exception) -> None:
-        """Report in readyz that the database is unavailable. Recreate the schema if that was dropped.
+        """Report in readyz that the database is unavailable. If the schema was dropped, recreate it.
 
-        A statement that timed out is only logged: the database is available.
+        A timeout of a statement is only logged, because the database is available.
         """
         if is_slow(error):
             _log.warning("a statement timed out; will retry", error=str(error))
@@ -131,7 +138,7 @@ class Feed:
                 _log.warning("the schema could not be recreated", error=str(failed))
 
     async def fill(self, gaps: Mapping[Partition, OffsetRange]) -> None:
-        """Apply these offsets of each partition from the log. Publishes nothing."""
+        """Read these ranges of offsets from the log and apply them. Publishes nothing."""
         for partition, (start, end) in sorted(gaps.items()):
             topic, number = partition
             _log.info("filling a gap from the log", topic=topic, partition=number, start=start, end=end)
@@ -141,7 +148,8 @@ class Feed:
                 self.backfilled += len(poll.records)
                 reached = poll.end
             if reached < end:
-                # The last offsets hold no records. Without this, the gap would remain for ever.
+                # The last offsets of the range hold no records, so no poll has reached the end. Skip these offsets:
+                # otherwise, the gap would remain for ever.
                 async with self._pool.acquire() as connection:
                     await offsets.skip_empty(
                         cast(asyncpg.Connection, connection), partition, reached, end, self._identity
@@ -150,7 +158,11 @@ class Feed:
     async def _apply_or_split(
         self, polls: Sequence[Poll], needed: Needed, unstorable: dict[RecordKey, str] | None = None
     ) -> list[Applied]:
-        """Apply in one transaction; if a record cannot be stored, in ever smaller ones, until it stands alone."""
+        """Apply the polls in one transaction.
+
+        If a record cannot be stored, split the polls into ever smaller transactions until the record is alone in one,
+        and set it aside.
+        """
         try:
             return [await self._apply_with_retries(polls, needed, unstorable)]
         except (*_REFUSED_BY_POSTGRES, *_REFUSED_BY_PYTHON) as error:
@@ -211,18 +223,18 @@ class Feed:
 
 
 def is_unstorable(error: Exception) -> bool:
-    """Return True if a record caused the error, so that fewer records may succeed. Pure.
+    """Return True if a record caused the error, so that a transaction without this record may succeed. Pure.
 
-    An untrusted certificate raises a ValueError that is an OSError too: no record's fault.
+    A ValueError that is also an OSError is not caused by a record: Python raises it for an untrusted certificate.
     """
     refused_by_python = isinstance(error, _REFUSED_BY_PYTHON) and not isinstance(error, UNAVAILABLE)
     return isinstance(error, _REFUSED_BY_POSTGRES) or refused_by_python
 
 
 def halves(polls: Sequence[Poll]) -> list[list[Poll]]:
-    """Return smaller groups of the same records in order: single polls, then halves of a poll. Pure.
+    """Split polls into smaller groups with the same records in the same order. Pure.
 
-    A poll of one record is returned as it is.
+    Several polls are split into single polls, and a single poll into halves. A poll of one record is not split.
     """
     if len(polls) > 1:
         return [[poll] for poll in polls]

@@ -1,4 +1,4 @@
-"""Track how far the log is applied: offsets are read and advanced in the same transaction as the tables."""
+"""Track up to which offset each partition is applied, in the same transactions that change the tables."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from everyrun.store.sql import Row, beside
 
 _sql = beside(__file__, "apply.sql")
 
-#: The topics that the tables are made of. A rebuild reads ``batches`` first, so that most runs find their row at once.
-#: The index of events numbers the topics in this order: never change it.
+#: The topics that the tables are made from. Never change their order, because the index of events numbers the topics by
+#: it. A rebuild reads them in this order, too: ``batches`` first, so that most runs find the row of their input.
 INPUTS = ("batches", "runs", "deliveries", "quarantine")
-#: The two topics that say something of a chunk. Their partitions of one number are locked together, so that neither is
-#: applied without seeing the other.
+#: The two topics with records about chunks. Partitions of the same number hold the same chunks, so both are locked
+#: together: a transaction that applies one of them sees everything that was applied from the other.
 JOINED = ("batches", "runs")
 
 
 class GapError(Exception):
-    """Records before a poll are not applied yet; ``gaps`` has the first missing offset of each partition."""
+    """Earlier records must be applied first. ``gaps`` holds the first missing offset of each partition concerned."""
 
     def __init__(self, gaps: Mapping[Partition, int]) -> None:
         super().__init__(f"applied only up to {dict(gaps)}")
@@ -30,11 +30,17 @@ class GapError(Exception):
 
 
 class ForeignLogError(EveryrunError):
-    """The tables come from another log: another Kafka cluster, or topics that were recreated or got partitions."""
+    """The tables were made from another log.
+
+    That is another Kafka cluster, or topics that have been recreated or given more partitions since.
+    """
 
 
 def lockable(partitions: Iterable[Partition]) -> list[Partition]:
-    """Return the partitions to lock, sorted: for one of ``batches`` or ``runs`` also the other topic's."""
+    """Return the partitions to lock, sorted.
+
+    For a partition of ``batches`` or ``runs``, the partition of the other topic with the same number is added.
+    """
     wanted = set()
     for topic, number in partitions:
         wanted.add((topic, number))
@@ -44,7 +50,7 @@ def lockable(partitions: Iterable[Partition]) -> list[Partition]:
 
 
 def split_at(poll: Poll, next_offset: int) -> tuple[Poll | None, Poll | None]:
-    """Split a poll into the part that is applied already and the part that is not; None for an empty part.
+    """Split a poll into the part that is already applied and the part that is not. An empty part is None.
 
     Raises GapError if records before the poll are missing.
     """
@@ -61,15 +67,16 @@ def split_at(poll: Poll, next_offset: int) -> tuple[Poll | None, Poll | None]:
 async def lock(
     connection: asyncpg.Connection, partitions: Iterable[Partition], identity: LogIdentity
 ) -> dict[Partition, int]:
-    """Lock the rows of these partitions until the transaction ends, and return the next offset of each.
+    """Lock the rows of the partitions until the transaction ends, and return the next offset of each.
 
-    Raises ForeignLogError if the tables come from another log, or from one with another number of partitions.
+    Also locks the partitions that :func:`lockable` adds. Raises ForeignLogError if the tables were made from another
+    log, or from topics with another number of partitions.
     """
     wanted = lockable(partitions)
     topics, numbers = [topic for topic, _ in wanted], [number for _, number in wanted]
     rows = await connection.fetch(_sql["lock_offsets"], topics, numbers)
     if len(rows) < len(wanted):
-        # These partitions have no row yet, but those of others tell which log the tables come from.
+        # Some of these partitions have no row yet, but the rows of others tell which log the tables were made from.
         for row in await connection.fetch(_sql["all_offsets"]):
             _refuse_foreign(row, identity)
         await connection.execute(_sql["insert_partitions"], topics, numbers, *identity)
@@ -102,14 +109,15 @@ async def applied_offsets(connection: asyncpg.Connection, identity: LogIdentity)
 
 
 def missing(applied: Mapping[Partition, int], needed: Mapping[Partition, int]) -> dict[Partition, OffsetRange]:
-    """Return the offsets of each partition that must still be applied to reach ``needed``."""
+    """Return the range of offsets that must still be applied in each partition that has not reached ``needed``."""
     return {p: (applied.get(p, 0), end) for p, end in needed.items() if applied.get(p, 0) < end}
 
 
 def refuse_ahead(applied: Mapping[Partition, int], ends: Mapping[Partition, int]) -> None:
-    """Raise ForeignLogError if more is applied than the log holds. Read ``applied`` before ``ends``.
+    """Raise ForeignLogError if the tables are applied further than the log reaches.
 
-    Otherwise the next records would be skipped, as if they had been applied already.
+    The next records of such a log would be skipped, as if they had been applied already. Read ``applied`` before
+    ``ends``: otherwise, a record applied between the two reads would look like one that the log does not hold.
     """
     ahead = {partition: offset for partition, offset in applied.items() if offset > ends.get(partition, 0)}
     if ahead:
@@ -122,7 +130,7 @@ def refuse_ahead(applied: Mapping[Partition, int], ends: Mapping[Partition, int]
 
 
 def greatest(one: Mapping[Partition, int], other: Mapping[Partition, int]) -> dict[Partition, int]:
-    """Return the greater offset of each partition."""
+    """Return the greater of the two offsets of each partition."""
     return {partition: max(one.get(partition, 0), other.get(partition, 0)) for partition in {*one, *other}}
 
 
@@ -131,8 +139,8 @@ async def skip_empty(
 ) -> None:
     """Advance a partition from ``start`` to ``end`` over offsets that hold no records.
 
-    Does nothing if it is not at ``start``: another worker advanced it, or the tables were replaced. Raises
-    ForeignLogError as :func:`lock` does.
+    Does nothing if the next offset of the partition is not ``start``, because another worker advanced it or the tables
+    were replaced. Raises ForeignLogError as :func:`lock` does.
     """
     async with connection.transaction():
         next_offsets = await lock(connection, [partition], identity)
@@ -141,7 +149,7 @@ async def skip_empty(
 
 
 async def advance(connection: asyncpg.Connection, polls: Sequence[Poll]) -> None:
-    """Advance each partition to the end of its poll."""
+    """Set the next offset of each partition to the end of its poll."""
     await connection.execute(
         _sql["advance_offsets"],
         [poll.topic for poll in polls],

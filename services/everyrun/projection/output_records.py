@@ -1,6 +1,6 @@
-"""Make the records of ``results`` and ``reports`` from the current state of rows and attempts. Pure.
+"""Make the records of the topics ``results`` and ``reports`` from rows of the result tables. Pure.
 
-Type and id of each event are functions of the state, so publishing a state again repeats the event.
+The type and the id of an event depend only on the state that it shows, so publishing a state again repeats the event.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ Row = asyncpg.Record | dict[str, Any]
 #: The CloudEvents source of everything that the processor writes.
 SOURCE = "/everyrun/processor"
 _NULL = msgspec.Raw(b"null")
-#: Maximum bytes of a value: what Kafka accepts, less headers and key.
+#: Maximum number of bytes of a record's value: what Kafka accepts, minus 64 KiB for the headers and the key.
 _FITS = MAX_RECORD_BYTES - (64 << 10)
-#: Maximum characters of failure_reason and failure_message in an event that would otherwise not fit.
+#: Maximum number of characters of failure_reason and of failure_message in an event that would otherwise be too large.
 _TEXT_MAX = 10_000
 # fmt: off
 _PLAIN = (
@@ -38,15 +38,16 @@ def _time(moment: datetime | None) -> str | None:
 
 
 def result_record(row: Row) -> Record:
-    """Return the event of a row of ``results``, as the statement ``current_rows`` reads it.
+    """Return the event for a row of the table ``results`` that the statement ``current_rows`` read.
 
-    It always fits the topic: a run that is too large is left out (``run`` is null but ``run_id`` is not), and the
-    failure texts are truncated. The table has all of it.
+    The record always fits the topic. If the row is too large, the run is left out (``run`` is null but ``run_id`` is
+    not) and the failure texts are truncated. The table still holds all of them in full.
     """
     whole = _result_record(row)
     if len(whole.value) <= _FITS:
         return whole
-    # Postgres writes jsonb with spaces, so a run near the limit is larger when it comes out of the table.
+    # Postgres adds spaces when it writes jsonb as text, so a run near the limit may be too large when it is read from
+    # the table. Without these spaces, it may fit.
     compact = {**row, **{name: row[name] and _compact(row[name]) for name in ("file", "metadata", "run")}}
     whole = _result_record(compact)
     if len(whole.value) <= _FITS:
@@ -85,7 +86,7 @@ def _result_record(row: Row) -> Record:
 
 
 def batch_record(row: Row, now: float) -> Record:
-    """Return the event of an attempt, as the statement ``current_attempts`` reads it; ``now`` is Unix seconds."""
+    """Return the event for an attempt that the statement ``current_attempts`` read; ``now`` is Unix time in seconds."""
     kind = BatchSettled if row["state"] in ("SETTLED", "REFUSED") else BatchProgressed
     event = kind(
         submission_id=row["submission_id"],
@@ -104,7 +105,7 @@ def batch_record(row: Row, now: float) -> Record:
 
 
 def submission_record(row: Row, now: float) -> Record:
-    """Return the event of a settled submission; ``now`` is Unix seconds."""
+    """Return the event for a settled submission; ``now`` is Unix time in seconds."""
     event = SubmissionSettled(
         submission_id=row["submission_id"],
         workflow_id=row["workflow_id"],

@@ -1,4 +1,4 @@
-"""Find the input of each run in some polls: read what :mod:`everyrun.projection.rules.match` needs."""
+"""Find the input of each run in some polls: read what the rules of :mod:`everyrun.projection.rules.match` need."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from everyrun.projection.rules.match import (
     Unmatched,
     by_fingerprint,
     fingerprint,
-    in_order,
     match,
+    unique_by_attempt,
 )
 from everyrun.projection.rules.merge import Binding, Run, merge
 from everyrun.projection.rules.run_selection import Row
@@ -31,20 +31,20 @@ _bindings = msgspec.json.Decoder(list[Binding])
 
 
 class OutOfPlaceError(Exception):
-    """The transaction must lock the tables exclusively: it holds a record that lies in another partition."""
+    """The transaction must lock the tables exclusively, as a record may lie in another partition than its chunk."""
 
 
 class _Bound(msgspec.Struct, frozen=True):
-    """The input and the batch that a run is bound to already."""
+    """The input and the batch that an earlier transaction bound a run to."""
 
     binding: Binding
     batch_id: str
 
 
 class RunMatcher:
-    """Matches the runs of some polls, and the unmatched runs that waited for batches in these polls.
+    """Matches the runs in some polls, and earlier runs that were unmatched and whose batch these polls announce.
 
-    A run is bound once, to the first input of its batch that it names. It then stays bound.
+    A run is bound to the first input of its batch that the run names, and then stays bound to this input.
     """
 
     def __init__(self, connection: asyncpg.Connection, decoded: DecodedPolls, partitions: int) -> None:
@@ -52,18 +52,19 @@ class RunMatcher:
         self._decoded = decoded
         self._partitions = partitions
         self._runs: dict[str, Run] = dict(decoded.runs)
-        #: The rows of runs that were unmatched before.
+        #: By run id: the rows in ``unmatched_runs`` of runs that were unmatched before.
         self.known: dict[str, asyncpg.Record] = {}
         self.by_input: dict[str, list[Run]] = defaultdict(list)
         self._unmatched: list[tuple[Run, str]] = []
-        #: The rows of the inputs concerned, as far as they are in the table.
+        #: By input id: the rows in ``results`` of the inputs concerned. An input without a row is left out.
         self.rows: dict[str, Row] = {}
 
     async def match_runs(self, *, exclusive: bool) -> None:
         """Match every run.
 
-        Raises OutOfPlaceError unless ``exclusive``, if a record lies in another partition than what it belongs to, or
-        if that is unknown: two transactions could then decide about one run without seeing each other.
+        Unless ``exclusive``, raises OutOfPlaceError if a record lies in another partition than the chunk it belongs to,
+        or if this chunk is unknown. In these cases, two transactions that do not see each other could decide about one
+        run.
         """
         logged_events = self._decoded.attempts
         brought = attempts.batches_of(logged_events)
@@ -92,7 +93,7 @@ class RunMatcher:
 
     def _named(self, run: Run, batch: Batch | None) -> list[str] | Unmatched:
         # A fingerprint is expensive (canonical JSON and a hash), and only runs of registered batches need one.
-        registered = batch is not None and batch.inputs is not None
+        registered = batch is not None and batch.inputs_by_fingerprint is not None
         return match(run.batch_id, batch, self.bindings(run), self.fingerprints(run) if registered else ())
 
     def _assign(
@@ -118,7 +119,7 @@ class RunMatcher:
         self._unmatched.append((run, INPUT_UNKNOWN))
 
     async def _batches(self, batch_ids: set[str | None]) -> dict[str, Batch]:
-        """Return the batches that are in the table; registered ones with the inputs that the runs may belong to."""
+        """Read the batches that are in the table, and for registered batches the inputs that the runs may belong to."""
         found: dict[str, Batch] = {}
         registered = []
         for record in await self._connection.fetch(_sql["batches_by_id"], [b for b in batch_ids if b]):
@@ -131,7 +132,7 @@ class RunMatcher:
             for record in await self._connection.fetch(_sql["inputs_by_fingerprint"], registered, list(wanted)):
                 pairs[record["batch_id"]].append((record["fingerprint"], record["input_id"]))
             for batch_id in registered:
-                found[batch_id] = replace(found[batch_id], inputs=by_fingerprint(pairs[batch_id]))
+                found[batch_id] = replace(found[batch_id], inputs_by_fingerprint=by_fingerprint(pairs[batch_id]))
         return found
 
     async def _read_rows(self, input_ids: Iterable[str]) -> None:
@@ -141,7 +142,11 @@ class RunMatcher:
                 self.rows[record["input_id"]] = tables.row_of(record)
 
     async def _bound(self, named: Mapping[str, list[str] | Unmatched]) -> dict[str, _Bound]:
-        """Return what runs are bound to already. Runs that were unmatched are not bound."""
+        """Return, by run id, the input and the batch that a run is already bound to.
+
+        Two kinds of runs need no lookup: a run that was unmatched before is not bound, and a run that is the current
+        run of the input that it names is matched to this input again.
+        """
         wanted = []
         for run_id, found in named.items():
             if run_id in self.known:
@@ -158,7 +163,10 @@ class RunMatcher:
     async def _members(
         self, named: Mapping[str, list[str] | Unmatched], batches: Mapping[str, Batch]
     ) -> set[tuple[str, str]]:
-        """Return the pairs of batchId and input that belong together, where the row alone does not tell."""
+        """Return the pairs (batchId, input id) of inputs that are in a batch though they count in another attempt.
+
+        For an input that counts in the attempt of its batch, its row in ``self.rows`` is enough.
+        """
         unclear = set()
         for run_id, found in named.items():
             batch = batches.get(self._runs[run_id].batch_id or "")
@@ -180,7 +188,7 @@ class RunMatcher:
         return row is not None and (row.attempt_key == batch.attempt_key or (batch.batch_id, input_id) in members)
 
     def _in_place(self, batches: Mapping[str, Batch], bound: Mapping[str, _Bound]) -> bool:
-        """Return True if every record lies in its chunk's partition: no other transaction can touch the same rows."""
+        """Return True if each record lies in its chunk's partition, so that no other transaction can touch its rows."""
         for logged in self._decoded.attempts:
             if logged.partition != self._partition(attempts.key_of(logged.event)):
                 return False
@@ -190,11 +198,12 @@ class RunMatcher:
         )
 
     def _own_partition(self, run: Run, batches: Mapping[str, Batch], bound: _Bound | None) -> set[int]:
-        """Return the partition of the chunk or batch that the run belongs to; an empty set if it is unknown."""
+        """Return the partition of the run's chunk or batch, as a set that is empty if the partition is unknown."""
         if run.batch_id is not None:
             batch = batches.get(run.batch_id)
             return set() if batch is None else {self._partition(batch.key)}
-        # Without a batch, only the chunk that the run names is known. What it is bound to must be of the same chunk.
+        # A run without a batchId has only the chunk that it names. If the run is already bound to an input, the input
+        # must be of the same chunk.
         keys = {lineage(binding.chunk) for binding in self._decoded.bindings[run.run_id]}
         if bound is not None:
             keys.add(lineage(bound.binding.chunk))
@@ -213,13 +222,13 @@ class RunMatcher:
         return unmatched
 
     def bindings(self, run: Run) -> list[Binding]:
-        """Return each binding that the run was seen with once; those to one attempt in the order of the log."""
+        """Return the distinct bindings that the run was seen with; those to one attempt are in the order of the log."""
         known = self.known.get(run.run_id)
         before = _bindings.decode(known["bindings"]) if known else []
-        return in_order([*before, *self._decoded.bindings.get(run.run_id, ())])
+        return unique_by_attempt([*before, *self._decoded.bindings.get(run.run_id, ())])
 
     def fingerprints(self, run: Run) -> list[str]:
-        """Return each fingerprint of the run's metadata once, in the order of the log."""
+        """Return the distinct fingerprints of the metadata that the run was seen with, in the order of the log."""
         known = self.known.get(run.run_id)
         seen = [fingerprint(metadata) for metadata in self._decoded.metadata.get(run.run_id, ())]
         return list(dict.fromkeys([*(known["fingerprints"] if known else ()), *(f for f in seen if f is not None)]))

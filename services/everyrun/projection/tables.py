@@ -1,6 +1,6 @@
-"""Read and write the rows of the result tables; writing happens in the caller's transaction.
+"""Read and write the rows of the result tables. Functions that write do so in the caller's transaction.
 
-Over 300 lines, so that the columns of each table and the statements that take them are in one place.
+This module has over 300 lines, so that the columns of each table and the statements that take them are in one place.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ UNMATCHED_COLUMNS = [
 
 
 class ConflictError(Exception):
-    """Another transaction changed a row after this one had read it: retry."""
+    """Another transaction changed a row after this transaction had read the row. Retry this transaction."""
 
 
 class InputState(NamedTuple):
-    """The state of an input that one transaction leaves: its row, and the selection of its current run, if any.
+    """The state of an input after a transaction: its row, and the selection of its current run, if it has a run.
 
     ``reason`` and ``message`` say why an input without a run was refused.
     """
@@ -66,7 +66,7 @@ class InputState(NamedTuple):
 
     @property
     def version(self) -> str:
-        """The version that the row gets."""
+        """The version of the row after the transaction."""
         return self.row.version if self.selection is None else self.selection.version
 
     @property
@@ -82,7 +82,7 @@ class InputState(NamedTuple):
         return (*head, row.file, row.metadata, run_id, *rest)
 
     def staged(self, expected_version: str) -> tuple[Any, ...]:
-        """Return the values of STAGED_COLUMNS, for a row that has this version in the table."""
+        """Return the values of STAGED_COLUMNS. The row is updated only if it still has ``expected_version``."""
         batch_id, attempt, run_id, rest = self._changing()
         return (self.row.input_id, expected_version, batch_id, *attempt, run_id, *rest)
 
@@ -97,7 +97,7 @@ class InputState(NamedTuple):
 
 
 async def setup_connection(connection: asyncpg.Connection) -> None:
-    """Have the connection read and write jsonb as the bytes of its text, in binary, so that COPY takes it too."""
+    """Make the connection read and write jsonb as bytes of JSON text. COPY needs the binary format."""
     await connection.set_type_codec(
         "jsonb",
         encoder=lambda text: b"\x01" + text,
@@ -108,7 +108,10 @@ async def setup_connection(connection: asyncpg.Connection) -> None:
 
 
 def row_of(record: asyncpg.Record) -> Row:
-    """Return a row that the statement ``rows_by_input`` read: its columns are the fields of Row, in order."""
+    """Return the row that the statement ``rows_by_input`` read.
+
+    Its columns are the fields of Row, in the same order.
+    """
     return Row._make(record.values())
 
 
@@ -136,7 +139,7 @@ def run_of(record: asyncpg.Record) -> Run:
 
 
 def bound(run: Run, binding: Binding, batch_id: str) -> Run:
-    """Return the run as a run of this input and this batch, whatever it says itself."""
+    """Return the run as one of this input and this batch, whatever input and batch the run itself names."""
     return replace(run, binding=binding, batch_id=batch_id)
 
 
@@ -157,7 +160,10 @@ async def write_results(
     new: Collection[str],
     versions: Mapping[str, str],
 ) -> None:
-    """Insert the rows of the inputs ``new`` and update the others, which had these versions. Raises ConflictError."""
+    """Insert the rows of the inputs in ``new``, and update the rows of the others.
+
+    ``versions`` holds the version of each existing row, by input id. Raises ConflictError if a row has another version.
+    """
     if new:
         await copy(connection, "results", RESULT_COLUMNS, (states[input_id].values() for input_id in sorted(new)))
     staged = [states[i].staged(versions[i]) for i in sorted(states.keys() - set(new))]
@@ -191,7 +197,7 @@ async def write_duplicates(
 
 
 class UnmatchedRun(NamedTuple):
-    """A run that matches no input so far, with the reason and everything that it was seen with."""
+    """A run that matches no input so far, the reason, and all fingerprints and bindings that the run was seen with."""
 
     run: Run
     reason: str
@@ -210,7 +216,7 @@ class UnmatchedRun(NamedTuple):
 async def write_unmatched(
     connection: asyncpg.Connection, before: Collection[str], unmatched: Sequence[UnmatchedRun]
 ) -> None:
-    """Replace the unmatched runs ``before`` (run ids) by those that are unmatched now."""
+    """Delete the runs that were unmatched ``before`` (their ids), and insert those that are ``unmatched`` now."""
     if before:
         await connection.execute(_sql["delete_unmatched"], list(before))
     if unmatched:
@@ -245,13 +251,13 @@ async def write_deliveries(connection: asyncpg.Connection, logged_events: Sequen
 
 
 async def write_decisions(connection: asyncpg.Connection, logged_events: Sequence[LoggedEvent]) -> None:
-    """Insert a decision for each event that holds one."""
+    """Insert the decisions that these events hold, one per event."""
     for logged in logged_events:
         await connection.execute(_sql["insert_decision"], *decisions.decision_of(logged))
 
 
 async def write_quarantine(connection: asyncpg.Connection, logged_events: Sequence[LoggedEvent]) -> None:
-    """Insert quarantined messages, and update those that were decided about."""
+    """Insert quarantined messages, and update messages that a person retried or discarded."""
     for logged in logged_events:
         statement, values = _quarantine_change(logged)
         await connection.execute(_sql[statement], *values)
@@ -274,7 +280,7 @@ def _quarantine_change(logged: LoggedEvent) -> tuple[str, tuple[Any, ...]]:
 async def write_attempts(
     connection: asyncpg.Connection, logged_events: Sequence[LoggedEvent], deltas: CounterDeltas
 ) -> None:
-    """Insert and update attempts: what the events say, their counters, and the state that follows from both."""
+    """Write what the events say about attempts, the counters of attempts, and the states that follow from both."""
     upserts = sorted(
         (attempts.upsert_of(logged) for logged in logged_events), key=lambda upsert: (upsert.chunk, upsert.attempt)
     )
@@ -308,12 +314,12 @@ async def _last_settled(connection: asyncpg.Connection, ended: Sequence[AttemptK
 
 
 def columns_of(rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
-    """Return the columns of these rows, for a statement that takes one array for each column."""
+    """Return the columns of these rows, for a statement that takes one array per column."""
     return [list(column) for column in zip(*rows, strict=True)]
 
 
 def _run_values(run: Run) -> tuple[Any, ...]:
-    """Return the values of the columns from ``status`` to ``settled_at``."""
+    """Return the values of a run for the columns from ``status`` to ``settled_at``, which several tables have."""
     return (
         run.status,
         run.failure_reason,

@@ -1,6 +1,6 @@
-"""Apply migrations with dbmate. Each schema has its own folder of migrations, and its own table of applied ones.
+"""Apply migrations with dbmate. Each schema has a folder of migrations, and a table that lists the applied ones.
 
-A migration runs with its schema first in the search path, so one that names no schema works in any schema.
+A migration runs with its schema first in the search path, so a migration that names no schema can be applied to any.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ def migrate(dsn: str, schemas: dict[str, Path] | None = None) -> None:
 def _url(dsn: str, schema: str) -> str:
     """Return the dsn in dbmate's form. Without an sslmode, use TLS if the server offers it, as asyncpg and psql do."""
     parts = urlsplit(dsn)
-    # A migration may take as long as it needs, so remove the role's limits, except those that only new servers have.
+    # A migration may take as long as it needs, so remove the role's limits. The last limits in LIMITS are left out,
+    # because older servers refuse a connection with settings that they do not know.
     unlimited = [f"{name}=0" for name in LIMITS[:3]]
     own = [parts.query, f"search_path={schema}", *unlimited] + ([] if "sslmode=" in parts.query else ["sslmode=prefer"])
     query = "&".join(own).lstrip("&")

@@ -1,10 +1,11 @@
 """Declare which part of the code writes each table, and which parts read it.
 
-Services share a database beside the events in Kafka. Each table has one owner, and nobody else changes its rows; the
-exceptions have a note. Other parts may read a table that lists them as readers. A reader must cope with rows that are
-a moment old: the result tables follow the log, and the queue is ahead of them.
+Services exchange events through Kafka, and they also share a database. Each table has one owner. Only the owner changes
+its rows, except for the other writers that are listed with a reason. A part may read a table only if it is listed as a
+reader. A reader must cope with rows that are a moment old: the result tables follow the log, and the queue is ahead of
+them.
 
-A test compares this with every statement in the code. docs/reference/ownership.md is generated from it.
+A test compares this list with every statement in the code. docs/reference/ownership.md is generated from it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ PARTS = {
 class Table(NamedTuple):
     """The parts of the code that use a table, a view or a function."""
 
-    #: The part whose statements change it. Of a view or a function: the part whose migration defines it.
+    #: The part whose statements change the table. For a view or a function: the part whose migration defines it.
     owner: str
     #: Other parts that read it.
     readers: tuple[str, ...] = ()
@@ -39,7 +40,7 @@ class Table(NamedTuple):
 
 _DOCTOR = (("doctor", "tries a write and rolls it back"),)
 
-#: Every table, view and function that statements outside the migrations name.
+#: Every table, view and function that is named by statements outside of migrations.
 TABLES = {
     # The result tables: a projection of the log.
     "everyrun.applied_offsets": Table("projection", ("processor", "submission", "replay", "doctor"), _DOCTOR),
@@ -69,7 +70,7 @@ TABLES = {
     "everyrun_queue.incarnation": Table("submission", ("store",)),
     "everyrun_queue.claim": Table("submission"),
     "everyrun_queue.unsent": Table("submission", ("query", "replay", "doctor")),
-    # Working state of other parts, in the queue's schema because it is not made from the log either.
+    # Working state of other parts. It is in the queue's schema because, like the queue, it is not made from the log.
     "everyrun_queue.tokens": Table(
         "store", ("submission",), (("submission", "marks what it has announced in the log, and restores from it"),)
     ),
@@ -79,7 +80,7 @@ TABLES = {
     "everyrun_queue.gone_runs": Table("reconciler", ("query",)),
     "everyrun_queue.published_offsets": Table("processor"),
     "everyrun_queue.replay_jobs": Table("replay"),
-    # The index of the log: made from it, for the history of an input.
+    # The index of the log, which finds the events in the history of an input. It is made from the log.
     "everyrun_index.positions": Table("replay"),
     "everyrun_index.places": Table("replay"),
     "everyrun_index.batch_places": Table("replay"),

@@ -17,7 +17,7 @@ _json = msgspec.json.Encoder()
 
 
 async def connection_setup(connection: asyncpg.Connection) -> None:
-    """Convert jsonb to and from Python values."""
+    """Make the connection convert jsonb to and from Python values."""
     await connection.set_type_codec(
         "jsonb", encoder=lambda value: _json.encode(value).decode(), decoder=msgspec.json.decode, schema="pg_catalog"
     )
@@ -33,13 +33,13 @@ async def write_problem(connection: Any) -> str | None:
 
 
 class SlowStatementError(asyncpg.QueryCanceledError):
-    """A statement took too long while Postgres answers others. Only the step that made it should fail."""
+    """A statement took too long, though Postgres answers others. Only the step that ran the statement should fail."""
 
 
 def is_slow(error: BaseException) -> bool:
     """Return True if an error means that a statement took too long, and not that Postgres is unavailable.
 
-    Retry it like the others in POSTGRES_AWAY, but do not report it as an outage.
+    Retry after such an error as after the others in POSTGRES_AWAY, but do not report an outage.
     """
     return isinstance(error, asyncpg.QueryCanceledError)
 
@@ -70,7 +70,7 @@ def _naming_slow(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitab
         except (TimeoutError, asyncpg.QueryCanceledError) as error:
             if isinstance(error, SlowStatementError):
                 raise
-            # A server that canceled a statement works. After a timeout, check if it answers at all.
+            # A server that canceled a statement is available. After a timeout, check whether the server answers at all.
             if isinstance(error, TimeoutError) and not await _answers(self.dsn):
                 raise
             setting = ended_by(error)
@@ -84,10 +84,10 @@ _METHODS = ("execute", "executemany", "fetch", "fetchrow", "fetchval", "copy_to_
 
 
 def connection_naming_slow(dsn: str) -> type[asyncpg.Connection]:
-    """Return a class of connections that raise SlowStatementError, with the statement's name.
+    """Return a connection class that raises SlowStatementError for a slow statement, with the statement's name.
 
-    For a slow statement asyncpg raises TimeoutError, which is an OSError, as if Postgres were unavailable. That error
-    remains only if Postgres at ``dsn`` does not answer another connection either.
+    asyncpg's own class raises TimeoutError instead. TimeoutError is an OSError, so Postgres seems to be unavailable.
+    The returned class raises TimeoutError only if Postgres at ``dsn`` does not answer on another connection either.
     """
     methods = {name: _naming_slow(getattr(asyncpg.Connection, name)) for name in _METHODS}
     return type("ConnectionNamingSlow", (Session,), {**methods, "dsn": dsn})
@@ -108,10 +108,10 @@ async def open_pool(
     own: Mapping[str, str] | None = None,
     setup: Callable[[asyncpg.Connection], Awaitable[None]] = connection_setup,
 ) -> asyncpg.Pool:
-    """Return a pool on EVERYRUN_POSTGRES_DSN; ``name`` appears in pg_stat_activity.
+    """Return a pool of connections to EVERYRUN_POSTGRES_DSN; ``name`` is shown in pg_stat_activity.
 
-    Each session has the settings ``own``, and none of the role's limits. ``setup`` sets codecs; by default jsonb is
-    converted to Python values.
+    Each session gets the settings in ``own``, and none of the role's limits apply to it. ``setup`` sets the type
+    codecs; the default one converts jsonb to Python values.
 
     Raises PoolerError, and OSError or asyncpg.PostgresError if the database does not answer.
     """

@@ -12,13 +12,16 @@ from everyrun.settings import Settings
 from everyrun.store.pool import POSTGRES_AWAY, write_problem
 from everyrun.store.session import PoolerError, connect
 
-#: Interval and timeout of the check, in seconds. A frozen server (it accepts connections and answers nothing) is
-#: detected within their sum.
+#: Interval and timeout of the check, in seconds. A frozen server, which accepts connections but never answers, is
+#: detected within the sum of both.
 _EVERY, _WITHIN = 2.0, 5.0
 
 
 class Probe:
-    """Checks Postgres with its own connection, because the pool's may be busy, or wait a minute for a frozen server."""
+    """Checks Postgres over a connection of its own.
+
+    The connections of the pool may all be busy, or wait a minute for a frozen server.
+    """
 
     def __init__(self, settings: Settings, *, name: str, writes: bool) -> None:
         self._dsn = settings.postgres_dsn.get_secret_value()
@@ -27,9 +30,9 @@ class Probe:
         self._connection: asyncpg.Connection | None = None
 
     async def problem(self) -> str | None:
-        """Return why Postgres cannot be used now, or None if it can. Takes a few seconds at most, and raises nothing.
+        """Return why Postgres cannot be used now, or None if it can. Takes at most a few seconds, and raises no error.
 
-        If the caller writes, a read-only database is a problem too.
+        If ``writes`` is set, a read-only database is a problem, too.
         """
         try:
             async with asyncio.timeout(_WITHIN):
@@ -60,7 +63,7 @@ class Probe:
 
 
 async def keep_probing(settings: Settings, health: Health, part: str, *, name: str, writes: bool = True) -> None:
-    """Check Postgres regularly, for ever, and report it as a part of readyz."""
+    """Check Postgres regularly, for ever, and report the result in readyz under the name ``part``."""
     probe = Probe(settings, name=name, writes=writes)
     try:
         while True:

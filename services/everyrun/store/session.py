@@ -1,11 +1,11 @@
-"""Prepare sessions at Postgres: remove the role's limits, apply our settings, and refuse poolers without sessions.
+"""Prepare Postgres sessions: remove the role's limits, apply our settings, and refuse poolers without sessions.
 
 A role, a database or a server may set limits (``statement_timeout`` and others) that would end a long upload. Everyrun
-limits each call on the client instead, so each session sets those limits to 0. It does this by statements after it has
-connected, because PgBouncer refuses these settings at connection start.
+limits each call on the client instead, and sets those limits to 0 in each session. It does so with statements after it
+has connected, because PgBouncer refuses these settings when a connection starts.
 
-A session has state: settings, prepared statements, advisory locks. A pooler in transaction mode gives each transaction
-another server, which loses that state. Such a pooler is detected and refused (``PoolerError``).
+A session has state: settings, prepared statements, advisory locks. A pooler in transaction mode may give each
+transaction another session, so this state is lost. Such a pooler is detected and refused (``PoolerError``).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ LIMITS = (
     "transaction_timeout",
 )
 
+#: The check for a pooler: how often each connection asks for its server process, and the timeout in seconds.
 _ROUNDS = 8
 _WITHIN = 10.0
 
@@ -35,15 +36,15 @@ _WITHIN = 10.0
 def _says_shared(error: asyncpg.PostgresError) -> bool:
     """Return True for the errors of a pooler without sessions.
 
-    Either a prepared statement is on another server, or PgBouncer is in statement mode. PgBouncer uses one state for
-    nearly all of its own errors, so its text decides.
+    Such an error says that a prepared statement exists only in another session, or that PgBouncer is in statement mode.
+    PgBouncer uses the same SQLSTATE for nearly all of its own errors, so the text of the error must be searched.
     """
     lost = isinstance(error, (asyncpg.DuplicatePreparedStatementError, asyncpg.InvalidSQLStatementNameError))
     return lost or "statement pooling mode" in str(error).lower()
 
 
 class PoolerError(Unavailable, SettingsError):
-    """The dsn leads to a pooler that gives each transaction another session."""
+    """The dsn leads to a pooler that may give each transaction another session."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -67,7 +68,8 @@ class Session(asyncpg.Connection):
 async def refuse_pooler(connection: Any, dsn: str) -> None:
     """Raise PoolerError if the connection has no session of its own.
 
-    The server names its process when a connection starts. If a statement runs in another process, there is a pooler.
+    When a connection starts, the server sends the id of its process. If a statement then runs in another process, there
+    is a pooler, and :func:`is_shared` finds out whether it keeps sessions.
     """
     try:
         server = await connection.fetchval("select pg_backend_pid()")
@@ -81,9 +83,9 @@ async def refuse_pooler(connection: Any, dsn: str) -> None:
 
 
 async def prepare(connection: Any, dsn: str, own: Mapping[str, str]) -> None:
-    """Apply settings to a new connection and remove its limits. Raises PoolerError.
+    """Apply the settings in ``own`` to a new connection and remove the role's limits. Raises PoolerError.
 
-    Touch only limits that are set, because each statement costs a little at every return to the pool.
+    Limits that are not set are left alone, because these statements run again at every return to the pool.
     """
     await refuse_pooler(connection, dsn)
     limits = await connection.fetch(
@@ -103,7 +105,7 @@ def _literal(value: str) -> str:
 
 
 async def connect(dsn: str, *, name: str, own: Mapping[str, str] | None = None, **options: Any) -> asyncpg.Connection:
-    """Return a connection of one's own; ``name`` is shown in pg_stat_activity. ``options`` are asyncpg's.
+    """Return a connection outside of any pool; ``name`` is shown in pg_stat_activity. ``options`` are asyncpg's.
 
     Raises PoolerError, and OSError or asyncpg.PostgresError if the database does not answer.
     """
@@ -120,7 +122,7 @@ async def connect(dsn: str, *, name: str, own: Mapping[str, str] | None = None, 
 def preparing(
     dsn: str, own: Mapping[str, str], then: Callable[[asyncpg.Connection], Awaitable[None]]
 ) -> Callable[[asyncpg.Connection], Coroutine[Any, Any, None]]:
-    """Return the function that a pool calls with each new connection: ``prepare``, and then ``then``."""
+    """Return a function for a pool to call with each new connection. It calls ``prepare``, and then ``then``."""
 
     async def prepared(connection: asyncpg.Connection) -> None:
         await prepare(connection, dsn, own)
@@ -129,15 +131,16 @@ def preparing(
     return prepared
 
 
-#: True for each dsn that leads to such a pooler, so that it is checked only once.
+#: For each dsn that was checked: whether it leads to a pooler without sessions.
 _known: dict[str, bool] = {}
 
 
 async def is_shared(dsn: str) -> bool:
     """Return True if connections share sessions, or change their session between transactions.
 
-    Two connections ask in turn which server process they use. In session mode, each has its own. In transaction mode, a
-    quiet pooler gives both the same process, and a busy one changes it from time to time.
+    To find out, two connections ask in turn which server process they use. In session mode, each connection keeps a
+    process of its own. In transaction mode, an idle pooler gives the same process to both connections, and a busy
+    pooler gives a connection another process from time to time.
     """
     if dsn not in _known:
         _known[dsn] = await _ask(dsn)
@@ -165,7 +168,7 @@ async def _ask(dsn: str) -> bool:
             connection.terminate()
 
 
-#: The setting that ended a statement, a transaction or a session, by SQLSTATE.
+#: The setting that ended a statement, a transaction or a session, by the SQLSTATE of the error.
 _ENDED_BY = {
     "55P03": "lock_timeout",
     "25P03": "idle_in_transaction_session_timeout",

@@ -10,12 +10,12 @@ _NAME = re.compile(r"^-- name: ([a-z_0-9]+)[ \t]*$", re.MULTILINE)
 
 
 class Row(Protocol):
-    """A row that a statement returned; its values are found by the names of the columns."""
+    """A row that a statement returned: ``row["status"]`` is the value of the column ``status``."""
 
     def __getitem__(self, column: str, /) -> Any: ...
 
 
-#: The name of each statement that was read, by its text.
+#: The name and the file of each statement that was read, by the text of the statement.
 _names: dict[str, str] = {}
 
 
@@ -25,7 +25,10 @@ def name_of(statement: str) -> str:
 
 
 class Statements:
-    """The statements of one file: ``sql["name"]`` is the text. Raises KeyError, with the file, for an unknown name."""
+    """The statements of one file: ``statements["name"]`` is the text.
+
+    The KeyError for an unknown name names the file.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -1,10 +1,11 @@
-"""Make text storable in Postgres, which takes no NUL in text and neither NUL nor lone surrogates in jsonb. Pure."""
+"""Make text storable in Postgres: text may hold no NUL, and jsonb neither NUL nor lone surrogates. Pure."""
 
 from __future__ import annotations
 
 import re
 
-# Pairs of backslashes are skipped: an escaped backslash in front makes \\u0000 plain text.
+# Finds escapes of NUL, pairs of surrogates (which are kept) and lone surrogates. Pairs of backslashes before an escape
+# are skipped, because an escaped backslash makes the u0000 after it plain text.
 _UNSTORABLE = re.compile(
     rb"(?<!\\)((?:\\\\)*)\\u(?:0000|[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|[dD][89a-fA-F][0-9a-fA-F]{2})"
 )
@@ -12,7 +13,7 @@ _UNSTORABLE = re.compile(
 
 def storable_json(raw: bytes) -> bytes:
     """Return JSON text for a jsonb column: each escaped NUL or lone surrogate becomes U+FFFD."""
-    # One search is enough for nearly all texts: few have such an escape at all.
+    # For speed: nearly all texts hold no \u at all, so the first search decides.
     if b"\\u" not in raw or (b"\\u0000" not in raw and b"\\ud" not in raw and b"\\uD" not in raw):
         return raw
     return _UNSTORABLE.sub(_replacement, raw)

@@ -1,7 +1,7 @@
-"""Create, revoke and check API tokens. Only a hash of each is stored, so a copy of the database gives no access.
+"""Create, revoke and check API tokens. Only the hash of a token is stored, so a copy of the database gives no access.
 
-A token is 256 random bits, so its hash is a plain SHA-256. Salts and slow hashes protect passwords that people choose
-and that can be guessed from a list. One of 2^256 equally likely texts cannot be guessed, however fast a guess is.
+The hash is a plain SHA-256. Salts and slow hashes protect passwords that people choose, because such passwords can be
+guessed from a list. A token needs neither: it has 256 random bits, so it cannot be guessed, however fast a guess is.
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ _sql = beside(__file__, "tokens.sql")
 
 Scope = Literal["submit", "read", "operate"]
 
-#: Scopes: submit inputs; read reports and results; make an operator's decisions. No scope includes another.
+#: What a token allows. submit: submit inputs; read: read reports and results; operate: make an operator's decisions. No
+#: scope includes another.
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 
-#: Seconds after which tokens are read again, so that a revocation takes effect.
+#: Maximum age in seconds of the tokens in memory. After that, they are read again, so that a revocation takes effect.
 FRESH_FOR = 2.0
-#: The same for an unknown token: a new token works at once, but a flood of guesses does not cause a flood of queries.
+#: The same if a token is unknown. It is short, so that a new token works at once, but not 0, so that a flood of guesses
+#: does not cause a flood of queries.
 UNKNOWN_FOR = 0.2
 
 
@@ -42,14 +44,17 @@ class Caller(Struct, frozen=True):
 
 
 class Revoked(Struct, frozen=True):
-    """The name of a revoked token. ``before`` is true if it was revoked already; then the first reason stays."""
+    """A revoked token: its name, and whether it had already been revoked ``before``.
+
+    In that case, the reason of the first revocation is kept.
+    """
 
     name: str
     before: bool
 
 
 class RevocationsUnknownError(Unavailable):
-    """The database was restarted or replaced, and revocations were not read from the log yet: no token is valid."""
+    """The database was restarted or replaced. Until revocations are read from the log, no token is accepted."""
 
     retry_after = 2
 
@@ -73,7 +78,7 @@ def _id(token: str) -> str:
 async def create(
     connection: asyncpg.Connection, name: str, scopes: Collection[Scope], expires_at: datetime | None, by: str
 ) -> str:
-    """Create a token and return it (``ert_ID_SECRET``). Its text is not stored, so show it now.
+    """Create a token and return it (``ert_ID_SECRET``). The caller must show it now, because its text is not stored.
 
     The submission service then publishes ``token-created``, with ``by`` as its creator.
     """
@@ -93,15 +98,15 @@ async def every(connection: asyncpg.Connection) -> list[asyncpg.Record]:
 async def revoke(connection: asyncpg.Connection, token_id: str, by: str, reason: str) -> Revoked | None:
     """Revoke a token by its id (``ert_...``) or its whole text. Return None if it does not exist.
 
-    Services refuse the token within FRESH_FOR seconds. The submission service then publishes ``token-revoked``, which
-    keeps the token revoked in a database that is restored from an older backup: see ``is_durable``.
+    Services refuse the token within FRESH_FOR seconds. The submission service then publishes ``token-revoked``. This
+    event keeps the token revoked even if the database is restored from an older backup; see ``is_durable``.
     """
     row = await connection.fetchrow(_sql["revoke"], _id_of(token_id), by, reason)
     return None if row is None else Revoked(row["name"], row["was_revoked"])
 
 
 async def is_durable(connection: asyncpg.Connection, token_id: str) -> bool:
-    """Return True if the log has the revocation of a token."""
+    """Return True if the log holds the revocation of a token, so that no restored backup can undo it."""
     return bool(await connection.fetchval(_sql["is_announced"], _id_of(token_id)))
 
 
@@ -122,10 +127,11 @@ class Tokens:
         self._reading = asyncio.Lock()
 
     async def caller(self, token: str) -> Caller | None:
-        """Return the caller of a token, or None if it is unknown, expired or revoked. Responses must not tell which.
+        """Return the caller of a token, or None if it is unknown, expired or revoked.
 
-        Raises OSError or asyncpg's errors if the database does not answer, and RevocationsUnknownError if it may be an
-        older database that lacks a revocation.
+        A response must not tell which of the three it is. Raises OSError or asyncpg's errors if the database does not
+        answer, and RevocationsUnknownError if the database may be restored from an older backup that lacks a
+        revocation.
         """
         given = digest(token)
         if self._bootstrap is not None and hmac.compare_digest(given, self._bootstrap):

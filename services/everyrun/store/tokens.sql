@@ -3,7 +3,8 @@ insert into everyrun_queue.tokens (token_id, name, hash, scopes, created_at, exp
 values ($1, $2, $3, $4, $5, $6, $7)
 
 -- name: live
--- At least one row. caught_up: revocations were read from the log in this incarnation of the database.
+-- Returns at least one row, even if there is no token. caught_up is true if revocations were read from the log in this
+-- incarnation of the database.
 select recovery.incarnation is not distinct from everyrun_queue.incarnation() as caught_up,
        token_id, name, hash, scopes, expires_at
 from everyrun_queue.token_recovery recovery

@@ -1,4 +1,4 @@
-"""Derive attempts and their rows from the events of ``batches``. Pure."""
+"""Derive rows of the tables ``batches`` (attempts) and ``results`` (inputs) from the topic ``batches``. Pure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ REFUSED, SUBMITTED, CUT = "REFUSED", "SUBMITTED", "CUT"
 #: The failure_reason of inputs that a person discarded.
 DISCARDED = "DISCARDED"
 
-#: The column with the time at which an attempt reached a state. If several are set, the first one decides the state.
+#: Each column holds the time at which an attempt reached the state. If several columns are set, the first one in this
+#: list decides the state.
 _STATES = (
     ("submitted_at", SUBMITTED),
     ("rejected_at", REFUSED),
@@ -34,7 +35,7 @@ _STATES = (
     ("requested_at", SENDING),
 )
 
-#: The column that an event's time goes to.
+#: The column that stores the time of an event, by the type of the event.
 _COLUMN: dict[type[msgspec.Struct], str] = {
     events.BatchRequested: "requested_at",
     events.BatchReturned: "returned_at",
@@ -50,7 +51,7 @@ _COLUMN: dict[type[msgspec.Struct], str] = {
 
 
 _REFUSALS = (events.BatchRejected, events.DoubtDiscarded)
-#: Events whose inputs become rows of ``results``. batch-requested has inputs, too, but they are not sent yet.
+#: Events whose inputs become rows of ``results``. Those of batch-requested do not, because they are not sent yet.
 _WITH_ROWS = (*_REFUSALS, events.BatchSubmitted, events.DoubtAdopted, events.BatchRegistered)
 
 
@@ -78,7 +79,7 @@ class Upsert(NamedTuple):
 
 
 def upsert_of(logged: LoggedEvent) -> Upsert:
-    """Return what an event says about its attempt."""
+    """Return what an event says about its attempt, as parameters of ``upsert_attempt``."""
     event: Any = logged.event
     times = {column: None for column, _ in _STATES} | {_COLUMN[type(event)]: logged.time}
     input_ids = getattr(event, "input_ids", None) or [given.input_id for given in getattr(event, "inputs", ())]
@@ -109,24 +110,25 @@ def _fingerprints(event: Any) -> list[str | None] | None:
 
 
 def _refusal(event: Any) -> tuple[str, str]:
-    """Return why inputs are REFUSED: Extend's code and message, or DISCARDED with the person's reason and name."""
+    """Return why an attempt was refused: Extend's code and message, or DISCARDED with a person's reason and name."""
     if isinstance(event, events.DoubtDiscarded):
         return DISCARDED, f"{event.reason} ({event.by})"
     return event.code, event.message
 
 
 def inputs_with_rows(event: Any) -> list[events.Input]:
-    """Return the inputs for which an event brings rows of ``results``."""
+    """Return the inputs of an event that become rows of ``results``."""
     return list(event.inputs) if isinstance(event, _WITH_ROWS) else []
 
 
 def rows_of(logged: LoggedEvent) -> list[tuple[Row, str | None, str | None]]:
-    """Return the rows of ``results`` that an event brings, each as (row, reason, message)."""
+    """Return the rows of ``results`` for the inputs of an event, each as (row, failure reason, failure message)."""
     event: Any = logged.event
     refused = type(event) in _REFUSALS
     version = version_of_attempt(event.chunk, event.attempt, refused)
     if isinstance(event, events.DoubtDiscarded):
-        # If an attempt is both refused and discarded, this decides which one is shown, whatever the order of events.
+        # If Extend refused an attempt and a person also discarded it, this makes the discarded version the greater one,
+        # so the row shows the same whatever the order of the two events.
         version += DISCARDED
     status = REFUSED if refused else SUBMITTED
     reason, message = _refusal(event) if refused else (None, None)
@@ -155,11 +157,11 @@ def rows_of(logged: LoggedEvent) -> list[tuple[Row, str | None, str | None]]:
 
 
 def state_of(attempt: Mapping[str, Any], counts: Mapping[str, int], runs_observed: int) -> str:
-    """Return the state of an attempt: a function of its known events, its inputs' statuses and its runs.
+    """Return the state of an attempt, from its events so far, the statuses of its inputs and its number of runs.
 
-    SETTLED means: submitted, every input that counts here is settled, and as many runs were seen as the batch has
-    inputs. If Extend accepted two attempts for a chunk, all inputs may count in the other attempt. This one then
-    settles once all its runs are known as duplicates.
+    An attempt is SETTLED if it was submitted, every input that counts in it is settled, and at least as many runs were
+    seen as the batch has inputs. If Extend accepted two attempts for a chunk, all inputs may count in one of them. The
+    other attempt then settles once all its runs have been seen, as duplicates.
     """
     state = next((state for column, state in _STATES if attempt[column] is not None), SENDING)
     if state == SUBMITTED and runs_observed >= attempt["expected"] and all(status in SETTLED for status in counts):
@@ -168,7 +170,7 @@ def state_of(attempt: Mapping[str, Any], counts: Mapping[str, int], runs_observe
 
 
 def moved(counts: Mapping[str, int], deltas: Mapping[str, int]) -> dict[str, int]:
-    """Return the counters after the changes, sorted by status and without zeros."""
+    """Add ``deltas`` to the counters ``counts``, and return the result sorted by status and without zeros."""
     statuses = sorted({*counts, *deltas})
     after = {status: counts.get(status, 0) + deltas.get(status, 0) for status in statuses}
     return {status: number for status, number in after.items() if number}

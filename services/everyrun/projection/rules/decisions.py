@@ -1,4 +1,4 @@
-"""Derive rows of ``decisions`` from events: what a person or Everyrun decided, who and why. Pure."""
+"""Derive rows of the table ``decisions`` from events: what was decided, by whom and why. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from everyrun.log import events
 from everyrun.log.cloudevents import LoggedEvent, event_type
 from everyrun.store.storable import storable_text
 
-#: Decisions that are also events of an attempt.
+#: Decisions about an attempt. These events also change the row of the attempt in ``batches``.
 OF_AN_ATTEMPT = (events.DoubtAdopted, events.DoubtResent, events.DoubtDiscarded)
 OF_THE_QUARANTINE = (events.QuarantineRetried, events.QuarantineDiscarded)
 OF_NO_ATTEMPT = (
@@ -32,7 +32,7 @@ class Decision(NamedTuple):
     chunk: str | None
     attempt: int | None
     batch_id: str | None
-    #: The source of a quarantined message, or a token's id.
+    #: The source of the quarantined message, or the id of the token, that was decided about.
     source: str | None
     decided_by: str | None
     reason: str

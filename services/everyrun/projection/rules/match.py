@@ -25,25 +25,28 @@ METADATA_UNKNOWN = "metadata_unknown"
 #: Every reason that ``unmatched_runs.reason`` shows.
 REASONS = (BATCH_UNKNOWN, NO_BATCH, NO_KEY, OTHER_BATCH, INPUT_UNKNOWN, AMBIGUOUS, METADATA_UNKNOWN)
 
-#: Extend removes characters from these tags (SDK 1.20.0, types/run_metadata.py), so they come back changed.
+#: The metadata key of Extend's usage tags. Extend removes some characters from these tags (SDK 1.20.0,
+#: types/run_metadata.py), so they may come back changed, and a fingerprint must not depend on them.
 _USAGE_TAGS = "extend:usage_tags"
-#: The largest integer that every JSON reader keeps exact. RFC 8785 and Extend read larger ones as doubles.
+#: The largest integer that every JSON reader keeps exactly. RFC 8785 and Extend read a larger integer as a 64-bit
+#: float, which may round it.
 _SAFE = 2**53 - 1
 
 Inputs = Mapping[str, Sequence[str]]
-"""The inputs of a registered batch by the fingerprint of their metadata."""
+"""Ids of the inputs of a registered batch, by the fingerprint of their metadata. Inputs may share a fingerprint."""
 
 
 class Batch(Struct, frozen=True):
-    """Describes a batch for matching: its attempt and, if it was registered, its inputs by fingerprint.
+    """What matching needs to know about a batch.
 
-    ``members`` are the ids of its inputs, if known.
+    ``inputs_by_fingerprint`` is None if Everyrun sent the batch: only a registered batch needs it. ``members`` holds
+    the ids of the batch's inputs, or None if they were not read.
     """
 
     batch_id: str
     chunk: str
     attempt: int
-    inputs: Inputs | None = None
+    inputs_by_fingerprint: Inputs | None = None
     members: frozenset[str] | None = None
 
     @property
@@ -53,8 +56,8 @@ class Batch(Struct, frozen=True):
 
     @property
     def key(self) -> str:
-        """The Kafka key of its events and of its runs."""
-        return lineage(self.chunk) if self.inputs is None else self.batch_id
+        """The Kafka key of the batch's events and runs."""
+        return lineage(self.chunk) if self.inputs_by_fingerprint is None else self.batch_id
 
 
 class Unmatched(Struct, frozen=True):
@@ -66,22 +69,24 @@ class Unmatched(Struct, frozen=True):
 def match(
     batch_id: str | None, batch: Batch | None, bindings: Sequence[Binding], fingerprints: Sequence[str] = ()
 ) -> list[str] | Unmatched:
-    """Return the inputs that the run may belong to, or why there is none. Nothing is guessed.
+    """Return the ids of the inputs that the run may belong to, or why there are none. Nothing is guessed.
 
-    The run belongs to the first of them that is an input of the batch; if none is, the reason is INPUT_UNKNOWN.
+    The run belongs to the first of these inputs that is an input of the batch. The caller checks that; if none of them
+    is, the caller uses the reason INPUT_UNKNOWN, which this function never returns.
 
-    - A run of a batch that Everyrun sent names inputs in its ``bindings``; only bindings to this attempt count.
+    - A run of a batch that Everyrun sent names its input in ``bindings``. Bindings to other attempts are ignored.
     - A run of a registered batch belongs to the input whose metadata has one of the run's ``fingerprints``.
 
-    Both are given in the order of the log. The first that fits decides, since a later one may come from an update at
-    Extend. ``batch`` is None if no event has named the batch so far.
+    ``fingerprints``, and the bindings to one attempt, are in the order of the log. The first fingerprint or binding
+    that fits decides, because somebody may have changed the metadata at Extend later. ``batch`` is None if no event has
+    named the batch so far.
     """
     if batch_id is None:
         return Unmatched(NO_BATCH)
     if batch is None:
         return Unmatched(BATCH_UNKNOWN)
-    if batch.inputs is not None:
-        return _by_metadata(batch.inputs, fingerprints)
+    if batch.inputs_by_fingerprint is not None:
+        return _by_metadata(batch.inputs_by_fingerprint, fingerprints)
     if not bindings:
         return Unmatched(NO_KEY)
     named = [binding.input_id for binding in bindings if (binding.chunk, binding.attempt) == batch.attempt_key]
@@ -96,16 +101,17 @@ def _by_metadata(inputs: Inputs, fingerprints: Sequence[str]) -> list[str] | Unm
     return Unmatched(METADATA_UNKNOWN)
 
 
-def in_order(bindings: Iterable[Binding]) -> list[Binding]:
-    """Return each binding once, sorted by attempt; bindings to one attempt keep their order.
+def unique_by_attempt(bindings: Iterable[Binding]) -> list[Binding]:
+    """Return each binding once, sorted by attempt. Bindings to the same attempt keep the order in which they are given.
 
-    Bindings to one attempt lie in one partition, so their order is the log's. Those to two attempts have no order.
+    Runs with bindings to the same attempt lie in one partition, so the log gives these bindings an order. Bindings to
+    different attempts may lie in different partitions, which have no common order, so they are sorted by attempt.
     """
     return sorted(dict.fromkeys(bindings), key=lambda binding: (binding.chunk, binding.attempt))
 
 
 def by_fingerprint(pairs: Iterable[tuple[str | None, str]]) -> dict[str, list[str]]:
-    """Return inputs by fingerprint, from pairs of fingerprint and input id. Without a fingerprint nothing matches."""
+    """Group input ids by fingerprint, from pairs (fingerprint, input id). Inputs without a fingerprint are left out."""
     inputs: dict[str, list[str]] = {}
     for seen, input_id in pairs:
         if seen is not None:
@@ -114,9 +120,10 @@ def by_fingerprint(pairs: Iterable[tuple[str | None, str]]) -> dict[str, list[st
 
 
 def fingerprint(metadata: bytes) -> str | None:
-    """Return the SHA-256 of the metadata as RFC 8785 JSON, without Extend's usage tags and Everyrun's reserved key.
+    """Return the SHA-256 of the metadata in the canonical form of RFC 8785, so that equal metadata has an equal hash.
 
-    Returns None if the metadata is no object or has no RFC 8785 form: it then matches nothing.
+    Extend's usage tags and Everyrun's reserved key are left out. Returns None if the metadata is not a JSON object or
+    cannot be written in the canonical form. Such metadata matches nothing.
     """
     try:
         value = msgspec.json.decode(metadata)
@@ -124,17 +131,17 @@ def fingerprint(metadata: bytes) -> str | None:
             value = {}
         if not isinstance(value, dict):
             return None
-        own = {key: _double(item) for key, item in value.items() if key not in (_USAGE_TAGS, reserved.KEY)}
+        own = {key: _large_ints_to_float(item) for key, item in value.items() if key not in (_USAGE_TAGS, reserved.KEY)}
         return hashlib.sha256(rfc8785.dumps(own)).hexdigest()
     except (msgspec.DecodeError, UnicodeDecodeError, ValueError, OverflowError, RecursionError):
         return None
 
 
-def _double(value: Any) -> Any:
+def _large_ints_to_float(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _double(item) for key, item in value.items()}
+        return {key: _large_ints_to_float(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_double(item) for item in value]
+        return [_large_ints_to_float(item) for item in value]
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) > _SAFE:
         return float(value)
     return value

@@ -1,7 +1,7 @@
-"""Merge any number of observations of a run, in any order, into its current state. Pure.
+"""Merge any number of observations of a run, in any order, into the run's current state. Pure.
 
 ``merge`` is commutative, associative and idempotent (a join-semilattice). Of two observations, the one with the greater
-*order* wins. The order is text, so Postgres and Python compare it alike.
+*order* wins (:func:`order_of`). The order is text, so that Postgres and Python compare it in the same way.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import TypeVar
 from msgspec import Struct
 from msgspec.structs import replace
 
-#: Final statuses of a run (SDK 1.20.0, types/workflow_run_status.py). NEEDS_REVIEW is not final: a person approves or
-#: rejects the run, or it starts again.
+#: Final statuses of a run (SDK 1.20.0, types/workflow_run_status.py). NEEDS_REVIEW is not final: after it, a person
+#: approves or rejects the run, or the run starts again.
 FINAL = frozenset({"PROCESSED", "FAILED", "CANCELLED", "REJECTED"})
 
 #: Statuses in which an input is settled.
@@ -25,7 +25,7 @@ _RANK_FINAL = 6
 
 
 AttemptKey = tuple[str, int]
-"""An attempt: (chunk, number)."""
+"""Identifies an attempt: (id of the chunk, number of the attempt)."""
 
 
 class Binding(Struct, frozen=True, order=True):
@@ -61,7 +61,7 @@ class Run(Struct, frozen=True):
 
 
 def instant(text: str | None) -> datetime | None:
-    """Return an RFC 3339 time in UTC; None if the text is missing or not a time."""
+    """Parse an RFC 3339 time and return it in UTC; None if the text is missing or not a time."""
     if not text:
         return None
     try:
@@ -79,7 +79,7 @@ def instant(text: str | None) -> datetime | None:
 
 
 def own_time(end_time: str | None, reviewed_at: str | None) -> datetime | None:
-    """Return when the run reached its state according to Extend: the later of its end and its review."""
+    """Return when the run reached its state, by Extend's times: the later of its end and its review, or None."""
     moments = [m for m in (instant(end_time), instant(reviewed_at)) if m is not None]
     return max(moments, default=None)
 
@@ -87,11 +87,18 @@ def own_time(end_time: str | None, reviewed_at: str | None) -> datetime | None:
 def order_of(
     *, status: str, own: datetime | None, truncated: bool, polled: bool, requested_at: datetime, digest: str
 ) -> str:
-    """Return the order of an observation among all observations of its run, as text that sorts.
+    """Return the order of an observation among all observations of its run, as text. The greatest order wins.
 
-    Compares, in this order: the rank of the status (final is greatest), the run's own end or review time, complete over
-    truncated, poll over webhook, the later request among polls, and a hash of the content. A webhook's time of arrival
-    does not count, so a repeated delivery changes nothing.
+    The order compares, the most important first:
+
+    1. the rank of the status; a final status has the greatest rank
+    2. ``own``: the run's own time, which is that of its end or of its review
+    3. whether the run is complete or truncated; complete wins
+    4. whether it comes from a poll or a webhook; a poll wins
+    5. for polls, the time of the request
+    6. a hash of the content
+
+    The time at which a webhook arrived is not compared, so a webhook that is delivered again changes nothing.
     """
     rank = _RANK_FINAL if status in FINAL else _RANK.get(status, _RANK_UNKNOWN)
     moment = _sortable(own) if own else _NEVER
@@ -99,17 +106,17 @@ def order_of(
     return f"{rank}{moment}{'0' if truncated else '1'}{'1' if polled else '0'}{requested}{digest}"
 
 
-#: Ends the order of a state whose content was dropped. It sorts right after the order of that state.
+#: Appended to the order of a state when its content is dropped, so that the result sorts right after the order.
 _TRIMMED = "~"
 
 
 def trimmed(order: str) -> str:
-    """Return the order of this state after its content was dropped."""
+    """Return the order that the state with this order has once its content is dropped."""
     return order if is_trimmed(order) else order + _TRIMMED
 
 
 def is_trimmed(order: str) -> bool:
-    """Return True if the content of this state was dropped."""
+    """Return True if this is the order of a state whose content was dropped."""
     return order.endswith(_TRIMMED)
 
 
@@ -118,7 +125,7 @@ _NEVER = "0" * 15
 
 
 def _sortable(moment: datetime) -> str:
-    # Microseconds since year 1 in hexadecimal: 15 digits reach past year 9999.
+    # Microseconds since year 1, in hexadecimal: 15 digits are enough for every time up to year 9999.
     since = moment - _EPOCH
     return f"{(since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds:015x}"
 
@@ -126,14 +133,15 @@ def _sortable(moment: datetime) -> str:
 def merge(one: Run, other: Run) -> Run:
     """Return the current state from two observations of the same run.
 
-    Of two equal states, the first seen wins. A batch or an input that only one of them names is kept: Extend may leave
-    out a run's ``batchId`` (SDK 1.20.0, types/workflow_run.py), and metadata may be changed at Extend.
+    If both have the same order, the one that was seen first wins. If only one of them names a batch or an input, the
+    result names it, because Extend may leave out a run's ``batchId`` (SDK 1.20.0, types/workflow_run.py), and somebody
+    may change the metadata at Extend.
     """
     if one.order == other.order:
         winner = one if (one.observed_at, one.run) <= (other.observed_at, other.run) else other
     else:
         winner = one if one.order > other.order else other
-    binding, batch_id = _one(one.binding, other.binding), _one(one.batch_id, other.batch_id)
+    binding, batch_id = _named(one.binding, other.binding), _named(one.batch_id, other.batch_id)
     if binding == winner.binding and batch_id == winner.batch_id:
         return winner
     return replace(winner, binding=binding, batch_id=batch_id)
@@ -142,13 +150,17 @@ def merge(one: Run, other: Run) -> Run:
 _Known = TypeVar("_Known", Binding, str)
 
 
-def _one(one: _Known | None, other: _Known | None) -> _Known | None:
+def _named(one: _Known | None, other: _Known | None) -> _Known | None:
+    """Return the value that is not None.
+
+    Of two values, return the smaller, so that the order of arrival does not matter.
+    """
     if one is None or other is None:
         return one or other
     return min(one, other)
 
 
-#: The parts of an order that ``order_of`` makes: the length of each, and what a greater one means.
+#: The parts of the text that ``order_of`` returns: the characters of each part, and why a greater part wins.
 _PARTS = (
     (1, "its status is further on"),
     (15, "its own time is later"),

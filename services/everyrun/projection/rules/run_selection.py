@@ -1,8 +1,8 @@
 """Select each input's current run, and count what the selection changes. Pure.
 
-Every candidate for an input's row has a *version*, a text that sorts; the greatest is selected. A row's version
-therefore only grows, whatever the order of events. A consumer that keeps the greatest version of each input has the
-newest state.
+Every candidate for an input's row (a run of the input, or an attempt without a run) has a *version*: a text that can be
+compared. The candidate with the greatest version is selected, so the version of a row only grows, whatever the order of
+events. A consumer that keeps the record with the greatest version of each input has the newest state.
 """
 
 from __future__ import annotations
@@ -14,32 +14,36 @@ from typing import NamedTuple
 from everyrun.projection.rules.merge import AttemptKey, Run, merge
 
 _REFUSED, _SUBMITTED, _OPEN, _FINAL = "0", "1", "2", "3"
-#: Sorts after every hexadecimal digit.
+#: Ends an id within a version. It sorts after every hexadecimal digit.
 _END = "g"
 _COMPLEMENT = bytes(range(255, -1, -1))
 
 
 def version_of_run(run_id: str, final: bool, order: str) -> str:
-    """Return the version of a row whose current run this is.
+    """Return the version of a row whose current run has this id and this order.
 
-    A final run sorts over an open one, then the smallest run id over others, then the run's own order.
+    It compares first whether the run is final (a final run wins over an open one), then the run id (the smallest wins),
+    and then the order.
     """
     return f"{_FINAL if final else _OPEN}{_smallest_first(run_id)}.{order}"
 
 
 def version_of_attempt(chunk: str, attempt: int, refused: bool) -> str:
-    """Return the version of a row without a run. A submitted attempt sorts over a refused one."""
+    """Return the version of a row without a run. It is less than that of any row with a run.
+
+    A submitted attempt wins over a refused one. Among attempts of the same kind, the smallest (chunk, number) wins.
+    """
     return f"{_REFUSED if refused else _SUBMITTED}{_smallest_first(f'{chunk}/{attempt:06d}')}."
 
 
 def order_in(version: str) -> str:
-    """Return the part of a version that :func:`everyrun.projection.rules.merge.order_of` made."""
+    """Return the order (:func:`everyrun.projection.rules.merge.order_of`) in a version; '' if the row has no run."""
     return version.partition(".")[2]
 
 
 def _smallest_first(identifier: str) -> str:
-    # The greatest version is selected, but the smallest id should be: so the bytes are complemented. The end mark
-    # sorts an id before every longer id that starts with it.
+    # The greatest version is selected, but it should be that of the smallest id, so the bytes are complemented. For the
+    # same reason, the end mark makes the result of an id greater than that of every longer id that starts with it.
     return identifier.encode("utf-8", "surrogatepass").translate(_COMPLEMENT).hex() + _END
 
 
@@ -62,12 +66,12 @@ class Row(NamedTuple):
 
     @property
     def attempt_key(self) -> AttemptKey:
-        """The attempt that the row counts in."""
+        """The attempt that the input counts in."""
         return self.chunk, self.attempt
 
 
 class Selection(NamedTuple):
-    """The current run of an input with its version, the row as it was before, and the input's other runs."""
+    """What was selected for an input: its current run, the new version, and its other runs. ``row`` is the old row."""
 
     row: Row
     current: Run
@@ -76,12 +80,12 @@ class Selection(NamedTuple):
 
 
 def version_of(run: Run) -> str:
-    """Return the version of a row whose current run this is."""
+    """Return the version of a row whose current run is ``run``."""
     return version_of_run(run.run_id, run.final, run.order)
 
 
 def attempt_of(run: Run, row: Row) -> AttemptKey:
-    """Return the attempt that a matched run counts in."""
+    """Return the attempt in which a run counts. The run is matched to the input of this row."""
     return (run.binding.chunk, run.binding.attempt) if run.binding else row.attempt_key
 
 
@@ -91,7 +95,7 @@ def is_contested(row: Row, seen: list[Run], has_duplicates: bool) -> bool:
 
 
 def select_only(row: Row, seen: Run) -> Selection | None:
-    """Return the selection in the common case: the input's only run is ``seen``. None if nothing changes."""
+    """Return the selection in the common case that the input's only run is ``seen``; None if the row stays the same."""
     version = version_of(seen)
     if version > row.version:
         return Selection(row, seen, version, ())
@@ -101,7 +105,7 @@ def select_only(row: Row, seen: Run) -> Selection | None:
 
 
 def select(row: Row, known: Iterable[Run], seen: Iterable[Run]) -> Selection:
-    """Return the selection from all runs of the input: those in the tables, and those seen now."""
+    """Return the selection from all runs of the input: those ``known`` before, and those ``seen`` in these polls."""
     runs: dict[str, Run] = {}
     for run in (*known, *seen):
         runs[run.run_id] = merge(runs[run.run_id], run) if run.run_id in runs else run
@@ -123,7 +127,7 @@ class CounterDeltas:
         self.counts.setdefault(attempt, {})
 
     def move(self, before: tuple[AttemptKey, str] | None, after: tuple[AttemptKey, str]) -> None:
-        """Count an input in another attempt or by another status; ``before`` is None for a new input."""
+        """Move an input from one (attempt, status) to another; ``before`` is None for a new input."""
         if before is not None:
             self._add(*before, -1)
         self._add(*after, 1)
@@ -143,7 +147,7 @@ class CounterDeltas:
         self.touch(attempt)
 
     def attempts(self) -> list[AttemptKey]:
-        """Return every attempt touched, sorted."""
+        """Return every attempt that was touched, sorted."""
         return sorted(self.counts)
 
 
@@ -153,10 +157,10 @@ def count(
     duplicates_before: Mapping[str, AttemptKey],
     deltas: CounterDeltas,
 ) -> None:
-    """Count what one selection changes.
+    """Add what one selection changes to ``deltas``.
 
-    ``before`` has the attempt of each run known before, duplicates included; ``duplicates_before`` only those of
-    duplicates.
+    ``before`` holds, by run id, the attempt of each run that was known before, including duplicates.
+    ``duplicates_before`` holds only those of the duplicates.
     """
     row = selection.row
     deltas.move((row.attempt_key, row.status), (attempt_of(selection.current, row), selection.current.status))
@@ -173,7 +177,7 @@ def count(
 
 
 def count_only(selection: Selection, deltas: CounterDeltas) -> None:
-    """Count what a selection of ``select_only`` changes; like ``count``, but faster."""
+    """Add what a selection of ``select_only`` changes to ``deltas``: like ``count``, but faster."""
     row, run = selection.row, selection.current
     attempt = attempt_of(run, row)
     deltas.move((row.attempt_key, row.status), (attempt, run.status))

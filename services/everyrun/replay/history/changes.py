@@ -12,7 +12,7 @@ from everyrun.log.cloudevents import LoggedEvent
 from everyrun.log.reading import LogRecord
 from everyrun.projection.decode import InvalidRecordError, event_of, run_of
 from everyrun.projection.rules.attempts import batches_of, rows_of
-from everyrun.projection.rules.match import INPUT_UNKNOWN, Batch, Unmatched, fingerprint, in_order, match
+from everyrun.projection.rules.match import INPUT_UNKNOWN, Batch, Unmatched, fingerprint, match, unique_by_attempt
 from everyrun.projection.rules.merge import Binding, Run, merge, why_greater
 from everyrun.projection.rules.run_selection import Selection, version_of_run
 from everyrun.projection.tables import RESULT_COLUMNS, InputState
@@ -145,7 +145,7 @@ class InputProjection:
 
     def _input_of(self, run: Run) -> str | Unmatched:
         batch = self._batches.get(run.batch_id or "")
-        bindings = in_order(self._bindings.get(run.run_id, ()))
+        bindings = unique_by_attempt(self._bindings.get(run.run_id, ()))
         found = match(run.batch_id, batch, bindings, self._fingerprints.get(run.run_id, ()))
         # A run that was matched stays matched, whatever later metadata contain.
         if run.run_id == self._current:
