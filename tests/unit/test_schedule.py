@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from everyrun.reconciler.schedule import Turn, after_failure, after_poll, first_turn, look_back_wait, sweep_wait
+from everyrun.reconciler.schedule import Turn, after_failure, after_poll, first_turn, look_back_due, sweep_wait
 
 
 def test_wait_grows_up_to_eight_times_while_webhooks_arrive() -> None:
@@ -63,11 +63,12 @@ def test_sweeps_take_up_to_a_sixth_of_the_time_or_half_of_it_in_doubt(took, in_d
     assert not in_doubt or wait <= max(15, took * 2)
 
 
-def test_look_back_wait_doubles_up_to_a_day() -> None:
-    held_for, looks = 0.0, []
-    while held_for < 30 * 86_400:
-        looks.append(held_for)
-        held_for += look_back_wait(held_for, 300.0)
-    assert looks[:5] == [0.0, 300.0, 600.0, 1200.0, 2400.0]
+def test_sweeps_look_back_at_intervals_that_double_up_to_a_day() -> None:
+    looks = [0.0]
+    for now in range(300, 30 * 86_400, 300):
+        if look_back_due(now, now - looks[-1], 300.0):
+            looks.append(now)
+    assert looks[:6] == [0.0, 300.0, 600.0, 1200.0, 2400.0, 4800.0]
     assert max(later - one for one, later in pairwise(looks)) == 86_400
     assert len(looks) < 45
+    assert look_back_due(10.0, float("inf"), 300.0)

@@ -117,13 +117,14 @@ class Turns:
                 yield batch_id
 
 
-def look_back_wait(held_for: float, every: float) -> float:
-    """Return the seconds between two sweeps that look back to a call that only a person can settle.
+def look_back_due(held_for: float, since_last: float, every: float) -> bool:
+    """Return true if a sweep is to look back to a call that only a person can settle.
 
-    They are as many as the call has been in doubt (``held_for``), so that the time between such sweeps doubles each
-    time. They are at least ``every``, and at most a day.
+    ``held_for`` is how long the call has been in doubt, ``since_last`` how long ago a sweep last looked back to it, and
+    ``every`` the pause between two sweeps, all in seconds. The wait is as long as the call had been in doubt when a
+    sweep last looked back to it, so the wait doubles each time. It is at least ``every``, and at most a day.
     """
-    return max(every, min(held_for, _LOOK_BACK_MOST))
+    return since_last >= max(every, min(held_for - since_last, _LOOK_BACK_MOST))
 
 
 def sweep_wait(*, in_doubt: bool, every: float, in_doubt_every: float, took: float) -> float:

@@ -24,7 +24,7 @@ from everyrun.reconciler.listed_runs import (
 )
 from everyrun.reconciler.run_fetcher import Outcome, RunFetcher
 from everyrun.reconciler.run_lists import RunLists
-from everyrun.reconciler.schedule import look_back_wait, sweep_wait
+from everyrun.reconciler.schedule import look_back_due, sweep_wait
 from everyrun.settings import Settings
 from everyrun.store.pool import SlowStatementError
 from everyrun.store.sql import beside
@@ -67,7 +67,7 @@ class Sweeps:
     one of its runs can be fetched, or until no call is in doubt any more.
 
     A held chunk waits for a person's decision, which only a run of that chunk would make unnecessary. Sweeps look back
-    to the call of a held chunk at growing intervals, up to a day (:func:`look_back_wait`). If the chunk is resent and
+    to the call of a held chunk at growing intervals, up to a day (:func:`look_back_due`). If the chunk is resent and
     is in doubt again, sweeps look back to the new call every time.
 
     ``hurry`` is called with the id of each batch that is still polled, and in which a sweep finds something new.
@@ -133,7 +133,7 @@ class Sweeps:
         workflow, every = row["workflow_id"], self._settings.sweep_every
         for call, held_for in zip(row["held_calls"], row["held_for"], strict=True):
             last = self._looked_back.get((workflow, call), float("-inf"))
-            if now - last >= look_back_wait(held_for, every):
+            if look_back_due(held_for, now - last, every):
                 since = min(since, call)
         for call in row["held_calls"]:
             if call >= since:
