@@ -138,7 +138,7 @@ comment on column results.failure_reason is
 comment on column results.failure_message is 'The message for failure_reason.';
 comment on column results.credits is 'Extend''s usage.credits of the current run; null if unknown.';
 comment on column results.source is 'How Everyrun learned of this state: webhook or poll. Null without a run.';
-comment on column results.observed_at is 'When Everyrun learned of this state. Null without a run.';
+comment on column results.observed_at is 'When Everyrun learned of this state; without a run, the time of the attempt''s event.';
 comment on column results.settled_at is 'When the input settled; null while it is open.';
 comment on table results is 'One row per input that was sent or refused. An ordinary table, without triggers or generated columns.';
 comment on column results.input_id is

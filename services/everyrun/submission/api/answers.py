@@ -28,9 +28,6 @@ class Submitted(AcceptedSubmission, frozen=True, kw_only=True):
     workflow_unchecked: Annotated[
         str | UnsetType, Meta(description="Why Extend could not be asked about the workflow; absent if it was asked.")
     ] = UNSET
-    batch_unchecked: Annotated[
-        str | UnsetType, Meta(description="Why Extend could not be asked about the batch; absent if it was asked.")
-    ] = UNSET
 
 
 class RegisteredBatch(Registered, frozen=True, kw_only=True):
@@ -38,6 +35,9 @@ class RegisteredBatch(Registered, frozen=True, kw_only=True):
 
     workflow_unchecked: Annotated[
         str | UnsetType, Meta(description="Why Extend could not be asked about the workflow; absent if it was asked.")
+    ] = UNSET
+    batch_unchecked: Annotated[
+        str | UnsetType, Meta(description="Why Extend could not be asked about the batch; absent if it was asked.")
     ] = UNSET
 
 
