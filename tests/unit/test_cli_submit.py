@@ -473,7 +473,7 @@ def test_the_workflow_is_checked_before_a_file_is_uploaded(tmp_path: Path, monke
     assert (done.exit_code, "was not checked: http://submission.example does not answer" in done.output) == (0, True)
     done = run(tmp_path, root, "--dry-run", EVERYRUN_SUBMISSION_URL="", EVERYRUN_QUERY_URL="")
     assert done.exit_code == 0, done.output
-    assert "The workflow was not checked: no stack runs, and the settings name no services." in done.output
+    assert "The workflow was not checked: no stack is running, and the settings name no services." in done.output
 
 
 def test_a_dry_run_shows_the_first_row_and_every_file(tmp_path: Path, taken: list[dict[str, Any]]) -> None:

@@ -30,7 +30,7 @@ async def run(endpoints: dict[str, str], count: int) -> dict[str, Any]:
         began = time.monotonic()
         submission = await job.submit(http, endpoints, count)
         err.print(
-            f"Handed in {submission['expected']} inputs as {submission['submission_id']}, "
+            f"Submitted {submission['expected']} inputs as {submission['submission_id']}, "
             f"in {submission['batches']} batches, after {time.monotonic() - began:.1f} s"
         )
         await _watch(http, endpoints, submission["submission_id"])
@@ -97,7 +97,7 @@ async def _figures(
 def _show(figures: dict[str, Any], comparison: Comparison, stats: dict[str, Any]) -> None:
     table = Table("", "Everyrun says", "emulator", title="Everyrun's report beside the emulator's record")
     statuses = ", ".join(f"{n} {status}" for status, n in sorted(figures["by_status"].items()))
-    table.add_row("inputs handed in", str(figures["expected"]), "")
+    table.add_row("inputs submitted", str(figures["expected"]), "")
     table.add_row(
         "settled", f"{figures['settled']} ({statuses})", f"{stats['runs']} runs in {stats['batches']} batches"
     )

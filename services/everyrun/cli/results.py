@@ -77,7 +77,7 @@ def results(
         except BrokenPipeError:
             raise
         except OSError as error:
-            place = f"{output}, which is as it was before" if output else "standard output"
+            place = f"{output}, which was not changed" if output else "standard output"
             fail(f"{place}: {error.strerror or error}")
     if redacted:
         err.print(
@@ -109,7 +109,7 @@ def _say_why_none(client: Client, submission_id: str, statuses: Sequence[str]) -
     """Print why no result was shown: what the inputs wait for or, if nothing waits, where to look."""
     waiting = [] if statuses else client.progress(submission_id)["waiting"]
     if not waiting:
-        err.print(f"No input has a result of that kind; see: everyrun report {submission_id}")
+        err.print(f"No results found; see: everyrun report {submission_id}")
     for one in waiting:
         helps = f". You can: {one['what_to_do']}" if one["what_to_do"] else ""
         text = f"{counted(one['inputs'], 'input')} {one['status']}: {one['reason']}{helps}"

@@ -83,7 +83,7 @@ def submit(
             | {"--list-skipped": list_skipped},
         )
         if list_files and not dry_run:
-            fail("--list-files is for --dry-run", exits.USAGE)
+            fail("--list-files works only with --dry-run", exits.USAGE)
         target = find_if_any(data_dir) if dry_run else find(data_dir)
         workflow_id = workflow or (target.workflow_id if target else "")
         if not dry_run and not workflow_id:
@@ -132,7 +132,7 @@ def _check_workflow(target: Target | None, workflow_id: str, version: str | None
     """
     why: str | None
     if target is None:
-        why = "no stack runs, and the settings name no services"
+        why = "no stack is running, and the settings name no services"
     elif not workflow_id:
         why = "--workflow was not given"
     else:

@@ -93,7 +93,10 @@ async def resolve(host: str, port: int) -> list[str]:
 
 
 class Links:
-    """Fetches signed links from the given origins, and from no others. Plain http is used only if an origin has it."""
+    """Fetches signed links from the given origins, and from no others.
+
+    Plain http is used only if one of those origins has it.
+    """
 
     def __init__(
         self,

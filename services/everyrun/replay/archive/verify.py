@@ -154,7 +154,7 @@ class _Check:
             before = self.hashes.get(number - 1)
             if number > 1 and before is not None and before != previous:
                 self.found(
-                    f"the manifest was changed: manifest {number} names another hash",
+                    f"the manifest was changed: manifest {number} records another hash for it",
                     manifests.manifest_path(number - 1),
                 )
         archives = Counter(manifest.archive for manifest in self.manifests.values())
@@ -285,7 +285,7 @@ class _Check:
         found: Sequence[RecordDigest],
         words: tuple[str, str, str],
     ) -> None:
-        """Add a defect for each record that differs, is missing or is too many; ``words`` say so, in this order."""
+        """Add a defect for each record that differs, is missing or is extra. ``words`` has their texts, in order."""
         changed, removed, added = (f"the record {what}" for what in words)
         wanted, there = dict(expected), dict(found)
         times = Counter(record for record, _ in found)

@@ -97,7 +97,9 @@ class Dispatcher:
                 _log.warning("the dispatcher waits", error=f"{type(error).__name__}: {error}")
                 await _wait_any(stop, seconds=1.0)
             except Exception:
-                _log.exception("a chunk could not be sent; the resolver takes over after its deadline")
+                _log.exception(
+                    "sending a chunk failed; the resolver takes it over when the claim's deadline has passed"
+                )
                 await _wait_any(stop, seconds=1.0)
 
     async def send_one(self) -> bool:
