@@ -1,5 +1,5 @@
 """Find the runs and changes that no webhook reported.
 
-The reconciler fetches payloads behind the links in webhooks, polls open batches, and sweeps workflows for batches that
-Everyrun does not know.
+The reconciler completes deferred deliveries: it fetches the payloads to which webhooks only link. It polls open
+batches. And it sweeps workflows, to find batches that Everyrun does not know.
 """

@@ -37,7 +37,7 @@ _STOP_WITHIN = 5.0
 
 
 async def _keep_running(health: Health, part: str, work: Callable[[], Awaitable[None]]) -> None:
-    """Run ``work``, and run it again half a second after it ends or fails because of Kafka or Postgres.
+    """Run ``work`` again and again, with pauses of half a second. Outages of Kafka and Postgres do not end this.
 
     While Kafka or Postgres does not answer, readyz shows ``part`` as not ready, with the error.
     """
@@ -67,7 +67,7 @@ async def _deliver(settings: Settings, links: Links, extend: Extend, health: Hea
 
 
 async def _poll(settings: Settings, extend: Extend, health: Health) -> None:
-    """Wait until no other reconciler is the leader. Then poll, sweep and trim as long as this process is the leader.
+    """Wait until this process is the leader. Then poll, sweep and trim as long as it is the leader.
 
     The leader is the process that holds an advisory lock in Postgres.
     """
@@ -98,8 +98,8 @@ async def _poll(settings: Settings, extend: Extend, health: Health) -> None:
                 await asyncio.sleep(every)
 
         async def still_leading() -> None:
-            # Postgres releases the lock when its connection ends, and then another process may become the leader. This
-            # query fails if the connection is lost, which ends the work of this process.
+            # Postgres releases the lock when the connection that holds it ends. Another process may then become the
+            # leader. If the connection is lost, this query fails, and that ends the work of this process.
             while True:
                 await leading.fetchval("select 1")
                 await asyncio.sleep(1.0)
@@ -140,7 +140,8 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
         stopped.cancel()
         await links.aclose()
         for ended in done:
-            ended.result()  # raises an unexpected error, which ends the process, so that it is restarted
+            # If the task failed, this raises its error. That ends the process, so that it is restarted.
+            ended.result()
 
 
 def main() -> None:

@@ -35,8 +35,9 @@ _EACH_WITHIN = 120.0
 def fetched_record(run: bytes, delivery: DeliveryDeferred, event_id: str, time: str) -> Record:
     """Return the record for a fetched payload. Raises InvalidRunError if the payload is not the run of this delivery.
 
-    ``time`` is when the bridge received the webhook. The record gets that time, and not the time of the fetch, because
-    the payload shows the run as it was then, and because fetching a delivery twice must give the same record.
+    ``time`` is when the bridge received the webhook. The record gets that time, not the time of the fetch, for two
+    reasons. The payload shows the run as it was when the webhook was received. And if a delivery is fetched twice, both
+    records must be the same.
     """
     try:
         run.decode()
@@ -67,7 +68,8 @@ class Deliveries:
     async def consume(self, consumer: AIOKafkaConsumer) -> None:
         """Complete the deliveries in the topic, forever. Raises KafkaError.
 
-        Commit the offset of a delivery only after Kafka has acknowledged its ``run-observed``, so that none is lost.
+        The offset of a delivery is committed only after Kafka has acknowledged its ``run-observed`` event. So no
+        delivery is lost.
         """
         while True:
             taken = await consumer.getmany(timeout_ms=500, max_records=_AT_ONCE)
@@ -93,7 +95,8 @@ class Deliveries:
     ) -> Record | None:
         """Return the record for the run in one delivery.
 
-        Return None if the delivery cannot be read or the run cannot be fetched now. Polling will find that run.
+        Return None if the delivery cannot be read, or if its run cannot be fetched now. Polling will find the run
+        later.
         """
         try:
             delivery = _decode(value or b"")
@@ -116,7 +119,7 @@ class Deliveries:
 
 
 def deliveries_consumer(settings: Settings) -> AIOKafkaConsumer:
-    """Return a consumer of the topic ``deliveries`` that is not started yet. All reconcilers share its group."""
+    """Return a consumer of the topic ``deliveries``, not yet started. All reconcilers are in its consumer group."""
     return AIOKafkaConsumer(
         settings.topic("deliveries"),
         group_id=settings.topic_prefix + "reconciler",

@@ -2,9 +2,9 @@
 
 A setting allows origins by their host names, but somebody may make such a name lead to a machine in our own network
 (DNS rebinding, a poisoned cache). So this module resolves the name itself, checks the address, and connects to exactly
-that address. It refuses an address that is not public, unless the setting has the address itself or a port. So the
-origins ``http://127.0.0.1:9000`` and ``https://minio.internal:9000`` may lead to a private address, and the origin
-``https://minio.internal`` may not.
+that address. It refuses an address that is not public, unless the origin is written in the setting with a port, or with
+an address in place of the name. So the origins ``http://127.0.0.1:9000`` and ``https://minio.internal:9000`` may lead
+to a private address, but the origin ``https://minio.internal`` may not.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def may_be_private(written: str) -> bool:
     found = origin(written)
     if found is None:
         return False
-    # Look for the port in the text, because httpx drops a port that is the default one of the scheme.
+    # Look for the port in the text, because httpx drops a port that is the scheme's default.
     return written.rstrip("/").endswith(f":{found.port}") or _as_address(found.host) is not None
 
 
@@ -95,7 +95,7 @@ async def resolve(host: str, port: int) -> list[str]:
 class Links:
     """Fetches signed links from the given origins, and from no others.
 
-    Plain http is used only if one of those origins has it.
+    Plain http is used only for origins that are given with ``http://``.
     """
 
     def __init__(
@@ -118,8 +118,8 @@ class Links:
         self._tries = tries
         self._resolve = resolver
         # trust_env=False, because a proxy would resolve the name itself, and could connect to another address.
-        # Connections are not kept alive, because httpx would reuse one for any name that has the same address, although
-        # the certificate was checked for one name only.
+        # Connections are not kept alive, because httpx would reuse a connection for every name with the same address,
+        # although the certificate was checked for only one of these names.
         self._http = httpx.AsyncClient(
             follow_redirects=False,
             timeout=timeout,
@@ -138,8 +138,8 @@ class Links:
         """Return the body behind a link.
 
         Raises LinkError if the origin or the address is not allowed, the status is not 200, the body is too large, or
-        the fetch times out. Before it gives up, it retries 5xx, 429, timeouts and broken connections. A link is valid
-        for an hour (SDK 1.20.0, wrapper/webhooks.py).
+        the fetch times out. Timeouts, broken connections and the statuses 5xx and 429 are retried before LinkError is
+        raised. A link is valid for an hour (SDK 1.20.0, wrapper/webhooks.py).
         """
         wanted = origin(url)
         if wanted is None or wanted not in self._private:
@@ -162,7 +162,7 @@ class Links:
         raise LinkError(why)
 
     async def _address(self, wanted: Origin, attempt: int) -> str:
-        """Return the address to connect to: the next of the name's addresses at each attempt.
+        """Return the address to connect to. Each try takes the next one of the name's addresses.
 
         Raises LinkError unless all addresses of the name are allowed. Raises OSError if there is none.
         """

@@ -12,7 +12,8 @@ from everyrun.projection.rules.merge import instant, own_time
 #: types/workflow_run_status.py).
 _PASSING = frozenset({"PENDING", "PROCESSING"})
 
-#: The state of a run in a row of the tables: its status, and when the run says that it reached that status.
+#: The state of a run in a row of the tables: its status, and the time at which it reached that status according to the
+#: run's own fields.
 KnownState = tuple[str, datetime | None]
 
 
@@ -55,7 +56,10 @@ def read_page(data: Iterable[object]) -> list[ListedRun]:
 
 
 def is_known(run: ListedRun, known: Collection[KnownState]) -> bool:
-    """Return True if one of the run's ``known`` states is the listed state, or has the same status reached later."""
+    """Return True if the tables have the listed state of the run, or a later state with the same status.
+
+    ``known`` contains the run's states in the tables.
+    """
     return any(status == run.status and (run.own is None or own is None or own >= run.own) for status, own in known)
 
 
@@ -73,7 +77,7 @@ def runs_to_fetch(
 ) -> list[ListedRun]:
     """Return the runs at rest whose listed state is not in the tables. A run that is listed twice is returned once.
 
-    ``known`` has the states in the tables, by run id. Leave out runs that changed after ``cutoff``, because their
+    ``known`` contains the states in the tables, by run id. Leave out runs that changed after ``cutoff``, because their
     webhooks may still arrive.
     """
     wanted = {}
@@ -107,8 +111,9 @@ def unidentified_runs(
 ) -> list[ListedRun]:
     """Return the runs that must be fetched to find out which inputs of a batch have no run.
 
-    Only if the list has fewer runs than the batch has inputs (``expected``), some inputs have no run. To identify them,
-    fetch the runs in progress whose ids the tables do not have: their metadata tell to which inputs they belong.
+    Inputs without a run exist only if the list has fewer runs than the batch has inputs (``expected``). To find these
+    inputs, the runs in progress whose ids the tables do not have must be fetched: their metadata tell to which inputs
+    they belong.
     """
     if len(listed) >= expected:
         return []

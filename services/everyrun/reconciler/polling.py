@@ -26,8 +26,9 @@ _log = telemetry.log(__name__)
 _sql = beside(__file__, "reconciler.sql")
 
 _BATCHES_AT_ONCE = 4
-#: Seconds between two reads of all open batches. The reads between these two select only the batches that were sent
-#: since the last read, or up to a minute before it, because the processor may apply a batch that much late.
+#: All open batches are read once in this many seconds. The reads in between select only new batches: those that were
+#: sent since the previous read or in the minute before it. The minute is added because the processor may apply a batch
+#: up to a minute late.
 _LOOK_AT_ALL_EVERY = 300.0
 _APPLIED_LATE = timedelta(seconds=60)
 
@@ -37,7 +38,8 @@ class Poll(NamedTuple):
 
     #: Number of runs that were fetched.
     found: int
-    #: True if the batch waits only for a person: each run is at rest and the tables have its state, or it was deleted.
+    #: True if the batch waits only for a person. Each of its runs was then deleted, or is at rest with its state in the
+    #: tables.
     resting: bool
 
 
@@ -130,7 +132,7 @@ class Polling:
         self._turns.set(batch_id, msgspec.structs.replace(turn, due=0.0) if hurried else turn)
 
     async def poll(self, batch_id: str, expected: int, *, overdue: bool = False) -> Poll:
-        """List the runs of a batch. Fetch those whose state the tables do not have, and write them to the log.
+        """List the runs of a batch. Fetch those whose state is not in the tables, and write them to the log.
 
         A run that cannot be fetched now is left for the next poll. If the batch is ``overdue``, also fetch the runs in
         progress whose ids the tables do not have, to find out which inputs have no run. Raises ExtendError if the list

@@ -1,5 +1,5 @@
 -- name: open_batches
--- Batches to poll that were sent after $3. If $3 is null: all batches to poll.
+-- The batches that must be polled and were sent after $3. If $3 is null: all batches that must be polled.
 select b.batch_id, now() - make_interval(secs => $1) as up_to,
        extract(epoch from now() - p.complete_at)::float8 as polled_ago,
        extract(epoch from p.due_at - now())::float8 as due_in
@@ -22,16 +22,16 @@ where b.batch_id = $1 and b.state = 'SUBMITTED' and b.submitted_at > now() - mak
 select run_id from everyrun_queue.gone_runs where batch_id = $1
 
 -- name: poll_again
--- Record that a batch is polled again in $2 seconds. If the batch waits only for a person ($3), the time is also kept in
--- due_at, which a restarted reconciler reads.
+-- Record that the batch $1 will be polled again in $2 seconds. If the batch waits only for a person ($3), the time is
+-- also kept in due_at, which a restarted reconciler reads.
 update everyrun_queue.polls
 set next_at = now() + make_interval(secs => $2),
     due_at = case when $3 then now() + make_interval(secs => $2) else due_at end
 where batch_id = $1
 
 -- name: known_runs
--- Runs that the tables have. Leave out a run whose content was removed while it counted as foreign, and that turned out
--- to be ours later: the run must be fetched again, for its content.
+-- The runs that the tables have. A run of ours is left out if its content was removed while it counted as foreign: it
+-- must be fetched again, to get its content back.
 select run_id, status, settled_at from everyrun.results where run_id = any ($1::text[]) and right(version, 1) <> '~'
 union all
 select run_id, status, settled_at from everyrun.duplicate_runs
@@ -40,7 +40,8 @@ union all
 select run_id, status, settled_at from everyrun.unmatched_runs where run_id = any ($1::text[])
 
 -- name: not_listed
--- Runs of a batch that have not ended according to the tables, and that Extend's complete list of the batch ($2) lacks.
+-- The runs of the batch $1 that have not ended according to the tables, and that are missing in Extend's complete list
+-- of the batch's runs ($2).
 select r.run_id
 from everyrun.batches b
 join everyrun.results r on r.input_id = any (b.input_ids) and r.batch_id = b.batch_id
@@ -61,14 +62,15 @@ delete from everyrun_queue.gone_runs where run_id = any ($1::text[])
 
 -- name: workflows
 -- Workflows to sweep. If $2 is not null: only that workflow.
--- since: when the oldest batch was sent whose runs may still change.
--- doubt_since: when the oldest of those calls in doubt began that evidence may settle.
--- held_calls, held_for: calls in doubt that only a person can settle (the chunk is held, or the queue has lost it), and
--- for how many seconds each of these calls has been in doubt.
--- oldest_call: no call in doubt was made before this time. If the last attempt at a chunk is in doubt, all attempts at
--- that chunk count. Null if the queue has a call in doubt that the result tables do not have yet.
--- An attempt has no workflow if its worker ended before it recorded what it sends. Its workflow is then taken from its
--- submission.
+-- since: among the batches whose runs may still change, the time when the oldest was sent.
+-- doubt_since: the start of the oldest call in doubt that evidence may still settle.
+-- held_calls: the starts of the calls in doubt that only a person can settle, because the chunk is held or the queue
+-- has lost it. held_for: for how many seconds each of these calls has been in doubt.
+-- oldest_call: a time before which no call in doubt was made. If the last attempt of a chunk is in doubt, the earlier
+-- attempts of that chunk count as in doubt too. Null if the queue has a call in doubt that the result tables do not
+-- have yet.
+-- The row of an attempt has no workflow if the attempt's worker ended before it recorded what it sends. The workflow is
+-- then taken from the submission.
 -- The recursive query jumps through the index from one workflow to the next, so that it does not read all batches.
 with recursive named as (
     (select workflow_id from everyrun.batches where workflow_id is not null order by workflow_id limit 1)
@@ -135,8 +137,8 @@ where f.since is not null
 order by f.workflow_id
 
 -- name: save_failed
--- Record a run that cannot be fetched, if its batch is settled: such a batch is not polled any more, so only this row
--- makes a later sweep fetch the run.
+-- Record a run that cannot be fetched, but only if its batch is settled. Such a batch is no longer polled. A later
+-- sweep finds this row, and fetches the run.
 insert into everyrun_queue.gone_runs (run_id, batch_id, gone_at)
 select $1, $2, now() where exists (select from everyrun.batches b where b.batch_id = $2 and b.state = 'SETTLED')
 on conflict do nothing
@@ -152,8 +154,8 @@ order by g.gone_at, g.run_id
 select clock_timestamp()
 
 -- name: batches_listed
--- The known ones of the listed batches. ours: the batch is ours; polled: it is still polled. A foreign batch is known if
--- one of its runs was fetched.
+-- Those of the batches $1 that are known. ours: true if the batch is ours. polled: true if it is still polled. A batch
+-- of another caller is known if one of its runs was fetched.
 select batch_id, state = 'SUBMITTED' and submitted_at > now() - make_interval(secs => $2) as polled, true as ours
 from everyrun.batches where batch_id = any ($1::text[])
 union all

@@ -32,10 +32,11 @@ SERVICE = "/everyrun/reconciler"
 _AT_ONCE = 16
 #: Before each group of this many runs, the tables are read again: webhooks may have reported these runs meanwhile.
 _SLICE = 64
-#: Maximum number of runs whose last fetched state is remembered, and of runs whose failures are remembered. A run whose
-#: state is forgotten is not fetched twice, because the tables have that state by then.
+#: Maximum number of runs whose last fetched state is remembered. The same maximum applies to the runs whose failures
+#: are remembered. If the state of a run is forgotten, the run is still not fetched twice, because the tables have that
+#: state by then.
 _REMEMBERED = 100_000
-#: Longest wait before another try to fetch a run that could not be fetched, in seconds.
+#: Longest wait before a run that could not be fetched is tried again, in seconds.
 _MAX_WAIT = 3600.0
 #: The HTTP statuses with which Extend answers a request for a deleted run.
 _GONE = (404, 410)
@@ -55,7 +56,7 @@ class Outcome(Enum):
 def poll_record(run: bytes, run_id: str, requested_at: str) -> Record:
     """Return the record for a run that was fetched. ``requested_at`` (RFC 3339) is when the request was sent.
 
-    Raises InvalidRunError if the bytes are not a run, or are another run than ``run_id``.
+    Raises InvalidRunError if the bytes are not a run, or if the id of the run is not ``run_id``.
     """
     head = read_head(run)
     if head.id != run_id:
@@ -67,8 +68,8 @@ def poll_record(run: bytes, run_id: str, requested_at: str) -> Record:
 async def fetch_run(extend: Extend, run_id: str, within: float = 30.0, tries: int = 3) -> Record:
     """Fetch a run and return it as a record. Raises ExtendError.
 
-    If the response is not this run, try again, ``tries`` times in all. ``within`` is the timeout of each try in
-    seconds.
+    If the response is not this run, the request is repeated. ``tries`` is the maximum number of requests. ``within`` is
+    the timeout of each request, in seconds.
     """
     for attempt in range(1, tries + 1):
         requested_at = timestamp(time.time())
@@ -82,7 +83,7 @@ async def fetch_run(extend: Extend, run_id: str, within: float = 30.0, tries: in
 
 
 class RunFetcher:
-    """Fetches runs and writes them to the log. It does not fetch a state of a run that it has already fetched.
+    """Fetches runs and writes them to the log. It fetches each state of a run only once.
 
     If Extend does not return a run, the next try for that run comes after ``first_wait`` seconds at the earliest. The
     wait doubles after each failure, up to an hour, so that a run that can never be fetched costs few requests.
@@ -108,14 +109,14 @@ class RunFetcher:
         self._fetched: dict[str, tuple[str, datetime | None]] = {}
 
     async def known(self, run_ids: Iterable[str]) -> dict[str, set[KnownState]]:
-        """Return the states that the tables have of these runs, by run id. A run that they do not have is left out."""
+        """Return the states of these runs in the tables, by run id. A run that is not in the tables is left out."""
         known: dict[str, set[KnownState]] = {}
         for row in await self._pool.fetch(_sql["known_runs"], list(run_ids)):
             known.setdefault(row["run_id"], set()).add((row["status"], row["settled_at"]))
         return known
 
     async def fetch(self, wanted: Sequence[ListedRun]) -> dict[str, Outcome]:
-        """Fetch those of the runs whose state the tables do not have. Return the outcome for each run, by run id.
+        """Fetch those of these runs whose state is not in the tables. Return the outcome for each run, by run id.
 
         Raises Kafka's and asyncpg's errors.
         """
@@ -150,7 +151,7 @@ class RunFetcher:
     async def fetch_one(self, run_id: str, batch_id: str | None) -> Outcome:
         """Fetch one run and write it to the log, or record that it was deleted. Raises Kafka's and asyncpg's errors.
 
-        Return UNAVAILABLE without a request if it is too early to retry a failed run.
+        If the last fetch of the run failed, and it is too early to try again, return UNAVAILABLE without a request.
         """
         times, not_before = self._failed.get(run_id, (0, 0.0))
         if self._clock() < not_before:

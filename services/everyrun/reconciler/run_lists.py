@@ -8,7 +8,8 @@ from datetime import datetime
 from everyrun.extend.client import Extend, ExtendError, Page
 from everyrun.reconciler.listed_runs import ListedRun, read_page
 
-#: Number of runs per page: the maximum in Extend's older documentation, and a smaller number in case Extend refuses it.
+#: Number of runs per page. The first number is the maximum in Extend's older documentation. If Extend refuses it, the
+#: second number is used.
 _PAGE, _SMALL_PAGE = 1000, 100
 #: Timeout of the request for a page, in seconds.
 _PAGE_WITHIN = 60.0
@@ -22,10 +23,11 @@ _BITS = 1 << 24
 class EndlessListDetector:
     """Detects, in constant memory, that a list of runs does not end.
 
-    There are two signs. A page token repeats: Brent's algorithm notices that within three rounds of the repeating pages
-    by keeping only one token, which it replaces after 1, 2, 4, … pages. Or all tokens are new, but the runs repeat: a
-    Bloom filter knows the runs that were shown. The filter can take a new run for a known one, but that does no harm,
-    because a page counts as repeated only if every run on it seems to be known.
+    There are two signs of an endless list. The first sign is a page token that repeats. Brent's algorithm notices it
+    within three rounds of the repeating pages. For this it keeps only one token, which it replaces after 1, 2, 4, …
+    pages. The second sign is that runs repeat although all tokens are new. A Bloom filter remembers the runs that were
+    shown. It may take a new run for a known one. That does no harm, because a page counts as repeated only if every run
+    on it seems to be known.
     """
 
     def __init__(self) -> None:
@@ -36,7 +38,10 @@ class EndlessListDetector:
         self._without = 0
 
     def problem(self, runs: Iterable[str], token: str) -> str | None:
-        """Take note of a page: its runs, and the token of the next page. Return why the list does not end, or None."""
+        """Take note of a page: its runs, and the token of the next page.
+
+        Return why the list does not end, or None if it still may.
+        """
         # Not any(), which would stop at the first new run and not remember the other runs.
         new = sum([self._is_new(run_id) for run_id in runs])
         self._without = 0 if new else self._without + 1
@@ -65,9 +70,10 @@ class RunLists:
         self._size = _PAGE
 
     async def pages(self, **query: str) -> AsyncIterator[tuple[list[ListedRun], datetime]]:
-        """Yield the runs of each page, with the time by Extend's clock at which Extend sent the page.
+        """Yield the runs of each page, and the time at which Extend sent the page (by Extend's clock).
 
-        Raises msgspec.DecodeError, and ExtendError if a request fails or the list does not end.
+        Raises ExtendError if a request fails or the list does not end. Raises msgspec.DecodeError if a page cannot be
+        read.
         """
         token: str | None = None
         endless = EndlessListDetector()

@@ -7,17 +7,19 @@ from collections.abc import Collection, Iterator
 
 import msgspec
 
-#: While webhooks arrive, polls are hardly needed: the wait between polls of a batch grows up to this many times.
+#: While webhooks arrive, polls are hardly needed. The wait between polls of a batch then grows, by at most this factor.
 _SLOWEST = 8.0
-#: The wait between polls of an old batch: this share of the batch's age, up to a maximum in seconds.
-_AGE_SHARE, _AGE_MOST = 1 / 20, 3600.0
-#: After a sweep comes a pause of this many times the sweep's duration. The pause is shorter while a call is in doubt,
-#: because inputs then wait for complete sweeps.
-_REST, _REST_IN_DOUBT = 5.0, 1.0
-#: The wait between polls of a batch that waits only for a person: this share of the batch's age, up to a maximum in
+#: Minimum wait between polls of a batch: the first number times the batch's age, but at most the second number, in
 #: seconds.
+_AGE_SHARE, _AGE_MOST = 1 / 20, 3600.0
+#: After a sweep comes a pause. Its length is the duration of the sweep times the first number, or times the second
+#: number while a call is in doubt. The second number is smaller, because inputs then wait for complete sweeps.
+_REST, _REST_IN_DOUBT = 5.0, 1.0
+#: Minimum wait between polls of a batch that waits only for a person: the first number times the batch's age, but at
+#: most the second number, in seconds.
 _RESTING_SHARE, _RESTING_MOST = 1 / 2, 86_400.0
-#: Longest time between sweeps that look back to a call that only a person can settle, in seconds.
+#: Longest time, in seconds, between two sweeps that list runs back to the start of a call that only a person can
+#: settle.
 _LOOK_BACK_MOST = 86_400.0
 
 
@@ -47,11 +49,12 @@ def after_poll(
     """Return the next turn of a batch after a poll that fetched ``found`` runs. The batch was sent ``age`` seconds ago.
 
     If webhooks arrive (more inputs are ``settled`` than at the last poll, and the poll found no run), the wait doubles,
-    up to eight times ``every``. If the poll found a run, or nothing has changed, the wait is ``every`` again.
+    up to eight times ``every``. Otherwise the wait is ``every`` again.
 
-    The wait is at least a twentieth of the batch's age, up to an hour, because the last runs of an old batch may need
-    days. If the batch is ``resting`` (every run waits for a person, or was deleted), the wait is at least half its age,
-    up to a day. If such a batch changes earlier, the sweep of its workflow sees the change.
+    The wait is at least a twentieth of the batch's age or an hour, whichever is shorter, because the last runs of an
+    old batch may need days. If the batch is ``resting`` (every run waits for a person, or was deleted), the wait is at
+    least half the batch's age or a day, whichever is shorter. If such a batch changes earlier, the sweep of its
+    workflow sees the change.
 
     ``jitter`` in [0, 1) makes the wait up to a fifth longer, so that batches are not all polled at the same moment.
     """
@@ -71,8 +74,8 @@ def after_failure(turn: Turn, *, now: float, every: float, jitter: float) -> Tur
 def first_turn(*, now: float, every: float, polled_ago: float | None, due_in: float | None = None) -> Turn:
     """Return the first turn of a batch in this process.
 
-    The batch is due at once, or, if another process polled it ``polled_ago`` seconds ago, ``every`` seconds after that
-    poll. A batch that waits for a person is due in ``due_in`` seconds instead.
+    If another process polled the batch ``polled_ago`` seconds ago, the batch is due ``every`` seconds after that poll.
+    Otherwise it is due at once. A batch that waits for a person is due in ``due_in`` seconds instead.
     """
     wait = 0.0 if polled_ago is None else every - polled_ago
     return Turn(now + max(wait if due_in is None else due_in, 0.0))
@@ -118,11 +121,11 @@ class Turns:
 
 
 def look_back_due(held_for: float, since_last: float, every: float) -> bool:
-    """Return true if a sweep is to look back to a call that only a person can settle.
+    """Return True if the next sweep must list runs back to the start of a call that only a person can settle.
 
-    ``held_for`` is how long the call has been in doubt, ``since_last`` how long ago a sweep last looked back to it, and
-    ``every`` the pause between two sweeps, all in seconds. The wait is as long as the call had been in doubt when a
-    sweep last looked back to it, so the wait doubles each time. It is at least ``every``, and at most a day.
+    All arguments are in seconds: ``held_for`` is how long the call has been in doubt, ``since_last`` how long ago a
+    sweep last went back that far, and ``every`` the pause between two sweeps. The wait is as long as the call had been
+    in doubt at the last such sweep. So the wait doubles each time. It is at least ``every``, and at most a day.
     """
     return since_last >= max(every, min(held_for - since_last, _LOOK_BACK_MOST))
 
@@ -130,8 +133,8 @@ def look_back_due(held_for: float, since_last: float, every: float) -> bool:
 def sweep_wait(*, in_doubt: bool, every: float, in_doubt_every: float, took: float) -> float:
     """Return the seconds from the start of a sweep that took ``took`` seconds to the start of the next one.
 
-    The pause after each sweep leaves requests to others: sweeps take at most a sixth of the time, and so of the rate
-    limit, or half of it while a call is in doubt.
+    The pause after each sweep leaves requests to others. Sweeps take at most a sixth of the time, or half of it while a
+    call is in doubt. So they take at most the same share of the rate limit.
     """
     if in_doubt:
         return max(in_doubt_every, took * (1 + _REST_IN_DOUBT))

@@ -32,7 +32,7 @@ from everyrun.store.sql import beside
 _log = telemetry.log(__name__)
 _sql = beside(__file__, "reconciler.sql")
 
-#: Shortest time between two looks at which workflows are due, in seconds.
+#: Minimum time between two searches for workflows that are due, in seconds.
 _LOOK_EVERY = 10.0
 #: If this many runs of an unknown batch on a page cannot be fetched, the sweep goes on without a run of that batch.
 _TRIES = 3
@@ -48,7 +48,7 @@ class Cutoffs(NamedTuple):
     floor: datetime
     #: A run that changed after this time is not fetched, because its webhook may still arrive. None: fetch all.
     changed: datetime | None
-    #: A call in doubt can have made only batches that were created after this time. None: the time is not known.
+    #: A batch that was created before this time was not made by a call in doubt. None: the time is not known.
     oldest_call: datetime | None
 
 
@@ -57,20 +57,21 @@ class Sweeps:
 
     A complete sweep guarantees that the log has a run of every listed batch that a call in doubt may have made. So the
     resolver can resend a chunk in doubt after complete sweeps that found no evidence. A sweep fetches one run of each
-    batch. It is complete even without a run of a batch if
+    listed batch. It is complete without a run of a batch in three cases:
 
-    - the batch is known: it is ours, or the tables already have a run of it;
-    - all runs of the batch were deleted, so none can ever be fetched;
-    - one run of the batch was created before the oldest call that may still be in doubt, so no such call made it.
+    - The batch is known: it is ours, or the tables already have a run of it.
+    - All runs of the batch were deleted, so none can ever be fetched.
+    - A run of the batch was created before the oldest call in doubt, so no call in doubt made the batch.
 
-    Any other batch whose runs cannot be fetched may be the one we are looking for. Sweeps then remain incomplete until
-    one of its runs can be fetched, or until no call is in doubt any more.
+    In all other cases, a call in doubt may have made the batch. Sweeps then remain incomplete until a run of the batch
+    can be fetched, or until no call is in doubt any more.
 
-    A held chunk waits for a person's decision, which only a run of that chunk would make unnecessary. Sweeps look back
-    to the call of a held chunk at growing intervals, up to a day (:func:`look_back_due`). If the chunk is resent and
-    is in doubt again, sweeps look back to the new call every time.
+    A held chunk waits for a person's decision. A run of that chunk would make the decision unnecessary. To find such a
+    run, some sweeps list runs back to the start of the chunk's call, at intervals that grow up to a day
+    (:func:`look_back_due`). If the chunk is resent and then in doubt again, every sweep goes back to the start of the
+    new call.
 
-    ``hurry`` is called with the id of each batch that is still polled, and in which a sweep finds something new.
+    If a sweep finds something new in a batch that is still polled, it calls ``hurry`` with the id of the batch.
     """
 
     def __init__(
@@ -92,7 +93,8 @@ class Sweeps:
         self._fetched: dict[str, None] = {}
         #: By workflow: when this process began the workflow's last sweep, and how many seconds that sweep took.
         self._last: dict[str, tuple[float, float]] = {}
-        #: By (workflow, time of a call that only a person can settle): when a sweep last looked back to that call.
+        #: By workflow and start of a call that only a person can settle: when a sweep last listed runs back to that
+        #: start.
         self._looked_back: dict[tuple[str, datetime], float] = {}
         self._look_every = min(_LOOK_EVERY, settings.sweep_every, settings.sweep_in_doubt_every)
         self._looked_at = float("-inf")
@@ -124,8 +126,9 @@ class Sweeps:
     def _since(self, row: asyncpg.Record, now: float) -> datetime:
         """Return the time back to which a sweep must list runs.
 
-        That is the start of the last complete sweep, or earlier: the oldest call in doubt that evidence may settle, and
-        at growing intervals the calls in doubt that only a person can settle.
+        Usually that is the start of the last complete sweep. If a call that began earlier is still in doubt, the sweep
+        must go back to the start of that call: always if evidence may settle the call, and at growing intervals if only
+        a person can.
         """
         since: datetime = row["last_begun_at"] or row["since"]
         if row["doubt_since"] is not None:
@@ -154,12 +157,12 @@ class Sweeps:
     async def sweep(self, workflow_id: str, since: datetime, oldest_call: datetime | None) -> bool:
         """List a workflow's runs, last changed first, back to ``since``, and write what is new to the log.
 
-        Return True if the sweep is complete, as the class defines it; then record it. ``since`` is by our clock, and
-        the sweep goes back a margin further. ``oldest_call`` is when the oldest call in doubt began: the present time
-        if no call is in doubt, None if it is not known.
+        If the sweep is complete (see the docstring of the class), record it and return True. ``since`` is a time by our
+        clock. The sweep goes back a little further than that, by a margin. ``oldest_call`` is when the oldest call in
+        doubt began: the present time if no call is in doubt, None if it is not known.
 
-        Of each unknown batch, one run is fetched. The projection keeps it as unmatched, and the resolver finds it
-        there. Of settled batches, every run with a new state is fetched. If such a run cannot be fetched, that is
+        One run of each unknown batch is fetched. The projection stores it as an unmatched run, where the resolver finds
+        it. Every run of a settled batch that has a new state is fetched. If such a run cannot be fetched, that is
         recorded, and later sweeps try again at growing intervals. Raises ExtendError.
         """
         begun_at: datetime = await self._pool.fetchval(_sql["now"])
@@ -188,7 +191,8 @@ class Sweeps:
     async def _fetch_page(self, page: Sequence[ListedRun], cutoffs: Cutoffs) -> bool:
         """Write what is new on a page to the log. Return False if this page makes the sweep incomplete.
 
-        It does if it has runs of an unknown batch that a call in doubt may have made, and none of them can be fetched.
+        A page makes the sweep incomplete if it lists runs of an unknown batch, a call in doubt may have made this
+        batch, and none of these runs can be fetched.
         """
         listed = sorted({run.batch_id for run in page if run.batch_id is not None})
         known = {
@@ -217,8 +221,8 @@ class Sweeps:
     async def _fetch_settled(self, wanted: Sequence[ListedRun]) -> None:
         """Fetch runs of settled batches.
 
-        Record the runs that cannot be fetched in ``gone_runs``, where the next sweep finds them. The next list may not
-        show them, because it shows only later changes.
+        Runs that cannot be fetched are recorded in ``gone_runs``, where the next sweep finds them. The list that the
+        next sweep reads may not contain them, because it contains only later changes.
         """
         outcomes = await self._fetcher.fetch(wanted)
         fetched = [run.run_id for run in wanted if outcomes[run.run_id] is Outcome.FETCHED]

@@ -1,7 +1,8 @@
 """Remove the content of foreign runs from the result tables after some time, to save space.
 
-A foreign run is one that another caller in the same workspace started. An event in the log asks the processor to remove
-the content, so the tables still follow from the log alone. The log itself keeps the content.
+A foreign run is one that another caller in the same workspace started. This module only writes an event to the log.
+When the processor reads the event, it removes the content. So the tables can still be rebuilt from the log alone. The
+log itself keeps the content.
 """
 
 from __future__ import annotations
@@ -24,13 +25,16 @@ from everyrun.store.sql import beside
 _log = telemetry.log(__name__)
 _sql = beside(__file__, "trimming.sql")
 
-#: Seconds between two looks for runs to trim, and the maximum number of runs that are trimmed at a time.
+#: Seconds between two searches for runs to trim. Maximum number of runs that are trimmed at a time.
 _LOOK_EVERY = 60.0
 _AT_ONCE = 500
 
 
 class Trimming:
-    """Looks for runs to trim every minute. If there are more than can be trimmed at a time, it continues at once."""
+    """Searches once a minute for runs to trim.
+
+    If there are more than can be trimmed at a time, it continues at once.
+    """
 
     def __init__(
         self, settings: Settings, pool: asyncpg.Pool, log: Log, clock: Callable[[], float] = time.monotonic
@@ -42,7 +46,7 @@ class Trimming:
         self._not_before = float("-inf")
 
     async def trim_due(self) -> None:
-        """Trim runs, if a minute has passed since the last look. Raises asyncpg's and Kafka's errors."""
+        """Trim runs, if a minute has passed since the last search. Raises asyncpg's and Kafka's errors."""
         if self._clock() >= self._not_before and await self.trim() < _AT_ONCE:
             self._not_before = self._clock() + _LOOK_EVERY
 

@@ -42,7 +42,7 @@ class Announcer:
     async def announce(self) -> None:
         """Announce every submission that is not announced yet.
 
-        If Kafka does not accept one, the others are not delayed.
+        If Kafka does not accept the event of one submission, the other submissions are not delayed.
 
         Raises asyncpg's errors.
         """

@@ -80,7 +80,7 @@ async def run_periodically(
 ) -> None:
     """Run a task every ``seconds`` seconds, and whenever ``wake`` is set, until ``stop`` is set.
 
-    If a run fails, the error is logged, and the next run is the retry.
+    If the task fails, the error is logged, and the task is tried again the next time.
     """
     while not stop.is_set():
         try:
@@ -134,7 +134,8 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
     async with AsyncExitStack() as server, AsyncExitStack() as stack:
         app = with_health(health, starting, metrics.registry)
         await server.enter_async_context(http_server(settings.submission_listen, app, keep_alive=settings.keep_alive))
-        # The API is not served before the binding is checked: it could accept inputs that are meant for another Extend.
+        # The API is served only after the binding is checked. Otherwise it could accept inputs that are meant for
+        # another Extend.
         await wait_until_bound(settings, health)
         pool = await stack.enter_async_context(await _pool(settings, health))
         extend = await stack.enter_async_context(Extend(settings, budget=shared(settings)))
@@ -165,8 +166,8 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
         await stop.wait()
         for task in probes:
             task.cancel()
-        # Give calls in progress time to end. A call that does not end in time stays `sending` until the next start
-        # resolves it.
+        # Give calls in progress time to end. If a call does not end in time, its chunk stays `sending`, and a resolver
+        # resolves it later.
         _, unfinished = await asyncio.wait(tasks, timeout=_STOP_WITHIN)
         for task in unfinished:
             task.cancel()

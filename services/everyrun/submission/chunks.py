@@ -85,7 +85,7 @@ def cut_refused(size: int, named: Sequence[int] = ()) -> tuple[Range, ...]:
 
 
 def _split_evenly(first: int, last: int, max_size: int) -> list[Range]:
-    """Return the smallest number of ranges, of about equal size, none of which is larger than ``max_size``."""
+    """Return as few ranges as possible, of about equal size and with at most ``max_size`` indexes each."""
     count = last - first + 1
     parts = -(-count // max_size)
     starts = [first - (-count * n // parts) for n in range(parts + 1)]
@@ -95,6 +95,6 @@ def _split_evenly(first: int, last: int, max_size: int) -> list[Range]:
 def part_id(chunk: str, number: int) -> str:
     """Return the id of a part of a chunk, by the number of the part from 1.
 
-    ``everyrun.log.keys.lineage`` gives, for such an id, the chunk that was cut first.
+    From such an id, ``everyrun.log.keys.lineage`` returns the id of the chunk that was cut first.
     """
     return f"{chunk}{PART}{number}"

@@ -29,8 +29,8 @@ where redact_after <= now() order by redact_after limit 1000
 
 -- name: all_settled_at
 -- The time when the last chunk of a submission settled; null while a chunk is not settled. A chunk counts once, even if
--- Extend accepted several of its attempts: the chunk is settled if one of its attempts is, and none is accepted but not
--- settled. A chunk that was cut does not count; its parts do.
+-- Extend accepted several of its attempts. It is settled if at least one attempt was accepted or refused, and all
+-- accepted attempts are settled. A chunk that was cut does not count; its parts do.
 select case when bool_and(settled_at is not null) then max(settled_at) end
 from (
     select (select max(b.settled_at) from everyrun.batches b

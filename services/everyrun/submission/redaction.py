@@ -1,4 +1,4 @@
-"""Remove presigned URLs and passwords from the queue, a set time after their submission has settled."""
+"""Remove presigned URLs and passwords from the queue some time after their submission has settled."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def next_redaction(
 async def redact_due(pool: asyncpg.Pool, log: Log, settings: Settings) -> None:
     """Remove the presigned URLs and passwords of every submission whose time has come.
 
-    Afterwards the queue has the files only as the log shows them. A submission that does not settle also loses its
-    secrets, a set time after it was accepted. If some of its inputs are not sent by then, the submission is paused,
-    with the reason. A submission is redacted in slices, each in its own transaction. If a submission fails, it is
-    retried later, and does not delay the others.
+    Afterwards the queue has the files only as the log shows them. A submission that does not settle loses its secrets
+    too, some time after it was accepted. If some of its inputs are not sent by then, the submission is paused, with the
+    reason. A submission is redacted in slices, each in its own transaction. If a submission fails, it is retried later,
+    and does not delay the others.
 
     Raises asyncpg's errors.
     """
@@ -86,7 +86,8 @@ async def _redact(pool: asyncpg.Pool, log: Log, submission_id: str, expected: in
                 target = pauses.PauseTarget("submission", submission_id)
                 await pauses.pause(connection, log, target, why, None)
             pause = False
-        # Mark the submission before any file changes: from now on no chunk is claimed whose files lack their secrets.
+        # Mark the submission before any file changes: from then on, a chunk whose files lack their secrets is not
+        # claimed.
         await pool.execute(_sql["begin_redaction"], submission_id)
         await pool.execute(_sql["redact_inputs"], submission_id, list(changed), list(changed.values()))
     await pool.execute(_sql["begin_redaction"], submission_id)

@@ -204,17 +204,17 @@ class PauseCounts(Struct, frozen=True):
     """The numbers of inputs of the workflow or submission that was paused or resumed."""
 
     submitted: Annotated[int, Meta(description="Inputs that Extend has accepted; a pause does not affect them.")]
-    waiting: Annotated[int, Meta(description="Inputs that wait to be sent, even if a pause delays them.")]
+    waiting: Annotated[int, Meta(description="Inputs that wait to be sent, including those that a pause delays.")]
     will_be_sent: Annotated[int, Meta(description="Waiting inputs that nothing delays.")]
     calling: Annotated[int, Meta(description="Inputs whose call is in progress.")]
     in_doubt: Annotated[
-        int, Meta(description="Inputs of a call whose outcome is unknown, or that needs a person's decision.")
+        int, Meta(description="Inputs of calls whose outcome is unknown, or that need a person's decision.")
     ]
     waits_for: Annotated[dict[str, int], Meta(description="Number of inputs without a result, by what they wait for.")]
 
 
 class WorkflowPause(Struct, frozen=True):
-    """A workflow, with whether it is paused now, and whether this call changed that."""
+    """A workflow: if it is paused now, and if this request changed that."""
 
     workflow_id: str
     paused: bool
@@ -223,7 +223,7 @@ class WorkflowPause(Struct, frozen=True):
 
 
 class SubmissionPause(Struct, frozen=True):
-    """A submission, with whether it is paused now, and whether this call changed that."""
+    """A submission: if it is paused now, and if this request changed that."""
 
     submission_id: str
     workflow_id: str | None

@@ -66,12 +66,14 @@ def batch_routes(
         workflow_id: Id,
         workflow_version: Annotated[str | None, Query(min_length=1, max_length=255)] = None,
     ) -> JSONResponse:
-        """Register a batch that another caller sent to Extend. The body has all inputs of the batch, as they were sent.
+        """Register a batch that another caller sent to Extend.
+
+        The body contains all inputs of the batch, as they were sent.
 
         Answers 202 with submission_id, batch_id, expected (the number of inputs) and ambiguous (the number of inputs to
-        which no run can be matched, because another input has the same metadata). A repeated call gets the same answer.
-        Answers 409 if the batch was registered with other inputs, or if Everyrun sent the batch. Answers 422 if Extend
-        does not have the workflow (UNKNOWN_WORKFLOW) or lists no run of the batch (UNKNOWN_BATCH).
+        which no run can be matched, because another input has the same metadata). A repeated request gets the same
+        answer. Answers 409 if the batch was registered with other inputs, or if Everyrun sent the batch. Answers 422 if
+        Extend does not have the workflow (UNKNOWN_WORKFLOW) or lists no run of the batch (UNKNOWN_BATCH).
         """
         for name, value in (
             ("batch_id", batch_id),

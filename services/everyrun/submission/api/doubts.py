@@ -53,7 +53,10 @@ class Adoption(DecisionReason):
 
 
 def decided_by(request: Request, by: str) -> str:
-    """Return who decides: ``by`` with the name of the token in parentheses, or only that name if ``by`` is empty."""
+    """Return who decides: ``by``, and the name of the token in parentheses.
+
+    If ``by`` is empty, return only the token's name.
+    """
     name = caller(request)
     return f"{by} ({name})" if by else name
 
@@ -104,7 +107,7 @@ def doubt_routes(app: FastAPI, doubts: Doubts) -> None:
     async def adopt(request: Request, chunk: str, adoption: Adoption) -> dict[str, Any]:
         """Decide that the chunk became this batch.
 
-        Everyrun fetches a run of the batch, which must name the chunk in its reserved key.
+        Everyrun fetches a run of the batch. The reserved key of this run must name the chunk.
         """
         try:
             await doubts.adopt(_clean(chunk), adoption.batch_id, decided_by(request, adoption.by), adoption.reason)
@@ -139,7 +142,7 @@ def doubt_routes(app: FastAPI, doubts: Doubts) -> None:
     async def discard(request: Request, chunk: str, decision: ForcibleDecision) -> dict[str, Any]:
         """Never resend the chunk: its inputs become REFUSED (DISCARDED).
 
-        A run of the chunk that comes later is still shown.
+        If a run of the chunk appears later, it is still shown.
         """
         try:
             await doubts.discard(_clean(chunk), decided_by(request, decision.by), decision.reason, force=decision.force)
@@ -200,7 +203,8 @@ def pause_routes(app: FastAPI, pool: asyncpg.Pool, log: Log) -> None:
     async def pause_workflow(request: Request, workflow_id: str, why: DecisionReason) -> dict[str, Any]:
         """Pause a workflow: nothing more is sent for it. Calls in progress are completed.
 
-        `inputs` counts the workflow's inputs that are waiting, in a call, in doubt, and submitted.
+        `inputs` shows how many of the workflow's inputs are waiting, how many are in a call, how many are in doubt, and
+        how many are submitted.
         """
         return await change(pauses.PauseTarget("workflow", workflow_id), request, why, True)
 

@@ -28,7 +28,7 @@ _ROW = {
         "id": {"type": "string", "minLength": 1, "maxLength": 255, "description": "Unique in the submission."},
         "file": {
             "type": "object",
-            "description": "Exactly one of url, id and text. url and text can have a name, and url settings.password.",
+            "description": "Exactly one of url, id and text. A url or text may have a name. A url may have settings.",
             "properties": {
                 "url": {"type": "string"},
                 "id": {"type": "string"},
@@ -66,8 +66,8 @@ UPLOAD_REFUSED = (
     "`did_you_mean` lists its versions. No row was accepted."
 )
 
-#: Maximum number of uploads at the same time. Each needs a connection of the pool (submission/app.py), whose other
-#: connections are for the API, the dispatcher and the resolver.
+#: Maximum number of uploads at the same time. Each needs a connection of the pool (submission/app.py). The other
+#: connections are left to the API, the dispatcher and the resolver.
 _MAX_UPLOADS = 4
 #: Number of bytes that are written or unpacked at a time.
 _PART = 1 << 20
@@ -100,7 +100,9 @@ class Uploads:
 
     @contextmanager
     def reserve(self) -> Iterator[Callable[[int], None]]:
-        """Count one upload while the block runs; yield the function to call with the current size of the upload.
+        """Count one upload while the block runs.
+
+        Yield a function that the block must call with the upload's current size.
 
         Raises UploadsFullError if there are too many uploads.
         """
@@ -163,7 +165,10 @@ class _GzipWriter(_PlainWriter):
             raise UploadError(f"the body is not valid gzip, as Content-Encoding says: {error}") from None
 
     def finish(self) -> None:
-        """Unpack and write what is left. Raises UploadError if the body ends too early, and BodyTooLargeError."""
+        """Unpack and write what is left.
+
+        Raises BodyTooLargeError. Raises UploadError if the body is invalid or ends too early.
+        """
         while self._begun and not self._unpacker.eof:
             try:
                 rest = self._unpacker.decompress(self._unpacker.unconsumed_tail, _PART)

@@ -183,7 +183,9 @@ def submission_api(
         workflow_id: Annotated[str, Query(min_length=1, max_length=255)],
         workflow_version: Annotated[str | None, Query(min_length=1, max_length=255)] = None,
     ) -> dict[str, Any]:
-        """Check that Extend has a workflow, and a version of it if one is given, before anything is uploaded for it.
+        """Check, before an upload, that Extend has the workflow.
+
+        If a version is given, check that Extend has this version too.
 
         If Extend cannot be asked, `workflow_unchecked` says why.
         """

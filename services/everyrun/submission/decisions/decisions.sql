@@ -1,6 +1,6 @@
 -- name: doubts
--- Chunks in doubt or held, or the chunk $1 in any state. sweeps is the number of complete sweeps that began after the
--- window.
+-- If $1 is null: the chunks in doubt or held. Otherwise: the chunk $1, in any state. sweeps is the number of complete
+-- sweeps that began after the end of the window for evidence.
 select c.chunk, c.submission_id, s.workflow_id, c.state, c.attempt, c.resends, c.reason, c.batch_id, c.files_lost,
        s.idempotency_key,
        c.deadline as window_ends, c.last_position - c.first_position + 1 as inputs, now() as now,

@@ -55,7 +55,7 @@ def waits_for(doubt: Row, now: datetime) -> str:
 
 
 def window_is_over(doubt: Row, now: datetime) -> bool:
-    """Return if the window for evidence is over, and enough sweeps that began after it are complete. Pure."""
+    """Return True if the window for evidence is over, and enough sweeps that began after it are complete. Pure."""
     return bool(now >= doubt["window_ends"] and doubt["sweeps"] >= REQUIRED_SWEEPS)
 
 
@@ -194,7 +194,7 @@ class Doubts:
             raise DecisionError(409, "NOT_IN_DOUBT", f"the chunk is no longer in doubt: {error}") from None
 
     async def _first_run(self, batch_id: str) -> tuple[str, reserved.Reserved | None]:
-        """Return the id of a run of the batch, and the run's reserved key, or None if it has no such key.
+        """Return the id of a run of the batch, and the reserved key of this run (None if the run has none).
 
         Raises DecisionError.
         """

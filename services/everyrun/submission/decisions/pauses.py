@@ -116,7 +116,7 @@ def newest_pauses(
 ) -> dict[PauseTarget, LoggedPause]:
     """Add the pauses and resumes in ``found`` to ``newest``, and return ``newest``.
 
-    ``found`` has events of the log, each with its time and its id. For each target only the newest event is kept.
+    ``found`` contains events of the log, each with its time and its id. For each target only the newest event is kept.
     Events of other types are skipped.
     """
     newest = {} if newest is None else newest
@@ -136,7 +136,7 @@ def newest_pauses(
 
 
 def pause_counts(waits_for: Mapping[str, int]) -> dict[str, int]:
-    """Return how many inputs without a result are waiting, are in a call, and are in doubt. Pure.
+    """Return how many of the inputs without a result are waiting, how many are in a call, how many are in doubt. Pure.
 
     ``waits_for`` has the number of inputs for each cause of waiting.
     """

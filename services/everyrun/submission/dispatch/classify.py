@@ -1,4 +1,4 @@
-"""Decide what the answer to a batch call means, or what it means that there was no answer. Pure.
+"""Decide what the outcome of a batch call means: an answer, or a failure without an answer. Pure.
 
 An error counts as Extend's own only if its body has the form that Extend's errors have (``read_problem``), because a
 proxy or a firewall may answer too. docs/explanation/delivery.md has the table of verdicts by status.
@@ -26,7 +26,7 @@ class Accepted(msgspec.Struct, frozen=True):
 class Refused(msgspec.Struct, frozen=True):
     """Extend refused the call because of its inputs, and created nothing.
 
-    ``named`` has the indexes of the inputs that Extend's message names.
+    ``named`` contains the indexes of the inputs that Extend's message names.
     """
 
     status: int
@@ -141,8 +141,8 @@ def classify_response(
     if status == 429:
         return Returned(reason, wait, rate_limited=True, from_extend=True)
     if not 400 <= status < 500 or status in _MAY_HAVE_EFFECT:
-        # This holds even if Extend calls the error retryable: if the first call was accepted, a second batch would
-        # process every document twice.
+        # The call is in doubt even if Extend says that the error is retryable. If the call was accepted, a second call
+        # would make a second batch, and every document would be processed twice.
         return InDoubt(reason)
     if problem.retryable:
         return Returned(reason, wait, from_extend=True)
@@ -171,9 +171,10 @@ def _not_from_extend(response: httpx.Response) -> Verdict:
 
 
 def _is_of_inputs(status: int, problem: Problem, named: tuple[int, ...]) -> bool:
-    """Return if the error is about the inputs.
+    """Return True if the error is about the inputs.
 
-    If that is not certain, it counts as one about the workflow or the account, so that no input is refused by mistake.
+    If that is not certain, return False: the error then counts as one about the workflow or the account, so that no
+    input is refused by mistake.
     """
     if problem.code in _CODES_OF_ACCOUNT or status not in _OF_INPUTS | {404, 415}:
         return False
@@ -185,7 +186,7 @@ def _is_of_inputs(status: int, problem: Problem, named: tuple[int, ...]) -> bool
 
 
 def _is_of_version(status: int, problem: Problem, version: str | None) -> bool:
-    """Return if the error is about the workflow version that the call names, not about the whole workflow."""
+    """Return True if the error is about the workflow version that the call names, not about the whole workflow."""
     of_account = problem.code in _CODES_OF_ACCOUNT or status not in (400, 404, 422)
     return version is not None and not of_account and _VERSION.search(problem.message) is not None
 
@@ -203,7 +204,7 @@ def _success(content: bytes) -> Verdict:
 
 
 def is_from_extend(outcome: object) -> bool:
-    """Return if Extend itself answered the call."""
+    """Return True if Extend itself answered the call."""
     return outcome.from_extend if isinstance(outcome, Returned) else not isinstance(outcome, InDoubt)
 
 
@@ -216,8 +217,8 @@ def calls_wait(outcome: object, in_a_row: int) -> float:
     """Return how long all calls wait after the outcome of one call, in seconds.
 
     ``in_a_row`` is the number of calls in a row, up to and including this one, that Extend itself did not answer. All
-    calls wait after a 429, and if at least two calls in a row were not answered by Extend. A single such call delays
-    nothing, because a firewall may reject one particular chunk.
+    calls wait after a 429. They also wait if Extend itself did not answer at least two calls in a row. A single such
+    call delays nothing, because a firewall may reject one particular chunk.
     """
     if isinstance(outcome, Returned) and outcome.rate_limited:
         return _doubled(in_a_row, MAX_CALLS_WAIT) if outcome.wait is None else outcome.wait

@@ -48,8 +48,8 @@ _encode = msgspec.json.Encoder().encode
 UNAVAILABLE = (*POSTGRES_AWAY, KafkaError, ForeignLogError)
 #: How often an idle worker looks for a chunk to send, in seconds. A new submission wakes the workers at once.
 _LOOK_EVERY = 1.0
-#: Maximum wait of a chunk whose attempt Kafka does not accept, in seconds. Meanwhile, chunks whose events go to other
-#: partitions are sent.
+#: Maximum wait, in seconds, before a chunk is tried again after Kafka did not accept its batch-requested event.
+#: Meanwhile, chunks whose events go to other partitions are sent.
 _MAX_UNANNOUNCED_WAIT = 60.0
 
 
@@ -103,7 +103,7 @@ class Dispatcher:
                 await _wait_any(stop, seconds=1.0)
 
     async def send_one(self) -> bool:
-        """Claim and send one chunk; return False if none is ready. Raises UNAVAILABLE."""
+        """Claim and send one chunk; return False if none is ready. Raises the errors in UNAVAILABLE."""
         if not await self._pool.fetchval(_sql["something_waits"]):
             return False
         await self._extend.budget(RUN)

@@ -37,7 +37,7 @@ WITH_INPUTS = frozenset({"batch-submitted", "batch-rejected", "batch-cut", "doub
 class ChunkRow(msgspec.Struct, frozen=True, kw_only=True):
     """A chunk with its newest attempt and the workflow of its submission.
 
-    The SQL statements ``attempt`` and ``lock_chunk`` read it.
+    The SQL statements ``attempt`` and ``lock_chunk`` return rows with these fields.
     """
 
     chunk: str
@@ -51,7 +51,7 @@ class ChunkRow(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, row: Row) -> ChunkRow:
-        """Return the chunk in a row of one of these statements."""
+        """Return the chunk in a row that one of these statements returned."""
         return cls(**{name: row[name] for name in cls.__struct_fields__})
 
 
@@ -157,7 +157,7 @@ def _record(row: ChunkRow, kind: str, attempt: int, event: msgspec.Struct, now: 
 def digest(*texts: str) -> str:
     """Return a short hash for the id of an event.
 
-    A repeated decision gets the same id, a different decision a different id.
+    If a decision is repeated, its event gets the same id again. A different decision gets a different id.
     """
     return hashlib.blake2b(msgspec.json.encode(texts), digest_size=8).hexdigest()
 

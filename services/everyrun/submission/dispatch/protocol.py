@@ -1,7 +1,8 @@
 """The dispatch protocol as one pure transition function: a chunk's state and a trigger give the next state.
 
-The log acknowledges the events of a step before the queue stores the new state. A crash in between loses no event.
-At most, an event is published again, with the same id. tests/model checks every interleaving within small bounds.
+The log acknowledges the events of a step before the queue stores the new state. A crash in between loses no event. The
+worst that can happen is that an event is published again, with the same id. tests/model checks every interleaving
+within small bounds.
 
 The module exceeds 300 lines so that all rules about a chunk can be read in one place.
 """
@@ -17,8 +18,8 @@ from everyrun.errors import Conflict
 from everyrun.submission.chunks import Range, cut_refused
 from everyrun.submission.dispatch.classify import Accepted, Blocked, InDoubt, Refused, Returned, Unclear, Verdict
 
-#: The reasons for holding a chunk whose files the restored queue does not have: the first if Extend did not accept the
-#: chunk, the second if there was no evidence that Extend accepted it.
+#: A chunk is held if the restored queue does not have its files. These are the two reasons to show: the first if Extend
+#: did not accept the chunk, the second if there was no evidence that Extend accepted it.
 FILES_LOST_UNSENT = (
     "the queue was restored from a backup without this chunk, and the log shows its files without query strings and "
     "passwords. Extend did not accept it: repeat the upload with the same Idempotency-Key, or discard the chunk"
@@ -36,9 +37,9 @@ class ChunkState(msgspec.Struct, frozen=True):
     """The state of a chunk.
 
     ``resends`` counts the attempts that were given up without proof that Extend did not accept them. ``batch_id`` is
-    the batch of the first attempt that is known to be accepted; a chunk that is sending has it if that was an earlier
-    attempt. ``size`` is the number of inputs. A chunk with ``files_lost`` cannot be sent: the queue has its inputs only
-    from the log, which does not contain query strings and passwords.
+    the batch of the first attempt that is known to be accepted. A chunk that is sending has a ``batch_id`` if an
+    earlier attempt is known to be accepted. ``size`` is the number of inputs. A chunk with ``files_lost`` cannot be
+    sent: its inputs were restored from the log, which does not contain query strings and passwords.
 
     Two fields are only for a chunk that is sending. ``claimed`` is true if a worker may still begin the call.
     ``announced`` is true if the queue has read the batch-requested of the attempt in the log.
@@ -288,9 +289,9 @@ def _ended(chunk: ChunkState, outcome: Verdict | Expired | Unannounced) -> Step:
 
 
 def _returned(chunk: ChunkState, reason: str, state: StateName = "waiting") -> Step:
-    """Return the step if Extend did not accept the attempt.
+    """Return the step after an attempt that Extend did not accept.
 
-    If an earlier attempt was accepted, the chunk is submitted, and not sent again.
+    If an earlier attempt was accepted, the chunk becomes submitted, and is not sent again.
     """
     if chunk.files_lost and state == "waiting":
         state, reason = "held", FILES_LOST_UNSENT
@@ -298,9 +299,9 @@ def _returned(chunk: ChunkState, reason: str, state: StateName = "waiting") -> S
 
 
 def _unknown(chunk: ChunkState, state: StateName, reason: str) -> Step:
-    """Return the step if the outcome is unknown.
+    """Return the step after an attempt whose outcome is unknown.
 
-    If an earlier attempt was accepted, the chunk is submitted, and not sent again.
+    If an earlier attempt was accepted, the chunk becomes submitted, and is not sent again.
     """
     return Step(_unless_submitted(chunk, state, reason), (StepEvent("batch-in-doubt", chunk.attempt),))
 
@@ -317,7 +318,7 @@ def _resend(chunk: ChunkState, reason: str) -> Step:
 
 
 def _proved(chunk: ChunkState, attempt: int, batch_id: str, kind: EventKind) -> Step:
-    """Return the step if Extend is proved to have accepted the attempt.
+    """Return the step when there is proof that Extend accepted the attempt.
 
     If another attempt was accepted too, the chunk has two batches.
     """

@@ -30,7 +30,7 @@ _sql = beside(__file__, "dispatch.sql")
 #: not enough: runs can move between pages while they are listed, so a sweep can miss a run.
 REQUIRED_SWEEPS = 2
 
-#: The topics in which evidence can arrive. ``deliveries`` has webhooks whose payload is behind a link.
+#: The topics in which evidence can arrive. ``deliveries`` contains webhooks whose payload is behind a link.
 _EVIDENCE_TOPICS = ("batches", "runs", "deliveries")
 
 
@@ -68,7 +68,7 @@ class Resolver:
         self._recovery = recovery
         self._transitions = transitions
         self._installation = installation
-        #: For each attempt whose window is over, the end of the log at the time when this was found.
+        #: For each attempt whose window is over: the end of the log at the time when this process noticed that.
         self._ends: dict[_Attempt, dict[tuple[str, int], int]] = {}
         #: Evidence that could not be applied, with the state of the chunk at that time. It is tried again when the
         #: state has changed.
@@ -120,10 +120,10 @@ class Resolver:
         return True
 
     async def _with_log_applied(self, over: list[Any]) -> list[Any]:
-        """Return the attempts of ``over`` whose evidence, if there is any, must be in the tables by now.
+        """Return those attempts of ``over`` whose evidence, if there is any, is certainly in the tables by now.
 
-        For this, the tables must have applied the log up to where it ended when the window was found to be over. Its
-        present end does not matter: the tables might never reach that, because runs keep arriving.
+        That is certain once the tables have applied the log up to the end that it had when the window was found to be
+        over. The log's present end does not matter: the tables might never reach it, because runs keep arriving.
         """
         attempts = [_Attempt(row["chunk"], row["attempt"]) for row in over]
         if set(attempts) - self._ends.keys():
@@ -141,14 +141,15 @@ class Resolver:
         ]
 
     async def adopt_evidence(self) -> None:
-        """Apply the evidence in unmatched runs: those whose reserved key names an attempt of this installation."""
+        """Apply the evidence: the unmatched runs whose reserved key names an attempt of this installation."""
         unmatched, self._unmatched = self._unmatched, {}
         for found in await self._pool.fetch(_sql["evidence"], self._installation):
             row = await self._pool.fetchrow(_sql["attempt"], found["chunk"])
             if row is None or (row["batch_id"] == found["batch_id"] and chunk_state(row).state == "submitted"):
                 continue
             if row["state"] == "sending" and row["attempt"] == found["attempt"] and not row["overdue"]:
-                # The call is in progress. Its answer will say the same; if none comes, its deadline will pass.
+                # The call is in progress. Its answer will name the batch too. If no answer comes, the evidence is
+                # applied when the deadline has passed.
                 continue
             proof = _Proof(found["chunk"], found["attempt"], found["batch_id"])
             if unmatched.get(proof) == chunk_state(row):

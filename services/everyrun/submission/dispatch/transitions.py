@@ -1,6 +1,6 @@
 """Apply a trigger to a chunk: lock its row, compute the step, publish the events of the step, and store the new state.
 
-Because of the lock, no two processes step the same chunk at once, and no step starts from an outdated state. Because
+Because of the lock, no two processes change the same chunk at once, and no step starts from an outdated state. Because
 the new state is stored last, nothing is stored before the log has acknowledged the events.
 """
 
@@ -61,7 +61,7 @@ def chunk_state(row: Row) -> ChunkState:
 async def read_inputs(connection: Any, submission_id: str, first: int, last: int) -> list[events.Input]:
     """Return the inputs of a submission at the positions from ``first`` to ``last``.
 
-    They are as they were submitted: with presigned URLs and passwords.
+    Presigned URLs and passwords are not removed from them.
     """
     return [
         events.Input(
@@ -83,7 +83,7 @@ async def inputs_of(connection: Any, row: ChunkRow) -> list[events.Input]:
 async def insert_parts(connection: Any, cuts: Iterable[tuple[str, Iterable[events.Part]]]) -> list[str]:
     """Insert the parts of chunks that were cut; return the ids of the parts that are new.
 
-    ``cuts`` has, for each chunk that was cut, the id of its submission and its parts. Parts that exist already are
+    For each chunk that was cut, ``cuts`` contains the id of its submission, and its parts. Parts that exist already are
     skipped, and so are parts of a submission that the queue does not have.
     """
     rows = [
@@ -120,11 +120,12 @@ class Transitions:
         not claimed for ``wait`` seconds, by the database's clock.
 
         ``incarnation`` is the incarnation of the database in which the attempt was claimed. If the database is in
-        another incarnation now, the trigger is not possible, because the attempt with this number may be another
-        worker's.
+        another incarnation now, the trigger is not possible, because the attempt with this number may now belong to
+        another worker.
 
-        Raises NotPossibleError and UnknownChunkError; then nothing was published or changed. Raises KafkaError and
-        asyncpg's errors; then the events may have been published, but nothing was stored, so it is safe to retry.
+        Raises NotPossibleError and UnknownChunkError. In these cases nothing was published or changed. Raises
+        KafkaError and asyncpg's errors. In these cases the events may have been published, but nothing was stored, so
+        it is safe to retry.
         """
         async with self._pool.acquire() as connection, connection.transaction():
             locked = await connection.fetchrow(_sql["lock_chunk"], chunk)

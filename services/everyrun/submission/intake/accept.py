@@ -90,7 +90,7 @@ def new_submission_id(now: float | None = None) -> str:
 
 
 async def is_known(pool: asyncpg.Pool, idempotency_key: str) -> bool:
-    """Return if a submission with this Idempotency-Key was accepted before."""
+    """Return True if a submission with this Idempotency-Key was accepted before."""
     return await pool.fetchrow(_sql["by_idempotency_key"], idempotency_key) is not None
 
 
@@ -108,10 +108,10 @@ async def accept_submission(
 ) -> AcceptedSubmission:
     """Check and store every row. When this returns, the queue holds the submission and its chunks.
 
-    An upload that repeats an earlier one, with the same key and content, returns the answer to the earlier one. If the
-    queue lost inputs of that submission because it was restored from a backup, the repeated upload restores them. If
-    ``incarnation`` is given, the submission is accepted only while the database is still in that incarnation. If
-    ``once`` is true, rows that were submitted before under another key raise SubmittedBeforeError.
+    For an upload that repeats an earlier one, with the same key and content, the answer to the earlier one is returned.
+    If the queue lost inputs of that submission because it was restored from a backup, the repeated upload restores
+    them. If ``incarnation`` is given, the submission is accepted only while the database is still in that incarnation.
+    If ``once`` is true, rows that were submitted before under another key raise SubmittedBeforeError.
 
     Raises BadRowsError, IdempotencyConflictError, QueueReplacedError, SubmittedBeforeError, and the errors of reading
     ``rows``. In all these cases nothing is stored. Memory use does not grow with the size of the upload.
@@ -146,16 +146,17 @@ def _same_submission(known: asyncpg.Record, intake: Intake) -> AcceptedSubmissio
 
 
 def is_incomplete(known: Any) -> bool:
-    """Return if a submission lost inputs or files that only a repeated upload can restore. Pure."""
+    """Return True if a submission lost inputs or files that only a repeated upload can restore. Pure."""
     return bool(known["lost_inputs"] or known["files_lost"])
 
 
 def same_content(known: Any, full: bytes, redacted: bytes) -> bool:
-    """Return if an upload with these hashes repeats the submission ``known``. Pure.
+    """Return True if an upload with these hashes repeats the submission ``known``. Pure.
 
-    Usually the hash of the full content decides. The hash of the redacted content decides in two cases. A submission
-    that was restored from the log has no full hash, because the log has only redacted files. And the full hash of a
-    submission that lacks inputs may no longer match, because the caller may have had to sign the links again.
+    Usually the hash of the full content decides. The hash of the redacted content decides in two cases. First: the
+    submission was restored from the log. It then has no full hash, because the log contains only redacted files.
+    Second: the submission lacks inputs. Its full hash may then no longer match, because the caller may have had to sign
+    the links again.
     """
     if known["full_hash"] == full:
         return True
@@ -239,10 +240,10 @@ class Intake:
         key: str | None,
         once: bool,
     ) -> AcceptedSubmission:
-        """Insert the submission and its chunks, or refill the submission that the upload repeats.
+        """Insert the submission and its chunks, or restore what a repeated submission has lost.
 
-        Raises BadRowsError, IdempotencyConflictError and SubmittedBeforeError, and _AcceptedBeforeError if there is
-        nothing to refill.
+        Raises BadRowsError, IdempotencyConflictError and SubmittedBeforeError. Raises _AcceptedBeforeError if the
+        repeated submission has lost nothing.
         """
         await self.refuse_bad(connection)
         digests = (self.digest.digest(), self.redacted_digest.digest())

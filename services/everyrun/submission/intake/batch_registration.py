@@ -1,4 +1,4 @@
-"""Register a batch that another caller sent to Extend, as a submission whose one chunk is already submitted.
+"""Register a batch that another caller sent to Extend: store it as a submission with one chunk, already submitted.
 
 The batch then gets results, reports and a balance like any other submission. Its runs have no reserved key, so they are
 matched to the inputs by their metadata.
@@ -51,7 +51,7 @@ class Registered(msgspec.Struct, frozen=True):
 
 
 class Registration(NamedTuple):
-    """What the queue stores about a registered batch, without the inputs: they are in the log."""
+    """What the queue stores about a registered batch, except its inputs, which are in the log."""
 
     submission_id: str
     chunk: str
@@ -64,7 +64,10 @@ class Registration(NamedTuple):
 
 
 class BatchKnownError(Conflict):
-    """The batch is registered already with other inputs, or Everyrun sent it; the text says which."""
+    """The batch is registered already with other inputs, or Everyrun sent it itself.
+
+    The text says which is the case.
+    """
 
 
 class UnknownBatchError(Invalid):
@@ -122,7 +125,7 @@ async def register(
 ) -> Registered:
     """Check and store every row. When this returns, the queue holds the batch; the log has it soon after.
 
-    A call that repeats an earlier one returns the answer to the earlier one. Raises BatchKnownError,
+    A registration that repeats an earlier one gets the answer to the earlier one. Raises BatchKnownError,
     BatchTooLargeError, BadRowsError and the errors of reading ``rows``. In all these cases nothing is stored.
     """
     intake = Intake(settings, new_submission_id())
@@ -147,7 +150,7 @@ async def register(
                 registered = registration_of(event)
                 await _refuse_known(connection, batch_id, registered.content_hash)
                 if not await insert_registration(connection, registered, announced=False):
-                    # Another call has registered the batch since the check above.
+                    # Another request has registered the batch since the check above.
                     await _refuse_known(connection, batch_id, registered.content_hash)
             submission_id = intake.submission_id
         except _RegisteredBeforeError as before:

@@ -132,7 +132,7 @@ class Columns:
         The column ``id`` holds the id of the input. The file is in one of the columns ``url``, ``file_id`` and
         ``text``; the columns ``name`` and ``password`` can add to it. The column ``metadata`` holds a JSON object.
         Every other column becomes a text in the metadata, under the name of the column, even if the field is empty. An
-        empty field in a column named here counts as missing.
+        empty field in one of Everyrun's own columns, which are named above, counts as missing.
         """
         if len(fields) != len(self.header):
             return UnreadableRow(

@@ -10,8 +10,9 @@ from msgspec import UNSET
 from everyrun.submission.intake.rows import QuickRow
 
 _SPACE = b" \t\r\n"
-#: The end of a key and the colon after it, once white space is removed. Counting this counts at least all keys, and
-#: also strings that begin with a colon or contain a quote before a colon.
+#: The end of a key and the colon after it, once white space is removed. A text contains this at least once for each
+#: key. It may contain it more often, because it also occurs in strings that begin with a colon or contain a quote
+#: before a colon.
 _KEY = b'":'
 
 
@@ -50,7 +51,7 @@ def _nothing(_digits: str) -> None:
 
 
 def _count(value: Any) -> int:
-    """Return how many keys a decoded value has, including those of the values in it."""
+    """Return how many keys a decoded value has, including the keys of nested objects."""
     count, inner = 0, value
     if type(value) is QuickRow:
         inner = value.metadata

@@ -30,8 +30,8 @@ insert into everyrun_queue.chunks (chunk, submission_id, first_position, last_po
 select c, $1, f, l from unnest($2::text[], $3::int[], $4::int[]) as given (c, f, l)
 
 -- name: duplicate_ids
--- The first hundred rows that have the id of an earlier row, with the position of that earlier row, and the total
--- number of such rows.
+-- The first hundred rows that repeat the id of an earlier row. first: the position of that earlier row. duplicates: the
+-- total number of rows that repeat an id.
 with repeated as (
     select external_id, min(position) as first, count(*) - 1 as more
     from everyrun_queue.inputs where submission_id = $1

@@ -12,8 +12,8 @@ from everyrun.submission.intake.duplicate_keys import duplicate_key
 from everyrun.submission.intake.rows import QuickRow, UnreadableRow
 from everyrun.submission.intake.text import UploadError, not_utf8
 
-#: Maximum size of the text of a row, in bytes, which limits the memory for reading it. The limit for an input, which
-#: rows.py checks, is far lower.
+#: Maximum size of the text of a row, in bytes. It limits the memory for reading a row. rows.py checks a far lower limit
+#: for an input.
 ROW_MAX_BYTES = 16 << 20
 _READ_SIZE = 1 << 16
 
@@ -45,8 +45,8 @@ _HALF_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]").search
 def decode_row(raw: bytes, line: int) -> Any:
     """Return the value of the row that begins on line ``line``.
 
-    A row in the most common form becomes a QuickRow, any other valid row a plain value, and an invalid row
-    UnreadableRow. Raises EncodingError if the row is not UTF-8.
+    The value of a row in the most common form is a QuickRow. The value of any other valid row is a plain Python value.
+    For an invalid row, return UnreadableRow. Raises EncodingError if the row is not UTF-8.
     """
     try:
         return _without_duplicates(raw, _decode_quick(raw))
@@ -88,7 +88,7 @@ _WORD = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[^\s,:\[\]{}"]*', re.DOTALL).m
 class JsonText:
     """Cut JSON text into values in linear time, by looking only at brackets and quotes.
 
-    Whether a value is valid shows when it is decoded.
+    It does not check that a value is valid; the decoding does that later.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -102,8 +102,9 @@ class JsonText:
     def _read_more(self, what: str) -> bool:
         """Drop the text that was consumed, and read more; return False at the end of the file.
 
-        At least as much is read as is left unconsumed, so the text doubles, and a long value is read in linear time.
-        Raises UploadError if what is left is too long; ``what`` names it.
+        The number of bytes to read is at least the number of bytes that are left unconsumed. So the text doubles each
+        time, and a long value is read in linear time. Raises UploadError if what is left is too long; ``what`` names
+        it.
         """
         unused = len(self._data) - self._at
         if unused > ROW_MAX_BYTES:

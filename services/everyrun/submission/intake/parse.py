@@ -42,8 +42,8 @@ Row = tuple[int, Any]
 RowGroup = list[Row]
 """Consecutive rows."""
 
-# _CsvLines limits the size of a whole record. The csv module has its own limit for a single field. Raise it, so that
-# the limit in _CsvLines is always reached first.
+# _CsvLines limits the size of a whole record. The csv module has its own limit for a single field. Raise the limit of
+# the csv module, so that the limit in _CsvLines is always reached first.
 csv.field_size_limit(2 * ROW_MAX_BYTES)
 
 
@@ -172,7 +172,7 @@ class _RecordTooLongError(Exception):
 class _CsvLines:
     """Iterate over the lines of a CSV, and count them for error messages.
 
-    Raises EncodingError if a line is not UTF-8, and _RecordTooLongError.
+    Raises EncodingError if a line is not UTF-8. Raises _RecordTooLongError if a record is too long.
     """
 
     def __init__(self, text: io.TextIOWrapper) -> None:

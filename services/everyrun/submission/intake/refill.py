@@ -1,4 +1,4 @@
-"""Restore the inputs that the queue lost, from the same upload repeated with its Idempotency-Key.
+"""Restore the inputs that the queue lost. They come from the same upload, repeated with its Idempotency-Key.
 
 A queue that was restored from a backup lacks what was stored after the backup. Chunks that the log knows keep their
 numbers, ranges and states, so nothing is sent twice. Only the gaps between these chunks are cut into new chunks. If the
@@ -41,10 +41,10 @@ def gaps(known: Iterable[Range], expected: int) -> list[Range]:
 def number_gaps(known: Sequence[tuple[int, Range]], cut: Iterable[Range], batches: int) -> list[tuple[int, Range]]:
     """Return the ranges that were cut from gaps, each with a chunk number. Pure.
 
-    ``known`` are the chunks that the queue has, by number; ``batches`` is the number of chunks of the first upload. The
-    ranges in a gap get the unused numbers between those of the chunks before and after the gap. If the settings changed
-    since the first upload, the gap may be cut into more chunks than there are such numbers. The remaining ranges then
-    get numbers above the highest one ever used.
+    ``known`` contains the number and the range of each chunk that the queue has. ``batches`` is the number of chunks of
+    the first upload. The ranges in a gap get the unused numbers between those of the chunks before and after the gap.
+    If the settings changed since the first upload, the gap may be cut into more chunks than there are such numbers. The
+    remaining ranges then get numbers above the highest one ever used.
     """
     used = {number for number, _ in known}
     after = max([batches, *used]) + 1

@@ -16,8 +16,9 @@ _encode = msgspec.json.Encoder().encode
 #: The fields of each kind of file, in the order in which they are stored (Extend's SDK 1.20.0, workflow_runs/types:
 #: FileFromUrl, FileFromId, FileFromText).
 FILE_FIELDS = {"url": ("url", "name", "settings"), "id": ("id",), "text": ("text", "name")}
-#: Number of bytes to allow for the reserved key within the 10 KB of metadata, not counting the ids in the key. This is
-#: enough even for the long id of a chunk that was cut repeatedly.
+#: Number of bytes to allow for the reserved key within the 10 KB of metadata. The ids of the submission and of the
+#: input, which the key contains, come on top. The number is enough even for the suffixes that the id of a chunk gets
+#: when it is cut repeatedly.
 _RESERVED_ROOM = 240
 
 
@@ -166,14 +167,14 @@ def _size(file: bytes, metadata: bytes, submission_id: str, external_id: str) ->
 def size_in_batch(content_bytes: int, submission_id_bytes: int, external_id_bytes: int) -> int:
     """Return the maximum number of bytes that an input takes up in a batch, from the sizes of its parts.
 
-    ``content_bytes`` is the size of the file and the metadata. An input also carries the reserved key and its own ids,
-    which contain each of the two ids up to twice. 440 bytes are allowed for everything else in them.
+    ``content_bytes`` is the size of the file and the metadata. In a batch, an input also carries the reserved key. Each
+    of the two ids occurs up to twice in what is added. 440 bytes are allowed for everything else that is added.
     """
     return content_bytes + 2 * (submission_id_bytes + external_id_bytes) + 440
 
 
 def _metadata_size(metadata: bytes, submission_id: str, external_id: str) -> int:
-    """Return the size of the metadata as Extend counts it, in bytes, with the reserved key."""
+    """Return the size of the metadata with the reserved key, in bytes, as Extend counts it."""
     return len(metadata) + _RESERVED_ROOM + 2 * len(submission_id) + len(external_id.encode())
 
 

@@ -60,13 +60,14 @@ def known_encoding(name: str) -> str:
 def utf8(file: IO[bytes], encoding: str | None) -> IO[bytes]:
     """Return the content of a seekable file as UTF-8, from its beginning, without a byte-order mark.
 
-    The encoding is that of the byte-order mark. Without a mark it is ``encoding``, and without either it is UTF-8. Text
-    in another encoding is converted while it is read; invalid bytes raise EncodingError. UTF-8 is passed on
-    unchecked: the reader of the rows checks it, because only that reader knows the line to name in an error.
+    If the file has a byte-order mark, the mark decides the encoding. Otherwise the encoding is ``encoding``, or UTF-8
+    if that is None. Text that is not in UTF-8 is converted while it is read; invalid bytes raise EncodingError. Text in
+    UTF-8 is passed on unchecked: the reader of the rows checks it, because only that reader knows the line to name in
+    an error.
 
-    Also raises EncodingError if ``encoding`` names another encoding, but the file is valid UTF-8 with characters
-    outside ASCII. Text in another encoding is almost never valid UTF-8, so ``encoding`` must be wrong, and reading the
-    file with it would alter characters without notice.
+    Also raises EncodingError if ``encoding`` is not a Unicode encoding, but the file is valid UTF-8 with characters
+    outside ASCII. Text in an encoding that is not Unicode is almost never valid UTF-8 by chance, so ``encoding`` must
+    be wrong. Reading the file with it would alter characters without notice.
     """
     named = known_encoding(encoding) if encoding else "utf-8"
     file.seek(0)
@@ -90,7 +91,9 @@ def utf8(file: IO[bytes], encoding: str | None) -> IO[bytes]:
 
 
 def _utf8_word(file: IO[bytes]) -> str | None:
-    """Return a word with a character outside ASCII if the rest of a file is valid UTF-8 and has one, else None.
+    """Return a word with a character outside ASCII from the rest of a file.
+
+    Return None if the rest has no such word, or is not valid UTF-8.
 
     The position in the file stays the same.
     """

@@ -1,6 +1,6 @@
 """Check at intake that Extend has a workflow and its version.
 
-A mistyped id is then refused at once. Otherwise its inputs would be accepted, but could never be sent.
+So a mistyped id is refused at once. Without this check, its inputs would be accepted, but could never be sent.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Workflows:
         self._extend = extend
         self._clock = clock
         self._answers: dict[_Key, _Answer] = {}
-        #: The last answer that Extend could not be asked. It applies to all workflows for a while, so that not every
+        #: Why Extend could not be asked the last time. This applies to all workflows for a while, so that not every
         #: upload has to wait for the timeout.
         self._unavailable = _Answer(0.0)
         self._lock = asyncio.Lock()

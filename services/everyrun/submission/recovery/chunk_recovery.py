@@ -28,7 +28,7 @@ class LoggedChunk(msgspec.Struct, frozen=True):
     call_deadline: datetime | None = None
     #: The rank in _OUTCOMES of the event that gave the state.
     rank: int = 0
-    #: The parts of the chunk if it was cut, and then also the id of its submission. A chunk that was cut stays cut.
+    #: Only for a chunk that was cut: its parts, and the id of its submission. Such a chunk stays cut.
     parts: tuple[events.Part, ...] = ()
     submission_id: str | None = None
 
@@ -49,7 +49,7 @@ _OUTCOMES: dict[Any, tuple[int, StateName]] = {
 
 
 def read_chunks(found: Iterable[Any], logged: dict[str, LoggedChunk] | None = None) -> dict[str, LoggedChunk]:
-    """Add events of ``batches`` to ``logged``, which has the chunks by id, and return ``logged``.
+    """Add events of ``batches`` to ``logged``, which contains the chunks by id, and return ``logged``.
 
     Events of other types are skipped.
     """
@@ -75,10 +75,13 @@ def read_chunks(found: Iterable[Any], logged: dict[str, LoggedChunk] | None = No
 
 
 def merge_logged(chunk: ChunkState, logged: LoggedChunk) -> ChunkState:
-    """Return the state of a chunk after what the log knows; the same state if the log knows nothing new.
+    """Return the state of a chunk, updated with what the log knows.
 
-    If the queue forgot an attempt that is in the log, the chunk does not wait as if the attempt had never been made. A
-    chunk with any accepted attempt is never sent again. Attempts that were given up still count.
+    If the log knows nothing new, the state is unchanged.
+
+    If the queue has lost an attempt, the attempt is taken from the log, so that the chunk is not sent as if there had
+    been no attempt. A chunk with any accepted attempt is never sent again. Attempts that were given up still count as
+    resends.
     """
     given_up = logged.resends > chunk.resends
     after = replace(chunk, resends=max(chunk.resends, logged.resends), batch_id=chunk.batch_id or logged.batch_id)
@@ -98,12 +101,12 @@ def merge_logged(chunk: ChunkState, logged: LoggedChunk) -> ChunkState:
     if after != chunk:
         found = FILES_LOST_UNSENT if lost else "found in the log"
         after = replace(after, reason=None if after.state == "submitted" else found)
-    # `announced` says only that the log has the attempt. That is not a new outcome, so it needs no reason.
+    # `announced` says only that the log has the attempt. That is not a new outcome, so ``reason`` stays the same.
     return replace(after, announced=after.state == "sending" and (chunk.announced or logged.attempt == after.attempt))
 
 
 def _knows_outcome(state: StateName, logged: StateName, given_up: bool) -> bool:
-    """Return if the log knows an outcome of the attempt that the queue does not know."""
+    """Return True if the log knows an outcome of the attempt that the queue does not know."""
     if logged == "submitted":
         return state != "submitted"
     if logged in ("refused", "cut"):

@@ -1,6 +1,6 @@
-"""Recover the queue from the log: apply what the log knows and a restored queue does not.
+"""Recover a restored queue: apply to it what the log knows and the queue does not.
 
-A chunk that has an attempt in the log is then never claimed as if it had none, and nothing is sent twice.
+A chunk that has an attempt in the log is then never claimed as if it had none. So nothing is sent twice.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class QueueRecovery:
         self._pool = pool
         #: The incarnation in which the queue was last caught up; None after ``invalidate``.
         self._incarnation: str | None = None
-        #: The last incarnation in which the queue was caught up. ``invalidate`` does not clear it: what the queue had
-        #: lost when that incarnation began was restored then.
+        #: The last incarnation in which the queue was caught up. ``invalidate`` does not clear it, because what a
+        #: backup lacks needs to be restored only once in each incarnation.
         self._restored: str | None = None
         self._lock = asyncio.Lock()
 
@@ -76,7 +76,7 @@ class QueueRecovery:
     async def ensure_restored(self) -> str:
         """Return the database's incarnation, after restoring from the log what the database lost.
 
-        A database that was restored from a backup lacks what was stored after the backup. Needs Kafka only if the
+        A database that was restored from a backup lacks what was stored after the backup. Kafka is needed only if the
         incarnation changed. Raises the errors of ``ensure_caught_up``.
         """
         now: str = await self._pool.fetchval(_sql["incarnation"])
@@ -117,9 +117,9 @@ async def catch_up(settings: Settings, pool: asyncpg.Pool, cluster_id: str) -> i
 
     Chunks and submissions that the queue does not have are restored, and tokens that were revoked are revoked again.
 
-    Raises aiokafka.errors.KafkaError and asyncpg.PostgresError. Raises ForeignLogError if the queue was caught up with
-    another log than this one: that of another Kafka, or that of a topic which was deleted and created again since. Such
-    a log does not know the queue's attempts.
+    Raises aiokafka.errors.KafkaError and asyncpg.PostgresError. Raises ForeignLogError if this is not the log with
+    which the queue was caught up before: it is in another Kafka, or the topic was deleted and created again since. This
+    log does not know the queue's attempts.
     """
     while (changed := await _catch_up(settings, pool, cluster_id)) is None:
         _log.warning("the database was replaced while the log was read; reading the log again for the new one")
@@ -239,7 +239,7 @@ class _LogNews:
         self.registered: dict[str, Registration] = {}
         self.accepted: dict[str, events.SubmissionAccepted] = {}
         self.revoked: dict[str, events.TokenRevoked] = {}
-        #: For each chunk, the address of a record whose event has the chunk's inputs.
+        #: For each chunk, the address of a record whose event contains the chunk's inputs.
         self.addresses: dict[str, RecordAddress] = {}
 
     def add(self, record: LogRecord) -> None:

@@ -65,8 +65,8 @@ async def restore_submissions(connection: Any, accepted: Iterable[events.Submiss
 async def restore_chunks(connection: Any, settings: Settings, addresses: Mapping[str, RecordAddress]) -> set[str]:
     """Insert the chunks that the queue does not have, with their inputs; return the ids of their submissions.
 
-    ``addresses`` has, for each chunk, the address of a record with the chunk's inputs. The record is read again here,
-    so that only one chunk at a time is in memory. Inputs that the queue has stay unchanged. Must be called in a
+    For each chunk, ``addresses`` contains the address of a record with the chunk's inputs. The record is read again
+    here, so that only one chunk at a time is in memory. Inputs that the queue has stay unchanged. Must be called in a
     transaction. Raises aiokafka.errors.KafkaError.
     """
     missing = [row["chunk"] for row in await connection.fetch(_sql["chunks_missing"], sorted(addresses))]
