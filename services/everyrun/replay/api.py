@@ -37,7 +37,7 @@ class JobSummary(Struct, frozen=True, kw_only=True):
         float, Meta(description="Records per second: the present rate or, once the job has ended, the average.")
     ]
     seconds_left: float | None
-    message: Annotated[str | None, Meta(description="Why the job failed, or what it waits for.")]
+    message: Annotated[str | None, Meta(description="Why the job failed, or what it is waiting for.")]
     created_at: Time
     started_at: Time | None
     ended_at: Time | None

@@ -36,7 +36,7 @@ async def _pool(settings: Settings, health: Health) -> asyncpg.Pool:
 
 
 async def _work(settings: Settings, pool: asyncpg.Pool, health: Health) -> None:
-    """Run jobs until cancelled. While Postgres or Kafka is unavailable, retry; a job that was interrupted resumes."""
+    """Run jobs until cancelled. While Postgres or Kafka is unavailable, retry. An interrupted job resumes."""
     await topics.wait_until_valid(settings, health)
     worker = Worker(settings, pool)
     while True:
@@ -77,8 +77,8 @@ class HistorianHolder:
 
 async def _main(settings: Settings, stop: asyncio.Event) -> None:
     # Histories are read from the log, so the service is not ready without Kafka. Jobs wait in Postgres until they can
-    # run, so a problem with them is only reported. The index must have caught up once; if it lags later, histories are
-    # slower, but still possible.
+    # run, so a problem with jobs is only reported. The index must have reached the end of the log once. If it falls
+    # behind later, histories are slower, but still possible.
     health = Health("database", "topics", "kafka", at_start=("index",), reported=("jobs",))
     starting = StartingApp(health)
     async with AsyncExitStack() as server, AsyncExitStack() as stack:

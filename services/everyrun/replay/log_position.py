@@ -18,9 +18,9 @@ _OFFSET = re.compile(r"([a-z]+):(\d+)=(\d+)")
 
 
 def parse_position(text: str) -> LogPosition:
-    """Parse a time, as :func:`parse_time` reads it, or the next offset of each partition.
+    """Parse a time (see :func:`parse_time`) or the next offset of each partition.
 
-    Offsets are written ``batches:0=12,runs:0=400``. Raises LogPositionError.
+    Offsets are written ``batches:0=12,runs:0=400``. Raises LogPositionError if the text is neither.
     """
     parts = [part.strip() for part in text.split(",")]
     found = [_OFFSET.fullmatch(part) for part in parts]
@@ -42,10 +42,10 @@ def format_offsets(offsets: dict[Partition, int]) -> str:
 
 
 async def resolve_offsets(settings: Settings, position: LogPosition | None) -> dict[Partition, int]:
-    """Return the next offset, at a position, of every partition of the input topics. None means the end of the log.
+    """Turn a position into the next offset of every partition of the input topics. None means the end of the log.
 
-    At a time, the offsets include every record that the broker had appended up to then. Raises LogPositionError if the
-    log ends before the given offsets, and aiokafka.errors.KafkaError.
+    The next offsets for a time are those after all records that the broker had appended up to then. Raises
+    LogPositionError if the log ends before the given offsets. Raises aiokafka.errors.KafkaError.
     """
     if isinstance(position, datetime):
         # Kafka's timestamps are whole milliseconds, so look for the first record of a later millisecond.

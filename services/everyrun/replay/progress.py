@@ -18,7 +18,8 @@ def no_progress(done: int, total: int) -> None:
 class RebuildProgress:
     """Counts the records that a rebuild has read and applied.
 
-    ``before`` counts the records that earlier runs applied; ``total`` those that this run has to apply.
+    ``before`` counts the records that earlier invocations of the rebuild applied; ``total`` counts those that this one
+    has to apply.
     """
 
     def __init__(self) -> None:
@@ -45,7 +46,7 @@ class RebuildProgress:
 
     @property
     def left(self) -> float | None:
-        """Seconds left at this rate; None until the first record is applied."""
+        """Seconds left at the rate so far; None until the first record is applied."""
         return (self.total - self.applied) / self.rate if self.applied else None
 
 

@@ -86,7 +86,7 @@ def _zone(written: str) -> tzinfo | None:
 
 
 def _on_the_clock(moment: datetime, text: str) -> datetime:
-    """Convert a local time to UTC. Raises TimeError if the clocks were changed and showed this time twice or never."""
+    """Convert a local time to UTC. Raises TimeError if, because of a clock change, it occurred twice or never."""
     first, second = (moment.replace(fold=fold).astimezone(UTC) for fold in (0, 1))
     if first == second:
         return first

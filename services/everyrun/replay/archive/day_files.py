@@ -14,7 +14,7 @@ from typing import IO, Any, NamedTuple
 from everyrun.log.reading import RecordRange
 from everyrun.replay.archive.manifest import Content, Covered, digest
 
-#: A file is closed once it has this many records or bytes of values. A killed run loses only the files that were open.
+#: A file is closed once it has this many records or bytes of values. A kill loses only the files that were open.
 FILE_RECORDS = 250_000
 FILE_BYTES = 256 << 20
 #: A row group is written once it has this many records or bytes of values. Memory holds a few row groups at a time.
@@ -33,7 +33,7 @@ def day_of(timestamp: int) -> str:
 
 
 def by_days(records: Sequence[Any]) -> list[tuple[str, list[Any]]]:
-    """Split records, in their order, into sequences of the same UTC day; return each sequence with its day."""
+    """Split records, without reordering them, into sequences that belong to one UTC day; return each with its day."""
     return [(day_of(day * _DAY), list(part)) for day, part in groupby(records, lambda record: record.timestamp // _DAY)]
 
 
@@ -88,8 +88,8 @@ class DayFile:
         digests = [digest(record) for record in group]
         self.content.add(digests)
         tables = [parquet.records_table(group), parquet.digests_table(group, digests)]
-        # A thread compresses and writes the tables without holding Python's lock, so that the next records are read
-        # meanwhile.
+        # A thread compresses and writes the tables without holding Python's global lock, so that the next records can
+        # be read meanwhile.
         self._writing = asyncio.create_task(asyncio.to_thread(self._write, tables))
 
     def _write(self, tables: list[Any]) -> None:
@@ -134,11 +134,15 @@ class TopicFiles:
         self._last_day: dict[int, str] = {}
 
     async def add(self, record_range: RecordRange, first: int) -> None:
-        """Add the records of a range, which covers the offsets from ``first`` up to, but excluding, its next offset."""
+        """Add the records of a range.
+
+        The range covers the offsets from ``first`` up to, but not including, its next offset.
+        """
         partition = record_range.partition
         parts = by_days(record_range.records)
         if not parts:
-            # The range has offsets without records, as a compacted topic may have. Count them to the last day.
+            # Some offsets of the range have no record, as may happen in a compacted topic. They count as part of the
+            # last day.
             day = self._last_day.get(partition) or min(self._open, default="")
             parts = [(day, [])] if day else []
         for index, (day, records) in enumerate(parts):

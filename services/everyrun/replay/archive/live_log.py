@@ -36,7 +36,7 @@ class LiveLog:
         return topic in self._compacted
 
     def past_end(self, manifest: Manifest) -> list[str]:
-        """Return a message for each partition of which the manifest covers offsets past the end of the log."""
+        """Return a message for each partition in which the manifest covers offsets past the end of the log."""
         found = []
         for covered in manifest.partitions:
             end = self._bounds.end.get((manifest.topic, covered.partition), 0)

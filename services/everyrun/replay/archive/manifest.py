@@ -22,8 +22,8 @@ MANIFESTS = "manifests"
 RECORDS = "records"
 DIGESTS = "digests"
 SIGNATURES = "signatures"
-#: The file of digests keeps this many bytes of each record's digest. If a file of records was changed, they show which
-#: of its records differ.
+#: The file of digests keeps this many bytes of each record's digest. If a file of records was changed, these bytes show
+#: which of its records differ.
 SHORT = 8
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -43,9 +43,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """The description of one file of records and of the file with the digests of these records.
 
     ``file`` and ``digests`` are the paths of these two files, ``sha256`` and ``digests_sha256`` are their hashes, and
-    ``bytes`` is the size of the first. ``content`` is the hash of the records themselves (see :class:`Content`), and
-    ``previous`` that of the manifest before. ``archive`` is the id of the archive. All hashes are SHA-256 in
-    hexadecimal.
+    ``bytes`` is the size of the file of records. ``content`` is the hash of the records themselves (see
+    :class:`Content`), and ``previous`` that of the manifest before. ``archive`` is the id of the archive. All hashes
+    are SHA-256 in hexadecimal.
     """
 
     format: int = FORMAT

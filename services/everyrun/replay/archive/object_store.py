@@ -27,9 +27,9 @@ class ObjectStore:
     def __init__(self, location: str, *, create: bool = False) -> None:
         """Open a folder, or an object store by its URL.
 
-        If the folder does not exist, it is created if ``create`` is true; otherwise FileNotFoundError is raised. The
-        credentials and endpoint of an object store come from its usual environment variables, such as
-        AWS_ACCESS_KEY_ID.
+        If ``create`` is true, a folder that does not exist is created. If it is false, FileNotFoundError is raised for
+        such a folder. The credentials and endpoint of an object store come from its usual environment variables, such
+        as AWS_ACCESS_KEY_ID.
         """
         self.location = location
         self._store: Any

@@ -81,8 +81,7 @@ class ArchiveReader:
     async def read(self, ranges: Mapping[Partition, OffsetRange]) -> AsyncIterator[RecordRange]:
         """Yield the archived records within the ranges, in order within each partition.
 
-        Raises ArchiveError if a file is missing or differs from its manifest, before any record of this file is
-        yielded.
+        Raises ArchiveError if a file is missing or differs from its manifest. No record of such a file is yielded.
         """
         for manifest in self.manifests:
             wanted = {
@@ -130,7 +129,7 @@ class ArchiveAndLog:
     async def open(cls, location: str, settings: Settings) -> ArchiveAndLog:
         """Open an archive and read its manifests.
 
-        Raises what :meth:`ArchiveReader.open` raises, and ArchiveError if another Kafka cluster's log was archived.
+        Raises what :meth:`ArchiveReader.open` raises. Also raises ArchiveError if another cluster's log was archived.
         """
         reader = await ArchiveReader.open(location)
         cluster = await cluster_id(settings)

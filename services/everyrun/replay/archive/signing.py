@@ -44,7 +44,7 @@ def _in_base64(key: Ed25519PublicKey) -> str:
 
 
 def sign(key: Ed25519PrivateKey, archive: str, number: int, manifest_hash: str) -> Signature:
-    """Sign manifest ``number`` of the archive with the id ``archive``, by the hash of the manifest."""
+    """Sign the hash of a manifest, together with the manifest's number and the id of the archive."""
     signature = base64.b64encode(key.sign(_signed_bytes(archive, number, manifest_hash))).decode()
     return Signature(archive, number, manifest_hash, _in_base64(key.public_key()), signature)
 
@@ -61,7 +61,7 @@ def problem(signature: Signature, key: Ed25519PublicKey, archive: str, number: i
 
 
 def make_keys(path: Path) -> Path:
-    """Write a new private key to ``path``, which only the owner can read, and its public key to ``path``.pub.
+    """Write a new private key to ``path``, readable only by the owner, and its public key to ``path``.pub.
 
     Returns the path of the public key. If one of the two files exists already, raises FileExistsError and writes
     nothing.

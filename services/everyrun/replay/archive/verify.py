@@ -26,7 +26,8 @@ LISTED = 100
 class ArchiveDefect(NamedTuple):
     """Something in an archive that is not as it was written.
 
-    ``file`` is a path in the archive. ``topic``, ``partition`` and ``offset`` name the record, if it is about a record.
+    ``file`` is a path in the archive. If the defect concerns a record, ``topic``, ``partition`` and ``offset`` name the
+    record.
     """
 
     what: str
@@ -147,7 +148,7 @@ class _Check:
         self._gaps()
 
     def _links(self, previous_hashes: Mapping[int, str | None]) -> None:
-        """Check that each manifest has the hash of the manifest before, and that all belong to the same archive."""
+        """Check that each manifest contains the hash of the one before it, and that all belong to one archive."""
         if previous_hashes.get(1) is not None:
             self.found("the first manifest names a previous one", manifests.manifest_path(1))
         for number, previous in previous_hashes.items():
@@ -285,7 +286,7 @@ class _Check:
         found: Sequence[RecordDigest],
         words: tuple[str, str, str],
     ) -> None:
-        """Add a defect for each record that differs, is missing or is extra. ``words`` has their texts, in order."""
+        """Add a defect for each record that differs, is missing or is extra: ``words`` are the three texts for this."""
         changed, removed, added = (f"the record {what}" for what in words)
         wanted, there = dict(expected), dict(found)
         times = Counter(record for record, _ in found)

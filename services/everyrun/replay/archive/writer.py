@@ -1,6 +1,6 @@
 """Archive the log: add what is not archived yet, as Parquet files with a chain of manifests.
 
-A run may be killed at any moment; the next run continues after the newest manifest.
+The writer may be killed at any moment; the next one continues after the newest manifest.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from everyrun.settings import Settings
 
 
 class ArchiveResult(NamedTuple):
-    """The result of a run: how many records and files it added, and the number and hash of the newest manifest."""
+    """The number of records and files that were added, and the number and hash of the newest manifest."""
 
     records: int
     files: int
@@ -46,7 +46,8 @@ def ranges_to_archive(
 ) -> dict[Partition, OffsetRange]:
     """Return, by partition, the range of offsets that are not archived yet.
 
-    Raises ArchiveError if the log does not continue the archive: it ends before the archive's end, or begins after it.
+    Raises ArchiveError if the log does not continue the archive: if the log ends before the archive's end, or begins
+    after it.
     """
     ranges = {}
     for (topic, partition), log_end in sorted(end.items()):
@@ -76,8 +77,8 @@ async def archive(
 ) -> ArchiveResult:
     """Add everything up to the present end of the log to the archive. Without ``topics``, all topics are archived.
 
-    With ``sign_key`` the newest manifest is signed. A file belongs to the archive once its manifest is stored. If a run
-    is killed and leaves files without a manifest, the next run deletes them. Raises ArchiveError,
+    With ``sign_key`` the newest manifest is signed. A file belongs to the archive once its manifest is stored. If a
+    killed writer left files without a manifest, the next one deletes them. Raises ArchiveError,
     aiokafka.errors.KafkaError, or OBJECT_STORE_ERRORS.
     """
     store = ObjectStore(location, create=True)
@@ -111,10 +112,10 @@ async def archive(
 
 
 async def _leftovers(store: ObjectStore, known: Sequence[Manifest]) -> set[str]:
-    """Return the files without a manifest that killed runs left for numbers after the newest manifest.
+    """Return leftover files of killed writers: files whose number is higher than that of the newest manifest.
 
-    Leftover files with the newest manifest's own number are deleted here. The run that stored this manifest would have
-    deleted them next, but it may have been killed before.
+    Leftover files with the newest manifest's own number are deleted here. The writer that stored this manifest would
+    have deleted them next, but it may have been killed first.
     """
     found = [path for folder in (manifests.RECORDS, manifests.DIGESTS) for path in await store.paths(folder)]
     named = {path for manifest in known[-1:] for path in (manifest.file, manifest.digests)}
@@ -138,7 +139,7 @@ class ChainWriter:
     async def add(self, file: DayFile) -> None:
         """Store a closed file, its digests, and then its manifest, which makes it part of the archive.
 
-        Raises ArchiveError if another run has stored a manifest with the same number.
+        Raises ArchiveError if another writer has stored a manifest with the same number.
         """
         number = self.number + 1
         hashes = file.hashes()

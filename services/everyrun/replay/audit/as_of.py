@@ -19,7 +19,7 @@ from everyrun.store.sql import beside
 
 _sql = beside(__file__, "as_of.sql")
 
-#: The schema is kept, so that the next question about the same or a later position has less of the log to apply.
+#: The schema is kept. If the next question is about the same or a later position, less of the log must be applied.
 SCHEMA = "everyrun_as_of"
 #: Minimum number of records per transaction. It is larger than for a rebuild, because a person is waiting for the
 #: answer, and a killed command loses only some seconds of work.
@@ -45,7 +45,10 @@ class AsOf:
                 yield {name: _plain(value) for name, value in row.items()}
 
     async def row(self, input_id: str) -> dict[str, Any] | None:
-        """Return an input's row of ``results`` or, without a row, its latest attempt; None if there is neither."""
+        """Return an input's row of ``results``.
+
+        If there is no row, return the input's latest attempt. If there is no attempt either, return None.
+        """
         for name in ("row", "attempt"):
             row = await self.connection.fetchrow(_sql[name], input_id)
             if row is not None:
@@ -62,7 +65,7 @@ def _plain(value: Any) -> Any:
 async def as_of(settings: Settings, position: LogPosition, on_progress: OnRebuildProgress) -> AsyncIterator[AsOf]:
     """Build the tables as of a position in a separate schema, and lock this schema while the block runs.
 
-    Raises LogPositionError if the log does not reach the position, and what
+    Raises LogPositionError if the log does not reach the position. Also raises what
     :func:`everyrun.replay.rebuild.rebuild_schema.rebuild` raises.
     """
     offsets = await resolve_offsets(settings, position)

@@ -1,7 +1,8 @@
 """Compare the same tables in two schemas, and list the rows that differ.
 
-In each schema, Postgres hashes every row, and combines the hashes of the rows into 4,096 buckets by the rows' keys.
-Only rows in buckets that differ are read. So two equal tables cost one scan each, and both scans run at the same time.
+In each schema, Postgres hashes every row, divides the rows among 4,096 buckets by their keys, and hashes each bucket.
+Only the rows of buckets whose hashes differ are read. So two equal tables cost one scan each, and both scans run at the
+same time.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from everyrun.store.sql import beside
 _sql = beside(__file__, "compare.sql")
 #: Number of rows that one query reads.
 _ROWS_AT_ONCE = 500
-#: Number of buckets, of 4,096, whose row hashes one query reads. Each query scans the whole table.
+#: Number of buckets (out of 4,096) for which one query reads the hashes of the rows. Each query scans the whole table.
 _BUCKETS_AT_ONCE = 512
 #: Tables that are not made from events. The audit checks ``applied_offsets`` separately.
 _NOT_COMPARED = ("applied_offsets", "schema_migrations", SEEN, GAPS)
@@ -30,7 +31,7 @@ _OF_BATCH = ("batch_id", "input_id")
 
 
 class RowSelection(Struct, frozen=True):
-    """The rows to compare. A field that is None does not restrict.
+    """The rows to compare. A field that is None is ignored.
 
     A row matches ``since`` (inclusive) and ``until`` (exclusive) if one of its timestamps is between them.
     """
@@ -77,8 +78,8 @@ async def tables_of(connection: asyncpg.Connection, schema: str) -> dict[str, Ta
 def condition(table: Table) -> str:
     """Return the SQL condition that selects rows of a table by a RowSelection.
 
-    Its parameters are the submission ($1), the batch ($2), ``since`` ($3) and ``until`` ($4). If the table has no
-    column for a given parameter, no row matches.
+    Its parameters are the submission ($1), the batch ($2), ``since`` ($3) and ``until`` ($4). If a parameter is given
+    and the table has no column for it, no row matches.
     """
     times = [column for column, kind in table.columns.items() if kind.startswith("timestamp")]
     clauses_unless = {
@@ -133,7 +134,7 @@ def _columns(row: asyncpg.Record) -> dict[str, Any]:
 async def _keys_that_differ(
     live: asyncpg.Connection, log: asyncpg.Connection, table: Table, counts: dict[str, int]
 ) -> AsyncIterator[list[str]]:
-    """Yield the keys of the rows whose hashes differ. There may be millions, so each list is that of some buckets."""
+    """Yield the keys of the rows whose hashes differ. There may be millions, so each list covers only some buckets."""
     query = _sql["buckets"].format(key=table.key_text, row=table.row_text, table=table.name)
     live_rows, log_rows = await asyncio.gather(*(side.fetch(query) for side in (live, log)))
     counts[table.name] = max(sum(row["rows"] for row in side) for side in (live_rows, log_rows))

@@ -22,8 +22,8 @@ _sql = beside(__file__, "log_check.sql")
 #: The tables of the check, in the same schema as the rebuilt tables.
 SEEN, GAPS = "audit_seen", "audit_gaps"
 _COLUMNS = ("topic", "partition", "offset", "id", "content")
-#: Fields that may differ if a service writes an event twice because of a crash: the second time is later, and the
-#: evidence may be another.
+#: If a service writes an event twice because of a crash, these fields may differ: the second event has a later time,
+#: and may contain other evidence.
 _VARYING = frozenset(
     {"submitted_at", "rejected_at", "registered_at", "deadline", "evidence", "reason", "by", "url", "headers"}
 )
@@ -68,7 +68,7 @@ async def create_tables(connection: asyncpg.Connection) -> None:
 
 
 def observer(pool: asyncpg.Pool, start: Offsets) -> Callable[[RecordRange], Awaitable[None]]:
-    """Return a function that notes each range of records that an engine reads, beginning at the offsets ``start``."""
+    """Return a function that writes notes about each range of records that an engine reads from ``start`` on."""
     expected: dict[Partition, int] = dict(start)
 
     async def observe(record_range: RecordRange) -> None:
@@ -113,7 +113,7 @@ async def defects(
     rows = await connection.fetch(_sql["missing_counterparts"])
     missing = {(row["type"], row["subject"]): row["defect"] for row in rows}
     if missing:
-        # The counterpart may be in another partition: look for it after the given offsets, too.
+        # The counterpart may be in another partition and after the given offsets, so look for it there too.
         later = await _events_after(settings, offsets, ends)
         found += [
             LogDefect(defect, subject) for (kind, subject), defect in missing.items() if (kind, subject) not in later
@@ -122,7 +122,7 @@ async def defects(
 
 
 async def _events_after(settings: Settings, offsets: Offsets, ends: Mapping[Partition, int]) -> set[tuple[str, str]]:
-    """Return pairs of event type and attempt or submission, for the events of ``batches`` after the given offsets."""
+    """Return a pair (event type, attempt or submission) for each event of ``batches`` after the given offsets."""
     ranges = {
         partition: (offsets.get(partition, 0), end) for partition, end in ends.items() if partition[0] == "batches"
     }

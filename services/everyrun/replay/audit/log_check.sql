@@ -20,9 +20,9 @@ group by topic, id
 order by min(partition), min("offset")
 
 -- name: missing_counterparts
--- Every answer of Extend to an attempt must have a batch-requested, and every doubt-resent a batch-in-doubt. But a
--- batch-in-doubt alone is no defect: if the dispatcher died after claiming an attempt and before writing
--- batch-requested, the attempt was never sent, and batch-in-doubt is its only event.
+-- If Extend answered an attempt, there must be a batch-requested. If there is a doubt-resent, there must be a
+-- batch-in-doubt. But a batch-in-doubt alone is no defect. It is the only event of an attempt that was never sent,
+-- because the dispatcher died after it claimed the attempt and before it wrote batch-requested.
 select 'batch-requested' as type, chunk || '/' || attempt as subject,
        'an attempt without batch-requested' as defect
 from batches

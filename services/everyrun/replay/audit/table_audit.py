@@ -36,15 +36,16 @@ _sql = beside(__file__, "table_audit.sql")
 SCHEMA = "everyrun_audit"
 LIVE = tables.SCHEMA
 
-#: Maximum number of differences that a result lists. If the live tables were emptied, every row is a difference.
+#: Maximum number of differences that a result lists: if the live tables were emptied, every row is a difference.
 KEPT = 10_000
 
 
 class AuditResult(Struct, frozen=True):
     """The result of an audit.
 
-    The log was read up to ``offsets``, which makes ``records`` records. ``rows`` counts the compared rows by table.
-    ``differences`` lists the first KEPT of ``differences_total`` differences. ``findings`` are defects of the log.
+    The log was read up to ``offsets``; ``records`` is the number of its records up to there. ``rows`` counts the
+    compared rows by table. ``differences`` lists the first KEPT of ``differences_total`` differences. ``findings`` are
+    defects of the log.
     """
 
     offsets: dict[Partition, int]
@@ -83,9 +84,9 @@ async def audit(
 ) -> AuditResult:
     """Compare the live tables with the log. Changes neither of them, and publishes nothing.
 
-    Without a selection, every row is compared. ``on_difference`` is called with each difference when it is found. An
-    interrupted audit resumes. Raises what :func:`everyrun.replay.rebuild.rebuild_schema.rebuild` raises, and
-    RebuildError if there are no live tables or another version of Everyrun made them.
+    Without a selection, every row is compared. ``on_difference`` is called with each difference as soon as it is found.
+    An interrupted audit resumes. Raises what :func:`everyrun.replay.rebuild.rebuild_schema.rebuild` raises. Also raises
+    RebuildError if there are no live tables, or if another version of Everyrun made them.
     """
     async with hold_schema(settings, SCHEMA) as held, tables_connection(settings, LIVE) as live:
         if await live.fetchval("select to_regclass('applied_offsets')") is None:
@@ -124,7 +125,7 @@ async def _live_offsets(live: asyncpg.Connection) -> LiveOffsets:
 
 
 def _limited(live_offsets: LiveOffsets, ends: Mapping[Partition, int]) -> dict[Partition, int]:
-    """Return the offset of every partition, brought between 0 and the end of the log; 0 if there is no row."""
+    """Return the live offset of every partition, but at least 0 and at most the end of the log; 0 without a row."""
     return {p: max(0, min(live_offsets[p][0], end)) if p in live_offsets else 0 for p, end in ends.items()}
 
 
@@ -145,7 +146,7 @@ async def _apply(
 
 
 async def _acknowledged(settings: Settings) -> dict[Partition, int]:
-    """Return the offsets that processors committed to Kafka. They commit only what the live tables already have."""
+    """Return the offsets that processors committed to Kafka. They commit only what the live tables contain."""
     admin = AIOKafkaAdminClient(**kafka(settings))
     await admin.start()
     try:

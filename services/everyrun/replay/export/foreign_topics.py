@@ -1,4 +1,4 @@
-"""Detect topics of Everyrun installations. An installation would process events replayed to its topics as new events.
+"""Detect topics of Everyrun installations, because an installation would process replayed events as new ones.
 
 There are two signs that a topic belongs to an installation:
 
@@ -24,15 +24,15 @@ from everyrun.settings import Settings
 #: Number of records that are read at the beginning and at the end of each partition.
 _SAMPLE = 50
 _TYPES = {str(cast(Any, kind).__struct_config__.tag) for kinds in events.TOPICS.values() for kind in kinds}
-#: Milliseconds to wait for these records.
+#: Milliseconds to wait for the records of one sample.
 _WITHIN_MS = 10_000
 
 
 def sibling_prefix(topic: str, there: Collection[str]) -> str | None:
-    """Return the topic prefix of the installation to which a topic belongs by its name; None if there is none. Pure.
+    """Return the prefix of the installation to which a topic with this name belongs; None if to none. Pure.
 
-    ``there`` has the names of all topics. A topic belongs to an installation if all topics that Everyrun needs exist
-    under the same prefix.
+    ``there`` contains the names of all existing topics. A topic belongs to an installation if all topics that Everyrun
+    needs exist under the same prefix.
     """
     needed = {declared.name for declared in topics.declared()} - {"probes"}
     for name in sorted(needed, key=len, reverse=True):
@@ -43,7 +43,7 @@ def sibling_prefix(topic: str, there: Collection[str]) -> str | None:
 
 
 def live_event(headers: Any) -> str | None:
-    """Return the type of an event that Everyrun wrote live; None for replayed events and other records. Pure."""
+    """Return the event's type if Everyrun wrote the event live; None for replayed events and other records. Pure."""
     kind = header(headers, "ce_type")
     return kind if kind in _TYPES and not header(headers, f"ce_{MARK}") else None
 
@@ -79,7 +79,7 @@ async def _reason_in_records(settings: Settings, parts: list[TopicPartition]) ->
 
 
 async def _live_event_in(consumer: AIOKafkaConsumer, part: TopicPartition, start: int, end: int) -> str | None:
-    """Read a sample of the records from ``start`` on. Say where a live event is; None if there is no live event."""
+    """Read a sample of the records from ``start`` on. If it has a live event, say where; otherwise return None."""
     if start >= end:
         return None
     consumer.assign([part])

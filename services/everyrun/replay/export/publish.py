@@ -34,7 +34,7 @@ class LogSource:
 async def skip_other_times(
     settings: Settings, selection: EventSelection, ranges: Mapping[Partition, OffsetRange]
 ) -> dict[Partition, OffsetRange]:
-    """Return the ranges without those offsets that Kafka's time index shows to be outside the selected time.
+    """Shorten the ranges: leave out the offsets outside the selected time, according to Kafka's time index.
 
     For ranges of the live log only. Raises aiokafka.errors.KafkaError.
     """
@@ -51,8 +51,8 @@ async def skip_other_times(
 class ReplayCheckpoint(msgspec.Struct):
     """The progress of a replay.
 
-    ``next`` has the next offset by topic and partition, ``published`` is the number of events published so far, and
-    ``size`` is the size of the target file in bytes.
+    ``next`` contains the next offset by topic and partition, ``published`` is the number of events published so far,
+    and ``size`` is the size of the target file in bytes.
     """
 
     next: dict[str, dict[int, int]] = {}
@@ -83,7 +83,7 @@ class CheckpointFile:
             write_bytes(self._path, msgspec.json.encode(self.checkpoint))
 
     def remaining(self, ranges: Mapping[Partition, OffsetRange]) -> dict[Partition, OffsetRange]:
-        """Return the ranges without the offsets that earlier runs of the replay have done."""
+        """Return the ranges without the offsets that the checkpoint counts as done."""
         done = self.checkpoint.next
         return {
             (topic, partition): (max(first, done.get(topic, {}).get(partition, first)), end)
@@ -109,10 +109,11 @@ async def publish(
 ) -> Counter[str]:
     """Deliver the selected events to the target, and count them. Without a target, only count them.
 
-    The keys of the result have topic and type, for example ``runs run-observed``.
+    Each key of the result is a topic and an event type, for example ``runs run-observed``.
 
-    ``rate`` is the maximum number of events per second. Topics follow one another, in the selection's order. Raises
-    TargetError and the source's errors. After an error the checkpoint is kept, so that the replay can resume.
+    ``rate`` is the maximum number of events per second. Topics are replayed one after another, in the order of the
+    selection. Raises TargetError, and the errors of the source. After an error the checkpoint is kept, so that the
+    replay can resume.
     """
     counts: Counter[str] = Counter()
     remaining = checkpoint_file.remaining(ranges)
@@ -147,7 +148,7 @@ async def publish(
 def in_parts(records: Sequence[Any], at_once: int, rate: float | None) -> Iterator[Sequence[Any]]:
     """Cut records into parts of at most ``at_once`` records.
 
-    With a rate, a part has at most as many records as may be sent in a quarter of a second, but at least one.
+    If a rate is given, a part contains at most the records of a quarter of a second at this rate, but at least one.
     """
     size = at_once if rate is None else max(min(at_once, int(rate / 4)), 1)
     for start in range(0, len(records), size):

@@ -39,7 +39,7 @@ def kind_of(to: str) -> Literal["topic", "url", "file"]:
 def checkpoint_path(
     settings: Settings, data_dir: Path, to: str, selection: EventSelection, from_archive: str | None
 ) -> Path:
-    """Return the path of the checkpoint of a replay, which depends on the target, the source and the selection."""
+    """Return the path of a replay's checkpoint. Target, source and selection determine the path."""
     source = from_archive or settings.kafka_bootstrap + settings.topic_prefix
     identity = repr((to, source, selection)).encode()
     return data_dir / "replays" / f"{hashlib.sha256(identity).hexdigest()[:16]}.json"
@@ -65,10 +65,11 @@ async def replay(
 ) -> Counter[str]:
     """Deliver the selected events to the target, and count them. Without a target, only count them.
 
-    The keys of the result have topic and type, for example ``runs run-observed``.
+    Each key of the result is a topic and an event type, for example ``runs run-observed``.
 
-    With a ``checkpoint`` file, an interrupted replay resumes. ``on_resume`` is then called with the number of events
-    that were published before. A topic of an Everyrun installation is refused as the target, unless ``force``.
+    If a ``checkpoint`` file is given, an interrupted replay resumes, and ``on_resume`` is called with the number of
+    events that were published before the interruption. Unless ``force``, a topic of an Everyrun installation is refused
+    as the target.
 
     Raises TargetError, SelectionError, ArchiveError, aiokafka.errors.KafkaError.
     """
@@ -118,8 +119,8 @@ async def _open_target(
     if kind == "url":
         http = await stack.enter_async_context(httpx.AsyncClient(timeout=30))
         return targets.ToUrl(http, to, settings.replay_secret.get_secret_value())
-    # Write the checkpoint before creating the file: if this run is killed in between or right after, the next run sees
-    # from the checkpoint that the file belongs to this replay.
+    # Write the checkpoint before creating the target file. If this process is then killed, the next one sees from the
+    # checkpoint that the file belongs to this replay.
     checkpoint_file.write()
     file = targets.ToFile(to, checkpoint_file.checkpoint.size)
     stack.callback(file.close)

@@ -27,10 +27,10 @@ class Source(Protocol):
 
 
 class EventSelection(msgspec.Struct, frozen=True, kw_only=True):
-    """The events to replay: those that match all given fields. A field that is empty or None does not restrict.
+    """The events to replay: those that match all given fields. A field that is empty or None is ignored.
 
     ``since`` (inclusive) and ``until`` (exclusive) are compared with the time at which the broker appended the event.
-    ``offsets`` has, by partition, the first offset and the offset after the last (None: up to the end).
+    ``offsets`` contains, by partition, the first offset, and the offset after the last one (None means up to the end).
     """
 
     topics: tuple[str, ...] = INPUTS
@@ -52,7 +52,7 @@ class SelectionScope:
         self._all = not self.submissions and not self.batches
 
     def learn(self, records: Iterable[Any]) -> None:
-        """Add the attempts and batches that belong to the selection according to these events of ``batches``."""
+        """Learn from these events of ``batches`` which attempts and batches belong to the selection."""
         for record in records:
             head = _head(record)
             if head.chunk is None or head.attempt is None:

@@ -1,4 +1,7 @@
-"""Deliver replayed events to a topic, an HTTP address or an NDJSON file. A mark on each has its position in the log."""
+"""Deliver replayed events to a topic, an HTTP address or an NDJSON file.
+
+Each event carries a mark with its position in the log.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ class Target(Protocol):
         """Deliver events in order; return when the target has accepted all of them. Raises TargetError."""
 
     def size(self) -> int:
-        """Return the number of bytes written, if a resumed replay can truncate the target to this size; otherwise 0."""
+        """Return the size of the target in bytes. Return 0 if a resumed replay cannot truncate the target."""
 
     def finish(self) -> None:
         """Complete the target after the last event."""
@@ -54,7 +57,7 @@ def marked(topic: str, record: LogRecord) -> list[tuple[str, bytes]]:
 
 
 def structured(topic: str, record: LogRecord) -> bytes:
-    """Encode an event as CloudEvents JSON, with the mark and, as ``partitionkey``, the record's key."""
+    """Encode an event as CloudEvents JSON, with the mark, and with the record's key as ``partitionkey``."""
     headers = {name: (value or b"").decode("utf-8", "replace") for name, value in record.headers}
     event: dict[str, Any] = {name: headers[f"ce_{name}"] for name in _ATTRIBUTES if headers.get(f"ce_{name}")}
     event["datacontenttype"] = headers.get("content-type", "application/json")
@@ -70,7 +73,7 @@ def structured(topic: str, record: LogRecord) -> bytes:
 
 
 class ToTopic:
-    """Writes events to a topic. Key and value are unchanged, and so are the headers except for the mark."""
+    """Writes events to a topic. Key, value and headers are unchanged, but the mark is added or replaced."""
 
     at_once = 1000
 
@@ -96,14 +99,14 @@ class ToTopic:
 class ToFile:
     """Writes CloudEvents JSON to a file, one line per event; ``-`` is standard output.
 
-    The lines are written to FILE.part, so that an interrupted replay can resume; the complete file is renamed to FILE.
-    A pipe or standard output is written directly, and cannot be resumed.
+    The lines are written to FILE.part, so that an interrupted replay can resume. The complete file is renamed to FILE.
+    The lines for a pipe or standard output are written to it directly, so such a replay cannot resume.
     """
 
     at_once = 1000
 
     def __init__(self, path: str, size: int = 0) -> None:
-        """Open the file and truncate it to ``size`` bytes, the size in the checkpoint of an earlier run.
+        """Open the file and truncate it to ``size`` bytes, the size in the checkpoint of an interrupted replay.
 
         Raises TargetError if the file is shorter or cannot be written.
         """
@@ -112,7 +115,8 @@ class ToFile:
         self._part = f"{path}.part" if self._resumable else path
         try:
             if self._resumable and not os.path.exists(self._part) and size and _size(path) == size:
-                # The earlier run ended after it renamed the file and before it deleted the checkpoint: undo the rename.
+                # The earlier process ended after it renamed the file and before it deleted the checkpoint: undo the
+                # renaming.
                 os.rename(path, self._part)
             if self._resumable and size > _size(self._part):
                 raise TargetError(
@@ -186,8 +190,8 @@ class ToUrl:
 
     async def _post(self, topic: str, record: LogRecord) -> None:
         body = structured(topic, record)
-        # The id is the same in every retry and every run, so that the receiver can drop repeated events. It must not
-        # contain a full stop, because full stops separate the parts of the signed content.
+        # The id stays the same in every retry, even after a restart, so that the receiver can drop repeated events. It
+        # must not contain a full stop, because full stops separate the parts of the signed content.
         identifier = f"replay_{topic}_{record.partition}_{record.offset}"
         wait, failure = 0.5, ""
         for retry in range(self._tries):

@@ -42,6 +42,6 @@ def history_routes(app: FastAPI, get_historian: Callable[[], Historian]) -> None
         },
     )
     async def history(identifier: str) -> dict[str, Any]:
-        """Return every event that touched an input, a run or a batch, in order, and what each changed."""
+        """Return every event that touched an input, a run or a batch, in log order, and what each event changed."""
         answer: dict[str, Any] = msgspec.to_builtins(await get_historian().history(identifier))
         return answer

@@ -17,7 +17,8 @@ from everyrun.projection.rules.merge import Binding, Run, merge, why_greater
 from everyrun.projection.rules.run_selection import Selection, version_of_run
 from everyrun.projection.tables import RESULT_COLUMNS, InputState
 
-#: Events of an attempt that make no row: the status that an input without a row then has, and a text about the attempt.
+#: Events of an attempt that make no row. For each: the status of an input without a row after this event, and a text
+#: about the attempt.
 _WITHOUT_ROW: dict[type, tuple[str, str]] = {
     events.BatchRequested: ("SENDING", "is about to be sent"),
     events.BatchReturned: ("WAITING", "was not accepted for now"),
@@ -147,7 +148,7 @@ class InputProjection:
         batch = self._batches.get(run.batch_id or "")
         bindings = unique_by_attempt(self._bindings.get(run.run_id, ()))
         found = match(run.batch_id, batch, bindings, self._fingerprints.get(run.run_id, ()))
-        # A run that was matched stays matched, whatever later metadata contain.
+        # Once a run is matched, it stays matched, whatever its metadata contain later.
         if run.run_id == self._current:
             return self._input_id
         if isinstance(found, Unmatched):
@@ -178,7 +179,7 @@ def _version(run: Run) -> str:
 
 
 def _observation(known: Run | None, run: Run, merged: Run) -> str:
-    """Say what an observation changed of its run."""
+    """Say what an observation changed about its run."""
     text = f"{run.source} reports {run.run_id} as {run.status}"
     text += f" ({run.failure_reason})" if run.failure_reason else ""
     if known is None:
@@ -200,7 +201,10 @@ def _details(event: Any) -> str:
 
 
 def run_changes(records: Sequence[tuple[str, Any]]) -> list[Change]:
-    """Say what each event changed of its run, for the history of a run or a batch. ``records`` are (topic, record)."""
+    """Say what each event changed about its run, for the history of a run or a batch.
+
+    ``records`` are pairs (topic, record).
+    """
     runs: dict[str, Run] = {}
     changes = []
     for topic, record in records:

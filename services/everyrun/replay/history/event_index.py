@@ -1,4 +1,4 @@
-"""Keep an index of the events that mention each id. The replay service fills it from the log for histories."""
+"""Keep an index that shows which events mention an id. The replay service fills it from the log; histories use it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class EventIndex:
         return {EventLocation.of(row["place"]) for row in rows}
 
     async def add(self, record_range: RecordRange) -> int:
-        """Index the records of a range that are not indexed yet, in one transaction; return the number of entries.
+        """Index those records of a range that are not indexed yet, in one transaction; return the number of entries.
 
         Raises ForeignIndexError.
         """
@@ -84,7 +84,7 @@ class EventIndex:
 def entries(record_range: RecordRange, start: int) -> tuple[list[tuple[int, int]], Mapping[int, list[int]]]:
     """Return the index entries of a range's records from offset ``start`` on.
 
-    The first value is a list of pairs of id and location. The second value has, by batch, the locations of the events
+    The first value is a list of pairs (id, location). The second value maps each batch to the locations of the events
     that observe a run of the batch. Ids, batches and locations are numbers, see :mod:`event_index_keys`.
     """
     rows: list[tuple[int, int]] = []
@@ -116,7 +116,7 @@ async def ranges_to_index(settings: Settings, index: EventIndex) -> dict[Partiti
 
 
 async def catch_up(settings: Settings, index: EventIndex, on_progress: OnProgress = no_progress) -> int:
-    """Index the log up to its present end; return the number of records.
+    """Index the log up to its present end; return the number of records that were indexed.
 
     Raises aiokafka.errors.KafkaError, asyncpg.PostgresError, ForeignIndexError.
     """
@@ -130,7 +130,7 @@ async def catch_up(settings: Settings, index: EventIndex, on_progress: OnProgres
 
 
 async def follow(settings: Settings, pool: asyncpg.Pool, health: Health) -> None:
-    """Keep the index near the end of the log until cancelled. If that is not possible, /readyz shows why."""
+    """Add new records to the index until cancelled. If that is not possible, /readyz shows why."""
     index: EventIndex | None = None
     while True:
         try:

@@ -1,7 +1,7 @@
 """Compute the keys of the event index: the ids that an event mentions, and its location, as numbers. Pure.
 
-The number of an id is its BLAKE2b hash of 8 bytes. Two ids may have the same number, so the users of the index must
-check the events that it finds. The number of a location contains topic, partition and offset.
+The number of an id is its BLAKE2b hash of 8 bytes. Two ids may have the same number, so code that uses the index must
+check that a found event really mentions the id. The number of a location contains topic, partition and offset.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class EventLocation(NamedTuple):
 class EventSubjects(NamedTuple):
     """The ids that an event mentions.
 
-    Each of the ``ids`` occurs in few events. ``batch`` is the batch of an observed run. It is kept separately, because
-    many events observe runs of the same batch.
+    ``ids`` are ids that only few events mention. If the event observes a run, ``batch`` is the batch of this run. It is
+    kept apart from ``ids``, because many events observe runs of one batch.
     """
 
     ids: set[str]

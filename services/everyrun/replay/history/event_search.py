@@ -15,8 +15,8 @@ from everyrun.replay.history.event_index_keys import EventLocation, EventSubject
 from everyrun.replay.progress import OnProgress
 from everyrun.settings import Settings
 
-#: A search reads at most this much of the log that is not indexed yet: the number of records, and bytes of their
-#: values.
+#: Limits of the part of the log that a search reads because it is not indexed yet: the number of records, and the bytes
+#: of their values.
 TAIL_RECORDS, TAIL_BYTES = 20_000, 64 << 20
 
 
@@ -64,7 +64,7 @@ FoundEvents = dict[EventLocation, FoundEvent]
 
 
 class EventSearch:
-    """Finds events for one question. :func:`open_search` makes it, and first reads what is not indexed yet."""
+    """Finds the events for one history. :func:`open_search` makes it, and first reads what is not indexed yet."""
 
     def __init__(self, index: EventIndex, records: RecordReader, tail: FoundEvents) -> None:
         self._index = index
@@ -87,7 +87,7 @@ class EventSearch:
         }
 
     async def of_input(self, input_id: str, found: FoundEvents) -> FoundEvents:
-        """Return the events ``found``, which mention an input, and the events of its chunks, runs and submission."""
+        """Return ``found`` (events that mention an input) and the events of its chunks, runs and submission."""
         found = found | await self._of_chunks(found)
         batches = {event.field("batch_id") for event in found.values() if event.type == "batch-registered"}
         if batches:
@@ -100,13 +100,13 @@ class EventSearch:
         return found | await self._of_submissions(found)
 
     async def of_run(self, found: FoundEvents) -> FoundEvents:
-        """Return the events ``found``, which mention a run, and those of its batch, without the batch's other runs."""
+        """Return ``found`` (events that mention a run) and the events of its batch, but not those of other runs."""
         batches = {event.subjects.batch for event in found.values() if event.subjects.batch}
         of_batches = await self.find(batches, set())
         return found | _of_topic("batches", of_batches)
 
     async def of_batch(self, batch_id: str, found: FoundEvents) -> FoundEvents:
-        """Return the events ``found``, which mention a batch, and the events of its chunk and its runs."""
+        """Return ``found`` (events that mention a batch) and the events of this batch's chunk and runs."""
         return found | await self._of_chunks(found, {batch_id})
 
     async def _of_chunks(self, found: FoundEvents, batches: set[str] | None = None) -> FoundEvents:

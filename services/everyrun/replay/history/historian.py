@@ -31,7 +31,7 @@ _OF_SUBMISSION = ("submission-accepted", "submission-paused", "submission-resume
 
 
 class NoHistoryError(NotFound):
-    """No event mentions the id; ``did_you_mean`` lists the full ids that it may be short for."""
+    """No event mentions the id. ``did_you_mean`` lists the full ids that the user may have meant."""
 
     def __init__(self, identifier: str, did_you_mean: Sequence[str] = ()) -> None:
         text = f"no event mentions {identifier}, and the queue does not have it"
@@ -41,16 +41,16 @@ class NoHistoryError(NotFound):
         self.did_you_mean = list(did_you_mean)
 
     def details(self) -> dict[str, Any]:
-        """Return the full ids that the given id may be short for."""
+        """Return the full ids that the user may have meant."""
         return {"did_you_mean": self.did_you_mean}
 
 
 class HistoryEvent(msgspec.Struct, frozen=True):
     """An event of a history.
 
-    ``appended_at`` is the time of the broker's clock, ``time`` that of the service which wrote the event. If the event
-    is a replay, ``replayed`` is the position in the log of the original event. ``what`` says what the event changed,
-    and ``status`` is the status after the event.
+    ``appended_at`` is when the event was appended to the log, by the broker's clock. ``time`` is the event's own time,
+    by the clock of the service that wrote it. If the event is a replay of another event, ``replayed`` is the position
+    of that event in the log. ``what`` says what the event changed, and ``status`` is the status after the event.
     """
 
     appended_at: str
@@ -70,10 +70,11 @@ class History(msgspec.Struct, frozen=True):
 
     - ``kind`` is input, run or batch.
     - ``row`` is the input's row in the live tables.
-    - ``agrees`` is true if every column of the row follows from the events, and false if the events make a row that
-      the live tables do not have. It is null if the events make no row, or if the tables have not applied all of the
-      events yet. ``differences`` are the values that differ; ``column`` is ``*`` if a whole row is missing.
-    - ``waiting`` says what an input without a row waits for. Then ``status`` is its status in the queue.
+    - ``agrees`` is true if the row in the live tables equals the row that the events make. It is false if a value
+      differs, or if only one of these two rows exists. It is null if neither exists, or if the live tables have not
+      applied all of the events yet. ``differences`` lists the values that differ. If a whole row is missing, ``column``
+      is ``*``.
+    - If an input has no row yet, ``waiting`` says what it is waiting for, and ``status`` is its status in the queue.
     """
 
     id: str
@@ -96,7 +97,7 @@ class Historian:
         self._live = LiveRows(pool)
         self.index = index
         self._records = records
-        #: Only one question is answered at a time: each holds in memory the part of the log that is not indexed.
+        #: Only one history is made at a time, because each keeps in memory the part of the log that is not indexed.
         self._turn = asyncio.Lock()
 
     async def history(self, identifier: str, on_progress: OnProgress = no_progress) -> History:
@@ -130,8 +131,8 @@ class Historian:
             _history_event(location, record, projection.apply(location.topic, record))
             for location, record in _in_order(found)
         ]
-        # The row can be compared only if the tables have applied all events that were found. An input whose events make
-        # a row must then have this row.
+        # The row can be compared only if the tables have applied all events that were found. Then an input whose events
+        # make a row must have this row in the tables.
         comparable = (row is not None or projection.row is not None) and all(
             location.offset < applied.get((location.topic, location.partition), 0) for location in found
         )
@@ -152,7 +153,7 @@ class Historian:
 
 
 def _without_row(identifier: str, kind: str, found: FoundEvents) -> History:
-    """Return the history of a run or a batch: without a row, because ``results`` has rows of inputs only."""
+    """Return the history of a run or a batch. It has no row, because ``results`` contains only rows of inputs."""
     ordered = _in_order(found)
     changes = run_changes([(location.topic, record) for location, record in ordered])
     status = changes[-1].status or None if kind == "run" and changes else None
@@ -205,7 +206,7 @@ def _history_event(location: EventLocation, record: LogRecord, change: Change) -
 
 @asynccontextmanager
 async def historian(settings: Settings, pool: asyncpg.Pool) -> AsyncIterator[Historian]:
-    """Open a historian while the block runs. Raises aiokafka.errors.KafkaError if Kafka is unavailable."""
+    """Keep a historian open while the block runs. Raises aiokafka.errors.KafkaError if Kafka is unavailable."""
     index = EventIndex(pool, await log_topics.cluster_id(settings))
     async with RecordReader(settings, INPUTS) as records:
         yield Historian(settings, pool, index, records)

@@ -19,7 +19,7 @@ _sql = beside(__file__, "live_rows.sql")
 NO_ROW = "there is no such row in the live tables"
 #: Columns of ``results`` of type jsonb.
 JSON_COLUMNS = ("file", "metadata", "run")
-#: Ids that begin with a given text are looked up only if it has at least _SHORTEST characters, because too many ids
+#: A text is looked up as the beginning of an id only if it has at least _SHORTEST characters, because too many ids
 #: begin with a shorter text. No id is longer than _LONGEST.
 _SHORTEST, _LONGEST = 6, 600
 #: Raised if the database has no queue, or if this database role may not read it.
@@ -58,7 +58,7 @@ class LiveRows:
         return None if row is None else dict(row)
 
     async def similar_ids(self, identifier: str) -> list[str]:
-        """Return up to three full ids that the given id may be short for."""
+        """Return up to three full ids that the user may have meant."""
         if "\x00" in identifier or len(identifier) > _LONGEST:
             return []
         try:

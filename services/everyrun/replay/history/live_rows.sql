@@ -20,8 +20,8 @@ where i.submission_id = $1 and i.external_id = $2
 select topic, partition, next_offset from everyrun.applied_offsets
 
 -- name: similar_ids
--- The full ids that the id $1 may be short for: inputs of the newest 1,000 submissions with this external id and, if $2
--- is true, ids that begin with $1. U+10FFFF sorts after every other character.
+-- Full ids that the user may have meant by $1: inputs with the external id $1 in the newest 1,000 submissions and, if
+-- $2 is true, ids that begin with $1. U+10FFFF sorts after every other character.
 (
     select r.input_id as id
     from (select submission_id from everyrun.submissions order by submission_id desc limit 1000) s

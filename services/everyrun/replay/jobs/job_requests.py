@@ -19,7 +19,7 @@ class _Job(BaseModel):
 
 
 def _absolute(text: str | None) -> str | None:
-    """Replace an age such as ``-5m`` with the time that it means now: the job may have to wait before it runs."""
+    """Replace an age such as ``-5m`` with the time that it means now, because the job may run later."""
     found = None if text is None else parse_position(text)
     return found.isoformat() if isinstance(found, datetime) else text
 
@@ -31,7 +31,7 @@ def _with_zone(time: datetime | None) -> datetime | None:
 
 
 class RebuildJob(_Job):
-    """Rebuild all tables from the log in a separate schema. With `swap`, they then replace the live tables."""
+    """Rebuild all tables from the log in a separate schema. With `swap`, the new tables then replace the live ones."""
 
     kind: Literal["rebuild"]
     schema_: Annotated[
@@ -145,7 +145,7 @@ class ReplayJob(_Job):
 
 
 class ArchiveJob(_Job):
-    """Add what the log has and the archive in EVERYRUN_ARCHIVE_TO does not have yet.
+    """Add to the archive in EVERYRUN_ARCHIVE_TO what is in the log but not in the archive yet.
 
     The job has no private key, so it does not sign the newest manifest.
     """
@@ -159,7 +159,7 @@ class VerifyArchiveJob(_Job):
     kind: Literal["archive-verify"]
     head: Annotated[
         str | None,
-        Field(description="A manifest's hash that you noted earlier: this manifest must still be in the chain."),
+        Field(description="The hash of a manifest, noted earlier. The archive must still contain this manifest."),
     ] = None
     against_log: Annotated[bool, Field(description="Compare every record with the live log.")] = False
 

@@ -1,6 +1,7 @@
 """Run jobs one after another: rebuilds, swaps, audits, as-of questions, replays, archives.
 
-If the process that runs a job ends, the job stays RUNNING. The next process resumes it from its tables or checkpoint.
+If the process that runs a job ends, the job stays RUNNING. The next process resumes the job from the tables that the
+job has filled so far, or from its checkpoint.
 """
 
 from __future__ import annotations
@@ -58,8 +59,8 @@ _sql = beside(__file__, "worker.sql")
 LISTED = 1000
 #: Errors after which the job is retried: Postgres or Kafka is unavailable.
 UNAVAILABLE = (*POSTGRES_AWAY, KafkaError)
-#: Errors of Postgres and Kafka after which the job fails, because a retry would not help: a missing right or object, a
-#: value that cannot be stored (SQLSTATE classes 42, 22, 23), deleted records.
+#: Errors of Postgres and Kafka after which the job fails, because a retry would not help: a missing right or object or
+#: a value that cannot be stored (SQLSTATE classes 42, 22 and 23), or records that Kafka has deleted.
 _PERMANENT = (
     asyncpg.SyntaxOrAccessError,
     asyncpg.DataError,
@@ -118,7 +119,7 @@ class Worker:
         except _PERMANENT as error:
             await self._pool.execute(_sql["end"], job_id, "FAILED", None, describe(error))
         except UNAVAILABLE as error:
-            # The job shows the reason while it waits for the retry.
+            # While the job waits for the retry, it shows the reason.
             await self._pool.execute(_sql["set_message"], job_id, describe(error))
             raise
         except Exception as error:
@@ -133,8 +134,8 @@ class Worker:
     async def _work(self, job_id: str, job: Any, on_progress: OnRebuildProgress, resumed: bool) -> dict[str, Any]:
         """Do the work of a job, and return the outcome.
 
-        A fresh rebuild drops the tables of an earlier rebuild before the job is marked as started, so that a resumed
-        job does not drop what it has rebuilt itself.
+        A rebuild with ``fresh`` first drops the tables of an earlier rebuild. Only then is the job marked as started.
+        So if this job is resumed, it does not drop the tables that it has rebuilt itself.
         """
         if isinstance(job, RebuildJob) and job.fresh and not resumed:
             async with hold_schema(self._settings, job.schema_) as held:

@@ -5,8 +5,8 @@ select pg_try_advisory_lock(hashtext('everyrun replay jobs'))
 select pg_advisory_unlock(hashtext('everyrun replay jobs'))
 
 -- name: next
--- Only the leader asks, and only between two jobs. So the process of a job that is RUNNING has ended: resume this job
--- before others (RUNNING sorts before WAITING).
+-- Only the leader runs this query, and only between two jobs. So if a job is RUNNING, the process that ran it has
+-- ended. This job is resumed before any other job is started: RUNNING sorts before WAITING.
 select job_id, kind, arguments, started_at from everyrun_queue.replay_jobs
 where state in ('RUNNING', 'WAITING')
 order by state, created_at, job_id

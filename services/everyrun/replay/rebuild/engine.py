@@ -34,9 +34,9 @@ LANES = 2
 MAX_RECORDS, MAX_BYTES = 4000, 6 << 20
 #: A small log is applied in smaller transactions (see _TRANSACTIONS), but never with fewer records than this.
 MIN_RECORDS = 10
-#: A log that is not large is divided into about this many transactions, so that a kill loses little work: at most eight
-#: transactions, three per lane (one in progress, one queued, one waiting for room in the queue) and two being read.
-#: Three kills thus cost at most a tenth of the work.
+#: A log that is not large is divided into about this many transactions, so that a kill loses little work. It loses at
+#: most eight transactions: three per lane (one in progress, one queued, one waiting for room in the queue) and two that
+#: are being read. So three kills cost at most a tenth of the work.
 _TRANSACTIONS = 250
 
 Offsets = Mapping[Partition, int]
@@ -80,7 +80,7 @@ async def tables_connection(settings: Settings, schema: str) -> AsyncIterator[as
 
 
 async def applied_offsets(connection: asyncpg.Connection | asyncpg.Pool) -> dict[Partition, int]:
-    """Return the next offset to apply, by partition, to the tables that this connection uses."""
+    """Return, by partition, the next offset to apply to the tables that this connection uses."""
     rows = await connection.fetch(_sql["applied_offsets"])
     return {(row["topic"], row["partition"]): row["next_offset"] for row in rows}
 
@@ -146,7 +146,7 @@ class Engine:
             raise errors.exceptions[0] from None
 
     async def _read(self, ranges: Mapping[Partition, OffsetRange]) -> AsyncIterator[list[Poll]]:
-        """Yield polls of all partitions; each yield has about as many records as one transaction per lane holds."""
+        """Yield lists of polls. Each list contains about enough records for one transaction in each lane."""
         held: list[RecordRange] = []
         count = size = 0
         if self._source is not None:

@@ -1,8 +1,8 @@
 """Rebuild in several processes, each with a share of the partitions.
 
-A share has the same partition numbers of every topic, so a batch and its runs are in the same share. Each process runs
-its own engine. All engines write to the same tables, and each updates the rows of ``applied_offsets`` of its
-partitions.
+A share contains the partitions with certain numbers, of every topic. A batch and its runs are in partitions with the
+same number, so they are in one share. Each process runs its own engine. All engines write to the same tables, and each
+updates the rows of its own partitions in ``applied_offsets``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _PARENT_CHECK_SECONDS = 0.5
 class PartitionShare(NamedTuple):
     """The work of one process: apply the records from ``start`` up to ``end`` to the tables of ``schema``.
 
-    ``end`` has only the partitions of the share; ``start`` may have others too.
+    ``end`` contains only the partitions of the share; ``start`` may contain others too.
     """
 
     settings: Settings

@@ -36,7 +36,7 @@ DEFAULT_SCHEMA = "everyrun_rebuild"
 
 
 class RebuildResult(Struct, frozen=True):
-    """The result of a rebuild. This run applied ``applied`` records; earlier runs had applied ``before`` records."""
+    """The result of a rebuild: it resumed after ``before`` records, and applied ``applied`` further records."""
 
     schema: str
     offsets: dict[Partition, int]
@@ -110,8 +110,9 @@ class RebuildSchema:
     ) -> RebuildResult:
         """Apply the log to the tables, from their applied offsets up to exactly the given offsets.
 
-        ``observe``, ``source`` and ``min_records`` are those of :class:`Engine`. ``observe`` and ``source`` can only be
-        used in one process. Raises RebuildError if the tables are already past the offsets, or if a process fails.
+        ``observe``, ``source`` and ``min_records`` are passed on to :class:`Engine`. ``observe`` and ``source`` cannot
+        be used with several processes. Raises RebuildError if the tables are already past the offsets, or if a process
+        fails.
         """
         assert processes == 1 or (observe is None and source is None)
         identity = await topics.identity(self.settings)
@@ -166,7 +167,7 @@ class RebuildSchema:
 
 
 def partitions_past(applied: Offsets, wanted: Offsets) -> str:
-    """Name the partitions whose applied offset is past the wanted offset, as ``batches:0=12``; empty if none is."""
+    """List the partitions whose applied offset is past the wanted one, such as ``batches:0=12``; empty if none is."""
     ahead = sorted(partition for partition, offset in applied.items() if offset > wanted.get(partition, 0))
     return ", ".join(f"{topic}:{number}={applied[topic, number]}" for topic, number in ahead)
 

@@ -2,8 +2,8 @@
 
 One transaction renames both schemas while it holds a lock on ``applied_offsets``. The lock does not block readers. It
 blocks processors, because the first statement of every processor's transaction waits for it. When that statement gets
-the lock, Postgres looks up the name of the table again. So every transaction of a processor is wholly before the swap
-or wholly after it. See docs/adr/0010.
+the lock, Postgres looks up the name of the table again, and finds the new table. So every transaction of a processor is
+wholly before the swap or wholly after it. See docs/adr/0010.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ BEFORE = LIVE + "_before"
 #: A schema with this comment was left by a swap and may be dropped. Do not change the text: it is the comment of
 #: schemas in existing databases.
 _REPLACED = "Replaced by a rebuild. It may be dropped."
-#: The rebuilt tables catch up in rounds. After a round that applied fewer records than this, the lock is taken, and the
-#: last records are applied while it is held.
+#: The rebuilt tables catch up with the live tables in rounds. After a round that applied fewer records than this, the
+#: swap takes the lock, and applies the last records while it holds the lock.
 _NEAR = 2000
 #: Maximum number of rounds of catching up; after the last one, the lock is taken anyway.
 _ROUNDS = 20
-#: The lock is not taken while a transaction is older than _LONG. Such a transaction is waited for up to _LONG_WITHIN
-#: seconds.
+#: The lock is not taken while a transaction is older than _LONG. The swap waits up to _LONG_WITHIN seconds for such a
+#: transaction to end.
 _LONG, _LONG_WITHIN = timedelta(seconds=5), 600.0
 #: Seconds to wait, while the lock is held, for transactions that began before the last record was applied.
 _SHORT_WITHIN = 30.0
@@ -56,9 +56,9 @@ Notify = Callable[[str], None]
 class SwapResult(Struct, frozen=True):
     """The result of a swap.
 
-    ``records`` counts all records that this run applied, and ``last`` those that it applied under the lock.
-    ``lock_seconds`` says how long the lock was held. ``left_over`` names the schema of the old tables if it could not
-    be dropped, and ``reason`` says why.
+    ``records`` counts all records that this swap applied, and ``last`` those that it applied while it held the lock.
+    ``lock_seconds`` says how long it held the lock. If the schema of the old tables could not be dropped, ``left_over``
+    is its name, and ``reason`` says why.
     """
 
     records: int
@@ -69,7 +69,7 @@ class SwapResult(Struct, frozen=True):
 
 
 class _TryAgainError(Exception):
-    """The lock was released, or not taken, without a swap; a retry may succeed."""
+    """The swap was not done: the lock was not taken, or was released again. A retry may succeed."""
 
 
 async def rebuild_and_swap(
@@ -83,15 +83,16 @@ async def rebuild_and_swap(
 ) -> SwapResult:
     """Rebuild the tables up to the offsets of the live ones, and make them the live tables. Publishes nothing.
 
-    The swap never drops an object that is not Everyrun's own and depends on the live tables, such as a view in another
-    schema. It looks for such objects at the start, again under the lock, and again before it drops the old tables.
+    Objects that are not Everyrun's own may depend on the live tables, for example a view in another schema. The swap
+    never drops such objects. It looks for them at the start, a second time while it holds the lock, and a third time
+    before it drops the old tables.
 
     Raises what :func:`everyrun.replay.rebuild.rebuild_schema.rebuild` raises, and RebuildError if:
 
     - such an object exists;
     - a schema ``everyrun_before`` exists that no swap left;
     - transactions that would see only a part of the new tables do not end in time;
-    - this database role may not see if another role's session has such a transaction.
+    - this database role may not see whether another role's session has such a transaction.
 
     If an error is raised, the live tables are unchanged.
     """
@@ -130,7 +131,7 @@ class _CountedRebuild:
 async def _target(
     settings: Settings, live: asyncpg.Connection, rebuilt: RebuildSchema, notify: Notify
 ) -> dict[Partition, int]:
-    """Wait until the live tables are behind the rebuilt ones in no partition; return the offsets of the live tables."""
+    """Wait until the live tables have caught up with the rebuilt ones in every partition; return the live offsets."""
     notified = False
     while True:
         target = await _live_offsets(settings, live)
@@ -150,7 +151,7 @@ async def _target(
 async def _live_offsets(settings: Settings, live: asyncpg.Connection) -> dict[Partition, int]:
     """Return the applied offset of every partition in the live tables, but at most the end of the log.
 
-    A row that someone has tampered with may be past the end.
+    The offset in a row that someone has tampered with may be past the end.
     """
     applied = await applied_offsets(live)
     ends = (await bounds(settings, INPUTS)).end
@@ -175,7 +176,7 @@ async def _swap_with_retries(
 async def _swap(
     settings: Settings, live: asyncpg.Connection, rebuilt: RebuildSchema, done: _CountedRebuild
 ) -> tuple[int, float, datetime]:
-    """Apply the last records, wait until no old snapshot is left, and rename the schemas, all under the lock.
+    """While holding the lock, apply the last records, wait until no old snapshot is left, and rename the schemas.
 
     Returns the number of records applied here, the seconds that the lock was held, and the server's time after the
     renaming.
@@ -247,9 +248,9 @@ async def _check_visible(connection: asyncpg.Connection) -> None:
 
 
 async def _foreign_objects(connection: asyncpg.Connection, schema: str, other: str) -> str:
-    """Name the objects that are not Everyrun's own and are in the schema or depend on it; empty if there are none.
+    """List the objects in the schema, and objects that depend on it, unless they are Everyrun's own; empty if none.
 
-    An object in the schema is Everyrun's own if the schema ``other`` has it too.
+    An object in the schema is Everyrun's own if the schema ``other`` contains it too.
     """
     found = [row[0] for row in await connection.fetch(_sql["dependents"], schema)]
     found += [row[0] for row in await connection.fetch(_sql["foreign_objects"], schema, other)]

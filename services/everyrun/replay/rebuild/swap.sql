@@ -14,9 +14,9 @@ select clock_timestamp()
 
 -- name: old_snapshots
 -- The oldest transaction of this database that holds a snapshot and began before $1, except for the transaction of the
--- swap itself (pid $2). Transactions that wait for the swap's lock are left out: they are processors at their first
--- statement, and take a new snapshot for each later statement. Run this query outside a transaction: inside one,
--- pg_stat_activity shows the same state each time.
+-- swap itself (pid $2). Transactions that wait for the swap's lock are left out. They are harmless: they are processors
+-- at their first statement, and take a new snapshot for each later statement. Run this query outside a transaction:
+-- inside one, pg_stat_activity shows the same state each time.
 select pid, application_name, date_trunc('second', clock_timestamp() - xact_start) as age
 from pg_stat_activity
 where datname = current_database() and backend_type = 'client backend' and pid <> pg_backend_pid()
@@ -25,7 +25,8 @@ order by xact_start
 limit 1
 
 -- name: hidden_session
--- A session of another role whose transaction this role may not see. The server's own processes have no role.
+-- A session of another role whose transaction this role may not see. The server's own processes are left out: they have
+-- no role.
 select pid, usename, quote_ident(current_user) as own from pg_stat_activity
 where datname = current_database() and usesysid is not null and query = '<insufficient privilege>'
 limit 1
@@ -53,8 +54,8 @@ from (
 -- name: dependents
 -- Objects that depend on the schema or on its contents, and are of a kind that Everyrun does not create there: views in
 -- other schemas, foreign keys, publications (even of the whole schema), triggers, rules, policies, functions, types of
--- columns, statistics, default privileges. Row security needs a query of its own: without a policy it is not an object,
--- but it hides every row.
+-- columns, statistics, default privileges. Row security needs a query of its own: if a table has row security without a
+-- policy, there is no object to find, but every row is hidden.
 with own as (
     select 'pg_namespace'::regclass as classid, $1::text::regnamespace::oid as objid
     union all
