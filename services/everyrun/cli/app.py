@@ -19,8 +19,8 @@ def _end_quietly(kind: type[BaseException], error: BaseException, trace: Any) ->
         sys.__excepthook__(kind, error, trace)
 
 
-# Set the hook before the first slow import. After the hook has run, Python ends the process with SIGINT, which shells
-# show as exit code 130.
+# Set the hook before the first slow import. After the hook has run, Python ends the process with SIGINT. Shells show
+# this as exit code 130.
 if sys.excepthook is sys.__excepthook__:
     sys.excepthook = _end_quietly
 
@@ -37,8 +37,8 @@ app = typer.Typer(
     help="Every run accounted for: send documents to Extend in bulk and know what became of every single one.",
     epilog=exits.HELP,
     pretty_exceptions_enable=False,
-    # Without this, Typer would import Rich's modules for Markdown and tracebacks to show help. That takes longer than
-    # all other imports together.
+    # Without this, Typer would import Rich's modules for Markdown and tracebacks whenever it shows help. This import
+    # takes longer than all others together.
     rich_markup_mode=None,
     context_settings={"max_content_width": 100},
 )
@@ -70,7 +70,8 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(exits.INTERRUPTED)
     except OSError as error:
-        # For example, the disk is full or a file was removed. Commands report expected errors of this kind themselves.
+        # For example, the disk is full or a file was removed. A command that expects such an error reports the error
+        # itself.
         where = f"{error.filename}: " if error.filename else ""
         _drop_output()
         _end(where + (error.strerror or str(error)))
@@ -83,9 +84,9 @@ def main() -> None:
 
 
 def _write_utf8() -> None:
-    """Use UTF-8 for output to a pipe or a file in every locale, and write characters without an encoding as escapes.
+    """In every locale, use UTF-8 for output to a pipe or a file.
 
-    A lone surrogate is such a character.
+    Characters that cannot be encoded, such as lone surrogates, are written as escapes.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -107,6 +108,6 @@ def _end(problem: str, code: int = exits.ERROR, *, trace: bool = False) -> NoRet
 
 
 def _drop_output() -> None:
-    """Send unwritten output to /dev/null, so that the interpreter does not fail again when it flushes it at exit."""
+    """Send unwritten output to /dev/null, so that the interpreter does not fail again when it flushes at exit."""
     with contextlib.suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -36,9 +36,10 @@ def archive(
 ) -> None:
     """Copy the log to Parquet files, and verify the copy.
 
-    The command adds the records that the archive does not contain yet, and prints the hash of the newest manifest. If
-    the command is interrupted, run it again. For an s3:// URL, it takes credentials and endpoint from the environment
-    (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...).
+    The command adds the records that the archive does not contain yet. Each file of the archive has a manifest, which
+    describes the file and contains the hash of the manifest before it. The command prints the hash of the newest one.
+    If the command is interrupted, run it again. For an s3:// URL, the environment must contain the credentials and
+    the endpoint (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...).
 
     Example: everyrun archive --to /backup/everyrun --sign-key everyrun.key
     """
@@ -89,7 +90,7 @@ def verify(
     as_json: Annotated[bool, typer.Option("--json", help="Write the result as JSON.")] = False,
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
-    """Find records and files of an archive that are missing, changed, added or reordered.
+    """Find what is missing, changed, added or reordered in an archive.
 
     Exit codes: 0 the archive is intact; 1 it is not; 2 it could not be verified; 4 there is no archive.
 
@@ -165,9 +166,10 @@ def keygen(
         Path, typer.Argument(metavar="FILE", help="File to write the private key to. The public key goes to FILE.pub.")
     ],
 ) -> None:
-    """Make a pair of Ed25519 keys: a private key that signs archives, and a public key that verifies them.
+    """Make a pair of Ed25519 keys, to sign and verify archives.
 
-    Keep FILE secret. Give FILE.pub to everyone who verifies the archive.
+    FILE contains the private key, which signs archives: keep it secret. FILE.pub contains the public key, which
+    verifies them: give it to everyone who verifies an archive.
 
     Example: everyrun archive keygen everyrun.key
     """

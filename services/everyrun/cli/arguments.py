@@ -12,7 +12,7 @@ DataDir = Annotated[
     typer.Option(
         "--data-dir",
         envvar="EVERYRUN_DATA_DIR",
-        help="Folder of the running stack. Settings in the environment take precedence.",
+        help="Folder of the running stack. Environment variables override its settings.",
     ),
 ]
 SubmissionId = Annotated[str, typer.Argument(metavar="ID", help="A submission id (sub_...).")]
@@ -27,9 +27,9 @@ MetadataColumns = Annotated[
     list[str] | None,
     typer.Option(help="CSV columns to send as metadata: a,b or '*' (all others)."),
 ]
-Delimiter = Annotated[str | None, typer.Option(help="CSV delimiter, unless it is a comma, semicolon or tab.")]
-Encoding = Annotated[str | None, typer.Option(help="Encoding of the manifest, unless it is UTF-8: windows-1252, …")]
+Delimiter = Annotated[str | None, typer.Option(help="CSV delimiter, if it is not a comma, semicolon or tab.")]
+Encoding = Annotated[str | None, typer.Option(help="Encoding of the manifest, if not UTF-8. Example: windows-1252.")]
 Wait = Annotated[
     bool,
-    typer.Option("--wait", help="Wait as everyrun watch does, with the same exit codes."),
+    typer.Option("--wait", help="Then behave like everyrun watch, exit codes included."),
 ]

@@ -31,7 +31,9 @@ def as_of(
         ),
     ],
     view: Annotated[Literal["report", "results", "row"], typer.Argument(help="What to show.")],
-    identifier: Annotated[str, typer.Argument(metavar="ID", help="A submission id; for row, an input id.")],
+    identifier: Annotated[
+        str, typer.Argument(metavar="ID", help="An input id if you show row, otherwise a submission id.")
+    ],
     format_: Annotated[
         Literal["table", "csv", "jsonl"], typer.Option("--format", help="Output format for results.")
     ] = "table",
@@ -43,8 +45,9 @@ def as_of(
     Write the time as 2026-03-03T12:00:00Z, '2026-03-03 12:00 Europe/Berlin', 'yesterday 12:00 Europe/Berlin', or as an
     age: -5m, -1h30m, -2d. A time must name its time zone.
 
-    The command rebuilds the tables as they were at that time from the log, in the schema everyrun_as_of. It keeps
-    them, so that the next command about the same or a later time is faster. You may drop the schema.
+    From the log, the command rebuilds the tables as they were at that time. It writes them to the schema
+    everyrun_as_of and keeps them there: the next command about the same or a later time is then faster. You may drop
+    the schema.
 
     Example: everyrun as-of 2026-03-03T12:00:00Z row sub_01k...:invoice-7
     """
@@ -56,7 +59,7 @@ def as_of(
 
     async def work() -> bool:
         async with AsyncExitStack() as stack:
-            # The progress bar takes over standard output, so it must end before anything is written.
+            # While the progress bar is shown, it controls standard output, so it must end before anything is written.
             with rebuild_progress("as of") as on_progress:
                 tables = await stack.enter_async_context(open_tables(settings, position, on_progress))
             offsets = log_position.format_offsets(tables.offsets) or "nothing"
@@ -68,7 +71,10 @@ def as_of(
 
 
 async def _show(tables: AsOf, view: str, identifier: str, format_: str) -> bool:
-    """Write the view; write each result as soon as it is read. Return False if there is nothing to show."""
+    """Write what ``view`` names. Return False if there is nothing to show.
+
+    Results are written one by one, as soon as each is read.
+    """
     if view == "results":
         # _write_table may stop before the last row. Close the rows explicitly, because they must be closed before the
         # database connection that they are read from.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from everyrun.replay.audit.row_diff import Difference
     from everyrun.replay.audit.table_audit import AuditResult
 
-#: Exit codes of this command: something differs, or the audit could not run.
+#: Exit codes of this command: 1 if something differs, 2 if the audit could not run.
 _DIFFERENCES, _COULD_NOT_RUN = 1, 2
 #: Maximum length of a value in the table, in characters.
 _MAX_LENGTH = 60
@@ -31,10 +31,10 @@ def audit(
         str | None, typer.Option(metavar="SUBMISSION", help="Compare only rows of this submission.")
     ] = None,
     since: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Compare only rows with a time at or after this one.")
+        str | None, typer.Option(metavar="TIME", help="Compare only rows that contain a time at or after this one.")
     ] = None,
     until: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Compare only rows with a time before this.")
+        str | None, typer.Option(metavar="TIME", help="Compare only rows that contain a time before this one.")
     ] = None,
     format_: Annotated[
         Literal["table", "jsonl"], typer.Option("--format", help="Output format of the differences.")
@@ -43,7 +43,7 @@ def audit(
 ) -> None:
     """Compare the result tables with the log, row by row.
 
-    The command rebuilds the tables from the log in a separate schema, up to exactly the offsets that the live tables
+    In a separate schema, the command rebuilds the tables from the log, up to exactly the offsets that the live tables
     have reached. It then compares every row, or the rows that you select. It also checks the log for gaps in offsets,
     repeated event ids, and events whose cause is missing. It changes no live table.
 

@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def settings_of(data_dir: Path, *needs: str) -> Settings:
-    """Return the settings. Those that the environment lacks are taken from the stack that runs in the folder.
+    """Return the settings of the environment. Missing ones are taken from the stack that runs in the folder.
 
     Ends the command if a setting in ``needs`` is missing.
     """
@@ -38,7 +38,7 @@ def settings_of(data_dir: Path, *needs: str) -> Settings:
 def run(work: Callable[[], Coroutine[Any, Any, T]], code: int = exits.ERROR) -> T:
     """Run ``work`` and return its result. An expected error ends the command with a message and the exit code ``code``.
 
-    If something was not found or a signal came, the exit code says that instead.
+    The exit code is NOT_FOUND if something was not found, and INTERRUPTED if a signal ended the work.
     """
     import asyncio
 

@@ -20,7 +20,7 @@ from everyrun.cli.console import counted, err, fail, folding, print_table
 from everyrun.cli.folder import shown
 from everyrun.submission.intake.columns import Options
 
-#: Maximum number of names that the summary lists for each reason, unless all are asked for.
+#: Maximum number of names that the summary lists for each reason. With --list-skipped, it lists all.
 _NAMES = 3
 
 
@@ -42,7 +42,7 @@ def read_options(
 ) -> Options:
     """Return the options for reading a manifest. Raises ManifestError.
 
-    Each of ``metadata_columns`` holds names of columns, in the form of a line of CSV.
+    Each text in ``metadata_columns`` is a line of CSV that contains names of columns.
     """
     given = [name for names in metadata_columns for line in csv.reader([names], skipinitialspace=True) for name in line]
     columns = tuple(name.strip() for name in given if name.strip())
@@ -50,7 +50,7 @@ def read_options(
 
 
 def read_manifest(source: str, options: Options, file: IO[bytes], local: bool = True) -> manifest.Checked:
-    """Check a manifest and show what was found. Ends the command if a row is bad; raises ManifestError."""
+    """Check a manifest and show what was found. Ends the command if a row is bad. Raises ManifestError."""
     found = manifest.read(source, options, file, local)
     checked = found.checked
     _refuse_bad(checked)
@@ -132,7 +132,7 @@ def _some(names: list[str], every: bool) -> str:
 
 
 def show_files(files: Sequence[tuple[str, str]]) -> None:
-    """Show the first of the files, each with what is wrong with it."""
+    """Show the first files (up to SHOWN), each with what is wrong with it."""
     for name, why in files[: manifest.SHOWN]:
         err.print(escape(f"  {name}: {why}"), soft_wrap=True)
     if len(files) > manifest.SHOWN:

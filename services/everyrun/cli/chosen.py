@@ -1,4 +1,4 @@
-"""Choose the services that a command calls: those that the environment names first, then those of a running stack."""
+"""Choose the services that a command calls: those of a running stack, unless the environment names others."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pydantic import SecretStr
 from everyrun.embedded.state import read_endpoints
 from everyrun.settings import Settings, SettingsError, load, variable
 
-#: Each secret with the addresses that it is sent to. A stack's secret must be sent only to the stack's own addresses.
+#: For each secret: the settings with the addresses to which it is sent. A stack's secret must be sent only to the
+#: stack's own addresses.
 _SECRET_OF = {
     "api_token": ("submission_url", "query_url", "bridge_url", "reconciler_url", "replay_url"),
     "extend_api_key": ("extend_base_url",),
@@ -26,9 +27,9 @@ def explicit(settings: Settings) -> set[str]:
 def chosen(known: Mapping[str, Any], environment: Settings) -> dict[str, Any]:
     """Return the settings of a stack (``known``), except those that the environment sets itself. Pure.
 
-    If the stack has an emulator, which has a key of its own, the environment's key for Extend is ignored, unless the
-    environment also sets Extend's address. Raises SettingsError if a secret of the stack would be sent to an address
-    that is not the stack's.
+    If the stack has an emulator, the stack also has a key for it. The environment's key for Extend is then used only if
+    the environment sets Extend's address too. Raises SettingsError if a secret of the stack would be sent to an
+    address outside the stack.
     """
     given = explicit(environment)
     if known.get("emulator_url") and "extend_base_url" not in given:
@@ -50,8 +51,7 @@ _WORDS = {"api_token": "token", "extend_api_key": "API key"}
 def settings_in(data_dir: Path) -> tuple[Settings, dict[str, str] | None]:
     """Return the settings, and the endpoints of the stack that runs in the folder (None if none runs).
 
-    The settings are those of the environment; those that the environment lacks are taken from the stack. Raises
-    SettingsError.
+    Settings that the environment lacks are taken from the stack. Raises SettingsError.
     """
     environment = load()
     endpoints = read_endpoints(data_dir)

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
     from everyrun.settings import Settings
 
-#: Seconds for which an unavailable service is retried by those commands that should survive an outage.
+#: Commands that should survive an outage retry an unavailable service for this many seconds.
 PATIENCE = 300.0
-#: Maximum number of seconds between two attempts.
+#: Maximum number of seconds between two tries of a request.
 _MOST_PAUSE = 10.0
 
 
@@ -42,7 +42,9 @@ class Target:
 
 
 def find(data_dir: Path) -> Target:
-    """Return the services that the settings name; what the settings lack comes from the stack that runs in the folder.
+    """Return the services that the settings name.
+
+    Addresses and credentials that the settings lack are taken from the stack that runs in the folder.
 
     Ends the command if neither the settings nor a stack name the services.
     """
@@ -53,7 +55,7 @@ def find(data_dir: Path) -> Target:
 
 
 def find_if_any(data_dir: Path) -> Target | None:
-    """Return the same as ``find``, or None if neither the settings nor a stack name the services."""
+    """Return what ``find`` returns, or None if neither the settings nor a stack name the services."""
     found = _find(data_dir)
     return None if isinstance(found, str) else found
 
@@ -138,11 +140,12 @@ class Client:
     ) -> dict[str, Any]:
         """Send a request and return the JSON of the answer.
 
-        The answer is a success, or one that lists bad rows, or one that says that the same rows were submitted before.
-        Any other answer ends the command.
+        Three kinds of answers are returned: a success, a list of bad rows, and the message that the same rows were
+        submitted before. Any other answer ends the command.
 
-        If there is no answer, or a 5xx, one message is printed and the request is retried for ``within`` seconds. So
-        give ``within`` only for requests that can safely be repeated. If all retries fail, ``unanswered`` is printed.
+        If there is no answer, or if its status is 5xx, the request is retried for ``within`` seconds, and one message
+        says so. Give ``within`` only for requests that can safely be repeated. If all retries fail, ``unanswered`` is
+        printed.
         """
         return self._body(self._response(method, url, within, unanswered, **more))
 
@@ -159,7 +162,7 @@ class Client:
                 problem = type(error).__name__
             if response is not None and (not response.is_server_error or _too_slow(response)):
                 return response
-            # The time starts at the first failure, because the first attempt may have been a long upload.
+            # The time starts at the first failure, because the first try may have been a long upload.
             now = time.monotonic()
             if until is None and within:
                 text = f"{url} does not answer ({problem}); trying for {within / 60:.0f} minutes"
@@ -206,10 +209,11 @@ class Client:
     def check_workflow(self, workflow_id: str, version: str | None, within: float = 0.0) -> str | None:
         """Ask Extend, through the submission service, whether a workflow and its version exist.
 
-        Returns None if they do, and the reason if Extend could not be asked. Ends the command if they do not exist.
+        Returns None if both exist. If Extend could not be asked, returns the reason. Ends the command if one of them
+        does not exist.
 
-        An unavailable submission service is retried for ``within`` seconds and then ends the command. If ``within`` is
-        0, it is not retried, and counts as a reason why Extend could not be asked.
+        If the submission service is unavailable, the request is retried for ``within`` seconds, and then the command
+        ends. If ``within`` is 0, there is no retry, and the returned reason says that the service is unavailable.
         """
         import httpx
 
@@ -227,5 +231,5 @@ class Client:
 
 
 def _too_slow(response: httpx.Response) -> bool:
-    """Return True if the query service answered that this takes it too long, so that a retry would not help."""
+    """Return True if the query service answered that the request takes too long. A retry would not help then."""
     return response.status_code == 504 and b'"TOO_SLOW"' in response.content

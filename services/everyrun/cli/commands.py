@@ -131,7 +131,7 @@ def _as_given(_context: Any, value: Any) -> Any:
 def _complete_quickly(context: Any, params: Iterable[Any]) -> None:
     """Do not convert values if a shell asks for completions: completions do not depend on the values.
 
-    Typer would import Pydantic to convert a value, even the default of an option that is not given.
+    To convert a value, even the default of an option that was not given, Typer would import Pydantic.
     """
     if context.resilient_parsing:
         # For zsh and fish, Typer would import Rich's Markdown to remove tags from help texts. Ours contain no tags.
@@ -141,7 +141,7 @@ def _complete_quickly(context: Any, params: Iterable[Any]) -> None:
 
 
 class Command(TyperCommand):
-    """A command whose options a shell can complete without an import of Pydantic, and so quickly."""
+    """A command whose options a shell can complete quickly, because completion does not import Pydantic."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the arguments and options."""
@@ -150,7 +150,7 @@ class Command(TyperCommand):
 
 
 class Group(TyperGroup):
-    """A group of commands. Completion, and the help of the group's commands, need no import of Pydantic."""
+    """A group of commands. Neither completion nor the help of the group's commands imports Pydantic."""
 
     def get_help_option(self, ctx: Any) -> Any:
         """Return the option ``--help`` with the default False, so that no default has to be converted."""

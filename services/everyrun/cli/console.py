@@ -84,7 +84,7 @@ class _OneLine(logging.Formatter):
 
 
 def log_in_lines() -> None:
-    """Write the warnings of libraries to standard error, one line each, without tracebacks.
+    """Write the warnings of libraries to standard error, each on one line and without a traceback.
 
     For example, asyncpg's pool logs a traceback for each failed attempt to connect. The command itself reports what is
     wrong.

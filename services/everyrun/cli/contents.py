@@ -1,4 +1,4 @@
-"""Recognise the type of a file without an extension by its content. Only types that Extend accepts are recognised."""
+"""If a file has no extension, recognise its type by its content. Only types that Extend accepts are recognised."""
 
 from __future__ import annotations
 
@@ -24,20 +24,21 @@ _ARCHIVES = (
     *(b"\xfd7zXZ\x00", b"BZh", b"\x28\xb5\x2f\xfd", b"MSCF", b"!<arch>\n", b"070701", b"070707"),
 )
 _TAR, _TAR_AT = b"ustar", 257
-#: An Office document is a zip archive. The name of one of the files in it tells its type.
+#: An Office document is a zip archive. If the archive contains one of these files, the document has the type beside it.
 _PARTS = (("word/document.xml", "docx"), ("xl/workbook.xml", "xlsx"), ("ppt/presentation.xml", "pptx"))
 _OPEN_DOCUMENTS = {
     b"application/vnd.oasis.opendocument.text": "odt",
     b"application/vnd.oasis.opendocument.spreadsheet": "ods",
 }
-#: Number of bytes to read from the beginning. A PDF may have other bytes before %PDF-; PDF readers search that far.
+#: Number of bytes to read from the beginning. In a PDF, other bytes may precede %PDF-, and PDF readers search for
+#: it in this many bytes.
 BEGINNING = 1024
 
 
 def kind_of(path: Path, beginning: bytes) -> str | None:
     """Return the extension for the content of a file, or None if its type is not recognised.
 
-    ``beginning`` holds the first BEGINNING bytes. ``path`` must be readable, to look into zip archives.
+    ``beginning`` holds the first BEGINNING bytes. A zip archive is also read from ``path``.
     """
     if beginning.startswith(b"%PDF-"):
         return "pdf"

@@ -1,4 +1,4 @@
-"""Define ``everyrun demo``: run inputs from submission to result, and compare with the emulator's record."""
+"""Define ``everyrun demo``: run inputs from submission to result, and compare the results with the emulator's record."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def demo(
     data_dir: Annotated[
         Path | None,
         typer.Option(
-            help="Folder to keep the stack in, so that everyrun up can start it later. Default: a temporary one."
+            help="Folder to keep the stack in, so that everyrun up can start it later. Default: a temporary folder."
         ),
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file, as JSON.")] = None,

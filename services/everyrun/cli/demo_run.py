@@ -19,7 +19,7 @@ from everyrun.embedded.state import NO_PROXY
 
 #: The demo gives up if no input settles for this many seconds.
 _STUCK_AFTER = 180.0
-#: Seconds to wait until the results agree with the emulator's record.
+#: Maximum number of seconds to wait until the results agree with the emulator's record.
 _AGREE_WITHIN = 60.0
 
 

@@ -23,10 +23,13 @@ _COLOURS = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 def doctor(
     workflow: Annotated[
         str | None,
-        typer.Option(help="Workflow to check. Default: that of the stack's emulator, or all that have submissions."),
+        typer.Option(help="Workflow to check. Default: the emulator's; without an emulator, all with submissions."),
     ] = None,
     polling_only: Annotated[
-        bool, typer.Option("--polling-only", help="Skip the checks of webhooks, because results are only polled.")
+        bool,
+        typer.Option(
+            "--polling-only", help="Skip the checks of webhooks. For installations that only poll for results."
+        ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Write the findings as JSON.")] = False,
     data_dir: DataDir = Path(".everyrun"),
@@ -37,8 +40,8 @@ def doctor(
     checks that the result tables keep up with the log, that the lists of runs at Extend are read regularly, and that
     no input is overdue. It prints one line per check: ok, warning or failed.
 
-    The command changes no data. It only writes one test record to the topic for probes, and posts a signed test
-    webhook, which the bridge recognises and drops.
+    The command changes no data. It writes one test record to the topic for probes. It also posts a signed test webhook,
+    which the bridge recognises and drops.
 
     Exit codes: 0 nothing failed; 1 something failed; 2 a setting is missing or wrong.
 
@@ -51,7 +54,7 @@ def doctor(
 
     from everyrun.doctor.examine import examine
 
-    # The clients would log every failed attempt to connect. The findings report such a failure once.
+    # Without this, the client libraries would log every failure to connect. The findings report it once.
     logging.disable(logging.CRITICAL)
     settings, workflow_of_stack = _settings(data_dir)
     findings = asyncio.run(examine(settings, workflow or workflow_of_stack, polling_only=polling_only))

@@ -19,7 +19,7 @@ doubt_app = typer.Typer(
     help="List calls with an unknown outcome, and decide about their inputs.\n\nExample: everyrun doubt list",
 )
 
-Chunk = Annotated[str, typer.Argument(metavar="CHUNK", help="Id of the chunk, as list shows it.")]
+Chunk = Annotated[str, typer.Argument(metavar="CHUNK", help="Id of the chunk, from everyrun doubt list.")]
 Force = Annotated[bool, typer.Option("--force", help="Decide now, even though evidence may still arrive.")]
 
 
@@ -40,9 +40,10 @@ def list_(
     as_json: Json = False,
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
-    """List chunks that were sent with an unknown outcome, and what each chunk waits for.
+    """List chunks whose call to Extend has an unknown outcome.
 
-    A chunk in doubt waits for evidence: a run at Extend that names the call. A held chunk needs a person's decision.
+    The list also says what each chunk waits for. A chunk in doubt waits for evidence: a run at Extend that names the
+    call. A held chunk needs a person's decision.
 
     Example: everyrun doubt list --state held
     """
@@ -75,7 +76,9 @@ def list_(
 
 @doubt_app.command()
 def show(chunk: Chunk, as_json: Json = False, data_dir: DataDir = Path(".everyrun")) -> None:
-    """Show a chunk: its attempts, the runs that name it, past decisions, and the decisions that you can make.
+    """Show a chunk with its attempts, its evidence and the decisions.
+
+    The evidence is the runs at Extend that name the chunk. Both past decisions and those that you can make are shown.
 
     Example: everyrun doubt show sub_01k....c00001
     """
@@ -93,7 +96,7 @@ def adopt(
 ) -> None:
     """Adopt a batch at Extend as the outcome of a chunk's call.
 
-    As proof, Everyrun fetches a run of the batch: its reserved metadata key must name the chunk.
+    As proof, Everyrun fetches a run of the batch. The reserved metadata key of this run must name the chunk.
 
     Example: everyrun doubt adopt sub_01k....c00001 batch_7f3 --reason "seen in Extend's dashboard"
     """
@@ -110,7 +113,7 @@ def resend(
 ) -> None:
     """Resend a chunk in a new call.
 
-    If Extend did accept the earlier call, each input gets two runs, and the second is reported as a duplicate.
+    If Extend did accept the earlier call, each input gets two runs, and the second run is reported as a duplicate.
 
     Example: everyrun doubt resend sub_01k....c00001 --reason "Extend's support has no such call"
     """
@@ -125,9 +128,10 @@ def discard(
     as_json: Json = False,
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
-    """Give up a chunk: its inputs become REFUSED, with the reason DISCARDED.
+    """Give up a chunk: its inputs become REFUSED.
 
-    If a run of one of the inputs appears later, Everyrun still shows the run.
+    The reason of the inputs is then DISCARDED. If a run of one of the inputs appears later, Everyrun still shows the
+    run.
 
     Example: everyrun doubt discard sub_01k....c00001 --reason "the documents are out of date"
     """

@@ -19,7 +19,7 @@ class Comparison(Struct, frozen=True):
     agrees: bool
     #: Number of chunks for which the emulator has more than one batch.
     double_batches: int
-    #: Number of runs at the emulator beyond the first of each input.
+    #: Number of runs at the emulator, not counting the first run of each input.
     duplicates: int
     #: The first twenty differences, as sentences.
     differences: list[str]
@@ -60,10 +60,10 @@ def compare(
 
 
 def least_requests(truth: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """Return the smallest number of requests that could have sent every batch and found every result.
+    """Return the smallest numbers of calls and of GETs that could have sent every batch and found every result.
 
-    These are one call per batch; one GET per run for which no webhook was delivered; and, for each batch with such
-    runs, one GET for a page of the list of runs.
+    Each batch needs one call. Each run for which no webhook was delivered needs one GET. Each batch with such runs
+    needs one more GET, for a page of the list of runs.
     """
     calls: set[str] = set()
     unheard: dict[str, int] = defaultdict(int)

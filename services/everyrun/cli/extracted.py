@@ -14,7 +14,7 @@ ValuePath = tuple[str, ...]
 
 
 def flatten(extracted: dict[str, Any]) -> dict[ValuePath, str]:
-    """Return each value as text, by its path. Each member of an object is a separate value; a list becomes JSON."""
+    """Return the values as texts, keyed by path. Each member of an object is a separate value; a list becomes JSON."""
     texts: dict[ValuePath, str] = {}
 
     def walk(path: ValuePath, value: Any) -> None:
@@ -32,7 +32,7 @@ def flatten(extracted: dict[str, Any]) -> dict[ValuePath, str]:
 
 
 def column_names(paths: Sequence[ValuePath], reserved: Sequence[str]) -> list[str]:
-    """Return a unique column name for each path, none of which is reserved."""
+    """Return a column name for each path. The names are unique, and none of them is in ``reserved``."""
     used = set(reserved)
     names = []
     for path in paths:
@@ -49,9 +49,9 @@ def column_names(paths: Sequence[ValuePath], reserved: Sequence[str]) -> list[st
 def write_table(
     rows: Iterable[tuple[list[str], dict[str, Any]]], header: Sequence[str], file: IO[str], bom: bool
 ) -> None:
-    """Write a CSV of rows, each followed by its extracted values.
+    """Write the rows as CSV. In each line, the extracted values follow the row's own cells.
 
-    All columns are known only after the last row, so a temporary file keeps the rows until then.
+    The list of columns is complete only after the last row, so a temporary file keeps the rows until then.
     """
     columns: dict[ValuePath, int] = {}
     with tempfile.TemporaryFile("w+", encoding="utf-8", newline="\n") as buffer:

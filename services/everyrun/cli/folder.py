@@ -50,7 +50,7 @@ class Document(NamedTuple):
     #: The path relative to the folder, as text; bytes that are not UTF-8 are written as \\xNN.
     shown: str
     id: str
-    #: The file's name at Extend. If the file has no extension, that of its content is appended.
+    #: The file's name at Extend. If the file has no extension, the extension for its content is appended.
     name: str
     size: int
 
@@ -87,7 +87,7 @@ def shown(path: str | Path) -> str:
 
 
 def same_content(documents: Sequence[Document]) -> list[list[Document]]:
-    """Return the groups of documents whose content is the same. Only files of the same size are read."""
+    """Group the documents that have the same content, and return the groups. Only files of the same size are read."""
     by_size: dict[int, list[Document]] = {}
     for document in documents:
         by_size.setdefault(document.size, []).append(document)
@@ -116,10 +116,10 @@ class _Pattern:
     """A pattern of ``--include`` or ``--exclude``.
 
     A pattern with a slash before its end is a glob for the path relative to the folder. Any other pattern is a glob for
-    that path or for the last name in it. A path or name that is literally equal to the pattern matches too.
+    that path or for the last name in that path. A path or name that is literally equal to the pattern matches too.
 
     A pattern may begin with ``/``, with ``./``, or with the path or name of the folder itself, and may end with a
-    slash. Case is ignored, and so is whether Unicode composes letters and accents.
+    slash. Case makes no difference. Neither does it matter whether an accented letter is one Unicode character or two.
     """
 
     def __init__(self, option: str, given: str, folder: str) -> None:
@@ -159,7 +159,7 @@ class _Place(NamedTuple):
 
     path: str
     relative: str
-    #: The reason why no file in the folder is sent (the files are counted anyway), or None.
+    #: The reason why none of the files in the folder is sent, or None. The files are counted under this reason.
     reason: str | None
     #: True if --include matches the folder or one above it.
     included: bool = False
@@ -179,7 +179,7 @@ class _Walk:
 
     def run(self) -> Found:
         self._walk(_Place(self._folder, "", None))
-        # Follow links last, so that a folder inside the folder is found under its own name and not that of a link.
+        # Follow links last: a subfolder is then found under its own name, even if a link leads to it too.
         for link in self._links:
             self._follow(link)
         self._check_patterns()
@@ -229,7 +229,7 @@ class _Walk:
             self._walk(link)
 
     def _walk(self, start: _Place) -> None:
-        # A list instead of recursion, because folders may be nested more deeply than Python's calls may be.
+        # A list instead of recursion, because folders may be nested more deeply than function calls in Python.
         open_places = [start]
         while open_places:
             place = open_places.pop()
@@ -250,7 +250,7 @@ class _Walk:
             self._unreadable.append((place.relative, error.strerror or str(error)))
 
     def _entry(self, entry: os.DirEntry[str], place: _Place) -> Iterator[_Place]:
-        """Add a file to those to send or to those left out, or yield a folder to look through."""
+        """Yield a folder, and keep a link to a folder for later. Add a file to those to send or to those left out."""
         relative = f"{place.relative}/{entry.name}" if place.relative else entry.name
         folded = _folded(relative) if self._include or self._exclude else ""
         excluded = _any_matches(self._exclude, folded)

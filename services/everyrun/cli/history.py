@@ -29,10 +29,10 @@ def history(
     """Show every event that touched an input, a run or a batch.
 
     The events explain why a row in the result tables has its values. They are read from Kafka, with the help of an
-    index that the replay service maintains. The command first adds the events that are not in the index yet.
+    index that the replay service maintains. The command first adds the missing events to the index.
 
-    Exit code 1: the row in the live tables differs in some column from what the events say. Exit code 4: the id occurs
-    neither in an event nor in the queue.
+    Exit code 1: the row in the live tables differs in some column from what the events say. Exit code 4: the id is
+    unknown, because neither an event nor the queue contains it.
 
     Example: everyrun history sub_01k...:invoice-000017
     """

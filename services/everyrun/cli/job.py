@@ -19,7 +19,7 @@ _RESTART_WITHIN = 60.0
 
 
 class JobError(EveryrunError):
-    """The job cannot continue; the text says why."""
+    """The inputs cannot be submitted, or their results cannot be compared. The text says why."""
 
 
 def invoice_lines(count: int) -> str:
@@ -74,7 +74,7 @@ async def fetch_report(http: httpx.AsyncClient, endpoints: dict[str, str], submi
 
 
 async def fetch_truth(http: httpx.AsyncClient, endpoints: dict[str, str], skip: int = 0) -> list[dict[str, Any]]:
-    """Return the emulator's record of every run after the first ``skip``. Raises JobError."""
+    """Return the emulator's records of all runs, except the first ``skip`` runs. Raises JobError."""
     answer = await _get(http, f"{endpoints['emulator_url']}/_emulator/truth?skip={skip}")
     return [json.loads(line) for line in answer.text.splitlines()]
 
@@ -85,8 +85,8 @@ async def wait_until_agreed(
     """Compare the results with the emulator's record until they agree, for at most ``within`` seconds.
 
     A single comparison is not enough, because a duplicate run of a settled input may still be in progress. The first
-    ``skip`` runs of the emulator belong to other jobs and are ignored. Returns the last report and comparison. Raises
-    JobError.
+    ``skip`` runs of the emulator belong to other submissions and are ignored. Returns the last report and comparison.
+    Raises JobError.
     """
     deadline = time.monotonic() + within
     while True:

@@ -30,8 +30,8 @@ _DELIMITER_NAMES = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "p
 ROW_MAX, CHUNK_INPUTS, CHUNK_BYTES = 900_000, 1000, 900_000
 #: Maximum number of bad rows that are kept and shown.
 SHOWN = 20
-#: The URL of a row's file until the file is uploaded. It is at least as long as a file id of Extend, which replaces it,
-#: so the row cannot outgrow the size limit that was checked.
+#: Stands for a row's file until the file is uploaded; then Extend's file id replaces this URL. The URL is at least as
+#: long as such an id, so the row cannot outgrow the size limit that was checked.
 _TO_BE_UPLOADED = "https://to-be-uploaded.example.com/"
 
 
@@ -68,7 +68,7 @@ class Checked:
         self.bad_count = 0
         self.bad: list[BadRow] = []
         self.files: list[Local] = []
-        #: The first good row, in the form to show.
+        #: The first good row, in the form in which the user sees it.
         self.first: dict[str, Any] | None = None
         self._lines = array("q")
 
@@ -117,10 +117,10 @@ class Checked:
             self.bad.append(bad)
 
     def _local(self, line: int | None, value: Any, base: Path | None) -> tuple[Any, Local | None] | BadRow:
-        """Return the row to check, and the local file that the row names or None. If the file is bad, return a BadRow.
+        """Return the row to check and the local file that the row names, if any. If the file is bad, return a BadRow.
 
-        The path is added to the metadata, because Extend knows the file only by an id. Metadata that contain a
-        ``path`` already stay as they are.
+        The path is added to the metadata, because Extend knows the file only by an id. If the metadata already
+        contain a ``path``, they are not changed.
         """
         file = value.get("file") if isinstance(value, dict) else None
         if isinstance(file, Local):
@@ -172,7 +172,7 @@ class Checked:
 
 
 def _as_read(row: GoodRow, local: Local | None) -> dict[str, Any]:
-    """Return a row in the form to show: a local file appears with its path, and a password as ***."""
+    """Return a row as the user sees it: a local file appears with its path, and a password as ***."""
     file: dict[str, Any] = msgspec.json.decode(row.file)
     if local is not None:
         file = {"path": shown(local.path), "name": local.name} | ({"settings": {}} if local.password else {})
@@ -275,9 +275,9 @@ def read(source: str, options: Options, file: IO[bytes], local: bool = True) -> 
 
 
 def _warnings(columns: Columns) -> list[str]:
-    """Return a warning if a CSV looks like the output of ``everyrun results`` without some columns about the outcome.
+    """Return a warning if a CSV looks like output of ``everyrun results`` that lacks columns about the outcome.
 
-    The apostrophes before formulas are not removed from such a CSV.
+    In such a CSV, the apostrophes before formulas are not removed.
     """
     found = []
     if columns.missing_outcome:

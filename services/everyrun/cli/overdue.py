@@ -26,15 +26,15 @@ def overdue(
 ) -> None:
     """List inputs that have waited too long, each with the reason.
 
-    Chunks of inputs that should have been sent by now are listed first, each with the reason, until when it waits, and
-    what to do.
+    First, the command lists the chunks that should have been sent by now, each with the reason and the time until which
+    it waits, and says what you can do. Then it lists the overdue inputs that were sent.
 
     Example: everyrun overdue sub_01k...
     """
     with Client(find(data_dir)) as client:
         if submission_id is not None:
-            # This ends the command if the submission does not exist. Otherwise "Nothing is overdue" would be printed,
-            # as if all were well.
+            # This request ends the command if the submission does not exist. Without it, the command would print
+            # "Nothing is overdue", as if all were well.
             client.progress(submission_id)
         url = f"{client.target.query_url}/v1/overdue"
         unsent = client.get(url, submission_id=submission_id, limit=1)["unsent"]

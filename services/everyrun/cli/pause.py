@@ -1,4 +1,4 @@
-"""Define ``everyrun workflow`` and ``everyrun submission``: pause, resume, and list paused workflows."""
+"""Define ``everyrun workflow`` and ``everyrun submission``, which pause and resume workflows and submissions."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _change(kind: str, target_id: str, action: str, reason: str, data_dir: Path)
 
 
 def describe_change(kind: str, target_id: str, answer: dict[str, Any]) -> list[str]:
-    """Return sentences that say what the pause or resumption changes for which inputs, and what it does not. Pure."""
+    """Return sentences that say for which inputs the pause or resumption changes something, and for which not. Pure."""
     inputs, waits = answer["inputs"], answer["inputs"]["waits_for"]
     if answer["paused"]:
         unchanged = f"{target_id} was paused already (its first reason is kept, the new one is not)"

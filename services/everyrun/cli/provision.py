@@ -58,9 +58,9 @@ def create() -> None:
 
 @topics_app.command()
 def check() -> None:
-    """Compare the topics with the settings that Everyrun declares for them.
+    """Compare the topics' settings with those that Everyrun declares.
 
-    Exit code 1: a difference could lose data.
+    Exit code 1: a setting differs in a way that could lose data.
 
     Example: EVERYRUN_KAFKA_BOOTSTRAP=kafka:9092 everyrun topics check
     """

@@ -28,10 +28,10 @@ quarantine_app = typer.Typer(
 #: Maximum number of messages that one request retries or discards.
 _PER_REQUEST = 100
 Sources = Annotated[
-    list[str] | None, typer.Argument(metavar="[SOURCE]...", help="Sources of messages, as list shows them.")
+    list[str] | None, typer.Argument(metavar="[SOURCE]...", help="Sources of messages, from everyrun quarantine list.")
 ]
 Reason = Annotated[str | None, typer.Option(help="Only messages whose reason contains this text.")]
-Topic = Annotated[str | None, typer.Option(help="Only messages of this topic; webhook for webhooks.")]
+Topic = Annotated[str | None, typer.Option(help="Only messages of this topic, or webhook for received webhooks.")]
 Why = Annotated[str, typer.Option(help="Reason for the decision, stored with it.")]
 
 
@@ -45,7 +45,10 @@ def list_(
     as_json: Json = False,
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
-    """List quarantined messages: first their number for each reason, then each message.
+    """List quarantined messages.
+
+    If there are several reasons, and you select neither by reason nor by topic, the command first shows the number of
+    messages for each reason.
 
     Example: everyrun quarantine list --reason "not a workflow run"
     """
@@ -81,12 +84,12 @@ def messages(client: Client, state: str | None, reason: str | None, topic: str |
 
 @quarantine_app.command()
 def show(
-    source: Annotated[str, typer.Argument(help="Source of the message, as list shows it.")],
+    source: Annotated[str, typer.Argument(help="Source of the message, from everyrun quarantine list.")],
     raw: Annotated[bool, typer.Option("--raw", help="Write only the bytes of the message.")] = False,
     as_json: Json = False,
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
-    """Show a message: the reason, its headers and bytes, and past decisions.
+    """Show a message: reason, headers, bytes and past decisions.
 
     Example: everyrun quarantine show webhook/3f2a...
     """
@@ -125,10 +128,11 @@ def retry(
     why: Why = "",
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
-    """Retry messages: process them with the current rules, for example after an upgrade.
+    """Retry messages: process them with the current rules.
 
-    Everyrun publishes the events of the messages that it can process now. The other messages stay in the quarantine.
-    Retrying a message twice is harmless, because its events have the same ids both times.
+    Do this after an upgrade, for example. Everyrun publishes the events of the messages that it can process now. The
+    other messages stay in the quarantine. Retrying a message twice is harmless, because its events have the same ids
+    both times.
 
     Exit code 1: a message stays in the quarantine, or does not exist.
 
@@ -150,7 +154,7 @@ def discard(
 ) -> None:
     """Discard messages: mark them as done.
 
-    The messages are not deleted: list --state DISCARDED still shows them.
+    The messages are not deleted: everyrun quarantine list --state DISCARDED still shows them.
 
     Example: everyrun quarantine discard webhook/3f2a... --why "a test webhook"
     """
@@ -181,7 +185,7 @@ def _decide(
     why: str,
     data_dir: Path,
 ) -> Counter[str]:
-    """Apply a decision to the selected messages, and return the number of messages by outcome."""
+    """Apply a decision to the selected messages, and return the number of messages for each outcome."""
     _require_one_selection(sources, reason, topic, everything)
     outcomes: Counter[str] = Counter()
     with Client(find(data_dir)) as client:

@@ -36,7 +36,8 @@ def rebuild(
     swap: Annotated[bool, typer.Option("--swap", help="Make the rebuilt tables the live ones.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming.")] = False,
     from_archive: Annotated[
-        str | None, typer.Option(metavar="DIR|URL", help="Archive to read first; the rest is read from Kafka.")
+        str | None,
+        typer.Option(metavar="DIR|URL", help="Archive to read first. Records that it lacks are read from Kafka."),
     ] = None,
     processes: Annotated[
         int, typer.Option(min=1, max=64, help="Number of processes to divide the partitions among.")
@@ -47,7 +48,7 @@ def rebuild(
 
     An interrupted rebuild resumes when you run the command again.
 
-    With --swap, the rebuilt tables replace the live ones as soon as they have reached exactly the same offsets. All
+    With --swap, the rebuilt tables replace the live tables as soon as both have reached exactly the same offsets. All
     services keep running.
 
     Example: everyrun rebuild --swap
@@ -137,9 +138,10 @@ def rebuild_progress(label: str) -> Iterator[Callable[[RebuildProgress], None]]:
 
 
 def run_resumable(work: Coroutine[Any, Any, T], code: int = exits.ERROR) -> T:
-    """Run work that resumes where it stopped when the command is repeated. Return the result of the work.
+    """Run work that can be interrupted, and return its result.
 
-    If the work fails, print why and end the command with ``code``.
+    When the command is repeated, the work resumes where it stopped. If the work fails, print why and end the command
+    with ``code``.
     """
     import asyncio
 

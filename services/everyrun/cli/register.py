@@ -18,7 +18,9 @@ def register_batch(
     source: Annotated[str, typer.Argument(metavar="MANIFEST", help="A .csv, .tsv, .ndjson, .jsonl or .json file.")],
     batch: Annotated[str, typer.Option(metavar="BATCH_ID", help="Id of the batch at Extend.")],
     workflow: Workflow = None,
-    workflow_version: Annotated[str | None, typer.Option(help="Version that the call to Extend named.")] = None,
+    workflow_version: Annotated[
+        str | None, typer.Option(help="Workflow version that the other program named to Extend.")
+    ] = None,
     id_column: IdColumn = None,
     url_column: UrlColumn = None,
     metadata_columns: MetadataColumns = None,
@@ -29,9 +31,9 @@ def register_batch(
 ) -> None:
     """Register a batch that another program sent to Extend.
 
-    The manifest must list every input of the batch, with exactly the metadata that the other program sent: Everyrun
-    uses the metadata to match runs to inputs. If inputs have equal metadata, their runs stay unmatched. Running the
-    command again changes nothing.
+    The manifest must list every input of the batch, with exactly the metadata that the other program sent, because
+    Everyrun matches runs to inputs by their metadata. If several inputs have the same metadata, their runs stay
+    unmatched. Running the command again changes nothing.
 
     Example: everyrun register batch.ndjson --batch batch_xK9 --workflow workflow_abc
     """

@@ -54,16 +54,16 @@ def replay(
     anew: Annotated[bool, typer.Option("--anew", help="Start over instead of resuming.")] = False,
     force: Annotated[
         bool,
-        typer.Option("--force", help="Allow a topic of an Everyrun, which would process the replays as new events."),
+        typer.Option("--force", help="Allow a topic of this Everyrun, which would process replays as new events."),
     ] = False,
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
     """Publish selected events again, marked as replays.
 
     A topic receives each record with an added header ce_everyrunreplay, which names the original record (such as
-    runs/3/1234); key, value and other headers are unchanged. A URL receives one POST of CloudEvents JSON per event,
-    signed as Standard Webhooks with EVERYRUN_REPLAY_SECRET. A file receives one line per event. An interrupted replay
-    resumes when you run the command again.
+    runs/3/1234). The key, the value and the other headers are unchanged. A URL receives one POST of CloudEvents JSON
+    per event, signed with EVERYRUN_REPLAY_SECRET as Standard Webhooks specifies. A file receives one line per event. An
+    interrupted replay resumes when you run the command again.
 
     Example: everyrun replay --to audit-2026 --batch batch_01k... --since 2026-03-03T12:00:00Z
     """
@@ -117,7 +117,7 @@ def replay(
 
 
 def _settings(data_dir: Path, to: str, from_archive: str | None, dry_run: bool) -> Settings:
-    """Return the settings that this replay needs. Kafka is not among them if it is neither read nor written."""
+    """Return the settings that this replay needs. Kafka is needed only if it is read or written."""
     from everyrun.replay.export.replay_events import kind_of
     from everyrun.settings import SettingsError, load
 

@@ -39,18 +39,18 @@ def results(
         bool, typer.Option("--bom", help="Begin the CSV with a byte-order mark, so that Excel recognises UTF-8.")
     ] = False,
     output: Annotated[
-        Path | None, typer.Option(help="Write to this file, which stays as it was after an error.")
+        Path | None, typer.Option(help="Write to this file. After an error, the file is unchanged.")
     ] = None,
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
     """Show the result of every input of a submission.
 
-    `--format csv --status FAILED` writes a manifest that you can give to submit to send the failures again. URLs are
-    written without their query string, because presigned links are not kept. A shortened URL ends in
-    #everyrun-redacted, and submit refuses it until you replace it (a warning says how many files this concerns).
+    `--format csv --status FAILED` writes a manifest of the inputs that failed. To send them again, give the manifest to
+    everyrun submit. URLs are written without their query string, because presigned links are not kept. A shortened URL
+    ends in #everyrun-redacted, and submit refuses it until you replace it. A warning says how many files this concerns.
 
-    In a CSV, cells that a spreadsheet would run as a formula begin with an apostrophe; submit removes it. jsonl
-    leaves all text unchanged.
+    In a CSV, an apostrophe precedes each text that a spreadsheet would run as a formula; everyrun submit removes it.
+    With --format jsonl, all text is unchanged.
 
     Example: everyrun results sub_01k... --status FAILED --format csv > again.csv
     """
@@ -87,7 +87,7 @@ def results(
 
 
 def pages(client: Client, submission_id: str, statuses: Sequence[str], with_run: bool) -> Iterator[dict[str, Any]]:
-    """Yield the results of a submission with each of the statuses in turn, or all results if no status is given.
+    """Yield the results of a submission, one status after the other. If no status is given, yield all results.
 
     Ends the command if the submission does not exist.
     """
@@ -96,7 +96,7 @@ def pages(client: Client, submission_id: str, statuses: Sequence[str], with_run:
         yield from client.every(
             f"{client.target.query_url}/v1/results",
             "results",
-            # Retry each request for this long: among many pages, one failed request must not end the command.
+            # Retry each request for this many seconds: one failed request among many must not end the command.
             PATIENCE,
             submission_id=submission_id,
             status=status,
@@ -106,7 +106,7 @@ def pages(client: Client, submission_id: str, statuses: Sequence[str], with_run:
 
 
 def _say_why_none(client: Client, submission_id: str, statuses: Sequence[str]) -> None:
-    """Print why no result was shown: what the inputs wait for or, if nothing waits, where to look."""
+    """Print why no result was shown: what the inputs wait for. If nothing waits, print where to look."""
     waiting = [] if statuses else client.progress(submission_id)["waiting"]
     if not waiting:
         err.print(f"No results found; see: everyrun report {submission_id}")
@@ -169,7 +169,7 @@ def _csv(rows: Iterator[dict[str, Any]], file: IO[str], extracted: bool, bom: bo
 
 
 def known_statuses(given: Sequence[str]) -> list[str]:
-    """Return the statuses, with known ones in capitals. Ends the command if one looks like a misspelling of these."""
+    """Return the statuses, with known ones in capitals. Ends the command if one looks like a misspelled known one."""
     if not given:
         return []
     import difflib
@@ -202,7 +202,7 @@ def extractions(run: dict[str, Any] | None) -> dict[str, Any]:
             for number in itertools.count(2):
                 if name not in found:
                     break
-                # A step can run more than once, for example once for each part of a document: number its names.
+                # A step can run more than once, for example once for each part of a document: then number its names.
                 name = f"{plain} ({number})"
             found[name] = output
     return found

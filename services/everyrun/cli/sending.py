@@ -64,7 +64,7 @@ def upload(files: list[manifest.Local], target: Target, data_dir: Path, ask_agai
 
 
 class Call:
-    """Submit rows in one request, which is repeated if it is not answered."""
+    """Submit rows in one request. If the request is not answered, it is repeated."""
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ class Call:
             task = progress.add_task(f"Submitting {counted(self._checked.count, 'input')}", total=rows.tell())
 
             class Body:
-                """The rows as the body of the request. Each attempt reads them from the beginning."""
+                """The rows as the body of the request. Each try of the request reads them from the beginning."""
 
                 def __iter__(self) -> Iterator[bytes]:
                     rows.seek(0)

@@ -18,7 +18,7 @@ class StoppedError(Exception):
 async def until_stopped(work: Coroutine[Any, Any, T]) -> T:
     """Return what ``work`` returns. On SIGINT or SIGTERM, cancel the work, wait for its end and raise StoppedError.
 
-    SIGINT has this effect even if the parent process ignored it, as a shell does for a command in the background.
+    SIGINT has this effect even if this process was started with SIGINT ignored, as shells start background commands.
     """
     stop = stop_on_signals()
     working = asyncio.ensure_future(work)

@@ -151,7 +151,7 @@ def status(data_dir: DataDir = Path(".everyrun")) -> None:
 
 
 def _state(row: dict[str, Any]) -> str:
-    """Return the state of a part: that in the stack's own record or, if the part runs, what the part itself answers."""
+    """Return the state of a part. Ask a service that is ready; for any other part, return what the stack recorded."""
     if row["state"] != "ready" or row["url"] is None:
         return str(row["state"])
     import httpx

@@ -23,9 +23,7 @@ def submit(
         str, typer.Argument(metavar="MANIFEST|FOLDER", help="A .csv, .tsv, .ndjson, .jsonl or .json file, or a folder.")
     ],
     workflow: Workflow = None,
-    workflow_version: Annotated[
-        str | None, typer.Option(help="Version: a number or draft. Default: newest published.")
-    ] = None,
+    workflow_version: Annotated[str | None, typer.Option(help="A number, or draft. Default: newest published.")] = None,
     priority: Annotated[int, typer.Option(min=1, max=100, help="Lower numbers are sent first.")] = 90,
     id_column: IdColumn = None,
     url_column: UrlColumn = None,
@@ -50,7 +48,7 @@ def submit(
         bool, typer.Option("--list-files", help="With --dry-run, print every local file to send, with its type.")
     ] = False,
     again: Annotated[bool, typer.Option("--again", help="Submit even if the same rows were submitted before.")] = False,
-    idempotency_key: Annotated[str | None, typer.Option(help="Submit at most once with this key.")] = None,
+    idempotency_key: Annotated[str | None, typer.Option(help="Submit the rows at most once with this key.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, but submit nothing.")] = False,
     wait: Wait = False,
     data_dir: DataDir = Path(".everyrun"),
@@ -102,7 +100,7 @@ def submit(
             with Client(target) as client:
                 if checked.files:
                     # Check the workflow before the upload, so that no file is uploaded in vain. If there is nothing to
-                    # upload, the service's own check of the workflow, when it receives the rows, is early enough.
+                    # upload, no check is needed here: the service checks the workflow when it receives the rows.
                     client.check_workflow(workflow_id, workflow_version, PATIENCE)
                 checked.write(sending.upload(checked.files, target, data_dir, again), rows)
                 call = sending.Call(client, rows, checked, workflow_id, workflow_version, priority, idempotency_key)
@@ -145,7 +143,7 @@ def _check_workflow(target: Target | None, workflow_id: str, version: str | None
 
 
 def _only(in_folder: bool, of_manifest: dict[str, Any], of_folder: dict[str, Any]) -> None:
-    """End the command if an option has no effect: one for folders is given with a manifest, or the reverse."""
+    """End the command if a manifest is submitted with an option for folders, or a folder with one for manifests."""
     for name, value in (of_manifest if in_folder else of_folder).items():
         if value:
             fail(f"{name} is for {'a manifest' if in_folder else 'a folder'}; leave it out", exits.USAGE)

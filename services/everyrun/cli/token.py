@@ -33,7 +33,9 @@ _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
 
 def parse_expiry(text: str, now: datetime) -> datetime | None:
-    """Return when a token with this lifetime expires: ``90d``, ``12h``, ``30m``, or ``never`` (None).
+    """Return the time at which a token with the lifetime ``text`` expires, or None for ``never``.
+
+    Other lifetimes are, for example, ``90d``, ``12h`` and ``30m``.
 
     Raises typer.BadParameter if the text is no lifetime.
     """
@@ -108,7 +110,7 @@ def _with_database(data_dir: Path, work: Callable[[Any], Awaitable[T]]) -> T:
 
 @token_app.command()
 def create(
-    name: Annotated[str, typer.Argument(help="Name of the caller, stored with every decision the caller makes.")],
+    name: Annotated[str, typer.Argument(help="Name of the caller, stored with every decision that the caller makes.")],
     scope: Annotated[
         list[str],
         typer.Option(help="Permission: submit, read or operate; can be repeated."),
@@ -141,7 +143,9 @@ def create(
 
 @token_app.command(name="list")
 def list_tokens(data_dir: DataDir = Path(".everyrun")) -> None:
-    """List tokens, newest first: their names, scopes and states, but not their secrets.
+    """List tokens, newest first.
+
+    The list contains the names, scopes and states of the tokens, but not the tokens themselves.
 
     Example: everyrun token list
     """
@@ -171,14 +175,15 @@ def _state(row: Any, now: datetime) -> str:
 
 @token_app.command()
 def revoke(
-    token_id: Annotated[str, typer.Argument(metavar="ID", help="Id of the token (ert_...), as list shows it.")],
+    token_id: Annotated[str, typer.Argument(metavar="ID", help="Id of the token (ert_...), from everyrun token list.")],
     reason: Annotated[str, typer.Option(help="Reason, stored with the revocation.")] = "",
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
     """Revoke a token: the services refuse it within a few seconds.
 
     The submission service also publishes the revocation to the log, so that a database restored from an older backup
-    refuses the token too. The command waits up to ten seconds for the publication, and warns you if that is not enough.
+    refuses the token too. The command waits up to ten seconds for this, and warns you if the revocation is not
+    published by then.
 
     Example: everyrun token revoke ert_0123456789ab
     """

@@ -27,7 +27,8 @@ def list_unmatched(
     ] = None,
     batch: Annotated[str | None, typer.Option(metavar="BATCH_ID", help="Only runs of this batch.")] = None,
     alarming: Annotated[
-        bool, typer.Option("--alarming", help="Only runs that have waited longer than EVERYRUN_UNMATCHED_AFTER.")
+        bool,
+        typer.Option("--alarming", help="Only runs unmatched for longer than EVERYRUN_UNMATCHED_AFTER."),
     ] = False,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="Maximum number of runs to list.")] = 100,
     as_json: Annotated[bool, typer.Option("--json", help="Write the runs as JSON, with their metadata.")] = False,

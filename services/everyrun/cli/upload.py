@@ -25,9 +25,9 @@ from everyrun.redact import describe
 
 #: Maximum number of concurrent uploads.
 _AT_ONCE = 8
-#: Maximum number of attempts for each request.
+#: Maximum number of tries of each request.
 _TRIES = 8
-#: Seconds after which Extend is asked again if it still has a remembered upload.
+#: If Extend confirmed a remembered upload more than this many seconds ago, it is asked whether it still has the file.
 CHECK_AFTER = 86_400.0
 #: HTTP statuses after which a retry may succeed.
 _PASSING = (408, 429, 500, 502, 503, 504)
@@ -147,8 +147,8 @@ async def upload_all(
     """Upload files and return their ids. Calls ``done`` after each file, with True if the file was uploaded before.
 
     Uploads that were complete before an error or an interruption are remembered. If Extend confirmed a remembered
-    upload more than CHECK_AFTER seconds ago, it is asked if it still has the file. If ``ask_again`` is True, Extend is
-    asked about every remembered upload.
+    upload more than CHECK_AFTER seconds ago, Extend is asked whether it still has the file. If ``ask_again`` is True,
+    Extend is asked about every remembered upload.
 
     Raises UploadFailedError. If only some files fail, the other files are uploaded first, and the error names all files
     that failed.
@@ -200,8 +200,8 @@ class _Uploads:
             raise _FileError(error.strerror or str(error)) from None
         if not content:
             raise _FileError("the file is empty")
-        # The digest covers name and password too: if they change, the file must be uploaded again. It also covers the
-        # content, so nobody who has only the journal can find the password by guessing.
+        # The digest covers the name and the password too: if they change, the file must be uploaded again. It also
+        # covers the content. Otherwise, whoever has the journal could find the password by guessing.
         how = msgspec.json.encode([file.name, file.password])
         digest = hashlib.sha256(hashlib.sha256(content).digest() + how).hexdigest()
         place = (self._name, file.path, len(content), digest)
@@ -228,7 +228,7 @@ class _Uploads:
     async def _upload(self, file: Local, content: bytes) -> str:
         """Upload the file (POST /files/upload, as files/client.py of Extend's SDK 1.20.0 does) and return its id.
 
-        A retry after a lost answer leaves an unused copy at Extend at worst.
+        If an answer is lost, the retry may leave an unused copy of the file at Extend.
         """
         form = {"password": file.password} if file.password else {}
         answer = await self._answer("POST", "/files/upload", files={"file": (file.name, content)}, data=form)
@@ -242,7 +242,7 @@ class _Uploads:
     async def _answer(self, method: str, path: str, **more: Any) -> httpx.Response:
         """Send a request, with retries, and return an answer that concerns this file only.
 
-        Raises _AccountError if the answer concerns the account, or if every attempt fails.
+        Raises _AccountError if the answer concerns the account, or if every try fails.
         """
         wait, problem = 1.0, ""
         for _ in range(_TRIES):

@@ -17,13 +17,13 @@ from everyrun.cli.client import PATIENCE, Client, find
 from everyrun.cli.console import counted, err, folding, print_table
 from everyrun.cli.progress import FAILED, JobProgress, summary
 
-#: After _STILL seconds without a change, ``watch`` looks for the reason. It looks again after twice as long each time,
-#: but after _MOST_STILL seconds at most.
+#: After _STILL seconds without a change, ``watch`` looks for the reason. The time until the next look doubles each
+#: time, up to _MOST_STILL seconds.
 _STILL, _MOST_STILL = 10.0, 120.0
 #: Seconds between two printed lines of figures, if standard error is not a terminal.
 _LINE_EVERY = 30.0
-#: A poll that is late by more than this many seconds is reported as overdue. Also, a time until the next poll is shown
-#: in minutes from this many seconds on.
+#: A poll that is late by more than this many seconds is reported as overdue. If the next poll is at least this many
+#: seconds away, the time until then is shown in minutes.
 _LATE = 120.0
 #: The reasons (of everyrun.query.overdue) for which an overdue input cannot settle without a person.
 _NEVER = ("deleted_upstream", "queue_lost")
@@ -97,8 +97,8 @@ def follow(client: Client, submission_id: str) -> int:
 def _follow(client: Client, submission_id: str) -> int:
     """Show progress until every input is settled, or until no open input can settle without a person.
 
-    The second condition is checked when nothing has changed for _STILL seconds; the reasons that hold inputs up are
-    then printed too. If standard error is not a terminal, a line of figures is printed every _LINE_EVERY seconds. An
+    The second condition is checked when nothing has changed for _STILL seconds. If inputs wait, the reasons are then
+    printed too. If standard error is not a terminal, a line of figures is printed every _LINE_EVERY seconds. An
     unavailable service is retried for PATIENCE seconds. Returns the exit code.
     """
     from rich.live import Live
@@ -123,7 +123,7 @@ def _follow(client: Client, submission_id: str) -> int:
             elif now >= look:
                 if _only_persons_help(found):
                     break
-                # The service counts every row for a report, so fetch it only if nothing changes.
+                # Fetch the report only if nothing changes, because the service counts every row for it.
                 whole = client.report_if_quick(submission_id, PATIENCE)
                 if whole is not None and whole["open"] <= never_settled(whole):
                     found = whole

@@ -1,7 +1,8 @@
 """Import a service at once, but run the service only when Kafka, Postgres, the topics and the tables are ready.
 
-``python -m everyrun.embedded.held everyrun.bridge GATE``. The stack creates the file GATE when they are ready. The
-import takes about a second, which is saved because Kafka and Postgres start at the same time.
+Usage: ``python -m everyrun.embedded.held everyrun.bridge GATE``. The stack creates the file GATE when everything that
+the service needs is ready. The import takes about a second. Kafka and Postgres start during that second, so the whole
+stack is ready sooner.
 """
 
 from __future__ import annotations

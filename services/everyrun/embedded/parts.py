@@ -37,7 +37,7 @@ class Options:
     env: dict[str, str] = field(default_factory=dict)
     #: The services to start.
     services: tuple[str, ...] = SERVICES
-    #: Size of a payload in bytes above which the emulator sends a signed link instead of the payload.
+    #: If a payload is larger than this many bytes, the emulator sends a signed link instead of the payload.
     link_over: int = 131_072
     #: Maximum delay before a restart, in seconds. The delay starts at half a second and doubles.
     most_backoff: float = 10.0
@@ -65,7 +65,7 @@ def url(state: Mapping[str, Any], name: str) -> str:
 def webhook_secrets(state: Mapping[str, Any], given: Iterable[str]) -> str:
     """Return EVERYRUN_WEBHOOK_SECRETS for the bridge of a stack with the emulator.
 
-    The stack's own secret comes first, then the given ones, so that a rotation can be rehearsed.
+    The stack's own secret comes first, then the given ones, so that you can rehearse a rotation of secrets.
     """
     return ",".join(dict.fromkeys(filter(None, (state["webhook_secret"], *given))))
 
@@ -86,14 +86,14 @@ def emulator_command(folder: Path, state: Mapping[str, Any], options: Options) -
 
 
 def service_command(name: str, gate: Path) -> list[str]:
-    """Return the command line of a service or processor, which waits until the file ``gate`` exists."""
+    """Return the command line of a service or processor. The service waits until the file ``gate`` exists."""
     return [*_PYTHON, "everyrun.embedded.held", f"everyrun.{name.partition('-')[0]}", str(gate)]
 
 
 def service_env(
     name: str, folder: Path, state: Mapping[str, Any], options: Options, endpoints: Mapping[str, str]
 ) -> dict[str, str]:
-    """Return the settings of a service. They override the environment of the stack."""
+    """Return the settings of a service. They override the environment variables with which the stack was started."""
     ports = state["ports"]
     # Requests to other parts bypass the environment's proxy. Requests to the real Extend use it.
     given = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")

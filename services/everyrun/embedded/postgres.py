@@ -45,7 +45,8 @@ class EmbeddedPostgres:
         self._folder = data_dir.resolve()
         self._port = port
         self._password = password
-        #: The user to run the server as, because Postgres refuses to run as root. None stands for the current user.
+        #: The user to run the server as. None stands for the current user. If that is root, another user is needed,
+        #: because Postgres refuses to run as root.
         self.user = "nobody" if os.geteuid() == 0 else None
 
     def dsn(self, database: str = OWNER) -> str:
@@ -98,7 +99,7 @@ class EmbeddedPostgres:
                 time.sleep(0.05)
 
     def _initdb(self, data: Path) -> None:
-        """Run initdb in another folder, then rename it, so that an interruption leaves no incomplete data folder."""
+        """Run initdb in another folder, then rename it. So an interruption leaves no incomplete data folder."""
         new, secret = data.with_name("data.new"), self._folder / "password"
         shutil.rmtree(new, ignore_errors=True)
         secret.unlink(missing_ok=True)

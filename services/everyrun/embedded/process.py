@@ -66,7 +66,8 @@ def _become(user: str) -> None:
 def tie(user: str | None = None) -> Callable[[], None]:
     """Return a ``preexec_fn`` that makes the kernel kill the child when the thread that started the child ends.
 
-    The function also changes the user, and does so first: a change of user cancels the request to the kernel.
+    The function also changes the user. It does this first, because a change of user would cancel the request to the
+    kernel.
     """
     parent = os.getpid()
 
@@ -100,7 +101,7 @@ def start(
 
 
 def signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    """Send a signal to a process that ``start`` started, and to its children."""
+    """Send a signal to a process that ``start`` has started, and to the children of this process."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, number)
 

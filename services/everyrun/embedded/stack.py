@@ -31,8 +31,8 @@ from everyrun.store.migrate import MigrationError, migrate
 __all__ = ["Options", "Stack"]
 
 _BASES = ("kafka", "postgres", "emulator")
-#: Seconds for the services to stop, and then for Kafka, Postgres and the emulator. Their sum is less than the 20 s for
-#: which ``everyrun down`` waits.
+#: Seconds after which services that have not stopped are killed, and the same for Kafka, Postgres and the emulator,
+#: which are stopped after the services. The sum is less than the 20 s for which ``everyrun down`` waits.
 _SERVICES_STOP, _BASES_STOP = 9.0, 4.5
 #: Settings for a stack that starts its own servers, even if the environment names others.
 _OWN_SERVERS = {"kafka_bootstrap": "", "postgres_dsn": "", "kafka_security_protocol": "PLAINTEXT"}
@@ -133,7 +133,7 @@ class Stack:
     async def _early_services(self) -> list[Part]:
         """Start the emulator, then the services, and return the services.
 
-        The services only import their modules, and wait for the gate.
+        The services import their modules at once, but run only when the gate exists.
         """
         if not self._options.extend:
             command = parts.emulator_command(self._folder, self._state, self._options)
@@ -188,7 +188,7 @@ class Stack:
         return self._settings.model_copy(update={"kafka_bootstrap": self.endpoints["kafka_bootstrap"]})
 
     async def _check_binding(self) -> None:
-        """Raise StackError if the installation is bound to another Extend. Its services would wait forever."""
+        """Raise StackError if the installation is bound to another Extend, because its services would wait forever."""
         url = self._settings.extend_base_url if self._options.extend else parts.url(self._state, "emulator")
         dsn = SecretStr(self.endpoints["postgres_dsn"])
         problem = await installation_binding.problem(

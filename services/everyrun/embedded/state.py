@@ -18,7 +18,7 @@ from everyrun.errors import EveryrunError
 from everyrun.redact import passwords_of, remember
 
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
-#: Minimum number of ports below the kernel's range; if there are fewer, the kernel chooses a port.
+#: Minimum number of ports below the kernel's range for outgoing connections. If there are fewer, the kernel chooses.
 _ENOUGH = 256
 #: For httpx's ``mounts``: requests to this machine bypass the environment's proxy.
 NO_PROXY: Mapping[str, None] = {f"all://{host}": None for host in ("127.0.0.1", "localhost", "[::1]")}
@@ -31,8 +31,9 @@ class StackError(EveryrunError):
 def free_port(taken: Iterable[int] = ()) -> int:
     """Return a free port below the range from which the kernel takes ports for outgoing connections.
 
-    From that range, the kernel could give the port of a part that died to a client before the part restarts; even to a
-    client that tries to connect to that very port. If there are hardly any ports below the range, the kernel chooses.
+    If a part with a port in that range died, the kernel could give the port to a client before the part restarts. This
+    could even be a client that tries to connect to that very port. If there are hardly any ports below the range, the
+    kernel chooses.
     """
     try:
         first_ephemeral = int(_EPHEMERAL.read_text().split()[0])
@@ -98,7 +99,7 @@ def load_state(data_dir: Path, parts: Iterable[str]) -> dict[str, Any]:
 
 
 class FolderLock:
-    """Ensures that at most one stack runs in a data folder. The lock ends with the process, even if that is killed."""
+    """Ensures that at most one stack runs in a data folder. The lock ends with the process, even if it is killed."""
 
     def __init__(self, data_dir: Path) -> None:
         self._folder = data_dir
@@ -111,7 +112,7 @@ class FolderLock:
             self._file = (self._folder / "lock").open("a+")
         except OSError as error:
             raise StackError(f"cannot use the data folder {self._folder}: {error.strerror}") from None
-        # Try several times: the function holder takes the lock for a moment, to see if it is free.
+        # Try several times, because the function ``holder`` takes the lock for a moment to see if it is free.
         for _ in range(20):
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
