@@ -13,19 +13,19 @@ from everyrun.log.producer import Producer
 from everyrun.serve import http_server, run_service, with_health
 from everyrun.settings import Settings
 
-#: When the bridge stops, requests in progress get the first number of seconds, and then the producer gets the second.
+#: When the bridge stops: the seconds for requests in progress to end, and then the seconds for the producer to stop.
 _DRAIN, _FLUSH = 4.0, 2.0
 
 
 class _UnavailableLog:
-    """Stands in for the log until Kafka first answers: each webhook is answered with 503, so that Extend retries it."""
+    """Used until Kafka first answers: each webhook is then answered with 503, so that Extend retries it."""
 
     async def append(self, records: object) -> None:
         raise ConnectionError("Kafka has not answered yet")
 
 
 async def _main(settings: Settings, stop: asyncio.Event) -> None:
-    # A webhook is accepted once it is in the log, so the bridge is not ready without Kafka.
+    # A webhook is accepted only once it is in the log. So the bridge is not ready while Kafka is unavailable.
     health = Health("topics", "kafka", "producer")
     handler = Handler(
         _UnavailableLog(),

@@ -30,10 +30,10 @@ OUTCOMES = (
 #: Timeouts in seconds. Extend waits 30 s for an answer (docs.extend.ai, webhooks, best practices).
 _ACKNOWLEDGED_WITHIN = 20.0
 _BODY_WITHIN = 25.0
-#: Maximum number of bytes that the bodies of all requests hold in memory together, signed or not. A body is counted
-#: from its first byte until the log has acknowledged it. Webhooks beyond the maximum are answered with 503. Bodies that
-#: arrive in several parts may hold at most three quarters of the maximum, so that slow senders leave room for bodies
-#: that arrive in one part, as nearly all do.
+#: Maximum number of bytes in memory for the bodies of all requests together, including unsigned requests. A body is
+#: counted from its first byte until the log has acknowledged it. Webhooks beyond the maximum are answered with 503. For
+#: a body that arrives in several parts, the maximum is lower, so that slow senders leave room for bodies that arrive in
+#: one part. Nearly all bodies arrive in one part.
 _MAX_HELD = 128 << 20
 _MAX_HELD_IN_PARTS = 96 << 20
 
@@ -53,7 +53,7 @@ class _BodyMemory:
         self.held = 0
 
     def reserve(self) -> _Reservation:
-        """Return a reservation for one request, which holds no bytes at first."""
+        """Return a reservation for one request. At first, it holds no bytes."""
         return _Reservation(self)
 
 
@@ -71,7 +71,7 @@ class _Reservation:
         self._memory.held -= self._bytes
 
     def add(self, size: int, limit: int) -> None:
-        """Reserve more bytes. Raises _OutOfMemoryError if all requests would then hold more than ``limit``."""
+        """Reserve more bytes. Raises _OutOfMemoryError if all requests together would then hold more than ``limit``."""
         if self._memory.held + size > limit:
             raise _OutOfMemoryError
         self._memory.held += size
@@ -114,8 +114,8 @@ class Handler:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request.
 
-        A webhook that belongs in the log is answered with 200 only after the log has acknowledged it, and with 503 if
-        the log does not. The answer is never 500.
+        A webhook that belongs in the log is answered with 200 only after the log has acknowledged it. If the log does
+        not acknowledge it, the answer is 503. The answer is never 500.
         """
         if scope["type"] != "http":
             return
@@ -167,10 +167,10 @@ class Handler:
         received = self._clock()
         problem = verify(stamp, signature, body, self._secrets, received, self._max_age, self._max_ahead)
         if problem is not None or stamp is None:
-            # Count refused tests of the doctor separately from refused webhooks.
+            # If the refused request is a test by the doctor, count it separately from refused webhooks.
             return "self_test_refused" if body == SELF_TEST else "unauthorized"
-        # Use our own clock for the time of the event. Extend signs with a time in whole seconds, which is rounded down,
-        # so it may be before the run's own end.
+        # Use our own clock for the time of the event. The time in Extend's signature is rounded down to whole seconds,
+        # so it may be before the end of the run.
         meaning = interpret(body, scope["headers"], timestamp(received))
         if meaning.record is None:
             self._count_signer(stamp, signature, body)
@@ -184,7 +184,7 @@ class Handler:
         return meaning.outcome
 
     def _count_signer(self, stamp: bytes, signature: bytes | None, body: bytes) -> None:
-        """Count which secret signed an accepted webhook, so that operators see when a rotation is complete.
+        """Count an accepted webhook by the secret that signed it, so that operators see when a rotation is complete.
 
         The doctor's tests are not counted.
         """
@@ -195,7 +195,7 @@ class Handler:
             self._signed[number - 1].inc()
 
     async def _rest(self, receive: Receive, message: dict[str, Any], reservation: _Reservation) -> bytes | None:
-        """Return the complete body, of which ``message`` is the first part; None if the client disconnected."""
+        """Return the complete body, or None if the client disconnected. ``message`` holds its first part."""
         parts, size = [], 0
         while message["type"] == "http.request":
             part = message.get("body", b"")
@@ -256,8 +256,8 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     "self_test": (200, b'{"status":"self-test"}'),
     "unauthorized": _UNAUTHORIZED,
     "self_test_refused": _UNAUTHORIZED,
-    # Keep the connection open. Closing it while the client still sends would reset the connection before the client has
-    # read the answer.
+    # Keep the connection open. If the server closed it while the client still sends, the connection would be reset
+    # before the client has read the answer.
     "too_large": (413, b'{"code":"TOO_LARGE","message":"the body is too large"}'),
     "incomplete": (400, b'{"code":"INCOMPLETE","message":"the body is incomplete"}', (b"connection", b"close")),
     "unavailable": (503, b'{"code":"UNAVAILABLE","message":"not accepted; send it again"}', (b"retry-after", b"5")),

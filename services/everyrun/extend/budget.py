@@ -2,7 +2,7 @@
 
 Extend limits the requests of an organization, so all processes share one budget in the table
 ``everyrun_queue.budgets``. The table holds, for each category, the time at which the next request may be sent. With one
-statement, a process leases one turn for each request that waits, but at most the turns of a quarter of a second.
+statement, a process leases a turn for each of its waiting requests, but at most the turns of a quarter of a second.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _sql = beside(__file__, "budget.sql")
 #: Maximum length of a lease, in seconds. If Extend asks one process for a pause, another process may keep sending
 #: for this long, because it uses the turns that it has already leased.
 SLICE = 0.25
-#: A turn that is more than this many seconds old is dropped. Its request was given up, so nobody has used the turn.
+#: An unused turn is dropped if it is more than this many seconds old: the request that it was leased for was given up.
 _STALE = 0.5
 #: Longest pause, in seconds, even if Extend asks for more.
 LONGEST_PAUSE = 3600.0
-#: Seconds: the timeout of a statement, and the time for which Postgres is not asked again after a failed statement.
+#: The timeout of a statement, and how long Postgres is left alone after a failed statement, both in seconds.
 _ANSWER_WITHIN = 2.0
 _LEAVE_ALONE = 1.0
 
@@ -41,7 +41,7 @@ class Turns(Protocol):
     """A source of turns. A turn is the time at which one request may be sent."""
 
     async def lease(self, category: str, count: int) -> list[float]:
-        """Take up to ``count`` turns, and at least one. Return the seconds until each."""
+        """Take up to ``count`` turns, and at least one. Return the number of seconds until each turn."""
 
     async def pause(self, category: str, seconds: float) -> None:
         """Give out no turn of the category for this many seconds."""

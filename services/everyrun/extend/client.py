@@ -29,7 +29,7 @@ API_VERSION = "2026-02-09"
 #: HTTP statuses after which a GET is retried. This is safe, because a GET changes nothing.
 _TRY_AGAIN = frozenset({408, 429, 500, 502, 503, 504})
 
-#: Maximum number of characters read from an error's message.
+#: Maximum number of characters that are kept of an error's message.
 _QUOTED = 2000
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
@@ -160,7 +160,7 @@ class Extend:
         return _page(response)
 
     async def get_workflow(self, workflow_id: str, within: float = 60.0) -> bytes:
-        """Return the Workflow as received. Raises ExtendError: 404 and ``from_extend`` if it does not exist."""
+        """Return the Workflow as received. Raises ExtendError: with 404 and ``from_extend`` if there is none."""
         return (await self._get(f"/workflows/{quote(workflow_id, safe='')}", {}, within)).content
 
     async def get_workflow_version(self, workflow_id: str, version: str, within: float = 60.0) -> bytes:
@@ -235,7 +235,7 @@ class Problem(NamedTuple):
 
 
 def clean(text: str) -> str:
-    """Return a text of Extend without secrets, NUL and lone surrogates, so that it can be stored, published and shown.
+    """Return Extend's text without secrets, NULs and lone surrogates, so that it can be stored, published and shown.
 
     Extend may quote the link to a file, Postgres cannot store NUL, and UTF-8 cannot encode a lone surrogate.
     """
@@ -264,7 +264,7 @@ def read_problem(content: bytes) -> Problem | None:
 
 
 def read_error(content: bytes) -> tuple[str, str]:
-    """Return the code and the message of an error body, or placeholders, to show them. To decide, use read_problem."""
+    """Return an error body's code and message, or placeholders, for display only. For decisions, use read_problem."""
     body = _error_body(content)
     if not body:
         return "UNREADABLE", clean(content[:_QUOTED].decode("utf-8", "replace"))[:200]

@@ -1,4 +1,4 @@
-"""Bind a queue and its log to the first Extend that they are started with, and refuse to use another Extend."""
+"""At the first start, bind a queue and its log to the Extend in the settings. Later, refuse any other Extend."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def identity(base_url: str) -> str:
 
 
 def difference(bound: str, given: str) -> str | None:
-    """Return the problem if ``given`` is not the Extend that the queue is bound to, or None if it is."""
+    """Return the problem if ``given`` is not the Extend that the queue is bound to, and None otherwise."""
     if bound == given:
         return None
     return (

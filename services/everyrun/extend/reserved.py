@@ -1,7 +1,7 @@
-"""Add the reserved metadata key to inputs, and read it from runs. It says which input a run belongs to.
+"""Add the reserved metadata key to inputs, and read it from runs. The key says which input a run belongs to.
 
-Everyrun adds the key when it calls Extend, and Extend returns it with each run. Everyrun removes it before people see
-the metadata. The key counts towards Extend's limit of 10 KB of metadata per run.
+Everyrun adds the key when it calls Extend, and Extend returns the key with each run. Everyrun removes it before people
+see the metadata. The key counts towards Extend's limit of 10 KB of metadata per run.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Group items in order so that no group exceeds a weight, and regroup the records of polls. Pure."""
+"""Group items in order so that no group exceeds a maximum weight, and join or split polls. Pure."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def join_polls(polls: Iterable[Poll | RecordRange]) -> list[Poll]:
 def split_polls(polls: Iterable[Poll], max_records: int, max_bytes: int) -> Iterator[list[Poll]]:
     """Yield the records of the polls in order, in groups of at most ``max_records`` records and ``max_bytes`` bytes.
 
-    A record with more bytes has a group of its own.
+    A record that alone has more than ``max_bytes`` has a group of its own.
     """
     records = ((poll, record) for poll in polls for record in poll.records)
     for group in group_by_weight(records, lambda pair: len(pair[1].value or b""), max_bytes, max_records):

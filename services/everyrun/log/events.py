@@ -144,7 +144,7 @@ class DoubtResent(Struct, frozen=True, tag="doubt-resent", tag_field="type"):
 class DoubtAdopted(Struct, frozen=True, tag="doubt-adopted", tag_field="type"):
     """A person named the batch that the attempt became, and a run of that batch confirmed it. Key: chunk.
 
-    It has the same effect as batch-submitted: each input now has a run.
+    This event has the same effect as batch-submitted: each input now has a run.
     """
 
     submission_id: SubmissionId
@@ -264,7 +264,7 @@ class WorkflowPaused(Struct, frozen=True, tag="workflow-paused", tag_field="type
 
 
 class WorkflowResumed(Struct, frozen=True, tag="workflow-resumed", tag_field="type"):
-    """The workflow's chunks are sent again. Key: workflow id. On ``batches``."""
+    """The workflow's pause has ended: its waiting chunks are sent. Key: workflow id. On ``batches``."""
 
     workflow_id: WorkflowId
     reason: Reason
@@ -280,7 +280,7 @@ class SubmissionPaused(Struct, frozen=True, tag="submission-paused", tag_field="
 
 
 class SubmissionResumed(Struct, frozen=True, tag="submission-resumed", tag_field="type"):
-    """The submission's chunks are sent again. Key: submission id. On ``batches``."""
+    """The submission's pause has ended: its waiting chunks are sent. Key: submission id. On ``batches``."""
 
     submission_id: SubmissionId
     reason: Reason
@@ -291,7 +291,7 @@ class TokenCreated(Struct, frozen=True, tag="token-created", tag_field="type"):
     """An API token was created. Key: token id. On ``batches``. The event holds neither the token nor its hash."""
 
     token_id: Annotated[str, Meta(description="The part of the token before its last underscore, which is not secret.")]
-    name: Annotated[str, Meta(description="Who uses the token, or what for.")]
+    name: Annotated[str, Meta(description="Who uses the token, or what it is used for.")]
     scopes: Annotated[list[str], Meta(description="What the token allows: submit, read, operate.")]
     created_at: Time
     expires_at: Annotated[Time | None, Meta(description="When it expires; null for never.")]
@@ -305,7 +305,7 @@ class TokenRevoked(Struct, frozen=True, tag="token-revoked", tag_field="type"):
     """
 
     token_id: Annotated[str, Meta(description="The part of the token before its last underscore, which is not secret.")]
-    name: Annotated[str, Meta(description="Who used the token, or what for.")]
+    name: Annotated[str, Meta(description="Who used the token, or what it was used for.")]
     revoked_at: Time
     by: Annotated[str, Meta(description="Who revoked it.")]
     reason: Reason
@@ -330,7 +330,7 @@ class RunObserved(Struct, frozen=True, tag="run-observed", tag_field="type"):
 
 
 class RunTrimmed(Struct, frozen=True, tag="run-trimmed", tag_field="type"):
-    """The content of a foreign run was dropped from the tables; its head remains. On ``runs``.
+    """The content of a foreign run was dropped from the tables, except for its head. On ``runs``.
 
     Key: the same as that of the run's other events. If the run turns out to belong to this installation (for
     example, because its batch is registered later), the reconciler fetches the run again.
@@ -469,7 +469,7 @@ class BatchReport(Struct, frozen=True, kw_only=True):
     batch_id: Annotated[str | None, Meta(description="Extend's id of the batch; null if the chunk was refused.")]
     state: Annotated[str, Meta(description="The state of the attempt, as in everyrun.batches.")]
     expected: Annotated[int, Meta(description="Number of inputs in the attempt.")]
-    counts: Annotated[dict[str, int], Meta(description="Number of inputs that count in the attempt, by status.")]
+    counts: Annotated[dict[str, int], Meta(description="Number of inputs that belong to the attempt, by status.")]
     runs_observed: Annotated[int, Meta(description="Number of runs of the batch that were matched to an input.")]
     duplicates: Annotated[
         int, Meta(description="Number of runs of the batch that are not the current run of their input.")

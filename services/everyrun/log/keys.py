@@ -1,4 +1,4 @@
-"""Compute Kafka keys: all records about one chunk have the same key, so those of a topic lie in one partition. Pure.
+"""Compute Kafka keys: all records about one chunk have the same key, so they share one partition per topic. Pure.
 
 One worker reads a partition, in order. So the events of a chunk's attempts are applied in the order in which they were
 written, and so are the runs that name the chunk in their metadata.
@@ -34,8 +34,8 @@ def lineage(chunk: str) -> str:
 def run_key(metadata: bytes | msgspec.Raw, batch_id: str | None, run_id: str) -> str:
     """Return the key of an observation of a run.
 
-    If the metadata has the reserved key, that is the lineage of the chunk that the reserved key names, whichever
-    installation wrote it. Otherwise, it is the batchId, or the run id if there is no batchId.
+    If the metadata contains the reserved key, the result is the lineage of the chunk that the reserved key names, even
+    if another installation wrote it. Otherwise, the result is the batchId, or the run id if there is no batchId.
     """
     text = bytes(metadata)
     if _KEY in text:

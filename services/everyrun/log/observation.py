@@ -24,7 +24,7 @@ SERVICE = "/everyrun/bridge"
 #: The only event of a workflow subscription whose payload is a step, not a run (SDK 1.20.0, types/webhook_event.py).
 STEP_EVENT = "workflow_run.step_run.processed"
 
-#: Of a quarantined webhook's headers, at most this many are kept, and of each value at most this many characters.
+#: Limits for the headers that are kept of a quarantined webhook: how many, and the number of characters of each value.
 _HEADERS_KEPT, _HEADER_CHARACTERS = 40, 500
 
 #: What the doctor posts to find out whether a bridge listens and knows the secret. Extend never sends this event.
@@ -89,7 +89,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 def interpret(body: bytes, headers: Iterable[tuple[bytes, bytes]], time: str) -> Interpretation:
-    """Return what to do with the body of a signed webhook, whatever bytes it has. Never raises.
+    """Return what to do with a signed webhook. Its body may be any bytes: no error is raised.
 
     ``time`` is when the bridge received the webhook, as RFC 3339. Event ids depend on the body alone, so a repeated
     delivery has the same id.
@@ -201,7 +201,7 @@ def observed(
     service: str,
     event_type: str | None = None,
 ) -> Record:
-    """Return the ``run-observed`` record: the run byte for byte unless it is too large. Its key is :func:`run_key`.
+    """Return the ``run-observed`` record. It holds the run as :func:`fit` returns it. Its key is :func:`run_key`.
 
     ``time`` is when the bridge received the webhook, or when the poll sent its request. Raises InvalidRunError.
     """

@@ -23,7 +23,7 @@ _log = log(__name__)
 #: Largest record that the topics with payloads accept (infra/kafka/topics.yaml).
 MAX_RECORD_BYTES = 16 << 20
 _BATCH_BYTES = 256 << 10
-#: Seconds to wait for the next acknowledgement. It is limited, because callers hold locks and connections meanwhile.
+#: Seconds to wait for the next acknowledgement. The wait is limited, because callers hold locks and connections.
 _ACKNOWLEDGED_WITHIN = 30.0
 _STOPPED_WITHIN = 5.0
 
@@ -52,10 +52,10 @@ class _Client:
 class Producer:
     """A Kafka producer with acks=all and idempotence. Use as an async context manager.
 
-    A failed append does not affect the next one, because the aiokafka producer is then replaced by a new one.
-    Otherwise, an idempotent producer could not write to a partition again once a batch has failed for good: the broker
-    waits for the sequence number of that batch. Nor would it ever give up on a batch whose leader is known but
-    unavailable.
+    After a failed append, the aiokafka producer is replaced by a new one, so that the next append is not affected. This
+    has two reasons. Once a record batch has failed for good, an idempotent producer can no longer write to its
+    partition, because the broker waits for the sequence number of that record batch. And if the leader of a partition
+    is known but unavailable, the producer never gives up.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Producer:
     async def append(self, records: Iterable[Record]) -> None:
         """Write the records, in order within each partition; return once all are acknowledged.
 
-        Raises aiokafka.errors.KafkaError if that fails, or KafkaTimeoutError if none is acknowledged for 30 s. After
+        Raises aiokafka.errors.KafkaError if that fails, or KafkaTimeoutError if nothing is acknowledged for 30 s. After
         an error, each record may or may not be written. Records that were not sent before the error are never sent.
         """
         given = list(records)
@@ -130,7 +130,7 @@ class Producer:
             raise
 
     async def _append_many(self, kafka: AIOKafkaProducer, records: Sequence[Record], limit: asyncio.Timeout) -> None:
-        """Append in batches with one future per batch, because one future per record would double the cost."""
+        """Append record batches, with one future for each: one future per record would double the cost."""
         waiting: list[asyncio.Future[Any]] = []
         open_batches: dict[tuple[str, int], BatchBuilder] = {}
         partitions: dict[str, list[int]] = {}
@@ -161,7 +161,7 @@ class Producer:
                 sent.cancel()
             raise
         finally:
-            # Wait for all batches before raising the first error, so that no batch fails unnoticed later.
+            # Wait for all record batches before raising the first error, so that none fails unnoticed later.
             outcomes = await asyncio.gather(*waiting, return_exceptions=True)
         for outcome in outcomes:
             if isinstance(outcome, BaseException):

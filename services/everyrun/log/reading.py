@@ -1,8 +1,8 @@
 """Read the log without a consumer group: ranges of offsets, single offsets, and where each partition begins and ends.
 
 Topics are given by their short names, without ``EVERYRUN_TOPIC_PREFIX``. Every function raises
-aiokafka.errors.KafkaError if Kafka does not answer or a topic does not exist. Leaving out a partition instead would
-make it look empty.
+aiokafka.errors.KafkaError if Kafka does not answer or a topic does not exist. If a function left out a partition
+instead, the partition would look empty.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class RecordRange(NamedTuple):
 async def read_ranges(
     settings: Settings, ranges: Mapping[Partition, OffsetRange], *, max_records: int = 5000
 ) -> AsyncIterator[RecordRange]:
-    """Yield the records within the ranges: each partition in order, the partitions interleaved.
+    """Yield the records within the ranges. Each partition is read in order, but the partitions take turns.
 
     In the last item of each partition, ``next_offset`` is the end of the range. If the log ends before the range does,
     waits for more records. Raises KafkaError if Kafka has deleted records of a range.
@@ -140,7 +140,7 @@ async def read_polls(settings: Settings, partition: Partition, start: int, end: 
 class RecordReader:
     """Reads single records by offset, and skips the records between them. Use as an async context manager.
 
-    All calls share one consumer, so a call waits until the previous one has ended.
+    All reads share one consumer, so a read waits until the previous read has ended.
     """
 
     #: Maximum number of bytes that Kafka returns for one partition. A single record that is larger is still returned.

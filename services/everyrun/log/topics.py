@@ -1,4 +1,4 @@
-"""Create the topics that ``infra/kafka/topics.yaml`` declares, and check live topics against it."""
+"""Create the topics that ``infra/kafka/topics.yaml`` declares, and check live topics against that file."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Topic(Struct, frozen=True):
 class LogIdentity(NamedTuple):
     """Identifies the log that tables are made from: the Kafka cluster and the number of partitions.
 
-    The number matters because a key chooses its partition by it: after a change, a chunk's events would lie in
+    The partition of a key depends on the number of partitions. So if the number changed, a chunk's events would lie in
     different partitions.
     """
 
@@ -136,7 +136,7 @@ async def cluster_id(settings: Settings) -> str:
 async def identity(settings: Settings) -> LogIdentity:
     """Return the identity of the log. Its number of partitions is that of ``runs``; ``batches`` has the same.
 
-    Raises aiokafka.errors.KafkaError, UnknownTopicOrPartitionError if the topic ``runs`` does not exist.
+    Raises aiokafka.errors.KafkaError. It is an UnknownTopicOrPartitionError if the topic ``runs`` does not exist.
     """
     admin = await _admin(settings)
     try:

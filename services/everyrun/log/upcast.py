@@ -1,4 +1,4 @@
-"""Upcast events: convert events of every version that was ever released to the newest version. Pure.
+"""Upcast events: turn an event of any released version into an event of the newest version. Pure.
 
 The header ``ce_dataschema`` of an event ends in its version (``…/run-observed/1``). A breaking change of an
 event makes a new version, which needs a number in VERSIONS and an upcaster from the previous version.
@@ -17,7 +17,7 @@ from everyrun.errors import EveryrunError
 BASE = "https://everyrun.dev/schemas"
 
 Fields = dict[str, msgspec.Raw]
-"""The fields of an event's value, each as JSON text, so that fields which no upcaster changes keep every byte."""
+"""The fields of an event's value, each as JSON text, so that fields that no upcaster changes keep all bytes."""
 
 Upcaster = Callable[[Fields], Fields]
 
@@ -46,9 +46,10 @@ def dataschema(kind: str) -> str:
 
 
 def upcast(headers: Sequence[tuple[str, bytes]], value: bytes) -> bytes:
-    """Return an event's value in the newest version of the event, or unchanged if it has that version or names none.
+    """Return an event's value, converted to the newest version of the event.
 
-    Raises TooNewError, and msgspec.DecodeError if an old value is not a JSON object.
+    If the headers name that version, or no version, the value is unchanged. Raises TooNewError if they name a later
+    version. Raises msgspec.DecodeError if a value to be converted is not a JSON object.
     """
     for name, content in headers:
         if name == "ce_dataschema":

@@ -43,7 +43,7 @@ _POLLS, _WITHIN = 8, 0.01
 _BYTES = 16 << 20
 #: Maximum number of committed transactions whose results are still being published.
 _UNPUBLISHED = 2
-#: Seconds that Faust has to stop.
+#: Faust must stop within this many seconds.
 _STOP_WITHIN = 6.0
 
 
@@ -59,12 +59,12 @@ class Processor:
         #: The offset up to which the consumer group has acknowledged each partition. The offsets of this worker's own
         #: partitions are current. Those of other workers' partitions are from the last assignment.
         self.acknowledged: dict[Partition, int] = {}
-        #: Set once ``acknowledged`` is loaded for the current assignment. Faust fetches records even before that, and
-        #: they must not be applied to tables that lag behind the acknowledged offsets.
+        #: Set once ``acknowledged`` is loaded for the current assignment. Faust fetches records even before that. They
+        #: must wait, because the tables may lag behind the acknowledged offsets.
         self.offsets_loaded = asyncio.Event()
 
     async def agent(self, stream: Any) -> None:
-        """Run the Faust agent. Ends the process on an unexpected error, so that Faust does not commit what failed."""
+        """Run the Faust agent. An unexpected error ends the process, so that Faust commits no failed records."""
         sleep_until_arrival(stream)
         try:
             async for fetched in stream.noack_take(_POLLS, within=_WITHIN):
@@ -97,7 +97,7 @@ class Processor:
         events: list[Any],
         ends: dict[Partition, int],
     ) -> None:
-        """Publish the results of a transaction and acknowledge its events, once ``before`` has acknowledged its own."""
+        """Wait for ``before``, which finishes the previous transaction. Then publish results and acknowledge events."""
         try:
             if before is not None:
                 await before
@@ -114,7 +114,7 @@ class Processor:
             self.give_up("publishing failed; see the log")
 
     def give_up(self, why: str) -> None:
-        """End the process. It is then restarted, and reads again the records that are not acknowledged."""
+        """End the process. After its restart, it reads on from the first record that is not acknowledged."""
         _log.error("ending this process", reason=why)
         self._health.fail(why)
         os._exit(1)
@@ -123,8 +123,8 @@ class Processor:
 async def until_ended(stop: asyncio.Event, tasks: Mapping[str, Coroutine[Any, Any, Any]]) -> str | None:
     """Run endless tasks, given by name, until ``stop`` is set. Then cancel all of them and return None.
 
-    If a task ends before ``stop`` is set, cancel the others and return which task ended and why. The process cannot
-    continue without it.
+    If a task ends before ``stop`` is set, cancel the others and return the name of that task and why it ended. The
+    process cannot continue without that task.
     """
     stopping = asyncio.create_task(stop.wait())
     running = {asyncio.create_task(work): name for name, work in tasks.items()}
@@ -143,7 +143,7 @@ async def until_ended(stop: asyncio.Event, tasks: Mapping[str, Coroutine[Any, An
 
 
 def load_offsets_when_assigned(app: faust.App, backfill: Backfill, processor: Processor, health: Health) -> None:
-    """Load the consumer group's offsets at each assignment, before the processor applies any record of it."""
+    """Load the group's offsets whenever partitions are assigned, before the processor applies any of their records."""
 
     async def on_assigned(_app: Any, *_arguments: Any, **_: Any) -> None:
         await backfill.load_group_offsets()
@@ -177,7 +177,7 @@ async def _pool(settings: Settings, health: Health, stop: asyncio.Event) -> asyn
 
 
 async def _main(settings: Settings, stop: asyncio.Event) -> None:
-    # Nobody calls the processor. It is ready if it can do its work, and for that it needs both Kafka and the database.
+    # The processor answers no requests. It is ready if it can do its work, for which it needs Kafka and the database.
     health, metrics = Health("kafka", "database", "topics", "tables", "partitions"), Metrics()
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(
@@ -227,8 +227,8 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
         if ended is not None:
             crash = f": {app.crash_reason}" if app.crash_reason else ""
             processor.give_up(ended + crash)
-        # Faust may hang while it stops, because it waits for the agent. Ending the process is safe: the next worker
-        # reads again the records that are not acknowledged.
+        # Faust may hang while it stops, because it waits for the agent. It is safe to end the process then, because
+        # the next worker reads on from the first record that is not acknowledged.
         try:
             await asyncio.wait_for(app.stop(), _STOP_WITHIN)
         except TimeoutError:

@@ -1,4 +1,4 @@
-"""Backfill tables that lag behind the acknowledged offsets: the database was restored, emptied or replaced."""
+"""Fill tables that lag behind the acknowledged offsets, because the database was restored, emptied or replaced."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _log = log(__name__)
 
 #: Seconds between two comparisons of the tables with the acknowledged offsets.
 _EVERY = 2.0
-#: Seconds to wait before looking again at a log that seems to end before what is already applied.
+#: If the log seems to end before the applied offsets, it is checked again after this many seconds.
 _CONFIRM_AFTER = 1.0
 
 
@@ -48,7 +48,7 @@ class Worker(Protocol):
 
 
 class Backfill:
-    """Compares the tables with the acknowledged offsets, and applies what is missing. Publishes nothing."""
+    """Compares the tables with the acknowledged offsets, and applies the missing records. Publishes nothing."""
 
     def __init__(
         self,
@@ -68,10 +68,11 @@ class Backfill:
         self.published = PublishedOffsets(settings, pool, identity.cluster_id)
 
     async def wait_for_own_log(self, stop: asyncio.Event) -> None:
-        """Return once the tables prove to be made from this log, or ``stop`` is set. Report in readyz what is wrong.
+        """Return once it is certain that the tables were made from this log, or once ``stop`` is set.
 
-        Also restores the group's offsets if Kafka has expired them. No record may be read before this returns, because
-        records of another log would look like records that were already applied.
+        Until then, report in readyz what is wrong. Also restores the group's offsets if Kafka has expired them. No
+        record may be read before this method returns, because records of another log would look like records that were
+        already applied.
         """
         while not stop.is_set():
             try:
@@ -90,10 +91,11 @@ class Backfill:
             await _sleep(stop, _EVERY)
 
     async def load_group_offsets(self) -> None:
-        """Read the offsets that the group has committed. The tables must reach them before anything more is applied.
+        """Read the offsets that the group has committed. The tables must reach them before new records are applied.
 
         Call this at each assignment. If Kafka was replaced while this process was running, the group is recreated and
-        its partitions are assigned again. So this method also checks for a replacement, and then ends the process.
+        its partitions are assigned again. So this method also checks whether Kafka was replaced. If so, it ends the
+        process.
         """
         identity = await topics.identity(self._settings)
         if identity != self._identity:
@@ -105,13 +107,13 @@ class Backfill:
             # A topic was deleted, so none of its records can be acknowledged. Once the topic exists again, its
             # partitions are assigned again, and this method is called again.
             return
-        # A committed offset beyond the end comes from before the topic was recreated. Leave it out: the tables could
-        # not reach it.
+        # A committed offset beyond the end of its partition was committed before the topic was recreated. Leave it out,
+        # because the tables could never reach it.
         of_this_log = {p: offset for p, offset in committed.items() if offset <= ends.get(p, -1)}
         self._worker.acknowledged = greatest(self._worker.acknowledged, of_this_log)
 
     async def run(self) -> None:
-        """Compare the tables with the acknowledged offsets every few seconds, for ever, and fill them."""
+        """Call ``fill`` every few seconds, for ever. If Kafka or the database is unavailable, report that in readyz."""
         while True:
             try:
                 await self.fill()
@@ -124,9 +126,9 @@ class Backfill:
             await asyncio.sleep(_EVERY)
 
     async def fill(self) -> None:
-        """Apply what is missing before the acknowledged offsets. Meanwhile, the worker is not ready."""
-        # Copy the offsets before reading the tables. A record that is acknowledged after the tables were read may also
-        # have been applied after that, so it would look like a missing one.
+        """Apply the missing records before the acknowledged offsets. Meanwhile, the worker is not ready."""
+        # Copy the offsets before reading the tables. Otherwise, a record that is applied and acknowledged after the
+        # tables are read, and before the offsets are copied, would look like a missing one.
         acknowledged = dict(self._worker.acknowledged)
         gaps = offsets.missing(await self._applied_of_this_log(), acknowledged)
         self._health.ready("database")
@@ -138,7 +140,7 @@ class Backfill:
         await self.published.keep(acknowledged)
 
     async def _applied_of_this_log(self) -> dict[Partition, int]:
-        """Return how far each partition is applied. Raises ForeignLogError if the tables are not made from this log."""
+        """Return each partition's next offset. Raises ForeignLogError if the tables are not made from this log."""
         async with self._pool.acquire() as connection:
             applied = await offsets.applied_offsets(cast(asyncpg.Connection, connection), self._identity)
         try:

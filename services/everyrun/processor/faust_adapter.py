@@ -6,7 +6,8 @@ Faust handles one record at a time and commits whatever an agent has seen. The p
 - A fetch is limited by bytes, not only by records: ``SizedConsumerThread``.
 - The polls of a partition are acknowledged in order, so a commit needs no search for gaps: ``InOrderConsumer``.
 - An agent that waits for polls sleeps until one arrives, without a timer: ``sleep_until_arrival``.
-- A killed worker's partitions move within seconds, and ``batches`` and ``runs`` stay together: ``faust_app``.
+- A killed worker's partitions move to other workers within seconds. The worker of a partition of ``batches`` also gets
+  the partition of ``runs`` with the same number: ``faust_app``.
 """
 
 from __future__ import annotations
@@ -71,16 +72,16 @@ def sleep_until_arrival(stream: Any) -> None:
         arrived.clear()
         return await wait_for_stopped(*events, timeout=timeout)
 
-    # noack_take adds a processor of its own to the stream, which can block. This processor is added earlier, so it runs
-    # first and notes every event.
+    # noack_take registers a function of its own that the stream calls with each event, and that can block. ``note`` is
+    # registered earlier, so it runs first and notes every event.
     stream.add_processor(note)
     stream.wait_for_stopped = wait_for_arrival
 
 
 class WholePolls(SchedulingStrategyT):
-    """A ConsumerScheduler for Faust that yields one record per partition and poll.
+    """A ConsumerScheduler for Faust that yields each poll as a single record.
 
-    So Faust's costs per record arise only once per poll, even if the poll has a thousand records.
+    So Faust spends its time per record only once per poll, even if the poll has a thousand records.
     """
 
     def iterate(self, records: Mapping[TP, list[Any]]) -> Iterator[tuple[TP, Any]]:
@@ -136,7 +137,7 @@ class InOrderConsumer(aiokafka.Consumer):
         return end
 
     async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
-        """Record no gap, because nothing would ever remove it again."""
+        """Do nothing. If a gap were recorded, nothing would ever remove it again."""
 
 
 class InOrderTransport(aiokafka.Transport):
@@ -146,17 +147,17 @@ class InOrderTransport(aiokafka.Transport):
 
 
 def faust_app(settings: Settings) -> faust.App:
-    """Return the Faust app. Its timeouts let the partitions of a killed worker move to another within seconds."""
+    """Return the Faust app. Its timeouts let a killed worker's partitions move to other workers within seconds."""
     app = faust.App(
         settings.topic_prefix + "processor",
         broker=["kafka://" + broker for broker in settings.kafka_bootstrap.split(",")],
         broker_credentials=_credentials(settings),
         store="memory://",
-        # Faust creates a folder for its tables, though the app has none.
+        # Faust creates a folder for its tables, though the app has no tables.
         datadir=str(settings.data_dir / "faust"),
         web_enabled=False,
-        # The app has no tables to replicate, but Faust uses its own assignor only if there are standby replicas. This
-        # assignor gives partition p of batches and partition p of runs to the same worker; round robin would not.
+        # The app has no tables to replicate. But only with this setting does Faust use its own assignor, which gives
+        # partition p of batches and partition p of runs to the same worker. Round robin would not do that.
         table_standby_replicas=1,
         topic_disable_leader=True,
         topic_allow_declare=False,
@@ -171,8 +172,8 @@ def faust_app(settings: Settings) -> faust.App:
         broker_rebalance_timeout=20,
         broker_request_timeout=30,
         broker_commit_interval=1,
-        # Without this limit, one fetch returns every record that was received, which can be hundreds of megabytes if
-        # the log compresses well.
+        # Without this limit, one fetch returns all records that were received. If the log compresses well, they can
+        # take hundreds of megabytes.
         broker_max_poll_records=MAX_RECORDS,
         ConsumerScheduler=WholePolls,
         loghandlers=[],

@@ -1,4 +1,4 @@
-"""Keep a copy of the consumer group's offsets in Postgres, because Kafka expires them if the group is down for long."""
+"""Keep a copy of the consumer group's offsets in Postgres, because Kafka expires them if no worker runs for long."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class PublishedOffsets:
         return {(part.topic.removeprefix(prefix), part.partition): meta.offset for part, meta in offsets.items()}
 
     async def keep(self, acknowledged: Mapping[Partition, int]) -> None:
-        """Copy to Postgres the offsets that have changed since the last call. Raises asyncpg's errors."""
+        """Copy to Postgres the offsets that have changed since the last copy. Raises asyncpg's errors."""
         changed = {p: offset for p, offset in acknowledged.items() if self._kept.get(p) != offset}
         if not changed:
             return
@@ -60,9 +60,9 @@ class PublishedOffsets:
     async def restore(self) -> dict[Partition, int]:
         """For each partition whose offset Kafka has lost, commit the copied offset. Return the committed offsets.
 
-        No committed offset is beyond what is applied to the tables. Call this before joining the group. If the group
-        has members, nothing is restored and nothing needs to be: Kafka expires only offsets of a group without members.
-        Raises asyncpg's errors and aiokafka.errors.KafkaError.
+        An offset beyond the records that are applied to the tables is never committed. Call this before joining the
+        group. If the group has members, nothing is restored. That is not necessary then, because Kafka expires only
+        offsets of a group without members. Raises asyncpg's errors and aiokafka.errors.KafkaError.
         """
         committed = await self.committed()
         try:

@@ -2,7 +2,8 @@
 
 A state is published only after it is committed, so a consumer that reads a result on the topic finds that state, or a
 later one, in the table. A row that the transaction wrote is published without reading it again from the table. Once
-Kafka has acknowledged the record, the publisher checks whether a newer state has been written meanwhile.
+Kafka has acknowledged the record, the publisher checks whether a newer state has been written meanwhile, and publishes
+that state, too.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ from everyrun.telemetry import log
 
 _log = log(__name__)
 _sql = beside(tables.__file__, "apply.sql")
-#: Limits of one page: the number of rows, and the bytes of their runs. If runs are read from the table, their
-#: compressed bytes in Postgres are counted; in memory, the runs then have several times as many bytes.
+#: Limits of a page, which is a group of rows that are published together: the number of rows, and the bytes of their
+#: runs. For runs that are read from the table, the bytes are counted as they are compressed in Postgres. In memory,
+#: these runs have several times as many bytes.
 _PAGE_ROWS, _PAGE_BYTES = 1000, 8 << 20
 
 
@@ -47,8 +49,9 @@ class LaggingTablesError(Exception):
 class Publisher:
     """Writes the topics ``results`` and ``reports``.
 
-    The publisher reads only from tables that hold everything that is to be published. If the tables were emptied or
-    replaced after the commit, it fills them first. Otherwise, it would miss a state, and never publish it.
+    Before the publisher reads the tables, it checks that they contain everything that is to be published. If something
+    is missing, the tables were emptied or replaced after the commit, and the publisher fills them first. Otherwise, it
+    would miss a state, and never publish it.
     """
 
     def __init__(self, pool: asyncpg.Pool, identity: LogIdentity, results: Log, feed: Feed) -> None:
@@ -58,7 +61,7 @@ class Publisher:
         self._feed = feed
 
     async def publish(self, applied: Iterable[Applied], needed: Mapping[Partition, int]) -> None:
-        """Publish the current state of everything touched. Return once that is acknowledged and no newer state exists.
+        """Publish the current state of everything touched. Return once it is acknowledged and no newer state exists.
 
         So the last record of an input shows its newest state, whichever worker writes the record. ``needed`` holds the
         offset up to which each partition must be applied. Waits while Postgres or Kafka is unavailable.
@@ -155,7 +158,7 @@ class Publisher:
 
 
 def pages(sizes: Iterable[tuple[str, int]]) -> Iterator[list[str]]:
-    """Group input ids into pages within the limits. ``sizes`` are pairs of input id and bytes of its run. Pure.
+    """Group input ids into pages within the limits. ``sizes`` holds pairs (input id, bytes of its run). Pure.
 
     An input whose run alone exceeds the limit has a page of its own.
     """
@@ -168,12 +171,12 @@ def _row(state: InputState) -> Row:
 
 
 async def _attempts_of(connection: asyncpg.Connection, runs: list[str]) -> set[AttemptKey]:
-    """Return the attempts of runs that were applied earlier, because their reports may not be published either."""
+    """Return the attempts of runs that were applied earlier. The reports of these attempts may not be published yet."""
     if not runs:
         return set()
     return {(row["chunk"], row["attempt"]) for row in await connection.fetch(_sql["attempts_by_run"], runs)}
 
 
 async def _sizes(connection: asyncpg.Connection, inputs: list[str], runs: list[str]) -> dict[str, int]:
-    """Return the size of the current run, by input id: of ``inputs`` and of inputs whose current run is in ``runs``."""
+    """Return the size of each input's current run, for ``inputs`` and for inputs whose current run is in ``runs``."""
     return {row["input_id"]: row["size"] for row in await connection.fetch(_sql["current_sizes"], inputs, runs)}

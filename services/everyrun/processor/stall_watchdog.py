@@ -32,7 +32,7 @@ class Feeding(Protocol):
 
 
 class LastProgress(NamedTuple):
-    """When the worker last made progress, with the acknowledged offsets and the number of backfilled records then."""
+    """The state at the last progress: acknowledged offsets, number of backfilled records, and the time."""
 
     acknowledged: Mapping[Partition, int]
     backfilled: int
@@ -47,7 +47,7 @@ def last_progress(
     unavailable: bool,
     now: float,
 ) -> LastProgress:
-    """Return ``last``, or the present state if the worker has made progress since or cannot make any. Pure.
+    """Return ``last``, or the present state if the worker has made progress since then, or cannot make any. Pure.
 
     The worker cannot make progress if no record waits, or if Postgres or Kafka is unavailable. Such a time must not
     count as a stall.
@@ -139,7 +139,7 @@ class StallWatchdog:
             return None
 
     async def _database_problem(self) -> str | None:
-        """Return why the tables cannot be written, checked over a connection of its own; None if they can."""
+        """Check over a separate connection whether the tables can be written. Return why not; None if they can."""
         problem = await self._probe.problem()
         if problem is None:
             self._health.ready("writing")

@@ -6,8 +6,9 @@ transaction also advances the offsets, so each record is applied exactly once.
 
 All records about one chunk lie in partitions with the same number (:mod:`everyrun.log.keys`), and only one transaction
 at a time applies these partitions. So transactions that run at the same time normally touch different chunks, and each
-takes only a shared lock on the tables. A transaction takes an exclusive lock if one of its records lies in another
-partition than its chunk (a run whose metadata was changed at Extend), or if the chunk is unknown (a foreign run).
+takes only a shared lock on the tables. There are two exceptions, in which a transaction takes an exclusive lock: a
+record does not lie in the partition of its chunk (a run whose metadata was changed at Extend), or the chunk of a record
+is unknown (a foreign run).
 """
 
 from __future__ import annotations
@@ -61,9 +62,9 @@ class Applied(NamedTuple):
 
 
 def touched(decoded: DecodedPolls) -> Applied:
-    """Return what these records are about.
+    """Return the ids of everything that these records are about.
 
-    An earlier transaction applied them, but may not have published the results.
+    An earlier transaction applied the records, but its results may not be published yet.
     """
     return Applied(
         states={},
@@ -84,7 +85,7 @@ async def apply(
 ) -> Applied:
     """Apply polls, at most one per partition, in one transaction. Skip records that were applied before.
 
-    ``needed`` holds partitions, with or without a poll here, and the offset up to which each must already be applied.
+    ``needed`` holds the offset up to which each partition must already be applied, even partitions without a poll here.
 
     ``set_aside`` is called before the commit, with the records that are invalid or ``unstorable``.
 
@@ -106,7 +107,7 @@ async def apply(
 
 
 class _Decoder:
-    """Decodes polls, and keeps the result in case the same polls are tried again with the exclusive lock."""
+    """Decodes polls, and keeps the result in case the same polls are applied again with the exclusive lock."""
 
     def __init__(self, unstorable: Unstorable | None) -> None:
         self._unstorable = unstorable
@@ -132,7 +133,7 @@ async def _apply(
 ) -> Applied:
     """Apply the polls in one transaction, with an exclusive lock on the tables or with a shared one.
 
-    Raises OutOfPlaceError, and changes nothing, if the lock is shared but must be exclusive.
+    If ``exclusive`` is False but the lock must be exclusive, changes nothing and raises OutOfPlaceError.
     """
     async with connection.transaction():
         next_offsets = await offsets.lock(connection, [(poll.topic, poll.partition) for poll in polls], identity)
@@ -142,8 +143,8 @@ async def _apply(
                 raise offsets.GapError({partition: start for partition, (start, _) in missing.items()})
         parts = [offsets.split_at(poll, next_offsets[poll.topic, poll.partition]) for poll in polls]
         new = [part for _, part in parts if part is not None]
-        # Publish again what earlier transactions applied, even if they applied only a part of a poll: the process that
-        # applied it may have died before publishing it.
+        # If earlier transactions applied these polls or parts of them, publish their results again: the process that
+        # applied them may have died before publishing.
         earlier = touched(decode_polls([part for part, _ in parts if part is not None]))
         if not new:
             return earlier
@@ -181,7 +182,7 @@ class _Transaction:
         self.rows: dict[str, Row] = dict(matcher.rows)
         #: Rows to insert, by input id.
         self.inserted: dict[str, InputState] = {}
-        #: Existing rows, by input id, whose input now counts in another attempt.
+        #: Existing rows, by input id, whose input now belongs to another attempt.
         self.moved: dict[str, InputState] = {}
         #: The version that each existing row had when this transaction read the row.
         self.versions: dict[str, str] = {input_id: row.version for input_id, row in matcher.rows.items()}
@@ -208,7 +209,7 @@ class _Transaction:
     def _add_rows_of_attempts(self) -> None:
         """Add a row for each input of the events.
 
-        If several attempts have the same input, the greatest version wins.
+        If several attempts contain the same input, the row with the greatest version wins.
         """
         for logged in self.decoded.attempts:
             for row, reason, message in attempts.rows_of(logged):

@@ -57,8 +57,8 @@ class DecodedPolls(NamedTuple):
 def decode_polls(polls: Sequence[Poll], unstorable: Unstorable | None = None) -> DecodedPolls:
     """Decode polls. Observations of the same run are merged; invalid and unstorable records go to ``poison``.
 
-    Any exception makes a record poison, even an unexpected one, because the error must not stop the records that
-    follow.
+    If any exception is raised for a record, even an unexpected one, the record goes to ``poison``. So one bad record
+    does not stop the records that follow.
     """
     decoded = DecodedPolls({}, {}, {}, {}, {}, [], [], [], [], [], [])
     for poll in polls:
@@ -146,20 +146,20 @@ _LONGEST = 255
 
 
 def _plain(value: Any) -> str | None:
-    """Return a value for a text column: text as it is, and anything else that Extend may send as JSON text."""
+    """Return a value for a text column: text unchanged, and any other value converted to JSON text."""
     if value is None:
         return None
     return storable_text(value if isinstance(value, str) else _encode(value).decode())
 
 
 def _credits(usage: Any) -> float | None:
-    """Return a run's credits, or None if there is no number. Raises OverflowError if it is too large for a float."""
+    """Return a run's credits, or None if it is not a number. Raises OverflowError if it is too large for a float."""
     found = usage.get("credits") if isinstance(usage, dict) else None
     return float(found) if isinstance(found, int | float) and not isinstance(found, bool) else None
 
 
 def _clean(run: bytes, metadata: bytes) -> tuple[bytes, bytes, Binding | None]:
-    """Return the run and its metadata, both without the reserved key, and the binding from that key (or None)."""
+    """Return the run and its metadata, both without the reserved key, and the binding that the key holds (or None)."""
     if _RESERVED not in metadata:
         return run, metadata, None
     fields = _metadata_decoder.decode(metadata)

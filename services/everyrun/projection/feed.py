@@ -1,4 +1,4 @@
-"""Keep applying polls until they are in the tables: fill gaps, wait for Postgres and Kafka, isolate poison records."""
+"""Apply polls, with retries: fill gaps, wait for Postgres and Kafka, and set aside records that cannot be stored."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _REFUSED_BY_POSTGRES = (
 _REFUSED_BY_PYTHON = (OverflowError, ValueError)
 
 Needed = Callable[[], Mapping[Partition, int]]
-"""A function that returns the offset up to which each partition must be applied before anything else is."""
+"""A function that returns the offset up to which each partition must be applied before new records are applied."""
 
 
 class Feed:
@@ -82,10 +82,10 @@ class Feed:
         self.blocked_by: str | None = None
 
     async def apply(self, polls: Sequence[Poll], needed: Needed = dict) -> list[Applied]:
-        """Apply the polls, and return what changed once they are in the tables.
+        """Apply the polls. Return once they are in the tables, with the ids of everything that changed.
 
-        Before that, read from the log and apply what is missing: the records before these polls, and those before the
-        offsets that ``needed`` returns. Otherwise, a run could be matched with tables that lack its batch. While
+        First, apply the missing records from the log: those before these polls, and those before the offsets that
+        ``needed`` returns. Otherwise, a run could be matched with tables that lack its batch. While
         Postgres or Kafka is unavailable, wait, and report the outage in readyz.
 
         Raises ForeignLogError if the tables were made from another log.
@@ -124,7 +124,7 @@ class Feed:
     async def report_unavailable(self, error: Exception) -> None:
         """Report in readyz that the database is unavailable. If the schema was dropped, recreate it.
 
-        A timeout of a statement is only logged, because the database is available.
+        If only a statement timed out, just log that, because the database is available.
         """
         if is_slow(error):
             _log.warning("a statement timed out; will retry", error=str(error))
@@ -225,7 +225,8 @@ class Feed:
 def is_unstorable(error: Exception) -> bool:
     """Return True if a record caused the error, so that a transaction without this record may succeed. Pure.
 
-    A ValueError that is also an OSError is not caused by a record: Python raises it for an untrusted certificate.
+    A ValueError that is also an OSError is not caused by a record. Python raises such an error for an untrusted
+    certificate.
     """
     refused_by_python = isinstance(error, _REFUSED_BY_PYTHON) and not isinstance(error, UNAVAILABLE)
     return isinstance(error, _REFUSED_BY_POSTGRES) or refused_by_python

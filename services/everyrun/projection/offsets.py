@@ -13,8 +13,9 @@ from everyrun.store.sql import Row, beside
 
 _sql = beside(__file__, "apply.sql")
 
-#: The topics that the tables are made from. Never change their order, because the index of events numbers the topics by
-#: it. A rebuild reads them in this order, too: ``batches`` first, so that most runs find the row of their input.
+#: The topics that the tables are made from. Never change their order, because the index of the log stores each topic as
+#: its place in this order. A rebuild also reads the topics in this order: ``batches`` first, so that an input
+#: usually has its row before its runs are read.
 INPUTS = ("batches", "runs", "deliveries", "quarantine")
 #: The two topics with records about chunks. Partitions of the same number hold the same chunks, so both are locked
 #: together: a transaction that applies one of them sees everything that was applied from the other.
@@ -32,14 +33,14 @@ class GapError(Exception):
 class ForeignLogError(EveryrunError):
     """The tables were made from another log.
 
-    That is another Kafka cluster, or topics that have been recreated or given more partitions since.
+    That log is in another Kafka cluster, or its topics have since been recreated or given more partitions.
     """
 
 
 def lockable(partitions: Iterable[Partition]) -> list[Partition]:
     """Return the partitions to lock, sorted.
 
-    For a partition of ``batches`` or ``runs``, the partition of the other topic with the same number is added.
+    For a partition of ``batches``, the partition of ``runs`` with the same number is added, and the other way round.
     """
     wanted = set()
     for topic, number in partitions:
@@ -67,7 +68,7 @@ def split_at(poll: Poll, next_offset: int) -> tuple[Poll | None, Poll | None]:
 async def lock(
     connection: asyncpg.Connection, partitions: Iterable[Partition], identity: LogIdentity
 ) -> dict[Partition, int]:
-    """Lock the rows of the partitions until the transaction ends, and return the next offset of each.
+    """Lock the rows of the partitions until the transaction ends, and return each partition's next offset.
 
     Also locks the partitions that :func:`lockable` adds. Raises ForeignLogError if the tables were made from another
     log, or from topics with another number of partitions.
@@ -109,15 +110,15 @@ async def applied_offsets(connection: asyncpg.Connection, identity: LogIdentity)
 
 
 def missing(applied: Mapping[Partition, int], needed: Mapping[Partition, int]) -> dict[Partition, OffsetRange]:
-    """Return the range of offsets that must still be applied in each partition that has not reached ``needed``."""
+    """Return the offsets that must still be applied, as one range for each partition that is behind ``needed``."""
     return {p: (applied.get(p, 0), end) for p, end in needed.items() if applied.get(p, 0) < end}
 
 
 def refuse_ahead(applied: Mapping[Partition, int], ends: Mapping[Partition, int]) -> None:
-    """Raise ForeignLogError if the tables are applied further than the log reaches.
+    """Raise ForeignLogError if an applied offset is beyond the end of its partition in the log.
 
     The next records of such a log would be skipped, as if they had been applied already. Read ``applied`` before
-    ``ends``: otherwise, a record applied between the two reads would look like one that the log does not hold.
+    ``ends``. Otherwise, a record that is written and applied between the two reads would seem to be beyond the end.
     """
     ahead = {partition: offset for partition, offset in applied.items() if offset > ends.get(partition, 0)}
     if ahead:
@@ -139,8 +140,8 @@ async def skip_empty(
 ) -> None:
     """Advance a partition from ``start`` to ``end`` over offsets that hold no records.
 
-    Does nothing if the next offset of the partition is not ``start``, because another worker advanced it or the tables
-    were replaced. Raises ForeignLogError as :func:`lock` does.
+    If the next offset of the partition is not ``start``, another worker has advanced it or the tables were replaced. In
+    that case, nothing is done. Raises ForeignLogError as :func:`lock` does.
     """
     async with connection.transaction():
         next_offsets = await lock(connection, [partition], identity)

@@ -1,6 +1,7 @@
 """Make the records of the topics ``results`` and ``reports`` from rows of the result tables. Pure.
 
-The type and the id of an event depend only on the state that it shows, so publishing a state again repeats the event.
+The type and the id of an event depend only on the state that it shows. So if a state is published again, the new event
+has the same type and the same id, and a consumer can drop it.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def _time(moment: datetime | None) -> str | None:
 
 
 def result_record(row: Row) -> Record:
-    """Return the event for a row of the table ``results`` that the statement ``current_rows`` read.
+    """Return the event for a row of the table ``results``, as the statement ``current_rows`` reads it.
 
     The record always fits the topic. If the row is too large, the run is left out (``run`` is null but ``run_id`` is
     not) and the failure texts are truncated. The table still holds all of them in full.
@@ -60,7 +61,7 @@ def _compact(text: bytes) -> bytes:
     try:
         return msgspec.json.format(text, indent=-1)
     except RecursionError:
-        # Nested too deeply for msgspec to reformat, though not for Postgres.
+        # The JSON is nested too deeply for msgspec, though not for Postgres.
         return text
 
 
@@ -86,7 +87,7 @@ def _result_record(row: Row) -> Record:
 
 
 def batch_record(row: Row, now: float) -> Record:
-    """Return the event for an attempt that the statement ``current_attempts`` read; ``now`` is Unix time in seconds."""
+    """Return the event for a row that the statement ``current_attempts`` read; ``now`` is Unix time in seconds."""
     kind = BatchSettled if row["state"] in ("SETTLED", "REFUSED") else BatchProgressed
     event = kind(
         submission_id=row["submission_id"],

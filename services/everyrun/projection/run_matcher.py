@@ -1,4 +1,4 @@
-"""Find the input of each run in some polls: read what the rules of :mod:`everyrun.projection.rules.match` need."""
+"""Find the input of each run in some polls, by the rules in :mod:`everyrun.projection.rules.match`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _bindings = msgspec.json.Decoder(list[Binding])
 
 
 class OutOfPlaceError(Exception):
-    """The transaction must lock the tables exclusively, as a record may lie in another partition than its chunk."""
+    """A record may lie in another partition than its chunk, so the transaction must lock the tables exclusively."""
 
 
 class _Bound(msgspec.Struct, frozen=True):
@@ -42,9 +42,9 @@ class _Bound(msgspec.Struct, frozen=True):
 
 
 class RunMatcher:
-    """Matches the runs in some polls, and earlier runs that were unmatched and whose batch these polls announce.
+    """Matches the runs in some polls, and those earlier, unmatched runs whose batch these polls announce.
 
-    A run is bound to the first input of its batch that the run names, and then stays bound to this input.
+    A run may name several inputs. It is bound to the first of them that is in its batch, and then stays bound to it.
     """
 
     def __init__(self, connection: asyncpg.Connection, decoded: DecodedPolls, partitions: int) -> None:
@@ -62,9 +62,9 @@ class RunMatcher:
     async def match_runs(self, *, exclusive: bool) -> None:
         """Match every run.
 
-        Unless ``exclusive``, raises OutOfPlaceError if a record lies in another partition than the chunk it belongs to,
-        or if this chunk is unknown. In these cases, two transactions that do not see each other could decide about one
-        run.
+        If ``exclusive`` is False, raises OutOfPlaceError if a record does not lie in the partition of its chunk, or if
+        its chunk is unknown. In these cases, two concurrent transactions, which do not see each other's changes, could
+        decide about the same run.
         """
         logged_events = self._decoded.attempts
         brought = attempts.batches_of(logged_events)
@@ -119,7 +119,7 @@ class RunMatcher:
         self._unmatched.append((run, INPUT_UNKNOWN))
 
     async def _batches(self, batch_ids: set[str | None]) -> dict[str, Batch]:
-        """Read the batches that are in the table, and for registered batches the inputs that the runs may belong to."""
+        """Read the batches from the table. For registered batches, also read the inputs that the runs may belong to."""
         found: dict[str, Batch] = {}
         registered = []
         for record in await self._connection.fetch(_sql["batches_by_id"], [b for b in batch_ids if b]):
@@ -144,8 +144,8 @@ class RunMatcher:
     async def _bound(self, named: Mapping[str, list[str] | Unmatched]) -> dict[str, _Bound]:
         """Return, by run id, the input and the batch that a run is already bound to.
 
-        Two kinds of runs need no lookup: a run that was unmatched before is not bound, and a run that is the current
-        run of the input that it names is matched to this input again.
+        Two kinds of runs need no lookup. A run that was unmatched before is not bound. And if a run names an input, and
+        is already the current run of this input, it is matched to the same input again.
         """
         wanted = []
         for run_id, found in named.items():
@@ -163,9 +163,9 @@ class RunMatcher:
     async def _members(
         self, named: Mapping[str, list[str] | Unmatched], batches: Mapping[str, Batch]
     ) -> set[tuple[str, str]]:
-        """Return the pairs (batchId, input id) of inputs that are in a batch though they count in another attempt.
+        """Return pairs (batchId, input id) of inputs that are in the batch but belong to another attempt.
 
-        For an input that counts in the attempt of its batch, its row in ``self.rows`` is enough.
+        No pair is needed for an input that belongs to the attempt of the batch: its row in ``self.rows`` is enough.
         """
         unclear = set()
         for run_id, found in named.items():
@@ -198,12 +198,12 @@ class RunMatcher:
         )
 
     def _own_partition(self, run: Run, batches: Mapping[str, Batch], bound: _Bound | None) -> set[int]:
-        """Return the partition of the run's chunk or batch, as a set that is empty if the partition is unknown."""
+        """Return a set with the partition of the run's chunk or batch. It is empty if the partition is unknown."""
         if run.batch_id is not None:
             batch = batches.get(run.batch_id)
             return set() if batch is None else {self._partition(batch.key)}
-        # A run without a batchId has only the chunk that it names. If the run is already bound to an input, the input
-        # must be of the same chunk.
+        # Of a run without a batchId, only the chunk that it names is known. If the run is already bound to an input,
+        # that input must belong to the same chunk.
         keys = {lineage(binding.chunk) for binding in self._decoded.bindings[run.run_id]}
         if bound is not None:
             keys.add(lineage(bound.binding.chunk))
@@ -222,7 +222,7 @@ class RunMatcher:
         return unmatched
 
     def bindings(self, run: Run) -> list[Binding]:
-        """Return the distinct bindings that the run was seen with; those to one attempt are in the order of the log."""
+        """Return the run's distinct bindings so far. Bindings to the same attempt are in the order of the log."""
         known = self.known.get(run.run_id)
         before = _bindings.decode(known["bindings"]) if known else []
         return unique_by_attempt([*before, *self._decoded.bindings.get(run.run_id, ())])

@@ -1,6 +1,6 @@
 """Read and write the rows of the result tables. Functions that write do so in the caller's transaction.
 
-This module has over 300 lines, so that the columns of each table and the statements that take them are in one place.
+This module has over 300 lines, because the columns of each table and the statements that use them belong together.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class ConflictError(Exception):
 
 
 class InputState(NamedTuple):
-    """The state of an input after a transaction: its row, and the selection of its current run, if it has a run.
+    """The state of an input after a transaction: its row and, if it has a run, the selection of its current run.
 
     ``reason`` and ``message`` say why an input without a run was refused.
     """
@@ -108,9 +108,9 @@ async def setup_connection(connection: asyncpg.Connection) -> None:
 
 
 def row_of(record: asyncpg.Record) -> Row:
-    """Return the row that the statement ``rows_by_input`` read.
+    """Return a record of the statement ``rows_by_input`` as a Row.
 
-    Its columns are the fields of Row, in the same order.
+    The columns of the statement are the fields of Row, in the same order.
     """
     return Row._make(record.values())
 
@@ -139,7 +139,7 @@ def run_of(record: asyncpg.Record) -> Run:
 
 
 def bound(run: Run, binding: Binding, batch_id: str) -> Run:
-    """Return the run as one of this input and this batch, whatever input and batch the run itself names."""
+    """Return the run with this input and this batch, in place of the input and the batch that the run itself names."""
     return replace(run, binding=binding, batch_id=batch_id)
 
 
@@ -251,7 +251,7 @@ async def write_deliveries(connection: asyncpg.Connection, logged_events: Sequen
 
 
 async def write_decisions(connection: asyncpg.Connection, logged_events: Sequence[LoggedEvent]) -> None:
-    """Insert the decisions that these events hold, one per event."""
+    """Insert the decisions in these events, one per event."""
     for logged in logged_events:
         await connection.execute(_sql["insert_decision"], *decisions.decision_of(logged))
 

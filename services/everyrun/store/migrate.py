@@ -1,6 +1,7 @@
 """Apply migrations with dbmate. Each schema has a folder of migrations, and a table that lists the applied ones.
 
-A migration runs with its schema first in the search path, so a migration that names no schema can be applied to any.
+While a migration runs, its schema is first in the search path. So a migration that names no schema can be applied to
+any schema.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ WAIT = "30s"
 
 
 class MigrationError(EveryrunError):
-    """dbmate could not migrate a schema; the text is dbmate's, without the password."""
+    """dbmate could not migrate a schema. The text of the error is dbmate's, without the password."""
 
 
 def _dbmate() -> str:
@@ -64,10 +65,13 @@ def migrate(dsn: str, schemas: dict[str, Path] | None = None) -> None:
 
 
 def _url(dsn: str, schema: str) -> str:
-    """Return the dsn in dbmate's form. Without an sslmode, use TLS if the server offers it, as asyncpg and psql do."""
+    """Return the dsn in dbmate's form.
+
+    If the dsn names no sslmode, TLS is used whenever the server offers it, as with asyncpg and psql.
+    """
     parts = urlsplit(dsn)
-    # A migration may take as long as it needs, so remove the role's limits. The last limits in LIMITS are left out,
-    # because older servers refuse a connection with settings that they do not know.
+    # A migration may take as long as it needs, so remove the role's timeouts. Only the first three of LIMITS are
+    # removed: older servers do not know the others, and refuse a connection that sets them.
     unlimited = [f"{name}=0" for name in LIMITS[:3]]
     own = [parts.query, f"search_path={schema}", *unlimited] + ([] if "sslmode=" in parts.query else ["sslmode=prefer"])
     query = "&".join(own).lstrip("&")

@@ -2,8 +2,8 @@
 
 Services exchange events through Kafka, and they also share a database. Each table has one owner. Only the owner changes
 its rows, except for the other writers that are listed with a reason. A part may read a table only if it is listed as a
-reader. A reader must cope with rows that are a moment old: the result tables follow the log, and the queue is ahead of
-them.
+reader. A reader must cope with rows that are a moment old, because the result tables lag a moment behind the log and
+behind the queue.
 
 A test compares this list with every statement in the code. docs/reference/ownership.md is generated from it.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-#: The parts of the code, and the processes that run each.
+#: For each part of the code: the processes that run it.
 PARTS = {
     "submission": "the submission service",
     "projection": "the processor; replay, for tables in schemas of its own",
@@ -80,7 +80,7 @@ TABLES = {
     "everyrun_queue.gone_runs": Table("reconciler", ("query",)),
     "everyrun_queue.published_offsets": Table("processor"),
     "everyrun_queue.replay_jobs": Table("replay"),
-    # The index of the log, which finds the events in the history of an input. It is made from the log.
+    # The index of the log, by which the events in the history of an input are found. It is made from the log.
     "everyrun_index.positions": Table("replay"),
     "everyrun_index.places": Table("replay"),
     "everyrun_index.batch_places": Table("replay"),

@@ -1,4 +1,4 @@
-"""Open pools of connections to Postgres, and tell slow statements from outages."""
+"""Open pools of connections to Postgres, and distinguish slow statements from outages."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ async def write_problem(connection: Any) -> str | None:
 
 
 class SlowStatementError(asyncpg.QueryCanceledError):
-    """A statement took too long, though Postgres answers others. Only the step that ran the statement should fail."""
+    """A statement took too long, though Postgres answers other statements. Only the step that ran it should fail."""
 
 
 def is_slow(error: BaseException) -> bool:
     """Return True if an error means that a statement took too long, and not that Postgres is unavailable.
 
-    Retry after such an error as after the others in POSTGRES_AWAY, but do not report an outage.
+    Retry such an error like the other errors in POSTGRES_AWAY, but do not report it as an outage.
     """
     return isinstance(error, asyncpg.QueryCanceledError)
 
@@ -86,15 +86,17 @@ _METHODS = ("execute", "executemany", "fetch", "fetchrow", "fetchval", "copy_to_
 def connection_naming_slow(dsn: str) -> type[asyncpg.Connection]:
     """Return a connection class that raises SlowStatementError for a slow statement, with the statement's name.
 
-    asyncpg's own class raises TimeoutError instead. TimeoutError is an OSError, so Postgres seems to be unavailable.
-    The returned class raises TimeoutError only if Postgres at ``dsn`` does not answer on another connection either.
+    asyncpg's own class raises TimeoutError for a slow statement. Callers treat TimeoutError, which is an OSError, as an
+    outage of Postgres. So the returned class raises TimeoutError only in an outage: if Postgres at ``dsn`` does not
+    answer on another connection either.
     """
     methods = {name: _naming_slow(getattr(asyncpg.Connection, name)) for name in _METHODS}
     return type("ConnectionNamingSlow", (Session,), {**methods, "dsn": dsn})
 
 
-#: Errors to retry later: Postgres is unavailable, or a statement took too long (see ``is_slow``). asyncpg raises
-#: InternalClientError if a connection is lost during a COPY or while it is returned to the pool.
+#: Errors after which callers retry later: Postgres is unavailable, or a statement took too long (see ``is_slow``).
+#: asyncpg raises InternalClientError if a connection is lost during a COPY, or while the connection is returned to the
+#: pool.
 POSTGRES_AWAY = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 
 
@@ -110,10 +112,12 @@ async def open_pool(
 ) -> asyncpg.Pool:
     """Return a pool of connections to EVERYRUN_POSTGRES_DSN; ``name`` is shown in pg_stat_activity.
 
-    Each session gets the settings in ``own``, and none of the role's limits apply to it. ``setup`` sets the type
-    codecs; the default one converts jsonb to Python values.
+    Each session gets the settings in ``own``. Timeouts that the role, the database or the server has set
+    (:data:`everyrun.store.session.LIMITS`) do not apply to it. ``setup`` sets the type codecs; the default one converts
+    jsonb to Python values.
 
-    Raises PoolerError, and OSError or asyncpg.PostgresError if the database does not answer.
+    Raises PoolerError if a pooler without sessions is in between. Raises OSError or asyncpg.PostgresError if no
+    connection can be opened.
     """
     dsn = settings.postgres_dsn.get_secret_value()
     pool: asyncpg.Pool = await asyncpg.create_pool(

@@ -20,7 +20,7 @@ _EVERY, _WITHIN = 2.0, 5.0
 class Probe:
     """Checks Postgres over a connection of its own.
 
-    The connections of the pool may all be busy, or wait a minute for a frozen server.
+    It does not use the pool, because all connections of the pool may be busy, or wait a minute for a frozen server.
     """
 
     def __init__(self, settings: Settings, *, name: str, writes: bool) -> None:
@@ -32,7 +32,7 @@ class Probe:
     async def problem(self) -> str | None:
         """Return why Postgres cannot be used now, or None if it can. Takes at most a few seconds, and raises no error.
 
-        If ``writes`` is set, a read-only database is a problem, too.
+        If ``writes`` is set, a read-only database counts as a problem.
         """
         try:
             async with asyncio.timeout(_WITHIN):

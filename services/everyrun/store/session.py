@@ -1,11 +1,11 @@
 """Prepare Postgres sessions: remove the role's limits, apply our settings, and refuse poolers without sessions.
 
 A role, a database or a server may set limits (``statement_timeout`` and others) that would end a long upload. Everyrun
-limits each call on the client instead, and sets those limits to 0 in each session. It does so with statements after it
-has connected, because PgBouncer refuses these settings when a connection starts.
+sets those limits to 0 in each session, and has timeouts in the client instead. It sets the limits with statements after
+it has connected, because PgBouncer refuses a connection that starts with these settings.
 
 A session has state: settings, prepared statements, advisory locks. A pooler in transaction mode may give each
-transaction another session, so this state is lost. Such a pooler is detected and refused (``PoolerError``).
+transaction another session, so this state would be lost. Such a pooler is detected and refused (``PoolerError``).
 """
 
 from __future__ import annotations
@@ -28,16 +28,17 @@ LIMITS = (
     "transaction_timeout",
 )
 
-#: The check for a pooler: how often each connection asks for its server process, and the timeout in seconds.
+#: The check for a pooler: how many times each connection asks for its server process, and the timeout in seconds.
 _ROUNDS = 8
 _WITHIN = 10.0
 
 
 def _says_shared(error: asyncpg.PostgresError) -> bool:
-    """Return True for the errors of a pooler without sessions.
+    """Return True if an error shows that there is a pooler without sessions.
 
-    Such an error says that a prepared statement exists only in another session, or that PgBouncer is in statement mode.
-    PgBouncer uses the same SQLSTATE for nearly all of its own errors, so the text of the error must be searched.
+    Such an error says that PgBouncer is in statement mode, or that a prepared statement is missing or exists already,
+    because another session prepared it. PgBouncer uses the same SQLSTATE for nearly all of its own errors, so the text
+    of the error must be searched.
     """
     lost = isinstance(error, (asyncpg.DuplicatePreparedStatementError, asyncpg.InvalidSQLStatementNameError))
     return lost or "statement pooling mode" in str(error).lower()
@@ -61,7 +62,7 @@ class Session(asyncpg.Connection):
     own = ""
 
     def get_reset_query(self) -> str:
-        """Return the statements that reset the session: asyncpg's, then those of our own settings."""
+        """Return the statements that reset the session: asyncpg's, and then those that apply our own settings again."""
         return f"{super().get_reset_query()}\n{self.own}"
 
 
@@ -83,9 +84,10 @@ async def refuse_pooler(connection: Any, dsn: str) -> None:
 
 
 async def prepare(connection: Any, dsn: str, own: Mapping[str, str]) -> None:
-    """Apply the settings in ``own`` to a new connection and remove the role's limits. Raises PoolerError.
+    """Apply the settings in ``own`` to a new connection, and remove the role's limits.
 
-    Limits that are not set are left alone, because these statements run again at every return to the pool.
+    No statement is sent for a limit that is not set, because the same statements run again whenever the connection
+    returns to the pool. Raises PoolerError as :func:`refuse_pooler` does.
     """
     await refuse_pooler(connection, dsn)
     limits = await connection.fetch(
@@ -105,9 +107,10 @@ def _literal(value: str) -> str:
 
 
 async def connect(dsn: str, *, name: str, own: Mapping[str, str] | None = None, **options: Any) -> asyncpg.Connection:
-    """Return a connection outside of any pool; ``name`` is shown in pg_stat_activity. ``options`` are asyncpg's.
+    """Return a connection outside of any pool; ``name`` is shown in pg_stat_activity.
 
-    Raises PoolerError, and OSError or asyncpg.PostgresError if the database does not answer.
+    ``options`` are passed to asyncpg.connect. Raises PoolerError if a pooler without sessions is in between. Raises
+    OSError or asyncpg.PostgresError if no connection can be opened.
     """
     named = {"application_name": f"everyrun-{name}"}
     connection: asyncpg.Connection = await asyncpg.connect(dsn, server_settings=named, **options)
@@ -122,7 +125,7 @@ async def connect(dsn: str, *, name: str, own: Mapping[str, str] | None = None, 
 def preparing(
     dsn: str, own: Mapping[str, str], then: Callable[[asyncpg.Connection], Awaitable[None]]
 ) -> Callable[[asyncpg.Connection], Coroutine[Any, Any, None]]:
-    """Return a function for a pool to call with each new connection. It calls ``prepare``, and then ``then``."""
+    """Return a function that a pool calls with each new connection. It calls ``prepare``, and then ``then``."""
 
     async def prepared(connection: asyncpg.Connection) -> None:
         await prepare(connection, dsn, own)
@@ -178,7 +181,7 @@ _ENDED_BY = {
 
 
 def ended_by(error: BaseException) -> str | None:
-    """Return the setting by which Postgres ended a statement, a transaction or a session, or None for other errors."""
+    """Return the setting that made Postgres end a statement, a transaction or a session; None for other errors."""
     if not isinstance(error, asyncpg.PostgresError):
         return None
     if error.sqlstate == "57014":

@@ -1,4 +1,4 @@
-"""Read named SQL statements from ``.sql`` files. A statement follows a line ``-- name: some_name``."""
+"""Read named SQL statements from ``.sql`` files. Each statement follows a line ``-- name: some_name``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def name_of(statement: str) -> str:
 class Statements:
     """The statements of one file: ``statements["name"]`` is the text.
 
-    The KeyError for an unknown name names the file.
+    If the name is unknown, the text of the KeyError names the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -51,5 +51,5 @@ class Statements:
 
 
 def beside(module_file: str, name: str) -> Statements:
-    """Return the statements of the file ``name``, relative to a module's folder: ``beside(__file__, "query.sql")``."""
+    """Return the statements of a file; ``name`` is relative to a module's folder: ``beside(__file__, "query.sql")``."""
     return Statements(Path(module_file).parent / name)

@@ -1,11 +1,12 @@
-"""Make text storable in Postgres: text may hold no NUL, and jsonb neither NUL nor lone surrogates. Pure."""
+"""Make text storable in Postgres: text must not contain NUL, and jsonb neither NUL nor lone surrogates. Pure."""
 
 from __future__ import annotations
 
 import re
 
-# Finds escapes of NUL, pairs of surrogates (which are kept) and lone surrogates. Pairs of backslashes before an escape
-# are skipped, because an escaped backslash makes the u0000 after it plain text.
+# Finds escaped NULs, escaped pairs of surrogates (which are kept) and escaped lone surrogates. Only an odd number of
+# backslashes before the u makes an escape. If the number is even, each backslash is itself escaped, and a u0000 after
+# them is plain text.
 _UNSTORABLE = re.compile(
     rb"(?<!\\)((?:\\\\)*)\\u(?:0000|[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|[dD][89a-fA-F][0-9a-fA-F]{2})"
 )
@@ -13,7 +14,7 @@ _UNSTORABLE = re.compile(
 
 def storable_json(raw: bytes) -> bytes:
     """Return JSON text for a jsonb column: each escaped NUL or lone surrogate becomes U+FFFD."""
-    # For speed: nearly all texts hold no \u at all, so the first search decides.
+    # For speed: nearly all texts contain no \u at all, so the first test is enough.
     if b"\\u" not in raw or (b"\\u0000" not in raw and b"\\ud" not in raw and b"\\uD" not in raw):
         return raw
     return _UNSTORABLE.sub(_replacement, raw)

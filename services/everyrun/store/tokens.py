@@ -1,7 +1,7 @@
 """Create, revoke and check API tokens. Only the hash of a token is stored, so a copy of the database gives no access.
 
 The hash is a plain SHA-256. Salts and slow hashes protect passwords that people choose, because such passwords can be
-guessed from a list. A token needs neither: it has 256 random bits, so it cannot be guessed, however fast a guess is.
+guessed from a list. A token needs neither: it has 256 random bits, so it cannot be guessed, even at great speed.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _sql = beside(__file__, "tokens.sql")
 Scope = Literal["submit", "read", "operate"]
 
 #: What a token allows. submit: submit inputs; read: read reports and results; operate: make an operator's decisions. No
-#: scope includes another.
+#: scope includes another scope.
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 #: Maximum age in seconds of the tokens in memory. After that, they are read again, so that a revocation takes effect.
 FRESH_FOR = 2.0
-#: The same if a token is unknown. It is short, so that a new token works at once, but not 0, so that a flood of guesses
-#: does not cause a flood of queries.
+#: The same maximum age, for a request with an unknown token. It is short, so that a new token works at once, but not 0,
+#: so that a flood of guesses does not cause a flood of queries.
 UNKNOWN_FOR = 0.2
 
 
@@ -44,9 +44,9 @@ class Caller(Struct, frozen=True):
 
 
 class Revoked(Struct, frozen=True):
-    """A revoked token: its name, and whether it had already been revoked ``before``.
+    """A revoked token.
 
-    In that case, the reason of the first revocation is kept.
+    ``before`` is True if it had already been revoked earlier. The reason of the first revocation is then kept.
     """
 
     name: str
@@ -80,7 +80,7 @@ async def create(
 ) -> str:
     """Create a token and return it (``ert_ID_SECRET``). The caller must show it now, because its text is not stored.
 
-    The submission service then publishes ``token-created``, with ``by`` as its creator.
+    The submission service then publishes ``token-created``, which names ``by`` as the creator of the token.
     """
     token_id = "ert_" + secrets.token_hex(6)
     token = f"{token_id}_{secrets.token_hex(32)}"
@@ -96,7 +96,7 @@ async def every(connection: asyncpg.Connection) -> list[asyncpg.Record]:
 
 
 async def revoke(connection: asyncpg.Connection, token_id: str, by: str, reason: str) -> Revoked | None:
-    """Revoke a token by its id (``ert_...``) or its whole text. Return None if it does not exist.
+    """Revoke a token by its id (``ert_...``) or its whole text. Return None if there is no such token.
 
     Services refuse the token within FRESH_FOR seconds. The submission service then publishes ``token-revoked``. This
     event keeps the token revoked even if the database is restored from an older backup; see ``is_durable``.
@@ -130,8 +130,8 @@ class Tokens:
         """Return the caller of a token, or None if it is unknown, expired or revoked.
 
         A response must not tell which of the three it is. Raises OSError or asyncpg's errors if the database does not
-        answer, and RevocationsUnknownError if the database may be restored from an older backup that lacks a
-        revocation.
+        answer. Raises RevocationsUnknownError if the database may have been restored from an older backup, in which a
+        revocation may be missing.
         """
         given = digest(token)
         if self._bootstrap is not None and hmac.compare_digest(given, self._bootstrap):

@@ -51,7 +51,7 @@ _COLUMN: dict[type[msgspec.Struct], str] = {
 
 
 _REFUSALS = (events.BatchRejected, events.DoubtDiscarded)
-#: Events whose inputs become rows of ``results``. Those of batch-requested do not, because they are not sent yet.
+#: Events whose inputs become rows of ``results``. The inputs of batch-requested do not: they are not sent yet.
 _WITH_ROWS = (*_REFUSALS, events.BatchSubmitted, events.DoubtAdopted, events.BatchRegistered)
 
 
@@ -127,8 +127,8 @@ def rows_of(logged: LoggedEvent) -> list[tuple[Row, str | None, str | None]]:
     refused = type(event) in _REFUSALS
     version = version_of_attempt(event.chunk, event.attempt, refused)
     if isinstance(event, events.DoubtDiscarded):
-        # If Extend refused an attempt and a person also discarded it, this makes the discarded version the greater one,
-        # so the row shows the same whatever the order of the two events.
+        # If Extend refused an attempt and a person also discarded it, the row shows the person's decision, whatever the
+        # order of the two events, because the longer version is the greater one.
         version += DISCARDED
     status = REFUSED if refused else SUBMITTED
     reason, message = _refusal(event) if refused else (None, None)
@@ -159,9 +159,10 @@ def rows_of(logged: LoggedEvent) -> list[tuple[Row, str | None, str | None]]:
 def state_of(attempt: Mapping[str, Any], counts: Mapping[str, int], runs_observed: int) -> str:
     """Return the state of an attempt, from its events so far, the statuses of its inputs and its number of runs.
 
-    An attempt is SETTLED if it was submitted, every input that counts in it is settled, and at least as many runs were
-    seen as the batch has inputs. If Extend accepted two attempts for a chunk, all inputs may count in one of them. The
-    other attempt then settles once all its runs have been seen, as duplicates.
+    An attempt is SETTLED if it was submitted, every input that belongs to it is settled, and at least as many runs were
+    seen as the batch has inputs. An input belongs to the attempt that started its current run. If Extend accepted two
+    attempts for a chunk, all inputs may belong to one of them. The other attempt then settles once all its runs have
+    been seen. They are duplicates.
     """
     state = next((state for column, state in _STATES if attempt[column] is not None), SENDING)
     if state == SUBMITTED and runs_observed >= attempt["expected"] and all(status in SETTLED for status in counts):

@@ -32,7 +32,7 @@ class Decision(NamedTuple):
     chunk: str | None
     attempt: int | None
     batch_id: str | None
-    #: The source of the quarantined message, or the id of the token, that was decided about.
+    #: What was decided about: the source of a quarantined message, or the id of a token.
     source: str | None
     decided_by: str | None
     reason: str
@@ -40,7 +40,7 @@ class Decision(NamedTuple):
 
 
 def decision_of(logged: LoggedEvent) -> Decision:
-    """Return the decision that an event holds."""
+    """Return the decision in an event."""
     event: Any = logged.event
     by = event.by
     return Decision(

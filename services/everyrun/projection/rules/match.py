@@ -71,8 +71,8 @@ def match(
 ) -> list[str] | Unmatched:
     """Return the ids of the inputs that the run may belong to, or why there are none. Nothing is guessed.
 
-    The run belongs to the first of these inputs that is an input of the batch. The caller checks that; if none of them
-    is, the caller uses the reason INPUT_UNKNOWN, which this function never returns.
+    The run belongs to the first of these inputs that is an input of the batch. The caller finds out which one that is.
+    If there is none, the caller uses the reason INPUT_UNKNOWN, which this function never returns.
 
     - A run of a batch that Everyrun sent names its input in ``bindings``. Bindings to other attempts are ignored.
     - A run of a registered batch belongs to the input whose metadata has one of the run's ``fingerprints``.
@@ -104,8 +104,9 @@ def _by_metadata(inputs: Inputs, fingerprints: Sequence[str]) -> list[str] | Unm
 def unique_by_attempt(bindings: Iterable[Binding]) -> list[Binding]:
     """Return each binding once, sorted by attempt. Bindings to the same attempt keep the order in which they are given.
 
-    Runs with bindings to the same attempt lie in one partition, so the log gives these bindings an order. Bindings to
-    different attempts may lie in different partitions, which have no common order, so they are sorted by attempt.
+    Records with bindings to the same attempt lie in one partition, so the log gives these bindings an order. Records
+    with bindings to different attempts may lie in different partitions, which have no common order. So these bindings
+    are sorted by attempt.
     """
     return sorted(dict.fromkeys(bindings), key=lambda binding: (binding.chunk, binding.attempt))
 

@@ -79,7 +79,7 @@ def instant(text: str | None) -> datetime | None:
 
 
 def own_time(end_time: str | None, reviewed_at: str | None) -> datetime | None:
-    """Return when the run reached its state, by Extend's times: the later of its end and its review, or None."""
+    """Return the later of the run's end and its review, by Extend's clock; None if it has neither."""
     moments = [m for m in (instant(end_time), instant(reviewed_at)) if m is not None]
     return max(moments, default=None)
 
@@ -89,7 +89,7 @@ def order_of(
 ) -> str:
     """Return the order of an observation among all observations of its run, as text. The greatest order wins.
 
-    The order compares, the most important first:
+    Orders are compared by these parts, the most important first:
 
     1. the rank of the status; a final status has the greatest rank
     2. ``own``: the run's own time, which is that of its end or of its review
@@ -106,12 +106,12 @@ def order_of(
     return f"{rank}{moment}{'0' if truncated else '1'}{'1' if polled else '0'}{requested}{digest}"
 
 
-#: Appended to the order of a state when its content is dropped, so that the result sorts right after the order.
+#: Appended to the order of a state when its content is dropped, so that the new order sorts right after the old one.
 _TRIMMED = "~"
 
 
 def trimmed(order: str) -> str:
-    """Return the order that the state with this order has once its content is dropped."""
+    """Return the new order of a state whose content is dropped, given its old order."""
     return order if is_trimmed(order) else order + _TRIMMED
 
 
@@ -151,9 +151,9 @@ _Known = TypeVar("_Known", Binding, str)
 
 
 def _named(one: _Known | None, other: _Known | None) -> _Known | None:
-    """Return the value that is not None.
+    """Return the value that is not None, or None if both are None.
 
-    Of two values, return the smaller, so that the order of arrival does not matter.
+    If neither is None, return the smaller value, so that the order of arrival does not matter.
     """
     if one is None or other is None:
         return one or other

@@ -22,8 +22,8 @@ _COMPLEMENT = bytes(range(255, -1, -1))
 def version_of_run(run_id: str, final: bool, order: str) -> str:
     """Return the version of a row whose current run has this id and this order.
 
-    It compares first whether the run is final (a final run wins over an open one), then the run id (the smallest wins),
-    and then the order.
+    Versions are compared first by whether the run is final (a final run wins over an open one), then by the run id (the
+    smallest wins), and then by the order.
     """
     return f"{_FINAL if final else _OPEN}{_smallest_first(run_id)}.{order}"
 
@@ -42,8 +42,9 @@ def order_in(version: str) -> str:
 
 
 def _smallest_first(identifier: str) -> str:
-    # The greatest version is selected, but it should be that of the smallest id, so the bytes are complemented. For the
-    # same reason, the end mark makes the result of an id greater than that of every longer id that starts with it.
+    # The greatest version is selected, and it must be that of the smallest id. So the bytes of the id are complemented.
+    # For the same reason, the end mark makes the result for an id greater than the result for any longer id that begins
+    # with the same characters.
     return identifier.encode("utf-8", "surrogatepass").translate(_COMPLEMENT).hex() + _END
 
 
@@ -66,7 +67,7 @@ class Row(NamedTuple):
 
     @property
     def attempt_key(self) -> AttemptKey:
-        """The attempt that the input counts in."""
+        """The attempt that the input belongs to: it started the current run or, without a run, it set the row."""
         return self.chunk, self.attempt
 
 
@@ -85,7 +86,7 @@ def version_of(run: Run) -> str:
 
 
 def attempt_of(run: Run, row: Row) -> AttemptKey:
-    """Return the attempt in which a run counts. The run is matched to the input of this row."""
+    """Return the attempt that started a run. ``row`` is the row of the input that the run is matched to."""
     return (run.binding.chunk, run.binding.attempt) if run.binding else row.attempt_key
 
 
@@ -160,7 +161,7 @@ def count(
     """Add what one selection changes to ``deltas``.
 
     ``before`` holds, by run id, the attempt of each run that was known before, including duplicates.
-    ``duplicates_before`` holds only those of the duplicates.
+    ``duplicates_before`` holds the same, but only for duplicates.
     """
     row = selection.row
     deltas.move((row.attempt_key, row.status), (attempt_of(selection.current, row), selection.current.status))
