@@ -22,7 +22,8 @@ def whole_binary(path: Path, *, mode: int | None = None, new: bool = False) -> I
     path that is not a regular file (a pipe, /dev/stdout) is written directly.
 
     ``mode`` sets the permissions. By default, a file that exists keeps its permissions and owner, and a new file gets
-    those that the umask allows. With ``new``, raises FileExistsError if the file exists. Raises OSError.
+    the permissions that the umask allows. With ``new``, raises FileExistsError if the file exists. Raises OSError if
+    the file cannot be written.
     """
     try:
         there: os.stat_result | None = os.stat(path)
@@ -49,7 +50,7 @@ def whole_binary(path: Path, *, mode: int | None = None, new: bool = False) -> I
             os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
         if new:
-            # If another process has made the file meanwhile, os.link fails, while a rename would replace that file.
+            # If another process has made the file meanwhile, os.link fails. A rename would replace that file instead.
             os.link(name, place)
         else:
             os.replace(name, place)
@@ -71,7 +72,8 @@ def whole(path: Path, *, newline: str | None = "\n", **more: Any) -> Iterator[IO
         text = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline=newline)
         yield text
         text.flush()
-        # Detach the wrapper, or it would close the file when it is deleted. whole_binary still has to sync the file.
+        # Detach the text wrapper. Otherwise it would close the file when it is deleted, but whole_binary still has to
+        # sync the file.
         text.detach()
 
 

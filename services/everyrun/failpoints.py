@@ -1,9 +1,9 @@
 """Kill this process with SIGKILL at a named point, to test what a crash there does. Never use this in production.
 
-``EVERYRUN_FAILPOINTS`` lists points, separated by commas. A process that reaches a listed point kills itself, but only
-once per point: it first makes the file ``failpoints/POINT`` in ``EVERYRUN_DATA_DIR``, and passes the point if that file
-exists, so that the restarted process continues. A test disarms a point by making the file, and arms the point again by
-removing the file.
+``EVERYRUN_FAILPOINTS`` lists points, separated by commas. A process that reaches a listed point makes the file
+``failpoints/POINT`` in ``EVERYRUN_DATA_DIR``, and then kills itself. If the file exists already, the process passes the
+point. So each point kills only once, and the restarted process continues. A test disarms a point by making the file,
+and arms the point again by removing the file.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pathlib import Path
 
 VARIABLE = "EVERYRUN_FAILPOINTS"
 
-#: Every point, in the order in which an input passes them. The name of a point consists of a part of the code, and of a
-#: moment: before or after a step of that part.
+#: Every point, in the order in which an input passes them. The name of a point says in which part of the code it is,
+#: and whether it is before or after a step of that part.
 POINTS = (
     "intake.before_commit",
     "intake.after_commit",
@@ -54,7 +54,7 @@ if unknown := _armed.difference(POINTS):
 
 
 def done(data_dir: Path, point: str) -> Path:
-    """Return the path of the file that records that a point has killed a process, and must not kill another."""
+    """Return the path of the file which records that a point has killed a process and must not kill again."""
     return data_dir / "failpoints" / point
 
 

@@ -14,7 +14,8 @@ class Health:
     """Tracks which parts of a service work, and answers ``/healthz`` and ``/readyz``.
 
     A service is ready if it can serve its callers. While a part does not work, call ``not_ready(part, why)``; when it
-    works, call ``ready(part)``. The arguments name the parts that must report at start. There are three kinds of parts:
+    works, call ``ready(part)``. The arguments of the constructor name the parts that must report at start. There are
+    three kinds of parts:
 
     - ``needs``: the service is not ready while one of these does not work. Parts that no argument names are of this
       kind too.
@@ -54,14 +55,14 @@ class Health:
 
     @property
     def missing(self) -> dict[str, str]:
-        """The needed parts that do not work, each with its reason. The service is ready if there are none."""
+        """The needed parts that do not work, each with its reason. If there are no such parts, the service is ready."""
         return {part: why for part, why in self._waiting.items() if part not in self._reported}
 
     def answer(self, path: str) -> tuple[int, bytes]:
         """Return the HTTP status (200 or 503) and the JSON body of the response for ``/healthz`` or ``/readyz``.
 
-        In the body, ``waiting`` has every part that does not work, with the reason; ``missing`` lists those of them
-        without which the service is not ready.
+        In the body, ``waiting`` contains every part that does not work, with the reason. ``missing`` lists the parts
+        among them that keep the service from being ready.
         """
         if self._failed is not None:
             return 503, msgspec.json.encode({"status": "failed", "reason": self._failed})

@@ -41,7 +41,7 @@ class ApiError(EveryrunError):
 
 
 class InvalidFieldError(Invalid):
-    """A parameter or a field of the body is wrong. The response is 422, and has the name as ``field``."""
+    """A parameter or a field of the body is wrong. The response is 422, and ``field`` in it is the name."""
 
     def __init__(self, field: str, problem: str) -> None:
         super().__init__(f"{field}: {problem}")
@@ -199,7 +199,7 @@ def _field_problem(problem: dict[str, Any], request: Request) -> tuple[str, str]
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Make the app answer errors with ``{"code", "message"}``: Everyrun's own, and those of FastAPI and Starlette."""
+    """Make the app answer errors of Everyrun, FastAPI and Starlette with a body that has ``code`` and ``message``."""
 
     @app.exception_handler(ApiError)
     async def api_error(_request: Request, error: ApiError) -> JSONResponse:
@@ -243,7 +243,7 @@ def api(
 
     The tokens are read from ``pool``. A body larger than BODY_BYTES is refused, except on the paths in ``streams``,
     whose routes check a limit of their own. Errors of the classes in ``unavailable`` mean that the database does not
-    answer; the response is 503.
+    answer; the response to them is 503.
     """
     app = FastAPI(
         title=title, description=description, version="1", docs_url=None, redoc_url=None, redirect_slashes=False

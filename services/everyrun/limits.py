@@ -17,11 +17,11 @@ AsgiApp = Callable[[Any, Any, Any], Awaitable[None]]
 #: Maximum size of a head in bytes, and maximum number of headers.
 HEAD_BYTES = 32 << 10
 HEAD_LINES = 100
-#: Seconds from the first byte of a request to the end of its head. This time does not begin before that byte: load
+#: Seconds from the first byte of a request to the end of its head. The time before the first byte does not count: load
 #: balancers open connections in advance, and a connection without a request may be idle for EVERYRUN_KEEP_ALIVE.
 HEAD_WITHIN = 10.0
-#: A body gets BODY_WITHIN seconds, and one more second for every BODY_BYTES_PER_SECOND bytes that arrive. A slower body
-#: is given up.
+#: A body may take BODY_WITHIN seconds, and one more second for every BODY_BYTES_PER_SECOND bytes that arrive. If it
+#: takes longer, the request is given up.
 BODY_WITHIN = 25.0
 BODY_BYTES_PER_SECOND = 4 << 10
 #: If a response is sent before the whole request was read, the rest of the request is still read for this many seconds:

@@ -7,7 +7,8 @@ import ctypes
 import gc
 
 #: After this many new objects, the garbage collector looks for cycles in the youngest generation. With the much lower
-#: default it would walk through the records of a poll many times, and find none: reference counts free the records.
+#: default it would walk through the records of a poll many times and find no cycles, because the records are freed by
+#: their reference counts.
 _YOUNG = 100_000
 #: Seconds between two releases of memory.
 _EVERY = 20.0

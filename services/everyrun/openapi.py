@@ -1,8 +1,8 @@
 """Describe the responses of our HTTP APIs in their OpenAPI documents: the type of each success, and every error.
 
-A route declares its own responses with the decorator ``@answers(Type, {404: "..."})``, below the decorator that has its
-path. This module adds the responses that any route can have (401, 403, 503, 504), and those of routes with parameters
-or a body (400, 413, 422). All this is only documentation, and does nothing while a request is handled.
+A route declares its own responses with the decorator ``@answers(Type, {404: "..."})``, which stands below the decorator
+with the route's path. This module adds the responses that any route can have (401, 403, 503, 504), and those of routes
+with parameters or a body (400, 413, 422). All this is only documentation, and does nothing while a request is handled.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ class Problem(msgspec.Struct, frozen=True):
     message: Annotated[str, Meta(description="What is wrong and what to do, for people. The wording may change.")]
     field: Annotated[
         str | UnsetType,
-        Meta(description="The parameter or the field of the body that is wrong. Absent if the problem is another one."),
+        Meta(
+            description="The parameter or the field of the body that is wrong. Absent if the problem is of another "
+            "kind."
+        ),
     ] = UNSET
 
 
@@ -54,8 +57,9 @@ def answers(
 ) -> Callable[[_Route], _Route]:
     """Declare the responses of the decorated route: the msgspec type of a success, and its own errors by HTTP status.
 
-    An error is a sentence that begins with the error's code, or a pair of such a sentence and the type of the body.
-    ``also`` lists types to which :func:`any_of` refers by name, so that the document defines them.
+    Each error is described by a sentence that begins with the error's code, or by a pair of such a sentence and the
+    type of the response's body. ``also`` lists types to which :func:`any_of` refers by name, so that the document
+    defines them.
     """
 
     def mark(route: _Route) -> _Route:
@@ -145,5 +149,5 @@ def _response(text: str, schema: Any) -> dict[str, Any]:
 
 
 def any_of(*types: type) -> Meta:
-    """Describe a value that is one of several structs. The route must pass these as ``also`` to :func:`answers`."""
+    """Describe a value that is one of several structs. The route must list them in ``answers(also=...)``."""
     return Meta(extra_json_schema={"anyOf": [{"$ref": REF.format(name=one.__name__)} for one in types]})

@@ -26,14 +26,15 @@ _FORMS: tuple[tuple[re.Pattern[str], str], ...] = (
 )
 
 
-#: Minimum length of a secret that is hidden. A shorter text would also be hidden where it is not the secret.
+#: Minimum length of a secret that is hidden. A shorter secret may occur by chance in another text, which would then be
+#: hidden too.
 _LEAST = 6
 _known: set[str] = set()
 _exact: re.Pattern[str] | None = None
 
 
 def remember(secrets: Iterable[str]) -> None:
-    """Make :func:`redact` hide these secrets from now on, even if they are written as in JSON, Python or a URL.
+    """Make :func:`redact` hide these secrets from now on, even where they are escaped as in JSON, Python or a URL.
 
     Secrets of fewer than six characters are not hidden.
     """
@@ -46,7 +47,10 @@ def remember(secrets: Iterable[str]) -> None:
 
 
 def passwords_of(dsn: str) -> list[str]:
-    """Return the passwords in a Postgres dsn: before the host, or as a parameter. If it is not a URL, return none."""
+    """Return the passwords that a Postgres dsn contains, before the host or as a parameter.
+
+    If the dsn is not a URL, return none.
+    """
     try:
         parts = urlsplit(dsn)
         given = [unquote(parts.password or ""), *parse_qs(parts.query).get("password", [])]

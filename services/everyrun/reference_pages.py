@@ -102,7 +102,8 @@ def cli_page() -> str:
 def _command(name: str, command: Any) -> list[str]:
     """Return the lines of the section about a command.
 
-    For a group, return the sections of all its commands, after its own section if it can be called without a command.
+    For a group of commands, return the sections of all its commands. If the group can be called without a command, its
+    own section comes first.
     """
     if hasattr(command, "commands"):
         inner = [line for own, one in command.commands.items() for line in _command(f"{name} {own}", one)]

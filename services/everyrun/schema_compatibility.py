@@ -17,7 +17,7 @@ Schema = Mapping[str, Any]
 
 #: Keywords of JSON Schema that may differ, because they only describe.
 _WORDS = {"$schema", "$id", "$defs", "title", "description", "examples", "default"}
-#: Keywords that limit values. A keyword has True if a greater limit allows fewer values.
+#: Keywords that limit values. True stands for a keyword whose greater limit allows fewer values.
 _BOUNDS = {
     **dict.fromkeys(("minimum", "exclusiveMinimum", "minLength", "minItems"), True),
     **dict.fromkeys(("maximum", "exclusiveMaximum", "maxLength", "maxItems"), False),
@@ -27,7 +27,7 @@ _BOUNDS = {
 def breaks(released: Schema, present: Schema) -> list[str]:
     """Return the changes from the released to the present schema that would break a reader.
 
-    Each is a text that begins with the path of the field that changed.
+    Each change is described by a text that begins with the path of the field that changed.
     """
     return list(_compare(released, present, _Refs(released, present), ""))
 
@@ -37,11 +37,11 @@ class _Refs:
         self._released, self._present = released.get("$defs", {}), present.get("$defs", {})
 
     def old(self, schema: Schema) -> Schema:
-        """Return the schema, or if it is a reference, the schema to which it refers in the released document."""
+        """Return the schema. If it is a reference, return the schema to which it refers in the released document."""
         return self._follow(schema, self._released)
 
     def new(self, schema: Schema) -> Schema:
-        """Return the schema, or if it is a reference, the schema to which it refers in the present document."""
+        """Return the schema. If it is a reference, return the schema to which it refers in the present document."""
         return self._follow(schema, self._present)
 
     @staticmethod

@@ -78,7 +78,8 @@ def with_health(health: Health, app: AsgiApp | None = None, registry: CollectorR
 class StartingApp:
     """An ASGI application that answers every request with 503 until ``app`` is set, and then passes requests to it.
 
-    With it, a service can listen from its first second, so that a probe or a caller learns what the start waits for.
+    With it, a service can listen from its first second, so that a probe or a caller learns what the service is waiting
+    for.
     """
 
     def __init__(self, health: Health) -> None:
@@ -112,7 +113,7 @@ async def respond(
 class _Server(uvicorn.Server):
     """uvicorn without its own signal handling, because ``run_service`` handles signals."""
 
-    #: Set whenever ``should_exit`` is set to True, so that ``main_loop`` need not look at that all the time.
+    #: Set whenever ``should_exit`` becomes True, so that ``main_loop`` can wait for this event.
     exiting: asyncio.Event
 
     @contextlib.contextmanager
@@ -120,7 +121,7 @@ class _Server(uvicorn.Server):
         yield
 
     async def main_loop(self) -> None:
-        """Run uvicorn's periodic work once a second, or at once if the server must stop.
+        """Run uvicorn's periodic work once a second. Return at once when the server must stop.
 
         uvicorn's own loop wakes up ten times a second to look at ``should_exit``, which uses CPU while nothing happens.
         """
@@ -133,7 +134,7 @@ class _Server(uvicorn.Server):
 async def http_server(
     listen: str, app: AsgiApp, drain: float = 5.0, *, dated: bool = True, keep_alive: int = 75
 ) -> Any:
-    """Serve ``app`` on ``host:port`` while the block runs. When it ends, requests in progress get ``drain`` seconds.
+    """Serve ``app`` on ``host:port`` while the block runs. When the block ends, open requests get ``drain`` seconds.
 
     Idle connections are closed after ``keep_alive`` seconds. If ``dated`` is true, responses have a Date header.
     :mod:`everyrun.limits` limits the headers and the time for a body; ``app`` must limit the size of a body.
@@ -184,7 +185,8 @@ class StopEvent(asyncio.Event):
 def stop_on_signals() -> StopEvent:
     """Return an event that SIGTERM and SIGINT set.
 
-    SIGINT sets it even if the process inherited that it ignores SIGINT, as a shell's background job does.
+    SIGINT sets the event even in a background job of a shell. Such a process inherits from the shell that it ignores
+    SIGINT, which is undone here.
     """
     stop = StopEvent()
     loop = asyncio.get_running_loop()
@@ -222,8 +224,9 @@ def run_service(
         releasing.cancel()
         await asyncio.wait([work], timeout=END_WITHIN)
         if not work.done():
-            # The service still waits for Kafka or Postgres at its start, or for something that does not end. It can be
-            # cancelled without loss, because it must survive being killed anyway.
+            # The service has not ended in time: it is still waiting for Kafka or Postgres at its start, or for
+            # something that does not end. To cancel it loses nothing, because a service must survive being killed
+            # anyway.
             work.cancel()
             await asyncio.wait([work], timeout=1.0)
         if work.done() and not work.cancelled():

@@ -1,8 +1,8 @@
 """Define all settings of all services. They are read from environment variables and checked when a process starts.
 
-The setting ``some_name`` is read from the variable ``EVERYRUN_SOME_NAME``. There are two exceptions, because Extend's
-own tools use the same variables: ``EXTEND_API_KEY`` and ``EXTEND_WORKSPACE_ID``. If a variable is wrong or missing,
-:class:`SettingsError` names the variable and says what to do.
+The setting ``some_name`` is read from the variable ``EVERYRUN_SOME_NAME``. Two variables are exceptions,
+``EXTEND_API_KEY`` and ``EXTEND_WORKSPACE_ID``: they have the names that Extend's own tools use. If a variable is wrong
+or missing, :class:`SettingsError` names the variable and says what to do.
 
 This module has over 300 lines because it is a list: one setting after the other, with the checks of their values.
 """
@@ -20,7 +20,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from everyrun.errors import Invalid
 from everyrun.redact import passwords_of, remember
 
-#: Matches an origin. Plain http is allowed only with a port, so that it is a decision and not a slip of the pen.
+#: Matches an origin. Plain http is allowed only with a port, so that nobody allows it by mistake.
 _ORIGIN = re.compile(
     r"(https://[^\s/?#@:]+(:\d+)?|https?://([^\s/?#@:]+|\[[0-9a-fA-F:.]+\]):\d+|https://\[[0-9a-fA-F:.]+\])/?"
 )
@@ -45,8 +45,8 @@ def _list_of(value: object) -> object:
 def _plain(value: Any) -> Any:
     """Return a text or a secret without whitespace around it. Raises ValueError if it has an invisible character.
 
-    The error does not contain the value. Without this check, the HTTP client would refuse an API key that has a line
-    break, in an error that contains the key.
+    The error does not contain the value. Without this check, an API key with a line break would reach the HTTP client,
+    which refuses it with an error that contains the key.
     """
     if isinstance(value, list):
         return [_plain(one) for one in value]
@@ -128,8 +128,9 @@ class Settings(BaseSettings):
     keep_alive: int = Field(
         75,
         ge=1,
-        description="Time after which our services close idle connections. It must be longer than the idle timeout of "
-        "a load balancer in front of them (usually 60), or the load balancer answers some requests with 502.",
+        description="Time after which our services close idle connections. If a load balancer is in front of them, "
+        "this time must be longer than the load balancer's idle timeout (usually 60). Otherwise the load balancer "
+        "answers some requests with 502.",
     )
     submission_url: str = Field("", description="URL of the submission service, which the command line calls.")
     query_url: str = Field("", description="URL of the query service, which the command line calls.")
@@ -147,8 +148,8 @@ class Settings(BaseSettings):
     )
     api_token: SecretStr = Field(
         SecretStr(""),
-        description="A token with every scope, which the services accept in addition to those of `everyrun token`, and "
-        "which the command line sends. At least 16 characters.",
+        description="A token with every scope. The services accept it in addition to the tokens made with `everyrun "
+        "token create`, and the command line sends it. At least 16 characters.",
     )
 
     # --- Extend: rate limits and timeouts
@@ -162,8 +163,8 @@ class Settings(BaseSettings):
         0.1,
         gt=0,
         le=1,
-        description="Share of the rate limit that each process may use while Postgres is unavailable. Otherwise all "
-        "processes share one budget, which is in Postgres.",
+        description="Share of the rate limit that each process may use while Postgres is unavailable. While Postgres "
+        "is available, all processes share one budget, which is stored there.",
     )
     call_timeout: float = Field(300.0, gt=0, description="Timeout of a call to Extend.")
 
@@ -186,8 +187,8 @@ class Settings(BaseSettings):
     doubt_window: float = Field(
         900.0,
         gt=0,
-        description="How long a chunk in doubt waits for evidence that Extend accepted the call, from the timeout of "
-        "the call on. After that it can be resent.",
+        description="How long a chunk in doubt waits for evidence that Extend accepted the call. The wait begins at "
+        "the timeout of the call. After the wait, the chunk can be resent.",
     )
     doubt_resends: int = Field(
         2, ge=0, description="How often a chunk in doubt is resent before it is held for a person's decision."
@@ -200,8 +201,9 @@ class Settings(BaseSettings):
     secrets_kept_unsettled: float = Field(
         30 * 86_400.0,
         ge=0,
-        description="How long after its start the queue keeps the presigned URLs and passwords of a submission that "
-        "does not settle. Inputs that need them and were not sent by then can no longer be sent.",
+        description="How long the queue keeps the presigned URLs and passwords of a submission that does not settle. "
+        "The time begins when the submission is accepted. After it, unsent inputs that need these URLs and passwords "
+        "can no longer be sent.",
     )
 
     # --- bridge
@@ -223,7 +225,7 @@ class Settings(BaseSettings):
     stalled_after: float = Field(
         120.0,
         gt=0,
-        description="If a processor has records to apply and commits none for this time, it exits, so that it is "
+        description="A processor that has records to apply, but commits none for this time, exits so that it is "
         "restarted. It does not exit while Postgres or Kafka is unavailable.",
     )
     processor_index: int = Field(0, ge=0, description="Number of this processor (0, 1, …) if one machine runs several.")
@@ -232,7 +234,7 @@ class Settings(BaseSettings):
     unmatched_after: float = Field(
         3600.0,
         ge=0,
-        description="Time after which an unmatched run counts as alarming, from when it was first seen.",
+        description="Time after which an unmatched run counts as alarming. The time begins when the run is first seen.",
     )
 
     # --- reconciler
@@ -256,7 +258,8 @@ class Settings(BaseSettings):
     poll_for: float = Field(
         30 * 86_400.0,
         gt=0,
-        description="For how long after it was sent a batch is polled, and its workflow is swept because of it.",
+        description="A batch is polled for this long after it was sent. For the same time, its workflow is swept "
+        "because of the batch.",
     )
     poll_grace: float = Field(
         10.0,
@@ -273,20 +276,21 @@ class Settings(BaseSettings):
         15.0,
         gt=0,
         description="Time between two sweeps of a workflow while one of its calls is in doubt. Such a sweep lists the "
-        "runs that changed since before that call.",
+        "runs that changed since a time before that call.",
     )
     sweep_margin: float = Field(
         120.0,
         ge=0,
-        description="How much further back a sweep lists runs, because Extend's list may lag and clocks differ.",
+        description="How much further back than necessary a sweep lists runs. This is a reserve, because Extend's "
+        "list may lag and clocks may differ.",
     )
 
     # --- deadlines
     overdue_after: float = Field(
         86_400.0,
         gt=0,
-        description="Time after which an open input is overdue. It begins when the input's batch is sent, or at the "
-        "submission while the input is unsent.",
+        description="Time after which an open input is overdue. The time begins when the input's batch is sent. For "
+        "an unsent input, it begins when the input is submitted.",
     )
 
     # --- replays
@@ -296,13 +300,13 @@ class Settings(BaseSettings):
     )
     replay_origins: CommaList = Field(
         default_factory=list,
-        description="Origins (https://host[:port]), separated by commas, to which a replay may send events if it was "
-        "started through the replay service's API. None by default.",
+        description="Origins (https://host[:port]), separated by commas, to which replays may send events. This "
+        "limits only replays that were started through the replay service's API. By default they may send to none.",
     )
     archive_to: str = Field(
         "",
-        description="Archive (a folder, or s3://bucket/prefix) that jobs use if they are started through the replay "
-        "service's API.",
+        description="Archive (a folder, or s3://bucket/prefix) for jobs that are started through the replay service's "
+        "API.",
     )
 
     # --- logs

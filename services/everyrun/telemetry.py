@@ -24,9 +24,10 @@ def _hide(_logger: Any, _method: str, event: structlog.typing.EventDict) -> stru
 
 
 class OnceInAWhile(logging.Filter):
-    """Lets lines of the same kind from some libraries pass only once in ``seconds``, and counts those it leaves out.
+    """Lets only one log line of each kind pass in ``seconds``, and counts the lines that it leaves out.
 
-    It is needed because a Kafka client writes several errors per second while no broker answers.
+    This applies to lines from ``libraries``. It is necessary because a Kafka client writes several errors per second
+    while no broker answers.
     """
 
     def __init__(
@@ -88,7 +89,8 @@ def configure(service: str, level: str = "info", secrets: Iterable[str] = ()) ->
         )
     )
     handler.addFilter(OnceInAWhile(("aiokafka", "faust", "mode")))
-    # Otherwise, if logging cannot write a line, it would print the line's arguments unchanged, with secrets in them.
+    # By default, if logging cannot write a line, it prints the line's arguments unchanged, including secrets. This
+    # turns that off.
     logging.raiseExceptions = False
     root = logging.getLogger()
     root.handlers[:] = [handler]

@@ -32,8 +32,9 @@ WAITS_FOR = {
 class Waiting(Struct, frozen=True):
     """Inputs of one submission that wait for the same thing.
 
-    ``waits_for`` is a key of WAITS_FOR, and ``reason`` explains it. ``until`` is the latest time at which the wait ends
-    (RFC 3339), or None if that is unknown. ``what_to_do`` is the command that helps, or None if nothing need be done.
+    ``waits_for`` is a key of WAITS_FOR, and ``reason`` explains it. ``until`` is the latest time (RFC 3339) at which
+    the wait ends, or None if it is unknown. ``what_to_do`` is the command that helps, or None if nobody needs to do
+    anything.
     """
 
     status: str
@@ -47,7 +48,7 @@ class Waiting(Struct, frozen=True):
 def waiting_of(row: Mapping[str, Any]) -> Waiting:
     """Explain what the inputs in a row of ``everyrun_queue.unsent`` wait for.
 
-    The row can also be the sum of several rows whose inputs wait for the same thing.
+    The row can also combine several rows whose inputs wait for the same thing.
     """
     until: datetime | None = row["until"]
     reason, what_to_do = _words(row, "" if until is None else f"{until.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC")
@@ -62,7 +63,10 @@ def waiting_of(row: Mapping[str, Any]) -> Waiting:
 
 
 def lost(submission_id: str, inputs: int) -> Waiting:
-    """Return the explanation for inputs that were accepted, but that neither the queue nor the result tables have."""
+    """Return the explanation for accepted inputs that are neither in the queue nor in the result tables.
+
+    The queue loses inputs in this way if an old backup is restored.
+    """
     row = {"status": "WAITING", "waits_for": "queue_lost", "inputs": inputs, "until": None, "detail": None}
     return waiting_of({**row, "submission_id": submission_id, "workflow_id": None})
 

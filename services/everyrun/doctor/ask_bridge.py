@@ -12,7 +12,7 @@ from everyrun.doctor.facts import Answer, Counted, SelfTest
 from everyrun.extend.signature import SIGNATURE_HEADER, TIMESTAMP_HEADER, sign
 from everyrun.log.observation import SELF_TEST
 
-#: Timeout in seconds of a self-test and of reading the counters.
+#: Timeout in seconds of one self-test, and of one request for the counters.
 _WITHIN = 10.0
 #: Timeout in seconds of GET /readyz. It is short because a working service answers at once.
 _READY_WITHIN = 5.0
@@ -21,7 +21,7 @@ _SIGNED = re.compile(r'^everyrun_bridge_signed_total\{secret="(\d+)"\} (\S+)$', 
 
 
 async def self_test(url: str, secret: bytes, number: int) -> SelfTest:
-    """Post a self-test to a URL, signed with a secret as Extend signs webhooks. Like Extend, do not follow redirects.
+    """Post a self-test to a URL. Like Extend, sign it with a secret, and do not follow redirects.
 
     ``number`` is the number of the secret in EVERYRUN_WEBHOOK_SECRETS, from 1.
     """

@@ -70,7 +70,7 @@ async def ask_extend(settings: Settings, workflows: Sequence[str]) -> ExtendFact
 
 
 async def _all(http: httpx.AsyncClient, path: str) -> Answer:
-    """Return an Answer whose body has the items of all pages of a list, or the Answer of the first page that failed."""
+    """Return the items of all pages of a list as one Answer. If a page fails, return the Answer of that page."""
     items: list[Any] = []
     query: dict[str, Any] = {"maxPageSize": 100}
     for _ in range(_PAGES):

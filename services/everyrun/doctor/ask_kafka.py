@@ -1,4 +1,4 @@
-"""Ask Kafka for its cluster id and topics, and test writing by one record in the topic ``probes``."""
+"""Ask Kafka for its cluster id and topics, and write one test record to the topic ``probes``."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from everyrun.log.events import ProbeWritten
 from everyrun.redact import describe
 from everyrun.settings import Settings
 
-#: Timeout in seconds, once for reading and once for the test record.
+#: Timeout in seconds of each of the two steps: reading the cluster id and topics, and writing the test record.
 _WITHIN = 20.0
 
 
 async def ask_kafka(settings: Settings) -> KafkaFacts:
-    """Return the facts about Kafka. An error of Kafka is one of the facts, and is not raised."""
+    """Return the facts about Kafka. If Kafka fails, the error is returned as one of the facts, and not raised."""
     try:
         async with asyncio.timeout(_WITHIN):
             cluster_id = await topics.cluster_id(settings)

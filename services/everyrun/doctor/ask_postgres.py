@@ -26,7 +26,7 @@ _WITHIN = 10.0
 async def ask_postgres(settings: Settings) -> tuple[PostgresFacts, list[str]]:
     """Return the facts about Postgres, and the ids of the workflows of the latest submissions, newest first.
 
-    An error of Postgres is one of the facts, and is not raised.
+    If Postgres fails, the error is returned as one of the facts, and not raised.
     """
     dsn = settings.postgres_dsn.get_secret_value()
     try:

@@ -28,8 +28,8 @@ _EVERY = 0.25
 async def ask_progress(settings: Settings) -> Following:
     """Measure how far the result tables lag behind the log.
 
-    If they lag, wait up to MOVES_WITHIN seconds until a record is applied. An error of Kafka or Postgres is not raised,
-    but returned as the problem.
+    If they lag, wait up to MOVES_WITHIN seconds until a record is applied. If Kafka or Postgres fails, the error is
+    returned as ``problem``, and not raised.
     """
     try:
         async with asyncio.timeout(_ANSWER_WITHIN):
@@ -56,7 +56,7 @@ async def ask_progress(settings: Settings) -> Following:
 
 
 async def _missing(connection: asyncpg.Connection, ends: dict[tuple[str, int], int]) -> dict[tuple[str, int], int]:
-    """Return how many records before the given end offsets are not applied, by (topic, partition).
+    """For each (topic, partition), return how many records before its end offset are not applied yet.
 
     Leave out partitions without such records.
     """

@@ -49,8 +49,8 @@ order by seconds desc
 limit 20
 
 -- name: late
--- Inputs that were not sent and have waited too long: past the time limit of what they wait for, or else longer than $1
--- seconds.
+-- Inputs that were not sent and have waited too long. If there is a time limit for what they are waiting for, that has
+-- passed. Otherwise they have waited for more than $1 seconds.
 select waits_for, status, min(detail) as detail, min(submission_id) as submission_id, min(workflow_id) as workflow_id,
        count(distinct submission_id) as submissions, sum(inputs)::bigint as inputs, max(until) as until,
        coalesce(min(until) < now() - interval '1 minute', false) as passed

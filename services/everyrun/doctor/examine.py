@@ -19,7 +19,7 @@ from everyrun.store.migrate import SCHEMAS, versions
 
 
 class Facts(Struct, frozen=True):
-    """All facts that were gathered. A system whose settings are missing has None.
+    """All facts that were gathered. The facts about a system whose settings are missing are None.
 
     ``bridge`` are the self-tests that were posted to the bridge directly, ``addresses`` those that were posted to the
     URLs to which Extend sends webhooks. ``workflows`` are the ids of the workflows to check.
@@ -42,11 +42,11 @@ def bridge_url(settings: Settings) -> str:
 
 
 async def examine(settings: Settings, workflow_id: str | None, *, polling_only: bool = False) -> list[Finding]:
-    """Return the findings of all checks, for one workflow or for those of the latest submissions.
+    """Return the findings of all checks, for one workflow or for the workflows of the latest submissions.
 
-    Nothing that services read is changed. A record is written to the topic ``probes``, which has no readers, and signed
-    self-tests are posted to the bridge, which counts them and drops them. ``polling_only`` skips all that concerns
-    webhooks.
+    The examination changes nothing that services read. A record is written to the topic ``probes``, which has no
+    readers, and signed self-tests are posted to the bridge, which counts them and drops them. ``polling_only`` skips
+    the checks that concern webhooks.
     """
     return judge(settings, await gather(settings, workflow_id, polling_only), polling_only)
 
@@ -154,7 +154,7 @@ def _extend(settings: Settings, facts: Facts, polling_only: bool) -> list[Findin
 def _webhooks(settings: Settings, facts: Facts) -> list[Finding]:
     if not settings.webhook_secrets:
         return [_missing(judge_webhook.BRIDGE, "webhook_secrets")]
-    # Without the setting, this machine may simply not be the one on which the bridge runs.
+    # If the setting is missing, the address is a guess: the bridge may run on another machine than this one.
     sure = bool(settings.bridge_url)
     lines = [judge_webhook.judge_self_test(judge_webhook.ADDRESS, test) for test in facts.addresses]
     lines += [judge_webhook.judge_self_test(judge_webhook.BRIDGE, test, sure=sure) for test in facts.bridge]

@@ -24,7 +24,7 @@ class Answer(Struct, frozen=True):
 
 
 class ExtendFacts(Struct, frozen=True):
-    """Extend's responses. A request that was not sent, because an earlier one failed, has None."""
+    """Extend's responses. If a request was not sent because an earlier one failed, its response is None."""
 
     key: Answer
     workflows: dict[str, Answer] = {}
@@ -50,8 +50,8 @@ class Counted(Struct, frozen=True):
 class KafkaFacts(Struct, frozen=True):
     """Facts about Kafka. ``problem`` says why Kafka does not answer, ``write_problem`` why it refused the test record.
 
-    ``differences`` are those between the topics and their declaration: what is wrong, and the remedy. ``clock`` is how
-    many seconds the broker's clock is ahead of this machine's.
+    ``differences`` lists where the topics differ from their declaration: what is wrong, and the remedy. ``clock`` is
+    how many seconds the broker's clock is ahead of this machine's.
     """
 
     problem: str | None = None
@@ -109,10 +109,10 @@ class Late(Struct, frozen=True):
 class PostgresFacts(Struct, frozen=True):
     """Facts about Postgres. ``problem`` says why Postgres does not answer.
 
-    ``shared`` is True if clients reach it through a pooler that gives a session to several clients in turn. ``limits``
-    are the timeouts that a role, the database or the server sets (name, value and source in pg_settings).
+    ``shared`` is True if the connection leads through a pooler that gives a session to several clients in turn.
+    ``limits`` are the timeouts that a role, the database or the server sets (name, value and source in pg_settings).
     ``migrations`` lists the applied migrations of each schema, with None for a schema that is missing. ``cluster_ids``
-    are those of the Kafka clusters from which the result tables were made.
+    are the ids of the Kafka clusters from which the result tables were made.
     """
 
     problem: str | None = None

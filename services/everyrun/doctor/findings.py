@@ -45,15 +45,15 @@ def not_checked(check: str, first: str) -> Finding:
 
 
 def not_set(check: str, variable: str, meaning: str) -> Finding:
-    """Return a finding that a setting is missing, without which the check is impossible."""
+    """Return a finding that a check is impossible because a setting is missing."""
     return failed(check, f"{variable} is not set", f"Set it: {meaning}")
 
 
 def judge_clock(whose: str, ahead: float | None, max_age: float, max_ahead: float) -> Finding:
     """Judge a clock that is ``ahead`` seconds ahead of this machine's (None: unknown).
 
-    The check fails if the bridge would refuse webhooks signed by such a clock: over ``max_age`` seconds old, or over
-    ``max_ahead`` seconds in the future.
+    The check fails if the bridge would refuse webhooks that are signed with this clock's time, because that is over
+    ``max_age`` seconds in the past, or over ``max_ahead`` seconds in the future.
     """
     check = f"clock of {whose}"
     if ahead is None:
@@ -78,16 +78,16 @@ URLS = {
 }
 
 
-#: The parts in a service's /readyz that wait for Kafka or Postgres. The doctor checks both servers itself, so its
-#: finding about a service that only waits for one of them says to fix that server first.
+#: The parts in a service's /readyz that wait for Kafka or Postgres. The doctor checks both servers itself. So if a
+#: service waits only for them, the finding about the service says to fix them first.
 _PARTS_OF = {"Kafka": {"kafka", "topics", "producer", "log_position", "index"}, "Postgres": {"database", "extend"}}
 
 
 def judge_service(name: str, url: str, ready: Answer, broken: Collection[str] = ()) -> Finding:
     """Judge if a service can serve its callers. ``url`` is empty if the setting with the service's URL is missing.
 
-    ``broken`` lists the servers (Kafka, Postgres) that do not answer. The finding about a service that waits only for
-    such servers names them as what to fix first.
+    ``broken`` lists the servers (Kafka, Postgres) that do not answer. If the service waits only for such servers, the
+    finding says to fix them first.
     """
     if not url:
         return warning(name, "not checked: its URL is not set", f"Set {URLS[name]} to its URL.")

@@ -115,10 +115,10 @@ def _of_endpoint(endpoint: Mapping[str, Any], origins: Sequence[str]) -> Finding
 
 
 def judge_number_of_secrets(endpoints: Sequence[Mapping[str, Any]], secrets: int) -> list[Finding]:
-    """Return a finding for each address to which more enabled endpoints send than there are secrets.
+    """Return a finding for each address that has more enabled endpoints than there are secrets.
 
-    Each endpoint signs with its own secret, so a secret is missing. The finding cannot say which, because Extend does
-    not return secrets.
+    Each endpoint signs with its own secret, so at least one secret is missing in our settings. The finding cannot say
+    which, because Extend does not return secrets.
     """
     enabled = Counter(str(endpoint.get("url")) for endpoint in endpoints if endpoint.get("status") == "enabled")
     remedy = (

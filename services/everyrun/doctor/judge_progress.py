@@ -8,13 +8,13 @@ from everyrun.doctor.facts import Following, Late, Swept
 from everyrun.doctor.findings import Finding, failed, not_checked, ok, warning
 
 FOLLOWING, SWEEPS, WAITING = "tables follow the log", "sweeps", "inputs that wait"
-#: Sweeps of a workflow are late if none has been complete for this many intervals between sweeps, and for at least this
-#: many seconds.
+#: Sweeps of a workflow are late if the last complete one was longer ago than this many times EVERYRUN_SWEEP_EVERY, and
+#: also longer ago than this many seconds.
 _INTERVALS, _AT_LEAST = 4.0, 600.0
 
 
 def judge_following(facts: Following) -> Finding:
-    """Judge if the result tables have every record of the log, or at least are catching up."""
+    """Judge if every record of the log is applied to the result tables, or if they are at least catching up."""
     if facts.problem is not None:
         return not_checked(FOLLOWING, f"Kafka and Postgres ({facts.problem})")
     if not facts.behind:
@@ -44,7 +44,7 @@ def judge_sweeps(swept: Sequence[Swept], sweep_every: float) -> list[Finding]:
     ]
 
 
-#: The values of ``waits_for`` that fail the check and do not only warn, because further waiting does not help.
+#: For these values of ``waits_for`` the check fails instead of warning, because further waiting does not help.
 _FAILS = ("unannounced",)
 
 

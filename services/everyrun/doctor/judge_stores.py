@@ -13,7 +13,7 @@ OLDEST_POSTGRES = 15
 
 
 def judge_kafka(facts: KafkaFacts) -> list[Finding]:
-    """Judge if Kafka answers and accepts a record, and if its topics are as declared, so that they lose no data."""
+    """Judge if Kafka answers and accepts a record, and if its topics are as declared (other topics may lose data)."""
     if facts.problem is not None:
         remedy = "Check EVERYRUN_KAFKA_BOOTSTRAP (host:port of a broker), that the broker runs, and the firewall."
         return [failed(KAFKA, f"does not answer: {facts.problem}", remedy), not_checked(TOPICS, KAFKA)]
@@ -28,9 +28,9 @@ def judge_kafka(facts: KafkaFacts) -> list[Finding]:
 
 
 def judge_postgres(facts: PostgresFacts, files: Mapping[str, Sequence[str]]) -> list[Finding]:
-    """Judge if Postgres answers, accepts writes, and has every migration.
+    """Judge if Postgres answers and accepts writes, and if every migration is applied.
 
-    ``files`` lists the migrations that this version of Everyrun has for each schema.
+    ``files`` lists, for each schema, the migrations of this version of Everyrun.
     """
     if facts.problem is not None:
         remedy = "Check EVERYRUN_POSTGRES_DSN (host, user, password, database), that the server runs, and the firewall."
@@ -104,8 +104,8 @@ def _migrated(facts: PostgresFacts, files: Mapping[str, Sequence[str]]) -> list[
 def judge_same_log(cluster_id: str, known: Sequence[str]) -> list[Finding]:
     """Judge if the result tables were made from this Kafka cluster.
 
-    ``known`` lists the ids of the clusters from which they were made. Return no finding if that or ``cluster_id`` is
-    empty.
+    ``known`` lists the ids of the clusters from which the tables were made. If ``known`` or ``cluster_id`` is empty,
+    return no finding.
     """
     if not cluster_id or not known:
         return []

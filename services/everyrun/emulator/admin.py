@@ -44,7 +44,7 @@ class _Admin:
         self._engine = engine
 
     async def signed(self, request: Request) -> Response:
-        """Answer GET /_signed/{token} with a webhook's payload, or like a storage service with 403 for a bad link."""
+        """Answer GET /_signed/{token} with a webhook's payload. Like a storage service, refuse a bad link with 403."""
         payload = self._engine.webhooks.open_link(request.path_params["token"], self._engine.runs)
         if payload is None:
             return _denied()
@@ -84,7 +84,7 @@ class _Admin:
     async def truth(self, request: Request) -> Response:
         """Answer GET /_emulator/truth with NDJSON: one line per run, oldest first.
 
-        The query parameter ``skip`` leaves out that many of the oldest runs.
+        With the query parameter ``skip=N``, the N oldest runs are left out.
         """
         skip = request.query_params.get("skip", "0")
         if not skip.isdecimal():

@@ -180,7 +180,7 @@ class Api:
         return self._rendered(self._engine.find(request.path_params["id"]))
 
     async def update(self, request: Request) -> Any:
-        """Answer POST /workflow_runs/{id}: merge metadata into those of the run. A name is checked, but not stored."""
+        """Answer POST /workflow_runs/{id}: merge new metadata into the run's. A name is checked, but not stored."""
         run = self._engine.find(request.path_params["id"])
         body = await json_body(request)
         if not isinstance(body, dict):

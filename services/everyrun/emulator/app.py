@@ -34,15 +34,15 @@ async def serve(listen: str, state_dir: Path, options: Options) -> None:
 
 def run(
     listen: Annotated[str, typer.Option(help="Address to listen on, as host:port.")] = "127.0.0.1:8899",
-    state_dir: Annotated[Path, typer.Option(help="Folder for the state, which survives a restart.")] = Path(
+    state_dir: Annotated[Path, typer.Option(help="Folder in which the state is kept across restarts.")] = Path(
         ".emulator"
     ),
     api_key: Annotated[str, typer.Option(help="API key that callers must send.")] = "sk_emulator",
     workflow_id: Annotated[str, typer.Option(help="Id of the only workflow that exists.")] = "workflow_invoices",
-    seed: Annotated[int, typer.Option(help="Seed of the faults and of each run's course.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed that decides when faults strike and how each run goes.")] = 1,
     run_seconds: Annotated[str, typer.Option(help="Duration of each run: SECONDS, or SHORTEST:LONGEST.")] = "0.2:2",
     plan: Annotated[
-        str, typer.Option(help="Plan that sets the rate limits: payg, scale or enterprise.")
+        str, typer.Option(help="Extend's plan whose rate limits apply: payg, scale or enterprise.")
     ] = "enterprise",
     faults: Annotated[
         str, typer.Option(help=f"Faults: none, default, or NAME=VALUE,... with the names {', '.join(FAULTS)}")

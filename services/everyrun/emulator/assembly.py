@@ -43,8 +43,8 @@ class Options:
 async def emulating(listen: str, state_dir: Path, options: Options) -> AsyncIterator[list[asyncio.Task[None]]]:
     """Run an emulator on ``host:port`` during the block, resuming from the state in ``state_dir``.
 
-    Yields the tasks that do the emulator's work. A task ends during the block only if an error stops it, and that error
-    is raised when the block ends.
+    Yields the tasks that do the emulator's work. A task ends before the block does only if an error stops it. That
+    error is raised when the block ends.
     """
     health = Health("state")
     store = Store(state_dir)
@@ -70,7 +70,7 @@ async def emulating(listen: str, state_dir: Path, options: Options) -> AsyncIter
 
 
 async def _load_identity(store: Store) -> tuple[float, bytes]:
-    """Return when this emulator was first started (Unix seconds), and the key with which it signs links."""
+    """Return the time of this emulator's first start (Unix seconds), and the key with which it signs links."""
     known = store.documents("start")
     first_start = known.get("born", time.time())
     key = known.get("link_key", secrets.token_hex(32))

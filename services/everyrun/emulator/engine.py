@@ -28,7 +28,7 @@ _CANCEL_SECONDS = 0.2
 class Engine:
     """The state and the actions behind the API. It belongs to one process and one event loop.
 
-    A method that changes something for a caller returns once the change is committed.
+    A method that changes something for a caller returns only after the change is committed.
     """
 
     def __init__(
@@ -84,8 +84,8 @@ class Engine:
     def resolve_version(self, workflow_id: str, version: str | None) -> str:
         """Return the version to run: the requested one, or by default the newest published one.
 
-        Raises ApiProblem 404 if the workflow or the version does not exist. That status is from Extend's docs of
-        2025-04-21; today's docs name none.
+        Raises ApiProblem 404 if the workflow or the version does not exist. The status 404 is from Extend's docs of
+        2025-04-21; today's docs name no status.
         """
         if workflow_id != self.workflow_id:
             raise not_found(f"workflow {workflow_id}")
@@ -120,7 +120,8 @@ class Engine:
     def _now(self) -> float:
         """Return the creation time of a new run.
 
-        It is never before that of the last run, even if the clock is set back: ``runs`` must be in order of creation.
+        It is never earlier than the creation time of the last run, even if the clock was set back. This keeps ``runs``
+        in order of creation.
         """
         return max(time.time(), self.runs[-1].created_at if self.runs else 0.0)
 
@@ -139,7 +140,7 @@ class Engine:
         self.store.enqueue(("update batches set answered = 1 where id = ?", (batch_id,)))
 
     async def advance_runs(self) -> None:
-        """Change the status of each run when that is due, forever."""
+        """Change the status of each run when the change is due. Never returns."""
         while True:
             now = time.time()
             advanced = 0
@@ -190,8 +191,8 @@ class Engine:
     async def cancel(self, run: Run) -> None:
         """Make the run CANCELLING now, and CANCELLED a moment later.
 
-        Only a run that is PENDING or PROCESSING can be cancelled. For any other Extend's docs name no HTTP status; the
-        emulator answers 400.
+        Only a run that is PENDING or PROCESSING can be cancelled. For other runs, Extend's docs name no HTTP status;
+        the emulator answers 400.
         """
         if run.status not in ("PENDING", "PROCESSING"):
             raise invalid(f"a run that is {run.status} cannot be cancelled")

@@ -1,4 +1,4 @@
-"""Define the emulator's faults, and decide when each of them strikes: from the seed alone, so tests can repeat it."""
+"""Define the emulator's faults, and decide when each strikes. Only the seed decides this, so tests can repeat it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class InvalidFaultsError(Invalid, ValueError):
 
 
 def parse_faults(text: str) -> dict[str, float]:
-    """Parse ``default``, ``none`` or ``NAME=VALUE,...``. Faults that a list does not name never strike.
+    """Parse ``default``, ``none`` or ``NAME=VALUE,...``. Faults that the text does not name never strike.
 
     Raises InvalidFaultsError.
     """
@@ -71,8 +71,8 @@ def parse_faults(text: str) -> dict[str, float]:
 class Dice:
     """Makes random choices with a hash, so that the order of calls does not matter.
 
-    A ``subject`` names what may be struck, for example the id of an event. The same seed, name of a choice and subject
-    always give the same number.
+    A ``subject`` names what may be struck, for example the id of an event. A choice depends only on the seed, the name
+    of the choice and the subject.
     """
 
     def __init__(self, seed: int, faults: Mapping[str, float]) -> None:
@@ -104,5 +104,5 @@ class Dice:
         return self.faults.get("skew", 0.0)
 
     def count(self, name: str) -> int:
-        """Return the value of a fault that is a number of times, such as ``copies``."""
+        """Return the value of a fault whose value is a number of times, such as ``copies``."""
         return int(self.faults.get(name, 0.0))

@@ -20,11 +20,13 @@ from everyrun.emulator.validate import invalid, not_found
 from everyrun.emulator.webhook_content import Links
 
 _FILTERS = ("nameContains", "sortDir")
-#: A number above the most files that a run can have, which is 50 (a package; docs of workflow_runs.create).
+#: A number greater than 50, the maximum number of files in a run (a package of files; docs of workflow_runs.create).
 _MAX_FILES_PER_RUN = 64
-#: A list sorts files by time and then by a number. Runs' files have numbers from here on; uploads have lower ones.
+#: A list sorts files by time and then by a number. Files that were given to runs have numbers from this one on;
+#: uploaded files have lower numbers.
 _RUNS_FROM = 1 << 32
-#: File types whose content is text. The parsed contents of such a file are its own text; others get a made-up text.
+#: File types whose content is text. The parsed contents of such a file are its own text. For other files the text is
+#: made up.
 _TEXT = frozenset({"TXT", "CSV", "XML", "HTML"})
 
 
@@ -32,7 +34,7 @@ class Files:
     """All files that Extend's API shows.
 
     The store does not keep the files that runs were given as a URL or as text, because they can be derived from the
-    runs. It keeps only which of them were deleted.
+    runs. For these files it records only which ones were deleted.
     """
 
     def __init__(self, store: Store, folder: Path, links: Links, runs: list[Run], by_id: Mapping[str, Run]) -> None:
@@ -87,7 +89,7 @@ class Files:
         """Return the content of a file by its presigned URL.
 
         Return None if the URL is wrong or expired, or the file is deleted. The emulator never fetches a URL that a run
-        was given, so the content of such a file is a sentence that says so.
+        was given. The content of such a file is a sentence that says so.
         """
         file_id = self._links.read_for_file(token, time.time())
         if file_id is None or self.name_of(file_id) is None:

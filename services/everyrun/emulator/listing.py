@@ -19,9 +19,10 @@ _FILTERS = ("status", "workflowId", "batchId", "fileNameContains", "sortBy", "so
 #: Default and maximum of maxPageSize, from older docs of Extend: the docs of this API version give neither.
 DEFAULT_PAGE, MAX_PAGE = 10, 1000
 
-#: Where the next page continues: (time of creation or last change, number) of the last run on a page.
+#: The place of a run in a list: (time of its creation or last change, its number). The next page continues after the
+#: key of the last run on a page.
 Key = tuple[float, int]
-#: A function that takes sortBy, True for descending, and the key to continue after, and returns the runs in that order.
+#: A function that returns runs in order. Its arguments are sortBy, True for descending, and the key to continue after.
 Source = Callable[[str, bool, Key | None], Iterable[Run]]
 
 
@@ -90,7 +91,9 @@ def in_all(runs: Sequence[Run], timeline: Timeline) -> Source:
 def list_runs(
     source: Source, query: Mapping[str, str], first_start: float, now: float, clock_offset: float = 0.0
 ) -> dict[str, Any]:
-    """Return a page of summaries of runs, by default the last changed first (docs.extend.ai, list-workflow-runs).
+    """Return a page of summaries of runs.
+
+    By default, the run that changed last comes first (docs.extend.ai, list-workflow-runs).
 
     The times of the runs are shifted by ``clock_offset`` seconds. Raises ApiProblem if the query is wrong.
     """

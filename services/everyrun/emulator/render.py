@@ -120,7 +120,7 @@ def own_files(run: Run) -> dict[int, str]:
 
 
 def run_of_file(file_id: str) -> str:
-    """Return the id of the run that a file was given to. For an uploaded file the result is the id of no run."""
+    """Return the id of the run that a file was given to. For an uploaded file, no run has the result."""
     return f"workflow_run_{file_id.removeprefix('file_')[:_RUN_KEY_LENGTH]}"
 
 
@@ -190,7 +190,8 @@ def run(run: Run, first_start: float) -> dict[str, Any]:
 def step_runs(run: Run, first_start: float) -> list[dict[str, Any]]:
     """Return the PARSE and EXTRACT steps of a run.
 
-    They hold a made-up invoice of 2 to 6 KB. In one run of a hundred it is over 200 KB, to test large results.
+    They contain a made-up invoice of 2 to 6 KB. In one run of a hundred the invoice has over 200 KB, to test large
+    results.
     """
     chance = random.Random(run.number)  # noqa: S311
     lines = 2400 if run.number % _LARGE_EVERY == _LARGE_EVERY - 1 else chance.randint(1, 22)

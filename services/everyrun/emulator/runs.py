@@ -73,12 +73,13 @@ class Run:
     deleted: bool = False
     reviewed_at: float | None = None
     note: str | None = None
-    #: Numbers of the run's webhook events: all, those that were delivered, and those that never will be. An event that
+    #: How many webhook events the run has in total, how many were delivered, and how many never will be. An event that
     #: is sent to several endpoints counts once per endpoint.
     events: int = 0
     delivered: int = 0
     dropped: int = 0
-    #: The values of ``_PER_GENERATION`` at the end of each earlier generation.
+    #: Each rerun or review begins a new generation. This list contains, for each earlier generation, the values that
+    #: the attributes in ``_PER_GENERATION`` had at its end.
     past: list[list[Any]] = field(default_factory=list)
 
     @property
@@ -105,7 +106,7 @@ class Run:
         self.generation += 1
 
     def at(self, generation: int) -> Run:
-        """Return the run as it was at the end of an earlier generation. For the present one return the run itself.
+        """Return the run as it was at the end of a generation. For the present generation return the run itself.
 
         The caller must not change the result.
         """
@@ -123,7 +124,7 @@ class Run:
 
 @dataclass(slots=True)
 class Plan:
-    """Decides how long each run takes, and which runs fail or need a review. ``shortest``, ``longest``: in seconds."""
+    """Decides how long each run takes (``shortest`` to ``longest`` seconds), and which runs fail or need a review."""
 
     dice: Dice
     seed: int
@@ -150,5 +151,5 @@ class Plan:
 
 
 def digest(seed: int, kind: str, number: int) -> str:
-    """Return the part of an id that follows the prefix (``workflow_run_``, ``batch_``), from the arguments alone."""
+    """Return an id without its prefix (``workflow_run_``, ``batch_``). It depends on the arguments alone."""
     return hashlib.blake2b(f"{seed}/{kind}/{number}".encode(), digest_size=12).hexdigest()

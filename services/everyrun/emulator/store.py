@@ -72,7 +72,7 @@ class Store:
 
     async def _flush(self) -> None:
         async with self._committing:
-            # A write that arrives from here on is not in this commit, so it must start another one.
+            # This commit does not contain writes that arrive from here on, so these must start another commit.
             self._next_commit = None
             writes, self._writes = self._writes, []
             changed, self._changed = self._changed, {}
@@ -115,7 +115,7 @@ class Store:
         return {identifier: msgspec.json.decode(body) for identifier, body in rows}
 
     def runs(self) -> list[Run]:
-        """Return all runs in the order of their numbers. Call this only before the first write, as ``documents``."""
+        """Return all runs in the order of their numbers. Like ``documents``, call this only before the first write."""
         found = []
         for row in self._db.execute("select * from runs order by number"):
             number, identifier, batch_id, workflow_id, version, file, metadata, created_at, listed_at, kept = row
@@ -124,7 +124,7 @@ class Store:
         return found
 
     def deliveries(self) -> list[tuple[Any, ...]]:
-        """Return the rows of ``deliveries``. Call this only before the first write, as ``documents``."""
+        """Return the rows of ``deliveries``. Like ``documents``, call this only before the first write."""
         return list(self._db.execute("select * from deliveries order by due"))
 
     async def batches(self) -> list[tuple[Any, ...]]:

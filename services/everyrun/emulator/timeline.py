@@ -38,12 +38,12 @@ class Timeline:
             self._fill(self._runs)
 
     def newest_first(self, before: float | None) -> Iterator[Run]:
-        """Yield the runs changed before a time (Unix seconds), last changed first. For None yield all runs."""
+        """Yield the runs that changed before a time (Unix seconds), last changed first. None means all runs."""
         end = len(self._times) if before is None else bisect_left(self._times, before)
         return self._current(range(end - 1, -1, -1))
 
     def oldest_first(self, after: float | None) -> Iterator[Run]:
-        """Yield the runs changed after a time (Unix seconds), first changed first. For None yield all runs."""
+        """Yield the runs that changed after a time (Unix seconds), first changed first. None means all runs."""
         start = 0 if after is None else bisect_right(self._times, after)
         return self._current(range(start, len(self._times)))
 

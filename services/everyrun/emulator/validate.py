@@ -55,7 +55,7 @@ def not_found(what: str) -> ApiProblem:
 
 
 def clean_metadata(field: str, value: Any) -> dict[str, Any]:
-    """Return metadata as Extend stores it, which removes all but letters, digits, ``-`` and ``_`` from usage tags.
+    """Return metadata as Extend stores it: usage tags keep only letters, digits, ``-`` and ``_``.
 
     Raises ApiProblem.
     """
@@ -74,10 +74,10 @@ def clean_metadata(field: str, value: Any) -> dict[str, Any]:
 
 
 def check_file(field: str, value: Any, name_of: NameOf) -> dict[str, Any]:
-    """Return the file of an input without unknown keys, and with its name if it was given by id.
+    """Return the file of an input without unknown keys. If the file was given by id, add its name.
 
-    A file has either a url, an id or a text (SDK 1.20.0, workflow_runs/types). Raises ApiProblem if it is wrong, or if
-    its id belongs to no file or to a deleted one (docs.extend.ai of 2025-04-21).
+    A file has either a url, an id or a text (SDK 1.20.0, workflow_runs/types). Raises ApiProblem if the file is wrong,
+    or if its id belongs to no file or to a deleted file (docs.extend.ai of 2025-04-21).
     """
     if not isinstance(value, dict):
         raise invalid(f"{field}: is required")
@@ -104,7 +104,7 @@ def check_file(field: str, value: Any, name_of: NameOf) -> dict[str, Any]:
 def check_package(value: Any, name_of: NameOf) -> dict[str, Any]:
     """Return a checked package of files (SDK 1.20.0, requests/workflow_run_package.py).
 
-    Raises ApiProblem unless it has 2 to 50 files, none of them is a text, and none occurs twice.
+    Raises ApiProblem if it does not have 2 to 50 files, if one of them is a text, or if one occurs twice.
     """
     files = value.get("files") if isinstance(value, dict) else None
     if not isinstance(files, list) or not 2 <= len(files) <= 50:
@@ -117,7 +117,7 @@ def check_package(value: Any, name_of: NameOf) -> dict[str, Any]:
 
 
 def check_priority(value: Any, default: int) -> int:
-    """Return the priority, or the default if there is none. Raises ApiProblem unless it is from 1 to 100."""
+    """Return the priority, or the default if there is none. Raises ApiProblem if it is not from 1 to 100."""
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 100:
@@ -163,7 +163,8 @@ def check_inputs(body: dict[str, Any], name_of: NameOf) -> list[tuple[bytes, byt
 def check_events(field: str, value: Any, *, workflow: bool) -> list[str]:
     """Return checked names of events. Raises ApiProblem.
 
-    Subscriptions to a ``workflow`` accept only workflow_run.* events; everything else accepts only GLOBAL_EVENTS.
+    If ``workflow`` is true, as for a subscription to a workflow, only workflow_run.* events are allowed. Otherwise only
+    GLOBAL_EVENTS are allowed.
     """
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise invalid(f"{field}: must be a list of event types")
@@ -193,7 +194,8 @@ def check_options(value: Any) -> None:
 def check_endpoint(body: Any, *, create: bool) -> dict[str, Any]:
     """Return the checked body of a request that creates or changes a webhook endpoint. Raises ApiProblem.
 
-    ``create`` requires the keys that a new endpoint must have (docs.extend.ai, create-webhook-endpoint).
+    If ``create`` is true, the body must contain the keys that a new endpoint needs (docs.extend.ai,
+    create-webhook-endpoint).
     """
     if not isinstance(body, dict):
         raise invalid("the body must be an object")

@@ -24,7 +24,8 @@ _encode = msgspec.json.encode
 class Event(NamedTuple):
     """What a webhook reports: a run reached a status, or one of its steps ended.
 
-    ``step`` is the index of the step in ``STEPS``, or WHOLE_RUN. ``generation`` counts the reruns and reviews before.
+    ``step`` is the index of the step in ``STEPS``, or WHOLE_RUN. ``generation`` is the number of reruns and reviews
+    before the event.
     """
 
     id: str
@@ -60,7 +61,7 @@ class Links:
         self._key = key
 
     def make(self, event: Event, now: float) -> str:
-        """Return a link to a payload that is valid for an hour. ``now`` is Unix seconds."""
+        """Return a link to a payload. The link is valid for an hour. ``now`` is Unix seconds."""
         subject = f"{event.run.number}.{event.generation}.{event.step}.{event.id}.{int(now) + LINK_SECONDS}"
         return f"{self._origin}/_signed/{subject}.{self._signature(subject)}"
 
@@ -76,7 +77,7 @@ class Links:
         return None if now > int(expires) else (int(number), int(generation), int(step), event_id)
 
     def make_for_file(self, file_id: str, now: float) -> str:
-        """Return a link to a file's content that is valid for 15 minutes. ``now`` is Unix seconds."""
+        """Return a link to a file's content. The link is valid for 15 minutes. ``now`` is Unix seconds."""
         subject = f"{file_id}.{int(now) + FILE_LINK_SECONDS}"
         return f"{self._origin}/_files/{subject}.{self._signature('file/' + subject)}"
 
@@ -93,7 +94,7 @@ class Links:
 
 
 def payload(event: Event, first_start: float, clock_offset: float) -> bytes:
-    """Return the run or step as it was at the event, as JSON, with times shifted by ``clock_offset`` seconds."""
+    """Return, as JSON, the run or step at the time of the event. Its times are shifted by ``clock_offset`` seconds."""
     then = event.then.by_clock(clock_offset)
     if event.step == WHOLE_RUN:
         return _encode(render.run(then, first_start))
@@ -103,7 +104,7 @@ def payload(event: Event, first_start: float, clock_offset: float) -> bytes:
 def body(event: Event, first_start: float, clock_offset: float, options: dict[str, Any], links: Links) -> bytes:
     """Return the body of a webhook. ``options`` are the endpoint's advancedOptions.payload.
 
-    If they ask for links, the payload is a link instead of the object. A link to a run carries the run's id and
+    If the options ask for links, the payload is a link instead of the object. A link to a run carries the run's id and
     metadata; a link to a step carries neither (SDK 1.20.0, wrapper/webhooks.py).
     """
     shown = payload(event, first_start, clock_offset)

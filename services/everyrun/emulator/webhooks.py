@@ -1,4 +1,4 @@
-"""Deliver webhooks as Extend does: signed, and retried with growing delays until an attempt succeeds or all failed."""
+"""Deliver webhooks as Extend does: signed, and retried with growing delays until a try succeeds or all tries failed."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from everyrun.emulator.store import Store, Write
 from everyrun.emulator.webhook_content import Event, Links, body, corrupted, payload, sign
 from everyrun.telemetry import log
 
-#: Maximum number of attempts. Extend documents only that the delays between attempts grow exponentially.
+#: Maximum number of tries. Extend documents only that the delays between tries grow exponentially.
 ATTEMPTS = 5
-#: An attempt succeeds if a 2xx answer arrives within this many seconds (docs.extend.ai, webhooks/best-practices).
+#: A try succeeds if a 2xx answer arrives within this many seconds (docs.extend.ai, webhooks/best-practices).
 TIMEOUT = 30.0
 _WORKERS = 64
 _log = log(__name__)
@@ -54,7 +54,7 @@ class Webhooks:
         self.counts: dict[str, int] = {**zero, **store.documents("counter").get("webhooks", {}), "pending": 0}
 
     def resume(self, runs: list[Run]) -> None:
-        """Schedule the deliveries that were pending when the emulator stopped, each for the time it was due."""
+        """Schedule the deliveries that were pending when the emulator stopped, at the times at which they are due."""
         now = time.time()
         for event_id, endpoint_id, extra, number, generation, step, attempt, due in self._store.deliveries():
             event = Event(event_id, runs[number], generation, step)

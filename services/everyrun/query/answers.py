@@ -1,6 +1,6 @@
 """Declare the responses of the query service as types, for the OpenAPI document.
 
-The routes do not use these types: they return the rows that they read as they are. This module has over 300 lines
+The routes do not use these types: they return the rows unchanged, as read from Postgres. This module has over 300 lines
 because it is a list of types.
 """
 
@@ -33,7 +33,9 @@ class Standing(Struct, frozen=True, kw_only=True):
     ]
     open: Annotated[int, Meta(description="Number of inputs that are not settled.")]
     by_status: ByStatus
-    waiting: Annotated[list[Waiting], Meta(description="What inputs without a row in results wait for.")]
+    waiting: Annotated[
+        list[Waiting], Meta(description="For the inputs without a row in `results`: what they are waiting for.")
+    ]
     in_transit: Annotated[
         int,
         Meta(description="Number of inputs whose latest state is in the queue and not yet in the result tables."),
@@ -56,8 +58,8 @@ class Imbalance(Struct, frozen=True, kw_only=True):
     """Two numbers that should agree and do not."""
 
     what: Annotated[str, Meta(description="What is counted.")]
-    expected: Annotated[Any, Meta(description="One number, or an object with the number of inputs by status.")]
-    found: Annotated[Any, Meta(description="The other number, in the same form.")]
+    expected: Annotated[Any, Meta(description="A number, or an object that maps each status to a number of inputs.")]
+    found: Annotated[Any, Meta(description="What was found instead, in the same form.")]
     batch: Annotated[
         str | UnsetType,
         Meta(description="The batch that the numbers are about. Absent if they are about the submission."),
@@ -78,7 +80,11 @@ class Report(Standing, frozen=True, kw_only=True):
         int, Meta(description="Number of duplicate runs: further runs of inputs that have a current run.")
     ]
     pending_deliveries: Annotated[
-        int, Meta(description="Number of runs whose webhook had only a link, from which nothing has been fetched yet.")
+        int,
+        Meta(
+            description="Number of runs whose webhook contained only a link to its payload, and whose payload "
+            "has not been fetched yet."
+        ),
     ]
     overdue: Annotated[int, Meta(description="Number of inputs that have been open for too long.")]
     overdue_by_reason: dict[str, int]
@@ -90,7 +96,7 @@ class Report(Standing, frozen=True, kw_only=True):
 class BatchLine(Struct, frozen=True, kw_only=True):
     """An attempt: a row of the view `report`.
 
-    It has the attempt's stored counters, and the same numbers counted from the rows, which must agree.
+    It contains the attempt's stored counters, and the same numbers counted again from the rows. Both must agree.
     """
 
     submission_id: str
@@ -100,7 +106,11 @@ class BatchLine(Struct, frozen=True, kw_only=True):
     state: str
     expected: int
     inputs: Annotated[
-        int, Meta(description="Number of inputs that count in this attempt: an input counts where its current run is.")
+        int,
+        Meta(
+            description="Number of inputs that belong to this attempt. An input belongs to the attempt that "
+            "started its current run."
+        ),
     ]
     settled: int
     counts: ByStatus
@@ -110,7 +120,8 @@ class BatchLine(Struct, frozen=True, kw_only=True):
     runs_in_results: int
     runs_in_duplicates: int
     counted_rows: Annotated[
-        dict[str, int], Meta(description="Number of rows in the table `results` by status, counted now.")
+        dict[str, int],
+        Meta(description="Number of rows in the table `results` by status, counted when the request was made."),
     ]
     balanced: bool
 
@@ -157,7 +168,10 @@ class ResultLine(Struct, frozen=True, kw_only=True):
     version: str
     run: Annotated[
         Json | UnsetType | None,
-        Meta(description="The whole WorkflowRun; null if there is none yet. In lists only with `include=run`."),
+        Meta(
+            description="The whole WorkflowRun; null if there is none yet. In lists, this field is present only with "
+            "`include=run`."
+        ),
     ] = UNSET
 
 
@@ -177,7 +191,10 @@ class UnsentInput(Struct, frozen=True, kw_only=True):
     chunk: str
     position: Annotated[
         int | None,
-        Meta(description="The input's position in the submission, from 1. Null if the queue has lost the input."),
+        Meta(
+            description="The input's position in the submission, from 1. Null if the queue lost the input because an "
+            "old backup was restored."
+        ),
     ]
     attempt: int
     status: str

@@ -37,9 +37,9 @@ def _line(row: asyncpg.Record) -> dict[str, Any]:
 def query_api(settings: Settings, pool: asyncpg.Pool) -> FastAPI:
     """Return the query service's API. The body of an error is ``{"code", "message"}``; see the OpenAPI document.
 
-    Slow reads pass a gate: reports, lists of batches and overdue inputs share one, and pages of results have another.
-    If too many such reads are in progress, the response is 503 BUSY. If Postgres needs longer than the pool's
-    ``command_timeout``, the response is 504 TOO_SLOW.
+    Gates limit how many slow reads run at the same time. Reports, lists of batches and lists of overdue inputs share
+    one gate; pages of results have another. If too many such reads are in progress, the response is 503 BUSY. If
+    Postgres needs longer than the pool's ``command_timeout``, the response is 504 TOO_SLOW.
     """
     app = api(
         "Everyrun query",
@@ -55,7 +55,7 @@ def query_api(settings: Settings, pool: asyncpg.Pool) -> FastAPI:
         return JSONResponse({"code": "TOO_SLOW", "message": message}, 504)
 
     # These classes also belong to POSTGRES_AWAY, which has a handler of its own. FastAPI calls the handler of the most
-    # specific class, so these errors are answered here.
+    # specific class, so these errors get this answer and not that of POSTGRES_AWAY.
     for kind in (TimeoutError, asyncpg.QueryCanceledError):
         app.add_exception_handler(kind, too_slow)
 
@@ -83,11 +83,11 @@ def query_api(settings: Settings, pool: asyncpg.Pool) -> FastAPI:
     async def submission_progress(submission_id: str) -> dict[str, Any]:
         """Return a submission's progress from stored counters.
 
-        This call counts no rows, so it is cheap and can be repeated often.
+        This request counts no rows, so it is cheap and can be repeated often.
 
-        `waiting` explains what inputs without a result wait for, until when, and what a person can do. `polling` has
-        the number of sent inputs whose result is missing, and the time of the next poll that looks for results.
-        `needs_person` counts the inputs and runs that only a person can move forward.
+        For the inputs without a row in `results`, `waiting` explains what they are waiting for, until when, and what a
+        person can do. `polling` contains the number of sent inputs whose result is missing, and the time of the next
+        poll that looks for results. `needs_person` counts the inputs and runs that only a person can move forward.
         """
         check_text(submission_id=submission_id)
         async with pool.acquire() as c, c.transaction(isolation="repeatable_read", readonly=True):
@@ -100,7 +100,10 @@ def query_api(settings: Settings, pool: asyncpg.Pool) -> FastAPI:
     async def batches(
         submission_id: str, cursor: str | None = None, limit: Annotated[int, Query(ge=1, le=1000)] = 100
     ) -> dict[str, Any]:
-        """List the attempts to send a submission's chunks. Each has its stored counters, and a count of its rows."""
+        """List the attempts to send a submission's chunks.
+
+        Each attempt comes with its stored counters, and with the same numbers counted from its rows.
+        """
         check_text(submission_id=submission_id)
         filters = {"batches": submission_id}
         chunk, attempt = read_numbered_cursor(filters, cursor)
@@ -113,7 +116,10 @@ def query_api(settings: Settings, pool: asyncpg.Pool) -> FastAPI:
     @app.get("/v1/batches/{batch_id}", dependencies=[scope("read")])
     @answers(Batch, {404: "NOT_FOUND: there is no such batch."})
     async def batch(batch_id: str) -> dict[str, Any]:
-        """Return one batch by its batchId: its times, its stored counters, and a count of its rows."""
+        """Return one batch by its batchId.
+
+        The response contains its times, its stored counters, and the same numbers counted from its rows.
+        """
         check_text(batch_id=batch_id)
         row = await pool.fetchrow(_sql["batch"], batch_id)
         if row is None:

@@ -68,7 +68,8 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
         app = with_health(health, starting, metrics.registry)
         await server.enter_async_context(http_server(settings.query_listen, app, keep_alive=settings.keep_alive))
         pool = await stack.enter_async_context(await _pool(settings, health))
-        # The stack closes in reverse order: first the server, once its requests have ended, and then their pool.
+        # The stack closes in reverse order: first the server, after its requests have ended, and then the pool that
+        # they use.
         stack.push_async_callback(server.aclose)
         tasks = [
             asyncio.create_task(keep_probing(settings, health, "database", name="query", writes=False)),

@@ -1,7 +1,7 @@
 """Limit how many slow reads run at the same time.
 
-Without that limit, slow reads could take all connections to Postgres, and none would remain to check tokens, for readyz
-and for short reads.
+Without that limit, slow reads could take all connections to Postgres, and none would remain for checking tokens, for
+readyz and for short reads.
 """
 
 from __future__ import annotations

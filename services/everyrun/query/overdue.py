@@ -42,7 +42,7 @@ async def overdue_by_reason(
 ) -> dict[str, int]:
     """Return how many inputs of a submission are overdue, by reason.
 
-    ``late`` has the number of overdue inputs that have no row in results, by reason; the others are counted here.
+    ``late`` contains the overdue inputs without a row in results, counted by reason. The others are counted here.
     """
     rows = await connection.fetch(_BY_REASON, settings.overdue_after, submission_id, None, None)
     found = Counter({row["reason"]: row["inputs"] for row in rows})
@@ -66,8 +66,8 @@ def overdue_routes(app: FastAPI, settings: Settings, pool: asyncpg.Pool, gate: G
         `deleted_upstream` (its run was deleted at Extend), `not_listed` (Extend's complete list of its batch has no run
         that could belong to it), `not_polled` (its batch has not been polled completely yet).
 
-        The first page also has `unsent`: up to 1,000 chunks that were not sent and have waited too long. Each says what
-        it waits for, until when, and what a person can do.
+        The first page also contains `unsent`: up to 1,000 chunks that were not sent and have waited too long. Each
+        entry says what its chunk is waiting for, until when, and what a person can do.
         """
         check_text(submission_id=submission_id)
         filters = {"overdue": submission_id}

@@ -37,7 +37,8 @@ limit $4
 select reason, count(*) as inputs from overdue group by reason
 
 -- name: unsent_overdue
--- Unsent chunks that have waited too long: past the time limit of what they wait for, or else longer than $2 seconds.
+-- Unsent chunks that have waited too long. If there is a time limit for what they are waiting for, that has passed.
+-- Otherwise they have waited for more than $2 seconds.
 select chunk, submission_id, workflow_id, status, waits_for, detail, until, inputs
 from everyrun_queue.unsent($1)
 where coalesce(late_at, created_at + make_interval(secs => $2)) <= now()

@@ -48,7 +48,7 @@ def quarantine_routes(app: FastAPI, pool: asyncpg.Pool) -> None:
     @app.get("/v1/quarantine/{source:path}", dependencies=[scope("read")])
     @answers(QuarantinedMessage, {404: "NOT_FOUND: there is no such message."})
     async def message(source: str) -> dict[str, Any]:
-        """Return one message with its headers, its bytes (`raw`, and `text` if they are UTF-8) and its decisions."""
+        """Return one message: its headers, its bytes (`raw`; also `text` if they are UTF-8), and decisions about it."""
         check_text(source=source)
         row = await pool.fetchrow(_sql["quarantined"], source)
         if row is None:

@@ -2,7 +2,7 @@
 select submission_id, workflow_id, workflow_version, priority, expected, created_at
 from everyrun.submissions where submission_id = $1
 union all
--- If the submission was accepted a moment ago, the result tables do not have its event yet, but the queue has it.
+-- If the submission was accepted a moment ago, its event has not reached the result tables yet, but the queue knows it.
 select submission_id, workflow_id, workflow_version, priority, expected, created_at
 from everyrun_queue.submissions where submission_id = $1
 limit 1
@@ -69,8 +69,8 @@ where r.batch_id = $1
 select state, count(*) as batches from everyrun.batches where submission_id = $1 group by state
 
 -- name: pending_deliveries
--- Number of runs whose webhook had only a link that was not fetched yet: the tables have no state of the run that is as
--- new as the webhook.
+-- Number of runs whose webhook contained only a link, and whose payload was not fetched yet. For such a run the tables
+-- contain neither a final status, nor the NEEDS_REVIEW that the webhook reports.
 select count(distinct d.run_id) from everyrun.deliveries d
 join everyrun.batches b on b.chunk = d.chunk and b.attempt = d.attempt
 where b.submission_id = $1
@@ -88,8 +88,9 @@ where b.submission_id = $1
 select exists (select from everyrun.batches where counts ? $1)
 
 -- name: results
--- A page of results, by input id. The filters use the primary key, and need no index of their own: a submission is a
--- range of it, a batch has the list of its input ids, and an external id makes one input id with each submission id.
+-- A page of results, by input id. The filters use the primary key, and need no index of their own: the inputs of a
+-- submission are a range of the key, a batch contains the list of its input ids, and each submission id together with
+-- an external id makes one input id.
 select input_id, external_id, submission_id, batch_id, position, file, metadata, run_id, status, failure_reason,
        failure_message, credits, source, observed_at, settled_at, version, case when $7 then run end as run
 from everyrun.results
@@ -103,8 +104,8 @@ order by input_id
 limit $6
 
 -- name: unsent
--- A page of inputs that have a status and no row in results, by chunk and position. The query reads only the chunks and
--- inputs of the page, but all chunks if an external id is given.
+-- A page of inputs that have a status and no row in results, by chunk and position. If an external id is given, the
+-- query reads all chunks. Otherwise it reads only the chunks and inputs of the page.
 with chunks as (
     select * from everyrun_queue.unsent($1, $4, case when $2::text is null then $6::bigint end, $3)
     where status = $3

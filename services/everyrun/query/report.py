@@ -14,8 +14,9 @@ from everyrun.waiting import Waiting, by_status, lost, waiting_of
 class Polling(msgspec.Struct, frozen=True):
     """Results that are missing for inputs that were sent, and the poll that fetches them if no webhook arrives.
 
-    ``missing`` is the number of results. ``polled`` is true if one of their batches was polled before. ``next_poll_in``
-    is the number of seconds until the next poll, negative if that poll is late; null if no poll is planned.
+    ``missing`` is the number of results. ``polled`` is true if at least one of their batches was polled before.
+    ``next_poll_in`` is the number of seconds until the next poll. It is negative if that poll is late, and null if no
+    poll is planned.
     """
 
     missing: int
@@ -75,7 +76,8 @@ def counts_of(
 ) -> Counts:
     """Combine the counts from the tables (``rows``) and from the queue (``unsent``).
 
-    If together they are fewer than the ``expected`` inputs, the queue has lost the others; count these as WAITING.
+    If the sum is less than ``expected``, the queue lost the other inputs because an old backup was restored. They are
+    counted as WAITING.
     """
     groups = list(unsent)
     waiting = [waiting_of(group) for group in groups]
@@ -97,8 +99,8 @@ def imbalances(
 ) -> list[dict[str, Any]]:
     """Return each pair of numbers that should agree and do not: what they count, and both numbers.
 
-    ``kept`` has the stored counters by status, including WAITING, SENDING and IN_DOUBT. ``counted`` has the number of
-    rows in results by status. ``lines`` are rows of the view ``report``, one per attempt.
+    ``kept`` contains the stored counters by status, including WAITING, SENDING and IN_DOUBT. ``counted`` contains the
+    number of rows in results by status. ``lines`` are rows of the view ``report``, one per attempt.
     """
     problems = []
     total = sum(kept.values())
@@ -132,7 +134,7 @@ def _of_batch(line: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def standing(expected: int, counts: Counts) -> dict[str, Any]:
-    """Return a submission's progress, as the API answers it: numbers of inputs, and what unsent inputs wait for."""
+    """Return a submission's progress in the API's form: numbers of inputs, and what unsent inputs are waiting for."""
     shown = {status: number for status, number in sorted(counts.by_status.items()) if number}
     settled = sum(number for status, number in shown.items() if status in SETTLED)
     return {
@@ -157,11 +159,11 @@ def report(
     pending_deliveries: int,
     overdue: Mapping[str, int],
 ) -> dict[str, Any]:
-    """Return the whole report, as the API answers it.
+    """Return the whole report in the form of the API.
 
-    ``counted`` and ``lines`` are as for :func:`imbalances`. ``states`` counts attempts by state, ``unmatched`` counts
-    runs without a known input by reason, and ``overdue`` counts inputs that have been open for too long by reason. The
-    report is balanced if all numbers agree and no input is in transit.
+    For ``counted`` and ``lines`` see :func:`imbalances`. The other counts are: in ``states`` the attempts, by state; in
+    ``unmatched`` the runs without a known input, by reason; in ``overdue`` the inputs that have been open for too long,
+    by reason. The report is balanced if all numbers agree and no input is in transit.
     """
     expected = submission["expected"]
     problems = imbalances(expected, counts.by_status, counted, lines)

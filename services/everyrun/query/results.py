@@ -53,7 +53,7 @@ def result_routes(app: FastAPI, pool: asyncpg.Pool) -> None:
 
         Without `status`, list every input that was submitted or refused. Inputs that are WAITING, SENDING or IN_DOUBT
         have no row in the table `results` yet. To list them, set `status` to one of these; the response then says what
-        each input waits for, and until when.
+        each input is waiting for, and until when.
         """
         filters = {"submission_id": submission_id, "batch_id": batch_id, "status": status, "external_id": external_id}
         check_text(**filters)
@@ -76,7 +76,7 @@ def result_routes(app: FastAPI, pool: asyncpg.Pool) -> None:
     @app.get("/v1/results/{input_id:path}", dependencies=[scope("read")])
     @answers(OneResult, {404: "NOT_FOUND: there is no such input."}, also=(Result, UnsentInput))
     async def result(input_id: str) -> dict[str, Any]:
-        """Return one input with its whole run. If it was not submitted yet, return what it waits for instead."""
+        """Return one input with its whole run. If it is not in `results` yet, return what it is waiting for."""
         check_text(input_id=input_id)
         submission_id, _, external_id = input_id.partition(":")
         async with pool.acquire() as c, c.transaction(isolation="repeatable_read", readonly=True):
