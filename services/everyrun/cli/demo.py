@@ -1,4 +1,4 @@
-"""Define ``everyrun demo``: run inputs from submission to result, and compare the results with the emulator's record."""
+"""Define ``everyrun demo``: submit inputs, and compare their results with the record of the emulator."""
 
 from __future__ import annotations
 
