@@ -216,8 +216,8 @@ def add_error_handlers(app: FastAPI) -> None:
         app.add_exception_handler(kind, of_kind(status))
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
-        field, message = _field_problem(error.errors()[0], _request)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        field, message = _field_problem(error.errors()[0], request)
         return JSONResponse({"code": "INVALID_REQUEST", "message": f"{field}: {message}", "field": field}, 422)
 
     @app.exception_handler(HTTPException)

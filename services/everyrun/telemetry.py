@@ -23,6 +23,10 @@ def _hide(_logger: Any, _method: str, event: structlog.typing.EventDict) -> stru
     return event
 
 
+#: Number of kinds of log lines from which on those that are no longer needed are forgotten.
+_KINDS = 256
+
+
 class OnceInAWhile(logging.Filter):
     """Lets only one log line of each kind pass in ``seconds``, and counts the lines that it leaves out.
 
@@ -44,6 +48,8 @@ class OnceInAWhile(logging.Filter):
         if record.name.partition(".")[0] not in self._libraries:
             return True
         kind, now = (record.name, record.levelno, str(record.msg)), self._clock()
+        if kind not in self._seen:
+            self._forget_over(now)
         last, left_out = self._seen.get(kind, (-self._seconds, 0))
         if now - last < self._seconds:
             self._seen[kind] = (last, left_out + 1)
@@ -52,6 +58,15 @@ class OnceInAWhile(logging.Filter):
         if left_out:
             record.msg = f"{record.msg} ({left_out} more such lines were left out)"
         return True
+
+    def _forget_over(self, now: float) -> None:
+        """Forget kinds whose time is over and of which nothing was left out, so that the memory stays bounded."""
+        if len(self._seen) >= _KINDS:
+            self._seen = {
+                kind: (last, left_out)
+                for kind, (last, left_out) in self._seen.items()
+                if left_out or now - last < self._seconds
+            }
 
 
 def configure(service: str, level: str = "info", secrets: Iterable[str] = ()) -> None:

@@ -21,3 +21,14 @@ def test_repeated_lines_of_kafkas_client_pass_once_in_a_while() -> None:
     again = line("aiokafka.client", 7)
     assert limit.filter(again)
     assert again.getMessage() == "Unable connect to node with id 7 (49 more such lines were left out)"
+
+
+def test_kinds_of_lines_that_no_longer_come_are_forgotten() -> None:
+    now = [0.0]
+    limit = OnceInAWhile(("aiokafka",), 30.0, lambda: now[0])
+    for number in range(10_000):
+        now[0] += 1.0
+        record = line("aiokafka.client", 1)
+        record.msg, record.args = f"correlation {number} is unknown", None
+        assert limit.filter(record)
+    assert len(limit._seen) <= 256

@@ -43,23 +43,20 @@ class WorkflowSource(Protocol):
         """Return a page of version summaries. Raises ExtendError."""
 
 
-class UnknownWorkflowError(Invalid):
+class _Unknown(Invalid):
+    """Extend does not have something that an upload names; ``near`` has what the upload may have meant."""
+
+    def __init__(self, message: str, near: list[str]) -> None:
+        super().__init__(message)
+        self.near = near
+
+
+class UnknownWorkflowError(_Unknown):
     """Extend has no workflow with this id. The text names similar workflows; ``near`` has their ids."""
 
-    def __init__(self, message: str, near: list[str]) -> None:
-        super().__init__(message)
-        self.near = near
 
-
-class UnknownVersionError(Invalid):
+class UnknownVersionError(_Unknown):
     """The workflow has no such version. The text and ``near`` name the versions that the workflow has."""
-
-    def __init__(self, message: str, near: list[str]) -> None:
-        super().__init__(message)
-        self.near = near
-
-
-_Unknown = UnknownWorkflowError | UnknownVersionError
 
 
 class _Key(NamedTuple):
