@@ -72,10 +72,11 @@ class Settings(BaseSettings):
 
     # --- addresses and credentials
     data_dir: Path = Field(
-        Path(".everyrun"), description="Folder of the embedded stack. The command line looks there for it."
+        Path(".everyrun"),
+        description="Folder in which `everyrun up` keeps its data, and by which other commands find it.",
     )
-    kafka_bootstrap: str = Field("", description="Kafka brokers, host:port[,host:port].")
-    kafka_replication: int = Field(1, ge=1, description="Number of replicas of each topic that is created.")
+    kafka_bootstrap: str = Field("", description="Addresses of the Kafka brokers: host:port, separated by commas.")
+    kafka_replication: int = Field(1, ge=1, description="Replication factor of the topics that Everyrun creates.")
     kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
         "PLAINTEXT", description="Protocol for Kafka: PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL."
     )
@@ -94,7 +95,7 @@ class Settings(BaseSettings):
     )
     kafka_key_file: FilePath | None = Field(
         None,
-        description="PEM file with the private key of the client certificate, if the certificate's file lacks the key.",
+        description="PEM file with the private key of the client certificate, if it is not in the certificate's file.",
     )
     kafka_key_password: SecretStr = Field(
         SecretStr(""), description="Password of the client certificate's private key, if the key has a password."
@@ -102,7 +103,7 @@ class Settings(BaseSettings):
     topic_prefix: str = Field("everyrun.", description="Prefix of the names of all topics and consumer groups.")
     postgres_dsn: SecretStr = Field(
         SecretStr(""),
-        description="Connection string of Postgres (postgresql://...), as asyncpg and psql accept it.",
+        description="Connection string for Postgres (postgresql://...), in a form that asyncpg and psql accept.",
     )
     extend_base_url: str = Field("https://api.extend.ai", description="URL of Extend's API.")
     extend_api_key: SecretStr = Field(
@@ -117,201 +118,224 @@ class Settings(BaseSettings):
     )
 
     # --- our own HTTP services: the addresses on which they listen (host:port), and the URLs at which others reach them
-    submission_listen: str = Field("127.0.0.1:8801", description="Address on which the submission service listens.")
-    bridge_listen: str = Field("127.0.0.1:8802", description="Address on which the webhook bridge listens.")
-    query_listen: str = Field("127.0.0.1:8803", description="Address on which the query service listens.")
-    processor_listen: str = Field("127.0.0.1:8804", description="Address of the processor's health checks and metrics.")
-    reconciler_listen: str = Field(
-        "127.0.0.1:8805", description="Address of the reconciler's health checks and metrics."
+    submission_listen: str = Field(
+        "127.0.0.1:8801", description="Address (host:port) on which the submission service listens."
     )
-    replay_listen: str = Field("127.0.0.1:8806", description="Address on which the replay service listens.")
+    bridge_listen: str = Field("127.0.0.1:8802", description="Address (host:port) on which the webhook bridge listens.")
+    query_listen: str = Field("127.0.0.1:8803", description="Address (host:port) on which the query service listens.")
+    processor_listen: str = Field(
+        "127.0.0.1:8804", description="Address (host:port) at which the processor serves health checks and metrics."
+    )
+    reconciler_listen: str = Field(
+        "127.0.0.1:8805", description="Address (host:port) at which the reconciler serves health checks and metrics."
+    )
+    replay_listen: str = Field("127.0.0.1:8806", description="Address (host:port) on which the replay service listens.")
     keep_alive: int = Field(
         75,
         ge=1,
-        description="Time after which our services close idle connections. If a load balancer is in front of them, "
-        "this time must be longer than the load balancer's idle timeout (usually 60). Otherwise the load balancer "
+        description="Time after which Everyrun's services close an idle HTTP connection. Behind a load balancer, set "
+        "a longer time than the load balancer's idle timeout, which is usually 60 seconds. Otherwise the load balancer "
         "answers some requests with 502.",
     )
-    submission_url: str = Field("", description="URL of the submission service, which the command line calls.")
-    query_url: str = Field("", description="URL of the query service, which the command line calls.")
+    submission_url: str = Field("", description="URL at which the command line calls the submission service.")
+    query_url: str = Field("", description="URL at which the command line calls the query service.")
     bridge_url: str = Field(
-        "", description="URL of the bridge, which `everyrun doctor` checks. Default: the bridge's port on this machine."
+        "", description="URL at which `everyrun doctor` checks the bridge. Default: the bridge's port on this machine."
     )
     processor_urls: CommaList = Field(
-        default_factory=list, description="URLs of the processors, which `everyrun doctor` checks, separated by commas."
+        default_factory=list, description="URLs at which `everyrun doctor` checks the processors, separated by commas."
     )
-    reconciler_url: str = Field("", description="URL of the reconciler, which `everyrun doctor` checks.")
-    replay_url: str = Field("", description="URL of the replay service, which `everyrun doctor` checks.")
+    reconciler_url: str = Field("", description="URL at which `everyrun doctor` checks the reconciler.")
+    replay_url: str = Field("", description="URL at which `everyrun doctor` checks the replay service.")
     webhook_url: str = Field(
         "",
-        description="URL to which Extend sends webhooks. `everyrun doctor` looks for a webhook endpoint with this URL.",
+        description="URL to which Extend sends webhooks. `everyrun doctor` checks that Extend has a webhook endpoint "
+        "with this URL.",
     )
     api_token: SecretStr = Field(
         SecretStr(""),
-        description="A token with every scope. The services accept it in addition to the tokens made with `everyrun "
-        "token create`, and the command line sends it. At least 16 characters.",
+        description="A token with every scope. The command line sends it. The services accept it in addition to the "
+        "tokens made with `everyrun token create`. At least 16 characters.",
     )
 
     # --- Extend: rate limits and timeouts
-    plan: Plan = Field("payg", description="Your plan at Extend, from which the rate limits follow.")
+    plan: Plan = Field("payg", description="Your plan at Extend. It determines the rate limits.")
     requests_per_second: float | None = Field(
         None,
         gt=0,
-        description="Requests per second that Extend allows in each category, if the limits differ from the plan's.",
+        description="Requests per second that Extend allows in each category (GET, WRITE, RUN). Default: the limit "
+        "of the plan.",
     )
     budget_share: float = Field(
         0.1,
         gt=0,
         le=1,
-        description="Share of the rate limit that each process may use while Postgres is unavailable. While Postgres "
-        "is available, all processes share one budget, which is stored there.",
+        description="Share of the rate limit that each process may use while Postgres is unavailable. Normally, all "
+        "processes share the whole limit and coordinate through Postgres.",
     )
     call_timeout: float = Field(300.0, gt=0, description="Timeout of a call to Extend.")
 
     # --- submission: queue and dispatch
-    upload_max_bytes: int = Field(4 << 30, gt=0, description="Maximum size of the body of an upload of inputs.")
-    row_max_bytes: int = Field(900_000, gt=0, description="Maximum size of one input, as JSON.")
+    upload_max_bytes: int = Field(4 << 30, gt=0, description="Maximum size of the request body that uploads inputs.")
+    row_max_bytes: int = Field(900_000, gt=0, description="Maximum size of one input, written as JSON.")
     chunk_max_inputs: int = Field(1000, ge=1, le=1000, description="Maximum number of inputs per batch.")
     chunk_max_bytes: int = Field(
-        900_000, gt=1000, description="Maximum size of a batch, as JSON. A batch must fit in one record of Kafka."
+        900_000, gt=1000, description="Maximum size of a batch, written as JSON. A batch must fit in one Kafka record."
     )
     dispatch_workers: int = Field(
-        4, ge=1, le=64, description="Number of chunks that one process sends at the same time."
+        4, ge=1, le=64, description="Maximum number of chunks that one process sends at the same time."
     )
     dispatch_deadline: float = Field(
         30.0,
         gt=0,
-        description="How long a process may prepare an attempt. If the call to Extend has not begun by then, the "
-        "attempt is given up without a call, and the chunk is sent later.",
+        description="Maximum time from claiming a chunk to calling Extend. If more time has passed, the process does "
+        "not make the call, and the chunk is sent later.",
     )
     doubt_window: float = Field(
         900.0,
         gt=0,
-        description="How long a chunk in doubt waits for evidence that Extend accepted the call. The wait begins at "
-        "the timeout of the call. After the wait, the chunk can be resent.",
+        description="If a call to Extend ends without a clear answer: how long Everyrun waits for a run which proves "
+        "that Extend accepted the call. After this time and two complete sweeps without such a run, it sends the chunk "
+        "again.",
     )
     doubt_resends: int = Field(
-        2, ge=0, description="How often a chunk in doubt is resent before it is held for a person's decision."
+        2,
+        ge=0,
+        description="How many times Everyrun resends a chunk whose calls got no clear answer. After that, a person "
+        "must decide.",
     )
     secrets_kept: float = Field(
         86_400.0,
         ge=0,
-        description="How long the queue keeps presigned URLs and passwords after their submission has settled.",
+        description="How long the queue keeps the presigned URLs and passwords of a submission after all its inputs "
+        "have settled.",
     )
     secrets_kept_unsettled: float = Field(
         30 * 86_400.0,
         ge=0,
-        description="How long the queue keeps the presigned URLs and passwords of a submission that does not settle. "
-        "The time begins when the submission is accepted. After it, unsent inputs that need these URLs and passwords "
-        "can no longer be sent.",
+        description="If a submission does not settle: the time after its upload when Everyrun removes its presigned "
+        "URLs and passwords from the queue. Unsent inputs that need them must then be submitted again.",
     )
 
     # --- bridge
     webhook_secrets: Annotated[list[SecretStr], NoDecode] = Field(
         default_factory=list, description="Signing secrets of the webhook endpoints (wss_...), separated by commas."
     )
-    webhook_max_age: int = Field(300, gt=0, description="Maximum age of a webhook by its signed timestamp.")
+    webhook_max_age: int = Field(
+        300, gt=0, description="The bridge refuses a webhook if its signed timestamp is older than this."
+    )
     webhook_max_ahead: int = Field(
-        60, ge=0, description="How far in the future, by our clock, the signed timestamp of a webhook may be."
+        60, ge=0, description="The bridge refuses a webhook if its signed timestamp is further in the future than this."
     )
     webhook_max_bytes: int = Field(
         11 << 20,
         gt=0,
         le=11 << 20,
-        description="Maximum size of a webhook's body. Encoded as base64, the body must fit in a record of 16 MiB.",
+        description="Maximum size of a webhook's body. Encoded as base64, it must fit in a Kafka record of 16 MiB.",
     )
 
     # --- processor
     stalled_after: float = Field(
         120.0,
         gt=0,
-        description="A processor that has records to apply, but commits none for this time, exits so that it is "
-        "restarted. It does not exit while Postgres or Kafka is unavailable.",
+        description="A processor exits, so that it is restarted, if it has records to apply but has committed none for "
+        "this time. It does not exit while Postgres or Kafka is unavailable.",
     )
-    processor_index: int = Field(0, ge=0, description="Number of this processor (0, 1, …) if one machine runs several.")
+    processor_index: int = Field(
+        0, ge=0, description="Number of this processor, if one machine runs several: 0, 1, and so on."
+    )
 
     # --- query
     unmatched_after: float = Field(
         3600.0,
         ge=0,
-        description="Time after which an unmatched run counts as alarming. The time begins when the run is first seen.",
+        description="A run that matches no input is reported as a problem if it is still unmatched this long after "
+        "Everyrun first saw it.",
     )
 
     # --- reconciler
     foreign_runs_kept: float = Field(
         7 * 86_400.0,
         ge=0,
-        description="How long the result tables keep the content of foreign runs, which other callers in the workspace "
-        "started. After that they keep only the main fields of such a run, such as its status and metadata. The log "
-        "keeps everything.",
+        description="How long the result tables keep the complete content of a foreign run: a run that another caller "
+        "in the workspace started. After that, the tables keep only its main fields, such as status and metadata. The "
+        "log keeps everything.",
     )
     signed_url_origins: CommaList = Field(
         default_factory=list,
-        description="Origins (https://host[:port]), separated by commas, to which the signed links in webhooks may "
-        "lead. An origin may lead to a private network only if it is written with its port, or with an IP address as "
-        "its host.",
+        description="Origins (https://host[:port]), separated by commas. If a webhook contains a signed link to its "
+        "payload, Everyrun fetches the payload only from these origins. To allow an origin in a private network, write "
+        "it with a port, or with an IP address as the host.",
     )
-    signed_url_max_bytes: int = Field(64 << 20, gt=0, description="Maximum size of a payload behind a signed link.")
-    signed_url_timeout: float = Field(30.0, gt=0, description="Timeout of fetching the payload behind a signed link.")
-    poll_first_after: float = Field(60.0, ge=0, description="Time from sending a batch to its first poll.")
-    poll_every: float = Field(60.0, gt=0, description="Minimum time between two polls of an open batch.")
+    signed_url_max_bytes: int = Field(
+        64 << 20, gt=0, description="Maximum size of a payload that is fetched from a signed link."
+    )
+    signed_url_timeout: float = Field(30.0, gt=0, description="Timeout for fetching a payload from a signed link.")
+    poll_first_after: float = Field(
+        60.0,
+        ge=0,
+        description="Time from sending a batch until the reconciler first asks Extend for the batch's runs (a poll).",
+    )
+    poll_every: float = Field(60.0, gt=0, description="Minimum time between two polls of a batch that is not settled.")
     poll_for: float = Field(
         30 * 86_400.0,
         gt=0,
-        description="A batch is polled for this long after it was sent. For the same time, its workflow is swept "
-        "because of the batch.",
+        description="How long the reconciler watches a batch after it was sent. During this time, it polls the batch "
+        "until it is settled, and sweeps the batch's workflow for runs that changed.",
     )
     poll_grace: float = Field(
         10.0,
         ge=0,
-        description="If a run changed less than this time ago, a poll or sweep does not fetch the run, because its "
-        "webhook may still arrive.",
+        description="A poll or sweep does not fetch a run that changed less than this time ago, because the webhook "
+        "about the change may still arrive.",
     )
     sweep_every: float = Field(
         300.0,
         gt=0,
-        description="Time between two sweeps of a workflow. A sweep lists the runs that changed since the last sweep.",
+        description="Time between two sweeps of a workflow. In a sweep, the reconciler lists the workflow's runs that "
+        "changed since the last sweep.",
     )
     sweep_in_doubt_every: float = Field(
         15.0,
         gt=0,
-        description="Time between two sweeps of a workflow while one of its calls is in doubt. Such a sweep lists the "
-        "runs that changed since a time before that call.",
+        description="Time between two sweeps of a workflow while one of its calls is in doubt. Such a sweep lists all "
+        "runs that changed since the call began.",
     )
     sweep_margin: float = Field(
         120.0,
         ge=0,
-        description="How much further back than necessary a sweep lists runs. This is a reserve, because Extend's "
-        "list may lag and clocks may differ.",
+        description="Safety margin for sweeps. A sweep also lists the runs that changed in this time before its start "
+        "point, because Extend's list may lag and the clocks may differ.",
     )
 
     # --- deadlines
     overdue_after: float = Field(
         86_400.0,
         gt=0,
-        description="Time after which an open input is overdue. The time begins when the input's batch is sent. For "
-        "an unsent input, it begins when the input is submitted.",
+        description="An input is reported as overdue if it is not settled this long after its batch was sent. An "
+        "unsent input is overdue if it has waited this long since its submission.",
     )
 
     # --- replays
     replay_secret: SecretStr = Field(
         SecretStr(""),
-        description="Secret (whsec_ and base64) with which `everyrun replay` signs the events that it sends over HTTP.",
+        description="Secret (whsec_ and base64 text) with which `everyrun replay` signs the events that it sends over "
+        "HTTP.",
     )
     replay_origins: CommaList = Field(
         default_factory=list,
-        description="Origins (https://host[:port]), separated by commas, to which replays may send events. This "
-        "limits only replays that were started through the replay service's API. By default they may send to none.",
+        description="Origins (https://host[:port]), separated by commas, to which the replay service may send events "
+        "over HTTP. Default: none. The command `everyrun replay` may send to any origin.",
     )
     archive_to: str = Field(
         "",
-        description="Archive (a folder, or s3://bucket/prefix) for jobs that are started through the replay service's "
-        "API.",
+        description="Location of the archive that the replay service writes and verifies: a folder, or "
+        "s3://bucket/prefix.",
     )
 
     # --- logs
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Lowest level of the log lines that are written."
+        "info", description="Minimum level of the log lines that are written."
     )
 
     # pydantic runs validators with mode="before" from the last to the first. So _commas splits a list before _stripped

@@ -39,18 +39,19 @@ def results(
         bool, typer.Option("--bom", help="Begin the CSV with a byte-order mark, so that Excel recognises UTF-8.")
     ] = False,
     output: Annotated[
-        Path | None, typer.Option(help="Write to this file. After an error, the file is unchanged.")
+        Path | None, typer.Option(help="File to write to. If the command fails, an existing file keeps its content.")
     ] = None,
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
     """Show the result of every input of a submission.
 
     `--format csv --status FAILED` writes a manifest of the inputs that failed. To send them again, give the manifest to
-    everyrun submit. URLs are written without their query string, because presigned links are not kept. A shortened URL
-    ends in #everyrun-redacted, and submit refuses it until you replace it. A warning says how many files this concerns.
+    everyrun submit. The query strings of URLs are left out, because Everyrun does not keep presigned links. A
+    shortened URL ends in #everyrun-redacted. Replace it before you submit the rows again: submit refuses such a URL. A
+    warning says how many files this concerns.
 
-    In a CSV, an apostrophe precedes each text that a spreadsheet would run as a formula; everyrun submit removes it.
-    With --format jsonl, all text is unchanged.
+    In a CSV, Everyrun puts an apostrophe before each text that a spreadsheet would run as a formula. everyrun submit
+    removes the apostrophe. With --format jsonl, all text is unchanged.
 
     Example: everyrun results sub_01k... --status FAILED --format csv > again.csv
     """
@@ -193,7 +194,7 @@ def _jsonl(rows: Iterator[dict[str, Any]], file: IO[str], extracted: bool) -> in
 
 
 def extractions(run: dict[str, Any] | None) -> dict[str, Any]:
-    """Return the values that each extraction step of a run extracted, by the name of the step."""
+    """Return the extracted values of each extraction step of a run, by the name of the step."""
     found = {}
     for step in (run or {}).get("stepRuns") or ():
         output = (((step.get("result") or {}).get("extractRun") or {}).get("output") or {}).get("value")
@@ -202,7 +203,7 @@ def extractions(run: dict[str, Any] | None) -> dict[str, Any]:
             for number in itertools.count(2):
                 if name not in found:
                     break
-                # A step can run more than once, for example once for each part of a document: then number its names.
+                # A step can run several times, for example once for each part of a document. Its name is then numbered.
                 name = f"{plain} ({number})"
             found[name] = output
     return found

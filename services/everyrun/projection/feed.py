@@ -28,16 +28,16 @@ from everyrun.telemetry import log
 
 _log = log(__name__)
 
-#: Errors that mean that Postgres or Kafka is unavailable.
+#: Errors which mean that Postgres or Kafka is unavailable.
 UNAVAILABLE = (*POSTGRES_AWAY, KafkaError)
-#: Errors that mean that a schema, or everything in it, was dropped.
+#: Errors which mean that the schema, or every table in it, was dropped.
 SCHEMA_GONE = (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError)
 
-#: Errors caused by a conflict with another transaction: the same transaction is retried.
+#: Errors that a conflict with another transaction causes. The transaction is retried.
 RETRYABLE = (ConflictError, asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
 _TRIES = 20
-#: Primary keys whose rows can come from several partitions. Two transactions may therefore insert the same key at the
-#: same time; the one that fails is retried, too.
+#: Primary keys of tables whose rows can come from several partitions. Two transactions may insert the same key at the
+#: same time. One of them then fails, and is retried.
 _SHARED_KEYS = frozenset({"results_pkey", "duplicate_runs_pkey", "unmatched_runs_pkey"})
 #: Errors by which Postgres refuses a record: SQLSTATE classes 22, 23 and 54 (for example, a value is too long for an
 #: index or nested too deeply).
@@ -51,14 +51,14 @@ _REFUSED_BY_POSTGRES = (
 _REFUSED_BY_PYTHON = (OverflowError, ValueError)
 
 Needed = Callable[[], Mapping[Partition, int]]
-"""A function that returns the offset up to which each partition must be applied before new records are applied."""
+"""A function that returns an offset for each partition. Earlier records must be applied before new polls are."""
 
 
 class Feed:
-    """Applies polls to the tables of one database. Several feeds may run at once, in this process and in others.
+    """Applies polls to the tables of one database. Several feeds may run at the same time, also in other processes.
 
-    The feed calls ``recreate_schema`` if the schema was dropped. If this function is not given, the feed waits until
-    another process has recreated the schema.
+    If the schema was dropped, the feed calls ``recreate_schema``. Without this function, the feed waits until another
+    process has recreated the schema.
     """
 
     def __init__(
@@ -76,17 +76,17 @@ class Feed:
         self._quarantine = quarantine
         self._health = health or Health()
         self._recreate_schema = recreate_schema
-        #: Number of records applied so far to fill gaps.
+        #: Number of records that were applied to fill gaps, since this feed was created.
         self.backfilled = 0
-        #: Why Postgres or Kafka was unavailable in the last try; None after a success.
+        #: Why the last try failed: the error of Postgres or Kafka. None if the last try succeeded.
         self.blocked_by: str | None = None
 
     async def apply(self, polls: Sequence[Poll], needed: Needed = dict) -> list[Applied]:
-        """Apply the polls. Return once they are in the tables, with the ids of everything that changed.
+        """Apply the polls to the tables. Return the ids of everything that changed.
 
-        First, apply the missing records from the log: those before these polls, and those before the offsets that
-        ``needed`` returns. Otherwise, a run could be matched with tables that lack its batch. While
-        Postgres or Kafka is unavailable, wait, and report the outage in readyz.
+        If the tables lack earlier records, first read these from the log and apply them: the records before these
+        polls, and the records before the offsets that ``needed`` returns. Otherwise a run could be applied before its
+        batch, and would match no input. While Postgres or Kafka is unavailable, report the outage in readyz, and retry.
 
         Raises ForeignLogError if the tables were made from another log.
         """
@@ -107,15 +107,14 @@ class Feed:
             except UNAVAILABLE as error:
                 self.blocked_by = f"{type(error).__name__}: {error}"
                 _log.warning("cannot apply records; will retry", error=self.blocked_by, seconds=wait)
-                # Not reported as "database", because a database with a full disk still answers queries but can store
-                # no rows.
+                # Report this as "applying", not as "database": a database with a full disk still answers queries.
                 self._health.not_ready("applying", self.blocked_by)
                 await self.report_unavailable(error)
                 await asyncio.sleep(wait)
                 wait = min(wait * 2, 5.0)
 
     async def apply_once(self, polls: Sequence[Poll]) -> list[Applied]:
-        """Apply the polls in one try: raise an error instead of waiting or filling gaps.
+        """Apply the polls without retries. If records are missing or a service is unavailable, raise an error.
 
         Raises GapError, ForeignLogError, OSError, and errors of asyncpg and aiokafka.
         """
@@ -124,7 +123,7 @@ class Feed:
     async def report_unavailable(self, error: Exception) -> None:
         """Report in readyz that the database is unavailable. If the schema was dropped, recreate it.
 
-        If only a statement timed out, just log that, because the database is available.
+        If the error is only the timeout of a statement, the database is available. Then log the error, and do no more.
         """
         if is_slow(error):
             _log.warning("a statement timed out; will retry", error=str(error))
@@ -138,7 +137,7 @@ class Feed:
                 _log.warning("the schema could not be recreated", error=str(failed))
 
     async def fill(self, gaps: Mapping[Partition, OffsetRange]) -> None:
-        """Read these ranges of offsets from the log and apply them. Publishes nothing."""
+        """Read the records in these ranges of offsets from the log, and apply them. Do not publish results."""
         for partition, (start, end) in sorted(gaps.items()):
             topic, number = partition
             _log.info("filling a gap from the log", topic=topic, partition=number, start=start, end=end)
@@ -148,8 +147,8 @@ class Feed:
                 self.backfilled += len(poll.records)
                 reached = poll.end
             if reached < end:
-                # The last offsets of the range hold no records, so no poll has reached the end. Skip these offsets:
-                # otherwise, the gap would remain for ever.
+                # The last offsets of the range hold no records, so no poll reaches the end. Advance over these offsets.
+                # Otherwise, the gap would never close.
                 async with self._pool.acquire() as connection:
                     await offsets.skip_empty(
                         cast(asyncpg.Connection, connection), partition, reached, end, self._identity
@@ -160,8 +159,8 @@ class Feed:
     ) -> list[Applied]:
         """Apply the polls in one transaction.
 
-        If a record cannot be stored, split the polls into ever smaller transactions until the record is alone in one,
-        and set it aside.
+        If a record cannot be stored, split the polls into smaller and smaller transactions, until that record is alone.
+        Then write it to the quarantine.
         """
         try:
             return [await self._apply_with_retries(polls, needed, unstorable)]
@@ -225,17 +224,17 @@ class Feed:
 def is_unstorable(error: Exception) -> bool:
     """Return True if a record caused the error, so that a transaction without this record may succeed. Pure.
 
-    A ValueError that is also an OSError is not caused by a record. Python raises such an error for an untrusted
-    certificate.
+    An error of an unavailable service is never caused by a record, even if it is a ValueError. For example, Python
+    raises an error that is both a ValueError and an OSError if it does not trust a certificate.
     """
     refused_by_python = isinstance(error, _REFUSED_BY_PYTHON) and not isinstance(error, UNAVAILABLE)
     return isinstance(error, _REFUSED_BY_POSTGRES) or refused_by_python
 
 
 def halves(polls: Sequence[Poll]) -> list[list[Poll]]:
-    """Split polls into smaller groups with the same records in the same order. Pure.
+    """Split polls into smaller groups, without changing the order of the records. Pure.
 
-    Several polls are split into single polls, and a single poll into halves. A poll of one record is not split.
+    Several polls are split into single polls. A single poll is split into two halves. A poll of one record stays whole.
     """
     if len(polls) > 1:
         return [[poll] for poll in polls]

@@ -1,6 +1,7 @@
-"""Sweep workflows: list the runs that changed lately.
+"""Sweep workflows: list the runs of each workflow that changed recently.
 
-Sweeps find batches that Everyrun does not know, and changes of runs in settled batches, which are no longer polled.
+A sweep finds two things that polls do not find: batches that Everyrun does not know, and changes of runs whose batch is
+settled and therefore no longer polled.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ _sql = beside(__file__, "reconciler.sql")
 
 #: Minimum time between two searches for workflows that are due, in seconds.
 _LOOK_EVERY = 10.0
-#: If this many runs of an unknown batch on a page cannot be fetched, the sweep goes on without a run of that batch.
+#: If this many runs of an unknown batch on a page cannot be fetched, the sweep continues without a run of that batch.
 _TRIES = 3
-#: Maximum number of unknown batches that are remembered because one of their runs was fetched. A batch that is
-#: forgotten is not fetched twice, because the tables have its run by then.
+#: Maximum number of unknown batches in ``Sweeps._fetched``. It is safe to forget older ones: their runs are in the
+#: tables by then, so the batches are known.
 _REMEMBERED = 10_000
 
 
@@ -46,32 +47,35 @@ class Cutoffs(NamedTuple):
 
     #: The sweep stops when it reaches runs that last changed before this time.
     floor: datetime
-    #: A run that changed after this time is not fetched, because its webhook may still arrive. None: fetch all.
+    #: The sweep does not fetch a run that changed after this time, because its webhook may still arrive. None: the
+    #: sweep fetches all runs.
     changed: datetime | None
-    #: A batch that was created before this time was not made by a call in doubt. None: the time is not known.
+    #: A call in doubt cannot have created a batch that is older than this time. None: the time is not known.
     oldest_call: datetime | None
 
 
 class Sweeps:
     """Sweeps each workflow in turn, and records complete sweeps in ``everyrun_queue.sweeps``.
 
-    A complete sweep guarantees that the log has a run of every listed batch that a call in doubt may have made. So the
-    resolver can resend a chunk in doubt after complete sweeps that found no evidence. A sweep fetches one run of each
-    listed batch. It is complete without a run of a batch in three cases:
+    A call in doubt may have created one of the listed batches. The runs of that batch then prove that Extend accepted
+    the call. After a complete sweep, the log has a run of each such batch. So if complete sweeps find no proof, the
+    resolver can resend the chunk.
+
+    To be complete, a sweep must fetch one run of each listed batch, except in these cases:
 
     - The batch is known: it is ours, or the tables already have a run of it.
     - All runs of the batch were deleted, so none can ever be fetched.
-    - A run of the batch was created before the oldest call in doubt, so no call in doubt made the batch.
+    - A run of the batch was created before the oldest call in doubt began, so no call in doubt created the batch.
 
-    In all other cases, a call in doubt may have made the batch. Sweeps then remain incomplete until a run of the batch
-    can be fetched, or until no call is in doubt any more.
+    If no run of any other batch can be fetched, sweeps remain incomplete until one can, or until no call is in doubt.
 
-    A held chunk waits for a person's decision. A run of that chunk would make the decision unnecessary. To find such a
-    run, some sweeps list runs back to the start of the chunk's call, at intervals that grow up to a day
-    (:func:`look_back_due`). If the chunk is resent and then in doubt again, every sweep goes back to the start of the
-    new call.
+    A held chunk waits for a person's decision. If a run of that chunk appears, the decision is no longer necessary. To
+    find such a run, some sweeps also list the older runs, back to the start of the chunk's call. The time between these
+    sweeps grows up to a day (:func:`look_back_due`). If a person resends the chunk and the new call is in doubt too,
+    every sweep goes back to the start of the new call.
 
-    If a sweep finds something new in a batch that is still polled, it calls ``hurry`` with the id of the batch.
+    If a sweep finds a changed run in a batch that is still polled, it calls ``hurry`` with the id of the batch, so that
+    the batch is polled soon.
     """
 
     def __init__(
@@ -93,8 +97,8 @@ class Sweeps:
         self._fetched: dict[str, None] = {}
         #: By workflow: when this process began the workflow's last sweep, and how many seconds that sweep took.
         self._last: dict[str, tuple[float, float]] = {}
-        #: By workflow and start of a call that only a person can settle: when a sweep last listed runs back to that
-        #: start.
+        #: For each call that only a person can settle, by its workflow and start: when a sweep last listed runs back to
+        #: that start.
         self._looked_back: dict[tuple[str, datetime], float] = {}
         self._look_every = min(_LOOK_EVERY, settings.sweep_every, settings.sweep_in_doubt_every)
         self._looked_at = float("-inf")
@@ -102,7 +106,8 @@ class Sweeps:
     async def sweep_due(self) -> None:
         """Sweep each workflow that is due. Raises asyncpg's and Kafka's errors.
 
-        An error of Extend is not raised: that workflow is swept again later, and the other workflows are still swept.
+        If Extend returns an error, this method logs it, continues with the other workflows, and sweeps that workflow
+        again later.
         """
         if self._clock() - self._looked_at < self._look_every:
             return
@@ -126,9 +131,8 @@ class Sweeps:
     def _since(self, row: asyncpg.Record, now: float) -> datetime:
         """Return the time back to which a sweep must list runs.
 
-        Usually that is the start of the last complete sweep. If a call that began earlier is still in doubt, the sweep
-        must go back to the start of that call: always if evidence may settle the call, and at growing intervals if only
-        a person can.
+        Usually that is the start of the last complete sweep. If a call that began earlier is still in doubt, it is the
+        start of that call. For a call that only a person can settle, this is so only at growing intervals.
         """
         since: datetime = row["last_begun_at"] or row["since"]
         if row["doubt_since"] is not None:
@@ -158,12 +162,12 @@ class Sweeps:
         """List a workflow's runs, last changed first, back to ``since``, and write what is new to the log.
 
         If the sweep is complete (see the docstring of the class), record it and return True. ``since`` is a time by our
-        clock. The sweep goes back a little further than that, by a margin. ``oldest_call`` is when the oldest call in
-        doubt began: the present time if no call is in doubt, None if it is not known.
+        clock; the sweep goes back a little further, by a safety margin. ``oldest_call`` is the time when the oldest
+        call in doubt began. It is the current time if no call is in doubt, and None if the time is not known.
 
-        One run of each unknown batch is fetched. The projection stores it as an unmatched run, where the resolver finds
-        it. Every run of a settled batch that has a new state is fetched. If such a run cannot be fetched, that is
-        recorded, and later sweeps try again at growing intervals. Raises ExtendError.
+        The sweep fetches one run of each unknown batch. The projection stores this run as an unmatched run, where the
+        resolver finds it. The sweep also fetches each run of a settled batch that has a new state. If it cannot fetch
+        such a run, it records this, and later sweeps try again at growing intervals. Raises ExtendError.
         """
         begun_at: datetime = await self._pool.fetchval(_sql["now"])
         back = timedelta(seconds=self._settings.sweep_margin + self._settings.poll_grace)
@@ -191,8 +195,8 @@ class Sweeps:
     async def _fetch_page(self, page: Sequence[ListedRun], cutoffs: Cutoffs) -> bool:
         """Write what is new on a page to the log. Return False if this page makes the sweep incomplete.
 
-        A page makes the sweep incomplete if it lists runs of an unknown batch, a call in doubt may have made this
-        batch, and none of these runs can be fetched.
+        That is the case if the page lists runs of an unknown batch, none of these runs can be fetched, and a call in
+        doubt may have created the batch.
         """
         listed = sorted({run.batch_id for run in page if run.batch_id is not None})
         known = {
@@ -221,8 +225,8 @@ class Sweeps:
     async def _fetch_settled(self, wanted: Sequence[ListedRun]) -> None:
         """Fetch runs of settled batches.
 
-        Runs that cannot be fetched are recorded in ``gone_runs``, where the next sweep finds them. The list that the
-        next sweep reads may not contain them, because it contains only later changes.
+        If a run cannot be fetched, record it in ``gone_runs``, so that the next sweep tries again. The next sweep may
+        not list this run, because it lists only later changes.
         """
         outcomes = await self._fetcher.fetch(wanted)
         fetched = [run.run_id for run in wanted if outcomes[run.run_id] is Outcome.FETCHED]

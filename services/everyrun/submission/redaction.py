@@ -1,4 +1,4 @@
-"""Remove presigned URLs and passwords from the queue some time after their submission has settled."""
+"""Remove the presigned URLs and passwords (secrets) of a submission from the queue, some time after it has settled."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from everyrun.telemetry import log
 
 _log = log(__name__)
 _sql = beside(__file__, "queue.sql")
-#: Number of inputs that are redacted in one transaction.
+#: Maximum number of inputs whose secrets are removed in one transaction.
 _SLICE = 1000
-#: A submission that is not settled is checked again after a tenth of its age, but not sooner or later than this.
+#: A submission that is not settled is checked again after a tenth of its age. These are the minimum and maximum waits.
 _CHECK_MIN, _CHECK_MAX = timedelta(minutes=1), timedelta(hours=6)
 _REMOVED = (
     "Its presigned links and passwords were removed {days:g} days after it was submitted "
@@ -32,9 +32,12 @@ def next_redaction(
 ) -> datetime:
     """Return when to remove the secrets of a submission, or when to check the submission again. Pure.
 
-    If the returned time is not after ``now``, the secrets must be removed now: ``kept`` has passed since the submission
-    settled, or ``kept_unsettled`` since it was accepted. Otherwise the submission is checked again at that time. The
-    older an unsettled submission is, the less often it is checked.
+    If the returned time is ``now`` or earlier, the secrets must be removed now. Otherwise the submission must be
+    checked again at the returned time.
+
+    The secrets of a settled submission are removed when ``kept`` has passed since it settled. Those of an unsettled
+    submission are removed when ``kept_unsettled`` has passed since it was accepted. The older an unsettled submission
+    is, the less often it is checked.
     """
     if settled_at is not None:
         return settled_at + kept
@@ -44,12 +47,14 @@ def next_redaction(
 
 
 async def redact_due(pool: asyncpg.Pool, log: Log, settings: Settings) -> None:
-    """Remove the presigned URLs and passwords of every submission whose time has come.
+    """Remove the presigned URLs and passwords of every submission for which :func:`next_redaction` says so.
 
-    Afterwards the queue has the files only as the log shows them. A submission that does not settle loses its secrets
-    too, some time after it was accepted. If some of its inputs are not sent by then, the submission is paused, with the
-    reason. A submission is redacted in slices, each in its own transaction. If a submission fails, it is retried later,
-    and does not delay the others.
+    Afterwards, the queue has the files in the same form as the log: without query strings and passwords. If the
+    submission still has inputs that were not sent, it is paused, because they can no longer be sent. The pause shows
+    this reason.
+
+    The inputs of a submission are changed in groups, each in its own transaction. If this fails for one submission, it
+    is retried later, and the other submissions are not delayed.
 
     Raises asyncpg's errors.
     """
@@ -86,8 +91,8 @@ async def _redact(pool: asyncpg.Pool, log: Log, submission_id: str, expected: in
                 target = pauses.PauseTarget("submission", submission_id)
                 await pauses.pause(connection, log, target, why, None)
             pause = False
-        # Mark the submission before any file changes: from then on, a chunk whose files lack their secrets is not
-        # claimed.
+        # Mark the submission before any file changes. From then on, the claim function skips chunks whose files lack
+        # their secrets.
         await pool.execute(_sql["begin_redaction"], submission_id)
         await pool.execute(_sql["redact_inputs"], submission_id, list(changed), list(changed.values()))
     await pool.execute(_sql["begin_redaction"], submission_id)
@@ -95,7 +100,7 @@ async def _redact(pool: asyncpg.Pool, log: Log, submission_id: str, expected: in
 
 
 def _redacted(file: str) -> str:
-    """Return a file as the log shows it, or the same text if there is nothing to remove."""
+    """Return the JSON of a file without its secrets. If it has none, return the same text."""
     given = msgspec.json.decode(file)
     redacted = redact_file(given)
     return file if redacted == given else msgspec.json.encode(redacted).decode()

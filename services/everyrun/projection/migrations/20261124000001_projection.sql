@@ -15,13 +15,13 @@ create table applied_offsets (
     primary key (topic, partition)
 );
 comment on column applied_offsets.topic is 'The topic, without EVERYRUN_TOPIC_PREFIX.';
-comment on column applied_offsets.partition is 'The partition.';
-comment on column applied_offsets.next_offset is 'Offset of the first record that is not applied yet.';
+comment on column applied_offsets.partition is 'The number of the partition.';
+comment on column applied_offsets.next_offset is 'Offset of the next record to apply.';
 comment on column applied_offsets.cluster_id is
-    'Id of the Kafka cluster that the tables come from. The processor refuses another one.';
+    'Id of the Kafka cluster from which these tables were made. The processor refuses to apply records of another cluster.';
 comment on column applied_offsets.partitions is
-    'Number of partitions of the topics batches and runs when these tables were created. The processor refuses a log with another number, because a key would choose another partition.';
-comment on table applied_offsets is 'How far each partition is applied to these tables; advanced in the same transaction.';
+    'Number of partitions that the topics batches and runs had when these tables were created. The processor refuses to run if this number has changed, because Kafka would then send the events of one key to another partition.';
+comment on table applied_offsets is 'One row per partition of the topics: how far the processor has applied it to these tables. Each transaction that changes the tables also updates this row.';
 
 create table submissions (
     submission_id text collate "C" primary key,
@@ -31,15 +31,15 @@ create table submissions (
     expected bigint not null,
     created_at timestamptz not null
 );
-comment on table submissions is 'One row per accepted submission, and per registered batch.';
+comment on table submissions is 'One row per accepted submission, and one per registered batch (a batch that another program sent to Extend).';
 comment on column submissions.submission_id is
-    'The id that everyrun submit prints: sub_ and 26 characters that sort by time.';
-comment on column submissions.workflow_id is 'The workflow at Extend.';
-comment on column submissions.workflow_version is 'The requested version; null for the newest published one.';
+    'The id that everyrun submit prints: sub_ and 26 characters. Ids sort in the order in which they were created.';
+comment on column submissions.workflow_id is 'Extend''s id of the workflow.';
+comment on column submissions.workflow_version is 'The requested version of the workflow. Null if none was requested: Extend then uses the newest published version.';
 comment on column submissions.expected is 'Number of inputs in the submission.';
-comment on column submissions.created_at is 'When the submission was accepted, or the batch registered.';
+comment on column submissions.created_at is 'When Everyrun accepted the submission, or when the batch was registered.';
 
-comment on column submissions.priority is 'Extend''s priority, 1 to 100, lower first; null for a registered batch.';
+comment on column submissions.priority is 'Priority at Extend, from 1 (first) to 100 (last). Null for a registered batch.';
 
 create table batches (
     chunk text collate "C" not null,
@@ -68,33 +68,33 @@ create table batches (
     primary key (chunk, attempt)
 );
 comment on column batches.chunk is
-    'The chunk: inputs that are sent to Extend in one call. If a chunk is cut, its parts are named CHUNK-1, CHUNK-2, ....';
-comment on column batches.attempt is 'Number of the attempt to send the chunk, from 1.';
-comment on column batches.batch_id is 'Extend''s batchId, once it is known.';
+    'Id of the chunk: the inputs that are sent to Extend in one call. If a chunk is cut into smaller chunks, their ids are CHUNK-1, CHUNK-2, and so on.';
+comment on column batches.attempt is 'Number of this attempt (call to Extend). The first attempt of a chunk is 1.';
+comment on column batches.batch_id is 'Extend''s batchId. Null until it is known.';
 comment on column batches.submission_id is 'The submission that the chunk belongs to.';
 comment on column batches.workflow_id is 'The workflow that the chunk was sent to.';
-comment on column batches.workflow_version is 'The requested version; null for the newest published one.';
-comment on column batches.priority is 'Extend''s priority, 1 to 100, lower first; null for a registered batch.';
+comment on column batches.workflow_version is 'The requested version of the workflow. Null if none was requested: Extend then uses the newest published version.';
+comment on column batches.priority is 'Priority at Extend, from 1 (first) to 100 (last). Null for a registered batch.';
 comment on column batches.expected is 'Number of inputs in the attempt.';
 comment on column batches.reason is
-    'Why the attempt is in this state: the error or the decision. Null if it was simply sent.';
-comment on column batches.requested_at is 'When the call was about to begin.';
-comment on column batches.returned_at is 'When it was clear that Extend did not accept the attempt for now.';
-comment on column batches.in_doubt_at is 'When the outcome of the call became unknown.';
-comment on column batches.resent_at is 'When the attempt was given up, so that the chunk is sent in another one.';
+    'Why the attempt is in this state: an error, or a decision. Null if nothing unusual happened.';
+comment on column batches.requested_at is 'When the worker announced the call, just before it called Extend.';
+comment on column batches.returned_at is 'When it became clear that Extend did not accept this attempt. The chunk then waits to be sent again, or is held for a person''s decision.';
+comment on column batches.in_doubt_at is 'When the call ended without a clear answer.';
+comment on column batches.resent_at is 'When Everyrun or a person gave up this attempt, which was in doubt. The chunk is then sent again, as a new attempt.';
 comment on column batches.rejected_at is 'When Extend refused the attempt, or a person discarded it.';
-comment on column batches.cut_at is 'When Extend refused the attempt because of some inputs, and the chunk was cut into parts.';
+comment on column batches.cut_at is 'When Extend refused the attempt and the chunk was cut into smaller chunks, to find the inputs that Extend refuses.';
 comment on column batches.submitted_at is 'When Extend accepted the attempt.';
-comment on column batches.settled_at is 'When its last input settled.';
-comment on column batches.duplicates is 'Number of runs of the batch in duplicate_runs.';
-comment on table batches is 'One row per attempt to send a chunk of inputs to Extend.';
+comment on column batches.settled_at is 'When the last input of the batch settled.';
+comment on column batches.duplicates is 'Number of this batch''s runs that are in duplicate_runs.';
+comment on table batches is 'One row per attempt: one call to Extend that sends a chunk of inputs.';
 comment on column batches.state is
-    'SENDING, RETURNED (not accepted for now), IN_DOUBT, RESENT (given up after the window), REFUSED (by Extend, or discarded by a person), CUT (refused because of some inputs; sent again in the parts CHUNK-1, CHUNK-2, ...), SUBMITTED (accepted), SETTLED (accepted, every input is settled, and all runs were seen).';
-comment on column batches.counts is 'Number of inputs that count in this attempt, by status. An input counts in the attempt of its current run.';
-comment on column batches.runs_observed is 'Number of runs of this batch that were matched to an input.';
-comment on column batches.input_ids is 'The inputs, in the order in which they were sent.';
+    'SENDING; RETURNED (Extend did not accept it, but may accept the same inputs later); IN_DOUBT (the call got no clear answer); RESENT (it was in doubt, and the chunk is sent again); REFUSED (Extend refused it, or a person discarded it); CUT (Extend refused it, and its inputs continue in the smaller chunks CHUNK-1, CHUNK-2, ...); SUBMITTED (Extend accepted it); SETTLED (Extend accepted it, Everyrun has seen all runs, and every input is settled).';
+comment on column batches.counts is 'Number of inputs per status. Only inputs whose row in results names this attempt are counted here, so an input that was sent twice is counted once.';
+comment on column batches.runs_observed is 'Number of this batch''s runs that were matched to an input.';
+comment on column batches.input_ids is 'Ids of the inputs, in the order in which they were sent.';
 comment on column batches.fingerprints is
-    'For a registered batch: SHA-256 of the metadata of each of input_ids, as RFC 8785 JSON. Otherwise null.';
+    'For a registered batch: for each of the input_ids, the SHA-256 hash of its metadata, written as canonical JSON (RFC 8785). Runs are matched to the inputs by these hashes. Null for other batches.';
 create index batches_submission on batches (submission_id, chunk);
 create index batches_open on batches (submitted_at) where state = 'SUBMITTED';
 create index batches_open_of on batches (submission_id) where state = 'SUBMITTED';
@@ -123,31 +123,31 @@ create table results (
     settled_at timestamptz,
     version text collate "C" not null
 );
-comment on column results.external_id is 'The caller''s own id, or the position as text.';
+comment on column results.external_id is 'The id that the caller gave to the input. If the caller gave none, the position as text.';
 comment on column results.batch_id is
-    'Extend''s batchId of the attempt that the row counts in; null if the input was refused.';
-comment on column results.position is 'Position of the input in its submission, from 1.';
-comment on column results.chunk is 'The chunk of the attempt that the row counts in.';
-comment on column results.attempt is 'The attempt that the row counts in.';
-comment on column results.file is 'The file as submitted, without the query string of a URL and without a password.';
-comment on column results.run_id is 'The current run: the one whose state the row shows. Null if no run is known yet.';
+    'Extend''s batchId of the attempt in the columns chunk and attempt. Null if the input was refused.';
+comment on column results.position is 'Position of the input in its submission. The first input is 1.';
+comment on column results.chunk is 'The chunk that was sent in the attempt (see the column attempt).';
+comment on column results.attempt is 'Number of the attempt that started the current run. If no run is known: of the attempt that Extend accepted or refused.';
+comment on column results.file is 'The file as it was submitted. The query string of its URL and its password are removed.';
+comment on column results.run_id is 'Id of the current run: the run whose state this row shows. Null if no run is known yet.';
 comment on column results.status is
-    'SUBMITTED (no run is known yet), REFUSED, or Extend''s status of the current run: PENDING, PROCESSING, CANCELLING, NEEDS_REVIEW, PROCESSED, FAILED, CANCELLED, REJECTED.';
+    'SUBMITTED (accepted, but no run is known yet), REFUSED, or Extend''s status of the current run: PENDING, PROCESSING, CANCELLING, NEEDS_REVIEW, PROCESSED, FAILED, CANCELLED, REJECTED.';
 comment on column results.failure_reason is
-    'Extend''s failureReason of a failed run; for a refused input, the error code or DISCARDED.';
-comment on column results.failure_message is 'The message for failure_reason.';
-comment on column results.credits is 'Extend''s usage.credits of the current run; null if unknown.';
-comment on column results.source is 'How Everyrun learned of this state: webhook or poll. Null without a run.';
-comment on column results.observed_at is 'When Everyrun learned of this state; without a run, the time of the attempt''s event.';
-comment on column results.settled_at is 'When the input settled; null while it is open.';
-comment on table results is 'One row per input that was sent or refused. An ordinary table, without triggers or generated columns.';
+    'If the run failed, Extend''s failureReason. If the input was refused, Extend''s error code, or DISCARDED if a person discarded it.';
+comment on column results.failure_message is 'The message that explains failure_reason.';
+comment on column results.credits is 'Credits that the current run used (usage.credits at Extend). Null if unknown.';
+comment on column results.source is 'How Everyrun learned of the current run''s state: webhook or poll. Null if no run is known.';
+comment on column results.observed_at is 'When Everyrun learned of the current run''s state. If no run is known: when the attempt was accepted or refused.';
+comment on column results.settled_at is 'When the input settled. Null until then.';
+comment on table results is 'One row per input that Extend accepted, or that was refused or discarded. This is an ordinary table, without triggers or generated columns.';
 comment on column results.input_id is
-    'submission_id, : and external_id. The inputs of a submission are the range input_id >= ''ID:'' and input_id < ''ID;'' of the primary key.';
+    'SUBMISSION_ID:EXTERNAL_ID. To select all inputs of a submission by the primary key: input_id >= ''SUBMISSION_ID:'' and input_id < ''SUBMISSION_ID;''.';
 comment on column results.submission_id is
-    'Indexed only for the rows in results_not_processed. For all inputs of a submission, query the range of input_id.';
-comment on column results.metadata is 'The metadata as submitted. What Extend returned is in run.';
-comment on column results.run is 'The complete WorkflowRun of the current run, as Extend returned it, without Everyrun''s reserved metadata key.';
-comment on column results.version is 'Text that sorts: of two states of a row, the one with the greater version is newer.';
+    'The submission. No index has this column for all rows. To select all inputs of a submission, use a range of input_id.';
+comment on column results.metadata is 'The metadata as it was submitted. The metadata that Extend returned is in the column run.';
+comment on column results.run is 'The current run: the complete WorkflowRun that Extend returned. Only Everyrun''s reserved metadata key is removed.';
+comment on column results.version is 'Version of the row''s state. Of two states of the row, the newer one has the greater version. Compare versions as text, with collate "C".';
 create index results_run on results (run_id);
 -- Holds few rows: the ones that people list.
 create index results_not_processed on results (submission_id, status, input_id)
@@ -170,21 +170,21 @@ create table duplicate_runs (
     version text collate "C" not null
 );
 comment on column duplicate_runs.run_id is 'Extend''s id of the run.';
-comment on column duplicate_runs.input_id is 'The input that the run belongs to.';
+comment on column duplicate_runs.input_id is 'Id of the input that the run processes.';
 comment on column duplicate_runs.batch_id is 'The batch that the run belongs to.';
-comment on column duplicate_runs.chunk is 'The chunk of the attempt that became the batch.';
-comment on column duplicate_runs.attempt is 'The number of that attempt.';
+comment on column duplicate_runs.chunk is 'Id of the chunk that was sent as this batch.';
+comment on column duplicate_runs.attempt is 'Number of the attempt (call to Extend) that started the batch.';
 comment on column duplicate_runs.status is 'Extend''s status of the run.';
-comment on column duplicate_runs.failure_reason is 'Extend''s failureReason of a failed run.';
-comment on column duplicate_runs.failure_message is 'The message for failure_reason.';
+comment on column duplicate_runs.failure_reason is 'If the run failed, Extend''s failureReason.';
+comment on column duplicate_runs.failure_message is 'The message that explains failure_reason.';
 comment on column duplicate_runs.run is
-    'The complete WorkflowRun, as Extend returned it, without Everyrun''s reserved metadata key.';
-comment on column duplicate_runs.credits is 'Extend''s usage.credits of the run; null if unknown.';
-comment on column duplicate_runs.source is 'How Everyrun learned of this state: webhook or poll.';
-comment on column duplicate_runs.observed_at is 'When Everyrun learned of this state.';
-comment on column duplicate_runs.settled_at is 'When the run ended; null while it is open.';
-comment on column duplicate_runs.version is 'Text that sorts, as in results.';
-comment on table duplicate_runs is 'Duplicate runs: runs of inputs that have another current run in results.';
+    'The complete WorkflowRun that Extend returned. Only Everyrun''s reserved metadata key is removed.';
+comment on column duplicate_runs.credits is 'Credits that the run used (usage.credits at Extend). Null if unknown.';
+comment on column duplicate_runs.source is 'How Everyrun learned of the run''s state: webhook or poll.';
+comment on column duplicate_runs.observed_at is 'When Everyrun learned of the run''s state.';
+comment on column duplicate_runs.settled_at is 'When the run ended. Null until then.';
+comment on column duplicate_runs.version is 'Version of the run''s state. Of two states of the run, the newer one has the greater version. Compare versions as text, with collate "C".';
+comment on table duplicate_runs is 'Duplicate runs: if an input has several runs, results shows its current run, and this table has the others.';
 create index duplicate_runs_input on duplicate_runs (input_id);
 create index duplicate_runs_batch on duplicate_runs (batch_id);
 
@@ -211,30 +211,30 @@ create table unmatched_runs (
     bindings jsonb not null
 );
 comment on column unmatched_runs.run_id is 'Extend''s id of the run.';
-comment on column unmatched_runs.batch_id is 'The batch that the run names; null if it names none.';
-comment on column unmatched_runs.metadata is 'The run''s metadata as Extend returned it, without Everyrun''s reserved key.';
+comment on column unmatched_runs.batch_id is 'Extend''s batchId of the run. Null if the run has none.';
+comment on column unmatched_runs.metadata is 'The metadata that Extend returned for the run. Everyrun''s reserved key is removed.';
 comment on column unmatched_runs.status is 'Extend''s status of the run.';
-comment on column unmatched_runs.first_seen is 'When the run was first observed.';
-comment on column unmatched_runs.input_id is 'The input that the reserved metadata key names; null without such a key.';
-comment on column unmatched_runs.installation is 'The installation of Everyrun that the reserved key names.';
-comment on column unmatched_runs.chunk is 'The chunk that the reserved key names.';
-comment on column unmatched_runs.attempt is 'The attempt that the reserved key names.';
-comment on column unmatched_runs.failure_reason is 'Extend''s failureReason of a failed run.';
-comment on column unmatched_runs.failure_message is 'The message for failure_reason.';
-comment on column unmatched_runs.credits is 'Extend''s usage.credits of the run; null if unknown.';
-comment on column unmatched_runs.source is 'How Everyrun learned of this state: webhook or poll.';
-comment on column unmatched_runs.observed_at is 'When Everyrun learned of this state.';
-comment on column unmatched_runs.settled_at is 'When the run ended; null while it is open.';
-comment on column unmatched_runs.version is 'Text that sorts, as in results.';
-comment on table unmatched_runs is 'Runs that match no input so far.';
+comment on column unmatched_runs.first_seen is 'When Everyrun first saw the run.';
+comment on column unmatched_runs.input_id is 'The input that the run''s reserved metadata key (everyrun:input) names. Null if the run does not have this key.';
+comment on column unmatched_runs.installation is 'The installation of Everyrun that the reserved key names. Null if there is no such key.';
+comment on column unmatched_runs.chunk is 'The chunk that the reserved key names. Null if there is no such key.';
+comment on column unmatched_runs.attempt is 'The attempt that the reserved key names. Null if there is no such key.';
+comment on column unmatched_runs.failure_reason is 'If the run failed, Extend''s failureReason.';
+comment on column unmatched_runs.failure_message is 'The message that explains failure_reason.';
+comment on column unmatched_runs.credits is 'Credits that the run used (usage.credits at Extend). Null if unknown.';
+comment on column unmatched_runs.source is 'How Everyrun learned of the run''s state: webhook or poll.';
+comment on column unmatched_runs.observed_at is 'When Everyrun learned of the run''s state.';
+comment on column unmatched_runs.settled_at is 'When the run ended. Null until then.';
+comment on column unmatched_runs.version is 'Version of the run''s state. Of two states of the run, the newer one has the greater version. Compare versions as text, with collate "C".';
+comment on table unmatched_runs is 'Runs that Everyrun could not match to an input so far.';
 comment on column unmatched_runs.reason is
-    'batch_unknown, no_batch; for a batch that Everyrun sent: no_reserved_key, reserved_key_of_another_batch, input_unknown; for a registered batch: ambiguous_metadata, metadata_unknown.';
+    'Why the run matches no input: batch_unknown or no_batch. If Everyrun sent the batch: no_reserved_key, reserved_key_of_another_batch or input_unknown. If the batch was registered: ambiguous_metadata or metadata_unknown.';
 comment on column unmatched_runs.run is
-    'The complete WorkflowRun. For a foreign run, only its head remains after EVERYRUN_FOREIGN_RUNS_KEPT (version then ends in ~).';
+    'The complete WorkflowRun. For a run that another caller started, Everyrun removes most of it after the time EVERYRUN_FOREIGN_RUNS_KEPT. Then only the main fields remain, such as status and metadata, and version ends in ~.';
 comment on column unmatched_runs.fingerprints is
-    'SHA-256 of each metadata that the run was seen with, as RFC 8785 JSON, in the order of the log.';
+    'SHA-256 hash of the run''s metadata, written as canonical JSON (RFC 8785). If the metadata changed, one hash for each version of it, in the order in which the log has them.';
 comment on column unmatched_runs.bindings is
-    'Each reserved key that the run was seen with, sorted by chunk and attempt; those of one attempt are in the order of the log. The columns input_id, installation, chunk and attempt show the smallest.';
+    'All values of the reserved key (everyrun:input) that Everyrun has seen in this run, as a list sorted by chunk and attempt. Usually there is one. The columns input_id, installation, chunk and attempt show the first.';
 create index unmatched_runs_batch on unmatched_runs (batch_id);
 create index unmatched_runs_whole on unmatched_runs (first_seen) where right(version, 1) <> '~';
 create index unmatched_runs_chunk on unmatched_runs (chunk, attempt);
@@ -252,13 +252,13 @@ create table deliveries (
     primary key (run_id, event_type)
 );
 comment on column deliveries.run_id is 'The run that the webhook describes.';
-comment on column deliveries.event_type is 'Extend''s eventType.';
+comment on column deliveries.event_type is 'Extend''s eventType of the webhook.';
 comment on column deliveries.chunk is
-    'The chunk that the reserved key in the webhook''s metadata names; null without a key.';
-comment on column deliveries.attempt is 'The attempt that the reserved key names.';
-comment on column deliveries.input_id is 'The input that the reserved key names.';
-comment on column deliveries.first_seen is 'When the first such webhook arrived.';
-comment on table deliveries is 'Webhooks whose payload had to be fetched from a signed link.';
+    'The chunk that the reserved key in the webhook''s metadata names. Null if there is no such key.';
+comment on column deliveries.attempt is 'The attempt that the reserved key names. Null if there is no such key.';
+comment on column deliveries.input_id is 'The input that the reserved key names. Null if there is no such key.';
+comment on column deliveries.first_seen is 'When the first webhook about this run with this eventType arrived.';
+comment on table deliveries is 'Webhooks that contained only a signed link, from which Everyrun then fetched the payload.';
 create index deliveries_chunk on deliveries (chunk, attempt);
 
 create table quarantine (
@@ -275,19 +275,19 @@ create table quarantine (
     decided_at timestamptz
 );
 comment on column quarantine.source is
-    'Where the message came from: webhook/SHA-256 of the body, or TOPIC/PARTITION/OFFSET.';
-comment on column quarantine.topic is 'The topic that it was read from, or ''webhook''.';
-comment on column quarantine.partition is 'The partition that it was read from; null for a webhook.';
-comment on column quarantine."offset" is 'Its offset there; null for a webhook.';
-comment on column quarantine.reason is 'Why it could not be understood or stored.';
-comment on column quarantine.raw is 'The message, byte for byte.';
-comment on column quarantine.headers is 'Its headers, as a list of name and value.';
-comment on column quarantine.key is 'Its key in the topic that it was read from.';
-comment on column quarantine.first_seen is 'When it was quarantined.';
-comment on column quarantine.decided_at is 'When it was last retried or discarded; null before that.';
-comment on table quarantine is 'Messages that could not be understood or stored, as they were received. None is ever deleted.';
+    'Id of the message. For a webhook: webhook/HASH, where HASH is the SHA-256 hash of the body in hexadecimal. For a Kafka record: TOPIC/PARTITION/OFFSET.';
+comment on column quarantine.topic is 'The topic from which the message was read. For a webhook: webhook.';
+comment on column quarantine.partition is 'The partition from which the message was read. Null for a webhook.';
+comment on column quarantine."offset" is 'The offset of the message in the partition. Null for a webhook.';
+comment on column quarantine.reason is 'Why Everyrun could not read or store the message.';
+comment on column quarantine.raw is 'The value of the record, or the body of the webhook, as the original bytes.';
+comment on column quarantine.headers is 'The headers of the message: a list of pairs [name, value].';
+comment on column quarantine.key is 'The key of the Kafka record. Null if there is none.';
+comment on column quarantine.first_seen is 'When the message was quarantined.';
+comment on column quarantine.decided_at is 'When the message was last retried or discarded. Null if it never was.';
+comment on table quarantine is 'Messages that Everyrun could not read or store, as they were received. Rows are never deleted.';
 comment on column quarantine.state is
-    'OPEN, RETRIED (understood later, and published where it belongs), DISCARDED (a person decided that it needs no more work).';
+    'OPEN; RETRIED (a retry could read the message, and published it to its topic); DISCARDED (a person decided that nothing needs to be done about it).';
 create index quarantine_open on quarantine (source) where state = 'OPEN';
 
 create table decisions (
@@ -303,16 +303,16 @@ create table decisions (
     reason text not null,
     decided_at timestamptz not null
 );
-comment on column decisions.event_id is 'Id of the event that holds the decision.';
+comment on column decisions.event_id is 'Id of the event that records the decision.';
 comment on column decisions.kind is
-    'The type of that event: doubt-resent, doubt-adopted, doubt-discarded, workflow-paused, token-revoked, ....';
-comment on column decisions.workflow_id is 'The workflow that was paused or resumed, or that the chunk is for.';
-comment on column decisions.submission_id is 'The submission that was paused or resumed, or that the chunk belongs to.';
+    'Type of the event, for example doubt-resent, doubt-adopted, doubt-discarded, workflow-paused or token-revoked.';
+comment on column decisions.workflow_id is 'The workflow that was paused or resumed. For a chunk: the workflow to which it is sent.';
+comment on column decisions.submission_id is 'The submission that was paused or resumed. For a chunk: its submission.';
 comment on column decisions.chunk is 'The chunk that was in doubt.';
 comment on column decisions.attempt is 'The attempt that was in doubt.';
-comment on column decisions.batch_id is 'The batch that a person named for an adopted attempt.';
-comment on column decisions.source is 'The source of the quarantined message, or the id of the token.';
-comment on column decisions.decided_by is 'Who decided; null if Everyrun did, by its own rules.';
+comment on column decisions.batch_id is 'If the attempt was adopted: the batch at Extend that the person named.';
+comment on column decisions.source is 'The quarantined message (quarantine.source), or the id of the token.';
+comment on column decisions.decided_by is 'Who decided. Null if Everyrun decided by its own rules.';
 comment on column decisions.reason is 'Why it was decided.';
 comment on column decisions.decided_at is 'When it was decided.';
 comment on table decisions is
@@ -339,7 +339,7 @@ counted as not materialized (
     union all
     select submission_id, case when in_doubt then 'IN_DOUBT' else 'SENDING' end, sum(expected)
     from chunks
-    -- The inputs of a cut chunk count in its parts.
+    -- The inputs of a cut chunk are counted as inputs of its parts.
     where not has_rows and not cut and (in_doubt or sending)
     group by 1, 2
 ),
@@ -351,10 +351,10 @@ union all
 select s.submission_id, 'WAITING', s.expected - coalesce(k.inputs, 0)::bigint
 from submissions s left join known k using (submission_id)
 where s.expected <> coalesce(k.inputs, 0);
-comment on view submission_counts is 'Number of inputs of a submission with each status, according to the counters in batches.';
+comment on view submission_counts is 'Number of inputs of each submission, by status. The numbers come from the counters in batches, not from counting rows.';
 comment on column submission_counts.submission_id is 'The submission.';
 comment on column submission_counts.status is
-    'A status as in results; or WAITING, SENDING or IN_DOUBT for inputs without a row there.';
+    'A status from results. For inputs that have no row in results: WAITING, SENDING or IN_DOUBT.';
 comment on column submission_counts.inputs is 'Number of inputs with this status.';
 
 create view report as
@@ -386,23 +386,23 @@ left join lateral (
     select count(*) as runs from duplicate_runs d
     where d.batch_id = b.batch_id
 ) d on true;
-comment on view report is 'One row per attempt: its counters beside a count of the rows. It is balanced if both agree.';
+comment on view report is 'One row per attempt. Compares the counters that batches has with the numbers of rows in the tables.';
 comment on column report.submission_id is 'The submission that the chunk belongs to.';
-comment on column report.chunk is 'The chunk.';
-comment on column report.attempt is 'The attempt to send it.';
-comment on column report.batch_id is 'Extend''s batchId, once it is known.';
+comment on column report.chunk is 'Id of the chunk.';
+comment on column report.attempt is 'Number of the attempt (call to Extend) that sent the chunk.';
+comment on column report.batch_id is 'Extend''s batchId. Null until it is known.';
 comment on column report.state is 'The state of the attempt, as in batches.';
 comment on column report.expected is 'Number of inputs in the attempt.';
-comment on column report.inputs is 'Counter: inputs that count in this attempt.';
-comment on column report.settled is 'Counter: those of them that are settled.';
-comment on column report.counts is 'Counter: inputs that count in this attempt, by status.';
+comment on column report.inputs is 'Counter: inputs whose row in results names this attempt.';
+comment on column report.settled is 'Counter: inputs whose row in results names this attempt, and that are settled.';
+comment on column report.counts is 'Counter: inputs whose row in results names this attempt, by status.';
 comment on column report.runs_observed is 'Counter: runs of the batch that were matched to an input.';
 comment on column report.duplicates is 'Counter: runs of the batch in duplicate_runs.';
-comment on column report.unmatched is 'Counted now: runs of the batch in unmatched_runs.';
-comment on column report.runs_in_results is 'Counted now: rows of results that count in this attempt and have a run.';
-comment on column report.runs_in_duplicates is 'Counted now: rows of duplicate_runs.';
-comment on column report.counted_rows is 'Counted now: rows of results that count in this attempt, by status.';
-comment on column report.balanced is 'True if the counters agree with the counted rows.';
+comment on column report.unmatched is 'Counted now: rows of unmatched_runs with this batch.';
+comment on column report.runs_in_results is 'Counted now: rows of results that name this attempt and have a run.';
+comment on column report.runs_in_duplicates is 'Counted now: rows of duplicate_runs with this batch.';
+comment on column report.counted_rows is 'Counted now: rows of results that name this attempt, by status.';
+comment on column report.balanced is 'True if the counters equal the numbers that were counted now.';
 
 create view extractions as
 select r.input_id, r.external_id, r.submission_id, r.status,
@@ -410,15 +410,15 @@ select r.input_id, r.external_id, r.submission_id, r.status,
        step -> 'result' -> 'extractRun' -> 'output' -> 'value' as value
 from results r, jsonb_array_elements(r.run -> 'stepRuns') step
 where step -> 'result' -> 'extractRun' -> 'output' is not null;
-comment on column extractions.input_id is 'The input. The inputs of a submission are a range, as in results.';
-comment on view extractions is 'The value that each extraction step of an input''s current run extracted.';
-comment on column extractions.external_id is 'The caller''s own id, or the position as text.';
-comment on column extractions.submission_id is 'The submission. To select one, query the range of input_id, which has an index.';
+comment on column extractions.input_id is 'Id of the input. To select all inputs of a submission, use a range, as in results.';
+comment on view extractions is 'The extracted values: one row per input and extraction step of its current run.';
+comment on column extractions.external_id is 'The id that the caller gave to the input. If the caller gave none, the position as text.';
+comment on column extractions.submission_id is 'The submission. To select one, use a range of input_id, which has an index.';
 comment on column extractions.status is
-    'The input''s status. Values of an input that is not PROCESSED are provisional: nobody has approved them, or its run failed.';
+    'The input''s status. Use the values only if it is PROCESSED. Otherwise the run failed, or is not finished, or a person must still review the values.';
 comment on column extractions.step_name is 'The name of the step in the workflow.';
 comment on column extractions.value is
-    'The extracted values, from run -> stepRuns -> result -> extractRun -> output -> value.';
+    'The extracted values. In results, they are in the column run, at stepRuns -> N -> result -> extractRun -> output -> value.';
 
 -- migrate:down
 do $$

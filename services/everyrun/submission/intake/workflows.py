@@ -1,6 +1,6 @@
-"""Check at intake that Extend has a workflow and its version.
+"""Check that Extend has the workflow and the version that an upload names, before the upload is accepted.
 
-So a mistyped id is refused at once. Without this check, its inputs would be accepted, but could never be sent.
+So Everyrun refuses a mistyped id at once. Otherwise it would accept inputs that it can never send.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from everyrun.telemetry import log
 
 _log = log(__name__)
 
-#: How long an answer is remembered, in seconds. The first number is for the answer that Extend has the workflow, the
-#: second for all others: Extend does not have the workflow, or could not be asked.
+#: How long an answer is cached, in seconds. ``_KNOWN_FOR`` applies if Extend has the workflow, ``_UNSURE_FOR`` if
+#: Extend does not have it or did not answer.
 _KNOWN_FOR, _UNSURE_FOR = 300.0, 15.0
 #: How long an upload waits for Extend's answer, in seconds.
 _TIMEOUT = 3.0
-#: Maximum number of remembered answers; of similar workflows in an error; and of workflows in an error if none is
-#: similar.
-_REMEMBERED, _NEAR, _LISTED = 1000, 3, 5
+#: Maximum number of cached answers.
+_REMEMBERED = 1000
+#: Maximum number of workflows that an error names: similar workflows, and any workflows if none is similar.
+_NEAR, _LISTED = 3, 5
 
 
 class WorkflowSource(Protocol):
@@ -44,7 +45,7 @@ class WorkflowSource(Protocol):
 
 
 class _Unknown(Invalid):
-    """Extend does not have something that an upload names; ``near`` has what the upload may have meant."""
+    """Extend does not have the workflow or version that an upload names. ``near`` lists what may have been meant."""
 
     def __init__(self, message: str, near: list[str]) -> None:
         super().__init__(message)
@@ -52,11 +53,11 @@ class _Unknown(Invalid):
 
 
 class UnknownWorkflowError(_Unknown):
-    """Extend has no workflow with this id. The text names similar workflows; ``near`` has their ids."""
+    """Extend has no workflow with this id. The text names similar workflows, and ``near`` lists their ids."""
 
 
 class UnknownVersionError(_Unknown):
-    """The workflow has no such version. The text and ``near`` name the versions that the workflow has."""
+    """The workflow does not have this version. The text and ``near`` name the versions that it has."""
 
 
 class _Key(NamedTuple):
@@ -67,13 +68,13 @@ class _Key(NamedTuple):
 class _Answer(NamedTuple):
     #: The time until which the answer is valid, by the clock of Workflows.
     until: float
-    #: Why Extend could not be asked; None if Extend answered.
+    #: Why Extend gave no answer. None if Extend answered.
     unchecked: str | None = None
     unknown: _Unknown | None = None
 
 
 class Workflows:
-    """Ask Extend about workflows and their versions, and remember the answers for a while.
+    """Asks Extend about workflows and their versions, and caches the answers for a while.
 
     The requests count against the request budget for GETs.
     """
@@ -82,15 +83,16 @@ class Workflows:
         self._extend = extend
         self._clock = clock
         self._answers: dict[_Key, _Answer] = {}
-        #: Why Extend could not be asked the last time. This applies to all workflows for a while, so that not every
-        #: upload has to wait for the timeout.
+        #: Why Extend gave no answer the last time. For a while, this is the answer for all workflows, so that not every
+        #: upload must wait for the timeout.
         self._unavailable = _Answer(0.0)
         self._lock = asyncio.Lock()
 
     async def check(self, workflow_id: str, version: str | None = None) -> str | None:
-        """Return None if Extend has the workflow (and its version, if given), else why Extend could not be asked.
+        """Return None if Extend has the workflow, and the version if one is given.
 
-        Raises UnknownWorkflowError or UnknownVersionError if Extend answers that it does not have them.
+        If Extend gave no answer, return the reason. The upload is then accepted without the check. Raises
+        UnknownWorkflowError or UnknownVersionError if Extend does not have the workflow or the version.
         """
         unchecked = await self._check(_Key(workflow_id))
         return unchecked if unchecked or version is None else await self._check(_Key(workflow_id, version))
@@ -143,8 +145,8 @@ class Workflows:
                 raise
         else:
             return None
-        # The 404 may also mean that the path does not exist. Listing workflows then fails too and raises ExtendError,
-        # so that nothing is refused.
+        # The 404 may also mean that the path does not exist, for example if the base URL is wrong. Then the list of
+        # workflows fails too and raises ExtendError, so the upload is not refused.
         listed = await self._extend.list_workflows(within=_TIMEOUT)
         if any(isinstance(found, dict) and found.get("id") == workflow_id for found in listed.data):
             return None
@@ -159,7 +161,7 @@ class Workflows:
                 raise
         else:
             return None
-        # As above: listing fails if the path does not exist, so that nothing is refused.
+        # As in _unknown_workflow: if the path does not exist, the list fails too, so the upload is not refused.
         listed = await self._extend.list_workflow_versions(workflow_id, within=_TIMEOUT)
         versions = [str(one["version"]) for one in listed.data if isinstance(one, dict) and one.get("version")]
         if version in versions:
@@ -172,8 +174,8 @@ class Workflows:
 def unknown_workflow(workflow_id: str, listed: Iterable[Any], *, complete: bool) -> UnknownWorkflowError:
     """Return the error about an unknown workflow. Pure.
 
-    The error names workflows with a similar id, or with ``workflow_id`` as their name. If there are none, it names the
-    first few of all workflows.
+    The error names the workflows that have a similar id, or whose name is ``workflow_id``. If there are none, it names
+    the first few workflows in ``listed``. ``complete`` is true if ``listed`` has all workflows.
     """
     summaries = [one for one in listed if isinstance(one, dict) and isinstance(one.get("id"), str)]
     names = {one["id"]: str(one.get("name") or "") for one in summaries}

@@ -1,7 +1,7 @@
 -- migrate:up
 create schema if not exists everyrun_queue;
 
-comment on schema everyrun_queue is 'Accepted submissions, and how far sending them has come. Not rebuilt from the log: back it up.';
+comment on schema everyrun_queue is 'The queue: accepted submissions, and which of their inputs have been sent. The log does not contain all of it, so back up this schema.';
 
 create table everyrun_queue.installation (
     singleton boolean primary key default true check (singleton),
@@ -11,9 +11,9 @@ create table everyrun_queue.installation (
 comment on table everyrun_queue.installation is 'The installation of this queue. One row.';
 comment on column everyrun_queue.installation.singleton is 'Always true: there is one row.';
 comment on column everyrun_queue.installation.installation is
-    'The id of the installation, in the reserved metadata key of each of its runs.';
+    'The id of the installation. It is part of the reserved metadata key that Everyrun adds to each input.';
 comment on column everyrun_queue.installation.vendor is
-    'The Extend that this queue and its log are bound to since the first start: its base URL, or emulator. Any other one is refused.';
+    'The Extend to which this queue and its log were bound at the first start: its base URL, or the word emulator. Everyrun refuses to start with another Extend.';
 insert into everyrun_queue.installation (installation) values ('inst_' || replace(gen_random_uuid()::text, '-', ''));
 
 create table everyrun_queue.submissions (
@@ -34,32 +34,32 @@ create table everyrun_queue.submissions (
     redact_after timestamptz default now()
 );
 comment on table everyrun_queue.submissions is
-    'One row per accepted submission, and per registered batch.';
+    'One row per accepted submission, and one per registered batch (a batch that another program sent to Extend).';
 comment on column everyrun_queue.submissions.submission_id is 'The id that everyrun submit prints.';
-comment on column everyrun_queue.submissions.workflow_id is 'The workflow at Extend.';
+comment on column everyrun_queue.submissions.workflow_id is 'Extend''s id of the workflow.';
 comment on column everyrun_queue.submissions.workflow_version is
-    'The requested version; null for the newest published one.';
+    'The requested version of the workflow. Null if none was requested: Extend then uses the newest published version.';
 comment on column everyrun_queue.submissions.priority is
-    'Extend''s priority, 1 to 100, lower first; null for a registered batch.';
+    'Priority at Extend, from 1 (first) to 100 (last). Null for a registered batch.';
 comment on column everyrun_queue.submissions.expected is 'Number of inputs.';
 comment on column everyrun_queue.submissions.batches is 'Number of chunks.';
 comment on column everyrun_queue.submissions.created_at is 'When the submission was accepted.';
 comment on column everyrun_queue.submissions.announced_at is
-    'When Kafka had acknowledged submission-accepted or batch-registered. Nothing is sent before.';
-comment on column everyrun_queue.submissions.registered_batch is 'The id of a registered batch at Extend; null for other submissions.';
+    'When Kafka acknowledged the event submission-accepted or batch-registered. Null until then. No input is sent before this time.';
+comment on column everyrun_queue.submissions.registered_batch is 'For a registered batch: Extend''s batchId. Null for other submissions.';
 comment on column everyrun_queue.submissions.redacted_at is
-    'When Everyrun began to remove presigned URLs and passwords from the inputs. Unsent inputs that had some can no longer be sent.';
+    'When Everyrun began to remove the presigned URLs and passwords of the inputs. An unsent input that needs them can no longer be sent.';
 comment on column everyrun_queue.submissions.redact_after is
-    'When Everyrun next checks if the secrets can be removed. Null after they were removed.';
+    'When Everyrun next checks if it must remove the presigned URLs and passwords. Null after it has removed them.';
 create index submissions_to_redact on everyrun_queue.submissions (redact_after) where redact_after is not null;
 comment on column everyrun_queue.submissions.idempotency_key is
-    'The Idempotency-Key of the upload; the submission id if it had none, so that any upload can be repeated.';
+    'The Idempotency-Key of the upload. If the upload had none, the submission id takes its place.';
 comment on column everyrun_queue.submissions.content_hash is
-    'SHA-256 of the content as the log shows it: without query strings of URLs and without passwords.';
+    'SHA-256 hash of the content without query strings of URLs and without passwords. The log has this content.';
 comment on column everyrun_queue.submissions.full_hash is
-    'SHA-256 of the whole content. Null if the submission was restored from the log, which does not have it.';
+    'SHA-256 hash of the complete content, with query strings and passwords. Null if the submission was restored from the log, which does not have them.';
 comment on column everyrun_queue.submissions.lost_inputs is
-    'Number of inputs that the queue lost with a restored backup, and the log does not have. Repeating the upload with the same Idempotency-Key restores them.';
+    'Number of inputs that are lost since the queue was restored from an older backup. The log does not have them. To restore them, repeat the upload with the same Idempotency-Key.';
 create index submissions_incomplete on everyrun_queue.submissions (submission_id) where lost_inputs > 0;
 create index submissions_content on everyrun_queue.submissions (content_hash);
 create index submissions_unannounced on everyrun_queue.submissions (created_at) where announced_at is null;
@@ -74,10 +74,10 @@ create table everyrun_queue.inputs (
 );
 comment on table everyrun_queue.inputs is 'The inputs, in the form in which they are sent to Extend.';
 comment on column everyrun_queue.inputs.submission_id is 'The submission.';
-comment on column everyrun_queue.inputs.position is 'Position in the submission, from 1.';
-comment on column everyrun_queue.inputs.external_id is 'The caller''s own id, or the position as text.';
+comment on column everyrun_queue.inputs.position is 'Position of the input in its submission. The first input is 1.';
+comment on column everyrun_queue.inputs.external_id is 'The id that the caller gave to the input. If the caller gave none, the position as text.';
 comment on column everyrun_queue.inputs.file is
-    'The file as JSON text, with query strings and passwords until they are removed (submissions.redacted_at).';
+    'The file as JSON text. It contains the query string of a presigned URL and the password until they are removed (see submissions.redacted_at).';
 comment on column everyrun_queue.inputs.metadata is 'The metadata as JSON text, as submitted.';
 create index inputs_external_id on everyrun_queue.inputs (submission_id, external_id);
 
@@ -98,27 +98,27 @@ create table everyrun_queue.chunks (
     skipped boolean not null default false,
     files_lost boolean not null default false
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
-comment on table everyrun_queue.chunks is 'Chunks: inputs that are sent to Extend in one call, and the state of that.';
-comment on column everyrun_queue.chunks.chunk is 'The id. Chunks are sent in the order of their ids.';
+comment on table everyrun_queue.chunks is 'One row per chunk: the inputs that are sent to Extend in one call, and what became of the call.';
+comment on column everyrun_queue.chunks.chunk is 'Id of the chunk. Chunks are sent in the order of their ids.';
 comment on column everyrun_queue.chunks.submission_id is 'The submission.';
-comment on column everyrun_queue.chunks.first_position is 'Position of its first input in the submission.';
-comment on column everyrun_queue.chunks.last_position is 'Position of its last input in the submission.';
-comment on column everyrun_queue.chunks.attempt is 'The number of the newest attempt; 0 before the first.';
-comment on column everyrun_queue.chunks.resends is 'Number of attempts that were given up.';
-comment on column everyrun_queue.chunks.reason is 'Why it is in this state, or why its last attempt was returned.';
-comment on column everyrun_queue.chunks.batch_id is 'Extend''s batchId, if Extend accepted an attempt.';
-comment on column everyrun_queue.chunks.state is 'waiting, sending, in_doubt, held, submitted, refused, cut (its inputs continue in the chunks CHUNK-1, CHUNK-2, ...)';
-comment on column everyrun_queue.chunks.owner is 'sending: the worker that may still begin the call; null after its claim was revoked.';
-comment on column everyrun_queue.chunks.announced is 'The newest attempt whose batch-requested the queue has read in the log.';
-comment on column everyrun_queue.chunks.deadline is 'sending: when a call of this attempt has ended at the latest. in_doubt, held: when the window for evidence ends.';
+comment on column everyrun_queue.chunks.first_position is 'Position of the chunk''s first input in the submission.';
+comment on column everyrun_queue.chunks.last_position is 'Position of the chunk''s last input in the submission.';
+comment on column everyrun_queue.chunks.attempt is 'Number of the newest attempt (call to Extend). 0 before the first attempt.';
+comment on column everyrun_queue.chunks.resends is 'Number of attempts that were in doubt and given up, after which the chunk was sent again.';
+comment on column everyrun_queue.chunks.reason is 'Why the chunk is in this state. If it waits again: why Extend did not accept the last attempt.';
+comment on column everyrun_queue.chunks.batch_id is 'Extend''s batchId, if Extend accepted an attempt. Otherwise null.';
+comment on column everyrun_queue.chunks.state is 'waiting, sending, in_doubt (the call got no clear answer), held (in doubt, and waiting for a person''s decision), submitted, refused, or cut (its inputs continue in the smaller chunks CHUNK-1, CHUNK-2, ...).';
+comment on column everyrun_queue.chunks.owner is 'While the chunk is sending: the worker that claimed it and may call Extend. Null after the claim was revoked.';
+comment on column everyrun_queue.chunks.announced is 'Number of the newest attempt whose event batch-requested the queue has read from the log.';
+comment on column everyrun_queue.chunks.deadline is 'While the chunk is sending: the latest time at which the call can still be in progress. While it is in_doubt or held: the end of the window in which Everyrun waits for evidence.';
 comment on column everyrun_queue.chunks.files_lost is
-    'True if it was restored from the log, which shows files without query strings and passwords. It cannot be sent until the upload is repeated.';
+    'True if the chunk was restored from the log, which has its files without query strings and passwords. The chunk cannot be sent until the upload is repeated.';
 create index chunks_files_lost on everyrun_queue.chunks (submission_id) where files_lost;
 create index chunks_submission on everyrun_queue.chunks (submission_id);
-comment on column everyrun_queue.chunks.not_before is '-infinity: it can be claimed now. A time: it cannot be claimed before; the claim function sets it to -infinity after it has passed.';
+comment on column everyrun_queue.chunks.not_before is 'The earliest time at which a worker can claim the chunk. After this time, the function claim sets the column to -infinity. Only chunks with -infinity can be claimed.';
 comment on column everyrun_queue.chunks.skipped is
-    'True if a claim skipped the chunk: because its workflow or submission was paused, or its submission not announced (until that ends), or because its secrets were removed.';
--- The chunks that can be claimed now, in the order of sending, and no others: a claim reads only the head of this index.
+    'True if the function claim skipped the chunk. It does so while the workflow or submission is paused, while the submission is not announced, or if the presigned URLs or passwords of the chunk were removed.';
+-- The chunks that can be claimed now, in the order of sending, and no others: a claim reads only the first entries of this index.
 create index chunks_ready on everyrun_queue.chunks (chunk) where state = 'waiting' and not skipped and not_before = '-infinity';
 create index chunks_delayed on everyrun_queue.chunks (not_before) where state = 'waiting' and not_before > '-infinity';
 -- Counted every few seconds. It has few rows compared to the submitted chunks.
@@ -134,18 +134,18 @@ create table everyrun_queue.adopted (
     primary key (chunk, attempt, batch_id)
 );
 comment on column everyrun_queue.adopted.chunk is 'The chunk.';
-comment on column everyrun_queue.adopted.attempt is 'The number of the attempt.';
-comment on column everyrun_queue.adopted.batch_id is 'The batch that the attempt became.';
-comment on table everyrun_queue.adopted is 'Attempts that a run proved to be accepted.';
+comment on column everyrun_queue.adopted.attempt is 'Number of the attempt (call to Extend).';
+comment on column everyrun_queue.adopted.batch_id is 'Extend''s batchId of the batch that the attempt started.';
+comment on table everyrun_queue.adopted is 'Attempts that were in doubt until Everyrun found a run that proves that Extend accepted them.';
 
 create unlogged table everyrun_queue.budgets (
     category text primary key,
     free_at timestamptz not null
 );
-comment on column everyrun_queue.budgets.category is 'GET, WRITE or RUN. Extend limits each separately.';
+comment on column everyrun_queue.budgets.category is 'GET, WRITE or RUN. Extend limits the rate of each category separately.';
 comment on column everyrun_queue.budgets.free_at is 'When the next request of the category may be sent.';
 comment on table everyrun_queue.budgets is
-    'When any process may send the next request of a category (GET, WRITE, RUN) to Extend. Unlogged: it is empty after a crash of Postgres.';
+    'The request budget that all processes share: for each category of requests, when the next request may be sent to Extend. The table is unlogged, so it is empty after a crash of Postgres.';
 
 create table everyrun_queue.paused (
     kind text not null check (kind in ('workflow', 'submission')),
@@ -155,13 +155,13 @@ create table everyrun_queue.paused (
     since timestamptz not null,
     primary key (kind, id)
 );
-comment on column everyrun_queue.paused.kind is 'workflow or submission.';
-comment on column everyrun_queue.paused.id is 'Its id.';
-comment on column everyrun_queue.paused.reason is 'The reason.';
-comment on column everyrun_queue.paused.decided_by is 'Who paused it; null if Extend blocked the workflow.';
-comment on column everyrun_queue.paused.since is 'Since when.';
+comment on column everyrun_queue.paused.kind is 'What is paused: workflow or submission.';
+comment on column everyrun_queue.paused.id is 'The id of the workflow or submission.';
+comment on column everyrun_queue.paused.reason is 'Why it is paused.';
+comment on column everyrun_queue.paused.decided_by is 'Who paused it. Null if Everyrun paused it by its own rules.';
+comment on column everyrun_queue.paused.since is 'When it was paused.';
 comment on table everyrun_queue.paused is
-    'Paused workflows and submissions: nothing of them is sent until a person resumes them. Extend blocks a workflow with 401, 402 or 403.';
+    'Paused workflows and submissions. None of their inputs is sent until a person resumes them. Everyrun itself pauses a workflow if Extend answers that the workflow or the account is at fault, for example with 401, 402 or 403.';
 
 create function everyrun_queue.restore_skipped_after_resume() returns trigger language plpgsql as $$
 begin
@@ -193,9 +193,9 @@ create table everyrun_queue.sweeps (
 );
 comment on column everyrun_queue.sweeps.workflow_id is 'The workflow.';
 comment on column everyrun_queue.sweeps.begun_at is 'When the sweep began.';
-comment on column everyrun_queue.sweeps.complete_at is 'When it was complete.';
+comment on column everyrun_queue.sweeps.complete_at is 'When the sweep was complete.';
 comment on table everyrun_queue.sweeps is
-    'Complete sweeps of a workflow. A sweep lists every run that changed since before the oldest call of unknown outcome, and fetches unknown runs into the log. Such a call is given up only after two sweeps that began after its window.';
+    'Complete sweeps of a workflow. A sweep lists the runs that changed since before the oldest call in doubt began, and writes a run of each unknown batch to the log. A call in doubt is given up only after two complete sweeps that began after its window ended.';
 
 create table everyrun_queue.polls (
     batch_id text collate "C" primary key,
@@ -205,13 +205,13 @@ create table everyrun_queue.polls (
     due_at timestamptz,
     next_at timestamptz
 );
-comment on column everyrun_queue.polls.next_at is 'When the batch is polled next, as planned after its last poll. Only for display.';
+comment on column everyrun_queue.polls.next_at is 'When the next poll of the batch is planned. This column is only for display.';
 comment on column everyrun_queue.polls.batch_id is 'Extend''s batchId.';
-comment on column everyrun_queue.polls.complete_at is 'When the list of its runs was complete.';
-comment on column everyrun_queue.polls.listed is 'Number of runs in the list.';
-comment on column everyrun_queue.polls.running is 'Number of runs in the list that were PENDING or PROCESSING.';
-comment on column everyrun_queue.polls.due_at is 'When a batch that only waits for a person is polled next; null for other batches.';
-comment on table everyrun_queue.polls is 'The last complete list of the runs of each batch.';
+comment on column everyrun_queue.polls.complete_at is 'When the last complete poll of the batch ended.';
+comment on column everyrun_queue.polls.listed is 'Number of runs that Extend listed in that poll.';
+comment on column everyrun_queue.polls.running is 'Number of the listed runs that were PENDING or PROCESSING.';
+comment on column everyrun_queue.polls.due_at is 'For a batch that waits only for a person''s review: when it is polled next. Null for other batches.';
+comment on table everyrun_queue.polls is 'The last complete poll of each batch. In a poll, the reconciler asks Extend for all runs of a batch.';
 
 create table everyrun_queue.gone_runs (
     run_id text collate "C" primary key,
@@ -219,9 +219,9 @@ create table everyrun_queue.gone_runs (
     gone_at timestamptz not null
 );
 comment on column everyrun_queue.gone_runs.run_id is 'Extend''s id of the run.';
-comment on column everyrun_queue.gone_runs.batch_id is 'Its batch, if known.';
-comment on column everyrun_queue.gone_runs.gone_at is 'When the run was found to be gone.';
-comment on table everyrun_queue.gone_runs is 'Known runs that cannot be fetched: Extend answers 404 or 410, or no fetch of the run of a settled batch succeeded. Shown as the reason of overdue inputs.';
+comment on column everyrun_queue.gone_runs.batch_id is 'Extend''s batchId of the run. Null if unknown.';
+comment on column everyrun_queue.gone_runs.gone_at is 'When Everyrun first could not fetch the run.';
+comment on table everyrun_queue.gone_runs is 'Runs that are known but cannot be fetched. Either Extend answers 404 or 410, or the batch is settled and all tries to fetch the run have failed so far. The list of overdue inputs shows this as the reason.';
 create index gone_runs_batch on everyrun_queue.gone_runs (batch_id);
 
 create table everyrun_queue.published_offsets (
@@ -231,22 +231,22 @@ create table everyrun_queue.published_offsets (
     cluster_id text not null,
     primary key (topic, partition)
 );
-comment on column everyrun_queue.published_offsets.topic is 'The topic, without its prefix.';
-comment on column everyrun_queue.published_offsets.partition is 'The partition.';
-comment on column everyrun_queue.published_offsets.next_offset is 'The offset that the processors committed.';
-comment on column everyrun_queue.published_offsets.cluster_id is 'The Kafka cluster of the offset.';
+comment on column everyrun_queue.published_offsets.topic is 'The topic, without EVERYRUN_TOPIC_PREFIX.';
+comment on column everyrun_queue.published_offsets.partition is 'The number of the partition.';
+comment on column everyrun_queue.published_offsets.next_offset is 'The offset that the processors have committed in this partition.';
+comment on column everyrun_queue.published_offsets.cluster_id is 'Id of the Kafka cluster.';
 comment on table everyrun_queue.published_offsets is
-    'How far the processors have published results, at most a few seconds ago. A copy of the offsets of their group, which Kafka deletes when the group is down for long.';
+    'How far the processors have published results. This is a copy of the offsets of their consumer group, at most a few seconds old. The copy is needed because Kafka deletes the offsets if the group has no members for long.';
 
 create table everyrun_queue.log_position (
     partition int primary key,
     next_offset bigint not null,
     cluster_id text not null
 );
-comment on column everyrun_queue.log_position.partition is 'A partition of everyrun.batches.';
-comment on column everyrun_queue.log_position.next_offset is 'The offset of the first record that the queue has not read.';
-comment on column everyrun_queue.log_position.cluster_id is 'The Kafka cluster of the offset.';
-comment on table everyrun_queue.log_position is 'How far the queue has read everyrun.batches.';
+comment on column everyrun_queue.log_position.partition is 'The number of a partition of the topic batches.';
+comment on column everyrun_queue.log_position.next_offset is 'The offset of the next record to read.';
+comment on column everyrun_queue.log_position.cluster_id is 'Id of the Kafka cluster.';
+comment on table everyrun_queue.log_position is 'How far the submission service has read the topic batches into the queue.';
 
 create table everyrun_queue.tokens (
     token_id text collate "C" primary key,
@@ -267,17 +267,17 @@ comment on column everyrun_queue.tokens.token_id is
 comment on column everyrun_queue.tokens.name is 'The owner or purpose of the token.';
 comment on column everyrun_queue.tokens.scopes is 'What the token permits: submit, read, operate.';
 comment on column everyrun_queue.tokens.created_at is 'When the token was created.';
-comment on column everyrun_queue.tokens.expires_at is 'When the token expires; null for never.';
+comment on column everyrun_queue.tokens.expires_at is 'When the token expires. Null if it never expires.';
 comment on column everyrun_queue.tokens.created_by is 'Who created the token.';
-comment on column everyrun_queue.tokens.revoked_at is 'When the token was revoked; null if it was not.';
+comment on column everyrun_queue.tokens.revoked_at is 'When the token was revoked. Null if it was not revoked.';
 comment on column everyrun_queue.tokens.revoked_by is 'Who revoked the token.';
-comment on column everyrun_queue.tokens.revoked_reason is 'The reason.';
-comment on column everyrun_queue.tokens.created_announced_at is 'When Kafka had acknowledged token-created.';
+comment on column everyrun_queue.tokens.revoked_reason is 'Why the token was revoked.';
+comment on column everyrun_queue.tokens.created_announced_at is 'When Kafka acknowledged the event token-created. Null until then.';
 create index tokens_unannounced on everyrun_queue.tokens (token_id)
     where created_announced_at is null or (revoked_at is not null and revoked_announced_at is null);
-comment on table everyrun_queue.tokens is 'Tokens of the APIs. A revoked token keeps its row.';
+comment on table everyrun_queue.tokens is 'Tokens for the APIs. The row of a revoked token is not deleted.';
 comment on column everyrun_queue.tokens.revoked_announced_at is
-    'When Kafka had acknowledged token-revoked. After that, the token stays revoked even if the database is restored from an older backup.';
+    'When Kafka acknowledged the event token-revoked. Null until then. From then on, the token stays revoked even if the database is restored from an older backup.';
 comment on column everyrun_queue.tokens.hash is 'SHA-256 of the token. The token itself is not stored.';
 
 create table everyrun_queue.token_recovery (
@@ -285,17 +285,17 @@ create table everyrun_queue.token_recovery (
     incarnation text
 );
 comment on column everyrun_queue.token_recovery.singleton is 'Always true: there is one row.';
-comment on column everyrun_queue.token_recovery.incarnation is 'The result of everyrun_queue.incarnation() at that time.';
+comment on column everyrun_queue.token_recovery.incarnation is 'The result of everyrun_queue.incarnation() when revocations were last read from the log.';
 insert into everyrun_queue.token_recovery default values;
 comment on table everyrun_queue.token_recovery is
-    'The incarnation of the database in which revocations were last read from the log. No token is valid in any other incarnation.';
+    'The incarnation of the database (the period since its last restart, failover or restore) in which revoked tokens were last read from the log. In a new incarnation, no token is accepted until they have been read again.';
 
 create function everyrun_queue.incarnation() returns text language sql stable as $$
     select pg_postmaster_start_time()::text || ' ' || (select oid from pg_database where datname = current_database())
            || ' ' || pg_relation_filenode('everyrun_queue.chunks')
 $$;
 comment on function everyrun_queue.incarnation() is
-    'A text that changes when the database is restarted, fails over, is restored or replaced. The queue may then be older than the log.';
+    'Returns a text that changes if the database is restarted, fails over, or is restored or replaced. After such a change, the queue may be older than the log.';
 
 create function everyrun_queue.claim(claimed_by text, ends_after double precision, known_incarnation text)
 returns table (claimed text, ends_at timestamptz) language plpgsql set enable_seqscan = off as $$
@@ -359,7 +359,7 @@ begin
     end loop;
 end $$;
 comment on function everyrun_queue.claim(text, double precision, text) is
-    'Claim the first chunk that may be sent. Reads only the head of the index chunks_ready; marks at most a thousand chunks per call that must be skipped.';
+    'Claims the first chunk that may be sent. Reads only the first entries of the index chunks_ready. Marks chunks that must be skipped, at most a thousand per call.';
 
 create table everyrun_queue.replay_jobs (
     job_id text collate "C" primary key,
@@ -381,13 +381,13 @@ comment on column everyrun_queue.replay_jobs.job_id is 'The id: job_ and 20 char
 comment on column everyrun_queue.replay_jobs.kind is 'rebuild, audit, as-of, replay, archive or archive-verify.';
 comment on column everyrun_queue.replay_jobs.arguments is 'The arguments of the request.';
 comment on column everyrun_queue.replay_jobs.state is 'WAITING, RUNNING, DONE, FAILED or CANCELLED.';
-comment on column everyrun_queue.replay_jobs.asked_by is 'The name of the token of the request.';
+comment on column everyrun_queue.replay_jobs.asked_by is 'The name of the token with which the job was requested.';
 comment on column everyrun_queue.replay_jobs.records_done is 'Number of log records read so far.';
 comment on column everyrun_queue.replay_jobs.records_total is 'Number of log records to read.';
-comment on column everyrun_queue.replay_jobs.rate is 'Present rate, in records per second.';
+comment on column everyrun_queue.replay_jobs.rate is 'Current rate, in records per second.';
 comment on column everyrun_queue.replay_jobs.seconds_left is
-    'An estimate from the rate; null without a rate, or if the job is not running.';
-comment on column everyrun_queue.replay_jobs.outcome is 'The result of a job that is DONE.';
+    'Estimated number of seconds until the job ends. Null if the rate is not known or the job is not running.';
+comment on column everyrun_queue.replay_jobs.outcome is 'The result, if the job is DONE. Otherwise null.';
 comment on column everyrun_queue.replay_jobs.message is 'Why the job failed, or what it waits for.';
 comment on column everyrun_queue.replay_jobs.created_at is 'When the job was requested.';
 comment on column everyrun_queue.replay_jobs.started_at is 'When the job first started.';
@@ -475,7 +475,7 @@ select c.chunk, c.submission_id, c.workflow_id, c.first_position, c.last_positio
        c.created_at
 from compared c
 union all
--- Chunks of the submission that the log has, and the queue has lost.
+-- Chunks of the submission that the log has, but that are missing in the restored queue.
 select b.chunk, min(b.submission_id), min(b.workflow_id), null::int, null::int,
        (select n.input_ids from everyrun.batches n where n.chunk = b.chunk order by n.attempt desc limit 1),
        max(b.expected)::bigint, max(b.attempt),
@@ -489,7 +489,7 @@ group by b.chunk
 having not bool_or(b.state in ('SUBMITTED', 'SETTLED', 'REFUSED', 'CUT'));
 end $$;
 comment on function everyrun_queue.unsent is
-    'The chunks whose inputs have no row in everyrun.results, of one submission or of all: their status, what they wait for and until when. in_transit is true if the result tables do not show that status yet. An input with a row has the status of its row.';
+    'Returns the chunks whose inputs have no row in everyrun.results, of one submission or of all: their status, what they wait for, and until when. in_transit is true if the result tables do not show this status yet.';
 
 -- migrate:down
 drop schema everyrun_queue cascade;
