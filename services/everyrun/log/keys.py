@@ -1,7 +1,7 @@
 """Compute Kafka keys: all records about one chunk have the same key, so they share one partition per topic. Pure.
 
-One worker reads a partition, in order. So the events of a chunk's attempts are applied in the order in which they were
-written, and so are the runs that name the chunk in their metadata.
+One worker reads each partition, in order. So the events about a chunk's attempts are applied in the order in which they
+were written. So are the runs that name the chunk in their metadata.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from aiokafka.partitioner import murmur2
 
 from everyrun.extend import reserved
 
-#: Separates a chunk's id from the number of a part that it was cut into: ``sub_X.c00001-2`` is the second part.
+#: Separates the id of a chunk that was cut from the number of the part: ``sub_X.c00001-2`` is the second part.
 PART = "-"
 
 _KEY = f'"{reserved.KEY}"'.encode()
@@ -27,7 +27,7 @@ _decode = msgspec.json.Decoder(_Metadata).decode
 
 
 def lineage(chunk: str) -> str:
-    """Return the chunk that a part was first cut from. For a chunk that is not a part, return the chunk itself."""
+    """Return the original chunk of a part, even if it was cut several times. Return any other chunk unchanged."""
     return chunk.partition(PART)[0]
 
 

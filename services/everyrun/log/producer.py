@@ -1,4 +1,4 @@
-"""Write records to the log: acknowledged by all in-sync replicas, without duplicates from the client's retries."""
+"""Write records to the log. All in-sync replicas acknowledge them, and retries of the client create no duplicates."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Log(Protocol):
     """The interface for writing to the log: ``Producer``, or tests/memory_log.py."""
 
     async def append(self, records: Iterable[Record]) -> None:
-        """Write the records; return once all are acknowledged. After an error, each may or may not be written."""
+        """Write the records, and wait until all are acknowledged. After an error, each may or may not be written."""
 
 
 class _Client:
@@ -52,10 +52,10 @@ class _Client:
 class Producer:
     """A Kafka producer with acks=all and idempotence. Use as an async context manager.
 
-    After a failed append, the aiokafka producer is replaced by a new one, so that the next append is not affected. This
-    has two reasons. Once a record batch has failed for good, an idempotent producer can no longer write to its
-    partition, because the broker waits for the sequence number of that record batch. And if the leader of a partition
-    is known but unavailable, the producer never gives up.
+    After a failed append, a new aiokafka producer replaces the old one, for two reasons. First, after a record batch
+    has failed for good, an idempotent producer can no longer write to that partition: the broker waits for the sequence
+    number of that record batch. Second, if the leader of a partition is known but unavailable, aiokafka's producer
+    retries without end.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class Producer:
             raise
 
     async def _append_many(self, kafka: AIOKafkaProducer, records: Sequence[Record], limit: asyncio.Timeout) -> None:
-        """Append record batches, with one future for each: one future per record would double the cost."""
+        """Append the records as record batches, with one future for each batch. One per record would cost twice."""
         waiting: list[asyncio.Future[Any]] = []
         open_batches: dict[tuple[str, int], BatchBuilder] = {}
         partitions: dict[str, list[int]] = {}

@@ -1,8 +1,8 @@
-"""Read the log without a consumer group: ranges of offsets, single offsets, and where each partition begins and ends.
+"""Read the log without a consumer group: ranges of offsets, single records, and the first and last offsets.
 
 Topics are given by their short names, without ``EVERYRUN_TOPIC_PREFIX``. Every function raises
-aiokafka.errors.KafkaError if Kafka does not answer or a topic does not exist. If a function left out a partition
-instead, the partition would look empty.
+aiokafka.errors.KafkaError if Kafka does not answer or a topic does not exist. It never leaves out a partition, because
+that partition would look empty.
 """
 
 from __future__ import annotations
@@ -93,10 +93,10 @@ class RecordRange(NamedTuple):
 async def read_ranges(
     settings: Settings, ranges: Mapping[Partition, OffsetRange], *, max_records: int = 5000
 ) -> AsyncIterator[RecordRange]:
-    """Yield the records within the ranges. Each partition is read in order, but the partitions take turns.
+    """Yield the records within the ranges. Each partition is read in order. The partitions take turns.
 
-    In the last item of each partition, ``next_offset`` is the end of the range. If the log ends before the range does,
-    waits for more records. Raises KafkaError if Kafka has deleted records of a range.
+    In the last item of each partition, ``next_offset`` is the end of the range. If the range ends after the log does,
+    wait for more records. Raises KafkaError if Kafka has deleted records of a range.
     """
     remaining = {
         TopicPartition(settings.topic(topic), number): (topic, first, end)
@@ -112,8 +112,8 @@ async def read_ranges(
             consumer.seek(part, first)
         while remaining:
             fetched = await consumer.getmany(timeout_ms=200, max_records=max_records)
-            # Compaction and transaction markers leave offsets without records, so only the consumer's position shows
-            # whether the end of a range is reached.
+            # Compaction and transaction markers leave offsets without records. So only the consumer's position shows if
+            # the end of a range is reached.
             for part in [p for p in remaining if p in fetched or await consumer.position(p) >= remaining[p][2]]:
                 topic, _, end = remaining[part]
                 records = fetched.get(part, [])
@@ -145,7 +145,7 @@ class RecordReader:
 
     #: Maximum number of bytes that Kafka returns for one partition. A single record that is larger is still returned.
     _FETCH_BYTES = 64 << 10
-    #: If the next wanted offset is at most this many offsets ahead, reading on is faster than a new fetch.
+    #: If the next offset to read is at most this many offsets ahead, it is faster to read on than to fetch again.
     _READ_ON = 200
 
     def __init__(self, settings: Settings, topics: Iterable[str]) -> None:
@@ -271,8 +271,8 @@ async def offsets_at(settings: Settings, topics: Iterable[str], moment: datetime
     """
     known = await partitions(settings, topics)
     async with _consumer(settings) as consumer:
-        # Ask for the ends first. If they were asked for last, a record that is appended between the two requests would
-        # be before the end, though it is later than the moment.
+        # Request the ends first. Otherwise, a record that is appended between the two requests would be before the end,
+        # although it is later than the moment.
         end = await consumer.end_offsets(list(known))
         found = await consumer.offsets_for_times(dict.fromkeys(known, milliseconds(moment)))
     return {partition: found[part].offset if found[part] else end[part] for part, partition in known.items()}

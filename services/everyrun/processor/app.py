@@ -1,4 +1,4 @@
-"""Run the processor: Faust reads the log, the projection applies it, the state is published, and Faust commits."""
+"""Run the processor: Faust reads the log, the projection applies it, the publisher publishes results, Faust commits."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from everyrun.telemetry import log
 
 _log = log(__name__)
 
-#: Maximum number of polls in one transaction, and the seconds to wait for more polls after the first.
+#: Maximum number of polls in one transaction. How long to wait for more polls after the first, in seconds.
 _POLLS, _WITHIN = 8, 0.01
 #: Maximum number of bytes of record values in one transaction. A larger poll is applied alone.
 _BYTES = 16 << 20
@@ -48,7 +48,7 @@ _STOP_WITHIN = 6.0
 
 
 class Processor:
-    """Applies polls from Faust to the tables. Acknowledges them in order, once their results are published."""
+    """Applies polls from Faust to the tables, and acknowledges them in order after their results are published."""
 
     def __init__(self, settings: Settings, feed: Feed, publisher: Publisher, health: Health) -> None:
         self._prefix = settings.topic_prefix
@@ -56,15 +56,15 @@ class Processor:
         self._publisher = publisher
         self._health = health
         self._finishing: deque[asyncio.Task[None]] = deque()
-        #: The offset up to which the consumer group has acknowledged each partition. The offsets of this worker's own
-        #: partitions are current. Those of other workers' partitions are from the last assignment.
+        #: The offset up to which the consumer group has acknowledged each partition. For partitions of other workers,
+        #: these are the offsets at the time of the last assignment.
         self.acknowledged: dict[Partition, int] = {}
-        #: Set once ``acknowledged`` is loaded for the current assignment. Faust fetches records even before that. They
-        #: must wait, because the tables may lag behind the acknowledged offsets.
+        #: Set after ``acknowledged`` is loaded for the current assignment. Records that Faust fetches before that must
+        #: wait, because the tables may lag behind the acknowledged offsets.
         self.offsets_loaded = asyncio.Event()
 
     async def agent(self, stream: Any) -> None:
-        """Run the Faust agent. An unexpected error ends the process, so that Faust commits no failed records."""
+        """Run the Faust agent. End the process after an unexpected error, so that Faust commits no failed records."""
         sleep_until_arrival(stream)
         try:
             async for fetched in stream.noack_take(_POLLS, within=_WITHIN):
@@ -97,7 +97,7 @@ class Processor:
         events: list[Any],
         ends: dict[Partition, int],
     ) -> None:
-        """Wait for ``before``, which finishes the previous transaction. Then publish results and acknowledge events."""
+        """Wait for ``before``, which does this for the previous transaction. Then publish results and acknowledge."""
         try:
             if before is not None:
                 await before
@@ -114,7 +114,7 @@ class Processor:
             self.give_up("publishing failed; see the log")
 
     def give_up(self, why: str) -> None:
-        """End the process. After its restart, it reads on from the first record that is not acknowledged."""
+        """End the process. After its restart, the processor continues at the first record that is not acknowledged."""
         _log.error("ending this process", reason=why)
         self._health.fail(why)
         os._exit(1)
@@ -177,7 +177,7 @@ async def _pool(settings: Settings, health: Health, stop: asyncio.Event) -> asyn
 
 
 async def _main(settings: Settings, stop: asyncio.Event) -> None:
-    # The processor answers no requests. It is ready if it can do its work, for which it needs Kafka and the database.
+    # The processor serves no requests. It is ready if Kafka and the database are available, so that it can work.
     health, metrics = Health("kafka", "database", "topics", "tables", "partitions"), Metrics()
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(
@@ -227,8 +227,8 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
         if ended is not None:
             crash = f": {app.crash_reason}" if app.crash_reason else ""
             processor.give_up(ended + crash)
-        # Faust may hang while it stops, because it waits for the agent. It is safe to end the process then, because
-        # the next worker reads on from the first record that is not acknowledged.
+        # Faust may hang while it stops, because it waits for the agent. Ending the process is safe, because the next
+        # worker continues at the first record that is not acknowledged.
         try:
             await asyncio.wait_for(app.stop(), _STOP_WITHIN)
         except TimeoutError:

@@ -1,6 +1,6 @@
-"""Everything that the processor changes about Faust.
+"""Adapt Faust to the processor.
 
-Faust handles one record at a time and commits whatever an agent has seen. The processor needs other behavior:
+Faust handles one record at a time, and commits every record that an agent has seen. The processor needs this instead:
 
 - A poll (all records of one partition in one fetch) is one Faust event, applied in one transaction: ``WholePolls``.
 - A fetch is limited by bytes, not only by records: ``SizedConsumerThread``.
@@ -25,9 +25,9 @@ from everyrun.log.batching import size_of
 from everyrun.log.connection import tls
 from everyrun.settings import Settings
 
-#: Approximate limits of one fetch over all partitions: the number of records, and the bytes of their values after
-#: decompression. Kafka and Faust limit only the number of records and the compressed bytes. Faust buffers about twenty
-#: fetches for the agent, so their size in memory must be limited, too.
+#: Approximate limits of one fetch from all partitions: the number of records, and the total size of their values after
+#: decompression, in bytes. Kafka and Faust themselves limit only the number of records and the compressed size. But
+#: Faust buffers about twenty fetches for the agent, so their size in memory must be limited too.
 MAX_RECORDS, MAX_BYTES = 2000, 4 << 20
 #: Number of records in the first fetch, when the size of a record is not known yet.
 _FIRST_FETCH = 200
@@ -36,9 +36,9 @@ _FIRST_FETCH = 200
 class PollRecord:
     """Presents the records of one partition in one poll to Faust as a single record.
 
-    Its value is the list of records, and its offset is that of the last record. Acknowledging a poll also acknowledges
-    all earlier records of the partition. So polls of a partition must be acknowledged in order: otherwise, an earlier
-    poll that is not applied yet would be lost.
+    Its value is the list of records, and its offset is that of the last record. To acknowledge a poll is also to
+    acknowledge all earlier records of the partition. So the polls of a partition must be acknowledged in order.
+    Otherwise, an earlier poll that is not applied yet would be lost.
     """
 
     def __init__(self, records: list[Any]) -> None:
@@ -72,8 +72,8 @@ def sleep_until_arrival(stream: Any) -> None:
         arrived.clear()
         return await wait_for_stopped(*events, timeout=timeout)
 
-    # noack_take registers a function of its own that the stream calls with each event, and that can block. ``note`` is
-    # registered earlier, so it runs first and notes every event.
+    # noack_take registers another function that the stream calls with each event. That function can block. ``note`` is
+    # registered before it, so ``note`` sees each event at once.
     stream.add_processor(note)
     stream.wait_for_stopped = wait_for_arrival
 
@@ -81,7 +81,8 @@ def sleep_until_arrival(stream: Any) -> None:
 class WholePolls(SchedulingStrategyT):
     """A ConsumerScheduler for Faust that yields each poll as a single record.
 
-    So Faust spends its time per record only once per poll, even if the poll has a thousand records.
+    Faust needs the same time for each record that it handles. So it needs this time only once for a poll of a thousand
+    records.
     """
 
     def iterate(self, records: Mapping[TP, list[Any]]) -> Iterator[tuple[TP, Any]]:
@@ -92,12 +93,12 @@ class WholePolls(SchedulingStrategyT):
 
 
 def next_fetch(count: int, size: int) -> int:
-    """Return how many records to fetch next, if the last ``count`` records had ``size`` bytes. Pure."""
+    """Return how many records to fetch next, given that the last ``count`` records had ``size`` bytes. Pure."""
     return max(1, min(MAX_RECORDS, MAX_BYTES * count // max(size, 1)))
 
 
 class SizedConsumerThread(aiokafka.AIOKafkaConsumerThread):
-    """A consumer thread for Faust that fetches at most about MAX_BYTES of values at a time."""
+    """A consumer thread for Faust that limits each fetch to about MAX_BYTES of record values."""
 
     _next_fetch = _FIRST_FETCH
 
@@ -115,11 +116,13 @@ class SizedConsumerThread(aiokafka.AIOKafkaConsumerThread):
 class InOrderConsumer(aiokafka.Consumer):
     """A consumer for Faust whose agent acknowledges the records of each partition in order.
 
-    Before a commit, Faust itself searches the acknowledged offsets for the first gap. It sees a gap before each poll,
-    because a poll has only the offset of its last record. Faust assumes that compaction removed the records in the gap,
-    and fills the gap with their offsets and the poll's own. It then finds the poll's offset twice, and stops there. So
-    it would commit at most one poll of a partition per second. If polls are acknowledged in order, no search is needed:
-    every offset before the last acknowledged one is done.
+    Faust's own consumer is too slow for polls. Before each commit, it searches the acknowledged offsets for the first
+    gap. A poll has only the offset of its last record, so Faust sees a gap before each poll. It assumes that compaction
+    removed the records in the gap, and adds their offsets and that of the poll. It then finds the poll's offset twice,
+    and stops there. So it would commit at most one poll per partition and second.
+
+    This consumer needs no search. Polls are acknowledged in order, so every offset up to the last acknowledged one is
+    done.
     """
 
     logger = aiokafka.logger
@@ -137,7 +140,7 @@ class InOrderConsumer(aiokafka.Consumer):
         return end
 
     async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
-        """Do nothing. If a gap were recorded, nothing would ever remove it again."""
+        """Do nothing, because nothing would remove a recorded gap again."""
 
 
 class InOrderTransport(aiokafka.Transport):
@@ -147,7 +150,7 @@ class InOrderTransport(aiokafka.Transport):
 
 
 def faust_app(settings: Settings) -> faust.App:
-    """Return the Faust app. Its timeouts let a killed worker's partitions move to other workers within seconds."""
+    """Return the Faust app. Its timeouts are short, so that the partitions of a killed worker move within seconds."""
     app = faust.App(
         settings.topic_prefix + "processor",
         broker=["kafka://" + broker for broker in settings.kafka_bootstrap.split(",")],
@@ -156,8 +159,8 @@ def faust_app(settings: Settings) -> faust.App:
         # Faust creates a folder for its tables, though the app has no tables.
         datadir=str(settings.data_dir / "faust"),
         web_enabled=False,
-        # The app has no tables to replicate. But only with this setting does Faust use its own assignor, which gives
-        # partition p of batches and partition p of runs to the same worker. Round robin would not do that.
+        # The app has no tables to replicate. But with this setting, Faust uses its own assignor, which assigns the
+        # partitions of batches and runs with the same number to the same worker. Round robin would not do that.
         table_standby_replicas=1,
         topic_disable_leader=True,
         topic_allow_declare=False,
@@ -172,8 +175,8 @@ def faust_app(settings: Settings) -> faust.App:
         broker_rebalance_timeout=20,
         broker_request_timeout=30,
         broker_commit_interval=1,
-        # Without this limit, one fetch returns all records that were received. If the log compresses well, they can
-        # take hundreds of megabytes.
+        # Without this limit, one fetch returns all records that were received. They can take hundreds of megabytes
+        # after decompression.
         broker_max_poll_records=MAX_RECORDS,
         ConsumerScheduler=WholePolls,
         loghandlers=[],

@@ -1,4 +1,4 @@
-"""Keep a copy of the consumer group's offsets in Postgres, because Kafka expires them if no worker runs for long."""
+"""Keep a copy of the consumer group's offsets in Postgres, because Kafka deletes them if no worker runs for long."""
 
 from __future__ import annotations
 

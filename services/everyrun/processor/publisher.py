@@ -1,9 +1,8 @@
 """Publish the current state of everything that a transaction touched, after its commit.
 
-A state is published only after it is committed, so a consumer that reads a result on the topic finds that state, or a
-later one, in the table. A row that the transaction wrote is published without reading it again from the table. Once
-Kafka has acknowledged the record, the publisher checks whether a newer state has been written meanwhile, and publishes
-that state, too.
+A state is published only after its commit. So if a consumer reads a result from the topic, the table already has this
+state or a later one. The publisher does not read a row again that the transaction wrote. Instead, after Kafka has
+acknowledged the record, it checks if a newer state was written meanwhile. If so, it publishes the newer state too.
 """
 
 from __future__ import annotations
@@ -32,14 +31,14 @@ from everyrun.telemetry import log
 
 _log = log(__name__)
 _sql = beside(tables.__file__, "apply.sql")
-#: Limits of a page, which is a group of rows that are published together: the number of rows, and the bytes of their
-#: runs. For runs that are read from the table, the bytes are counted as they are compressed in Postgres. In memory,
-#: these runs have several times as many bytes.
+#: Limits of a page, which is a group of rows that are published together: the number of rows, and the total size of
+#: their runs in bytes. For a run that is read from the table, this is the compressed size in Postgres. In memory, such
+#: a run is several times as large.
 _PAGE_ROWS, _PAGE_BYTES = 1000, 8 << 20
 
 
 class LaggingTablesError(Exception):
-    """The tables lag behind what is to be published; ``gaps`` holds the missing offsets of each partition."""
+    """The tables lack records whose results must be published. ``gaps`` holds the missing offsets of each partition."""
 
     def __init__(self, gaps: dict[Partition, OffsetRange]) -> None:
         super().__init__(str(gaps))
@@ -49,9 +48,9 @@ class LaggingTablesError(Exception):
 class Publisher:
     """Writes the topics ``results`` and ``reports``.
 
-    Before the publisher reads the tables, it checks that they contain everything that is to be published. If something
-    is missing, the tables were emptied or replaced after the commit, and the publisher fills them first. Otherwise, it
-    would miss a state, and never publish it.
+    Before the publisher reads the tables, it checks that they contain everything that it must publish. If something is
+    missing, the tables were emptied or replaced after the commit. Then the publisher refills them first. Otherwise, it
+    would never publish the missing states.
     """
 
     def __init__(self, pool: asyncpg.Pool, identity: LogIdentity, results: Log, feed: Feed) -> None:
@@ -61,10 +60,11 @@ class Publisher:
         self._feed = feed
 
     async def publish(self, applied: Iterable[Applied], needed: Mapping[Partition, int]) -> None:
-        """Publish the current state of everything touched. Return once it is acknowledged and no newer state exists.
+        """Publish the current state of everything touched. Return when Kafka has acknowledged the newest state.
 
-        So the last record of an input shows its newest state, whichever worker writes the record. ``needed`` holds the
-        offset up to which each partition must be applied. Waits while Postgres or Kafka is unavailable.
+        So the last record of an input always shows its newest state, whichever worker writes the record. ``needed``
+        holds the offset up to which the tables must have applied each partition. Retry while Postgres or Kafka is
+        unavailable.
         """
         everything = list(applied)
         await self._retry(lambda: self._publish(everything, needed))
@@ -124,10 +124,11 @@ class Publisher:
             await self._publish_until_newest(rows, needed)
 
     async def _publish_until_newest(self, rows: Sequence[Row], needed: Mapping[Partition, int]) -> None:
-        """Publish these rows. Once they are acknowledged, publish those inputs again whose rows have changed meanwhile.
+        """Publish these rows. After the acknowledgement, publish the inputs again whose rows have changed meanwhile.
 
-        Since these rows were read, another worker or our own next transaction may have written a later state, and
-        published it before these rows. A state that is written after this check is also published after these rows.
+        After these rows were read, another worker or our own next transaction may have written a newer state, and
+        published it before these rows. The check after the acknowledgement finds such a state. A state that is written
+        after the check is certainly published after these rows.
         """
         await self._results.append([output_records.result_record(row) for row in rows])
         published = {row["input_id"]: (row["version"], row["observed_at"]) for row in rows}
@@ -171,7 +172,7 @@ def _row(state: InputState) -> Row:
 
 
 async def _attempts_of(connection: asyncpg.Connection, runs: list[str]) -> set[AttemptKey]:
-    """Return the attempts of runs that were applied earlier. The reports of these attempts may not be published yet."""
+    """Return the attempts of these runs, which were applied earlier. Their reports may not be published yet."""
     if not runs:
         return set()
     return {(row["chunk"], row["attempt"]) for row in await connection.fetch(_sql["attempts_by_run"], runs)}

@@ -1,6 +1,6 @@
-"""End a stalled worker.
+"""End a stalled worker, so that it is restarted.
 
-A worker is stalled if records wait, Kafka and Postgres are available, and still nothing is acknowledged for too long.
+A worker is stalled if it acknowledges nothing for too long, although records wait and Kafka and Postgres are available.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ def last_progress(
     unavailable: bool,
     now: float,
 ) -> LastProgress:
-    """Return ``last``, or the present state if the worker has made progress since then, or cannot make any. Pure.
+    """Return ``last`` if the worker could make progress since then, but made none. Otherwise return the current state.
 
-    The worker cannot make progress if no record waits, or if Postgres or Kafka is unavailable. Such a time must not
-    count as a stall.
+    The worker cannot make progress if no record waits, or if Postgres or Kafka is unavailable. This time does not count
+    as a stall. Pure.
     """
     if unavailable or lag == 0 or backfilled != last.backfilled or dict(acknowledged) != dict(last.acknowledged):
         return LastProgress(dict(acknowledged), backfilled, now)
@@ -86,7 +86,7 @@ class StallWatchdog:
         self._last = LastProgress({}, 0, clock())
 
     async def run(self, topics: tuple[str, ...]) -> None:
-        """Check every few seconds, for ever. If Kafka or Postgres does not answer, it counts as unavailable."""
+        """Check every few seconds, without end. Treat Kafka or Postgres as unavailable if it does not answer."""
         every = min(_EVERY, self._settings.stalled_after / 3)
         while True:
             ends, problem = await asyncio.gather(self._ends(topics), self._database_problem())
@@ -130,7 +130,7 @@ class StallWatchdog:
         return sum(by_topic.values())
 
     async def _ends(self, topics: tuple[str, ...]) -> Mapping[Partition, int] | None:
-        """Return the end of each partition; None if Kafka does not answer in time."""
+        """Return the end offset of each partition, or None if Kafka does not answer in time."""
         try:
             async with asyncio.timeout(_ANSWER_WITHIN):
                 return await end_offsets(self._settings, topics)
@@ -139,7 +139,7 @@ class StallWatchdog:
             return None
 
     async def _database_problem(self) -> str | None:
-        """Check over a separate connection whether the tables can be written. Return why not; None if they can."""
+        """Check on a separate connection that the tables can be written. Return the problem, or None."""
         problem = await self._probe.problem()
         if problem is None:
             self._health.ready("writing")

@@ -1,14 +1,15 @@
 """Apply polls to the result tables, in one transaction with a few set-based statements.
 
-What the tables hold depends only on the order of the records within each partition of the log. It does not depend on
-the order in which partitions are read, on how records are grouped into polls, or on the number of workers. The
-transaction also advances the offsets, so each record is applied exactly once.
+The content of the tables depends only on the order of the records within each partition of the log. It does not depend
+on the order in which partitions are read, on how records are grouped into polls, or on the number of workers. The
+transaction also advances the offsets in ``applied_offsets``, so each record is applied exactly once.
 
-All records about one chunk lie in partitions with the same number (:mod:`everyrun.log.keys`), and only one transaction
-at a time applies these partitions. So transactions that run at the same time normally touch different chunks, and each
-takes only a shared lock on the tables. There are two exceptions, in which a transaction takes an exclusive lock: a
-record does not lie in the partition of its chunk (a run whose metadata was changed at Extend), or the chunk of a record
-is unknown (a foreign run).
+All records about a chunk are in partitions with the same number (:mod:`everyrun.log.keys`), and only one transaction at
+a time applies these partitions. So concurrent transactions normally touch different chunks, and each needs only a
+shared lock on the tables. A transaction takes an exclusive lock in two cases:
+
+- A record is not in the partition of its chunk, because somebody changed the run's metadata at Extend.
+- The chunk of a record is not known, because the run is a foreign run.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class Applied(NamedTuple):
 def touched(decoded: DecodedPolls) -> Applied:
     """Return the ids of everything that these records are about.
 
-    An earlier transaction applied the records, but its results may not be published yet.
+    Used for records that an earlier transaction applied, because its results may not be published yet.
     """
     return Applied(
         states={},
@@ -85,11 +86,12 @@ async def apply(
 ) -> Applied:
     """Apply polls, at most one per partition, in one transaction. Skip records that were applied before.
 
-    ``needed`` holds the offset up to which each partition must already be applied, even partitions without a poll here.
+    ``needed`` holds the offset up to which each partition must already be applied. It may contain partitions that have
+    no poll here.
 
-    ``set_aside`` is called before the commit, with the records that are invalid or ``unstorable``.
+    Before the commit, ``set_aside`` is called with the records that are invalid or ``unstorable``.
 
-    If one of these errors is raised, nothing was changed:
+    After each of these errors, the tables are unchanged:
 
     - GapError: a partition is not yet applied up to its ``needed`` offset, or up to the first record of its poll.
     - ForeignLogError: the tables were made from another log.
@@ -107,7 +109,7 @@ async def apply(
 
 
 class _Decoder:
-    """Decodes polls, and keeps the result in case the same polls are applied again with the exclusive lock."""
+    """Decodes polls. Keeps the result, because the same polls may be applied again with the exclusive lock."""
 
     def __init__(self, unstorable: Unstorable | None) -> None:
         self._unstorable = unstorable
@@ -133,7 +135,7 @@ async def _apply(
 ) -> Applied:
     """Apply the polls in one transaction, with an exclusive lock on the tables or with a shared one.
 
-    If ``exclusive`` is False but the lock must be exclusive, changes nothing and raises OutOfPlaceError.
+    If ``exclusive`` is False but an exclusive lock is needed, raise OutOfPlaceError and change nothing.
     """
     async with connection.transaction():
         next_offsets = await offsets.lock(connection, [(poll.topic, poll.partition) for poll in polls], identity)
@@ -143,8 +145,8 @@ async def _apply(
                 raise offsets.GapError({partition: start for partition, (start, _) in missing.items()})
         parts = [offsets.split_at(poll, next_offsets[poll.topic, poll.partition]) for poll in polls]
         new = [part for _, part in parts if part is not None]
-        # If earlier transactions applied these polls or parts of them, publish their results again: the process that
-        # applied them may have died before publishing.
+        # If earlier transactions applied some of these records, publish their results again. The process that applied
+        # them may have died before it published them.
         earlier = touched(decode_polls([part for part, _ in parts if part is not None]))
         if not new:
             return earlier
@@ -180,9 +182,9 @@ class _Transaction:
         self.matcher = matcher
         self.deltas = CounterDeltas()
         self.rows: dict[str, Row] = dict(matcher.rows)
-        #: Rows to insert, by input id.
+        #: By input id: rows to insert.
         self.inserted: dict[str, InputState] = {}
-        #: Existing rows, by input id, whose input now belongs to another attempt.
+        #: By input id: existing rows whose input now belongs to another attempt.
         self.moved: dict[str, InputState] = {}
         #: The version that each existing row had when this transaction read the row.
         self.versions: dict[str, str] = {input_id: row.version for input_id, row in matcher.rows.items()}

@@ -20,11 +20,11 @@ from everyrun.store.storable import storable_json, storable_text
 
 
 class InvalidRecordError(Exception):
-    """A record is not an event of its topic. The text of the error says why, and is stored in the quarantine."""
+    """A record is not a valid event of its topic. The text says why. It is stored in the quarantine."""
 
 
 class Poison(NamedTuple):
-    """A record that is not an event of its topic or that cannot be stored in Postgres, and the reason."""
+    """A record that is not a valid event of its topic, or that Postgres cannot store, with the reason."""
 
     topic: str
     record: LogRecord
@@ -55,10 +55,10 @@ class DecodedPolls(NamedTuple):
 
 
 def decode_polls(polls: Sequence[Poll], unstorable: Unstorable | None = None) -> DecodedPolls:
-    """Decode polls. Observations of the same run are merged; invalid and unstorable records go to ``poison``.
+    """Decode polls. Merge the observations of each run, and put invalid and unstorable records into ``poison``.
 
-    If any exception is raised for a record, even an unexpected one, the record goes to ``poison``. So one bad record
-    does not stop the records that follow.
+    A record also goes to ``poison`` if it causes an unexpected exception. So one bad record does not stop the records
+    that follow.
     """
     decoded = DecodedPolls({}, {}, {}, {}, {}, [], [], [], [], [], [])
     for poll in polls:
@@ -126,7 +126,7 @@ class _Usage(msgspec.Struct):
 
 
 class _RunHead(msgspec.Struct):
-    """The fields of a WorkflowRun that have columns of their own (see Extend's SDK 1.20.0, types/workflow_run.py)."""
+    """The fields of a WorkflowRun that have columns in the tables (see Extend's SDK 1.20.0, types/workflow_run.py)."""
 
     id: str
     status: str

@@ -1,4 +1,4 @@
-"""Track up to which offset each partition is applied, in the same transactions that change the tables."""
+"""Read and advance the offset up to which each partition is applied, in the transaction that changes the tables."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from everyrun.store.sql import Row, beside
 
 _sql = beside(__file__, "apply.sql")
 
-#: The topics that the tables are made from. Never change their order, because the index of the log stores each topic as
-#: its place in this order. A rebuild also reads the topics in this order: ``batches`` first, so that an input
-#: usually has its row before its runs are read.
+#: The topics from which the tables are made. Never change their order: the index of the log stores a topic as its
+#: position in this tuple. A rebuild reads the topics in this order: ``batches`` first, so that an input usually has its
+#: row before its runs are read.
 INPUTS = ("batches", "runs", "deliveries", "quarantine")
-#: The two topics with records about chunks. Partitions of the same number hold the same chunks, so both are locked
-#: together: a transaction that applies one of them sees everything that was applied from the other.
+#: The two topics with records about chunks. Their partitions with the same number hold records about the same chunks.
+#: Such partitions are locked together, so that a transaction sees everything that was applied from the other topic.
 JOINED = ("batches", "runs")
 
 
 class GapError(Exception):
-    """Earlier records must be applied first. ``gaps`` holds the first missing offset of each partition concerned."""
+    """Earlier records must be applied first. ``gaps`` holds the first missing offset of each such partition."""
 
     def __init__(self, gaps: Mapping[Partition, int]) -> None:
         super().__init__(f"applied only up to {dict(gaps)}")
@@ -33,7 +33,7 @@ class GapError(Exception):
 class ForeignLogError(EveryrunError):
     """The tables were made from another log.
 
-    That log is in another Kafka cluster, or its topics have since been recreated or given more partitions.
+    Either that log is in another Kafka cluster, or the topics were since recreated or given more partitions.
     """
 
 
@@ -77,7 +77,8 @@ async def lock(
     topics, numbers = [topic for topic, _ in wanted], [number for _, number in wanted]
     rows = await connection.fetch(_sql["lock_offsets"], topics, numbers)
     if len(rows) < len(wanted):
-        # Some of these partitions have no row yet, but the rows of others tell which log the tables were made from.
+        # Some of these partitions have no row yet. The rows of other partitions tell from which log the tables were
+        # made.
         for row in await connection.fetch(_sql["all_offsets"]):
             _refuse_foreign(row, identity)
         await connection.execute(_sql["insert_partitions"], topics, numbers, *identity)
@@ -110,15 +111,16 @@ async def applied_offsets(connection: asyncpg.Connection, identity: LogIdentity)
 
 
 def missing(applied: Mapping[Partition, int], needed: Mapping[Partition, int]) -> dict[Partition, OffsetRange]:
-    """Return the offsets that must still be applied, as one range for each partition that is behind ``needed``."""
+    """Return the range of missing offsets of each partition that is not applied up to ``needed``."""
     return {p: (applied.get(p, 0), end) for p, end in needed.items() if applied.get(p, 0) < end}
 
 
 def refuse_ahead(applied: Mapping[Partition, int], ends: Mapping[Partition, int]) -> None:
     """Raise ForeignLogError if an applied offset is beyond the end of its partition in the log.
 
-    The next records of such a log would be skipped, as if they had been applied already. Read ``applied`` before
-    ``ends``. Otherwise, a record that is written and applied between the two reads would seem to be beyond the end.
+    Otherwise, the next records of that partition would be skipped, as if they were already applied. Callers must read
+    ``applied`` before ``ends``. Otherwise, a record that is written and applied between the two reads would seem to be
+    beyond the end.
     """
     ahead = {partition: offset for partition, offset in applied.items() if offset > ends.get(partition, 0)}
     if ahead:
@@ -140,8 +142,8 @@ async def skip_empty(
 ) -> None:
     """Advance a partition from ``start`` to ``end`` over offsets that hold no records.
 
-    If the next offset of the partition is not ``start``, another worker has advanced it or the tables were replaced. In
-    that case, nothing is done. Raises ForeignLogError as :func:`lock` does.
+    Do nothing if the partition's next offset is not ``start``: another worker has advanced it, or the tables were
+    replaced. Raises ForeignLogError as :func:`lock` does.
     """
     async with connection.transaction():
         next_offsets = await lock(connection, [partition], identity)

@@ -31,11 +31,11 @@ _bindings = msgspec.json.Decoder(list[Binding])
 
 
 class OutOfPlaceError(Exception):
-    """A record may lie in another partition than its chunk, so the transaction must lock the tables exclusively."""
+    """A record may not be in the partition of its chunk, so the transaction must lock the tables exclusively."""
 
 
 class _Bound(msgspec.Struct, frozen=True):
-    """The input and the batch that an earlier transaction bound a run to."""
+    """The input and the batch to which an earlier transaction bound a run."""
 
     binding: Binding
     batch_id: str
@@ -163,7 +163,7 @@ class RunMatcher:
     async def _members(
         self, named: Mapping[str, list[str] | Unmatched], batches: Mapping[str, Batch]
     ) -> set[tuple[str, str]]:
-        """Return pairs (batchId, input id) of inputs that are in the batch but belong to another attempt.
+        """Return pairs (batchId, input id) of inputs that are in the batch, but whose row names another attempt.
 
         No pair is needed for an input that belongs to the attempt of the batch: its row in ``self.rows`` is enough.
         """

@@ -139,7 +139,7 @@ def run_of(record: asyncpg.Record) -> Run:
 
 
 def bound(run: Run, binding: Binding, batch_id: str) -> Run:
-    """Return the run with this input and this batch, in place of the input and the batch that the run itself names."""
+    """Return a copy of the run with this input and this batch, instead of those that the run itself names."""
     return replace(run, binding=binding, batch_id=batch_id)
 
 
@@ -216,7 +216,7 @@ class UnmatchedRun(NamedTuple):
 async def write_unmatched(
     connection: asyncpg.Connection, before: Collection[str], unmatched: Sequence[UnmatchedRun]
 ) -> None:
-    """Delete the runs that were unmatched ``before`` (their ids), and insert those that are ``unmatched`` now."""
+    """Delete the rows of the run ids in ``before``, and insert the runs that are ``unmatched`` now."""
     if before:
         await connection.execute(_sql["delete_unmatched"], list(before))
     if unmatched:
@@ -280,7 +280,7 @@ def _quarantine_change(logged: LoggedEvent) -> tuple[str, tuple[Any, ...]]:
 async def write_attempts(
     connection: asyncpg.Connection, logged_events: Sequence[LoggedEvent], deltas: CounterDeltas
 ) -> None:
-    """Write what the events say about attempts, the counters of attempts, and the states that follow from both."""
+    """Write the attempts of these events. Then update the counters and the state of each attempt that is affected."""
     upserts = sorted(
         (attempts.upsert_of(logged) for logged in logged_events), key=lambda upsert: (upsert.chunk, upsert.attempt)
     )

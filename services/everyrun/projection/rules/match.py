@@ -37,7 +37,7 @@ Inputs = Mapping[str, Sequence[str]]
 
 
 class Batch(Struct, frozen=True):
-    """What matching needs to know about a batch.
+    """The facts about a batch that matching needs.
 
     ``inputs_by_fingerprint`` is None if Everyrun sent the batch: only a registered batch needs it. ``members`` holds
     the ids of the batch's inputs, or None if they were not read.
@@ -51,7 +51,7 @@ class Batch(Struct, frozen=True):
 
     @property
     def attempt_key(self) -> AttemptKey:
-        """The attempt that became this batch."""
+        """The attempt that started this batch."""
         return self.chunk, self.attempt
 
     @property

@@ -1,8 +1,9 @@
-"""Select each input's current run, and count what the selection changes. Pure.
+"""Select each input's current run, and compute how the selection changes the counters. Pure.
 
-Every candidate for an input's row (a run of the input, or an attempt without a run) has a *version*: a text that can be
-compared. The candidate with the greatest version is selected, so the version of a row only grows, whatever the order of
-events. A consumer that keeps the record with the greatest version of each input has the newest state.
+The row of an input shows one of several candidates: the runs of the input, and its attempts without a run. Each
+candidate has a *version*, and the one with the greatest version is selected. Versions are compared as text. So the
+version of a row only grows, in whatever order the events arrive. A consumer that keeps, for each input, the record with
+the greatest version has the newest state.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ _COMPLEMENT = bytes(range(255, -1, -1))
 def version_of_run(run_id: str, final: bool, order: str) -> str:
     """Return the version of a row whose current run has this id and this order.
 
-    Versions are compared first by whether the run is final (a final run wins over an open one), then by the run id (the
-    smallest wins), and then by the order.
+    A final run wins over an open one. Among runs of the same kind, the smallest run id wins. Among states of the same
+    run, the greatest order wins.
     """
     return f"{_FINAL if final else _OPEN}{_smallest_first(run_id)}.{order}"
 
@@ -67,12 +68,12 @@ class Row(NamedTuple):
 
     @property
     def attempt_key(self) -> AttemptKey:
-        """The attempt that the input belongs to: it started the current run or, without a run, it set the row."""
+        """The attempt in the row: the one that started the current run or, without a run, was accepted or refused."""
         return self.chunk, self.attempt
 
 
 class Selection(NamedTuple):
-    """What was selected for an input: its current run, the new version, and its other runs. ``row`` is the old row."""
+    """The selection for an input: its current run, its new version and its other runs. ``row`` is its row before."""
 
     row: Row
     current: Run
@@ -91,7 +92,7 @@ def attempt_of(run: Run, row: Row) -> AttemptKey:
 
 
 def is_contested(row: Row, seen: list[Run], has_duplicates: bool) -> bool:
-    """Return True if the input has more than one run, so that all of them must be read to select one."""
+    """Return True if the input has several runs, so that all of them must be read in order to select one."""
     return has_duplicates or len(seen) > 1 or (row.run_id is not None and row.run_id != seen[0].run_id)
 
 
@@ -158,7 +159,7 @@ def count(
     duplicates_before: Mapping[str, AttemptKey],
     deltas: CounterDeltas,
 ) -> None:
-    """Add what one selection changes to ``deltas``.
+    """Add to ``deltas`` how one selection changes the counters.
 
     ``before`` holds, by run id, the attempt of each run that was known before, including duplicates.
     ``duplicates_before`` holds the same, but only for duplicates.
@@ -178,7 +179,7 @@ def count(
 
 
 def count_only(selection: Selection, deltas: CounterDeltas) -> None:
-    """Add what a selection of ``select_only`` changes to ``deltas``: like ``count``, but faster."""
+    """Add to ``deltas`` how a selection of ``select_only`` changes the counters. Faster than ``count``."""
     row, run = selection.row, selection.current
     attempt = attempt_of(run, row)
     deltas.move((row.attempt_key, row.status), (attempt, run.status))

@@ -36,9 +36,9 @@ class Refused(msgspec.Struct, frozen=True):
 
 
 class Returned(msgspec.Struct, frozen=True):
-    """Extend did not accept the batch for now and created nothing, so the chunk will be sent again.
+    """Extend did not accept the batch, but may accept it later. Extend created nothing, so the chunk is sent again.
 
-    ``wait`` is how long Extend asked to wait, in seconds; None if Extend did not ask. ``rate_limited`` is true for a
+    ``wait`` is how long Extend asked to wait, in seconds. None if Extend did not ask. ``rate_limited`` is true for a
     429. ``from_extend`` is true if Extend itself answered.
     """
 
@@ -61,7 +61,7 @@ class Blocked(msgspec.Struct, frozen=True):
 
 
 class Unclear(msgspec.Struct, frozen=True):
-    """The status says that Extend accepted the batch, but the answer has no batchId. So a person must decide."""
+    """The status means that Extend accepted the batch, but the answer has no batchId. So a person must decide."""
 
     reason: str
 
@@ -74,15 +74,15 @@ class InDoubt(msgspec.Struct, frozen=True):
 
 Verdict = Accepted | Refused | Returned | Blocked | Unclear | InDoubt
 
-#: Errors after which the request was certainly not sent whole. LocalProtocolError is raised by our own side: h11
-#: refuses to write invalid HTTP, such as a header with a line break. It cannot be raised in the middle of a body,
-#: because the whole body of a batch call exists before the call.
+#: Errors after which it is certain that the request was not sent completely. LocalProtocolError comes from our own
+#: side: h11 refuses to write invalid HTTP, such as a header with a line break. It cannot occur in the middle of a body,
+#: because the body of a batch call is complete before the call.
 _NOT_SENT = (
     *(httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol, httpx.ProxyError),
     httpx.LocalProtocolError,
 )
 
-#: Statuses which say that a request was refused before it had any effect, whichever server answers (RFC 9110, 6585,
+#: Statuses which mean that a request was refused before it had any effect, even if a proxy answered (RFC 9110, 6585,
 #: 7725).
 _NO_EFFECT = frozenset(
     {400, 401, 402, 403, 404, 405, 406, 407, 410, 411, 413, 414, 415, 417, 421, 422, 426, 428, 429, 431, 451}
@@ -173,7 +173,7 @@ def _not_from_extend(response: httpx.Response) -> Verdict:
 def _is_of_inputs(status: int, problem: Problem, named: tuple[int, ...]) -> bool:
     """Return True if the error is about the inputs.
 
-    If that is not certain, return False: the error then counts as one about the workflow or the account, so that no
+    If that is not certain, return False. The error is then treated as one about the workflow or the account, so that no
     input is refused by mistake.
     """
     if problem.code in _CODES_OF_ACCOUNT or status not in _OF_INPUTS | {404, 415}:
@@ -216,9 +216,9 @@ def chunk_wait(returned: Returned, attempt: int) -> float:
 def calls_wait(outcome: object, in_a_row: int) -> float:
     """Return how long all calls wait after the outcome of one call, in seconds.
 
-    ``in_a_row`` is the number of calls in a row, up to and including this one, that Extend itself did not answer. All
-    calls wait after a 429. They also wait if Extend itself did not answer at least two calls in a row. A single such
-    call delays nothing, because a firewall may reject one particular chunk.
+    ``in_a_row`` is the number of consecutive calls, up to this one, that Extend itself did not answer. All calls wait
+    after a 429. They also wait after two or more consecutive calls that Extend itself did not answer. One such call
+    delays nothing, because a firewall may reject one particular chunk.
     """
     if isinstance(outcome, Returned) and outcome.rate_limited:
         return _doubled(in_a_row, MAX_CALLS_WAIT) if outcome.wait is None else outcome.wait

@@ -7,7 +7,7 @@ select (select chunk from everyrun_queue.chunks
                  where state = 'waiting' and not_before > '-infinity' order by not_before limit 1) <= now(), false)
 
 -- name: claim
--- The migration defines the function, and indexes that keep it fast however long the queue is.
+-- The migration defines the function, and the indexes that keep it fast even if the queue is long.
 select claimed as chunk, ends_at as deadline from everyrun_queue.claim($1, $2, $3)
 
 -- name: attempt
@@ -54,8 +54,8 @@ on conflict do nothing
 returning chunk
 
 -- name: unresolved
--- Attempts that are sending and whose deadline has passed, and attempts that are in doubt and whose window for evidence
--- has passed. sweeps is the number of complete sweeps that began afterwards.
+-- Attempts that are sending after their deadline, and attempts that are in doubt after their window. sweeps is the
+-- number of complete sweeps that began after that time.
 select c.chunk, c.attempt, c.state,
        (select count(*) from everyrun_queue.sweeps w
         where w.workflow_id = s.workflow_id and w.begun_at > c.deadline) as sweeps
@@ -65,8 +65,8 @@ order by c.chunk
 
 -- name: unannounced_claims
 -- Claimed chunks whose call should have begun by now, but whose batch-requested event the queue has not yet read from
--- the log. After their claims are revoked, the log is read to its end. It is then certain which of these calls will
--- never begin. $1 is the maximum duration of a call, in seconds.
+-- the log. The resolver revokes these claims, and then reads the log to its end. After that, it is certain which of
+-- these calls will never begin. $1 is the maximum duration of a call, in seconds.
 select chunk, attempt from everyrun_queue.chunks
 where state = 'sending' and announced < attempt and deadline - make_interval(secs => $1) <= now()
 order by chunk

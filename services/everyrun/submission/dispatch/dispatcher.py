@@ -80,13 +80,13 @@ class Dispatcher:
         self._transitions = transitions
         self._clock = clock
         self._owner = f"{socket.gethostname()}/{os.getpid()}"
-        #: Setting this wakes the idle workers. Set it when a chunk may be ready to be sent.
+        #: Wakes the idle workers. Set this event if a chunk may be ready to be sent.
         self.wake = asyncio.Event()
         #: The number of calls in a row that Extend itself did not answer.
         self._not_from_extend = 0
 
     async def work(self, stop: asyncio.Event) -> None:
-        """Send one chunk after another until ``stop`` is set. A call in progress is still completed."""
+        """Send one chunk after another until ``stop`` is set. Complete a call that is in progress."""
         while not stop.is_set():
             try:
                 if not await self.send_one():
@@ -129,7 +129,7 @@ class Dispatcher:
         hit("dispatcher.after_intent")
         claim = (chunk, row.attempt, self._owner, ends_by, incarnation)
         still_claimed = await self._pool.fetchrow(_sql["still_claimed"], *claim)
-        # Make no call if the claim was revoked, an earlier attempt is known to be accepted, or the deadline has passed.
+        # Do not call if the claim was revoked, if an earlier attempt is known to be accepted, or after the deadline.
         may_call = still_claimed is not None and still_claimed["batch_id"] is None
         body = self._body(row, inputs) if may_call else b""
         may_call = may_call and self._clock() <= begin_by

@@ -121,7 +121,7 @@ def _step_record(
 
 
 def parts_of(row: ChunkRow, done: Step) -> list[events.Part]:
-    """Return the parts into which a step cut a chunk. ``row`` is the row of that chunk."""
+    """Return the parts into which a step cuts the chunk of ``row``."""
     start = row.first_position
     return [
         events.Part(part_id(row.chunk, number), start + first, start + last)

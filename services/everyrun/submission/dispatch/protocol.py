@@ -1,8 +1,7 @@
 """The dispatch protocol as one pure transition function: a chunk's state and a trigger give the next state.
 
-The log acknowledges the events of a step before the queue stores the new state. A crash in between loses no event. The
-worst that can happen is that an event is published again, with the same id. tests/model checks every interleaving
-within small bounds.
+A step is first published as events, and then the queue stores the new state. So a crash in between loses no event. At
+worst, an event is published again, with the same id. tests/model checks every interleaving within small bounds.
 
 The module exceeds 300 lines so that all rules about a chunk can be read in one place.
 """
@@ -18,8 +17,8 @@ from everyrun.errors import Conflict
 from everyrun.submission.chunks import Range, cut_refused
 from everyrun.submission.dispatch.classify import Accepted, Blocked, InDoubt, Refused, Returned, Unclear, Verdict
 
-#: A chunk is held if the restored queue does not have its files. These are the two reasons to show: the first if Extend
-#: did not accept the chunk, the second if there was no evidence that Extend accepted it.
+#: The reasons of a chunk that is held because a restored queue lacks its files. The first is for a chunk that Extend
+#: did not accept. The second is for a chunk in doubt, if there was no evidence that Extend accepted it.
 FILES_LOST_UNSENT = (
     "the queue was restored from a backup without this chunk, and the log shows its files without query strings and "
     "passwords. Extend did not accept it: repeat the upload with the same Idempotency-Key, or discard the chunk"
@@ -36,13 +35,15 @@ StateName = Literal["waiting", "sending", "in_doubt", "held", "submitted", "refu
 class ChunkState(msgspec.Struct, frozen=True):
     """The state of a chunk.
 
-    ``resends`` counts the attempts that were given up without proof that Extend did not accept them. ``batch_id`` is
-    the batch of the first attempt that is known to be accepted. A chunk that is sending has a ``batch_id`` if an
-    earlier attempt is known to be accepted. ``size`` is the number of inputs. A chunk with ``files_lost`` cannot be
-    sent: its inputs were restored from the log, which does not contain query strings and passwords.
-
-    Two fields are only for a chunk that is sending. ``claimed`` is true if a worker may still begin the call.
-    ``announced`` is true if the queue has read the batch-requested of the attempt in the log.
+    - ``resends``: the number of attempts that were in doubt and given up.
+    - ``batch_id``: the batch of the first attempt that is known to be accepted. A chunk that is sending can
+      have one too, from an earlier attempt.
+    - ``size``: the number of inputs.
+    - ``claimed``: only for a chunk that is sending. True if a worker may still begin the call.
+    - ``announced``: only for a chunk that is sending. True if the queue has read the attempt's event
+      batch-requested from the log.
+    - ``files_lost``: true if the inputs were restored from the log, which does not contain query strings and passwords.
+      Such a chunk cannot be sent.
     """
 
     state: StateName
@@ -73,9 +74,9 @@ class Expired(msgspec.Struct, frozen=True):
 
 
 class Answered(msgspec.Struct, frozen=True):
-    """The worker of the attempt reports the outcome of the attempt.
+    """The worker of the attempt reports its outcome.
 
-    The report may come after the attempt was found to be in doubt.
+    The attempt may already be in doubt by then, if the answer came late.
     """
 
     attempt: int
@@ -83,7 +84,7 @@ class Answered(msgspec.Struct, frozen=True):
 
 
 class WorkerLost(msgspec.Struct, frozen=True):
-    """The worker of the attempt is gone. Its call has ended by now, with an unknown outcome."""
+    """The worker of the attempt has ended. Its call has ended too, with an unknown outcome."""
 
     attempt: int
 
@@ -95,10 +96,10 @@ class ClaimRevoked(msgspec.Struct, frozen=True):
 
 
 class NeverAnnounced(msgspec.Struct, frozen=True):
-    """The log has no batch-requested of the attempt, even though it was read to its end after the claim was revoked.
+    """The log has no batch-requested of the attempt. The log was read to its end after the claim was revoked.
 
-    A worker first waits until the log has acknowledged batch-requested, then checks its claim, and only then calls. So
-    there was no call, and there will be none.
+    A worker first waits until Kafka has acknowledged batch-requested, then checks its claim, and only then calls
+    Extend. So there was no call, and there will be none.
     """
 
     attempt: int
@@ -113,10 +114,10 @@ class EvidenceFound(msgspec.Struct, frozen=True):
 
 
 class WindowPassed(msgspec.Struct, frozen=True):
-    """No evidence came within the window for evidence.
+    """The window has passed without evidence that Extend accepted the attempt.
 
     ``resends_allowed`` is the maximum number of resends of a chunk. ``witness`` is the id of a run that names the chunk
-    but is in no known batch.
+    but is in no known batch. None if there is no such run.
     """
 
     attempt: int
@@ -184,11 +185,11 @@ class Step(msgspec.Struct, frozen=True):
 
 
 class NotPossibleError(Conflict):
-    """The trigger is not possible in this state of the chunk, so nothing changes."""
+    """The trigger is not possible in the state of the chunk. The state does not change."""
 
 
 def step(chunk: ChunkState, trigger: Trigger) -> Step:
-    """Return the step that the trigger causes. Raises NotPossibleError."""
+    """Return the step that the trigger causes. Raises NotPossibleError if the state does not allow the trigger."""
     done = _step(chunk, trigger)
     if done.after.state == "sending":
         return done

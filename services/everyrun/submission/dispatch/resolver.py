@@ -1,4 +1,4 @@
-"""Resolve calls whose outcome is unknown: by evidence, by the log, or by a resend after the window for evidence."""
+"""Resolve calls whose outcome is unknown: by evidence, by the log, or by sending the chunk again after the window."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from everyrun.telemetry import log
 _log = log(__name__)
 _sql = beside(__file__, "dispatch.sql")
 
-#: An attempt is given up only after this many complete sweeps that began after its window for evidence. One sweep is
-#: not enough: runs can move between pages while they are listed, so a sweep can miss a run.
+#: An attempt is given up only after this many complete sweeps that began after the end of its window. One sweep is not
+#: enough: runs can move between pages during a sweep, so the sweep can miss a run.
 REQUIRED_SWEEPS = 2
 
 #: The topics in which evidence can arrive. ``deliveries`` contains webhooks whose payload is behind a link.
@@ -48,7 +48,7 @@ class _Proof(NamedTuple):
 
 
 async def mark_adopted(connection: Any, chunk: str, attempt: int, batch_id: str) -> None:
-    """Store that the attempt became the batch, so that the evidence for this is not applied again."""
+    """Store that the attempt started this batch, so that the same evidence is not applied again."""
     await connection.execute(_sql["adopted"], chunk, attempt, batch_id)
 
 
@@ -68,10 +68,10 @@ class Resolver:
         self._recovery = recovery
         self._transitions = transitions
         self._installation = installation
-        #: For each attempt whose window is over: the end of the log at the time when this process noticed that.
+        #: For each attempt whose window is over: where the log ended when this process noticed that.
         self._ends: dict[_Attempt, dict[tuple[str, int], int]] = {}
-        #: Evidence that could not be applied, with the state of the chunk at that time. It is tried again when the
-        #: state has changed.
+        #: Evidence that could not be applied, with the state of the chunk at that time. If the state changes, the
+        #: resolver tries again.
         self._unmatched: dict[_Proof, ChunkState] = {}
 
     async def resolve(self) -> None:
@@ -89,9 +89,9 @@ class Resolver:
         for row in unannounced:
             await self._apply(row["chunk"], ClaimRevoked(row["attempt"]))
         if lost or unannounced:
-            # Read the log after the claims were revoked. If the log has no batch-requested of an attempt by now, a
-            # worker that publishes one later will find its claim revoked, and not call. Reading the log also finds
-            # answers that a worker published but did not store; that worker is not lost.
+            # Read the log only after the claims were revoked. If it has no batch-requested of an attempt then, there is
+            # no call: a worker that publishes this event later finds its claim revoked. Reading the log also finds
+            # answers that a worker has published but not stored yet.
             await self._recovery.catch_up()
             incarnation = await self._recovery.ensure_caught_up()
             never_called = {
@@ -120,10 +120,11 @@ class Resolver:
         return True
 
     async def _with_log_applied(self, over: list[Any]) -> list[Any]:
-        """Return those attempts of ``over`` whose evidence, if there is any, is certainly in the tables by now.
+        """Return the attempts of ``over`` whose evidence must be in the tables by now, if there is any.
 
-        That is certain once the tables have applied the log up to the end that it had when the window was found to be
-        over. The log's present end does not matter: the tables might never reach it, because runs keep arriving.
+        That is so once the processor has applied the log up to the point where it ended when this process noticed that
+        the window was over. The current end of the log does not matter. The processor might never reach it, because
+        runs keep arriving.
         """
         attempts = [_Attempt(row["chunk"], row["attempt"]) for row in over]
         if set(attempts) - self._ends.keys():
@@ -148,8 +149,8 @@ class Resolver:
             if row is None or (row["batch_id"] == found["batch_id"] and chunk_state(row).state == "submitted"):
                 continue
             if row["state"] == "sending" and row["attempt"] == found["attempt"] and not row["overdue"]:
-                # The call is in progress. Its answer will name the batch too. If no answer comes, the evidence is
-                # applied when the deadline has passed.
+                # The call is still in progress, and its answer will name the batch. If no answer comes, the evidence is
+                # applied after the deadline.
                 continue
             proof = _Proof(found["chunk"], found["attempt"], found["batch_id"])
             if unmatched.get(proof) == chunk_state(row):

@@ -1,7 +1,7 @@
 """Apply a trigger to a chunk: lock its row, compute the step, publish the events of the step, and store the new state.
 
-Because of the lock, no two processes change the same chunk at once, and no step starts from an outdated state. Because
-the new state is stored last, nothing is stored before the log has acknowledged the events.
+The lock ensures that only one process at a time changes a chunk, and that no step starts from an outdated state. The
+new state is stored last, after Kafka has acknowledged the events.
 """
 
 from __future__ import annotations
@@ -116,16 +116,14 @@ class Transitions:
     ) -> Step:
         """Apply a trigger to a chunk, and return the step.
 
-        If ``published`` is true, the log has the events of the step already. If the chunk is waiting afterwards, it is
-        not claimed for ``wait`` seconds, by the database's clock.
+        If ``published`` is true, the log already has the events of the step. If the chunk waits after the step, workers
+        cannot claim it for ``wait`` seconds.
 
         ``incarnation`` is the incarnation of the database in which the attempt was claimed. If the database is in
-        another incarnation now, the trigger is not possible, because the attempt with this number may now belong to
-        another worker.
+        another incarnation now, the trigger is not possible: the attempt with this number may belong to another worker.
 
-        Raises NotPossibleError and UnknownChunkError. In these cases nothing was published or changed. Raises
-        KafkaError and asyncpg's errors. In these cases the events may have been published, but nothing was stored, so
-        it is safe to retry.
+        After NotPossibleError or UnknownChunkError, nothing was published or changed. After KafkaError or one of
+        asyncpg's errors, the events may have been published, but nothing was stored. It is then safe to retry.
         """
         async with self._pool.acquire() as connection, connection.transaction():
             locked = await connection.fetchrow(_sql["lock_chunk"], chunk)
@@ -156,7 +154,7 @@ class Transitions:
         return done
 
     async def publish_accepted(self, row: ChunkRow, inputs: list[events.Input], answered: Answered) -> None:
-        """Publish that Extend accepted the batch. This is true whatever happened to the queue since the claim."""
+        """Publish that Extend accepted the batch. This remains true even if the queue was restored since the claim."""
         assert isinstance(answered.outcome, Accepted)
         sending = ChunkState("sending", row.attempt)
         await self._publish(row, step(sending, answered), answered, inputs)
