@@ -159,3 +159,12 @@ async def test_the_worker_stops_when_asked(dispatch: Dispatch) -> None:
         await asyncio.sleep(0.01)
     stop.set()
     await asyncio.wait_for(working, 5)
+
+
+async def test_a_look_wakes_idle_workers_only_if_a_chunk_can_be_sent(dispatch: Dispatch) -> None:
+    await dispatch.dispatcher.look()
+    assert dispatch.dispatcher.wake.is_set()
+    await dispatch.dispatcher.send_one()
+    dispatch.dispatcher.wake.clear()
+    await dispatch.dispatcher.look()
+    assert not dispatch.dispatcher.wake.is_set()

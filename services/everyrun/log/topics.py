@@ -195,20 +195,28 @@ async def live(settings: Settings) -> dict[str, Topic]:
     """Return the live state of the declared topics, by short name. Raises aiokafka.errors.KafkaError."""
     admin = await _admin(settings)
     try:
-        names = {settings.topic(topic.name): topic.name for topic in declared()}
-        there = {name for name in await admin.list_topics() if name in names}
-        if not there:
-            return {}
-        partitions = {t["topic"]: len(t["partitions"]) for t in await admin.describe_topics(sorted(there))}
-        resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in sorted(there)]
-        found = {}
-        for answer in await admin.describe_configs(resources):
-            for _code, _message, _kind, name, entries in answer.resources:
-                config = {entry[0]: entry[1] for entry in entries}
-                found[names[name]] = Topic(names[name], partitions[name], config)
-        return found
+        return await _live(admin, settings, declared())
     finally:
         await admin.close()
+
+
+async def _live(admin: AIOKafkaAdminClient, settings: Settings, wanted: list[Topic]) -> dict[str, Topic]:
+    names = {settings.topic(topic.name): topic.name for topic in wanted}
+    # All topics are asked for. A broker could create a missing one that is asked for by its name.
+    described = [
+        topic for topic in await admin.describe_topics() if topic["topic"] in names and not topic["error_code"]
+    ]
+    partitions = {topic["topic"]: len(topic["partitions"]) for topic in described}
+    if not partitions:
+        return {}
+    found = {}
+    for answer in await admin.describe_configs(
+        [ConfigResource(ConfigResourceType.TOPIC, t) for t in sorted(partitions)]
+    ):
+        for _code, _message, _kind, name, entries in answer.resources:
+            config = {entry[0]: entry[1] for entry in entries}
+            found[names[name]] = Topic(names[name], partitions[name], config)
+    return found
 
 
 async def check(settings: Settings) -> None:
@@ -218,35 +226,62 @@ async def check(settings: Settings) -> None:
         raise TopicsError("\n".join(problems))
 
 
+class _Checker:
+    """Checks the topics over one connection. It is kept while Kafka answers: connecting costs more than the check."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._wanted = declared()
+        self._admin: AIOKafkaAdminClient | None = None
+
+    async def report(self, health: Health) -> bool:
+        """Check once, and report the outcome in readyz. Return whether all is well. Raises no error of Kafka."""
+        try:
+            async with asyncio.timeout(_WITHIN):
+                self._admin = self._admin or await _admin(self._settings)
+                found = await _live(self._admin, self._settings, self._wanted)
+        except TimeoutError:
+            health.not_ready("kafka", f"no answer within {_WITHIN:g} s")
+            await self.close()
+            return False
+        except (KafkaError, OSError) as error:
+            health.not_ready("kafka", f"{type(error).__name__}: {error}")
+            await self.close()
+            return False
+        health.ready("kafka")
+        problems = "\n".join(compare(self._wanted, found, self._settings.topic_prefix))
+        if problems:
+            health.not_ready("topics", problems)
+            _log.error("the topics differ from the declaration", problems=problems)
+            return False
+        health.ready("topics")
+        return True
+
+    async def close(self) -> None:
+        """Close the connection. The next check makes a new one."""
+        admin, self._admin = self._admin, None
+        if admin is not None:
+            await admin.close()
+
+
 async def keep_checking(settings: Settings, health: Health, every: float = _EVERY) -> None:
     """Check every few seconds, for ever, and report in readyz if Kafka is unavailable or the topics are wrong."""
-    while True:
-        await _report(settings, health)
-        await asyncio.sleep(every)
-
-
-async def _report(settings: Settings, health: Health) -> bool:
+    checker = _Checker(settings)
     try:
-        async with asyncio.timeout(_WITHIN):
-            await check(settings)
-    except TimeoutError:
-        health.not_ready("kafka", f"no answer within {_WITHIN:g} s")
-    except TopicsError as error:
-        health.ready("kafka")
-        health.not_ready("topics", str(error))
-        _log.error("the topics differ from the declaration", problems=str(error))
-    except (KafkaError, OSError) as error:
-        health.not_ready("kafka", f"{type(error).__name__}: {error}")
-    else:
-        health.ready("topics")
-        health.ready("kafka")
-        return True
-    return False
+        while True:
+            await checker.report(health)
+            await asyncio.sleep(every)
+    finally:
+        await checker.close()
 
 
 async def wait_until_valid(settings: Settings, health: Health) -> None:
     """Return once Kafka answers and the topics match the declaration. Reports in readyz what is wrong until then."""
+    checker = _Checker(settings)
     wait = 0.2
-    while not await _report(settings, health):
-        await asyncio.sleep(wait)
-        wait = min(wait * 2, 5.0)
+    try:
+        while not await checker.report(health):
+            await asyncio.sleep(wait)
+            wait = min(wait * 2, 5.0)
+    finally:
+        await checker.close()

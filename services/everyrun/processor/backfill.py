@@ -23,7 +23,7 @@ from everyrun.telemetry import log
 _log = log(__name__)
 
 #: Seconds between two comparisons of the tables with the acknowledged offsets.
-_EVERY = 2.0
+_EVERY = 5.0
 #: If the log seems to end before the applied offsets, it is checked again after this many seconds.
 _CONFIRM_AFTER = 1.0
 

@@ -128,5 +128,7 @@ def deliveries_consumer(settings: Settings) -> AIOKafkaConsumer:
         session_timeout_ms=10_000,
         heartbeat_interval_ms=2_000,
         max_poll_interval_ms=300_000,
+        # While the topic is empty, Kafka answers a fetch only after this time. A new record is answered at once.
+        fetch_max_wait_ms=2_000,
         **connection(settings),
     )

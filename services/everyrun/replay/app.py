@@ -47,7 +47,7 @@ async def _work(settings: Settings, pool: asyncpg.Pool, health: Health) -> None:
             _log.warning("running jobs failed; retrying", error=f"{type(error).__name__}: {error}")
             if not is_slow(error):
                 health.not_ready("jobs", f"{type(error).__name__}: {error}")
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(1.0)
 
 
 class HistorianHolder:

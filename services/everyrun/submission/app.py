@@ -153,6 +153,7 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
         tasks = [
             asyncio.create_task(run_periodically(announcer.announce, 1.0, stop, announcer.wake)),
             asyncio.create_task(run_periodically(lambda: announce_tokens(pool, producer), 1.0, stop)),
+            asyncio.create_task(run_periodically(service.dispatcher.look, 1.0, stop)),
             asyncio.create_task(run_periodically(service.resolver.resolve, 1.0, stop)),
             asyncio.create_task(run_periodically(lambda: _catch_up(service.recovery, health), 30.0, stop)),
             asyncio.create_task(run_periodically(lambda: redact_due(pool, producer, settings), 60.0, stop)),

@@ -24,7 +24,7 @@ from everyrun.telemetry import log
 _log = log(__name__)
 _sql = beside(__file__, "event_index.sql")
 #: Seconds between two rounds of indexing.
-_INTERVAL = 5.0
+_INTERVAL = 10.0
 
 
 class ForeignIndexError(EveryrunError):

@@ -46,8 +46,6 @@ _encode = msgspec.json.Encoder().encode
 
 #: The errors which mean that Postgres or Kafka is unavailable for now.
 UNAVAILABLE = (*POSTGRES_AWAY, KafkaError, ForeignLogError)
-#: How often an idle worker looks for a chunk to send, in seconds. A new submission wakes the workers at once.
-_LOOK_EVERY = 1.0
 #: Maximum wait, in seconds, before a chunk is tried again after Kafka did not accept its batch-requested event.
 #: Meanwhile, chunks whose events go to other partitions are sent.
 _MAX_UNANNOUNCED_WAIT = 60.0
@@ -91,7 +89,7 @@ class Dispatcher:
             try:
                 if not await self.send_one():
                     self.wake.clear()
-                    await _wait_any(stop, self.wake, seconds=_LOOK_EVERY)
+                    await _wait_any(stop, self.wake)
             except UNAVAILABLE as error:
                 self._recovery.invalidate()
                 _log.warning("the dispatcher waits", error=f"{type(error).__name__}: {error}")
@@ -101,6 +99,11 @@ class Dispatcher:
                     "sending a chunk failed; the resolver takes it over when the claim's deadline has passed"
                 )
                 await _wait_any(stop, seconds=1.0)
+
+    async def look(self) -> None:
+        """Wake the idle workers if a chunk can be sent. Call this once a second. Raises the errors in UNAVAILABLE."""
+        if await self._pool.fetchval(_sql["something_waits"]):
+            self.wake.set()
 
     async def send_one(self) -> bool:
         """Claim and send one chunk; return False if none is ready. Raises the errors in UNAVAILABLE."""
@@ -198,7 +201,7 @@ class Dispatcher:
         return _encode({"workflow": workflow, "inputs": batch, "priority": row.priority})
 
 
-async def _wait_any(*waits: asyncio.Event, seconds: float) -> None:
+async def _wait_any(*waits: asyncio.Event, seconds: float | None = None) -> None:
     tasks = [asyncio.create_task(event.wait()) for event in waits]
     await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     for task in tasks:
