@@ -124,7 +124,7 @@ async def run(servers: Servers) -> list[tuple[str, ...]]:
 async def _reset(servers: Servers) -> None:
     """Empty the database, and switch to topics with another prefix."""
     connection = await servers.connect()
-    names = "submissions, batches, results, duplicate_runs, unmatched_runs, deliveries, quarantine, applied_offsets"
+    names = "submissions, batches, results, other_runs, unmatched_runs, deliveries, quarantine, applied_offsets"
     await connection.execute("truncate " + ", ".join(f"everyrun.{name}" for name in names.split(", ")))
     await connection.close()
     servers.settings.topic_prefix = "second."

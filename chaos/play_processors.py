@@ -154,7 +154,7 @@ async def _problems(dsn: str, events: int, witness: LogWitness) -> list[str]:
         rows = await connection.fetch("select input_id, run_id, status, version from everyrun.results")
         unbalanced = await connection.fetchval("select count(*) from everyrun.report where not balanced")
         others = await connection.fetchval(
-            "select (select count(*) from everyrun.duplicate_runs) + (select count(*) from everyrun.unmatched_runs)"
+            "select (select count(*) from everyrun.other_runs) + (select count(*) from everyrun.unmatched_runs)"
         )
     finally:
         await connection.close()

@@ -13,7 +13,7 @@ from everyrun.settings import Settings
 
 # fmt: off
 TABLES = (
-    "submissions", "batches", "results", "duplicate_runs", "unmatched_runs", "deliveries", "quarantine", "decisions",
+    "submissions", "batches", "results", "other_runs", "unmatched_runs", "deliveries", "quarantine", "decisions",
 )
 # fmt: on
 

@@ -77,7 +77,7 @@ async def test_recreated_topics_are_refused_by_a_running_processor(service: Any,
     built = await connect(settings.postgres_dsn.get_secret_value())
     found = await contents(built, "applied_offsets")
     await built.execute("truncate applied_offsets, submissions, batches, results, decisions")
-    await built.execute("truncate duplicate_runs, unmatched_runs, deliveries, quarantine")
+    await built.execute("truncate other_runs, unmatched_runs, deliveries, quarantine")
     second.terminate()
     await project(settings, settings.postgres_dsn.get_secret_value())
     assert await contents(built, "applied_offsets") == found

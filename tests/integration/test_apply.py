@@ -83,7 +83,7 @@ async def test_the_tables_agree_with_merge_and_select(connection, seed):
         current = max(of_input[row["input_id"]], key=lambda r: version_of_run(r.run_id, r.final, r.order))
         assert (row["run_id"], row["status"]) == (current.run_id, current.status)
         assert row["version"] == version_of_run(current.run_id, current.final, current.order)
-    others = await connection.fetch("select run_id, status from duplicate_runs where chunk !~ '^sub_of'")
+    others = await connection.fetch("select run_id, status from other_runs where chunk !~ '^sub_of'")
     assert {row["run_id"]: row["status"] for row in others} == {
         run.run_id: run.status
         for seen in of_input.values()

@@ -22,7 +22,7 @@ from tests.records import a_world, apart, at, batch_event, run_event
 
 pytestmark = pytest.mark.stack
 
-TABLES = ("batches", "results", "duplicate_runs", "unmatched_runs", "applied_offsets")
+TABLES = ("batches", "results", "other_runs", "unmatched_runs", "applied_offsets")
 
 
 def quiet(_progress: object) -> None:
@@ -120,7 +120,7 @@ OF_TABLES = (
         "batches",
         "counts.LOST",
     ),
-    Tampering("a duplicate removed", "delete from duplicate_runs", "duplicate_runs", "*"),
+    Tampering("a duplicate removed", "delete from other_runs", "other_runs", "*"),
     Tampering("an unmatched run removed", "delete from unmatched_runs", "unmatched_runs", "*"),
     Tampering(
         "tables of another log", "update applied_offsets set cluster_id = 'other'", "applied_offsets", "cluster_id"

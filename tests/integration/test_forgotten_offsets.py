@@ -74,7 +74,7 @@ async def test_nothing_is_published_twice_or_left_out(service: Any, settings: Se
     connection = await asyncpg.connect(dsn)
     await connection.execute(
         "truncate everyrun.applied_offsets, everyrun.submissions, everyrun.batches, everyrun.results,"
-        " everyrun.duplicate_runs, everyrun.unmatched_runs, everyrun.deliveries, everyrun.quarantine,"
+        " everyrun.other_runs, everyrun.unmatched_runs, everyrun.deliveries, everyrun.quarantine,"
         " everyrun.decisions"
     )
     await project(settings, dsn)

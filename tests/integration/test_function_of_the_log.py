@@ -164,14 +164,14 @@ async def balanced(connection: asyncpg.Connection, seed: int) -> None:
     twice = """
         select run_id from (
             select run_id from results where run_id is not null
-            union all select run_id from duplicate_runs union all select run_id from unmatched_runs
+            union all select run_id from other_runs union all select run_id from unmatched_runs
         ) runs group by run_id having count(*) > 1
     """
     assert not await connection.fetch(twice), f"history {seed}"
     foreign = """
         select r.input_id, r.run_id from (
             select input_id, run_id, batch_id from results where run_id is not null
-            union all select input_id, run_id, batch_id from duplicate_runs
+            union all select input_id, run_id, batch_id from other_runs
         ) r left join batches b using (batch_id)
         where b.batch_id is null or r.input_id <> all (b.input_ids)
     """
@@ -222,4 +222,4 @@ async def test_no_state_of_a_duplicate_is_lost_between_two_workers(connections):
         )
         report = await second.fetch("select balanced, runs_observed, duplicates, counts from report order by attempt")
         assert [tuple(r)[:3] for r in report] == [(True, 4, 2), (True, 4, 4)]
-        assert await second.fetch("select distinct status from duplicate_runs") == [("PROCESSED",)]
+        assert await second.fetch("select distinct status from other_runs") == [("PROCESSED",)]

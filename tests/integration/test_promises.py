@@ -50,7 +50,7 @@ from everyrun.submission.dispatch.protocol import (
 from tests.records import INSTALLATION, LOG, Logged, an_input, batch_event, run_event
 
 LONG = bool(os.environ.get("EVERYRUN_CHAOS"))
-TABLES = ("submissions", "batches", "results", "duplicate_runs", "unmatched_runs", "deliveries", "quarantine")
+TABLES = ("submissions", "batches", "results", "other_runs", "unmatched_runs", "deliveries", "quarantine")
 ALL = (*TABLES, "applied_offsets")
 EMPTY = "".join(f"delete from {table};" for table in ALL)
 DUMP = "".join(f"delete from dump.{table}; insert into dump.{table} select * from {table};" for table in ALL)
@@ -399,7 +399,7 @@ class Machine(RuleBasedStateMachine):
             for run in world.runs.values()
         ]
         rows = await self.connection.fetch("select input_id, run_id, status from results")
-        duplicates = await self.connection.fetchval("select count(*) from duplicate_runs")
+        duplicates = await self.connection.fetchval("select count(*) from other_runs")
         found = compare(truth, {r["input_id"]: (r["run_id"], r["status"]) for r in rows}, duplicates)
         assert found.agrees, found.differences
         assert not await self.connection.fetchval("select count(*) from unmatched_runs")

@@ -39,7 +39,7 @@ from tests.records import a_world, apart
 pytestmark = pytest.mark.stack
 
 OUTPUTS = ("results", "reports", "quarantine")
-TABLES = ("submissions", "batches", "results", "duplicate_runs", "unmatched_runs", "deliveries", "quarantine")
+TABLES = ("submissions", "batches", "results", "other_runs", "unmatched_runs", "deliveries", "quarantine")
 
 
 def quiet(_progress: object) -> None:

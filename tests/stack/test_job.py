@@ -369,7 +369,7 @@ async def test_a_dropped_schema_is_rebuilt_row_by_row(tmp_path: Path) -> None:
         try:
             return {
                 table: [r[0] for r in await connection.fetch(f"select t::text from everyrun.{table} t order by 1")]
-                for table in ("submissions", "batches", "results", "duplicate_runs", "unmatched_runs", "deliveries")
+                for table in ("submissions", "batches", "results", "other_runs", "unmatched_runs", "deliveries")
             }
         finally:
             await connection.close()

@@ -116,7 +116,7 @@ async def _fetch_results(dsn: str, submission_id: str) -> tuple[list[asyncpg.Rec
             "select input_id, run_id, status from everyrun.results where submission_id = $1", submission_id
         )
         duplicates = await connection.fetchval(
-            "select count(*) from everyrun.duplicate_runs where starts_with(input_id, $1 || ':')", submission_id
+            "select count(*) from everyrun.other_runs where starts_with(input_id, $1 || ':')", submission_id
         )
         return rows, duplicates
     finally:

@@ -234,7 +234,7 @@ class _Transaction:
         """Select the current run of each input that has matched runs.
 
         Return the selections to write, and the ids of contested inputs. A contested input has several runs, so its
-        rows in ``duplicate_runs`` must be replaced.
+        rows in ``other_runs`` must be replaced.
         """
         self.inputs.update(matched)
         duplicates: dict[str, list[Run]] = defaultdict(list)

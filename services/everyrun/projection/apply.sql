@@ -46,7 +46,7 @@ select pg_advisory_xact_lock(hashtext('everyrun.apply'), hashtext(current_schema
 -- name: attempts_by_run
 select run_id, input_id, chunk, attempt, batch_id from results where run_id = any ($1::text[])
 union all
-select run_id, input_id, chunk, attempt, batch_id from duplicate_runs where run_id = any ($1::text[])
+select run_id, input_id, chunk, attempt, batch_id from other_runs where run_id = any ($1::text[])
 
 -- name: current_runs
 select run_id, input_id, batch_id, chunk, attempt, status, failure_reason, failure_message, run, credits, source,
@@ -56,7 +56,7 @@ from results where input_id = any ($1::text[]) and run_id is not null
 -- name: duplicates_of
 select run_id, input_id, batch_id, chunk, attempt, status, failure_reason, failure_message, run, credits, source,
        observed_at, settled_at, version
-from duplicate_runs where input_id = any ($1::text[])
+from other_runs where input_id = any ($1::text[])
 
 -- name: unmatched
 select run_id, batch_id, metadata, status, first_seen, input_id, installation, chunk, attempt, run, source,
@@ -79,7 +79,7 @@ from staged_results s
 where r.input_id = s.input_id and r.version = s.expected_version
 
 -- name: delete_duplicates
-delete from duplicate_runs where input_id = any ($1::text[])
+delete from other_runs where input_id = any ($1::text[])
 
 -- name: delete_unmatched
 delete from unmatched_runs where run_id = any ($1::text[])

@@ -38,7 +38,7 @@ RETRYABLE = (ConflictError, asyncpg.SerializationError, asyncpg.DeadlockDetected
 _TRIES = 20
 #: Primary keys of tables whose rows can come from several partitions. Two transactions may insert the same key at the
 #: same time. One of them then fails, and is retried.
-_SHARED_KEYS = frozenset({"results_pkey", "duplicate_runs_pkey", "unmatched_runs_pkey"})
+_SHARED_KEYS = frozenset({"results_pkey", "other_runs_pkey", "unmatched_runs_pkey"})
 #: Errors by which Postgres refuses a record: SQLSTATE classes 22, 23 and 54 (for example, a value is too long for an
 #: index or nested too deeply).
 _REFUSED_BY_POSTGRES = (

@@ -116,7 +116,7 @@ def row_of(record: asyncpg.Record) -> Row:
 
 
 def run_of(record: asyncpg.Record) -> Run:
-    """Return the run in a row of ``results``, ``duplicate_runs`` or ``unmatched_runs``."""
+    """Return the run in a row of ``results``, ``other_runs`` or ``unmatched_runs``."""
     binding = None
     if record["input_id"] is not None:
         installation = record.get("installation") or ""
@@ -193,7 +193,7 @@ async def write_duplicates(
         for run in selection.duplicates
     ]
     if values:
-        await copy(connection, "duplicate_runs", DUPLICATE_COLUMNS, values)
+        await copy(connection, "other_runs", DUPLICATE_COLUMNS, values)
 
 
 class UnmatchedRun(NamedTuple):

@@ -77,7 +77,7 @@ where b.submission_id = $1
   and not exists (
       select from (
           select run_id, status from everyrun.results
-          union all select run_id, status from everyrun.duplicate_runs
+          union all select run_id, status from everyrun.other_runs
           union all select run_id, status from everyrun.unmatched_runs
       ) known
       where known.run_id = d.run_id

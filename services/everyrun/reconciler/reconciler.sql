@@ -34,7 +34,7 @@ where batch_id = $1
 -- must be fetched again, to get its content back.
 select run_id, status, settled_at from everyrun.results where run_id = any ($1::text[]) and right(version, 1) <> '~'
 union all
-select run_id, status, settled_at from everyrun.duplicate_runs
+select run_id, status, settled_at from everyrun.other_runs
 where run_id = any ($1::text[]) and right(version, 1) <> '~'
 union all
 select run_id, status, settled_at from everyrun.unmatched_runs where run_id = any ($1::text[])

@@ -47,7 +47,7 @@ TABLES = {
     "everyrun.submissions": Table("projection", ("reconciler", "query", "replay")),
     "everyrun.batches": Table("projection", ("submission", "reconciler", "query", "replay", "doctor")),
     "everyrun.results": Table("projection", ("submission", "reconciler", "query", "replay", "cli")),
-    "everyrun.duplicate_runs": Table("projection", ("submission", "reconciler", "query", "cli")),
+    "everyrun.other_runs": Table("projection", ("submission", "reconciler", "query", "cli")),
     "everyrun.unmatched_runs": Table("projection", ("submission", "reconciler", "query", "replay")),
     "everyrun.deliveries": Table("projection", ("submission", "query")),
     "everyrun.quarantine": Table("projection", ("submission", "query", "cli")),

@@ -86,7 +86,7 @@ comment on column batches.rejected_at is 'When Extend refused the attempt, or a 
 comment on column batches.cut_at is 'When Extend refused the attempt and the chunk was cut into smaller chunks, to find the inputs that Extend refuses.';
 comment on column batches.submitted_at is 'When Extend accepted the attempt.';
 comment on column batches.settled_at is 'When the last input of the batch settled.';
-comment on column batches.duplicates is 'Number of this batch''s runs that are in duplicate_runs.';
+comment on column batches.duplicates is 'Number of this batch''s runs that are in other_runs.';
 comment on table batches is 'One row per attempt: one call to Extend that sends a chunk of inputs.';
 comment on column batches.state is
     'SENDING; RETURNED (Extend did not accept it, but may accept the same inputs later); IN_DOUBT (the call got no clear answer); RESENT (it was in doubt, and the chunk is sent again); REFUSED (Extend refused it, or a person discarded it); CUT (Extend refused it, and its inputs continue in the smaller chunks CHUNK-1, CHUNK-2, ...); SUBMITTED (Extend accepted it); SETTLED (Extend accepted it, Everyrun has seen all runs, and every input is settled).';
@@ -153,7 +153,7 @@ create index results_run on results (run_id);
 create index results_not_processed on results (submission_id, status, input_id)
     where status not in ('PROCESSED', 'SUBMITTED', 'PENDING', 'PROCESSING');
 
-create table duplicate_runs (
+create table other_runs (
     run_id text collate "C" primary key,
     input_id text collate "C" not null,
     batch_id text collate "C" not null,
@@ -169,24 +169,24 @@ create table duplicate_runs (
     settled_at timestamptz,
     version text collate "C" not null
 );
-comment on column duplicate_runs.run_id is 'Extend''s id of the run.';
-comment on column duplicate_runs.input_id is 'Id of the input that the run processes.';
-comment on column duplicate_runs.batch_id is 'The batch that the run belongs to.';
-comment on column duplicate_runs.chunk is 'Id of the chunk that was sent as this batch.';
-comment on column duplicate_runs.attempt is 'Number of the attempt (call to Extend) that started the batch.';
-comment on column duplicate_runs.status is 'Extend''s status of the run.';
-comment on column duplicate_runs.failure_reason is 'If the run failed, Extend''s failureReason.';
-comment on column duplicate_runs.failure_message is 'The message that explains failure_reason.';
-comment on column duplicate_runs.run is
+comment on column other_runs.run_id is 'Extend''s id of the run.';
+comment on column other_runs.input_id is 'Id of the input that the run processes.';
+comment on column other_runs.batch_id is 'The batch that the run belongs to.';
+comment on column other_runs.chunk is 'Id of the chunk that was sent as this batch.';
+comment on column other_runs.attempt is 'Number of the attempt (call to Extend) that started the batch.';
+comment on column other_runs.status is 'Extend''s status of the run.';
+comment on column other_runs.failure_reason is 'If the run failed, Extend''s failureReason.';
+comment on column other_runs.failure_message is 'The message that explains failure_reason.';
+comment on column other_runs.run is
     'The complete WorkflowRun that Extend returned. Only Everyrun''s reserved metadata key is removed.';
-comment on column duplicate_runs.credits is 'Credits that the run used (usage.credits at Extend). Null if unknown.';
-comment on column duplicate_runs.source is 'How Everyrun learned of the run''s state: webhook or poll.';
-comment on column duplicate_runs.observed_at is 'When Everyrun learned of the run''s state.';
-comment on column duplicate_runs.settled_at is 'When the run ended. Null until then.';
-comment on column duplicate_runs.version is 'Version of the run''s state. Of two states of the run, the newer one has the greater version. Compare versions as text, with collate "C".';
-comment on table duplicate_runs is 'Duplicate runs: if an input has several runs, results shows its current run, and this table has the others.';
-create index duplicate_runs_input on duplicate_runs (input_id);
-create index duplicate_runs_batch on duplicate_runs (batch_id);
+comment on column other_runs.credits is 'Credits that the run used (usage.credits at Extend). Null if unknown.';
+comment on column other_runs.source is 'How Everyrun learned of the run''s state: webhook or poll.';
+comment on column other_runs.observed_at is 'When Everyrun learned of the run''s state.';
+comment on column other_runs.settled_at is 'When the run ended. Null until then.';
+comment on column other_runs.version is 'Version of the run''s state. Of two states of the run, the newer one has the greater version. Compare versions as text, with collate "C".';
+comment on table other_runs is 'If an input has several runs, results shows its current run, and this table has the others.';
+create index other_runs_input on other_runs (input_id);
+create index other_runs_batch on other_runs (batch_id);
 
 create table unmatched_runs (
     run_id text collate "C" primary key,
@@ -383,7 +383,7 @@ left join lateral (
     ) per_status
 ) r on true
 left join lateral (
-    select count(*) as runs from duplicate_runs d
+    select count(*) as runs from other_runs d
     where d.batch_id = b.batch_id
 ) d on true;
 comment on view report is 'One row per attempt. Compares the counters that batches has with the numbers of rows in the tables.';
@@ -397,10 +397,10 @@ comment on column report.inputs is 'Counter: inputs whose row in results names t
 comment on column report.settled is 'Counter: inputs whose row in results names this attempt, and that are settled.';
 comment on column report.counts is 'Counter: inputs whose row in results names this attempt, by status.';
 comment on column report.runs_observed is 'Counter: runs of the batch that were matched to an input.';
-comment on column report.duplicates is 'Counter: runs of the batch in duplicate_runs.';
+comment on column report.duplicates is 'Counter: runs of the batch in other_runs.';
 comment on column report.unmatched is 'Counted now: rows of unmatched_runs with this batch.';
 comment on column report.runs_in_results is 'Counted now: rows of results that name this attempt and have a run.';
-comment on column report.runs_in_duplicates is 'Counted now: rows of duplicate_runs with this batch.';
+comment on column report.runs_in_duplicates is 'Counted now: rows of other_runs with this batch.';
 comment on column report.counted_rows is 'Counted now: rows of results that name this attempt, by status.';
 comment on column report.balanced is 'True if the counters equal the numbers that were counted now.';
 

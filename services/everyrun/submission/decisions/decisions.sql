@@ -31,7 +31,7 @@ select d.run_id, null, d.attempt, 'unknown', 'payload not fetched yet', d.first_
 from everyrun.deliveries d
 where d.chunk = $1 and not exists (select from everyrun.unmatched_runs u where u.run_id = d.run_id)
   and not exists (select from everyrun.results r where r.run_id = d.run_id)
-  and not exists (select from everyrun.duplicate_runs r where r.run_id = d.run_id)
+  and not exists (select from everyrun.other_runs r where r.run_id = d.run_id)
 order by first_seen, run_id
 limit 20
 

@@ -95,7 +95,7 @@ select run_id from (
     select d.run_id from everyrun.deliveries d
     where d.chunk = $1
       and not exists (select from everyrun.results r where r.run_id = d.run_id)
-      and not exists (select from everyrun.duplicate_runs r where r.run_id = d.run_id)
+      and not exists (select from everyrun.other_runs r where r.run_id = d.run_id)
       and not exists (select from everyrun.unmatched_runs r where r.run_id = d.run_id)
 ) witnesses
 order by run_id limit 1
