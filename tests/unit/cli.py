@@ -22,9 +22,9 @@ ENV = {
 }
 
 
-def everyrun(*command: str, **env: str) -> Result:
+def everyrun(*command: str, stdin: bytes | None = None, **env: str) -> Result:
     """Run a command to its end."""
-    return CliRunner().invoke(app, list(command), env=ENV | env)
+    return CliRunner().invoke(app, list(command), input=stdin, env=ENV | env)
 
 
 def page(name: str, rows: list[dict[str, Any]], **more: Any) -> httpx.Response:

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pyarrow as pa
 import pytest
 import respx
+from pyarrow import parquet
 
 from everyrun.cli import client, exits, sending, upload
 from tests.unit.cli import EXTEND, SUBMISSION, everyrun
@@ -34,6 +36,55 @@ def manifest(tmp_path: Path) -> str:
     path = tmp_path / "rows.ndjson"
     path.write_text(ROWS)
     return str(path)
+
+
+def submitted_from(source: str, *options: str, stdin: bytes | None = None) -> list[Any]:
+    """Submit a manifest and return the rows that reached the service."""
+    bodies: list[bytes] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        bodies.append(request.read())
+        return httpx.Response(202, json=TAKEN)
+
+    with respx.mock:
+        respx.post(f"{SUBMISSION}/v1/submissions").mock(side_effect=answer)
+        done = everyrun("submit", source, "--workflow", "workflow_1", *options, stdin=stdin)
+    assert done.exit_code == 0, done.output
+    return [json.loads(line) for line in bodies[0].splitlines()]
+
+
+def test_a_parquet_file_is_a_manifest(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    links = [f"https://files.example.com/{n}.pdf" for n in range(3)]
+    parquet.write_table(pa.table({"id": [1, 2, 3], "url": links, "year": [2026] * 3, "rest": ["x"] * 3}), path)
+    assert submitted_from(str(path), "--metadata-columns", "year") == [
+        {"id": str(n + 1), "file": {"url": link}, "metadata": {"year": 2026}} for n, link in enumerate(links)
+    ]
+
+
+def test_standard_input_is_a_manifest_in_the_named_format(tmp_path: Path) -> None:
+    assert submitted_from("-", "--format", "ndjson", stdin=ROWS.encode()) == [
+        json.loads(line) for line in ROWS.splitlines()
+    ]
+    csv = b"id;url\na;https://files.example.com/a.pdf\n"
+    assert [row["id"] for row in submitted_from("-", "--format", "csv", stdin=csv)] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("-",), "standard input needs --format: csv, ndjson, json, parquet"),
+        (("-", "--format", "xml"), "must be one of csv, ndjson, json, parquet"),
+        (("-", "--format", "parquet"), "standard input: is not a Parquet file"),
+        (("-", "--format", "csv"), "standard input: the CSV has no column for the file"),
+        (("MANIFEST", "--format", "csv"), "--format is for standard input"),
+    ],
+)
+def test_a_wrong_standard_input_says_what_to_do(manifest: str, options: tuple[str, ...], says: str) -> None:
+    given = [manifest if option == "MANIFEST" else option for option in options]
+    done = everyrun("submit", *given, "--workflow", "workflow_1", stdin=b"a,b\n1,2\n")
+    assert done.exit_code != 0
+    assert says in done.output
 
 
 @respx.mock

@@ -33,6 +33,17 @@ def sendable(**arguments: str | None) -> None:
             fail(f"--{option}: {shown(value)!r} {problem}", exits.USAGE)
 
 
+def stdin_format(source: str, format_: str | None) -> None:
+    """End the command unless ``--format`` is given exactly if the source is standard input, and names a format."""
+    formats = ", ".join(manifest.FORMATS)
+    if source == manifest.STDIN and format_ is None:
+        fail(f"standard input needs --format: {formats}", exits.USAGE)
+    if source != manifest.STDIN and format_ is not None:
+        fail("--format is for standard input (-): a file's name says its format; leave it out", exits.USAGE)
+    if format_ is not None and format_ not in manifest.FORMATS:
+        fail(f"--format {shown(format_)!r}: must be one of {formats}", exits.USAGE)
+
+
 def read_options(
     id_column: str | None,
     url_column: str | None,
@@ -49,14 +60,20 @@ def read_options(
     return Options(encoding or None, manifest.delimiter(delimiter), id_column, url_column, columns, local=True)
 
 
-def read_manifest(source: str, options: Options, file: IO[bytes], local: bool = True) -> manifest.Checked:
-    """Check a manifest and show what was found. Ends the command if a row is bad. Raises ManifestError."""
-    found = manifest.read(source, options, file, local)
+def read_manifest(
+    source: str, options: Options, file: IO[bytes], local: bool = True, format_: str | None = None
+) -> manifest.Checked:
+    """Check a manifest and show what was found. Ends the command if a row is bad. Raises ManifestError.
+
+    ``format_`` is the format of standard input, if that is the source.
+    """
+    found = manifest.read(source, options, file, local, format_)
     checked = found.checked
     _refuse_bad(checked)
     if not checked.count:
-        fail(f"{shown(source)} has no rows")
-    text = f"{shown(Path(source).name)}: {counted(checked.count, 'row')}"
+        fail(f"{manifest.named(source)} has no rows")
+    name = manifest.named(source) if source == manifest.STDIN else shown(Path(source).name)
+    text = f"{name}: {counted(checked.count, 'row')}"
     if found.ignored is not None:
         ids = f"from the column {found.ids_from}" if found.ids_from else "the rows' numbers (else: --id-column NAME)"
         text += f"; ids are {ids}"
@@ -67,7 +84,7 @@ def read_manifest(source: str, options: Options, file: IO[bytes], local: bool = 
         text = f"Left out: the columns {names}. To keep them as metadata: --metadata-columns {listed}, or '*'"
         err.print(f"[yellow]{escape(text)}[/]", soft_wrap=True)
     for warning in found.warnings:
-        err.print(f"[yellow]{escape(f'{shown(Path(source).name)}: {warning}')}[/]", soft_wrap=True)
+        err.print(f"[yellow]{escape(f'{name}: {warning}')}[/]", soft_wrap=True)
     return checked
 
 

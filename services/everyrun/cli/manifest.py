@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import stat
+import sys
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -20,11 +22,19 @@ from everyrun.errors import Invalid
 from everyrun.submission.chunks import Cutter
 from everyrun.submission.intake.accept import new_submission_id
 from everyrun.submission.intake.columns import DELIMITERS, OUTCOME_COLUMNS, Columns, Options
-from everyrun.submission.intake.parse import CSV, JSON, NDJSON, Row, RowReader
+from everyrun.submission.intake.parse import CSV, JSON, NDJSON, PARQUET, Row, RowReader, spool
 from everyrun.submission.intake.rows import BadRow, GoodRow, check_row, duplicate_id
 from everyrun.submission.intake.text import EncodingError, UploadError
 
-KINDS = {".csv": CSV, ".tsv": CSV, ".ndjson": NDJSON, ".jsonl": NDJSON, ".json": JSON}
+# fmt: off
+KINDS = {
+    ".csv": CSV, ".tsv": CSV, ".ndjson": NDJSON, ".jsonl": NDJSON, ".json": JSON, ".parquet": PARQUET, ".pq": PARQUET,
+}
+# fmt: on
+#: The formats of a manifest on standard input, by their names on the command line.
+FORMATS = {"csv": CSV, "ndjson": NDJSON, "json": JSON, "parquet": PARQUET}
+#: The source that stands for standard input.
+STDIN = "-"
 _DELIMITER_NAMES = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|"}
 #: The services' default limits: bytes of a row, inputs of a chunk, and bytes of a chunk.
 ROW_MAX, CHUNK_INPUTS, CHUNK_BYTES = 900_000, 1000, 900_000
@@ -198,6 +208,8 @@ def unreadable(path: Path) -> str | None:
 
 def is_folder(source: str) -> bool:
     """Return True if the source is a folder, False if it is a manifest. Raises ManifestError if it is neither."""
+    if source == STDIN:
+        return False
     if not source:
         raise ManifestError("the name of the manifest or folder is empty")
     try:
@@ -242,36 +254,54 @@ class Manifest(NamedTuple):
     """A manifest that was checked."""
 
     checked: Checked
-    #: The CSV column that holds the ids. None if the rows' numbers are the ids, or if the manifest is not a CSV.
+    #: The column that holds the ids. None if the rows' numbers are the ids, or if the manifest has no columns.
     ids_from: str | None
-    #: The CSV columns that are left out. None if the manifest is not a CSV.
+    #: The columns that are left out. None if the manifest has no columns, because it is JSON or NDJSON.
     ignored: list[str] | None
     #: Sentences about what may be wrong with the manifest, although it can be submitted.
     warnings: list[str]
 
 
-def read(source: str, options: Options, file: IO[bytes], local: bool = True) -> Manifest:
+def read(source: str, options: Options, file: IO[bytes], local: bool = True, format_: str | None = None) -> Manifest:
     """Check every row of a manifest and store the good rows in ``file``. Raises ManifestError.
 
-    If ``local`` is False, rows may not name local files.
+    If ``local`` is False, rows may not name local files. If the source is standard input, ``format_`` names its format,
+    and paths in it are relative to the current folder.
     """
     path = Path(source)
     checked = Checked(file)
     try:
-        with path.open("rb") as opened:
-            reading = RowReader(KINDS[path.suffix.lower()], opened, options)
-            checked.check(reading, path.parent if local else None)
+        with _opened(source) as opened:
+            kind = KINDS[path.suffix.lower()] if format_ is None else FORMATS[format_]
+            reading = RowReader(kind, opened, options)
+            base = Path() if source == STDIN else path.parent
+            checked.check(reading, base if local else None)
     except EncodingError as error:
         remedy = "" if error.named else " with --encoding, for example: --encoding windows-1252"
-        raise ManifestError(f"{shown(source)}: {error}{remedy}", checked) from None
+        raise ManifestError(f"{named(source)}: {error}{remedy}", checked) from None
     except UploadError as error:
-        raise ManifestError(f"{shown(source)}: {error}", checked) from None
+        raise ManifestError(f"{named(source)}: {error}", checked) from None
     except OSError as error:
-        raise ManifestError(f"{shown(error.filename or source)}: {error.strerror or error}") from None
+        raise ManifestError(f"{shown(error.filename or named(source))}: {error.strerror or error}") from None
     columns = reading.columns
     if columns is None:
         return Manifest(checked, None, None, [])
     return Manifest(checked, columns.ids_from, columns.ignored, _warnings(columns))
+
+
+def named(source: str) -> str:
+    """Return the source as messages name it."""
+    return "standard input" if source == STDIN else shown(source)
+
+
+def _opened(source: str) -> IO[bytes]:
+    """Open a manifest. Standard input is first copied to a temporary file, because the formats need to seek."""
+    if source != STDIN:
+        return open(source, "rb")
+    file = spool()
+    shutil.copyfileobj(sys.stdin.buffer, file)
+    file.seek(0)
+    return file
 
 
 def _warnings(columns: Columns) -> list[str]:

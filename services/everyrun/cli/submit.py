@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 def submit(
     source: Annotated[
-        str, typer.Argument(metavar="MANIFEST|FOLDER", help="A .csv, .tsv, .ndjson, .jsonl or .json file, or a folder.")
+        str,
+        typer.Argument(
+            metavar="SOURCE", help="A folder, or a manifest: .csv, .tsv, .ndjson, .jsonl, .json, .parquet, or -."
+        ),
     ],
     workflow: Workflow = None,
     workflow_version: Annotated[str | None, typer.Option(help="A number, or draft. Default: newest published.")] = None,
@@ -30,6 +33,9 @@ def submit(
     metadata_columns: MetadataColumns = None,
     delimiter: Delimiter = None,
     encoding: Encoding = None,
+    format_: Annotated[
+        str | None, typer.Option("--format", help="Format of standard input (-): csv, ndjson, json or parquet.")
+    ] = None,
     include: Annotated[
         list[str] | None,
         typer.Option(help="Send only files of the folder that match, such as '*.pdf'."),
@@ -55,13 +61,12 @@ def submit(
 ) -> None:
     """Submit the rows of a manifest, or the documents in a folder.
 
-    A CSV needs a header and one of the columns url, file_id, text and path (a local file, uploaded first). Columns
-    id, name, password and metadata (a JSON object) are optional.
+    A CSV or Parquet file has one of the columns url, file_id, text and path (a local file, uploaded first), and may
+    have id, name, password and metadata. NDJSON has one row per line:
+    {"id": "a-1", "file": {"url": "https://..."}, "metadata": {"customer": 7}}
 
-    NDJSON has one row per line: {"id": "a-1", "file": {"url": "https://..."}, "metadata": {"customer": 7}}
-
-    All rows and files are checked first; then all are submitted, or none. Files that are left out are listed.
-    Uploads are remembered: after an interruption, run the same command again.
+    All rows and files are checked first; then all are submitted, or none. What is left out is listed. Uploads are
+    remembered: after an interruption, run the same command again.
 
     Example: everyrun submit invoices.csv --metadata-columns customer,year --wait
     """
@@ -80,6 +85,7 @@ def submit(
             {"--include": include, "--exclude": exclude, "--skip-unreadable": skip_unreadable}
             | {"--list-skipped": list_skipped},
         )
+        checks.stdin_format(source, format_)
         if list_files and not dry_run:
             fail("--list-files works only with --dry-run", exits.USAGE)
         target = find_if_any(data_dir) if dry_run else find(data_dir)
@@ -92,7 +98,7 @@ def submit(
                 checked = checks.read_folder(source, include or (), exclude or (), skip_unreadable, list_skipped, file)
             else:
                 options = checks.read_options(id_column, url_column, metadata_columns or (), delimiter, encoding)
-                checked = checks.read_manifest(source, options, file)
+                checked = checks.read_manifest(source, options, file, format_=format_)
             if dry_run or target is None:
                 _check_workflow(target, workflow_id, workflow_version)
                 checks.show_dry_run(checked, list_files)

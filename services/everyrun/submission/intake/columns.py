@@ -1,4 +1,4 @@
-"""Map the columns of a CSV to the fields of a row, and escape cells for spreadsheets. Pure.
+"""Map the columns of a CSV or Parquet manifest to the fields of a row, and escape cells for spreadsheets. Pure.
 
 A spreadsheet evaluates every cell that begins like a formula (OWASP, "CSV Injection"). So Everyrun escapes such cells
 when it exports, and removes the escapes when an exported file is submitted again.
@@ -48,12 +48,14 @@ class Options(NamedTuple):
 
 
 class Columns:
-    """What each column of a CSV is used for.
+    """What each column of a CSV or of a Parquet file is used for.
 
-    Everyrun's own column names are recognised in upper and lower case. Raises UploadError if the header cannot be used.
+    Everyrun's own column names are recognised in upper and lower case. ``format_name`` is the format's name in error
+    messages. Raises UploadError if the header cannot be used.
     """
 
-    def __init__(self, header: Sequence[str], options: Options) -> None:
+    def __init__(self, header: Sequence[str], options: Options, format_name: str = "CSV") -> None:
+        self._format = format_name
         #: True if the CSV was exported by ``everyrun results``, so its cells are escaped.
         self.exported = set(OUTCOME_COLUMNS) <= {name.strip() for name in header}
         self.header = [(unescape(name) if self.exported else name).strip() for name in header]
@@ -82,13 +84,15 @@ class Columns:
         exact = [index for index, name in enumerate(self.header) if name == wanted]
         found = exact or [index for index, name in enumerate(self.header) if name.casefold() == wanted.casefold()]
         if len(found) > 1:
-            raise UploadError(f"the CSV has the column {self.header[found[1]]!r} twice; rename one of them")
+            raise UploadError(f"the {self._format} has the column {self.header[found[1]]!r} twice; rename one of them")
         if not exact and not found and needed:
             raise UploadError(f"there is no column {wanted!r}; {self._column_list()}")
         # Refuse another column whose name differs only in case: it would be ignored silently.
         others = [name for index, name in enumerate(self.header) if index not in found]
         if found and not needed and any(name.casefold() == wanted.casefold() for name in others):
-            raise UploadError(f"the CSV has the column {wanted!r} twice, in different case; rename one of them")
+            raise UploadError(
+                f"the {self._format} has the column {wanted!r} twice, in different case; rename one of them"
+            )
         return found[0] if found else None
 
     def _column_list(self) -> str:
@@ -98,10 +102,10 @@ class Columns:
         files = (*_FILE_COLUMNS, "path") if self._local else _FILE_COLUMNS
         if not any(name in self.indexes for name in files):
             remedy = ", or name the column of the links with --url-column" if self._local else ""
-            if self._local and len(self.header) == 1:
+            if self._local and len(self.header) == 1 and self._format == "CSV":
                 remedy += ". If another character separates the columns, name it with --delimiter"
             raise UploadError(
-                f"the CSV has no column for the file: name one of its columns {', '.join(files)}{remedy}; "
+                f"the {self._format} has no column for the file: name one of its columns {', '.join(files)}{remedy}; "
                 f"{self._column_list()}"
             )
 
@@ -117,7 +121,7 @@ class Columns:
         self.metadata = [(index, self.header[index]) for index in sorted(keep)]
         for index, name in self.metadata:
             if self.header.index(name) != index:
-                raise UploadError(f"the CSV has the column {name!r} twice; rename one of them")
+                raise UploadError(f"the {self._format} has the column {name!r} twice; rename one of them")
         #: The names of the columns that are not used at all.
         self.ignored = [self.header[index] for index in sorted(rest - keep)]
 
@@ -150,23 +154,39 @@ class Columns:
         for index in self._unnamed:
             if fields[index] != "":
                 return UnreadableRow(f"field {index + 1} has a value, but its column has no name", id=own.get("id"))
+        return self._row(own, {name: fields[index] for index, name in self.metadata})
+
+    def typed_row(self, values: Sequence[Any]) -> Any:
+        """Return a row of a Parquet file, given its values as JSON types, or UnreadableRow if it cannot be read as one.
+
+        The columns have the same meaning as in :meth:`row`. In Everyrun's own columns, null and empty text count as
+        missing, a whole number is accepted as an id, and ``metadata`` may be a struct or map instead of JSON text.
+        Every other column goes into the metadata with the type of its value.
+        """
+        own = {name: values[index] for name, index in self.indexes.items() if values[index] not in (None, "")}
+        if type(own.get("id")) is int:
+            own["id"] = str(own["id"])
+        return self._row(own, {name: values[index] for index, name in self.metadata})
+
+    def _row(self, own: dict[str, Any], others: dict[str, Any]) -> Any:
+        """Return the row with these values in Everyrun's own columns, and these in the columns for the metadata."""
+        identifier = own["id"] if isinstance(own.get("id"), str) else None
         file: dict[str, Any] = {field: own[column] for column, field in _FIELDS.items() if column in own}
         if "password" in own:
             file["settings"] = {"password": own["password"]}
-        metadata: Any = {}
-        if "metadata" in own:
+        metadata = own.get("metadata", {})
+        if isinstance(metadata, str):
             try:
-                metadata = decode(own["metadata"])
-                twice = duplicate_key(own["metadata"].encode("utf-8", "surrogateescape"), metadata)
+                text, metadata = metadata, decode(metadata)
+                twice = duplicate_key(text.encode("utf-8", "surrogateescape"), metadata)
             except (msgspec.DecodeError, RecursionError, UnicodeError, InexactError) as error:
-                return UnreadableRow(f"is not valid JSON: {error}", "metadata", own.get("id"))
+                return UnreadableRow(f"is not valid JSON: {error}", "metadata", identifier)
             if twice is not None:
-                return UnreadableRow(key_twice(twice[1]), "metadata", own.get("id"))
-        others = {name: fields[index] for index, name in self.metadata}
+                return UnreadableRow(key_twice(twice[1]), "metadata", identifier)
         if others and isinstance(metadata, dict):
             if both := metadata.keys() & others.keys():
                 reason = f"has the key {min(both)!r}, which is also the name of a column"
-                return UnreadableRow(reason, "metadata", own.get("id"))
+                return UnreadableRow(reason, "metadata", identifier)
             metadata = {**metadata, **others}
         row: dict[str, Any] = {"file": file, "metadata": metadata}
         return {"id": own["id"], **row} if "id" in own else row

@@ -1,4 +1,4 @@
-"""Read the rows of a manifest: JSON, NDJSON or CSV. The command line and the service share this code."""
+"""Read the rows of a manifest: JSON, NDJSON, CSV or Parquet. The command line and the service share this code."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ __all__ = [
     "JSON",
     "KINDS",
     "NDJSON",
+    "PARQUET",
     "Options",
     "RowGroup",
     "RowReader",
@@ -30,7 +31,10 @@ __all__ = [
 ]
 
 JSON, NDJSON, CSV = "application/json", "application/x-ndjson", "text/csv"
+#: The formats that the service accepts.
 KINDS = (JSON, NDJSON, CSV)
+#: Read only by the command line, which sends the rows as NDJSON. An upload of Parquet could expand to any size.
+PARQUET = "application/vnd.apache.parquet"
 
 #: A group of rows ends when it has reached this number of rows or this number of bytes.
 _GROUP_ROWS, _GROUP_BYTES = 500, 1 << 20
@@ -54,15 +58,25 @@ class RowReader:
         self._kind = kind
         self._file = file
         self._options = options
-        #: The columns of a CSV; None before its header was read.
+        #: The columns of a CSV or of a Parquet file; None before its header was read.
         self.columns: Columns | None = None
         #: Number of bytes (for a CSV: characters) in the rows read so far.
         self.consumed = 0
 
     def __iter__(self) -> Iterator[Row]:
         """Read the rows from the beginning of the file."""
+        if self._kind == PARQUET:
+            return self._parquet()
         file = utf8(self._file, self._options.encoding)
         return {JSON: self._json, NDJSON: self._ndjson, CSV: self._csv}[self._kind](file)
+
+    def _parquet(self) -> Iterator[Row]:
+        # Imported only here, because pyarrow takes long to import.
+        from everyrun.submission.intake.parquet import ParquetTable
+
+        table = ParquetTable(self._file)
+        self.columns = Columns(table.header, self._options, "Parquet file")
+        return table.rows(self.columns)
 
     def _ndjson(self, file: IO[bytes]) -> Iterator[Row]:
         """Yield one row per line. Empty lines are skipped."""
