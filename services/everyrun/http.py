@@ -75,15 +75,25 @@ def _permitted(request: Request, needed: SecurityScopes, _for_openapi: Annotated
 def _refuse_unknown_parameters(request: Request) -> None:
     """Raise InvalidFieldError if the request has a query parameter that the route does not know.
 
-    It must not be ignored, because a misspelled filter would filter nothing.
+    It must not be ignored, because a misspelled filter would filter nothing. A parameter that is declared as ``name.*``
+    stands for all names that begin with ``name.``.
     """
-    known = [parameter.alias for parameter in request.scope["route"].dependant.query_params]
+    known = _parameters(request.scope["route"].dependant)
+    families = tuple(name.removesuffix("*") for name in known if name.endswith(".*"))
     for name in request.query_params:
-        if name not in known:
+        if name not in known and not name.startswith(families):
             near = difflib.get_close_matches(name, known, 1, 0.6)
             has = f"there are: {', '.join(known)}" if known else "this call has none"
             hint = f"did you mean {near[0]}?" if near else has
             raise InvalidFieldError(name, f"there is no such parameter; {hint}")
+
+
+def _parameters(dependant: Any) -> list[str]:
+    """Return the names of the query parameters of a route and of what it depends on."""
+    return [
+        *(parameter.alias for parameter in dependant.query_params),
+        *(name for inner in dependant.dependencies for name in _parameters(inner)),
+    ]
 
 
 def scope(name: tokens.Scope) -> Any:

@@ -112,7 +112,7 @@ async def test_query_responses_match_their_openapi_document(here: Here) -> None:
 
     for row in await here.pool.fetch("select submission_id from everyrun.submissions"):
         of = f"/v1/submissions/{row['submission_id']}"
-        for what in ("report", "progress", "batches"):
+        for what in ("report", "progress", "batches", "counts", "counts?text=a"):
             await get(f"{of}/{what}")
     for row in await here.pool.fetch("select batch_id from everyrun.batches where batch_id is not null"):
         await get(f"/v1/batches/{row['batch_id']}")

@@ -165,3 +165,38 @@ def test_a_file_that_cannot_be_written_is_an_error_of_one_line(tmp_path: Path) -
         assert done.stderr.count("\n") == 1
         assert str(path) in done.stderr
     assert "--output needs --format" in results("--output", str(tmp_path / "x")).output
+
+
+def test_filters_are_passed_on_and_names_are_checked() -> None:
+    with respx.mock(assert_all_called=False) as router:
+        router.get(url__regex=f"{QUERY}/v1/submissions/sub_1/.*").respond(json={})
+        asked = router.get(f"{QUERY}/v1/results").mock(return_value=page("results", ROWS[:1]))
+        options = (
+            "--status",
+            "failed",
+            "--where",
+            "metadata.a=b=c",
+            "--where",
+            "status=REFUSED",
+            "--sort",
+            "-position",
+        )
+        assert everyrun("results", "sub_1", *options).exit_code == 0
+    params = asked.calls[0].request.url.params
+    assert params.get_list("status") == ["FAILED", "REFUSED"]
+    assert (params["metadata.a"], params["sort"]) == ("b=c", "-position")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("metadata.a", "write NAME=VALUE"),
+        ("metadata.=1", "and metadata.FIELD"),
+        ("reason=x", "failure_reason"),
+        ("setled_since=2026-03-03", "did you mean settled_since?"),
+    ],
+)
+def test_a_filter_that_does_not_exist_is_refused(given: str, said: str) -> None:
+    done = results("--where", given)
+    assert done.exit_code == exits.USAGE
+    assert said in done.output

@@ -162,8 +162,12 @@ def test_failures_are_listed_by_the_statuses_that_they_have():
     assert answer.exit_code == exits.INPUTS_FAILED
     said = "3 inputs failed; list them with: everyrun results sub_1 --status CANCELLED --status REFUSED\n"
     assert answer.output.endswith(said)
-    rows = {status: page("results", [{"external_id": status, "status": status}]) for status in stands["by_status"]}
-    respx.get(f"{QUERY}/v1/results").mock(side_effect=lambda request: rows[request.url.params["status"]])
+
+    def answered(request: httpx.Request) -> httpx.Response:
+        asked = request.url.params.get_list("status")
+        return page("results", [{"external_id": status, "status": status} for status in asked])
+
+    respx.get(f"{QUERY}/v1/results").mock(side_effect=answered)
     listed = everyrun(*said.split(": everyrun ")[1].split(), "--format", "jsonl").output.splitlines()
     assert ["CANCELLED" in listed[0], "REFUSED" in listed[1], len(listed)] == [True, True, 2]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal
 
@@ -16,6 +16,7 @@ from everyrun.cli import exits
 from everyrun.cli.arguments import DataDir, SubmissionId
 from everyrun.cli.client import PATIENCE, Client, find
 from everyrun.cli.console import SHOWN, counted, err, fail, folding, print_table, standard_output
+from everyrun.cli.where import Where, read_where
 
 CSV_COLUMNS = (
     *("id", "url", "file_id", "text", "name", "metadata", "status", "failure_reason", "failure_message"),
@@ -28,6 +29,11 @@ def results(
     format_: Annotated[Literal["table", "csv", "jsonl"], typer.Option("--format", help="Output format.")] = "table",
     status: Annotated[
         list[str] | None, typer.Option(help="Only inputs with this status, for example FAILED; can be repeated.")
+    ] = None,
+    where: Where = None,
+    sort: Annotated[
+        str | None,
+        typer.Option(help="input_id (the default), position, observed_at or settled_at; -settled_at: newest first."),
     ] = None,
     extracted: Annotated[
         bool,
@@ -63,14 +69,16 @@ def results(
         raise typer.BadParameter("--bom needs --format csv")
     if output and format_ == "table":
         raise typer.BadParameter("--output needs --format jsonl or csv")
-    status = known_statuses(status or ())
+    filters = {"status": known_statuses(status or ())}
+    for name, values in read_where(where).items():
+        filters[name] = filters.get(name, []) + values
     if output and not output.parent.is_dir():
         fail(f"{output}: the folder {output.parent} does not exist; create it first")
     with Client(find(data_dir)) as client:
-        rows = pages(client, submission_id, status, extracted)
+        rows = pages(client, submission_id, filters, sort, extracted)
         if format_ == "table":
             if not _table(rows):
-                _say_why_none(client, submission_id, status)
+                _say_why_none(client, submission_id, any(filters.values()))
             return
         try:
             with whole(output, newline="") if output else standard_output() as file:
@@ -87,30 +95,33 @@ def results(
         )
 
 
-def pages(client: Client, submission_id: str, statuses: Sequence[str], with_run: bool) -> Iterator[dict[str, Any]]:
-    """Yield the results of a submission, one status after the other. If no status is given, yield all results.
+def pages(
+    client: Client, submission_id: str, filters: Mapping[str, Sequence[str]], sort: str | None, with_run: bool
+) -> Iterator[dict[str, Any]]:
+    """Yield the results of a submission that fit the filters, which are parameters of the query API.
 
     Ends the command if the submission does not exist.
     """
     client.progress(submission_id)
-    for status in dict.fromkeys(statuses) or (None,):
-        yield from client.every(
-            f"{client.target.query_url}/v1/results",
-            "results",
-            # Retry each request for this many seconds: one failed request among many must not end the command.
-            PATIENCE,
-            submission_id=submission_id,
-            status=status,
-            limit=100 if with_run else 1000,
-            include="run" if with_run else None,
-        )
+    yield from client.every(
+        f"{client.target.query_url}/v1/results",
+        "results",
+        # Retry each request for this many seconds: one failed request among many must not end the command.
+        PATIENCE,
+        **{name: list(values) for name, values in filters.items() if values},
+        submission_id=submission_id,
+        sort=sort,
+        limit=100 if with_run else 1000,
+        include="run" if with_run else None,
+    )
 
 
-def _say_why_none(client: Client, submission_id: str, statuses: Sequence[str]) -> None:
+def _say_why_none(client: Client, submission_id: str, filtered: bool) -> None:
     """Print why no result was shown: what the inputs wait for. If nothing waits, print where to look."""
-    waiting = [] if statuses else client.progress(submission_id)["waiting"]
+    waiting = [] if filtered else client.progress(submission_id)["waiting"]
     if not waiting:
-        err.print(f"No results found; see: everyrun report {submission_id}")
+        none = "No result fits the filters" if filtered else "No results found"
+        err.print(f"{none}; see: everyrun report {submission_id}")
     for one in waiting:
         helps = f". You can: {one['what_to_do']}" if one["what_to_do"] else ""
         text = f"{counted(one['inputs'], 'input')} {one['status']}: {one['reason']}{helps}"
@@ -132,7 +143,7 @@ def _table(rows: Iterator[dict[str, Any]]) -> int:
     if count:
         print_table(table)
     if count > SHOWN:
-        err.print(f"The first {SHOWN} are shown; write all with --format csv or jsonl")
+        err.print(f"The first {SHOWN} are shown; write all with --format csv or jsonl, or narrow them with --where")
     return count
 
 
@@ -175,7 +186,7 @@ def known_statuses(given: Sequence[str]) -> list[str]:
         return []
     import difflib
 
-    from everyrun.query.results import STATUSES
+    from everyrun.query.filters import STATUSES
 
     found = [status.upper() if status.upper() in STATUSES else status for status in given]
     for status in found:

@@ -211,6 +211,24 @@ class Results(Struct, frozen=True):
     next_cursor: Cursor
 
 
+class ResultCounts(Struct, frozen=True, kw_only=True):
+    """The number of inputs of a submission that fit a filter."""
+
+    submission_id: str
+    total: int
+    by_status: ByStatus
+    by_failure_reason: Annotated[
+        dict[str, int], Meta(description="Number of the same inputs by failure reason, if they have one.")
+    ]
+    not_searched: Annotated[
+        int,
+        Meta(
+            description="Number of inputs that were not sent, and to which the filter was therefore not applied. 0 if "
+            "the only filter is the status, or if there is none."
+        ),
+    ]
+
+
 #: One input, either with a row in the table results or without one.
 OneResult = Annotated[Any, any_of(Result, UnsentInput)]
 

@@ -12,11 +12,12 @@ from everyrun.errors import NotFound
 from everyrun.http import api, scope
 from everyrun.openapi import answers
 from everyrun.query.answers import Batch, Batches, Report, Standing
+from everyrun.query.counts import count_routes, counts_in, submission_of
 from everyrun.query.gate import Gate
 from everyrun.query.overdue import overdue_by_reason, overdue_routes
-from everyrun.query.paging import Connection, check_text, next_cursor, read_numbered_cursor, row_as_json
+from everyrun.query.paging import check_text, next_cursor, read_numbered_cursor, row_as_json
 from everyrun.query.quarantine import quarantine_routes
-from everyrun.query.report import Counts, counts_of, polling_of, report, standing
+from everyrun.query.report import report, standing
 from everyrun.query.results import result_routes
 from everyrun.query.unmatched import unmatched_routes
 from everyrun.settings import Settings
@@ -68,8 +69,8 @@ def query_api(settings: Settings, pool: asyncpg.Pool) -> FastAPI:
         """
         check_text(submission_id=submission_id)
         async with reports.turn(), pool.acquire() as c, c.transaction(isolation="repeatable_read", readonly=True):
-            submission = await _submission(c, submission_id)
-            counts = await _counts(c, settings, submission)
+            submission = await submission_of(c, submission_id)
+            counts = await counts_in(c, settings, submission)
             counted = {row["status"]: row["inputs"] for row in await c.fetch(_sql["counted_rows"], submission_id)}
             lines = [_line(row) for row in await c.fetch(_sql["batch_lines"], submission_id)]
             states = {row["state"]: row["batches"] for row in await c.fetch(_sql["states"], submission_id)}
@@ -91,8 +92,8 @@ def query_api(settings: Settings, pool: asyncpg.Pool) -> FastAPI:
         """
         check_text(submission_id=submission_id)
         async with pool.acquire() as c, c.transaction(isolation="repeatable_read", readonly=True):
-            submission = await _submission(c, submission_id)
-            counts = await _counts(c, settings, submission)
+            submission = await submission_of(c, submission_id)
+            counts = await counts_in(c, settings, submission)
         return {"submission_id": submission_id, **standing(submission["expected"], counts)}
 
     @app.get("/v1/submissions/{submission_id}/batches", dependencies=[scope("read")])
@@ -108,7 +109,7 @@ def query_api(settings: Settings, pool: asyncpg.Pool) -> FastAPI:
         filters = {"batches": submission_id}
         chunk, attempt = read_numbered_cursor(filters, cursor)
         async with reports.turn(), pool.acquire() as c, c.transaction(isolation="repeatable_read", readonly=True):
-            await _submission(c, submission_id)
+            await submission_of(c, submission_id)
             rows = await c.fetch(_sql["batch_lines_after"], submission_id, chunk, attempt, limit + 1)
         more = next_cursor(filters, rows, limit, lambda row: f"{row['chunk']}/{row['attempt']}")
         return {"batches": [_line(row) for row in rows[:limit]], "next_cursor": more}
@@ -126,25 +127,9 @@ def query_api(settings: Settings, pool: asyncpg.Pool) -> FastAPI:
             raise NotFound(f"there is no batch {batch_id}")
         return _line(row)
 
+    count_routes(app, settings, pool, reports)
     result_routes(app, pool)
     overdue_routes(app, settings, pool, reports)
     unmatched_routes(app, settings, pool)
     quarantine_routes(app, pool)
     return app
-
-
-async def _submission(connection: Connection, submission_id: str) -> asyncpg.Record:
-    row = await connection.fetchrow(_sql["submission"], submission_id)
-    if row is None:
-        raise NotFound(f"there is no submission {submission_id}")
-    return row
-
-
-async def _counts(connection: Connection, settings: Settings, submission: asyncpg.Record) -> Counts:
-    submission_id = submission["submission_id"]
-    rows = {row["status"]: row["inputs"] for row in await connection.fetch(_sql["counts"], submission_id)}
-    unsent = await connection.fetch(_sql["unsent_groups"], submission_id, settings.overdue_after)
-    row = await connection.fetchrow(_sql["polling"], submission_id, settings.poll_first_after, settings.poll_for)
-    polling = None if row is None else polling_of(dict(row))
-    ambiguous = await connection.fetchval(_sql["ambiguous"], submission_id)
-    return counts_of(submission_id, submission["expected"], rows, map(dict, unsent), polling, ambiguous)

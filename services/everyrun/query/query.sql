@@ -88,20 +88,29 @@ where b.submission_id = $1
 select exists (select from everyrun.batches where counts ? $1)
 
 -- name: results
--- A page of results, by input id. The filters use the primary key, and need no index of their own: the inputs of a
--- submission are a range of the key, a batch contains the list of its input ids, and each submission id together with
--- an external id makes one input id.
+-- A page of results. Python inserts the conditions of filters.sql, the order, and the numbers of two parameters.
 select input_id, external_id, submission_id, batch_id, position, file, metadata, run_id, status, failure_reason,
-       failure_message, credits, source, observed_at, settled_at, version, case when $7 then run end as run
+       failure_message, credits, source, observed_at, settled_at, version, case when /*with_run*/ then run end as run
 from everyrun.results
-where ($1::text is null or (input_id >= $1 || ':' and input_id < $1 || ';' and submission_id = $1))
-  and ($2::text is null
-       or (input_id = any (array(select unnest(input_ids) from everyrun.batches where batch_id = $2)) and batch_id = $2))
-  and ($3::text is null or status = $3)
-  and ($4::text is null or input_id = any (array(select submission_id || ':' || $4 from everyrun.submissions)))
-  and ($5::text is null or input_id > $5)
-order by input_id
-limit $6
+where /*conditions*/
+order by /*order*/
+limit /*limit*/
+
+-- name: result_counts
+-- Number of rows by status and failure reason. Python inserts the conditions of filters.sql.
+select status, failure_reason, count(*) as inputs
+from everyrun.results
+where /*conditions*/
+group by status, failure_reason
+
+-- name: failure_counts
+-- The same for all rows of a submission that have a failure reason. The list of statuses is that of the index
+-- results_not_processed, so that the query reads only the rows in this index.
+select status, failure_reason, count(*) as inputs
+from everyrun.results
+where submission_id = $1 and status not in ('PROCESSED', 'SUBMITTED', 'PENDING', 'PROCESSING')
+  and failure_reason is not null
+group by status, failure_reason
 
 -- name: unsent
 -- A page of inputs that have a status and no row in results, by chunk and position. If an external id is given, the

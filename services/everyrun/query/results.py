@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import asyncpg
@@ -11,27 +12,22 @@ from everyrun.errors import NotFound
 from everyrun.http import InvalidFieldError, scope
 from everyrun.openapi import answers
 from everyrun.query.answers import OneResult, Result, ResultLine, Results, UnsentInput
+from everyrun.query.filter_parameters import Wanted, statement
+from everyrun.query.filters import SORTS, STATUSES, UNSENT, Filter, Order, conditions_of, read_sort
 from everyrun.query.gate import Gate
 from everyrun.query.paging import (
     Connection,
     check_text,
+    make_cursor,
+    malformed_cursor,
     next_cursor,
     read_cursor,
-    read_numbered_cursor,
     row_as_json,
 )
 from everyrun.store.sql import beside
 from everyrun.waiting import waiting_of
 
 _sql = beside(__file__, "query.sql")
-_UNSENT = ("WAITING", "SENDING", "IN_DOUBT")
-#: The statuses that the filter accepts: Everyrun's, and Extend's (SDK 1.20.0, types/workflow_run_status.py). A status
-#: that Extend adds later is accepted as soon as an input has it.
-STATUSES = (
-    *(*_UNSENT, "REFUSED", "SUBMITTED"),
-    *("PENDING", "PROCESSING", "CANCELLING", "NEEDS_REVIEW", "PROCESSED", "FAILED", "CANCELLED", "REJECTED"),
-)
-Text = Annotated[str | None, Query(min_length=1, max_length=600)]
 
 
 def result_routes(app: FastAPI, pool: asyncpg.Pool) -> None:
@@ -41,37 +37,48 @@ def result_routes(app: FastAPI, pool: asyncpg.Pool) -> None:
     @app.get("/v1/results", dependencies=[scope("read")])
     @answers(Results, also=(ResultLine, UnsentInput))
     async def results(
-        submission_id: Text = None,
-        batch_id: Text = None,
-        status: Text = None,
-        external_id: Text = None,
+        wanted: Wanted,
+        submission_id: Annotated[str | None, Query(max_length=600)] = None,
+        sort: Annotated[
+            str | None, Query(description=f"One of {', '.join(SORTS)}; with a minus for the reverse order.")
+        ] = None,
         cursor: str | None = None,
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
         include: Annotated[str | None, Query(description="`run`: include the whole WorkflowRun of each input.")] = None,
     ) -> dict[str, Any]:
-        """List results in pages. Filters can be combined.
+        """List results in pages. An input is listed if it fits all filters.
 
         Without `status`, list every input that was submitted or refused. Inputs that are WAITING, SENDING or IN_DOUBT
-        have no row in the table `results` yet. To list them, set `status` to one of these; the response then says what
-        each input is waiting for, and until when.
+        have no row in the table `results` yet. To list them, name one of these in `status`. They come after the other
+        inputs, in the order in which they are sent; the response says what each waits for, and until when.
+
+        The default order is that of `input_id`, which never changes: each input that fits during the whole walk
+        through the pages is listed exactly once. With `sort=observed_at`, an input whose state changes during the walk
+        is listed again. With `sort=-observed_at`, it may be left out. `sort=settled_at` lists only settled inputs.
         """
-        filters = {"submission_id": submission_id, "batch_id": batch_id, "status": status, "external_id": external_id}
-        check_text(**filters)
         if include not in (None, "run"):
             raise InvalidFieldError("include", "must be run, or absent")
-        if status in _UNSENT:
-            after = read_numbered_cursor(filters, cursor)
-            async with pages.turn(), pool.acquire() as c:
-                rows = await _unsent(c, filters, *after, limit + 1)
-            more = next_cursor(filters, rows, limit, lambda row: f"{row['chunk']}/{row['position']}")
-            return {"results": [_shown_unsent(row) for row in rows[:limit]], "next_cursor": more}
-        last = read_cursor(filters, cursor)
+        order = read_sort(sort)
+        bound = {**wanted.named(), "sort": order.text}
+        phases = _phases(wanted)
+        phase, after = _place(read_cursor(bound, cursor), len(phases))
         async with pages.turn(), pool.acquire() as c:
-            if status is not None:
-                await _check_status(c, status)
-            rows = await c.fetch(_sql["results"], *filters.values(), last, limit + 1, include == "run")
-        more = next_cursor(filters, rows, limit, lambda row: str(row["input_id"]))
-        return {"results": [_shown(row, include == "run") for row in rows[:limit]], "next_cursor": more}
+            await check_statuses(c, wanted.status)
+            while True:
+                unsent = phases[phase]
+                if unsent is None:
+                    rows = await _page(c, wanted, order, after, limit + 1, include == "run")
+                else:
+                    rows = await _unsent(c, wanted, unsent, after, limit + 1)
+                if rows or phase + 1 == len(phases):
+                    break
+                phase, after = phase + 1, None
+        key = _unsent_key if unsent is not None else order.key
+        more = next_cursor(bound, rows, limit, lambda row: f"{phase}/{key(row)}")
+        if more is None and phase + 1 < len(phases):
+            more = make_cursor(bound, f"{phase + 1}/")
+        shown = [_shown_unsent(row) if unsent is not None else _shown(row, include == "run") for row in rows[:limit]]
+        return {"results": shown, "next_cursor": more}
 
     @app.get("/v1/results/{input_id:path}", dependencies=[scope("read")])
     @answers(OneResult, {404: "NOT_FOUND: there is no such input."}, also=(Result, UnsentInput))
@@ -89,19 +96,65 @@ def result_routes(app: FastAPI, pool: asyncpg.Pool) -> None:
         return {"input_id": input_id, **_shown_unsent(queued)}
 
 
-async def _unsent(
-    connection: Connection, filters: dict[str, str | None], chunk: str, position: int, limit: int
+def _phases(wanted: Filter) -> list[str | None]:
+    """Return what the pages go through: None for the rows of ``results``, then each status of inputs without a row.
+
+    Raises InvalidFieldError if a filter cannot be applied to inputs without a row.
+    """
+    unsent = [status for status in wanted.status if status in UNSENT]
+    for name in ("metadata", "text"):
+        if unsent and name in wanted.named():
+            problem = f"cannot be combined with status={unsent[0]}: only inputs that were sent can be searched"
+            raise InvalidFieldError(name, problem)
+    return [*([None] if not wanted.status or len(unsent) < len(wanted.status) else []), *unsent]
+
+
+def _place(cursor: str | None, phases: int) -> tuple[int, str | None]:
+    """Return the phase in which a page begins, and the key after which it begins in it."""
+    phase, slash, key = (cursor or "0/").partition("/")
+    if not (slash and phase.isdecimal() and len(phase) < 3 and int(phase) < phases):
+        raise malformed_cursor()
+    return int(phase), key or None
+
+
+async def _page(
+    connection: Connection, wanted: Filter, order: Order, after: str | None, limit: int, with_run: bool
 ) -> list[asyncpg.Record]:
-    if filters["batch_id"] is not None:
-        return []
-    wanted = (filters["submission_id"], filters["external_id"], filters["status"])
-    rows: list[asyncpg.Record] = await connection.fetch(_sql["unsent"], *wanted, chunk or None, position, limit)
+    conditions = conditions_of(wanted)
+    order.add_to(conditions, after)
+    parts = {
+        "with_run": f"{conditions.parameter(with_run)}::boolean",
+        "limit": f"{conditions.parameter(limit)}::bigint",
+        "conditions": conditions.text,
+        "order": order.text,
+    }
+    rows: list[asyncpg.Record] = await connection.fetch(statement(_sql["results"], **parts), *conditions.values)
     return rows
 
 
-async def _check_status(connection: Connection, status: str) -> None:
-    if status not in STATUSES and not await connection.fetchval(_sql["has_status"], status):
-        raise InvalidFieldError("status", f"{status!r} is unknown; known statuses: {', '.join(STATUSES)}")
+def _unsent_key(row: asyncpg.Record) -> str:
+    return f"{row['chunk']}/{row['position']}"
+
+
+async def _unsent(
+    connection: Connection, wanted: Filter, status: str, after: str | None, limit: int
+) -> list[asyncpg.Record]:
+    if wanted.named().keys() - {"submission_id", "external_id", "status"}:
+        # An input that was not sent has no batch, no failure and no time.
+        return []
+    chunk, _, number = (after or "/0").rpartition("/")
+    if not (number.isdecimal() and len(number) < 10):
+        raise malformed_cursor()
+    given = (wanted.submission_id, wanted.external_id, status, chunk or None, int(number), limit)
+    rows: list[asyncpg.Record] = await connection.fetch(_sql["unsent"], *given)
+    return rows
+
+
+async def check_statuses(connection: Connection, statuses: Iterable[str]) -> None:
+    """Raise InvalidFieldError if one of the statuses is none that is known, and none that an input has."""
+    for status in statuses:
+        if status not in STATUSES and not await connection.fetchval(_sql["has_status"], status):
+            raise InvalidFieldError("status", f"{status!r} is unknown; known statuses: {', '.join(STATUSES)}")
 
 
 def _shown(row: asyncpg.Record, with_run: bool) -> dict[str, Any]:
