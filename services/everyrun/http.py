@@ -41,7 +41,7 @@ class ApiError(EveryrunError):
 
 
 class InvalidFieldError(Invalid):
-    """A parameter or a field of the body is wrong. The response is 422, and ``field`` in it is the name."""
+    """A parameter or a field of the body is wrong. The response is 422, and its ``field`` names what is wrong."""
 
     def __init__(self, field: str, problem: str) -> None:
         super().__init__(f"{field}: {problem}")
@@ -75,15 +75,15 @@ def _permitted(request: Request, needed: SecurityScopes, _for_openapi: Annotated
 def _refuse_unknown_parameters(request: Request) -> None:
     """Raise InvalidFieldError if the request has a query parameter that the route does not know.
 
-    It must not be ignored, because a misspelled filter would filter nothing. A parameter that is declared as ``name.*``
-    stands for all names that begin with ``name.``.
+    It must not be ignored, because a misspelled filter would silently have no effect. A parameter that is declared as
+    ``name.*`` stands for all names that begin with ``name.``.
     """
     known = _parameters(request.scope["route"].dependant)
     families = tuple(name.removesuffix("*") for name in known if name.endswith(".*"))
     for name in request.query_params:
         if name not in known and not name.startswith(families):
             near = difflib.get_close_matches(name, known, 1, 0.6)
-            has = f"there are: {', '.join(known)}" if known else "this call has none"
+            has = f"the parameters are: {', '.join(known)}" if known else "this call has none"
             hint = f"did you mean {near[0]}?" if near else has
             raise InvalidFieldError(name, f"there is no such parameter; {hint}")
 
@@ -196,7 +196,7 @@ def _field_problem(problem: dict[str, Any], request: Request) -> tuple[str, str]
         field = str(context["discriminator"]).strip("'")
         wrong = f"{context['tag']!r} is unknown" if "tag" in context else "is missing"
         kinds = context.get("expected_tags")
-        return field, wrong + (f"; there are: {kinds.replace(chr(39), '')}" if kinds else "")
+        return field, wrong + (f"; it must be one of: {kinds.replace(chr(39), '')}" if kinds else "")
     if problem["type"] != "missing":
         return field, problem["msg"]
     if problem["loc"] == ("body",):
@@ -253,7 +253,7 @@ def api(
 
     The tokens are read from ``pool``. A body larger than BODY_BYTES is refused, except on the paths in ``streams``,
     whose routes check a limit of their own. Errors of the classes in ``unavailable`` mean that the database does not
-    answer; the response to them is 503.
+    answer, or needs too long; the response to them is 503 or 504.
     """
     app = FastAPI(
         title=title, description=description, version="1", docs_url=None, redoc_url=None, redirect_slashes=False

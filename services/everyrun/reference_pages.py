@@ -22,10 +22,10 @@ def ownership_page() -> str:
     lines = [
         "# Who writes and who reads each table",
         "",
-        "Services never import each other. A service tells another something by an event in Kafka. All services share",
-        "one Postgres. Each table there has an owner: the only part of the code that changes the table's rows, except",
-        "for the listed other writers. Other parts of the code may read a table if they are listed as its readers. A",
-        "test compares this page with every SQL statement in the code.",
+        "Services never import each other. To tell another service something, a service publishes an event in Kafka.",
+        "All services share one Postgres. Each table there has an owner: the only part of the code that changes the",
+        "table's rows, except for the listed other writers. Other parts of the code may read a table if they are",
+        "listed as its readers. A test compares this page with every SQL statement in the code.",
         "",
         "The result tables (schema `everyrun`) follow the log; the queue (schema `everyrun_queue`) is ahead of them.",
         "A statement that joins both must cope with rows that are in one of them and not yet in the other.",
@@ -58,8 +58,8 @@ def ownership_page() -> str:
 
 _SCHEMAS = {
     "everyrun": "The result tables and their views, made from the log. [Their columns](tables.md).",
-    "everyrun_queue": "The queue, which `submission` owns, and data of other parts. `claim`, `incarnation` and "
-    "`unsent` are functions. This schema cannot be rebuilt from the log, so back it up.",
+    "everyrun_queue": "The queue, which `submission` owns, and data of other parts. This schema cannot be rebuilt from "
+    "the log, so back it up. The list below also contains three functions: `claim`, `incarnation` and `unsent`.",
     "everyrun_index": "Where in the log the events of an input, a run or a batch are. Made from the log.",
 }
 
@@ -195,11 +195,11 @@ def _index(index: dict[str, Any]) -> str:
 _ABOUT_TABLES = """\
 **Order of text.** The values of a column with `collate "C"` are compared and sorted by their bytes, whatever locale the
 database has. So ids have the same order in every database, and the greater of two values of `version` belongs to the
-newer state. If you compare a version with a text of yours, use the same collation: `version > $1 collate "C"`.
+newer state. If you compare a version with a value of your own, use the same collation: `version > $1 collate "C"`.
 
 **The column `run`** holds the whole WorkflowRun of Extend, as JSON: `run ->> 'status'`, `run ->> 'dashboardUrl'`,
-`run -> 'metadata'` as Extend returned it, `run -> 'files'`, `run -> 'usage'`, and `run -> 'stepRuns'`, one element for
-each step that has run. It is null in `results` until a run is known.
+`run -> 'metadata'` (without the reserved key), `run -> 'files'`, `run -> 'usage'`, and `run -> 'stepRuns'`, one element
+for each step that has run. It is null in `results` until a run is known.
 
 **Extracted values.** The view `extractions` has one row per step that extracts, with the extracted values in the column
 `value`. The view reads `run -> 'stepRuns' -> N -> 'result' -> 'extractRun' -> 'output' -> 'value'`, where N is the

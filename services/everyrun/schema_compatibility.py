@@ -16,8 +16,8 @@ from typing import Any
 Schema = Mapping[str, Any]
 
 #: Keywords of JSON Schema that may differ, because they only describe.
-_WORDS = {"$schema", "$id", "$defs", "title", "description", "examples", "default"}
-#: Keywords that limit values. True stands for a keyword whose greater limit allows fewer values.
+_DESCRIPTIVE = {"$schema", "$id", "$defs", "title", "description", "examples", "default"}
+#: Keywords that limit values. True: a greater limit allows fewer values, as with ``minimum``. False: it allows more.
 _BOUNDS = {
     **dict.fromkeys(("minimum", "exclusiveMinimum", "minLength", "minItems"), True),
     **dict.fromkeys(("maximum", "exclusiveMaximum", "maxLength", "maxItems"), False),
@@ -67,7 +67,7 @@ def _compare(released: Schema, present: Schema, refs: _Refs, path: str) -> Itera
         elif new.get(name) not in (None, True, {}) and name == "additionalProperties" and not old.get(name):
             yield f"{where}: {name} restricts values that were allowed"
     yield from _variants(old, new, refs, path)
-    known = _WORDS | set(_BOUNDS) | {"type", "enum", "const", "properties", "required", "items"}
+    known = _DESCRIPTIVE | set(_BOUNDS) | {"type", "enum", "const", "properties", "required", "items"}
     known |= {"additionalProperties", "anyOf", "prefixItems"}
     for name in sorted({*old, *new} - known):
         if old.get(name) != new.get(name):
@@ -116,19 +116,19 @@ def _bound(old: float | None, new: float | None, greater_is_narrower: bool, what
 
 def _fields(old: Schema, new: Schema, refs: _Refs, path: str) -> Iterator[str]:
     before, after = old.get("properties", {}), new.get("properties", {})
-    always, still = set(old.get("required", ())), set(new.get("required", ()))
+    required_before, required_after = set(old.get("required", ())), set(new.get("required", ()))
     for name, schema in before.items():
         field = f"{path}.{name}".lstrip(".")
         if name not in after:
             yield f"{field}: the field is removed"
             continue
-        if name in always and name not in still:
+        if name in required_before and name not in required_after:
             yield f"{field}: the field may be absent now, and consumers expect it"
-        if name in still and name not in always:
+        if name in required_after and name not in required_before:
             yield f"{field}: the field is required now, and events in the log lack it"
         yield from _compare(schema, after[name], refs, field)
     for name in after:
-        if name not in before and name in still:
+        if name not in before and name in required_after:
             yield f"{path}.{name}".lstrip(".") + ": a new field is required, and events in the log lack it"
 
 

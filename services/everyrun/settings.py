@@ -213,8 +213,8 @@ class Settings(BaseSettings):
     secrets_kept_unsettled: float = Field(
         30 * 86_400.0,
         ge=0,
-        description="If a submission does not settle: the time after its upload when Everyrun removes its presigned "
-        "URLs and passwords from the queue. Unsent inputs that need them must then be submitted again.",
+        description="How long after the upload the queue keeps the presigned URLs and passwords of a submission that "
+        "has not settled. After that, unsent inputs that need them must be submitted again.",
     )
 
     # --- bridge
@@ -264,8 +264,9 @@ class Settings(BaseSettings):
     signed_url_origins: CommaList = Field(
         default_factory=list,
         description="Origins (https://host[:port]), separated by commas. If a webhook contains a signed link to its "
-        "payload, Everyrun fetches the payload only from these origins. To allow an origin in a private network, write "
-        "it with a port, or with an IP address as the host.",
+        "payload, Everyrun fetches the payload only from these origins. An origin with a host name and no port may "
+        "lead only to public addresses. To allow a private address, add the port (https://minio.internal:443) or write "
+        "the IP address.",
     )
     signed_url_max_bytes: int = Field(
         64 << 20, gt=0, description="Maximum size of a payload that is fetched from a signed link."
@@ -304,8 +305,8 @@ class Settings(BaseSettings):
     sweep_margin: float = Field(
         120.0,
         ge=0,
-        description="Safety margin for sweeps. A sweep also lists the runs that changed in this time before its start "
-        "point, because Extend's list may lag and the clocks may differ.",
+        description="Safety margin for sweeps. A sweep goes back to the start of the last complete sweep, and further "
+        "by this time, because Extend's list may lag and the clocks may differ.",
     )
 
     # --- deadlines

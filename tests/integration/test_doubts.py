@@ -51,7 +51,7 @@ class Vendor:
         self.batches: dict[str, dict[str, Any]] = {}
         self.during: Callable[[], Awaitable[None]] | None = None
 
-    async def budget(self, category: str) -> None:
+    async def wait_for_turn(self, category: str) -> None:
         pass
 
     async def pause(self, category: str, seconds: float) -> None:

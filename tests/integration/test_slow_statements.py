@@ -102,7 +102,7 @@ async def test_polls_continue_and_the_leader_stays_while_workflows_cannot_be_rea
     monkeypatch.setattr(reconciler, "RunLists", leading)
     health = Health()
     given = settings.model_copy(update={"poll_every": 0.02, "extend_base_url": "http://127.0.0.1:1"})
-    work = reconciler._keep_running(health, "polling", lambda: reconciler._poll(given, None, health))  # type: ignore[arg-type]
+    work = reconciler._keep_running(health, "polling", lambda: reconciler._lead(given, None, health))  # type: ignore[arg-type]
     task = asyncio.create_task(work)
     try:
         await eventually(lambda: polls > 20, "polls go on")

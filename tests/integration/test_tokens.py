@@ -112,10 +112,10 @@ async def test_token_revoked_after_a_backup_stays_revoked_after_restore(settings
         async with pool.acquire() as connection:
             revoked = await tokens.revoke(connection, token, "ben", "it was in a repository")
             assert revoked == tokens.Revoked("leaked", False)
-            assert not await tokens.is_durable(connection, token)
+            assert not await tokens.revocation_is_logged(connection, token)
             assert await Tokens(pool, "").caller(token) is None, "at once, whether Kafka is there or not"
             await announce_tokens(pool, producer)
-            assert await tokens.is_durable(connection, token)
+            assert await tokens.revocation_is_logged(connection, token)
 
         # The database is restored: it has the tables of the backup, and is another incarnation.
         async with pool.acquire() as connection, connection.transaction():

@@ -230,7 +230,7 @@ class FakeExtend:
         self.bodies: list[dict[str, Any]] = []
         self.pauses: list[float] = []
 
-    async def budget(self, _category: str) -> None:
+    async def wait_for_turn(self, _category: str) -> None:
         pass
 
     async def pause(self, _category: str, seconds: float) -> None:

@@ -134,5 +134,5 @@ async def test_poison_is_set_aside_before_the_offsets_advance() -> None:
 
     await apply_to(connection, polls(Record("runs", b"key", b"no JSON", [])), set_aside)
     assert seen
-    assert seen[0].startswith("not an event of runs")
+    assert seen[0].startswith("not a valid event of the topic runs")
     assert connection.statements[-1] == "advance_offsets"

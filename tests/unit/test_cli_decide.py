@@ -111,7 +111,8 @@ def test_show_offers_possible_decisions_and_names_forced_ones() -> None:
     text = everyrun("doubt", "show", "c1").stdout
     assert "everyrun doubt adopt c1 BATCH --reason WHY" in text
     assert "everyrun doubt discard" not in text
-    assert "discard, after the window and two sweeps; now only with --force" in text
+    later = "you can discard once the doubt window has ended and two sweeps are complete; to do it now, add --force"
+    assert later in text
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def test_a_log_of_no_part_names_those_there_are(tmp_path: Path) -> None:
     (tmp_path / "logs" / "bridge.log").write_text("one\ntwo\nthree\n")
     answer = run(app, ["logs", "brigde", "--data-dir", str(tmp_path)])
     assert answer.exit_code == 4
-    assert "there are: bridge" in answer.output
+    assert "the logs are: bridge" in answer.output
     answer = run(app, ["logs", "bridge", "--data-dir", str(tmp_path), "-n", "2"])
     assert answer.exit_code == 0
     assert answer.output == "two\nthree\n"

@@ -63,6 +63,6 @@ def test_invalid_and_unstorable_records_are_poison_and_others_are_decoded(monkey
     runs = [run_event(f"run_{n}", "batch_a", "PROCESSED", n, key=KEY) for n in range(4)]
     decoded = decode_polls(polls(runs[0]._replace(value=b"{"), *runs[1:]), {("runs", 0, 1): "too long for an index"})
     reasons = [poison.reason for poison in decoded.poison]
-    assert reasons[0].startswith("not an event of runs")
+    assert reasons[0].startswith("not a valid event of the topic runs")
     assert reasons[1:] == ["too long for an index", "KeyError: 'unforeseen'"]
     assert list(decoded.runs) == ["run_3"]

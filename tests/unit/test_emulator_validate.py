@@ -9,11 +9,11 @@ from everyrun.emulator.validate import (
     ApiProblem,
     check_endpoint,
     check_events,
-    check_inputs,
-    check_package,
-    check_priority,
-    check_reference,
     clean_metadata,
+    read_inputs,
+    read_package,
+    read_priority,
+    read_reference,
 )
 
 URL = {"file": {"url": "https://files.example.com/1.pdf"}}
@@ -26,7 +26,7 @@ def batch(*inputs: object) -> dict:
 
 
 def test_the_three_kinds_of_file_are_accepted():
-    taken = check_inputs(
+    taken = read_inputs(
         batch(
             {**URL, "metadata": {"row": 1}, "secrets": {"k": "v"}, "unknown": 1},
             {"file": {"id": "file_1"}},
@@ -64,16 +64,16 @@ def test_the_three_kinds_of_file_are_accepted():
 )
 def test_one_wrong_input_refuses_the_batch_and_is_named(given: object):
     with pytest.raises(ApiProblem, match=r"inputs\[1\]") as raised:
-        check_inputs(batch(URL, given), UPLOADED)
+        read_inputs(batch(URL, given), UPLOADED)
     assert raised.value.status == 400
 
 
 @pytest.mark.parametrize("body", [{}, {"inputs": []}, {"inputs": {}}, batch(*[URL] * 1001)])
 def test_a_batch_has_1_to_1000_inputs(body: dict):
     with pytest.raises(ApiProblem, match="inputs: ") as raised:
-        check_inputs(body, {}.get)
+        read_inputs(body, {}.get)
     assert (raised.value.status, raised.value.code) == (400, "INVALID_REQUEST")
-    assert len(check_inputs(batch(*[URL] * 1000), {}.get)) == 1000
+    assert len(read_inputs(batch(*[URL] * 1000), {}.get)) == 1000
 
 
 def test_metadata_size_is_counted_in_bytes_of_compact_json():
@@ -92,27 +92,27 @@ def test_usage_tags_keep_only_allowed_characters():
 
 
 def test_a_priority_is_1_to_100():
-    assert [check_priority(given, 90) for given in (None, 1, 100)] == [90, 1, 100]
+    assert [read_priority(given, 90) for given in (None, 1, 100)] == [90, 1, 100]
     for wrong in (0, 101, 1.0, True, "5", []):
         with pytest.raises(ApiProblem, match="priority"):
-            check_priority(wrong, 90)
+            read_priority(wrong, 90)
 
 
 def test_the_workflow_reference_is_checked():
-    assert check_reference({"workflow": {"id": "w"}}) == ("w", None)
-    assert check_reference({"workflow": {"id": "w", "version": "draft"}}) == ("w", "draft")
+    assert read_reference({"workflow": {"id": "w"}}) == ("w", None)
+    assert read_reference({"workflow": {"id": "w", "version": "draft"}}) == ("w", "draft")
     for wrong in ({}, [], None, {"workflow": "w"}, {"workflow": {"id": 1}}, {"workflow": {"id": "w", "version": 3}}):
         with pytest.raises(ApiProblem, match="workflow"):
-            check_reference(wrong)
+            read_reference(wrong)
 
 
 def test_a_package_has_2_to_50_files_each_once():
     urls = [{"url": f"https://a.example/{n}.pdf"} for n in range(51)]
-    assert len(check_package({"files": [*urls[:2], {"id": "file_1"}]}, UPLOADED)["package"]) == 3
+    assert len(read_package({"files": [*urls[:2], {"id": "file_1"}]}, UPLOADED)["package"]) == 3
     for wrong in (None, [], {"files": urls[:1]}, {"files": urls}, {"files": [urls[0], urls[0]]},
                   {"files": [urls[0], {"text": "x"}]}):  # fmt: skip
         with pytest.raises(ApiProblem, match="package"):
-            check_package(wrong, UPLOADED)
+            read_package(wrong, UPLOADED)
 
 
 def test_run_events_are_only_for_subscriptions():

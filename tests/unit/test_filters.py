@@ -105,7 +105,7 @@ def test_a_malformed_key_is_refused(sort: str, after: str) -> None:
 
 
 def test_an_unknown_order_is_refused() -> None:
-    with pytest.raises(InvalidFieldError, match="there are: input_id, position"):
+    with pytest.raises(InvalidFieldError, match="it must be one of: input_id, position"):
         read_sort("status; drop table x")
 
 

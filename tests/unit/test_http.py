@@ -48,8 +48,8 @@ def apis() -> dict[str, Any]:
     [
         ("query", "/v1/results?stauts=FAILED", "stauts", "did you mean status?"),
         ("query", "/v1/submissions/sub_1/progress?x=1", "x", "this call has none"),
-        ("replay", "/v1/jobs?state=DONE", "state", "there are: limit"),
-        ("submission", "/v1/submissions?status=x", "status", "there are: "),
+        ("replay", "/v1/jobs?state=DONE", "state", "the parameters are: limit"),
+        ("submission", "/v1/submissions?status=x", "status", "the parameters are: "),
     ],
 )
 async def test_an_unknown_query_parameter_is_refused_by_name(service: str, path: str, name: str, hint: str) -> None:
@@ -59,7 +59,10 @@ async def test_an_unknown_query_parameter_is_refused_by_name(service: str, path:
 
 
 async def test_a_wrong_kind_of_job_names_the_field_and_the_kinds() -> None:
-    for body, text in (({"kind": "rebuidl"}, "'rebuidl' is unknown; there are: rebuild, audit"), ({}, "is missing")):
+    for body, text in (
+        ({"kind": "rebuidl"}, "'rebuidl' is unknown; it must be one of: rebuild, audit"),
+        ({}, "is missing"),
+    ):
         answer = await call(apis()["replay"], "POST", "/v1/jobs", json=body)
         assert (answer.status_code, answer.json()["field"]) == (422, "kind"), answer.text
         assert text in answer.json()["message"]

@@ -52,7 +52,7 @@ class _BodyMemory:
     def __init__(self) -> None:
         self.held = 0
 
-    def reserve(self) -> _Reservation:
+    def reservation(self) -> _Reservation:
         """Return a reservation for one request. At first, it holds no bytes."""
         return _Reservation(self)
 
@@ -105,7 +105,7 @@ class Handler:
         self._counters = {outcome: counter.labels(outcome) for outcome in OUTCOMES}
         signed = Counter(
             "everyrun_bridge_signed",
-            "Accepted webhooks, by the number (from 1) in EVERYRUN_WEBHOOK_SECRETS of the secret that signed them.",
+            "Accepted webhooks by the secret that signed them: its position in EVERYRUN_WEBHOOK_SECRETS, from 1.",
             ["secret"],
             registry=self.registry,
         )
@@ -131,7 +131,7 @@ class Handler:
 
     async def _webhook(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            with self._memory.reserve() as reservation:
+            with self._memory.reservation() as reservation:
                 outcome = await self._outcome(scope, receive, reservation)
         except _OutOfMemoryError:
             outcome = "unavailable"

@@ -83,7 +83,9 @@ def verify(
     public_key: Annotated[
         Path | None, typer.Option(help="File with the public key that verifies the newest manifest's signature.")
     ] = None,
-    head: Annotated[str | None, typer.Option(help="Hash of an earlier manifest that must be in the archive.")] = None,
+    head: Annotated[
+        str | None, typer.Option(help="Hash of a manifest that you noted earlier. The archive must still contain it.")
+    ] = None,
     against_log: Annotated[
         bool, typer.Option("--against-log", help="Also compare every record with the live log.")
     ] = False,

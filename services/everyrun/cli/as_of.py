@@ -27,12 +27,13 @@ def as_of(
         str,
         typer.Argument(
             metavar="TIME|OFFSETS",
-            help="A time with a time zone, an age (-5m), or offsets: batches:0=12,runs:0=400,...",
+            help="A time with a time zone, an age (-5m), or the first offsets to leave out: "
+            "batches:0=12,runs:0=400,...",
         ),
     ],
     view: Annotated[Literal["report", "results", "row"], typer.Argument(help="What to show.")],
     identifier: Annotated[
-        str, typer.Argument(metavar="ID", help="An input id if you show row, otherwise a submission id.")
+        str, typer.Argument(metavar="ID", help="An input id to show a row, otherwise a submission id.")
     ],
     format_: Annotated[
         Literal["table", "csv", "jsonl"], typer.Option("--format", help="Output format for results.")
@@ -45,7 +46,7 @@ def as_of(
     Write the time as 2026-03-03T12:00:00Z, '2026-03-03 12:00 Europe/Berlin', 'yesterday 12:00 Europe/Berlin', or as an
     age: -5m, -1h30m, -2d. A time must name its time zone.
 
-    From the log, the command rebuilds the tables as they were at that time. It writes them to the schema
+    The command rebuilds the tables from the log, as they were at that time. It writes them to the schema
     everyrun_as_of and keeps them there: the next command about the same or a later time is then faster. You may drop
     the schema.
 

@@ -23,7 +23,7 @@ _COLOURS = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 def doctor(
     workflow: Annotated[
         str | None,
-        typer.Option(help="Workflow to check. Default: the emulator's; without an emulator, all with submissions."),
+        typer.Option(help="Workflow to check. Default: the emulator's workflow, or every workflow with submissions."),
     ] = None,
     polling_only: Annotated[
         bool,

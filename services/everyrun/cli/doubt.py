@@ -130,8 +130,8 @@ def discard(
 ) -> None:
     """Give up a chunk: its inputs become REFUSED.
 
-    The reason of the inputs is then DISCARDED. If a run of one of the inputs appears later, Everyrun still shows the
-    run.
+    Their failure_reason is then DISCARDED, and their failure_message contains your reason. If a run of one of the
+    inputs appears later, Everyrun still shows the run.
 
     Example: everyrun doubt discard sub_01k....c00001 --reason "the documents are out of date"
     """
@@ -158,9 +158,8 @@ def _show(doubt: dict[str, Any], as_json: bool) -> None:
         text = f"{attempt['attempt']} {attempt['state']} {began}{batch}{reason}"
         out.print(f"{'attempt':<14} {escape(text)}", soft_wrap=True)
     for run in doubt["evidence"]:
-        text = (
-            f"run {run['run_id']} names attempt {run['attempt']}, batch {run['batch_id'] or 'unknown'}: {run['reason']}"
-        )
+        batch = run["batch_id"] or "unknown"
+        text = f"run {run['run_id']} (batch: {batch}) names attempt {run['attempt']}; not matched yet: {run['reason']}"
         out.print(f"{'evidence':<14} {escape(text)}", soft_wrap=True)
     if doubt["can"] and not doubt["evidence"]:
         out.print(f"{'evidence':<14} none: no known run names this chunk")
@@ -171,7 +170,8 @@ def _show(doubt: dict[str, Any], as_json: bool) -> None:
         out.print(f"{'decision':<14} {escape(text)}", soft_wrap=True)
     if doubt["with_force"]:
         forced = " or ".join(doubt["with_force"])
-        out.print(f"{'later':<14} {forced}, after the window and two sweeps; now only with --force", soft_wrap=True)
+        when = "once the doubt window has ended and two sweeps are complete; to do it now, add --force"
+        out.print(f"{'later':<14} you can {forced} {when}", soft_wrap=True)
     for decision in doubt["can"]:
         batch = " BATCH" if decision == "adopt" else ""
         out.print(f"{'you can':<14} everyrun doubt {decision} {doubt['chunk']}{batch} --reason WHY", soft_wrap=True)

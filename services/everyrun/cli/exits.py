@@ -28,7 +28,7 @@ def of(error: EveryrunError, otherwise: int = ERROR) -> int:
 
 
 HELP = (
-    "Exit codes: 0 done; 1 an error, described on standard error; 2 wrong usage; 3 inputs failed (--wait, watch); "
+    "Exit codes: 0 done; 1 an error, described on standard error; 2 wrong usage; 3 some inputs failed (--wait, watch); "
     "4 not found, or no stack runs; 5 the same rows were submitted before (submit); "
     "6 every open input needs a person (--wait, watch); 130 interrupted."
 )

@@ -28,11 +28,12 @@ quarantine_app = typer.Typer(
 #: Maximum number of messages that one request retries or discards.
 _PER_REQUEST = 100
 Sources = Annotated[
-    list[str] | None, typer.Argument(metavar="[SOURCE]...", help="Sources of messages, from everyrun quarantine list.")
+    list[str] | None,
+    typer.Argument(metavar="[SOURCE]...", help="Messages, by the column source of everyrun quarantine list."),
 ]
-Reason = Annotated[str | None, typer.Option(help="Only messages whose reason contains this text.")]
-Topic = Annotated[str | None, typer.Option(help="Only messages of this topic, or webhook for received webhooks.")]
-Why = Annotated[str, typer.Option(help="Reason for the decision, stored with it.")]
+Reason = Annotated[str | None, typer.Option(help="Only messages whose reason in the list contains this text.")]
+Topic = Annotated[str | None, typer.Option(help="Only messages of this topic. For received webhooks, write: webhook")]
+Why = Annotated[str, typer.Option(help="Reason for your decision, stored with it.")]
 
 
 @quarantine_app.command("list")
@@ -84,7 +85,7 @@ def messages(client: Client, state: str | None, reason: str | None, topic: str |
 
 @quarantine_app.command()
 def show(
-    source: Annotated[str, typer.Argument(help="Source of the message, from everyrun quarantine list.")],
+    source: Annotated[str, typer.Argument(help="Message, by the column source of everyrun quarantine list.")],
     raw: Annotated[bool, typer.Option("--raw", help="Write only the bytes of the message.")] = False,
     as_json: Json = False,
     data_dir: DataDir = Path(".everyrun"),
@@ -152,7 +153,7 @@ def discard(
     why: Why = "",
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
-    """Discard messages: mark them as done.
+    """Discard messages, so that they no longer count as open.
 
     The messages are not deleted: everyrun quarantine list --state DISCARDED still shows them.
 
@@ -173,7 +174,7 @@ def _require_one_selection(
 ) -> None:
     """End the command unless exactly one way to select messages is used."""
     if bool(sources) + bool(reason or topic) + everything != 1:
-        fail("select messages in one way: by name, by --reason and --topic, or by --all", exits.USAGE)
+        fail("select messages in one way: by SOURCE, by --reason or --topic (or both), or by --all", exits.USAGE)
 
 
 def _decide(

@@ -30,7 +30,8 @@ def rebuild(
     until: Annotated[
         str | None,
         typer.Option(
-            metavar="TIME|OFFSETS", help="Rebuild up to this time, or up to these offsets: batches:0=12,runs:0=400,..."
+            metavar="TIME|OFFSETS",
+            help="Last time to include, or the first offsets to leave out: batches:0=12,runs:0=400,...",
         ),
     ] = None,
     swap: Annotated[bool, typer.Option("--swap", help="Make the rebuilt tables the live ones.")] = False,

@@ -44,7 +44,10 @@ def replay(
     ] = None,
     from_offsets: Annotated[
         str | None,
-        typer.Option(metavar="OFFSETS", help="Only these offsets of these partitions: runs:0=400,runs:1=20..90"),
+        typer.Option(
+            metavar="OFFSETS",
+            help="Only these offsets, separated by commas: runs:0=400 (from 400 on), runs:1=20..90 (from 20 to 89).",
+        ),
     ] = None,
     from_archive: Annotated[
         str | None, typer.Option(metavar="DIR|URL", help="Archive to read instead of Kafka.")

@@ -183,7 +183,7 @@ def logs(
     path = folder / f"{name}.log"
     if not path.is_file():
         there = ", ".join(sorted(p.stem for p in folder.glob("*.log"))) or "none yet"
-        fail(f"there is no log of {name!r} in {folder}; there are: {there}", exits.NOT_FOUND)
+        fail(f"there is no log of {name!r} in {folder}; the logs are: {there}", exits.NOT_FOUND)
     with path.open(errors="replace") as file:
         for line in file.readlines()[-lines:] if lines else ():
             typer.echo(line, nl=False)

@@ -78,7 +78,7 @@ def submit(
     checks.sendable(workflow=workflow, workflow_version=workflow_version, idempotency_key=idempotency_key)
     try:
         in_folder = manifest.is_folder(source)
-        _only(
+        _refuse_other_options(
             in_folder,
             {"--id-column": id_column, "--url-column": url_column, "--metadata-columns": metadata_columns}
             | {"--delimiter": delimiter, "--encoding": encoding},
@@ -148,7 +148,7 @@ def _check_workflow(target: Target | None, workflow_id: str, version: str | None
         err.print(f"[yellow]{escape(f'The workflow was not checked: {why}.')}[/]", soft_wrap=True)
 
 
-def _only(in_folder: bool, of_manifest: dict[str, Any], of_folder: dict[str, Any]) -> None:
+def _refuse_other_options(in_folder: bool, of_manifest: dict[str, Any], of_folder: dict[str, Any]) -> None:
     """End the command if a manifest is submitted with an option for folders, or a folder with one for manifests."""
     for name, value in (of_manifest if in_folder else of_folder).items():
         if value:

@@ -199,7 +199,7 @@ def revoke(
     revoked, published = _with_database(data_dir, revoke_and_wait)
     if revoked is None:
         fail(f"there is no token with the id {token_id}. To list all, run: everyrun token list", exits.NOT_FOUND)
-    if revoked.before:
+    if revoked.already:
         kept = " (its first reason is kept, the new one is not)" if reason else ""
         err.print(f"The token {escape(revoked.name)} was revoked already{kept}.")
     else:
@@ -219,6 +219,6 @@ async def _published(connection: Any, token_id: str) -> bool:
     from everyrun.store import tokens
 
     deadline = time.monotonic() + _PUBLISHED_WITHIN
-    while not (published := await tokens.is_durable(connection, token_id)) and time.monotonic() < deadline:
+    while not (published := await tokens.revocation_is_logged(connection, token_id)) and time.monotonic() < deadline:
         await asyncio.sleep(0.2)
     return published

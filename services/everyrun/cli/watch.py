@@ -161,8 +161,8 @@ def _follow(client: Client, submission_id: str) -> int:
 def watch(submission_id: SubmissionId, data_dir: DataDir = Path(".everyrun")) -> None:
     """Follow a submission until every input is settled or needs a person.
 
-    Exit codes: 0 every input is PROCESSED; 3 inputs failed, or will not settle by themselves; 6 every open input needs
-    a person, to review a run at Extend or to decide about ambiguous runs.
+    Exit codes: 0 every input is PROCESSED; 3 some inputs failed, or can never settle; 6 every open input needs a
+    person, to review a run at Extend or to decide about ambiguous runs.
 
     Example: everyrun watch sub_01k...
     """

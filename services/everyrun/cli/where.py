@@ -37,7 +37,7 @@ def read_where(given: Sequence[str] | None) -> dict[str, list[str]]:
             fail(f"--where {text}: write NAME=VALUE, for example metadata.invoice=A-17", exits.USAGE)
         if name not in known and not (name.startswith(METADATA) and name != METADATA):
             near = difflib.get_close_matches(name, known, 1, 0.6)
-            hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}, and metadata.FIELD"
+            hint = f"did you mean {near[0]}?" if near else f"the filters are: {', '.join(known)}, and metadata.FIELD"
             fail(f"--where {text}: there is no filter {name!r}; {hint}", exits.USAGE)
         found.setdefault(name, []).append(value)
     return found

@@ -30,15 +30,15 @@ async def ask_kafka(settings: Settings) -> KafkaFacts:
             live = await topics.live(settings)
     except (KafkaError, OSError) as error:
         return KafkaFacts(problem=describe(error))
-    found = topics.differences(topics.declared(), live, settings.topic_prefix)
+    differences = topics.differences(topics.declared(), live, settings.topic_prefix)
     if "probes" not in live:
-        return KafkaFacts(None, cluster_id, found, f"the topic {settings.topic('probes')} is missing")
+        return KafkaFacts(None, cluster_id, differences, f"the topic {settings.topic('probes')} is missing")
     try:
         async with asyncio.timeout(_WITHIN):
             clock = await _probe(settings)
     except (KafkaError, OSError) as error:
-        return KafkaFacts(None, cluster_id, found, describe(error))
-    return KafkaFacts(None, cluster_id, found, None, clock)
+        return KafkaFacts(None, cluster_id, differences, describe(error))
+    return KafkaFacts(None, cluster_id, differences, None, clock)
 
 
 async def _probe(settings: Settings) -> float:

@@ -1,6 +1,6 @@
 """Ask Postgres for its version, limits, migrations and clock, and for problems that the tables show.
 
-Also test if the tables can be written, in a transaction that is rolled back. Nothing is changed.
+Also test whether the tables can be written, in a transaction that is rolled back. Nothing is changed.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ async def _ask(connection: asyncpg.Connection, settings: Settings) -> tuple[Post
         there = await connection.fetchval(_sql["has_migrations"], schema)
         rows = await connection.fetch(_sql[f"migrations_of_{schema}"]) if there else []
         migrations[schema] = [row["version"] for row in rows] if there else None
-    whole = all(migrations.values())
+    migrated = all(migrations.values())
     read_only = None
     if row["standby"]:
         read_only = "it is a standby"
@@ -66,18 +66,18 @@ async def _ask(connection: asyncpg.Connection, settings: Settings) -> tuple[Post
     facts = PostgresFacts(
         version=row["version"],
         read_only=read_only,
-        write_problem=await _write_problem(connection) if whole and read_only is None else None,
+        write_problem=await _write_problem(connection) if migrated and read_only is None else None,
         migrations=migrations,
-        cluster_ids=[row["cluster_id"] for row in await connection.fetch(_sql["cluster_ids"])] if whole else [],
-        lost=[tuple(found) for found in await connection.fetch(_sql["lost"])] if whole else [],
+        cluster_ids=[row["cluster_id"] for row in await connection.fetch(_sql["cluster_ids"])] if migrated else [],
+        lost=[tuple(found) for found in await connection.fetch(_sql["lost"])] if migrated else [],
         clock=clock,
-        swept=[Swept(**row) for row in await connection.fetch(_sql["swept"], settings.poll_for)] if whole else [],
+        swept=[Swept(**row) for row in await connection.fetch(_sql["swept"], settings.poll_for)] if migrated else [],
     )
-    if whole:
+    if migrated:
         rows = await connection.fetch(_sql["late"], settings.overdue_after)
         late = [Late(waiting_of(dict(row)), row["submissions"], row["passed"]) for row in rows]
         facts = replace(facts, late=late)
-    workflows = [row["workflow_id"] for row in await connection.fetch(_sql["workflows"])] if whole else []
+    workflows = [row["workflow_id"] for row in await connection.fetch(_sql["workflows"])] if migrated else []
     return facts, workflows
 
 

@@ -52,19 +52,21 @@ def not_set(check: str, variable: str, meaning: str) -> Finding:
 def judge_clock(whose: str, ahead: float | None, max_age: float, max_ahead: float) -> Finding:
     """Judge a clock that is ``ahead`` seconds ahead of this machine's (None: unknown).
 
-    The check fails if the bridge would refuse webhooks that are signed with this clock's time, because that is over
-    ``max_age`` seconds in the past, or over ``max_ahead`` seconds in the future.
+    Suppose that webhooks are signed with this clock's time. The check fails if the bridge would refuse them, because
+    they are over ``max_age`` seconds old, or over ``max_ahead`` seconds in the future.
     """
     check = f"clock of {whose}"
     if ahead is None:
         return warning(check, "unknown", f"First make {whose} answer.")
-    found = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} this machine's"
+    found = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} this machine's clock"
     remedy = f"Synchronize the clocks of this machine (timedatectl; chronyc tracking) and of {whose} by NTP."
     if ahead > max_ahead or ahead < -max_age:
-        return failed(check, f"{found}: signed webhooks are refused as too old or from the future", remedy)
+        return failed(
+            check, f"{found}: the bridge refuses webhooks with such times (too old, or in the future)", remedy
+        )
     if abs(ahead) > CLOCK_WARNS:
         return warning(check, found, remedy)
-    return ok(check, "agrees with this machine's")
+    return ok(check, "agrees with this machine's clock")
 
 
 #: The setting with the URL of each service.
@@ -79,12 +81,13 @@ URLS = {
 
 
 #: The parts in a service's /readyz that wait for Kafka or Postgres. The doctor checks both servers itself. So if a
-#: service waits only for them, the finding about the service says to fix them first.
+#: service waits only for them, the finding about the service says to fix them first. The part ``extend`` waits for
+#: Postgres, which stores to which Extend the installation is bound.
 _PARTS_OF = {"Kafka": {"kafka", "topics", "producer", "log_position", "index"}, "Postgres": {"database", "extend"}}
 
 
 def judge_service(name: str, url: str, ready: Answer, broken: Collection[str] = ()) -> Finding:
-    """Judge if a service can serve its callers. ``url`` is empty if the setting with the service's URL is missing.
+    """Judge whether a service can serve its callers. ``url`` is empty if the setting with the service's URL is missing.
 
     ``broken`` lists the servers (Kafka, Postgres) that do not answer. If the service waits only for such servers, the
     finding says to fix them first.

@@ -34,7 +34,7 @@ def _trouble(check: str, answer: Answer) -> Finding:
 
 
 def judge_key(answer: Answer) -> Finding:
-    """Judge if the API key works, from the response to a request for a list of runs."""
+    """Judge whether the API key works, from the response to a request for a list of runs."""
     match answer.status:
         case 200:
             return ok(KEY, "works")
@@ -56,7 +56,7 @@ def judge_key(answer: Answer) -> Finding:
 
 
 def judge_workflow(workflow_id: str, answer: Answer) -> Finding:
-    """Judge if a workflow exists, from the response to a request for it (SDK 1.20.0, workflows/client.py retrieve)."""
+    """Judge whether a workflow exists, from the response to a request for it (SDK 1.20.0, workflows/client.py)."""
     check = f"{WORKFLOW} {workflow_id}"
     if answer.status == 200:
         name = answer.body.get("name") if isinstance(answer.body, dict) else None
@@ -80,7 +80,7 @@ def our_endpoints(endpoints: Iterable[Mapping[str, Any]], wanted_url: str) -> li
 def judge_endpoint(
     answer: Answer | None, wanted_url: str, origins: Sequence[str]
 ) -> tuple[list[Finding], list[Mapping[str, Any]]]:
-    """Judge if Extend has an endpoint for the bridge, enabled and with our API version. Also return these endpoints.
+    """Judge whether Extend has an endpoint for the bridge, enabled and with our API version. Also return the endpoints.
 
     ``origins`` are the allowed origins of signed links (EVERYRUN_SIGNED_URL_ORIGINS).
     """
@@ -138,7 +138,7 @@ def judge_number_of_secrets(endpoints: Sequence[Mapping[str, Any]], secrets: int
 
 
 def judge_subscription(workflow_id: str, endpoints: Sequence[Mapping[str, Any]], answer: Answer | None) -> Finding:
-    """Judge if our endpoints are subscribed to all needed events of the workflow.
+    """Judge whether our endpoints are subscribed to all needed events of the workflow.
 
     ``endpoints`` are our endpoints, ``answer`` is Extend's list of all subscriptions.
     """

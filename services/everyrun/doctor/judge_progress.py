@@ -1,4 +1,4 @@
-"""Judge if work progresses: if the tables follow the log, workflows are swept, and no input waits too long. Pure."""
+"""Judge whether the tables follow the log, workflows are swept, and no input waits too long. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _INTERVALS, _AT_LEAST = 4.0, 600.0
 
 
 def judge_following(facts: Following) -> Finding:
-    """Judge if every record of the log is applied to the result tables, or if they are at least catching up."""
+    """Judge whether the result tables have applied every record of the log, or are at least catching up."""
     if facts.problem is not None:
         return not_checked(FOLLOWING, f"Kafka and Postgres ({facts.problem})")
     if not facts.behind:
@@ -27,7 +27,7 @@ def judge_following(facts: Following) -> Finding:
 
 
 def judge_sweeps(swept: Sequence[Swept], sweep_every: float) -> list[Finding]:
-    """Judge if the workflows with open batches are swept. Return no finding if there are no such workflows."""
+    """Judge whether the workflows with open batches are swept. Return no finding if there are no such workflows."""
     allowed = max(_INTERVALS * sweep_every, _AT_LEAST)
     late = [one for one in swept if one.seconds > allowed]
     if not late:

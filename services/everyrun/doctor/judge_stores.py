@@ -13,7 +13,7 @@ OLDEST_POSTGRES = 15
 
 
 def judge_kafka(facts: KafkaFacts) -> list[Finding]:
-    """Judge if Kafka answers and accepts a record, and if its topics are as declared (other topics may lose data)."""
+    """Judge whether Kafka answers and accepts a record, and has the topics as declared (others may lose data)."""
     if facts.problem is not None:
         remedy = "Check EVERYRUN_KAFKA_BOOTSTRAP (host:port of a broker), that the broker runs, and the firewall."
         return [failed(KAFKA, f"does not answer: {facts.problem}", remedy), not_checked(TOPICS, KAFKA)]
@@ -28,7 +28,7 @@ def judge_kafka(facts: KafkaFacts) -> list[Finding]:
 
 
 def judge_postgres(facts: PostgresFacts, files: Mapping[str, Sequence[str]]) -> list[Finding]:
-    """Judge if Postgres answers and accepts writes, and if every migration is applied.
+    """Judge whether Postgres answers and accepts writes, and whether every migration is applied.
 
     ``files`` lists, for each schema, the migrations of this version of Everyrun.
     """
@@ -102,7 +102,7 @@ def _migrated(facts: PostgresFacts, files: Mapping[str, Sequence[str]]) -> list[
 
 
 def judge_same_log(cluster_id: str, known: Sequence[str]) -> list[Finding]:
-    """Judge if the result tables were made from this Kafka cluster.
+    """Judge whether the result tables were made from this Kafka cluster.
 
     ``known`` lists the ids of the clusters from which the tables were made. If ``known`` or ``cluster_id`` is empty,
     return no finding.

@@ -13,7 +13,7 @@ _ROTATE = "docs/how-to/rotate-webhook-secret.md"
 
 
 def judge_self_test(check: str, test: SelfTest, *, sure: bool = True) -> Finding:
-    """Judge if there is a bridge at the address, and if it accepted the self-test.
+    """Judge whether there is a bridge at the address, and whether it accepted the self-test.
 
     ``sure`` is False if the address is only a guess: then a missing response is a warning, and not a failure.
     """

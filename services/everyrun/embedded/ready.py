@@ -1,4 +1,4 @@
-"""Make checks that test if a part is ready. A check returns None if the part is ready, otherwise what it waits for."""
+"""Make checks that test whether a part is ready. A check returns None if it is, otherwise what it waits for."""
 
 from __future__ import annotations
 

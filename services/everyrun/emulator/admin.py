@@ -64,7 +64,9 @@ class _Admin:
             run = await self._engine.act(request.path_params["id"], body.get("action"))
         except ApiProblem as problem:
             return json_response(problem.status, problem)
-        return json_response(200, render.run(run.by_clock(self._engine.dice.clock_offset), self._engine.first_start))
+        return json_response(
+            200, render.run(run.by_clock(self._engine.dice.clock_offset), self._engine.workflow_made_at)
+        )
 
     async def change_faults(self, request: Request) -> Response:
         """Handle PUT /_emulator/faults with {"faults": "NAME=VALUE,..."}: use these faults until the process ends."""

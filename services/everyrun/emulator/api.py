@@ -25,14 +25,14 @@ from everyrun.emulator.responses import json_body, json_response
 from everyrun.emulator.runs import Run
 from everyrun.emulator.validate import (
     ApiProblem,
-    check_file,
-    check_inputs,
-    check_package,
-    check_priority,
-    check_reference,
     check_secrets,
     clean_metadata,
     invalid,
+    read_file,
+    read_inputs,
+    read_package,
+    read_priority,
+    read_reference,
 )
 from everyrun.emulator.webhook_api import webhook_routes
 
@@ -135,9 +135,9 @@ class Api:
     async def create_batch(self, request: Request) -> Any:
         """Answer POST /workflow_runs/batch."""
         body = await json_body(request)
-        workflow_id, version = check_reference(body)
-        inputs = check_inputs(body, self._engine.files.name_of)
-        priority = check_priority(body.get("priority"), 90)
+        workflow_id, version = read_reference(body)
+        inputs = read_inputs(body, self._engine.files.name_of)
+        priority = read_priority(body.get("priority"), 90)
         version = self._engine.resolve_version(workflow_id, version)
         ordinal = f"batch/{len(self._engine.by_batch)}"
         batch_id = await self._engine.create_batch(workflow_id, version, priority, inputs)
@@ -149,22 +149,22 @@ class Api:
     async def create_run(self, request: Request) -> Any:
         """Answer POST /workflow_runs, with a file or a package of files."""
         body = await json_body(request)
-        workflow_id, version = check_reference(body)
-        check_priority(body.get("priority"), 50)
+        workflow_id, version = read_reference(body)
+        read_priority(body.get("priority"), 50)
         check_secrets("secrets", body.get("secrets"))
         if ("file" in body) == ("package" in body):
             raise invalid("exactly one of file, package")
         if "package" in body:
-            file = check_package(body["package"], self._engine.files.name_of)
+            file = read_package(body["package"], self._engine.files.name_of)
         else:
-            file = check_file("file", body["file"], self._engine.files.name_of)
+            file = read_file("file", body["file"], self._engine.files.name_of)
         metadata = clean_metadata("metadata", body.get("metadata"))
         version = self._engine.resolve_version(workflow_id, version)
         run = await self._engine.create_run(workflow_id, version, _encode(file), _encode(metadata))
         return self._rendered(run)
 
     def _rendered(self, run: Run) -> dict[str, Any]:
-        return render.run(run.by_clock(self._engine.dice.clock_offset), self._engine.first_start)
+        return render.run(run.by_clock(self._engine.dice.clock_offset), self._engine.workflow_made_at)
 
     async def list(self, request: Request) -> Any:
         """Answer GET /workflow_runs. The list for an unknown batchId is empty; Extend does not document that case."""
@@ -173,7 +173,7 @@ class Api:
             source = in_batch(self._engine.by_batch.get(query["batchId"], []))
         else:
             source = in_all(self._engine.runs, self._engine.timeline)
-        return list_runs(source, query, self._engine.first_start, time.time(), self._engine.dice.clock_offset)
+        return list_runs(source, query, self._engine.workflow_made_at, time.time(), self._engine.dice.clock_offset)
 
     async def retrieve(self, request: Request) -> Any:
         """Answer GET /workflow_runs/{id}."""

@@ -48,11 +48,11 @@ async def emulating(listen: str, state_dir: Path, options: Options) -> AsyncIter
     """
     health = Health("state")
     store = Store(state_dir)
-    first_start, key = await _load_identity(store)
+    workflow_made_at, key = await _load_identity(store)
     dice = Dice(options.seed, options.faults)
     plan = Plan(dice, options.seed, *options.run_seconds)
-    webhooks = Webhooks(store, dice, Links(f"http://{listen}", key), first_start, options.first_retry)
-    engine = Engine(store, plan, dice, webhooks, options.workflow_id, first_start, state_dir / "files")
+    webhooks = Webhooks(store, dice, Links(f"http://{listen}", key), workflow_made_at, options.first_retry)
+    engine = Engine(store, plan, dice, webhooks, options.workflow_id, workflow_made_at, state_dir / "files")
     api = Api(engine, options.api_key, options.requests_per_second)
     work = [asyncio.create_task(part) for part in (engine.advance_runs(), webhooks.deliver(), store.commit_regularly())]
     health.ready("state")
@@ -72,8 +72,8 @@ async def emulating(listen: str, state_dir: Path, options: Options) -> AsyncIter
 async def _load_identity(store: Store) -> tuple[float, bytes]:
     """Return the time of this emulator's first start (Unix seconds), and the key with which it signs links."""
     known = store.documents("start")
-    first_start = known.get("born", time.time())
+    workflow_made_at = known.get("born", time.time())
     key = known.get("link_key", secrets.token_hex(32))
     if not known:
-        await store.commit(store.put("start", "born", first_start), store.put("start", "link_key", key))
-    return first_start, bytes.fromhex(key)
+        await store.commit(store.put("start", "born", workflow_made_at), store.put("start", "link_key", key))
+    return workflow_made_at, bytes.fromhex(key)

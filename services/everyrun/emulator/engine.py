@@ -28,7 +28,8 @@ _CANCEL_SECONDS = 0.2
 class Engine:
     """The state and the actions behind the API. It belongs to one process and one event loop.
 
-    A method that changes something for a caller returns only after the change is committed.
+    A method that changes something for a caller returns only after the change is committed. The exception is
+    ``mark_answered``, which does not wait.
     """
 
     def __init__(
@@ -38,13 +39,13 @@ class Engine:
         dice: Dice,
         webhooks: Webhooks,
         workflow_id: str,
-        first_start: float,
+        workflow_made_at: float,
         folder: Path,
     ) -> None:
         self.store = store
         self.dice = dice
         self.workflow_id = workflow_id
-        self.first_start = first_start
+        self.workflow_made_at = workflow_made_at
         self._plan = plan
         self.webhooks = webhooks
         self.runs: list[Run] = []
@@ -197,6 +198,7 @@ class Engine:
         if run.status not in ("PENDING", "PROCESSING"):
             raise invalid(f"a run that is {run.status} cannot be cancelled")
         if run.status == "PENDING":
+            # Show that the run never started.
             run.starts_at = 0.0
         run.status, run.ends_at = "CANCELLING", time.time() + _CANCEL_SECONDS
         self._changed(run)

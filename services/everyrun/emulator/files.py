@@ -130,8 +130,8 @@ class Files:
             indexes = iter(range(start, len(self._runs)))
         for index in indexes:
             run = self._runs[index]
-            own = render.own_files(run)
-            for number, file_id in sorted(own.items(), reverse=down):
+            made = render.files_made_for(run)
+            for number, file_id in sorted(made.items(), reverse=down):
                 yield (run.created_at, _RUNS_FROM + run.number * _MAX_FILES_PER_RUN + number), file_id
 
     def _uploaded(self, file_id: str, clock_offset: float) -> dict[str, Any]:
@@ -146,7 +146,7 @@ class Files:
         if run is None or file_id in self._deleted:
             return None
         shown = render.files(run.by_clock(clock_offset))
-        return next((shown[number] for number, own in render.own_files(run).items() if own == file_id), None)
+        return next((shown[number] for number, made in render.files_made_for(run).items() if made == file_id), None)
 
     def _run_of(self, file_id: str) -> Run | None:
         return self._by_id.get(render.run_of_file(file_id))

@@ -89,7 +89,7 @@ def in_all(runs: Sequence[Run], timeline: Timeline) -> Source:
 
 
 def list_runs(
-    source: Source, query: Mapping[str, str], first_start: float, now: float, clock_offset: float = 0.0
+    source: Source, query: Mapping[str, str], workflow_made_at: float, now: float, clock_offset: float = 0.0
 ) -> dict[str, Any]:
     """Return a page of summaries of runs.
 
@@ -116,7 +116,7 @@ def list_runs(
     found = list(islice(filter(wanted, source(by, direction == "desc", after)), size + 1))
     page: dict[str, Any] = {
         "object": "list",
-        "data": [render.summary(run.by_clock(clock_offset), first_start) for run in found[:size]],
+        "data": [render.summary(run.by_clock(clock_offset), workflow_made_at) for run in found[:size]],
     }
     if len(found) > size:
         last = found[size - 1]

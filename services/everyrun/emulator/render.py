@@ -111,8 +111,11 @@ def file(summary: dict[str, Any], contents: dict[str, Any] | None) -> dict[str, 
     return {**shown, "contents": contents}
 
 
-def own_files(run: Run) -> dict[int, str]:
-    """Return the id of each file that the run was given as a URL or as text, by the file's index in the run."""
+def files_made_for(run: Run) -> dict[int, str]:
+    """Return the ids of the run's files that came as a URL or as text, by the file's index in the run.
+
+    Extend makes these files for the run. The others were uploaded before.
+    """
     given = _decode(run.file)
     key = run.id.removeprefix("workflow_run_")
     each = enumerate(given.get("package", [given]))
@@ -120,7 +123,7 @@ def own_files(run: Run) -> dict[int, str]:
 
 
 def run_of_file(file_id: str) -> str:
-    """Return the id of the run that a file was given to. For an uploaded file, no run has the result."""
+    """Return the id of the run for which a file was made. For an uploaded file, no run has the returned id."""
     return f"workflow_run_{file_id.removeprefix('file_')[:_RUN_KEY_LENGTH]}"
 
 
@@ -128,11 +131,11 @@ def files(run: Run) -> list[dict[str, Any]]:
     """Return the FileSummary of each file of a run. A URL is never fetched, so the summary is made up from its text."""
     found = []
     given = _decode(run.file)
-    own = own_files(run)
+    made = files_made_for(run)
     for index, one in enumerate(given.get("package", [given])):
         made_up = f"{run.number}-{index}.txt"
         name = one.get("name") or one.get("url", "").partition("?")[0].rpartition("/")[2] or made_up
-        identifier = one.get("id") or own[index]
+        identifier = one.get("id") or made[index]
         found.append(file_summary(identifier, name, run.created_at))
     return found
 
@@ -146,14 +149,14 @@ def _usage(run: Run, breakdown: bool) -> dict[str, Any] | None:
     return usage
 
 
-def _common(run: Run, first_start: float) -> dict[str, Any]:
+def _common(run: Run, workflow_made_at: float) -> dict[str, Any]:
     dashboard = f"https://dashboard.extend.ai/runs/{run.id}"
     ended = run.status in ("PROCESSED", "FAILED", "CANCELLED", "REJECTED", "NEEDS_REVIEW")
     return {
         "object": "workflow_run",
         "id": run.id,
-        "workflow": workflow(run.workflow_id, first_start),
-        "workflowVersion": version(run.workflow_id, run.version, first_start),
+        "workflow": workflow(run.workflow_id, workflow_made_at),
+        "workflowVersion": version(run.workflow_id, run.version, workflow_made_at),
         "dashboardUrl": dashboard,
         "status": run.status,
         "batchId": run.batch_id,
@@ -167,30 +170,30 @@ def _common(run: Run, first_start: float) -> dict[str, Any]:
     }
 
 
-def summary(run: Run, first_start: float) -> dict[str, Any]:
+def summary(run: Run, workflow_made_at: float) -> dict[str, Any]:
     """Return a WorkflowRunSummary, which has no metadata."""
     times = {"createdAt": time(run.created_at), "updatedAt": time(run.updated_at)}
-    return {**_common(run, first_start), **times, "usage": _usage(run, False)}
+    return {**_common(run, workflow_made_at), **times, "usage": _usage(run, False)}
 
 
-def run(run: Run, first_start: float) -> dict[str, Any]:
+def run(run: Run, workflow_made_at: float) -> dict[str, Any]:
     """Return a whole WorkflowRun."""
     reason, message = FAILURES[run.number % len(FAILURES)] if run.status == "FAILED" else (None, None)
     return {
-        **_common(run, first_start),
+        **_common(run, workflow_made_at),
         "metadata": msgspec.Raw(run.metadata),
         "failureReason": reason,
         "failureMessage": message,
         "reviewed": run.reviewed_at is not None,
         "usage": _usage(run, True),
-        "stepRuns": step_runs(run, first_start) if run.status in WITH_STEPS else [],
+        "stepRuns": step_runs(run, workflow_made_at) if run.status in WITH_STEPS else [],
     }
 
 
-def step_runs(run: Run, first_start: float) -> list[dict[str, Any]]:
+def step_runs(run: Run, workflow_made_at: float) -> list[dict[str, Any]]:
     """Return the PARSE and EXTRACT steps of a run.
 
-    They contain a made-up invoice of 2 to 6 KB. In one run of a hundred the invoice has over 200 KB, to test large
+    They contain a made-up invoice, and have 2 to 5 KB. In one run of a hundred they have over 200 KB, to test large
     results.
     """
     chance = random.Random(run.number)  # noqa: S311

@@ -68,28 +68,30 @@ class _Resources:
         self._engine = engine
 
     @property
-    def _first_start(self) -> float:
-        return self._engine.first_start + self._engine.dice.clock_offset
+    def _workflow_made_at(self) -> float:
+        return self._engine.workflow_made_at + self._engine.dice.clock_offset
 
     async def list_workflows(self, request: Request) -> Any:
         """Answer GET /workflows: the only workflow."""
         _direction(request)
         if request.query_params.get("sortBy", "updatedAt") not in ("updatedAt", "createdAt"):
             raise invalid("sortBy: updatedAt or createdAt")
-        return paged([render.workflow(self._engine.workflow_id, self._first_start)], request, ("sortBy", "sortDir"))
+        return paged(
+            [render.workflow(self._engine.workflow_id, self._workflow_made_at)], request, ("sortBy", "sortDir")
+        )
 
     async def get_workflow(self, request: Request) -> Any:
         """Answer GET /workflows/{id}: the workflow with its draft and the steps of the draft."""
         workflow_id = request.path_params["id"]
         self._engine.resolve_version(workflow_id, None)
-        draft = render.version_with_steps(workflow_id, DRAFT, self._first_start)
-        return {**render.workflow(workflow_id, self._first_start), "draftVersion": draft}
+        draft = render.version_with_steps(workflow_id, DRAFT, self._workflow_made_at)
+        return {**render.workflow(workflow_id, self._workflow_made_at), "draftVersion": draft}
 
     async def list_versions(self, request: Request) -> Any:
         """Answer GET /workflows/{id}/versions: all versions and the draft, by default the newest first."""
         workflow_id = request.path_params["id"]
         self._engine.resolve_version(workflow_id, None)
-        found = [render.version(workflow_id, name, self._first_start) for name in (*VERSIONS, DRAFT)]
+        found = [render.version(workflow_id, name, self._workflow_made_at) for name in (*VERSIONS, DRAFT)]
         return paged(found if _direction(request) == "asc" else found[::-1], request, ("sortDir",))
 
     async def get_version(self, request: Request) -> Any:
@@ -100,7 +102,7 @@ class _Resources:
         name = VERSIONS[-1] if name_or_id == "latest" else known.get(name_or_id, name_or_id)
         if name not in known.values():
             raise not_found(f"version {name_or_id} of workflow {workflow_id}")
-        return render.version_with_steps(workflow_id, name, self._first_start)
+        return render.version_with_steps(workflow_id, name, self._workflow_made_at)
 
     async def upload(self, request: Request) -> Any:
         """Answer POST /files/upload."""

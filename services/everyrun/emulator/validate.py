@@ -34,7 +34,7 @@ GLOBAL_EVENTS = frozenset(
 
 
 class ApiProblem(Exception):  # noqa: N818
-    """An error response of Extend's: HTTP status, code and message (SDK 1.20.0, types/api_error.py)."""
+    """An error response as Extend sends it: HTTP status, code and message (SDK 1.20.0, types/api_error.py)."""
 
     def __init__(self, status: int, code: str, message: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(message)
@@ -73,8 +73,8 @@ def clean_metadata(field: str, value: Any) -> dict[str, Any]:
     return value
 
 
-def check_file(field: str, value: Any, name_of: NameOf) -> dict[str, Any]:
-    """Return the file of an input without unknown keys. If the file was given by id, add its name.
+def read_file(field: str, value: Any, name_of: NameOf) -> dict[str, Any]:
+    """Return the file of an input. Drop keys that Extend does not know. If the file was given by id, add its name.
 
     A file has either a url, an id or a text (SDK 1.20.0, workflow_runs/types). Raises ApiProblem if the file is wrong,
     or if its id belongs to no file or to a deleted file (docs.extend.ai of 2025-04-21).
@@ -101,7 +101,7 @@ def check_file(field: str, value: Any, name_of: NameOf) -> dict[str, Any]:
     return {key: value[key] for key in value if key in _FILE_FIELDS[kind]}
 
 
-def check_package(value: Any, name_of: NameOf) -> dict[str, Any]:
+def read_package(value: Any, name_of: NameOf) -> dict[str, Any]:
     """Return a checked package of files (SDK 1.20.0, requests/workflow_run_package.py).
 
     Raises ApiProblem if it does not have 2 to 50 files, if one of them is a text, or if one occurs twice.
@@ -109,14 +109,14 @@ def check_package(value: Any, name_of: NameOf) -> dict[str, Any]:
     files = value.get("files") if isinstance(value, dict) else None
     if not isinstance(files, list) or not 2 <= len(files) <= 50:
         raise invalid("package.files: 2 to 50 files")
-    checked = [check_file(f"package.files[{index}]", file, name_of) for index, file in enumerate(files)]
-    kinds = [("id", file["id"]) if "id" in file else ("url", file.get("url")) for file in checked]
-    if any("text" in file for file in checked) or len(set(kinds)) < len(kinds):
-        raise invalid("package.files: urls and ids, each once")
+    checked = [read_file(f"package.files[{index}]", file, name_of) for index, file in enumerate(files)]
+    sources = [("id", file["id"]) if "id" in file else ("url", file.get("url")) for file in checked]
+    if any("text" in file for file in checked) or len(set(sources)) < len(sources):
+        raise invalid("package.files: every file must be a url or an id, and none may occur twice")
     return {"package": checked}
 
 
-def check_priority(value: Any, default: int) -> int:
+def read_priority(value: Any, default: int) -> int:
     """Return the priority, or the default if there is none. Raises ApiProblem if it is not from 1 to 100."""
     if value is None:
         return default
@@ -131,7 +131,7 @@ def check_secrets(field: str, value: Any) -> None:
         raise invalid(f"{field}: must be an object")
 
 
-def check_reference(body: Any) -> tuple[str, str | None]:
+def read_reference(body: Any) -> tuple[str, str | None]:
     """Return workflow.id and workflow.version of a request that creates a run or a batch. Raises ApiProblem."""
     reference = body.get("workflow") if isinstance(body, dict) else None
     if not isinstance(reference, dict) or not isinstance(reference.get("id"), str):
@@ -142,7 +142,7 @@ def check_reference(body: Any) -> tuple[str, str | None]:
     return reference["id"], version
 
 
-def check_inputs(body: dict[str, Any], name_of: NameOf) -> list[tuple[bytes, bytes]]:
+def read_inputs(body: dict[str, Any], name_of: NameOf) -> list[tuple[bytes, bytes]]:
     """Return the file and metadata of each input of a batch, as JSON. Raises ApiProblem for the first wrong input."""
     inputs = body.get("inputs")
     if not isinstance(inputs, list) or not inputs:
@@ -153,7 +153,7 @@ def check_inputs(body: dict[str, Any], name_of: NameOf) -> list[tuple[bytes, byt
     for index, value in enumerate(inputs):
         if not isinstance(value, dict):
             raise invalid(f"inputs[{index}]: must be an object")
-        file = check_file(f"inputs[{index}].file", value.get("file"), name_of)
+        file = read_file(f"inputs[{index}].file", value.get("file"), name_of)
         metadata = clean_metadata(f"inputs[{index}].metadata", value.get("metadata"))
         check_secrets(f"inputs[{index}].secrets", value.get("secrets"))
         checked.append((_encode(file), _encode(metadata)))

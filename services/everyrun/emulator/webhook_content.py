@@ -93,21 +93,21 @@ class Links:
         return hmac.new(self._key, subject.encode(), hashlib.sha256).hexdigest()
 
 
-def payload(event: Event, first_start: float, clock_offset: float) -> bytes:
+def payload(event: Event, workflow_made_at: float, clock_offset: float) -> bytes:
     """Return, as JSON, the run or step at the time of the event. Its times are shifted by ``clock_offset`` seconds."""
     then = event.then.by_clock(clock_offset)
     if event.step == WHOLE_RUN:
-        return _encode(render.run(then, first_start))
-    return _encode(render.step_runs(then, first_start)[event.step])
+        return _encode(render.run(then, workflow_made_at))
+    return _encode(render.step_runs(then, workflow_made_at)[event.step])
 
 
-def body(event: Event, first_start: float, clock_offset: float, options: dict[str, Any], links: Links) -> bytes:
+def body(event: Event, workflow_made_at: float, clock_offset: float, options: dict[str, Any], links: Links) -> bytes:
     """Return the body of a webhook. ``options`` are the endpoint's advancedOptions.payload.
 
     If the options ask for links, the payload is a link instead of the object. A link to a run carries the run's id and
     metadata; a link to a step carries neither (SDK 1.20.0, wrapper/webhooks.py).
     """
-    shown = payload(event, first_start, clock_offset)
+    shown = payload(event, workflow_made_at, clock_offset)
     # Without a threshold, every payload is a link (as we read docs.extend.ai, webhooks/configuration).
     if options.get("format") == "url" and len(shown) > (options.get("urlThresholdBytes") or -1):
         link: dict[str, Any] = {"object": "signed_data_url", "data": links.make(event, time.time())}

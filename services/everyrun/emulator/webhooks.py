@@ -41,11 +41,11 @@ class Webhooks:
     many of them were delivered, and how many never will be.
     """
 
-    def __init__(self, store: Store, dice: Dice, links: Links, first_start: float, first_retry: float) -> None:
+    def __init__(self, store: Store, dice: Dice, links: Links, workflow_made_at: float, first_retry: float) -> None:
         self._store = store
         self._dice = dice
         self.links = links
-        self._first_start = first_start
+        self._workflow_made_at = workflow_made_at
         self._first_retry = first_retry
         self._queue: asyncio.Queue[Delivery] = asyncio.Queue()
         self.endpoints: dict[str, dict[str, Any]] = store.documents("endpoint")
@@ -143,7 +143,7 @@ class Webhooks:
     async def _send(self, session: aiohttp.ClientSession, endpoint: dict[str, Any], delivery: Delivery) -> bool:
         event = delivery.event
         options = endpoint.get("advancedOptions") or {}
-        content = body(event, self._first_start, self._dice.clock_offset, options.get("payload") or {}, self.links)
+        content = body(event, self._workflow_made_at, self._dice.clock_offset, options.get("payload") or {}, self.links)
         stamp = str(int(time.time() + self._dice.clock_offset))
         headers = {
             **(options.get("headers") or {}),
@@ -175,7 +175,7 @@ class Webhooks:
         number, generation, step, event_id = found
         if self._dice.strikes("url_expired", event_id) or runs[number].deleted:
             return None
-        return payload(Event(event_id, runs[number], generation, step), self._first_start, self._dice.clock_offset)
+        return payload(Event(event_id, runs[number], generation, step), self._workflow_made_at, self._dice.clock_offset)
 
 
 def _delete_write(delivery: Delivery) -> Write:

@@ -47,7 +47,9 @@ def request_headers(settings: Settings) -> dict[str, str]:
 
 
 class ExtendError(EveryrunError):
-    """Extend refused a request, or did not answer in time. ``status`` is 0 if there was no response.
+    """Extend refused a request, did not answer in time, or sent a response that cannot be read.
+
+    ``status`` is that of the response, or 0 if there was none.
 
     ``from_extend`` is True if the body was an error in Extend's format, and not, for example, a proxy's page.
     """
@@ -124,7 +126,7 @@ class Extend:
         await self._http.aclose()
         await self._budget.aclose()
 
-    async def budget(self, category: str) -> None:
+    async def wait_for_turn(self, category: str) -> None:
         """Wait until a request of the category may be sent."""
         await self._budget.turn(category)
 
@@ -149,8 +151,8 @@ class Extend:
     async def get_run(self, run_id: str, within: float = 60.0) -> bytes:
         """Return the WorkflowRun as received.
 
-        Raises ExtendError: with status 404 if the run does not exist, and with 0, 429 or 5xx if retries for ``within``
-        seconds did not help.
+        Raises ExtendError, with status 404 if the run does not exist. If there is no answer (status 0), or the answer
+        is 408, 429, 5xx or unreadable, the request is first retried for ``within`` seconds.
         """
         return (await self._get(f"/workflow_runs/{quote(run_id, safe='')}", {}, within)).content
 
@@ -185,7 +187,7 @@ class Extend:
         wait = 0.25
         while True:
             error = ExtendError(0, "UNREACHABLE", "")
-            await self.budget(GET)
+            await self.wait_for_turn(GET)
             self.sent[GET] += 1
             try:
                 async with asyncio.timeout(min(self._timeout, within)):
@@ -237,7 +239,8 @@ class Problem(NamedTuple):
 def clean(text: str) -> str:
     """Return Extend's text without secrets, NULs and lone surrogates, so that it can be stored, published and shown.
 
-    Extend may quote the link to a file, Postgres cannot store NUL, and UTF-8 cannot encode a lone surrogate.
+    Extend's text may quote the link to a file, which can contain a secret. Postgres cannot store NUL, and UTF-8 cannot
+    encode a lone surrogate.
     """
     return _UNSTORABLE.sub("\ufffd", redact(text))
 
@@ -274,7 +277,7 @@ def read_error(content: bytes) -> tuple[str, str]:
 def _error_body(content: bytes) -> dict[str, Any]:
     """Return the error object in a body, or an empty object.
 
-    The error may also be under the key ``error``, because Extend's CLI accepts this form, too.
+    The error may also be under the key ``error``, because Extend's CLI also accepts this form.
     """
     try:
         body = read_json(content)

@@ -20,7 +20,10 @@ from everyrun.store.storable import storable_json, storable_text
 
 
 class InvalidRecordError(Exception):
-    """A record is not a valid event of its topic. The text says why. It is stored in the quarantine."""
+    """A record is not a valid event of its topic, or Postgres cannot store it.
+
+    The record is put into the quarantine, with the text of this error as the reason.
+    """
 
 
 class Poison(NamedTuple):
@@ -44,7 +47,7 @@ class DecodedPolls(NamedTuple):
     metadata: dict[str, list[bytes]]
     #: By run id: the distinct bindings that the run was seen with, in the order of the log.
     bindings: dict[str, list[Binding]]
-    #: By run id: the partitions of the topic ``runs`` in which the observations of the run lie.
+    #: By run id: the partitions of the topic ``runs`` that contain the observations of the run.
     partitions: dict[str, set[int]]
     attempts: list[LoggedEvent]
     submissions: list[LoggedEvent]
@@ -57,8 +60,8 @@ class DecodedPolls(NamedTuple):
 def decode_polls(polls: Sequence[Poll], unstorable: Unstorable | None = None) -> DecodedPolls:
     """Decode polls. Merge the observations of each run, and put invalid and unstorable records into ``poison``.
 
-    A record also goes to ``poison`` if it causes an unexpected exception. So one bad record does not stop the records
-    that follow.
+    A record also goes to ``poison`` if it causes an unexpected exception, so that one bad record does not stop the
+    records that follow.
     """
     decoded = DecodedPolls({}, {}, {}, {}, {}, [], [], [], [], [], [])
     for poll in polls:
@@ -141,7 +144,8 @@ class _RunHead(msgspec.Struct):
 
 _head_decoder = msgspec.json.Decoder(_RunHead)
 
-#: Maximum number of characters of an id or a status, so that three of them fit into one row of a Postgres index.
+#: Maximum number of characters of an id or a status. A row of a Postgres index has at most about 2,700 bytes, and one
+#: index has a run's status beside the ids of the submission and the input.
 _LONGEST = 255
 
 
@@ -184,7 +188,7 @@ def run_of(record: LogRecord) -> Run:
         run, metadata, binding = _clean(whole, bytes(head.metadata))
         credits = _credits(head.usage)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError) as error:
-        raise InvalidRecordError(f"not an event of runs: {error}") from None
+        raise InvalidRecordError(f"not a valid event of the topic runs: {error}") from None
     except TooNewError as error:
         raise InvalidRecordError(str(error)) from None
     for indexed in (head.id, head.status, head.batchId or ""):
@@ -245,6 +249,6 @@ def event_of(topic: str, record: LogRecord) -> LoggedEvent:
             record.partition,
         )
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRecordError(f"not an event of {topic}: {error}") from None
+        raise InvalidRecordError(f"not a valid event of the topic {topic}: {error}") from None
     except TooNewError as error:
         raise InvalidRecordError(str(error)) from None

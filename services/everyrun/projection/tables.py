@@ -54,7 +54,10 @@ class ConflictError(Exception):
 
 
 class InputState(NamedTuple):
-    """The state of an input after a transaction: its row and, if it has a run, the selection of its current run.
+    """The values to write to the row of an input.
+
+    If the input has a run, ``selection`` decides the columns that depend on the run: batch, attempt, status, version
+    and so on. ``row`` decides the others, and decides all columns of an input without a run.
 
     ``reason`` and ``message`` say why an input without a run was refused.
     """
@@ -66,7 +69,7 @@ class InputState(NamedTuple):
 
     @property
     def version(self) -> str:
-        """The version of the row after the transaction."""
+        """The version that the row will have."""
         return self.row.version if self.selection is None else self.selection.version
 
     @property
@@ -171,13 +174,13 @@ async def write_results(
         await copy(connection, "staged_results", STAGED_COLUMNS, staged)
         done = await connection.execute(_sql["update_results"])
         if done != f"UPDATE {len(staged)}":
-            raise ConflictError(f"{done} of {len(staged)} rows")
+            raise ConflictError(f"updated {done.removeprefix('UPDATE ')} of {len(staged)} rows")
 
 
 async def write_duplicates(
     connection: asyncpg.Connection, selections: Sequence[Selection], contested: Collection[str]
 ) -> None:
-    """Replace the duplicate runs of the contested inputs."""
+    """Replace the rows of ``other_runs`` for the contested inputs: those that have several runs."""
     if not contested:
         return
     await connection.execute(_sql["delete_duplicates"], sorted(contested))
@@ -294,7 +297,7 @@ async def write_attempts(
     changed = []
     for record in await connection.fetch(_sql["lock_attempts"], *columns_of(keys)):
         key = (record["chunk"], record["attempt"])
-        counts = attempts.moved(msgspec.json.decode(record["counts"]), deltas.counts[key])
+        counts = attempts.add_deltas(msgspec.json.decode(record["counts"]), deltas.counts[key])
         runs = record["runs_observed"] + deltas.runs.get(key, 0)
         changed.append((key, record, counts, runs, attempts.state_of(dict(record), counts, runs)))
     last = await _last_settled(connection, [key for key, *_, state in changed if state in ("SETTLED", "REFUSED")])

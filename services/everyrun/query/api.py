@@ -55,8 +55,8 @@ def query_api(settings: Settings, pool: asyncpg.Pool) -> FastAPI:
         message = "the database took too long; ask for less: one submission, or a smaller limit"
         return JSONResponse({"code": "TOO_SLOW", "message": message}, 504)
 
-    # These classes also belong to POSTGRES_AWAY, which has a handler of its own. FastAPI calls the handler of the most
-    # specific class, so these errors get this answer and not that of POSTGRES_AWAY.
+    # api() has added handlers for the classes in POSTGRES_AWAY, which are base classes of these two. FastAPI calls the
+    # handler of the nearest base class, so these two get the answer above.
     for kind in (TimeoutError, asyncpg.QueryCanceledError):
         app.add_exception_handler(kind, too_slow)
 

@@ -236,5 +236,7 @@ def read_sort(sort: str | None) -> Order:
     """Return the order that the parameter ``sort`` names. Raises InvalidFieldError if there is none of this name."""
     column = (sort or "input_id").removeprefix("-")
     if column not in SORTS:
-        raise InvalidFieldError("sort", f"{sort!r} is unknown; there are: {', '.join(SORTS)}, each also with a minus")
+        raise InvalidFieldError(
+            "sort", f"{sort!r} is unknown; it must be one of: {', '.join(SORTS)}, each also with a minus"
+        )
     return Order(column, (sort or "").startswith("-"))

@@ -1,4 +1,7 @@
-"""Run the reconciler. Every process completes deferred deliveries; only the leader polls, sweeps and trims."""
+"""Run the reconciler. Every process completes deferred deliveries.
+
+Only the leader polls, sweeps, and trims the content of foreign runs (see ``trimming``).
+"""
 
 from __future__ import annotations
 
@@ -66,24 +69,25 @@ async def _deliver(settings: Settings, links: Links, extend: Extend, health: Hea
             await consumer.stop()
 
 
-async def _poll(settings: Settings, extend: Extend, health: Health) -> None:
+async def _lead(settings: Settings, extend: Extend, health: Health) -> None:
     """Wait until this process is the leader. Then poll, sweep and trim as long as it is the leader.
 
-    The leader is the process that holds an advisory lock in Postgres.
+    The leader is the process that holds an advisory lock in Postgres. While a process waits to become the leader, its
+    part ``polling`` counts as ready.
     """
     await wait_until_bound(settings, health)
     await topics.wait_until_valid(settings, health)
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(await open_pool(settings, name="reconciler", max_size=6))
         producer = await stack.enter_async_context(Producer(settings, compression="zstd"))
-        leading = await stack.enter_async_context(pool.acquire())
+        lock_connection = await stack.enter_async_context(pool.acquire())
         lists = RunLists(extend)
         fetcher = RunFetcher(pool, extend, producer, first_wait=settings.sweep_in_doubt_every)
         polling = Polling(settings, pool, lists, fetcher)
         sweeps = Sweeps(settings, pool, lists, fetcher, polling.hurry)
         trimming = Trimming(settings, pool, producer)
         every = min(1.0, settings.poll_every / 2, settings.sweep_in_doubt_every / 2)
-        while not await leading.fetchval(_sql["lead"]):
+        while not await lock_connection.fetchval(_sql["lead"]):
             health.ready("polling")
             await asyncio.sleep(1.0)
 
@@ -101,7 +105,7 @@ async def _poll(settings: Settings, extend: Extend, health: Health) -> None:
             # Postgres releases the lock when the connection that holds it ends. Another process may then become the
             # leader. If the connection is lost, this query fails, and that ends the work of this process.
             while True:
-                await leading.fetchval("select 1")
+                await lock_connection.fetchval("select 1")
                 await asyncio.sleep(1.0)
 
         async with asyncio.TaskGroup() as group:
@@ -127,7 +131,7 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
         count_requests(registry, extend.sent)
         tasks = [
             asyncio.create_task(_keep_running(health, "deliveries", lambda: _deliver(settings, links, extend, health))),
-            asyncio.create_task(_keep_running(health, "polling", lambda: _poll(settings, extend, health))),
+            asyncio.create_task(_keep_running(health, "polling", lambda: _lead(settings, extend, health))),
             # These two checks run beside the work, because the work may wait minutes for a server that hangs.
             asyncio.create_task(topics.keep_checking(settings, health)),
             asyncio.create_task(keep_probing(settings, health, "database", name="reconciler")),

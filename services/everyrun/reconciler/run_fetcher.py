@@ -83,7 +83,7 @@ async def fetch_run(extend: Extend, run_id: str, within: float = 30.0, tries: in
 
 
 class RunFetcher:
-    """Fetches runs and writes them to the log. It fetches each state of a run only once.
+    """Fetches runs and writes them to the log. It fetches each state of a run once, as far as possible.
 
     If Extend does not return a run, the next try for that run comes after ``first_wait`` seconds at the earliest. The
     wait doubles after each failure, up to an hour, so that a run that can never be fetched costs few requests.
@@ -116,7 +116,7 @@ class RunFetcher:
         return known
 
     async def fetch(self, wanted: Sequence[ListedRun]) -> dict[str, Outcome]:
-        """Fetch those of these runs whose state is not in the tables. Return the outcome for each run, by run id.
+        """Fetch the runs whose state is not in the tables. Return the outcome for each of these runs, by run id.
 
         Raises Kafka's and asyncpg's errors.
         """

@@ -133,8 +133,8 @@ def look_back_due(held_for: float, since_last: float, every: float) -> bool:
 def sweep_wait(*, in_doubt: bool, every: float, in_doubt_every: float, took: float) -> float:
     """Return the seconds from the start of a sweep that took ``took`` seconds to the start of the next one.
 
-    The pause after each sweep leaves requests to others. Sweeps take at most a sixth of the time, or half of it while a
-    call is in doubt. So they take at most the same share of the rate limit.
+    The pause after each sweep leaves requests to others. Sweeps take at most a sixth of the time; while a call is
+    in doubt, at most half of the time. So they take at most the same share of the rate limit.
     """
     if in_doubt:
         return max(in_doubt_every, took * (1 + _REST_IN_DOUBT))

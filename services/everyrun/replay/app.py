@@ -77,8 +77,8 @@ class HistorianHolder:
 
 async def _main(settings: Settings, stop: asyncio.Event) -> None:
     # Histories are read from the log, so the service is not ready without Kafka. Jobs wait in Postgres until they can
-    # run, so a problem with jobs is only reported. The index must have reached the end of the log once. If it falls
-    # behind later, histories are slower, but still possible.
+    # run, so a problem with jobs is reported, but the service stays ready. The index must have reached the end of the
+    # log once. If it falls behind later, histories are slower, but still possible.
     health = Health("database", "topics", "kafka", at_start=("index",), reported=("jobs",))
     starting = StartingApp(health)
     async with AsyncExitStack() as server, AsyncExitStack() as stack:

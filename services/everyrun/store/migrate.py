@@ -70,8 +70,8 @@ def _url(dsn: str, schema: str) -> str:
     If the dsn names no sslmode, TLS is used whenever the server offers it, as with asyncpg and psql.
     """
     parts = urlsplit(dsn)
-    # A migration may take as long as it needs, so remove the role's timeouts. Only the first three of LIMITS are
-    # removed: older servers do not know the others, and refuse a connection that sets them.
+    # A migration may take as long as it needs, so set the role's timeouts to 0. Set only the first three of LIMITS:
+    # older servers do not know the others, and refuse a connection that names them.
     unlimited = [f"{name}=0" for name in LIMITS[:3]]
     own = [parts.query, f"search_path={schema}", *unlimited] + ([] if "sslmode=" in parts.query else ["sslmode=prefer"])
     query = "&".join(own).lstrip("&")

@@ -31,8 +31,8 @@ SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 #: Maximum age in seconds of the tokens in memory. After that, they are read again, so that a revocation takes effect.
 FRESH_FOR = 2.0
-#: The same maximum age, for a request with an unknown token. It is short, so that a new token works at once, but not 0,
-#: so that a flood of guesses does not cause a flood of queries.
+#: Maximum age in seconds of the tokens in memory if a request brings a token that is not among them. It is short, so
+#: that a new token works at once, but not 0, so that a flood of guesses does not cause a flood of queries.
 UNKNOWN_FOR = 0.2
 
 
@@ -46,15 +46,18 @@ class Caller(Struct, frozen=True):
 class Revoked(Struct, frozen=True):
     """A revoked token.
 
-    ``before`` is True if it had already been revoked earlier. The reason of the first revocation is then kept.
+    ``already`` is True if it had been revoked earlier. The reason of the first revocation is then kept.
     """
 
     name: str
-    before: bool
+    already: bool
 
 
 class RevocationsUnknownError(Unavailable):
-    """The database was restarted or replaced. Until revocations are read from the log, no token is accepted."""
+    """The database was restarted or replaced, and the revocations have not been read from the log yet.
+
+    Until they are, no token of the database is accepted. EVERYRUN_API_TOKEN is not affected.
+    """
 
     retry_after = 2
 
@@ -99,13 +102,13 @@ async def revoke(connection: asyncpg.Connection, token_id: str, by: str, reason:
     """Revoke a token by its id (``ert_...``) or its whole text. Return None if there is no such token.
 
     Services refuse the token within FRESH_FOR seconds. The submission service then publishes ``token-revoked``. This
-    event keeps the token revoked even if the database is restored from an older backup; see ``is_durable``.
+    event keeps the token revoked even if the database is restored from an older backup; see ``revocation_is_logged``.
     """
     row = await connection.fetchrow(_sql["revoke"], _id_of(token_id), by, reason)
     return None if row is None else Revoked(row["name"], row["was_revoked"])
 
 
-async def is_durable(connection: asyncpg.Connection, token_id: str) -> bool:
+async def revocation_is_logged(connection: asyncpg.Connection, token_id: str) -> bool:
     """Return True if the log holds the revocation of a token, so that no restored backup can undo it."""
     return bool(await connection.fetchval(_sql["is_announced"], _id_of(token_id)))
 

@@ -1,4 +1,8 @@
-"""Derive rows of the tables ``batches`` (attempts) and ``results`` (inputs) from the topic ``batches``. Pure."""
+"""Derive rows from the topic ``batches``.
+
+Each attempt has a row in the table ``batches``. An input has a row in the table ``results`` once its batch was accepted
+or refused. Pure.
+"""
 
 from __future__ import annotations
 
@@ -127,8 +131,8 @@ def rows_of(logged: LoggedEvent) -> list[tuple[Row, str | None, str | None]]:
     refused = type(event) in _REFUSALS
     version = version_of_attempt(event.chunk, event.attempt, refused)
     if isinstance(event, events.DoubtDiscarded):
-        # If Extend refused an attempt and a person also discarded it, the row shows the person's decision, whatever the
-        # order of the two events, because the longer version is the greater one.
+        # Extend may refuse an attempt that a person also discards. The row must then show the person's decision,
+        # whichever event comes first. The suffix ensures this: a text that continues another text sorts after it.
         version += DISCARDED
     status = REFUSED if refused else SUBMITTED
     reason, message = _refusal(event) if refused else (None, None)
@@ -170,7 +174,7 @@ def state_of(attempt: Mapping[str, Any], counts: Mapping[str, int], runs_observe
     return state
 
 
-def moved(counts: Mapping[str, int], deltas: Mapping[str, int]) -> dict[str, int]:
+def add_deltas(counts: Mapping[str, int], deltas: Mapping[str, int]) -> dict[str, int]:
     """Add ``deltas`` to the counters ``counts``, and return the result sorted by status and without zeros."""
     statuses = sorted({*counts, *deltas})
     after = {status: counts.get(status, 0) + deltas.get(status, 0) for status in statuses}
@@ -193,5 +197,9 @@ def batches_of(logged_events: Iterable[LoggedEvent]) -> dict[str, Batch]:
 
 
 def key_of(event: Any) -> str:
-    """Return the Kafka key of an attempt's event: the chunk's lineage, or the batchId of a registered batch."""
+    """Return the Kafka key of an attempt's event.
+
+    It is the id of the chunk, or the batchId of a registered batch. For a part, it is the id of the original chunk,
+    which was cut.
+    """
     return event.batch_id if isinstance(event, events.BatchRegistered) else lineage(event.chunk)

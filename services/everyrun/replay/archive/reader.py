@@ -113,13 +113,17 @@ class ArchiveReader:
                     yield RecordRange(manifest.topic, partition, records, records[-1].offset + 1)
         for covered in manifest.partitions:
             if covered.partition in wanted:
-                # A compacted topic may have offsets without records after the last record; cover them too.
+                # The file may cover offsets after its last record, for example if the topic was compacted. Yield an
+                # empty range up to the end, so that the reader continues after these offsets.
                 end = min(covered.end, wanted[covered.partition][1])
                 yield RecordRange(manifest.topic, covered.partition, [], end)
 
 
 class ArchiveAndLog:
-    """Reads records from an archive as far as it reaches, and the rest from the live log that was archived."""
+    """Reads records from an archive, and from the log in Kafka those that the archive does not have.
+
+    If the archive of a partition begins after the first wanted offset, the whole partition is read from Kafka.
+    """
 
     def __init__(self, reader: ArchiveReader, settings: Settings) -> None:
         self._reader = reader
@@ -129,7 +133,8 @@ class ArchiveAndLog:
     async def open(cls, location: str, settings: Settings) -> ArchiveAndLog:
         """Open an archive and read its manifests.
 
-        Raises what :meth:`ArchiveReader.open` raises. Also raises ArchiveError if another cluster's log was archived.
+        Raises what :meth:`ArchiveReader.open` raises. Also raises ArchiveError if the archive is of another Kafka
+        cluster than the one in the settings.
         """
         reader = await ArchiveReader.open(location)
         cluster = await cluster_id(settings)

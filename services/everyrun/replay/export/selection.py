@@ -181,5 +181,5 @@ def check_topics(names: Iterable[str]) -> tuple[str, ...]:
     known = {topic.name for topic in declared()}
     unknown = sorted(set(given) - known)
     if unknown:
-        raise SelectionError(f"there is no topic {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+        raise SelectionError(f"there is no topic {', '.join(unknown)}; the topics are {', '.join(sorted(known))}")
     return given

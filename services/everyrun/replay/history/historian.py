@@ -1,4 +1,4 @@
-"""Tell the history of an id: find its events, say what each event changed, and compare the result with the live row."""
+"""Build the history of an id: find its events, say what each one changed, and compare the result with the live row."""
 
 from __future__ import annotations
 
@@ -68,12 +68,12 @@ class HistoryEvent(msgspec.Struct, frozen=True):
 class History(msgspec.Struct, frozen=True):
     """The history of an id.
 
-    - ``kind`` is input, run or batch.
+    - ``kind`` is input, run or batch. The id of a chunk or a submission has the kind batch.
     - ``row`` is the input's row in the live tables.
     - ``agrees`` is true if the row in the live tables equals the row that the events make. It is false if a value
       differs, or if only one of these two rows exists. It is null if neither exists, or if the live tables have not
-      applied all of the events yet. ``differences`` lists the values that differ. If a whole row is missing, ``column``
-      is ``*``.
+      applied all of the events yet. ``differences`` lists the values that differ. If a whole row is missing, it lists
+      only one difference, whose ``column`` is ``*``.
     - If an input has no row yet, ``waiting`` says what it is waiting for, and ``status`` is its status in the queue.
     """
 
@@ -90,7 +90,7 @@ class History(msgspec.Struct, frozen=True):
 
 
 class Historian:
-    """Tells histories of one installation."""
+    """Builds histories of one installation."""
 
     def __init__(self, settings: Settings, pool: asyncpg.Pool, index: EventIndex, records: RecordReader) -> None:
         self._settings = settings
@@ -131,8 +131,8 @@ class Historian:
             _history_event(location, record, projection.apply(location.topic, record))
             for location, record in _in_order(found)
         ]
-        # The row can be compared only if the tables have applied all events that were found. Then an input whose events
-        # make a row must have this row in the tables.
+        # The row can be compared only if the tables have applied all events that were found. If they have, a row that
+        # the events make must also be in the tables; if it is not there, that is a difference.
         comparable = (row is not None or projection.row is not None) and all(
             location.offset < applied.get((location.topic, location.partition), 0) for location in found
         )

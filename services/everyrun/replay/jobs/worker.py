@@ -84,14 +84,14 @@ class Worker:
 
         Raises errors of asyncpg and aiokafka, and OSError. After such an error, call this again to resume the job.
         """
-        async with self._pool.acquire() as leading:
-            if not await leading.fetchval(_sql["try_lead"]):
+        async with self._pool.acquire() as lock_connection:
+            if not await lock_connection.fetchval(_sql["try_lead"]):
                 return
             try:
                 while (row := await self._pool.fetchrow(_sql["next"])) is not None:
                     await self._run_job(row)
             finally:
-                await leading.execute(_sql["stop_leading"])
+                await lock_connection.execute(_sql["stop_leading"])
 
     async def _run_job(self, row: asyncpg.Record) -> None:
         """Run a job to its end. Meanwhile write its progress to Postgres, and stop if the job was cancelled there."""

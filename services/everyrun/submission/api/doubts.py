@@ -36,7 +36,10 @@ class DecisionReason(BaseModel):
         min_length=1, max_length=1000, pattern=_NO_NUL, description="The reason, which is kept with the decision."
     )
     by: str = Field(
-        "", max_length=200, pattern=r"^[^\x00]*$", description="Who decides; shown before the name of the token."
+        "",
+        max_length=200,
+        pattern=r"^[^\x00]*$",
+        description="The person who decides. It is stored as `PERSON (NAME OF THE API TOKEN)`.",
     )
 
 
@@ -110,7 +113,7 @@ def doubt_routes(app: FastAPI, doubts: Doubts) -> None:
         Everyrun fetches a run of the batch. The reserved key of this run must name the chunk.
         """
         try:
-            await doubts.adopt(_clean(chunk), adoption.batch_id, decided_by(request, adoption.by), adoption.reason)
+            await doubts.adopt(_refuse_nul(chunk), adoption.batch_id, decided_by(request, adoption.by), adoption.reason)
         except _ERRORS as error:
             raise _error(error) from None
         return await _shown(doubts, chunk)
@@ -126,7 +129,9 @@ def doubt_routes(app: FastAPI, doubts: Doubts) -> None:
     async def resend(request: Request, chunk: str, decision: ForcibleDecision) -> dict[str, Any]:
         """Resend the chunk. Answers 409 WINDOW_OPEN while evidence may still come, unless `force` is set."""
         try:
-            await doubts.resend(_clean(chunk), decided_by(request, decision.by), decision.reason, force=decision.force)
+            await doubts.resend(
+                _refuse_nul(chunk), decided_by(request, decision.by), decision.reason, force=decision.force
+            )
         except _ERRORS as error:
             raise _error(error) from None
         return await _shown(doubts, chunk)
@@ -145,7 +150,9 @@ def doubt_routes(app: FastAPI, doubts: Doubts) -> None:
         If a run of the chunk appears later, it is still shown.
         """
         try:
-            await doubts.discard(_clean(chunk), decided_by(request, decision.by), decision.reason, force=decision.force)
+            await doubts.discard(
+                _refuse_nul(chunk), decided_by(request, decision.by), decision.reason, force=decision.force
+            )
         except _ERRORS as error:
             raise _error(error) from None
         return await _shown(doubts, chunk)
@@ -153,12 +160,12 @@ def doubt_routes(app: FastAPI, doubts: Doubts) -> None:
 
 async def _shown(doubts: Doubts, chunk: str) -> dict[str, Any]:
     try:
-        return await doubts.show(_clean(chunk))
+        return await doubts.show(_refuse_nul(chunk))
     except DecisionError as error:
         raise _error(error) from None
 
 
-def _clean(text: str) -> str:
+def _refuse_nul(text: str) -> str:
     if "\x00" in text:
         raise ApiError(422, "INVALID_REQUEST", "the path has a NUL character")
     return text
@@ -182,7 +189,7 @@ def pause_routes(app: FastAPI, pool: asyncpg.Pool, log: Log) -> None:
         return {"workflows": shown, "next_cursor": rows[limit - 1]["id"] if len(rows) > limit else None}
 
     async def change(target: pauses.PauseTarget, request: Request, why: DecisionReason, pause: bool) -> dict[str, Any]:
-        if not await pool.fetchval(_sql[f"{target.kind}_known"], _clean(target.id)):
+        if not await pool.fetchval(_sql[f"{target.kind}_known"], _refuse_nul(target.id)):
             raise ApiError(404, "NOT_FOUND", f"there is no {target.kind} {target.id}")
         apply = pauses.pause if pause else pauses.resume
         try:
@@ -217,7 +224,7 @@ def pause_routes(app: FastAPI, pool: asyncpg.Pool, log: Log) -> None:
     @app.post("/v1/submissions/{submission_id}/pause", dependencies=[scope("operate")])
     @answers(SubmissionPause, {404: "NOT_FOUND: there is no such submission."})
     async def pause_submission(request: Request, submission_id: str, why: DecisionReason) -> dict[str, Any]:
-        """Pause a submission: nothing more of it is sent. Batches that were submitted already continue."""
+        """Pause a submission: nothing more of it is sent. Batches that Extend has accepted continue."""
         return await change(pauses.PauseTarget("submission", submission_id), request, why, True)
 
     @app.post("/v1/submissions/{submission_id}/resume", dependencies=[scope("operate")])

@@ -50,8 +50,8 @@ def waits_for(doubt: Row, now: datetime) -> str:
     if now < ends:
         return f"evidence, until {ends:%Y-%m-%d %H:%M:%S} UTC"
     if doubt["sweeps"] < REQUIRED_SWEEPS:
-        return f"complete sweeps of the workflow that began after the window: {doubt['sweeps']} of {REQUIRED_SWEEPS}"
-    return "the result tables to apply the whole log"
+        return f"complete sweeps, begun after the window ended: {doubt['sweeps']} of {REQUIRED_SWEEPS}"
+    return "the processor, which has not applied the whole log to the result tables yet"
 
 
 def window_is_over(doubt: Row, now: datetime) -> bool:
@@ -136,7 +136,8 @@ class Doubts:
             raise DecisionError(
                 409,
                 "OTHER_CHUNK",
-                f"its run {run_id} names attempt {key.attempt}; the queue knows {row['attempt']} attempts",
+                f"run {run_id} of {batch_id} names attempt {key.attempt} of this chunk, but the queue knows only the "
+                f"attempts up to {row['attempt']}",
             )
         await self._decide(chunk, Adopted(key.attempt, batch_id, run_id, by, why))
         await mark_adopted(self._pool, chunk, key.attempt, batch_id)
@@ -155,7 +156,7 @@ class Doubts:
                 "the queue was restored from a backup without this chunk's files. Repeat the upload with the "
                 f"Idempotency-Key {row['idempotency_key']} to restore them, or discard the chunk",
             )
-        await self._require_decidable(chunk, force, "after a resend now, Extend may process it twice")
+        await self._require_decidable(chunk, force, "if you resend it now, Extend may process it twice")
         await self._decide(chunk, Resent(by, why))
 
     async def discard(self, chunk: str, by: str, why: str, *, force: bool) -> None:

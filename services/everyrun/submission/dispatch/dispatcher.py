@@ -109,7 +109,7 @@ class Dispatcher:
         """Claim and send one chunk; return False if none is ready. Raises the errors in UNAVAILABLE."""
         if not await self._pool.fetchval(_sql["something_waits"]):
             return False
-        await self._extend.budget(RUN)
+        await self._extend.wait_for_turn(RUN)
         incarnation = await self._recovery.ensure_caught_up()
         now = self._clock()
         begin_by = now + timedelta(seconds=self._settings.dispatch_deadline)
