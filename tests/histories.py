@@ -12,7 +12,8 @@ from typing import Any
 from everyrun.extend.reserved import Reserved
 from everyrun.log import events
 from everyrun.log.cloudevents import Record, record
-from tests.records import INSTALLATION, a_registered_batch, an_input, at, batch_event, run_event
+from everyrun.log.keys import retry_chunk
+from tests.records import INSTALLATION, a_registered_batch, an_input, at, batch_event, retried, run_event
 
 _INPUTS = 2
 #: Kinds of reserved keys that runs carry, and their weights in histories with few and with many changed keys.
@@ -44,6 +45,11 @@ def a_history(chance: random.Random) -> list[Record]:
     }
     for number, chunk in enumerate(chunks):
         records += _chunk(chance, submission, chunk, number, given)
+        for retry in range(1, chance.choice((0, 0, 1, 2)) + 1):
+            again = retry_chunk(chunk, retry)
+            given[again] = sorted(chance.sample(given[chunk], chance.randint(1, _INPUTS)), key=lambda i: i.position)
+            records.append(retried(submission, again, retry, number + retry * 7, given[again]))
+            records += _chunk(chance, submission, again, number + retry * 10, given)
     if chance.random() < 0.4:
         records += a_registered_batch(chance, "7", inputs=4)
     for number in range(chance.randint(0, 2)):

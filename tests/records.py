@@ -69,6 +69,24 @@ def batch_event(kind: type, submission: str, chunk: str, attempt: int, when: flo
     return record("batches", event, key=key, id=f"{chunk}/{attempt}/{tag}", source="/test", time=at(when))
 
 
+def retried(submission: str, chunk: str, retry: int, when: float, inputs: list[events.Input]) -> Record:
+    """The event that gives inputs a new try in a chunk of their own."""
+    event = events.InputsRetried(
+        submission_id=submission,
+        chunk=chunk,
+        retry=retry,
+        workflow_id="workflow_1",
+        first_position=100 * retry,
+        total=10,
+        filter=events.RetryFilter(statuses=["FAILED"]),
+        requested_at=at(retry),
+        by="ann",
+        reason="again",
+        inputs=inputs,
+    )
+    return record("batches", event, key=lineage(chunk), id=f"{chunk}/inputs-retried", source="/test", time=at(when))
+
+
 def run_event(
     run_id: str,
     batch_id: str | None,

@@ -48,7 +48,7 @@ def test_the_selection_is_a_function_of_the_set_of_runs(seen: list[Run], chance:
     selection = None
     for run in shuffled:
         selection = select(ROW, one_by_one, [run])
-        one_by_one = [selection.current, *selection.duplicates]
+        one_by_one = [selection.current, *selection.others]
     assert selection == whole
     assert {run.run_id for run in one_by_one} == {run.run_id for run in seen}
 

@@ -21,8 +21,8 @@ Chunk = Annotated[
     str,
     Meta(
         description="Id of the chunk, whose inputs are sent to Extend in one call. If the chunk is a part of a chunk "
-        "that was cut, its id has a hyphen and the number of the part. The Kafka key is the id up to its first hyphen, "
-        "so that all parts have the same key."
+        "that was cut, its id has a hyphen and the number of the part. If a retry made the chunk, its id has -r and "
+        "the number of the retry. The Kafka key is the id up to its first hyphen, so that all of these share a key."
     ),
 ]
 Attempt = Annotated[int, Meta(ge=1, description="Number of the attempt to send the chunk, from 1.")]
@@ -214,8 +214,8 @@ class Part(Struct, frozen=True):
     """A part that a chunk was cut into: a chunk of its own, with a range of the inputs."""
 
     chunk: Annotated[str, Meta(description="<id of the chunk that was cut>-<number from 1>")]
-    first_position: Annotated[int, Meta(ge=1, description="Position in the submission of the first input of the part.")]
-    last_position: Annotated[int, Meta(ge=1, description="Position in the submission of the last input of the part.")]
+    first_position: Annotated[int, Meta(ge=1, description="Position in the queue of the first input of the part.")]
+    last_position: Annotated[int, Meta(ge=1, description="Position in the queue of the last input of the part.")]
 
 
 class BatchCut(Struct, frozen=True, tag="batch-cut", tag_field="type"):
@@ -253,6 +253,45 @@ class BatchRegistered(Struct, frozen=True, tag="batch-registered", tag_field="ty
     inputs: Annotated[
         list[Input], Meta(description="The inputs of the batch, as the other caller sent them to Extend.")
     ]
+
+
+class RetryFilter(Struct, frozen=True, omit_defaults=True):
+    """Which settled inputs of a submission a retry sends again: those that meet every condition that is given."""
+
+    statuses: Annotated[list[str], Meta(description="Only inputs with one of these statuses; empty for all.")] = []
+    reasons: Annotated[
+        list[str], Meta(description="Only inputs with one of these values of failure_reason; empty for all.")
+    ] = []
+    ids: Annotated[
+        list[str],
+        Meta(description="Only inputs with one of these external ids; empty for all. At most a hundred are shown."),
+    ] = []
+    metadata: Annotated[
+        dict[str, str], Meta(description="Only inputs whose metadata have these values at these top-level keys.")
+    ] = {}
+    limit: Annotated[int | None, Meta(description="At most so many inputs, in the order of their ids.")] = None
+
+
+class InputsRetried(Struct, frozen=True, tag="inputs-retried", tag_field="type"):
+    """A retry gives inputs of one original chunk a new try, in a chunk of its own. Key: chunk. On ``batches``.
+
+    Until the new try is accepted by Extend, the inputs are WAITING. The runs of their earlier tries are superseded.
+    """
+
+    submission_id: SubmissionId
+    chunk: Chunk
+    retry: Annotated[int, Meta(ge=1, description="Number of the retry in the submission, from 1.")]
+    workflow_id: WorkflowId
+    first_position: Annotated[
+        int,
+        Meta(ge=1, description="Position of the first of these inputs in the queue; the others follow it in order."),
+    ]
+    total: Annotated[int, Meta(ge=1, description="Number of inputs of the whole retry, in all its chunks.")]
+    filter: Annotated[RetryFilter, Meta(description="Which inputs were chosen.")]
+    requested_at: Time
+    by: Decider
+    reason: Reason
+    inputs: Annotated[list[Input], Meta(description="The inputs, in the order in which they will be sent.")]
 
 
 class WorkflowPaused(Struct, frozen=True, tag="workflow-paused", tag_field="type"):
@@ -425,7 +464,13 @@ class Result(Struct, frozen=True, kw_only=True):
     file: FileJson
     metadata: MetadataJson
     run_id: Annotated[str | None, Meta(description="The current run; null if no run is known yet.")]
-    status: Annotated[str, Meta(description="SUBMITTED, REFUSED, or Extend's status of the current run.")]
+    status: Annotated[
+        str,
+        Meta(
+            description="WAITING if a new try waits to be sent, SUBMITTED, REFUSED, or Extend's status of the current "
+            "run."
+        ),
+    ]
     failure_reason: Annotated[
         str | None, Meta(description="Extend's failureReason; for a refused input, the error code or DISCARDED.")
     ]
@@ -472,8 +517,10 @@ class BatchReport(Struct, frozen=True, kw_only=True):
     counts: Annotated[dict[str, int], Meta(description="Number of inputs that belong to the attempt, by status.")]
     runs_observed: Annotated[int, Meta(description="Number of runs of the batch that were matched to an input.")]
     duplicates: Annotated[
-        int, Meta(description="Number of runs of the batch that are not the current run of their input.")
+        int,
+        Meta(description="Number of runs of the batch that are further runs of the try that their input shows."),
     ]
+    superseded: Annotated[int, Meta(description="Number of runs of the batch whose input has a newer try.")]
     settled_at: Annotated[Time | None, Meta(description="When the last input settled; null while an input is open.")]
 
 
@@ -511,6 +558,7 @@ BatchEvent = (
     | BatchSubmitted
     | BatchRejected
     | BatchCut
+    | InputsRetried
     | WorkflowPaused
     | WorkflowResumed
     | SubmissionPaused

@@ -6,6 +6,7 @@ were written. So are the runs that name the chunk in their metadata.
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 
 import msgspec
@@ -13,8 +14,10 @@ from aiokafka.partitioner import murmur2
 
 from everyrun.extend import reserved
 
-#: Separates the id of a chunk that was cut from the number of the part: ``sub_X.c00001-2`` is the second part.
+#: Separates the id of a chunk from what was made of it: ``sub_X.c00001-2`` is its second part, after it was cut, and
+#: ``sub_X.c00001-r3`` the chunk for those of its inputs that the third retry of the submission sends again.
 PART = "-"
+_RETRY = re.compile(r"-r([1-9][0-9]{0,3})(?:-|$)")
 
 _KEY = f'"{reserved.KEY}"'.encode()
 
@@ -27,8 +30,20 @@ _decode = msgspec.json.Decoder(_Metadata).decode
 
 
 def lineage(chunk: str) -> str:
-    """Return the original chunk of a part, even if it was cut several times. Return any other chunk unchanged."""
+    """Return the original chunk of a part or of a retry. Return an original chunk unchanged."""
     return chunk.partition(PART)[0]
+
+
+def retry_chunk(original: str, retry: int) -> str:
+    """Return the id of the chunk for the inputs of an original chunk that a retry of the submission sends again."""
+    return f"{original}{PART}r{retry}"
+
+
+@lru_cache(maxsize=1 << 14)
+def retry_of(chunk: str) -> int:
+    """Return the number of the retry that made the chunk, or the chunk that it is a part of; 0 for a first try."""
+    found = _RETRY.search(chunk)
+    return int(found[1]) if found else 0
 
 
 def run_key(metadata: bytes | msgspec.Raw, batch_id: str | None, run_id: str) -> str:

@@ -29,9 +29,9 @@ from everyrun.projection.rules import attempts
 from everyrun.projection.rules.merge import AttemptKey, Run
 from everyrun.projection.rules.run_selection import (
     CounterDeltas,
+    OtherRun,
     Row,
     Selection,
-    attempt_of,
     count,
     count_only,
     is_contested,
@@ -69,7 +69,11 @@ def touched(decoded: DecodedPolls) -> Applied:
     """
     return Applied(
         states={},
-        inputs={given.input_id for logged in decoded.attempts for given in attempts.inputs_with_rows(logged.event)},
+        inputs={
+            given.input_id
+            for logged in (*decoded.retries, *decoded.attempts)
+            for given in attempts.inputs_with_rows(logged.event)
+        },
         runs=set(decoded.runs),
         attempts={(logged.event.chunk, logged.event.attempt) for logged in decoded.attempts},  # type: ignore[attr-defined]
         submissions={logged.event.submission_id for logged in decoded.submissions},  # type: ignore[attr-defined]
@@ -189,16 +193,18 @@ class _Transaction:
         #: The version that each existing row had when this transaction read the row.
         self.versions: dict[str, str] = {input_id: row.version for input_id, row in matcher.rows.items()}
         self.inputs: set[str] = set()
+        #: Inputs that had a run, and whose row now belongs to a newer try. Their runs become superseded.
+        self.superseded: set[str] = set()
 
     async def run(self) -> Applied:
         """Write all changes, and return what was touched. The caller commits."""
         decoded = self.decoded
         self._add_rows_of_attempts()
         selections, contested = await self._select_runs(self.matcher.by_input)
-        selected = {s.row.input_id: InputState(s.row, selection=s) for s in selections}
+        selected = {s.row.input_id: InputState(s.row, selection=s) for s in selections if s.current is not None}
         states = self.inserted | self.moved | selected
         await tables.write_results(self.connection, states, self.inserted.keys(), self.versions)
-        await tables.write_duplicates(self.connection, selections, contested)
+        await tables.write_other_runs(self.connection, selections, contested)
         await tables.write_unmatched(self.connection, self.matcher.known.keys(), self.matcher.unmatched_runs())
         await tables.write_submissions(self.connection, decoded.submissions)
         await tables.write_deliveries(self.connection, decoded.deliveries)
@@ -211,9 +217,9 @@ class _Transaction:
     def _add_rows_of_attempts(self) -> None:
         """Add a row for each input of the events.
 
-        If several attempts contain the same input, the row with the greatest version wins.
+        If several attempts or retries contain the same input, the row with the greatest version wins.
         """
-        for logged in self.decoded.attempts:
+        for logged in (*self.decoded.retries, *self.decoded.attempts):
             for row, reason, message in attempts.rows_of(logged):
                 self.inputs.add(row.input_id)
                 known = self.rows.get(row.input_id)
@@ -224,6 +230,8 @@ class _Transaction:
                 else:
                     self.deltas.touch(row.attempt_key)
                     continue
+                if known is not None and known.run_id is not None:
+                    self.superseded.add(row.input_id)
                 if known is None or row.input_id in self.inserted:
                     self.inserted[row.input_id] = InputState(row, reason, message)
                 else:
@@ -231,17 +239,24 @@ class _Transaction:
                 self.rows[row.input_id] = row
 
     async def _select_runs(self, matched: dict[str, list[Run]]) -> tuple[list[Selection], set[str]]:
-        """Select the current run of each input that has matched runs.
+        """Select the current run of each input that has matched runs, or that has a newer try now.
 
-        Return the selections to write, and the ids of contested inputs. A contested input has several runs, so its
-        rows in ``other_runs`` must be replaced.
+        Return the selections to write, and the ids of contested inputs. A contested input has several runs or tries, so
+        its rows in ``other_runs`` must be replaced.
         """
         self.inputs.update(matched)
-        duplicates: dict[str, list[Run]] = defaultdict(list)
+        matched = {**{input_id: [] for input_id in sorted(self.superseded)}, **matched}
+        others: dict[str, list[tuple[Run, OtherRun]]] = defaultdict(list)
         if matched:
-            for record in await self.connection.fetch(_sql["duplicates_of"], list(matched)):
-                duplicates[record["input_id"]].append(tables.run_of(record))
-        contested = {i for i, seen in matched.items() if is_contested(self.rows[i], seen, i in duplicates)}
+            for record in await self.connection.fetch(_sql["other_runs_of"], list(matched)):
+                run = tables.run_of(record)
+                other = OtherRun((record["chunk"], record["attempt"]), record["superseded"])
+                others[record["input_id"]].append((run, other))
+        contested = self.superseded | {
+            i
+            for i, seen in matched.items()
+            if i not in self.superseded and is_contested(self.rows[i], seen, i in others)
+        }
         current: dict[str, Run] = {}
         if contested:
             for record in await self.connection.fetch(_sql["current_runs"], list(contested)):
@@ -257,10 +272,10 @@ class _Transaction:
                 count_only(only, self.deltas)
                 selections.append(only)
                 continue
-            duplicates_before = {run.run_id: attempt_of(run, row) for run in duplicates[input_id]}
-            before = duplicates_before | ({row.run_id: row.attempt_key} if row.run_id else {})
-            known = [*duplicates[input_id], *([current[input_id]] if input_id in current else [])]
+            others_before = {run.run_id: other for run, other in others[input_id]}
+            current_before = current[input_id].run_id if input_id in current else None
+            known = [*(run for run, _ in others[input_id]), *([current[input_id]] if input_id in current else [])]
             selection = select(row, known, seen)
-            count(selection, before, duplicates_before, self.deltas)
+            count(selection, current_before, others_before, self.deltas)
             selections.append(selection)
         return selections, contested

@@ -53,9 +53,9 @@ select run_id, input_id, batch_id, chunk, attempt, status, failure_reason, failu
        observed_at, settled_at, version
 from results where input_id = any ($1::text[]) and run_id is not null
 
--- name: duplicates_of
+-- name: other_runs_of
 select run_id, input_id, batch_id, chunk, attempt, status, failure_reason, failure_message, run, credits, source,
-       observed_at, settled_at, version
+       observed_at, settled_at, version, superseded
 from other_runs where input_id = any ($1::text[])
 
 -- name: unmatched
@@ -78,7 +78,7 @@ set batch_id = s.batch_id, chunk = s.chunk, attempt = s.attempt, run_id = s.run_
 from staged_results s
 where r.input_id = s.input_id and r.version = s.expected_version
 
--- name: delete_duplicates
+-- name: delete_other_runs
 delete from other_runs where input_id = any ($1::text[])
 
 -- name: delete_unmatched
@@ -147,7 +147,7 @@ set batch_id = coalesce(known.batch_id, excluded.batch_id),
 
 -- name: lock_attempts
 select chunk, attempt, batch_id, submission_id, expected, state, requested_at, returned_at, in_doubt_at, resent_at,
-       rejected_at, cut_at, submitted_at, settled_at, counts, runs_observed, duplicates
+       rejected_at, cut_at, submitted_at, settled_at, counts, runs_observed, duplicates, superseded
 from batches
 where (chunk, attempt) in (select c, a from unnest($1::text[], $2::int[]) as given (c, a))
 order by chunk, attempt
@@ -165,10 +165,10 @@ group by b.chunk, b.attempt
 
 -- name: update_attempts
 update batches b
-set counts = given.counts, runs_observed = given.runs_observed, duplicates = given.duplicates, state = given.state,
-    settled_at = given.settled_at
-from unnest($1::text[], $2::int[], $3::jsonb[], $4::int[], $5::int[], $6::text[], $7::timestamptz[])
-     as given (chunk, attempt, counts, runs_observed, duplicates, state, settled_at)
+set counts = given.counts, runs_observed = given.runs_observed, duplicates = given.duplicates,
+    superseded = given.superseded, state = given.state, settled_at = given.settled_at
+from unnest($1::text[], $2::int[], $3::jsonb[], $4::int[], $5::int[], $6::int[], $7::text[], $8::timestamptz[])
+     as given (chunk, attempt, counts, runs_observed, duplicates, superseded, state, settled_at)
 where b.chunk = given.chunk and b.attempt = given.attempt
 
 -- name: current_rows
@@ -186,7 +186,8 @@ select input_id, version, observed_at, coalesce(pg_column_size(run), 0) as size
 from results where input_id = any ($1::text[])
 
 -- name: current_attempts
-select chunk, attempt, batch_id, submission_id, expected, state, counts, runs_observed, duplicates, settled_at
+select chunk, attempt, batch_id, submission_id, expected, state, counts, runs_observed, duplicates, superseded,
+       settled_at
 from batches
 where (chunk, attempt) in (select c, a from unnest($1::text[], $2::int[]) as given (c, a))
 
@@ -195,7 +196,7 @@ where (chunk, attempt) in (select c, a from unnest($1::text[], $2::int[]) as giv
 -- submission has many batches. It sums the counters of the batches only if the submission's last input has a row, and
 -- no batch in the state SUBMITTED has an input that is not settled. The last input is in the chunk with the greatest
 -- id, but only up to chunk c99999, because c100000 sorts before c99999. So the check of the last input is skipped for a
--- submission that has a chunk c100000.
+-- submission that has a chunk c100000. Chunks of retries are left out, because they repeat earlier inputs.
 select s.submission_id, s.workflow_id, s.expected, jsonb_object_agg(c.status, c.inputs) as counts
 from submissions s
 cross join lateral (
@@ -209,7 +210,7 @@ cross join lateral (
                         where k.status not in ('PROCESSED', 'FAILED', 'CANCELLED', 'REJECTED', 'REFUSED')))
       and ((select r.position >= s.expected
             from (select input_ids[cardinality(input_ids)] as input_id from batches l
-                  where l.submission_id = s.submission_id order by l.chunk desc limit 1) last
+                  where l.submission_id = s.submission_id and l.chunk not like '%-r%' order by l.chunk desc limit 1) last
             join results r on r.input_id = last.input_id)
            or exists (select from batches m where m.chunk = s.submission_id || '.c100000'))
     group by e.key

@@ -50,6 +50,7 @@ class DecodedPolls(NamedTuple):
     #: By run id: the partitions of the topic ``runs`` that contain the observations of the run.
     partitions: dict[str, set[int]]
     attempts: list[LoggedEvent]
+    retries: list[LoggedEvent]
     submissions: list[LoggedEvent]
     deliveries: list[LoggedEvent]
     quarantine: list[LoggedEvent]
@@ -63,7 +64,7 @@ def decode_polls(polls: Sequence[Poll], unstorable: Unstorable | None = None) ->
     A record also goes to ``poison`` if it causes an unexpected exception, so that one bad record does not stop the
     records that follow.
     """
-    decoded = DecodedPolls({}, {}, {}, {}, {}, [], [], [], [], [], [])
+    decoded = DecodedPolls({}, {}, {}, {}, {}, [], [], [], [], [], [], [])
     for poll in polls:
         for record in poll.records:
             try:
@@ -106,6 +107,9 @@ def _add_event(decoded: DecodedPolls, logged: LoggedEvent) -> None:
             decoded.decisions.append(logged)
     elif isinstance(event, decisions.OF_NO_ATTEMPT):
         decoded.decisions.append(logged)
+    elif isinstance(event, events.InputsRetried):
+        decoded.decisions.append(logged)
+        decoded.retries.append(logged)
     else:
         if isinstance(event, decisions.OF_AN_ATTEMPT):
             decoded.decisions.append(logged)

@@ -99,6 +99,7 @@ def batch_record(row: Row, now: float) -> Record:
         counts=msgspec.json.decode(row["counts"]),
         runs_observed=row["runs_observed"],
         duplicates=row["duplicates"],
+        superseded=row["superseded"],
         settled_at=_time(row["settled_at"]),
     )
     key = row["batch_id"] or row["chunk"]

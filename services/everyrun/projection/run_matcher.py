@@ -68,7 +68,7 @@ class RunMatcher:
         """
         logged_events = self._decoded.attempts
         brought = attempts.batches_of(logged_events)
-        if not self._runs and not logged_events:
+        if not self._runs and not logged_events and not self._decoded.retries:
             return
         for record in await self._connection.fetch(_sql["unmatched"], list(self._runs), list(brought)):
             run = tables.run_of(record)
@@ -80,7 +80,11 @@ class RunMatcher:
         await self._read_rows(
             {
                 *candidates,
-                *(given.input_id for logged in logged_events for given in attempts.inputs_with_rows(logged.event)),
+                *(
+                    given.input_id
+                    for logged in (*self._decoded.retries, *logged_events)
+                    for given in attempts.inputs_with_rows(logged.event)
+                ),
             }
         )
         bound = await self._bound(named)
@@ -189,7 +193,7 @@ class RunMatcher:
 
     def _in_place(self, batches: Mapping[str, Batch], bound: Mapping[str, _Bound]) -> bool:
         """Return True if each record lies in its chunk's partition, so that no other transaction can touch its rows."""
-        for logged in self._decoded.attempts:
+        for logged in (*self._decoded.retries, *self._decoded.attempts):
             if logged.partition != self._partition(attempts.key_of(logged.event)):
                 return False
         return all(

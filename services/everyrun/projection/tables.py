@@ -37,9 +37,9 @@ STAGED_COLUMNS = [
     "input_id", "expected_version", "batch_id", "chunk", "attempt", "run_id", "status", "failure_reason",
     "failure_message", "run", "credits", "source", "observed_at", "settled_at", "version",
 ]
-DUPLICATE_COLUMNS = [
+OTHER_RUN_COLUMNS = [
     "run_id", "input_id", "batch_id", "chunk", "attempt", "status", "failure_reason", "failure_message",
-    "run", "credits", "source", "observed_at", "settled_at", "version",
+    "run", "credits", "source", "observed_at", "settled_at", "version", "superseded",
 ]
 UNMATCHED_COLUMNS = [
     "run_id", "batch_id", "metadata", "status", "reason", "first_seen", "input_id", "installation", "chunk",
@@ -75,7 +75,11 @@ class InputState(NamedTuple):
     @property
     def run(self) -> bytes | None:
         """The JSON text of the current run; None if there is none."""
-        return None if self.selection is None else self.selection.current.run
+        return self._current.run if self._current else None
+
+    @property
+    def _current(self) -> Run | None:
+        return None if self.selection is None else self.selection.current
 
     def values(self) -> tuple[Any, ...]:
         """Return the values of RESULT_COLUMNS."""
@@ -91,8 +95,8 @@ class InputState(NamedTuple):
 
     def _changing(self) -> tuple[str | None, AttemptKey, str | None, tuple[Any, ...]]:
         row = self.row
-        if self.selection is not None:
-            run = self.selection.current
+        run = self._current
+        if run is not None:
             return run.batch_id, attempt_of(run, row), run.run_id, (*_run_values(run), self.version)
         settled_at = row.observed_at if row.status in SETTLED else None
         rest = (row.status, self.reason, self.message, None, None, None, row.observed_at, settled_at, self.version)
@@ -177,26 +181,27 @@ async def write_results(
             raise ConflictError(f"updated {done.removeprefix('UPDATE ')} of {len(staged)} rows")
 
 
-async def write_duplicates(
+async def write_other_runs(
     connection: asyncpg.Connection, selections: Sequence[Selection], contested: Collection[str]
 ) -> None:
-    """Replace the rows of ``other_runs`` for the contested inputs: those that have several runs."""
+    """Replace the duplicate and the superseded runs of the contested inputs."""
     if not contested:
         return
-    await connection.execute(_sql["delete_duplicates"], sorted(contested))
+    await connection.execute(_sql["delete_other_runs"], sorted(contested))
     values = [
         (
             *(run.run_id, selection.row.input_id, run.batch_id),
             *attempt_of(run, selection.row),
             *_run_values(run),
             version_of(run),
+            selection.is_superseded(run),
         )
         for selection in selections
         if selection.row.input_id in contested
-        for run in selection.duplicates
+        for run in selection.others
     ]
     if values:
-        await copy(connection, "other_runs", DUPLICATE_COLUMNS, values)
+        await copy(connection, "other_runs", OTHER_RUN_COLUMNS, values)
 
 
 class UnmatchedRun(NamedTuple):
@@ -304,7 +309,8 @@ async def write_attempts(
     values = []
     for key, record, counts, runs, state in changed:
         duplicates = record["duplicates"] + deltas.duplicates.get(key, 0)
-        values.append((*key, msgspec.json.encode(counts), runs, duplicates, state, last.get(key)))
+        superseded = record["superseded"] + deltas.superseded.get(key, 0)
+        values.append((*key, msgspec.json.encode(counts), runs, duplicates, superseded, state, last.get(key)))
     if values:
         await connection.execute(_sql["update_attempts"], *columns_of(values))
 

@@ -77,8 +77,9 @@ class Report(Standing, frozen=True, kw_only=True):
     ]
     unmatched_by_reason: dict[str, int]
     duplicates: Annotated[
-        int, Meta(description="Number of duplicate runs: further runs of inputs that have a current run.")
+        int, Meta(description="Number of duplicate runs: further runs of the try that an input shows.")
     ]
+    superseded: Annotated[int, Meta(description="Number of runs of earlier tries of inputs that were retried.")]
     pending_deliveries: Annotated[
         int,
         Meta(
@@ -116,9 +117,11 @@ class BatchLine(Struct, frozen=True, kw_only=True):
     counts: ByStatus
     runs_observed: int
     duplicates: int
+    superseded: int
     unmatched: int
     runs_in_results: int
     runs_in_duplicates: int
+    runs_in_superseded: int
     counted_rows: Annotated[
         dict[str, int],
         Meta(description="Number of rows in the table `results` by status, counted when the request was made."),

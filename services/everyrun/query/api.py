@@ -29,7 +29,7 @@ _sql = beside(__file__, "query.sql")
 def _line(row: asyncpg.Record) -> dict[str, Any]:
     """Return a row of the view ``report`` as JSON. Postgres returns sums as decimals, so make them integers."""
     line = row_as_json(row)
-    for name in ("inputs", "settled", "runs_in_results", "runs_in_duplicates", "unmatched"):
+    for name in ("inputs", "settled", "runs_in_results", "runs_in_duplicates", "runs_in_superseded", "unmatched"):
         line[name] = int(line[name])
     line["counted_rows"] = {status: int(number) for status, number in line["counted_rows"].items()}
     return line

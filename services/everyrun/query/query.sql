@@ -119,20 +119,22 @@ with chunks as (
     select * from everyrun_queue.unsent($1, $4, case when $2::text is null then $6::bigint end, $3)
     where status = $3
 )
-select i.submission_id || ':' || i.external_id as input_id, i.external_id, i.submission_id, c.chunk, i.position,
+select i.submission_id || ':' || i.external_id as input_id, i.external_id, i.submission_id, c.chunk,
+       coalesce(i.first_try, i.position) as position, i.position as queue_position,
        c.workflow_id, c.attempt, c.status, c.waits_for, c.detail, c.until
 from chunks c
 join everyrun_queue.inputs i on i.submission_id = c.submission_id and i.position between c.first_position and c.last_position
 where ($2::text is null or i.external_id = $2) and ($4::text is null or (c.chunk, i.position) > ($4, $5::int))
 union all
 select given.input_id, substr(given.input_id, length(c.submission_id) + 2), c.submission_id, c.chunk, given.position,
+       given.position,
        c.workflow_id, c.attempt, c.status, c.waits_for, c.detail, c.until
 from chunks c, lateral (
     select n.id as input_id, n.position::int as position from unnest(c.input_ids) with ordinality as n (id, position)
 ) given
 where ($2::text is null or given.input_id = c.submission_id || ':' || $2)
   and ($4::text is null or (c.chunk, given.position) > ($4, $5::int))
-order by chunk, position
+order by chunk, queue_position
 limit $6
 
 -- name: result
@@ -141,8 +143,8 @@ select input_id, external_id, submission_id, batch_id, position, chunk, attempt,
 from everyrun.results where input_id = $1
 
 -- name: queued
--- One input that has no row in results.
-select i.submission_id, i.external_id, i.position, c.chunk, c.workflow_id, c.attempt, c.status, c.waits_for, c.detail,
+-- One input that has no row in results, or whose new try waits to be sent.
+select i.submission_id, i.external_id, coalesce(i.first_try, i.position) as position, c.chunk, c.workflow_id, c.attempt, c.status, c.waits_for, c.detail,
        c.until
 from everyrun_queue.inputs i
 join everyrun_queue.unsent(i.submission_id) c on i.position between c.first_position and c.last_position

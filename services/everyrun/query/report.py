@@ -119,13 +119,16 @@ def _of_batch(line: Mapping[str, Any]) -> list[dict[str, Any]]:
     if line["balanced"]:
         return []
     batch = line["batch_id"] or f"{line['chunk']}/{line['attempt']}"
-    runs = line["runs_in_results"] + line["runs_in_duplicates"]
+    runs = line["runs_in_results"] + line["runs_in_duplicates"] + line["runs_in_superseded"]
     problems = []
     if runs != line["runs_observed"]:
         problems.append({"batch": batch, "what": "runs observed", "expected": line["runs_observed"], "found": runs})
     if line["duplicates"] != line["runs_in_duplicates"]:
         found = {"expected": line["duplicates"], "found": line["runs_in_duplicates"]}
         problems.append({"batch": batch, "what": "duplicate runs", **found})
+    if line["superseded"] != line["runs_in_superseded"]:
+        found = {"expected": line["superseded"], "found": line["runs_in_superseded"]}
+        problems.append({"batch": batch, "what": "superseded runs", **found})
     if line["counts"] != line["counted_rows"]:
         problems.append(
             {"batch": batch, "what": "inputs by status", "expected": line["counts"], "found": line["counted_rows"]}
@@ -176,6 +179,7 @@ def report(
         "unmatched": sum(unmatched.values()),
         "unmatched_by_reason": dict(unmatched),
         "duplicates": sum(line["duplicates"] for line in lines),
+        "superseded": sum(line["superseded"] for line in lines),
         "pending_deliveries": pending_deliveries,
         "overdue": sum(overdue.values()),
         "overdue_by_reason": dict(overdue),

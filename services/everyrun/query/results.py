@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import asyncpg
 from fastapi import FastAPI, Query
+from msgspec.structs import replace
 
 from everyrun.errors import NotFound
 from everyrun.http import InvalidFieldError, scope
@@ -88,10 +89,13 @@ def result_routes(app: FastAPI, pool: asyncpg.Pool) -> None:
         submission_id, _, external_id = input_id.partition(":")
         async with pool.acquire() as c, c.transaction(isolation="repeatable_read", readonly=True):
             row = await c.fetchrow(_sql["result"], input_id)
-            if row is not None:
+            if row is not None and row["status"] not in UNSENT:
                 return row_as_json(row)
+            # The queue knows what an input waits for, whether it has a row or not.
             queued = await c.fetchrow(_sql["queued"], submission_id, external_id)
         if queued is None:
+            if row is not None:
+                return row_as_json(row)
             raise NotFound(f"there is no input {input_id}")
         return {"input_id": input_id, **_shown_unsent(queued)}
 
@@ -120,7 +124,9 @@ def _place(cursor: str | None, phases: int) -> tuple[int, str | None]:
 async def _page(
     connection: Connection, wanted: Filter, order: Order, after: str | None, limit: int, with_run: bool
 ) -> list[asyncpg.Record]:
-    conditions = conditions_of(wanted)
+    # Inputs with a row that is WAITING are listed as the queue knows them, with those that have no row.
+    sent = tuple(status for status in wanted.status if status not in UNSENT)
+    conditions = conditions_of(replace(wanted, status=sent))
     order.add_to(conditions, after)
     parts = {
         "with_run": f"{conditions.parameter(with_run)}::boolean",
@@ -133,7 +139,7 @@ async def _page(
 
 
 def _unsent_key(row: asyncpg.Record) -> str:
-    return f"{row['chunk']}/{row['position']}"
+    return f"{row['chunk']}/{row['queue_position']}"
 
 
 async def _unsent(
@@ -166,5 +172,9 @@ def _shown(row: asyncpg.Record, with_run: bool) -> dict[str, Any]:
 
 def _shown_unsent(row: asyncpg.Record) -> dict[str, Any]:
     waiting = waiting_of({**row, "inputs": 1})
-    kept = {name: value for name, value in row_as_json(row).items() if name not in ("detail", "workflow_id")}
+    kept = {
+        name: value
+        for name, value in row_as_json(row).items()
+        if name not in ("detail", "workflow_id", "queue_position")
+    }
     return {**kept, "reason": waiting.reason, "what_to_do": waiting.what_to_do}

@@ -63,6 +63,7 @@ create table batches (
     counts jsonb not null default '{}',
     runs_observed int not null default 0,
     duplicates int not null default 0,
+    superseded int not null default 0,
     input_ids text[] not null,
     fingerprints text[],
     primary key (chunk, attempt)
@@ -86,7 +87,8 @@ comment on column batches.rejected_at is 'When Extend refused the attempt, or a 
 comment on column batches.cut_at is 'When Extend refused the attempt and the chunk was cut into smaller chunks, to find the inputs that Extend refuses.';
 comment on column batches.submitted_at is 'When Extend accepted the attempt.';
 comment on column batches.settled_at is 'When the last input of the batch settled.';
-comment on column batches.duplicates is 'Number of this batch''s runs that are in other_runs.';
+comment on column batches.duplicates is 'Number of this batch''s runs that are in other_runs and not superseded.';
+comment on column batches.superseded is 'Number of this batch''s runs whose input has a newer try. They are in other_runs.';
 comment on table batches is 'One row per attempt: one call to Extend that sends a chunk of inputs.';
 comment on column batches.state is
     'SENDING; RETURNED (Extend did not accept it, but may accept the same inputs later); IN_DOUBT (the call got no clear answer); RESENT (it was in doubt, and the chunk is sent again); REFUSED (Extend refused it, or a person discarded it); CUT (Extend refused it, and its inputs continue in the smaller chunks CHUNK-1, CHUNK-2, ...); SUBMITTED (Extend accepted it); SETTLED (Extend accepted it, Everyrun has seen all runs, and every input is settled).';
@@ -128,11 +130,11 @@ comment on column results.batch_id is
     'Extend''s batchId of the attempt in the columns chunk and attempt. Null if the input was refused.';
 comment on column results.position is 'Position of the input in its submission. The first input is 1.';
 comment on column results.chunk is 'The chunk that was sent in the attempt (see the column attempt).';
-comment on column results.attempt is 'Number of the attempt that started the current run. If no run is known: of the attempt that Extend accepted or refused.';
+comment on column results.attempt is 'Number of the attempt that started the current run. If no run is known: of the attempt that Extend accepted or refused. 0 if a new try waits to be sent.';
 comment on column results.file is 'The file as it was submitted. The query string of its URL and its password are removed.';
 comment on column results.run_id is 'Id of the current run: the run whose state this row shows. Null if no run is known yet.';
 comment on column results.status is
-    'SUBMITTED (accepted, but no run is known yet), REFUSED, or Extend''s status of the current run: PENDING, PROCESSING, CANCELLING, NEEDS_REVIEW, PROCESSED, FAILED, CANCELLED, REJECTED.';
+    'WAITING (a new try waits to be sent; see everyrun_queue.unsent), SUBMITTED (accepted, but no run is known yet), REFUSED, or Extend''s status of the current run: PENDING, PROCESSING, CANCELLING, NEEDS_REVIEW, PROCESSED, FAILED, CANCELLED, REJECTED.';
 comment on column results.failure_reason is
     'If the run failed, Extend''s failureReason. If the input was refused, Extend''s error code, or DISCARDED if a person discarded it.';
 comment on column results.failure_message is 'The message that explains failure_reason.';
@@ -167,8 +169,10 @@ create table other_runs (
     source text not null,
     observed_at timestamptz not null,
     settled_at timestamptz,
-    version text collate "C" not null
+    version text collate "C" not null,
+    superseded boolean not null
 );
+comment on column other_runs.superseded is 'True if the input has a newer try than the one that started this run. False for a duplicate: a further run of the try that results shows.';
 comment on column other_runs.run_id is 'Extend''s id of the run.';
 comment on column other_runs.input_id is 'Id of the input that the run processes.';
 comment on column other_runs.batch_id is 'The batch that the run belongs to.';
@@ -363,14 +367,15 @@ select
     coalesce((select sum(value::bigint) from jsonb_each_text(b.counts)), 0) as inputs,
     coalesce((select sum(value::bigint) from jsonb_each_text(b.counts)
               where key in ('PROCESSED', 'FAILED', 'CANCELLED', 'REJECTED', 'REFUSED')), 0) as settled,
-    b.counts, b.runs_observed, b.duplicates,
+    b.counts, b.runs_observed, b.duplicates, b.superseded,
     (select count(*) from unmatched_runs u where u.batch_id = b.batch_id) as unmatched,
     coalesce(r.runs, 0) as runs_in_results,
-    coalesce(d.runs, 0) as runs_in_duplicates,
+    coalesce(d.duplicates, 0) as runs_in_duplicates,
+    coalesce(d.superseded, 0) as runs_in_superseded,
     coalesce(r.counts, '{}') as counted_rows,
     b.counts = coalesce(r.counts, '{}')
-        and b.runs_observed = coalesce(r.runs, 0) + coalesce(d.runs, 0)
-        and b.duplicates = coalesce(d.runs, 0) as balanced
+        and b.runs_observed = coalesce(r.runs, 0) + coalesce(d.duplicates, 0) + coalesce(d.superseded, 0)
+        and b.duplicates = coalesce(d.duplicates, 0) and b.superseded = coalesce(d.superseded, 0) as balanced
 from batches b
 left join lateral (
     select sum(n) filter (where has_run) as runs, jsonb_object_agg(status, total) as counts
@@ -383,7 +388,8 @@ left join lateral (
     ) per_status
 ) r on true
 left join lateral (
-    select count(*) as runs from other_runs d
+    select count(*) filter (where not superseded) as duplicates, count(*) filter (where superseded) as superseded
+    from other_runs d
     where d.batch_id = b.batch_id
 ) d on true;
 comment on view report is 'One row per attempt. Compares the counters that batches has with the numbers of rows in the tables.';
@@ -397,10 +403,12 @@ comment on column report.inputs is 'Counter: inputs whose row in results names t
 comment on column report.settled is 'Counter: inputs whose row in results names this attempt, and that are settled.';
 comment on column report.counts is 'Counter: inputs whose row in results names this attempt, by status.';
 comment on column report.runs_observed is 'Counter: runs of the batch that were matched to an input.';
-comment on column report.duplicates is 'Counter: runs of the batch in other_runs.';
+comment on column report.duplicates is 'Counter: runs of the batch in other_runs that are not superseded.';
+comment on column report.superseded is 'Counter: runs of the batch in other_runs that are superseded, because their input has a newer try.';
 comment on column report.unmatched is 'Counted now: rows of unmatched_runs with this batch.';
 comment on column report.runs_in_results is 'Counted now: rows of results that name this attempt and have a run.';
-comment on column report.runs_in_duplicates is 'Counted now: rows of other_runs with this batch.';
+comment on column report.runs_in_duplicates is 'Counted now: rows of other_runs with this batch that are not superseded.';
+comment on column report.runs_in_superseded is 'Counted now: rows of other_runs with this batch that are superseded.';
 comment on column report.counted_rows is 'Counted now: rows of results that name this attempt, by status.';
 comment on column report.balanced is 'True if the counters equal the numbers that were counted now.';
 

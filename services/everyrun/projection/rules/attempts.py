@@ -17,13 +17,15 @@ from everyrun.log.cloudevents import LoggedEvent
 from everyrun.log.keys import lineage
 from everyrun.projection.rules.match import Batch, by_fingerprint, fingerprint
 from everyrun.projection.rules.merge import SETTLED
-from everyrun.projection.rules.run_selection import Row, version_of_attempt
+from everyrun.projection.rules.run_selection import Row, version_of_attempt, version_of_retry
 from everyrun.store.storable import storable_json, storable_text
 
 _encode = msgspec.json.Encoder().encode
 
 SENDING, RETURNED, IN_DOUBT, RESENT = "SENDING", "RETURNED", "IN_DOUBT", "RESENT"
 REFUSED, SUBMITTED, CUT = "REFUSED", "SUBMITTED", "CUT"
+#: The status of inputs whose new try waits to be sent.
+WAITING = "WAITING"
 #: The failure_reason of inputs that a person discarded.
 DISCARDED = "DISCARDED"
 
@@ -56,7 +58,13 @@ _COLUMN: dict[type[msgspec.Struct], str] = {
 
 _REFUSALS = (events.BatchRejected, events.DoubtDiscarded)
 #: Events whose inputs become rows of ``results``. The inputs of batch-requested do not: they are not sent yet.
-_WITH_ROWS = (*_REFUSALS, events.BatchSubmitted, events.DoubtAdopted, events.BatchRegistered)
+_WITH_ROWS = (
+    *_REFUSALS,
+    events.BatchSubmitted,
+    events.DoubtAdopted,
+    events.BatchRegistered,
+    events.InputsRetried,
+)
 
 
 class Upsert(NamedTuple):
@@ -129,12 +137,14 @@ def rows_of(logged: LoggedEvent) -> list[tuple[Row, str | None, str | None]]:
     """Return the rows of ``results`` for the inputs of an event, each as (row, failure reason, failure message)."""
     event: Any = logged.event
     refused = type(event) in _REFUSALS
-    version = version_of_attempt(event.chunk, event.attempt, refused)
+    retried = isinstance(event, events.InputsRetried)
+    attempt = 0 if retried else event.attempt
+    version = version_of_retry(event.chunk) if retried else version_of_attempt(event.chunk, attempt, refused)
     if isinstance(event, events.DoubtDiscarded):
         # Extend may refuse an attempt that a person also discards. The row must then show the person's decision,
         # whichever event comes first. The suffix ensures this: a text that continues another text sorts after it.
         version += DISCARDED
-    status = REFUSED if refused else SUBMITTED
+    status = WAITING if retried else REFUSED if refused else SUBMITTED
     reason, message = _refusal(event) if refused else (None, None)
     return [
         (
@@ -144,8 +154,8 @@ def rows_of(logged: LoggedEvent) -> list[tuple[Row, str | None, str | None]]:
                 submission_id=event.submission_id,
                 position=given.position,
                 chunk=event.chunk,
-                attempt=event.attempt,
-                batch_id=None if refused else event.batch_id,
+                attempt=attempt,
+                batch_id=None if refused or retried else event.batch_id,
                 run_id=None,
                 status=status,
                 version=version,

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from everyrun.log import events
 from everyrun.log.cloudevents import LoggedEvent, event_type
+from everyrun.projection.rules.merge import instant
 from everyrun.store.storable import storable_text
 
 #: Decisions about an attempt. These events also change the row of the attempt in ``batches``.
@@ -43,6 +44,21 @@ def decision_of(logged: LoggedEvent) -> Decision:
     """Return the decision in an event."""
     event: Any = logged.event
     by = event.by
+    if isinstance(event, events.InputsRetried):
+        # A retry has an event for each of its chunks, and is one decision.
+        return Decision(
+            event_id=f"{event.submission_id}/retry/{event.retry}",
+            kind="inputs-retried",
+            workflow_id=event.workflow_id,
+            submission_id=event.submission_id,
+            chunk=None,
+            attempt=None,
+            batch_id=None,
+            source=None,
+            decided_by=by and storable_text(by),
+            reason=storable_text(f"{event.reason} ({event.total} inputs)"),
+            decided_at=instant(event.requested_at) or logged.time,
+        )
     return Decision(
         event_id=logged.id,
         kind=event_type(event),

@@ -1,9 +1,12 @@
 """Select each input's current run, and compute how the selection changes the counters. Pure.
 
-The row of an input shows one of several candidates: the runs of the input, and its attempts without a run. Each
-candidate has a *version*, and the one with the greatest version is selected. Versions are compared as text. So the
-version of a row only grows, in whatever order the events arrive. A consumer that keeps, for each input, the record with
-the greatest version has the newest state.
+The row of an input shows one of several candidates: the runs of the input, its attempts without a run, and its tries
+that wait to be sent. Each candidate has a *version*, and the one with the greatest version is selected. Versions are
+compared as text. So the version of a row only grows, in whatever order the events arrive. A consumer that keeps, for
+each input, the record with the greatest version has the newest state.
+
+Each candidate belongs to a *try*: the first one, or the one that a retry made. A candidate of a newer try wins over
+any candidate of an older one. The runs of older tries are *superseded*. Further runs of the same try are *duplicates*.
 """
 
 from __future__ import annotations
@@ -12,29 +15,47 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import NamedTuple
 
+from everyrun.log.keys import retry_of
 from everyrun.projection.rules.merge import AttemptKey, Run, merge
 
-_REFUSED, _SUBMITTED, _OPEN, _FINAL = "0", "1", "2", "3"
+_WAITING, _REFUSED, _SUBMITTED, _OPEN, _FINAL = "0", "1", "2", "3", "4"
+#: Number of hexadecimal digits at the beginning of a version that hold the number of the retry.
+_RETRY_DIGITS = 4
 #: Ends an id within a version. It sorts after every hexadecimal digit.
 _END = "g"
 _COMPLEMENT = bytes(range(255, -1, -1))
 
 
-def version_of_run(run_id: str, final: bool, order: str) -> str:
-    """Return the version of a row whose current run has this id and this order.
+def version_of_run(run_id: str, final: bool, order: str, retry: int = 0) -> str:
+    """Return the version of a row whose current run has this id and this order, and was started by this retry.
 
-    A final run wins over an open one. Among runs of the same kind, the smallest run id wins. Among states of the same
-    run, the greatest order wins.
+    Within a try, a final run wins over an open one. Among runs of the same kind, the smallest run id wins. Among states
+    of the same run, the greatest order wins.
     """
-    return f"{_FINAL if final else _OPEN}{_smallest_first(run_id)}.{order}"
+    return f"{_try(retry)}{_FINAL if final else _OPEN}{_smallest_first(run_id)}.{order}"
 
 
 def version_of_attempt(chunk: str, attempt: int, refused: bool) -> str:
-    """Return the version of a row without a run. It is less than that of any row with a run.
+    """Return the version of a row without a run. It is less than that of any row of the same try with a run.
 
     A submitted attempt wins over a refused one. Among attempts of the same kind, the smallest (chunk, number) wins.
     """
-    return f"{_REFUSED if refused else _SUBMITTED}{_smallest_first(f'{chunk}/{attempt:06d}')}."
+    kind = _REFUSED if refused else _SUBMITTED
+    return f"{_try(retry_of(chunk))}{kind}{_smallest_first(f'{chunk}/{attempt:06d}')}."
+
+
+def version_of_retry(chunk: str) -> str:
+    """Return the version of a row whose new try waits to be sent. It is the least of all versions of this try."""
+    return f"{_try(retry_of(chunk))}{_WAITING}."
+
+
+def _try(retry: int) -> str:
+    return f"{retry:0{_RETRY_DIGITS}x}"
+
+
+def retry_in(version: str) -> int:
+    """Return the number of the retry in a version; 0 for the first try."""
+    return int(version[:_RETRY_DIGITS], 16)
 
 
 def order_in(version: str) -> str:
@@ -68,22 +89,37 @@ class Row(NamedTuple):
 
     @property
     def attempt_key(self) -> AttemptKey:
-        """The attempt in the row: the one that started the current run or, without a run, was accepted or refused."""
+        """The attempt in the row: the one that started the current run or, without a run, was accepted or refused.
+
+        Its number is 0 if the row's try waits to be sent.
+        """
         return self.chunk, self.attempt
 
 
 class Selection(NamedTuple):
-    """The selection for an input: its current run, its new version and its other runs. ``row`` is its row before."""
+    """The selection for an input: its current run, its new version and its other runs. ``row`` is its row before.
+
+    There is no current run if the row's try is newer than those of all runs. The row then stays the same.
+    """
 
     row: Row
-    current: Run
+    current: Run | None
     version: str
-    duplicates: tuple[Run, ...]
+    others: tuple[Run, ...]
+
+    def is_superseded(self, run: Run) -> bool:
+        """Return True if the run belongs to an older try than the row."""
+        return started_by(run) < retry_in(self.version)
+
+
+def started_by(run: Run) -> int:
+    """Return the number of the retry that started a run; 0 for a first try."""
+    return retry_of(run.binding.chunk) if run.binding else 0
 
 
 def version_of(run: Run) -> str:
     """Return the version of a row whose current run is ``run``."""
-    return version_of_run(run.run_id, run.final, run.order)
+    return version_of_run(run.run_id, run.final, run.order, started_by(run))
 
 
 def attempt_of(run: Run, row: Row) -> AttemptKey:
@@ -91,9 +127,11 @@ def attempt_of(run: Run, row: Row) -> AttemptKey:
     return (run.binding.chunk, run.binding.attempt) if run.binding else row.attempt_key
 
 
-def is_contested(row: Row, seen: list[Run], has_duplicates: bool) -> bool:
-    """Return True if the input has several runs, so that all of them must be read in order to select one."""
-    return has_duplicates or len(seen) > 1 or (row.run_id is not None and row.run_id != seen[0].run_id)
+def is_contested(row: Row, seen: list[Run], has_others: bool) -> bool:
+    """Return True if the input has several runs or tries, so that all runs must be read in order to select one."""
+    if has_others or len(seen) > 1 or (row.run_id is not None and row.run_id != seen[0].run_id):
+        return True
+    return started_by(seen[0]) != retry_in(row.version)
 
 
 def select_only(row: Row, seen: Run) -> Selection | None:
@@ -111,9 +149,18 @@ def select(row: Row, known: Iterable[Run], seen: Iterable[Run]) -> Selection:
     runs: dict[str, Run] = {}
     for run in (*known, *seen):
         runs[run.run_id] = merge(runs[run.run_id], run) if run.run_id in runs else run
-    current = max(runs.values(), key=version_of)
-    duplicates = tuple(sorted((run for run in runs.values() if run is not current), key=lambda run: run.run_id))
-    return Selection(row, current, version_of(current), duplicates)
+    newest = max(runs.values(), key=version_of)
+    newer_try = started_by(newest) < retry_in(row.version)
+    current, version = (None, row.version) if newer_try else (newest, version_of(newest))
+    others = tuple(sorted((run for run in runs.values() if run is not current), key=lambda run: run.run_id))
+    return Selection(row, current, version, others)
+
+
+class OtherRun(NamedTuple):
+    """The attempt of a run that is not the current one, and whether the run is superseded. If not: a duplicate."""
+
+    attempt: AttemptKey
+    superseded: bool
 
 
 class CounterDeltas:
@@ -123,18 +170,24 @@ class CounterDeltas:
         self.counts: dict[AttemptKey, dict[str, int]] = {}
         self.runs: dict[AttemptKey, int] = {}
         self.duplicates: dict[AttemptKey, int] = {}
+        self.superseded: dict[AttemptKey, int] = {}
 
     def touch(self, attempt: AttemptKey) -> None:
         """Include the attempt in the update, even if its counters do not change."""
         self.counts.setdefault(attempt, {})
 
     def move(self, before: tuple[AttemptKey, str] | None, after: tuple[AttemptKey, str]) -> None:
-        """Move an input from one (attempt, status) to another; ``before`` is None for a new input."""
+        """Move an input from one (attempt, status) to another; ``before`` is None for a new input.
+
+        An input whose try waits to be sent belongs to no attempt: the number of its attempt is 0.
+        """
         if before is not None:
             self._add(*before, -1)
         self._add(*after, 1)
 
     def _add(self, attempt: AttemptKey, status: str, by: int) -> None:
+        if attempt[1] == 0:
+            return
         counts = self.counts.setdefault(attempt, {})
         counts[status] = counts.get(status, 0) + by
 
@@ -143,10 +196,11 @@ class CounterDeltas:
         self.runs[attempt] = self.runs.get(attempt, 0) + 1
         self.touch(attempt)
 
-    def add_duplicate(self, attempt: AttemptKey, by: int) -> None:
-        """Count a run that became a duplicate (by=1), or stopped being one (by=-1)."""
-        self.duplicates[attempt] = self.duplicates.get(attempt, 0) + by
-        self.touch(attempt)
+    def add_other(self, other: OtherRun, by: int) -> None:
+        """Count a run that became a duplicate or superseded (by=1), or stopped being that (by=-1)."""
+        counter = self.superseded if other.superseded else self.duplicates
+        counter[other.attempt] = counter.get(other.attempt, 0) + by
+        self.touch(other.attempt)
 
     def attempts(self) -> list[AttemptKey]:
         """Return every attempt that was touched, sorted."""
@@ -155,32 +209,35 @@ class CounterDeltas:
 
 def count(
     selection: Selection,
-    before: Mapping[str, AttemptKey],
-    duplicates_before: Mapping[str, AttemptKey],
+    current_before: str | None,
+    others_before: Mapping[str, OtherRun],
     deltas: CounterDeltas,
 ) -> None:
     """Add to ``deltas`` how one selection changes the counters.
 
-    ``before`` holds, by run id, the attempt of each run that was known before, including duplicates.
-    ``duplicates_before`` holds the same, but only for duplicates.
+    Before, ``current_before`` was the id of the current run, or None, and ``others_before`` holds the other runs by id.
     """
-    row = selection.row
-    deltas.move((row.attempt_key, row.status), (attempt_of(selection.current, row), selection.current.status))
-    for run in (selection.current, *selection.duplicates):
-        if run.run_id not in before:
+    row, current = selection.row, selection.current
+    if current is None:
+        deltas.touch(row.attempt_key)
+    else:
+        deltas.move((row.attempt_key, row.status), (attempt_of(current, row), current.status))
+    for run in (*selection.others, *([current] if current else [])):
+        if run.run_id != current_before and run.run_id not in others_before:
             deltas.add_run(attempt_of(run, row))
-    after = {run.run_id: attempt_of(run, row) for run in selection.duplicates}
-    for run_id, attempt in duplicates_before.items():
-        if run_id not in after:
-            deltas.add_duplicate(attempt, -1)
-    for run_id, attempt in after.items():
-        if run_id not in duplicates_before:
-            deltas.add_duplicate(attempt, 1)
+    after = {run.run_id: OtherRun(attempt_of(run, row), selection.is_superseded(run)) for run in selection.others}
+    for run_id, other in others_before.items():
+        if after.get(run_id) != other:
+            deltas.add_other(other, -1)
+    for run_id, other in after.items():
+        if others_before.get(run_id) != other:
+            deltas.add_other(other, 1)
 
 
 def count_only(selection: Selection, deltas: CounterDeltas) -> None:
     """Add to ``deltas`` how a selection of ``select_only`` changes the counters. Faster than ``count``."""
     row, run = selection.row, selection.current
+    assert run is not None, "select_only selects a run"
     attempt = attempt_of(run, row)
     deltas.move((row.attempt_key, row.status), (attempt, run.status))
     if row.run_id is None:

@@ -14,7 +14,7 @@ from everyrun.projection.decode import InvalidRecordError, event_of, run_of
 from everyrun.projection.rules.attempts import batches_of, rows_of
 from everyrun.projection.rules.match import INPUT_UNKNOWN, Batch, Unmatched, fingerprint, match, unique_by_attempt
 from everyrun.projection.rules.merge import Binding, Run, merge, why_greater
-from everyrun.projection.rules.run_selection import Selection, version_of_run
+from everyrun.projection.rules.run_selection import Selection, retry_in, started_by, version_of
 from everyrun.projection.tables import RESULT_COLUMNS, InputState
 
 #: Events of an attempt that make no row. For each: the status of an input without a row after this event, and a text
@@ -65,7 +65,7 @@ class InputProjection:
     def version(self) -> str | None:
         """The version of the input's row; None if it has no row yet."""
         if self._current is not None:
-            return _version(self._runs[self._current])
+            return version_of(self._bound(self._runs[self._current]))
         return self._row_version or None
 
     @property
@@ -75,17 +75,19 @@ class InputProjection:
             return None
         state = self._attempt_row
         if self._current is not None:
-            run = self._runs[self._current]
-            batch = self._batches[run.batch_id or ""]
-            # A run belongs to the attempt of its batch, even if its metadata name another attempt.
-            run = replace(run, binding=Binding(self._input_id, batch.chunk, batch.attempt, ""))
-            state = InputState(state.row, selection=Selection(state.row, run, _version(run), ()))
+            run = self._bound(self._runs[self._current])
+            state = InputState(state.row, selection=Selection(state.row, run, version_of(run), ()))
         return dict(zip(RESULT_COLUMNS, state.values(), strict=True))
 
     @property
     def run_id(self) -> str | None:
         """The id of the current run."""
         return self._current
+
+    def _bound(self, run: Run) -> Run:
+        """Return the run with the attempt of its batch, even if its metadata name another attempt."""
+        batch = self._batches[run.batch_id or ""]
+        return replace(run, binding=Binding(self._input_id, batch.chunk, batch.attempt, ""))
 
     def apply(self, topic: str, record: LogRecord) -> Change:
         """Apply the next event, and say what it changed."""
@@ -106,9 +108,24 @@ class InputProjection:
             return f"{event.event_type} of {event.run_id} arrived as a link to fetch"
         if isinstance(event, events.MessageQuarantined):
             return f"quarantined: {event.reason}"
+        if isinstance(event, events.InputsRetried):
+            return self._apply_retry(logged)
         if not hasattr(event, "attempt"):
             return f"no change of this input{_details(event)}"
         return self._apply_attempt(logged)
+
+    def _apply_retry(self, logged: LoggedEvent) -> str:
+        event: Any = logged.event
+        what = f"retry {event.retry} gives it a new try in chunk {event.chunk}{_details(event)}"
+        before = self._current
+        for row, reason, message in rows_of(logged):
+            if row.input_id == self._input_id and row.version > self._row_version:
+                self.files.append(row.file)
+                self._row_version, self._row_status = row.version, row.status
+                self._attempt_row = InputState(row, reason, message)
+        selected = self._select_run()
+        superseded = f"; {before} is superseded" if before is not None and self._current is None else ""
+        return what + (superseded or selected)
 
     def _apply_attempt(self, logged: LoggedEvent) -> str:
         event: Any = logged.event
@@ -161,7 +178,12 @@ class InputProjection:
         own = [run for run in self._runs.values() if self._input_of(run) == self._input_id]
         if not own:
             return ""
-        winner = max(own, key=_version)
+        winner = max(own, key=lambda run: version_of(self._bound(run)))
+        newest = retry_in(self._row_version) if self._row_version else 0
+        if started_by(self._bound(winner)) < newest:
+            self._current = None
+            return f"; it belongs to an earlier try than retry {newest}, so it is superseded"
+        own = [run for run in own if started_by(self._bound(run)) == started_by(self._bound(winner))]
         before, self._current = self._current, winner.run_id
         others = ", ".join(run.run_id for run in own if run.run_id != winner.run_id)
         if before == winner.run_id:
@@ -172,10 +194,6 @@ class InputProjection:
         if winner.final and any(not run.final for run in own):
             reason = "a final run comes before an open one"
         return f"; {winner.run_id} becomes the current run, {others} is a duplicate: {reason}"
-
-
-def _version(run: Run) -> str:
-    return version_of_run(run.run_id, run.final, run.order)
 
 
 def _observation(known: Run | None, run: Run, merged: Run) -> str:

@@ -18,9 +18,9 @@ from everyrun_queue.chunks c join everyrun_queue.submissions s using (submission
 where c.chunk = $1
 
 -- name: chunk_inputs
-select position, external_id, file, metadata from everyrun_queue.inputs
-where submission_id = $1 and position between $2 and $3
-order by position
+select coalesce(first_try, position) as position, external_id, file, metadata from everyrun_queue.inputs i
+where submission_id = $1 and i.position between $2 and $3
+order by i.position
 
 -- name: still_claimed
 -- Returns no row if the claim was revoked or the database was replaced. batch_id is set if an earlier attempt is known
@@ -45,9 +45,9 @@ where chunk = $1
 
 -- name: insert_parts
 -- Inserts the parts of chunks that were cut. Skips parts of a submission that the queue does not have.
-insert into everyrun_queue.chunks (chunk, submission_id, first_position, last_position)
-select given.c, given.s, given.f, given.l
-from unnest($1::text[], $2::text[], $3::int[], $4::int[]) as given (c, s, f, l)
+insert into everyrun_queue.chunks (chunk, submission_id, first_position, last_position, retry)
+select given.c, given.s, given.f, given.l, given.r
+from unnest($1::text[], $2::text[], $3::int[], $4::int[], $5::int[]) as given (c, s, f, l, r)
 where exists (select from everyrun_queue.submissions s where s.submission_id = given.s)
 order by given.c
 on conflict do nothing

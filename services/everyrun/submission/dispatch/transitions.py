@@ -16,6 +16,7 @@ import msgspec
 from everyrun.errors import NotFound
 from everyrun.failpoints import hit
 from everyrun.log import events
+from everyrun.log.keys import retry_of
 from everyrun.log.producer import Log
 from everyrun.settings import Settings
 from everyrun.store.sql import Row, beside
@@ -59,9 +60,10 @@ def chunk_state(row: Row) -> ChunkState:
 
 
 async def read_inputs(connection: Any, submission_id: str, first: int, last: int) -> list[events.Input]:
-    """Return the inputs of a submission at the positions from ``first`` to ``last``.
+    """Return the inputs of a submission at the queue's positions from ``first`` to ``last``.
 
-    Presigned URLs and passwords are not removed from them.
+    A new try has a position of its own in the queue; the returned input has its position in the submission. Presigned
+    URLs and passwords are not removed from the inputs.
     """
     return [
         events.Input(
@@ -87,7 +89,7 @@ async def insert_parts(connection: Any, cuts: Iterable[tuple[str, Iterable[event
     skipped, and so are parts of a submission that the queue does not have.
     """
     rows = [
-        (part.chunk, submission_id, part.first_position, part.last_position)
+        (part.chunk, submission_id, part.first_position, part.last_position, retry_of(part.chunk))
         for submission_id, parts in cuts
         for part in parts
     ]

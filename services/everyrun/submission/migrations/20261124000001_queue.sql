@@ -67,6 +67,7 @@ create index submissions_unannounced on everyrun_queue.submissions (created_at) 
 create table everyrun_queue.inputs (
     submission_id text collate "C" not null,
     position int not null,
+    first_try int,
     external_id text collate "C" not null,
     file text not null,
     metadata text not null,
@@ -74,12 +75,35 @@ create table everyrun_queue.inputs (
 );
 comment on table everyrun_queue.inputs is 'The inputs, in the form in which they are sent to Extend.';
 comment on column everyrun_queue.inputs.submission_id is 'The submission.';
-comment on column everyrun_queue.inputs.position is 'Position of the input in its submission. The first input is 1.';
+comment on column everyrun_queue.inputs.position is 'Position of the input in the queue of its submission. For a first try it is the position in the submission, from 1. New tries come after all first tries.';
+comment on column everyrun_queue.inputs.first_try is 'For a new try of an input, made by a retry: the position of its first try. Null for a first try.';
 comment on column everyrun_queue.inputs.external_id is 'The id that the caller gave to the input. If the caller gave none, the position as text.';
 comment on column everyrun_queue.inputs.file is
     'The file as JSON text. It contains the query string of a presigned URL and the password until they are removed (see submissions.redacted_at).';
 comment on column everyrun_queue.inputs.metadata is 'The metadata as JSON text, as submitted.';
 create index inputs_external_id on everyrun_queue.inputs (submission_id, external_id);
+
+create table everyrun_queue.retries (
+    submission_id text collate "C" not null references everyrun_queue.submissions,
+    retry int not null,
+    inputs int not null,
+    chosen jsonb not null,
+    requested_by text,
+    reason text not null,
+    request_key text,
+    created_at timestamptz not null,
+    primary key (submission_id, retry),
+    unique (submission_id, request_key)
+);
+comment on table everyrun_queue.retries is 'One row per retry: a request to send settled inputs of a submission again.';
+comment on column everyrun_queue.retries.submission_id is 'The submission.';
+comment on column everyrun_queue.retries.retry is 'Number of the retry in the submission, from 1. The chunks of the retry have ids that end in -r and this number.';
+comment on column everyrun_queue.retries.inputs is 'Number of inputs that the retry sends again.';
+comment on column everyrun_queue.retries.chosen is 'Which inputs were chosen: the filter of the request.';
+comment on column everyrun_queue.retries.requested_by is 'Who requested the retry. Null if Everyrun did, by the rules that the submission was given.';
+comment on column everyrun_queue.retries.reason is 'Why the inputs are sent again.';
+comment on column everyrun_queue.retries.request_key is 'The Idempotency-Key of the request. Null if it had none.';
+comment on column everyrun_queue.retries.created_at is 'When the retry was accepted.';
 
 create table everyrun_queue.chunks (
     chunk text collate "C" primary key,
@@ -96,13 +120,15 @@ create table everyrun_queue.chunks (
     deadline timestamptz,
     batch_id text,
     skipped boolean not null default false,
+    retry int not null default 0,
     files_lost boolean not null default false
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
 comment on table everyrun_queue.chunks is 'One row per chunk: the inputs that are sent to Extend in one call, and what became of the call.';
 comment on column everyrun_queue.chunks.chunk is 'Id of the chunk. Chunks are sent in the order of their ids.';
 comment on column everyrun_queue.chunks.submission_id is 'The submission.';
-comment on column everyrun_queue.chunks.first_position is 'Position of the chunk''s first input in the submission.';
-comment on column everyrun_queue.chunks.last_position is 'Position of the chunk''s last input in the submission.';
+comment on column everyrun_queue.chunks.first_position is 'Position of the chunk''s first input in the queue (see inputs.position).';
+comment on column everyrun_queue.chunks.last_position is 'Position of the chunk''s last input in the queue.';
+comment on column everyrun_queue.chunks.retry is 'Number of the retry that made the chunk. 0 for a chunk of first tries.';
 comment on column everyrun_queue.chunks.attempt is 'Number of the newest attempt (call to Extend). 0 before the first attempt.';
 comment on column everyrun_queue.chunks.resends is 'Number of attempts that were in doubt and given up, after which the chunk was sent again.';
 comment on column everyrun_queue.chunks.reason is 'Why the chunk is in this state. If it waits again: why Extend did not accept the last attempt.';
@@ -115,7 +141,7 @@ comment on column everyrun_queue.chunks.files_lost is
     'True if the chunk was restored from the log, which has its files without query strings and passwords. The chunk cannot be sent until the upload is repeated.';
 create index chunks_files_lost on everyrun_queue.chunks (submission_id) where files_lost;
 create index chunks_submission on everyrun_queue.chunks (submission_id);
-comment on column everyrun_queue.chunks.not_before is 'The earliest time at which a worker can claim the chunk. After this time, the function claim sets the column to -infinity. Only chunks with -infinity can be claimed.';
+comment on column everyrun_queue.chunks.not_before is 'The earliest time at which a worker can claim the chunk. After this time, the function claim sets the column to -infinity. Only chunks with -infinity can be claimed. The chunk of a retry has infinity until Kafka has acknowledged its event inputs-retried.';
 comment on column everyrun_queue.chunks.skipped is
     'True if the function claim skipped the chunk. It does so while the workflow or submission is paused, while the submission is not announced, or if the presigned URLs or passwords of the chunk were removed.';
 -- The chunks that can be claimed now, in the order of sending, and no others: a claim reads only the first entries of this index.
@@ -411,12 +437,14 @@ begin
 return query
 with queued as (
     select c.chunk, c.submission_id, s.workflow_id, c.first_position, c.last_position, c.attempt, c.state,
-           c.not_before, c.deadline, c.reason, c.skipped and s.redacted_at is not null as redacted, s.announced_at, s.created_at, w.reason as workflow_reason,
+           c.not_before, c.deadline, c.reason, c.skipped and s.redacted_at is not null as redacted,
+           s.announced_at is not null and c.not_before < 'infinity' as announced, coalesce(x.created_at, s.created_at) as created_at, w.reason as workflow_reason,
            p.reason as submission_reason, coalesce(w.since, p.since) as paused_since,
            case c.state when 'waiting' then 'WAITING' when 'in_doubt' then 'IN_DOUBT' when 'held' then 'IN_DOUBT'
                 else 'SENDING' end as status
     from everyrun_queue.chunks c
     join everyrun_queue.submissions s on s.submission_id = c.submission_id
+    left join everyrun_queue.retries x on x.submission_id = c.submission_id and x.retry = c.retry
     left join everyrun_queue.paused w on w.kind = 'workflow' and w.id = s.workflow_id
     left join everyrun_queue.paused p on p.kind = 'submission' and p.id = s.submission_id
     where c.state <> 'cut'
@@ -426,6 +454,12 @@ with queued as (
       and (wanted is null
            or wanted = case c.state when 'waiting' then 'WAITING' when 'in_doubt' then 'IN_DOUBT'
                                     when 'held' then 'IN_DOUBT' else 'SENDING' end)
+      -- Until the result tables know of a retry, its inputs have the statuses of their earlier tries there.
+      and (c.retry = 0 or exists (
+          select from everyrun_queue.inputs i
+          join everyrun.results r on r.input_id = i.submission_id || ':' || i.external_id
+          where i.submission_id = c.submission_id and i.position = c.first_position
+            and left(r.version, 4) >= lpad(to_hex(c.retry), 4, '0')))
       -- Chunks with rows in the result tables have their status there.
       and not exists (
           select from everyrun.batches b where b.chunk = c.chunk and b.state in ('SUBMITTED', 'SETTLED', 'REFUSED'))
@@ -440,7 +474,7 @@ compared as (
                when q.state = 'in_doubt' and q.deadline > now() then 'in_doubt'
                when q.state = 'in_doubt' then 'sweeps'
                when q.state = 'sending' then 'calling'
-               when q.announced_at is null then 'unannounced'
+               when not q.announced then 'unannounced'
                when q.workflow_reason is not null then 'workflow_paused'
                when q.submission_reason is not null then 'submission_paused'
                when q.redacted then 'secrets_removed'

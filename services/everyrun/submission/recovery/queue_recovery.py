@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from everyrun.errors import Unavailable
 from everyrun.log import events, topics
 from everyrun.log.cloudevents import header
+from everyrun.log.keys import retry_of
 from everyrun.log.reading import LogRecord, end_offsets, read_polls
 from everyrun.log.upcast import TooNewError, upcast
 from everyrun.projection.offsets import ForeignLogError
@@ -256,5 +257,7 @@ class _LogNews:
             self.accepted[event.submission_id] = event
         elif isinstance(event, events.TokenRevoked):
             self.revoked.setdefault(event.token_id, event)
-        elif getattr(event, "inputs", None):
+        elif getattr(event, "inputs", None) and (not retry_of(event.chunk) or isinstance(event, events.InputsRetried)):
+            # Of the chunk of a retry, only inputs-retried says where its inputs are in the queue. The parts of such a
+            # chunk are restored from its batch-cut.
             self.addresses.setdefault(event.chunk, RecordAddress(record.partition, record.offset))

@@ -57,12 +57,12 @@ select $1, $2, $3, $4, $5, $6, $7, $8, $8,
 on conflict (submission_id) do nothing
 
 -- name: restore_chunk
-insert into everyrun_queue.chunks (chunk, submission_id, first_position, last_position) values ($1, $2, $3, $4)
+insert into everyrun_queue.chunks (chunk, submission_id, first_position, last_position, retry) values ($1, $2, $3, $4, $5)
 on conflict do nothing
 
 -- name: restore_inputs
-insert into everyrun_queue.inputs (submission_id, position, external_id, file, metadata)
-select $1, p, e, f, m from unnest($2::int[], $3::text[], $4::text[], $5::text[]) as given (p, e, f, m)
+insert into everyrun_queue.inputs (submission_id, position, first_try, external_id, file, metadata)
+select $1, p, t, e, f, m from unnest($2::int[], $3::int[], $4::text[], $5::text[], $6::text[]) as given (p, t, e, f, m)
 on conflict (submission_id, position) do nothing
 
 -- name: hold_lost_files
@@ -77,7 +77,8 @@ where c.chunk = any ($1::text[]) and exists (
 
 -- name: count_lost
 update everyrun_queue.submissions s
-set lost_inputs = expected - (select count(*) from everyrun_queue.inputs i where i.submission_id = s.submission_id)
+set lost_inputs = expected - (
+    select count(*) from everyrun_queue.inputs i where i.submission_id = s.submission_id and i.first_try is null)
 where submission_id = any ($1::text[]) and registered_batch is null
 
 -- name: revoke_token

@@ -1,7 +1,8 @@
 """Restore submissions, chunks and inputs that the queue lost, as far as the log has them.
 
 The event ``submission-accepted`` describes the submission. The event ``batch-requested``, which is in the log before
-Extend is called, contains the inputs of a chunk, without secrets. Inputs that were never sent are in no event. They are
+Extend is called, contains the inputs of a chunk, without secrets. So does ``inputs-retried`` for the chunk of a retry.
+Inputs that were never sent are in no event. They are
 counted as lost, and a repeated upload restores them (:mod:`everyrun.submission.intake.refill`).
 """
 
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from everyrun.log import events
+from everyrun.log.keys import retry_of
 from everyrun.log.reading import read_polls
 from everyrun.log.upcast import upcast
 from everyrun.projection.rules.merge import instant
@@ -81,17 +83,27 @@ async def restore_chunks(connection: Any, settings: Settings, addresses: Mapping
 
 
 async def _restore_chunk(connection: Any, event: Any) -> None:
-    positions = [given.position for given in event.inputs]
-    await connection.execute(_sql["restore_chunk"], event.chunk, event.submission_id, min(positions), max(positions))
+    positions, first_tries = _positions(event)
+    chunk = (event.chunk, event.submission_id, min(positions), max(positions), retry_of(event.chunk))
+    await connection.execute(_sql["restore_chunk"], *chunk)
     await connection.execute(
         _sql["restore_inputs"],
         event.submission_id,
         positions,
+        first_tries,
         [given.external_id for given in event.inputs],
         [_encode(given.file).decode() for given in event.inputs],
         [_encode(given.metadata).decode() for given in event.inputs],
     )
     await connection.execute(_sql["hold_lost_files"], [event.chunk], FILES_LOST_UNSENT)
+
+
+def _positions(event: Any) -> tuple[list[int], list[int | None]]:
+    """Return the positions of the inputs in the queue, and for new tries their positions in the submission. Pure."""
+    given = [given.position for given in event.inputs]
+    if isinstance(event, events.InputsRetried):
+        return list(range(event.first_position, event.first_position + len(given))), list(given)
+    return given, [None] * len(given)
 
 
 async def _events_at(settings: Settings, addresses: Iterable[RecordAddress]) -> AsyncIterator[Any]:
