@@ -21,6 +21,7 @@ from chaos.cells import (
     MATRIX,
     PAIR_CELLS,
     POINT_CELLS,
+    RETRY_CELLS,
     TOOL_CELLS,
     WITHIN,
     WORKER_CELLS,
@@ -157,7 +158,8 @@ def _write_page(results: Path) -> None:
         _console.print(f"[dim]{PAGE} is unchanged: {len(missing)} cells of the matrix have not been played")
         return
     page = PAGE.read_text()
-    parts = {"matrix": MATRIX, "pairs": PAIR_CELLS, "tools": TOOL_CELLS, "others": (*POINT_CELLS, *WORKER_CELLS)}
+    others = (*POINT_CELLS, *WORKER_CELLS, *RETRY_CELLS)
+    parts = {"matrix": MATRIX, "pairs": PAIR_CELLS, "tools": TOOL_CELLS, "others": others}
     for name, cells in parts.items():
         names = {cell.name for cell in cells}
         page = outcomes.into_page(page, name, outcomes.markdown(one for one in found if one.cell in names))

@@ -12,6 +12,8 @@ from everyrun.failpoints import POINTS
 INPUTS = 5000
 #: A cell that has not ended well after this many seconds has failed.
 WITHIN = 90.0
+#: Faults of Extend before the retry of a cell that retries.
+FAILING = "fail=0.1"
 #: Faults of Extend in every cell that names no others.
 USUAL = "drop=0.01,duplicate=0.05,reorder=0.1,slow=0.2"
 
@@ -57,7 +59,8 @@ class Cell:
     """One cell: its name, its description, Extend's faults, and which part is struck how and how often.
 
     ``point`` is a failpoint, ``workers`` a number of processors, ``pair`` two parts that are killed together, and
-    ``tool`` the command that runs while parts are killed.
+    ``tool`` the command that runs while parts are killed. If ``retried`` is true, a tenth of the inputs fails first,
+    these inputs are retried, and everything else happens to the retry.
     """
 
     name: str
@@ -70,6 +73,7 @@ class Cell:
     workers: int = 0
     pair: tuple[str, ...] = ()
     tool: str = ""
+    retried: bool = False
 
     def strikes(self, seed: int) -> list[Strike]:
         """Return the strikes at the part, which follow from the seed."""
@@ -136,9 +140,10 @@ MATRIX = (
 
 
 def _point_cell(point: str) -> Cell:
+    part = point.partition(".")[0]
     needs = {"adopt": "accept_then_timeout=0.6", "polling": "drop=0.5", "deliveries": "none"}
-    faults = needs.get(point.partition(".")[0], "drop=0.02,duplicate=0.1")
-    return Cell(f"point/{point}", f"kill -9 at {point}", faults, point=point)
+    faults = needs.get(part, "drop=0.02,duplicate=0.1")
+    return Cell(f"point/{point}", f"kill -9 at {point}", faults, point=point, retried=part == "retry")
 
 
 POINT_CELLS = tuple(_point_cell(point) for point in POINTS)
@@ -165,11 +170,30 @@ def _pair_cells() -> list[Cell]:
 
 
 PAIR_CELLS = tuple(_pair_cells())
+RETRY_CELLS = (
+    *(
+        Cell(
+            f"retry/{service}",
+            f"{service}: kill -9, three times during a retry",
+            part=part,
+            how="kill",
+            times=3,
+            retried=True,
+        )
+        for service, part in _SERVICES.items()
+    ),
+    Cell(
+        "retry/timeout-after-accept",
+        "Extend accepts half of a retry's batches and never answers",
+        "accept_then_timeout=0.5",
+        retried=True,
+    ),
+)
 TOOL_CELLS = tuple(
     Cell(f"audit/{tool}", f"everyrun {tool}: kill -9 of the command, Kafka and Postgres while it runs", tool=tool)
     for tool in ("rebuild", "audit", "as-of", "archive")
 )
-ALL = (*MATRIX, *POINT_CELLS, *WORKER_CELLS, *PAIR_CELLS, *TOOL_CELLS)
+ALL = (*MATRIX, *POINT_CELLS, *WORKER_CELLS, *PAIR_CELLS, *RETRY_CELLS, *TOOL_CELLS)
 
 
 class NoSuchCellError(ValueError):

@@ -54,6 +54,27 @@ async def submit(http: httpx.AsyncClient, endpoints: dict[str, str], count: int)
         await asyncio.sleep(0.2)
 
 
+async def retry(http: httpx.AsyncClient, endpoints: dict[str, str], submission_id: str) -> None:
+    """Retry every failed input under an Idempotency-Key until it is answered. Raises JobError after a minute."""
+    key = str(uuid.uuid4())
+    deadline = time.monotonic() + _SUBMITTED_WITHIN
+    while True:
+        try:
+            answer = await http.post(
+                f"{endpoints['submission_url']}/v1/submissions/{submission_id}/retries",
+                json={"reason": "chaos", "filter": {"statuses": ["FAILED"]}},
+                headers={"idempotency-key": key},
+            )
+            if answer.status_code < 300:
+                return
+            why = answer.text
+        except httpx.TransportError as error:
+            why = f"{type(error).__name__} {error}"
+        if time.monotonic() > deadline:
+            raise job.JobError(f"the inputs could not be retried: {why}")
+        await asyncio.sleep(0.2)
+
+
 async def settle(
     http: httpx.AsyncClient,
     endpoints: dict[str, str],

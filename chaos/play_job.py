@@ -28,7 +28,12 @@ async def play(
     try:
         async with asyncio.timeout(within + 60):
             submission_id = await trial.submit(min(inputs, POINT_INPUTS) if cell.point else inputs)
-            striking = asyncio.create_task(strike_all(stage.stack, cell.strikes(seed)))
+            if cell.retried:
+                await trial.settle(submission_id, deadline)
+                striking = asyncio.create_task(strike_all(stage.stack, cell.strikes(seed)))
+                await trial.retry(submission_id)
+            else:
+                striking = asyncio.create_task(strike_all(stage.stack, cell.strikes(seed)))
             await trial.settle(submission_id, deadline)
             await striking
             await trial.judge(submission_id, deadline)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from chaos import jobs, outcomes
-from chaos.cells import Cell
+from chaos.cells import FAILING, Cell
 from chaos.log_witness import LogWitness
 from chaos.outcomes import Outcome
 from chaos.stage import Stage
@@ -43,7 +43,7 @@ class Trial:
     async def begin(cls, stage: Stage, cell: Cell, seed: int, show: ShowProgress) -> Trial:
         """Wait until every part is ready, set the cell's faults, and note where the stage stands."""
         await all_ready(stage.stack)
-        await stage.faults(cell.faults)
+        await stage.faults(FAILING if cell.retried else cell.faults)
         witness = await LogWitness.from_now(stage.endpoints["kafka_bootstrap"])
         return cls(stage, cell, seed, show, witness, await stage.runs(), stage.restarts())
 
@@ -51,6 +51,11 @@ class Trial:
         """Submit a job of ``count`` inputs, and return its submission id. Raises JobError."""
         self.expected += count
         return await jobs.submit(self.stage.http, self.stage.endpoints, count)
+
+    async def retry(self, submission_id: str) -> None:
+        """Retry the failed inputs of the job, under the faults of the cell. Raises JobError."""
+        await self.stage.faults(self.cell.faults)
+        await jobs.retry(self.stage.http, self.stage.endpoints, submission_id)
 
     async def settle(self, submission_id: str, deadline: float) -> None:
         """Wait until no input of the job is open, or until the deadline (monotonic). Raises JobError."""

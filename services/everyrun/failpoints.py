@@ -46,6 +46,10 @@ POINTS = (
     "deliveries.after_offset",
     "polling.before_produce",
     "polling.after_produce",
+    "retry.before_commit",
+    "retry.after_commit",
+    "retry.before_produce",
+    "retry.after_produce",
 )
 
 _armed = frozenset(filter(None, os.environ.get(VARIABLE, "").split(",")))

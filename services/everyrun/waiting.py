@@ -14,7 +14,7 @@ from msgspec import Struct
 
 #: Each value of ``waits_for``, and what it says about the input.
 WAITS_FOR = {
-    "unannounced": "Kafka has not acknowledged its submission yet",
+    "unannounced": "Kafka has not acknowledged its submission or its retry yet",
     "workflow_paused": "its workflow is paused",
     "submission_paused": "its submission is paused",
     "retry": "Extend did not accept it for now, and it is retried",
@@ -75,7 +75,7 @@ def _words(row: Mapping[str, Any], until: str) -> tuple[str, str | None]:
     why = f" ({row['detail']})" if row["detail"] else ""
     match row["waits_for"]:
         case "unannounced":
-            return "waits for Kafka to acknowledge the submission", "everyrun doctor"
+            return "waits for Kafka to acknowledge the submission or the retry", "everyrun doctor"
         case "workflow_paused":
             return f"the workflow is paused{why}", f"everyrun workflow resume {row['workflow_id']} --reason WHY"
         case "submission_paused":

@@ -163,7 +163,9 @@ class FakeQueue:
         self.journal.append(f"store {state}")
         return []
 
-    def _insert_parts(self, chunks: list[str], _submissions: Any, firsts: list[int], lasts: list[int]) -> list[Row]:
+    def _insert_parts(
+        self, chunks: list[str], _submissions: Any, firsts: list[int], lasts: list[int], _retries: list[int]
+    ) -> list[Row]:
         for chunk, first, last in zip(chunks, firsts, lasts, strict=True):
             self.add(chunk, first_position=first, last_position=last)
         return [Row(chunk=chunk) for chunk in chunks]

@@ -35,6 +35,7 @@ _KNOWN: dict[str, Any] = {
     "raw": "eyJ4IjoxfQ==",
     "status": "FAILED",
     "content_hash": "0f" * 32,
+    "where": {"customer.id": "7"},
 }
 _TIMES = ("_at", "deadline")
 

@@ -44,10 +44,12 @@ PANELS: dict[str, dict[str, Entry]] = {
         "list": Entry("watch:list_submissions", "List submissions, newest first."),
         "report": Entry("watch:report", "Show the counts of a submission and check that they add up."),
         "results": Entry("results:results", "Show the result of every input of a submission."),
+        "tries": Entry("retry:tries", "Show every try of an input, with its attempts and runs, the newest last."),
         "overdue": Entry("overdue:overdue", "List inputs that have waited too long, each with the reason."),
         "unmatched": Entry("unmatched:unmatched_app", "List runs at Extend that match no known input."),
     },
     "Deciding": {
+        "retry": Entry("retry:retry", "Send inputs again that failed or were refused, cancelled or lost."),
         "doubt": Entry("doubt:doubt_app", "List calls with an unknown outcome, and decide about their inputs."),
         "workflow": Entry("pause:workflow_app", "Pause or resume a workflow, or list the paused ones."),
         "submission": Entry("pause:submission_app", "Pause or resume a submission."),

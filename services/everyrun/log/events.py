@@ -266,8 +266,9 @@ class RetryFilter(Struct, frozen=True, omit_defaults=True):
         list[str],
         Meta(description="Only inputs with one of these external ids; empty for all. At most a hundred are shown."),
     ] = []
-    metadata: Annotated[
-        dict[str, str], Meta(description="Only inputs whose metadata have these values at these top-level keys.")
+    where: Annotated[
+        dict[str, str],
+        Meta(description="Only inputs whose metadata have these values, as text; a key may be a path: customer.id."),
     ] = {}
     limit: Annotated[int | None, Meta(description="At most so many inputs, in the order of their ids.")] = None
 
@@ -520,7 +521,7 @@ class BatchReport(Struct, frozen=True, kw_only=True):
         int,
         Meta(description="Number of runs of the batch that are further runs of the try that their input shows."),
     ]
-    superseded: Annotated[int, Meta(description="Number of runs of the batch whose input has a newer try.")]
+    superseded: Annotated[int, Meta(description="Number of runs of the batch whose input has a newer try.")] = 0
     settled_at: Annotated[Time | None, Meta(description="When the last input settled; null while an input is open.")]
 
 

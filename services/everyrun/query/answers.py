@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 from everyrun.openapi import any_of
 from everyrun.query.report import Polling
@@ -234,6 +234,42 @@ class ResultCounts(Struct, frozen=True, kw_only=True):
 
 #: One input, either with a row in the table results or without one.
 OneResult = Annotated[Any, any_of(Result, UnsentInput)]
+
+
+class AttemptOfTry(Struct, frozen=True, kw_only=True):
+    """An attempt that sent an input, and its run of this input."""
+
+    chunk: str
+    attempt: int
+    state: str
+    reason: str | None
+    batch_id: str | None
+    sent_at: Time | None
+    run_id: str | None
+    status: Annotated[str | None, Meta(description="Extend's status of the run; null if there is no run.")]
+    failure_reason: str | None
+    failure_message: str | None
+    credits: float | None
+    settled_at: Time | None
+    current: Annotated[bool, Meta(description="True if `results` shows this run.")]
+
+
+class Try(Struct, frozen=True, kw_only=True):
+    """A try of an input: the first one, or one that a retry made."""
+
+    number: Annotated[int, Meta(description="Number of the try, from 1.")] = field(name="try")
+    retry: Annotated[int, Meta(description="Number of the retry in the submission; 0 for the first try.")]
+    requested_at: Time | None
+    by: Annotated[str | None, Meta(description="Who requested the retry; null for the first try, or if Everyrun did.")]
+    reason: str | None
+    attempts: Annotated[list[AttemptOfTry], Meta(description="Empty if the try waits to be sent.")]
+
+
+class Tries(Struct, frozen=True):
+    """Every try of an input, the oldest first."""
+
+    input_id: str
+    tries: list[Try]
 
 
 class OverdueInput(Struct, frozen=True, kw_only=True):

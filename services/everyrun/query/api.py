@@ -19,6 +19,7 @@ from everyrun.query.paging import check_text, next_cursor, read_numbered_cursor,
 from everyrun.query.quarantine import quarantine_routes
 from everyrun.query.report import report, standing
 from everyrun.query.results import result_routes
+from everyrun.query.tries import try_routes
 from everyrun.query.unmatched import unmatched_routes
 from everyrun.settings import Settings
 from everyrun.store.sql import beside
@@ -132,4 +133,5 @@ def query_api(settings: Settings, pool: asyncpg.Pool) -> FastAPI:
     overdue_routes(app, settings, pool, reports)
     unmatched_routes(app, settings, pool)
     quarantine_routes(app, pool)
+    try_routes(app, pool)
     return app

@@ -86,7 +86,8 @@ async def counts_in(connection: Connection, settings: Settings, submission: asyn
     submission_id = submission["submission_id"]
     rows = {row["status"]: row["inputs"] for row in await connection.fetch(_sql["counts"], submission_id)}
     unsent = await connection.fetch(_sql["unsent_groups"], submission_id, settings.overdue_after)
+    untold = {row["status"]: row["inputs"] for row in await connection.fetch(_sql["untold"], submission_id)}
     row = await connection.fetchrow(_sql["polling"], submission_id, settings.poll_first_after, settings.poll_for)
     polling = None if row is None else polling_of(dict(row))
     ambiguous = await connection.fetchval(_sql["ambiguous"], submission_id)
-    return counts_of(submission_id, submission["expected"], rows, map(dict, unsent), polling, ambiguous)
+    return counts_of(submission_id, submission["expected"], rows, map(dict, unsent), polling, ambiguous, untold)

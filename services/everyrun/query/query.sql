@@ -25,6 +25,17 @@ from everyrun_queue.unsent($1)
 group by status, waits_for, detail
 order by inputs desc, waits_for, detail
 
+-- name: untold
+-- Number of inputs whose new try the queue has and the result tables do not know yet, by their status in the tables.
+select r.status, count(*)::bigint as inputs
+from everyrun_queue.chunks c
+join everyrun_queue.inputs i
+  on i.submission_id = c.submission_id and i.position between c.first_position and c.last_position
+join everyrun.results r on r.input_id = i.submission_id || ':' || i.external_id
+where c.submission_id = $1 and c.retry > 0 and c.state in ('waiting', 'sending', 'in_doubt', 'held', 'submitted', 'refused')
+  and everyrun_queue.is_untold(c.submission_id, c.retry, c.first_position)
+group by r.status
+
 -- name: polling
 -- Results that are missing for inputs that were sent: how many, if one of their batches was polled before, and when the
 -- next of these batches is polled. A batch is polled from $2 to $3 seconds after it was sent. Runs with ambiguous

@@ -50,6 +50,8 @@ class Counts(msgspec.Struct, frozen=True):
     polling: Polling | None = None
     #: Number of runs of registered batches whose metadata fit several inputs.
     ambiguous: int = 0
+    #: Number of inputs in ``waiting`` that the tables show with the status of an earlier try, by this status.
+    untold: dict[str, int] = {}
 
     @property
     def needs_person(self) -> dict[str, int]:
@@ -62,7 +64,7 @@ class Counts(msgspec.Struct, frozen=True):
         """The number of all inputs, with and without a row in results, by status."""
         kept = by_status(self.waiting)
         for status, number in self.rows.items():
-            kept[status] = kept.get(status, 0) + number
+            kept[status] = kept.get(status, 0) + number - self.untold.get(status, 0)
         return kept
 
 
@@ -73,8 +75,11 @@ def counts_of(
     unsent: Iterable[Mapping[str, Any]],
     polling: Polling | None = None,
     ambiguous: int = 0,
+    untold: Mapping[str, int] | None = None,
 ) -> Counts:
     """Combine the counts from the tables (``rows``) and from the queue (``unsent``).
+
+    ``untold`` counts inputs that are in both, because the tables do not know their new try yet.
 
     If the sum is less than ``expected``, the queue lost the other inputs because an old backup was restored. They are
     counted as WAITING.
@@ -84,11 +89,13 @@ def counts_of(
     late: dict[str, int] = {}
     for group in groups:
         late[group["waits_for"]] = late.get(group["waits_for"], 0) + group["late"]
-    missing = expected - sum(rows.values()) - sum(one.inputs for one in waiting)
+    known_twice = dict(untold or {})
+    missing = expected + sum(known_twice.values()) - sum(rows.values()) - sum(one.inputs for one in waiting)
     if missing > 0:
         waiting.append(lost(submission_id, missing))
         late["queue_lost"] = late.get("queue_lost", 0) + missing
-    return Counts(dict(rows), waiting, sum(group["in_transit"] for group in groups), late, polling, ambiguous)
+    in_transit = sum(group["in_transit"] for group in groups)
+    return Counts(dict(rows), waiting, in_transit, late, polling, ambiguous, known_twice)
 
 
 def imbalances(
@@ -169,7 +176,8 @@ def report(
     by reason. The report is balanced if all numbers agree and no input is in transit.
     """
     expected = submission["expected"]
-    problems = imbalances(expected, counts.by_status, counted, lines)
+    told = {status: number - counts.untold.get(status, 0) for status, number in counted.items()}
+    problems = imbalances(expected, counts.by_status, told, lines)
     return {
         "submission_id": submission["submission_id"],
         "workflow_id": submission["workflow_id"],

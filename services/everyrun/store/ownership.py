@@ -62,13 +62,15 @@ TABLES = {
     ),
     "everyrun_queue.submissions": Table("submission", ("reconciler", "query", "replay", "doctor")),
     "everyrun_queue.inputs": Table("submission", ("query", "replay")),
-    "everyrun_queue.chunks": Table("submission", ("reconciler", "doctor")),
+    "everyrun_queue.retries": Table("submission", ("query",)),
+    "everyrun_queue.chunks": Table("submission", ("reconciler", "query", "doctor")),
     "everyrun_queue.adopted": Table("submission"),
     "everyrun_queue.paused": Table("submission"),
     "everyrun_queue.log_position": Table("submission"),
     "everyrun_queue.token_recovery": Table("submission", ("store",)),
     "everyrun_queue.incarnation": Table("submission", ("store",)),
     "everyrun_queue.claim": Table("submission"),
+    "everyrun_queue.is_untold": Table("submission"),
     "everyrun_queue.unsent": Table("submission", ("query", "replay", "doctor")),
     # Working state of other parts. It is in the queue's schema because, like the queue, it is not made from the log.
     "everyrun_queue.tokens": Table(
@@ -77,7 +79,7 @@ TABLES = {
     "everyrun_queue.budgets": Table("extend"),
     "everyrun_queue.sweeps": Table("reconciler", ("submission", "doctor")),
     "everyrun_queue.polls": Table("reconciler", ("query",)),
-    "everyrun_queue.gone_runs": Table("reconciler", ("query",)),
+    "everyrun_queue.gone_runs": Table("reconciler", ("submission", "query")),
     "everyrun_queue.published_offsets": Table("processor"),
     "everyrun_queue.replay_jobs": Table("replay"),
     # The index of the log, by which the events in the history of an input are found. It is made from the log.

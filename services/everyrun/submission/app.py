@@ -33,6 +33,7 @@ from everyrun.submission.intake.workflows import Workflows
 from everyrun.submission.metrics import Metrics
 from everyrun.submission.recovery.queue_recovery import QueueRecovery
 from everyrun.submission.redaction import redact_due
+from everyrun.submission.retry.announce import announce_retries
 from everyrun.telemetry import log
 
 _log = log(__name__)
@@ -150,8 +151,13 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
         health.ready("database")
         await _until_caught_up(service.recovery, health)
         announcer = service.announcer
+
+        async def announce() -> None:
+            await announcer.announce()
+            await announce_retries(pool, producer, service.dispatcher.wake)
+
         tasks = [
-            asyncio.create_task(run_periodically(announcer.announce, 1.0, stop, announcer.wake)),
+            asyncio.create_task(run_periodically(announce, 1.0, stop, announcer.wake)),
             asyncio.create_task(run_periodically(lambda: announce_tokens(pool, producer), 1.0, stop)),
             asyncio.create_task(run_periodically(service.dispatcher.look, 1.0, stop)),
             asyncio.create_task(run_periodically(service.resolver.resolve, 1.0, stop)),

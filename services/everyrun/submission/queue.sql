@@ -24,7 +24,10 @@ set created_announced_at = coalesce(created_announced_at, now()),
 where token_id = $1
 
 -- name: to_redact
-select submission_id, expected, created_at, now() as now from everyrun_queue.submissions
+select submission_id, created_at, now() as now,
+       coalesce((select max(i.position) from everyrun_queue.inputs i where i.submission_id = s.submission_id), 0)
+           as last_position
+from everyrun_queue.submissions s
 where redact_after <= now() order by redact_after limit 1000
 
 -- name: all_settled_at

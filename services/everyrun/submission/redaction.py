@@ -68,16 +68,16 @@ async def redact_due(pool: asyncpg.Pool, log: Log, settings: Settings) -> None:
             if due > now:
                 await pool.execute(_sql["postpone_redaction"], submission_id, due)
                 continue
-            await _redact(pool, log, submission_id, row["expected"], kept_unsettled)
+            await _redact(pool, log, submission_id, row["last_position"], kept_unsettled)
         except Exception as error:
             why, expected = f"{type(error).__name__}: {error}", isinstance(error, UNAVAILABLE)
             _log.warning("will redact the submission later", submission=submission_id, error=why, exc_info=not expected)
             await pool.execute(_sql["postpone_redaction"], submission_id, now + _CHECK_MIN)
 
 
-async def _redact(pool: asyncpg.Pool, log: Log, submission_id: str, expected: int, kept_unsettled: timedelta) -> None:
+async def _redact(pool: asyncpg.Pool, log: Log, submission_id: str, last: int, kept_unsettled: timedelta) -> None:
     pause = await pool.fetchval(_sql["has_unsubmitted"], submission_id)
-    for first in range(1, expected + 1, _SLICE):
+    for first in range(1, last + 1, _SLICE):
         rows = await pool.fetch(_sql["files"], submission_id, first, first + _SLICE - 1)
         redacted = {row["position"]: _redacted(row["file"]) for row in rows}
         changed = {

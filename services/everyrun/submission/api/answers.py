@@ -9,10 +9,12 @@ from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from everyrun.log.events import RetryFilter
 from everyrun.openapi import Problem
 from everyrun.submission.intake.accept import AcceptedSubmission
 from everyrun.submission.intake.batch_registration import Registered
 from everyrun.submission.intake.rows import BadRow
+from everyrun.submission.retry.accept import NotChosen
 
 __all__ = ["AcceptedSubmission", "Registered"]
 
@@ -244,3 +246,33 @@ class Outcomes(Struct, frozen=True):
     """The outcome for each message, in the order of the request."""
 
     decided: list[MessageOutcome]
+
+
+class RetryRefused(Problem, frozen=True, kw_only=True):
+    """Why nothing is sent again, and what was found."""
+
+    inputs: Annotated[int | UnsetType, Meta(description="Number of inputs that the filter chooses.")] = UNSET
+    needs_files: Annotated[int | UnsetType, Meta(description="Number of these that need a new file.")] = UNSET
+    needs_files_ids: list[str] | UnsetType = UNSET
+    not_chosen: Annotated[int | UnsetType, Meta(description="Number of ids in the filter that are not sent again.")] = (
+        UNSET
+    )
+    not_chosen_ids: list[NotChosen] | UnsetType = UNSET
+
+
+class RetryOf(Struct, frozen=True, kw_only=True):
+    """A retry of a submission."""
+
+    retry: Annotated[int, Meta(description="Number of the retry in its submission, from 1.")]
+    inputs: Annotated[int, Meta(description="Number of inputs that the retry sends again.")]
+    filter: Annotated[RetryFilter, Meta(description="Which inputs were chosen.")]
+    by: Annotated[str | None, Meta(description="Who requested it; null if Everyrun did, by the submission's rules.")]
+    reason: str
+    created_at: Time
+    waiting: Annotated[int, Meta(description="Number of these inputs that are not sent yet.")]
+
+
+class RetriesOf(Struct, frozen=True):
+    """The retries of a submission, the oldest first."""
+
+    retries: list[RetryOf]

@@ -51,3 +51,9 @@ group by 1
 select coalesce(sum(c.last_position - c.first_position + 1), 0)::bigint
 from everyrun_queue.submissions s join everyrun_queue.chunks c using (submission_id)
 where c.state = 'submitted' and case when $1 = 'submission' then s.submission_id else s.workflow_id end = $2
+
+-- name: retries
+select x.retry, x.inputs, x.chosen::text as chosen, x.requested_by, x.reason, x.created_at,
+       (select coalesce(sum(c.last_position - c.first_position + 1), 0) from everyrun_queue.chunks c
+        where c.submission_id = x.submission_id and c.retry = x.retry and c.state = 'waiting')::int as waiting
+from everyrun_queue.retries x where x.submission_id = $1 order by x.retry

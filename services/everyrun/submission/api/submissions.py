@@ -35,6 +35,7 @@ from everyrun.submission.api.request_body import (
     refuse_nul,
     uploaded_rows,
 )
+from everyrun.submission.api.retries import retry_routes
 from everyrun.submission.decisions.doubts import Doubts
 from everyrun.submission.decisions.quarantine import Quarantine
 from everyrun.submission.intake.accept import (
@@ -199,6 +200,7 @@ def submission_api(
     quarantine_routes(app, Quarantine(pool, log))
     doubt_routes(app, doubts)
     pause_routes(app, pool, log)
+    retry_routes(app, settings, pool, wake_announcer, recovery)
     return app
 
 

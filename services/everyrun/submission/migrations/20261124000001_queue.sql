@@ -424,6 +424,18 @@ create index replay_jobs_open on everyrun_queue.replay_jobs (created_at) where s
 create index chunks_open on everyrun_queue.chunks (submission_id)
     where state in ('waiting', 'sending', 'in_doubt', 'held');
 
+create function everyrun_queue.is_untold(submission text, given_retry int, position_of_first int)
+returns boolean language plpgsql stable as $$
+begin
+    return given_retry > 0 and not exists (
+        select from everyrun_queue.inputs i
+        join everyrun.results r on r.input_id = i.submission_id || ':' || i.external_id
+        where i.submission_id = submission and i.position = position_of_first
+          and left(r.version, 4) >= lpad(to_hex(given_retry), 4, '0'));
+end $$;
+comment on function everyrun_queue.is_untold is
+    'Returns true if a chunk of a retry is not in the result tables yet. Its inputs then have the status of their earlier try there. The tables learn of all inputs of a chunk at once, so it is enough to look at the first.';
+
 -- In plpgsql, which looks up its tables when it is called, because the schema everyrun can be dropped, rebuilt and swapped.
 create function everyrun_queue.unsent(
     submission text default null, after text default null, most bigint default null, wanted text default null
@@ -436,7 +448,7 @@ create function everyrun_queue.unsent(
 begin
 return query
 with queued as (
-    select c.chunk, c.submission_id, s.workflow_id, c.first_position, c.last_position, c.attempt, c.state,
+    select c.chunk, c.submission_id, c.retry, s.workflow_id, c.first_position, c.last_position, c.attempt, c.state,
            c.not_before, c.deadline, c.reason, c.skipped and s.redacted_at is not null as redacted,
            s.announced_at is not null and c.not_before < 'infinity' as announced, coalesce(x.created_at, s.created_at) as created_at, w.reason as workflow_reason,
            p.reason as submission_reason, coalesce(w.since, p.since) as paused_since,
@@ -454,12 +466,6 @@ with queued as (
       and (wanted is null
            or wanted = case c.state when 'waiting' then 'WAITING' when 'in_doubt' then 'IN_DOUBT'
                                     when 'held' then 'IN_DOUBT' else 'SENDING' end)
-      -- Until the result tables know of a retry, its inputs have the statuses of their earlier tries there.
-      and (c.retry = 0 or exists (
-          select from everyrun_queue.inputs i
-          join everyrun.results r on r.input_id = i.submission_id || ':' || i.external_id
-          where i.submission_id = c.submission_id and i.position = c.first_position
-            and left(r.version, 4) >= lpad(to_hex(c.retry), 4, '0')))
       -- Chunks with rows in the result tables have their status there.
       and not exists (
           select from everyrun.batches b where b.chunk = c.chunk and b.state in ('SUBMITTED', 'SETTLED', 'REFUSED'))
@@ -481,7 +487,8 @@ compared as (
                when q.not_before > now() then 'retry'
                else 'queued'
            end as waits_for,
-           q.state in ('submitted', 'refused') or (q.state <> 'held' and q.status <> l.status) as in_transit
+           q.state in ('submitted', 'refused') or (q.state <> 'held' and q.status <> l.status)
+               or everyrun_queue.is_untold(q.submission_id, q.retry, q.first_position) as in_transit
     from queued q
     left join lateral (
         select case when bool_or(b.state = 'IN_DOUBT') then 'IN_DOUBT' when bool_or(b.state = 'SENDING') then 'SENDING'

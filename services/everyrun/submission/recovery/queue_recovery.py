@@ -30,7 +30,7 @@ from everyrun.submission.dispatch.protocol import FILES_LOST_UNSENT
 from everyrun.submission.dispatch.transitions import chunk_state, insert_parts
 from everyrun.submission.intake.batch_registration import Registration, insert_registration, registration_of
 from everyrun.submission.recovery.chunk_recovery import LoggedChunk, merge_logged, read_chunks
-from everyrun.submission.recovery.restore import RecordAddress, restore_chunks, restore_submissions
+from everyrun.submission.recovery.restore import RecordAddress, restore_chunks, restore_submissions, retry_row
 from everyrun.telemetry import log
 
 _log = log(__name__)
@@ -193,6 +193,8 @@ async def _restore(connection: Any, settings: Settings, news: _LogNews) -> None:
         return
     await connection.execute(_sql["lock_restoring"])
     submissions = await restore_submissions(connection, news.accepted.values())
+    for event in news.retried.values():
+        await connection.execute(_sql["restore_retry"], *retry_row(event))
     with_chunks = await restore_chunks(connection, settings, news.addresses)
     await connection.execute(_sql["count_lost"], sorted({*submissions, *with_chunks}))
     _log.warning("the queue was restored from the log", submissions=submissions, chunks_of=sorted(with_chunks))
@@ -240,6 +242,8 @@ class _LogNews:
         self.registered: dict[str, Registration] = {}
         self.accepted: dict[str, events.SubmissionAccepted] = {}
         self.revoked: dict[str, events.TokenRevoked] = {}
+        #: By submission and number of the retry: an event of the retry, without its inputs.
+        self.retried: dict[tuple[str, int], events.InputsRetried] = {}
         #: For each chunk, the address of a record whose event contains the chunk's inputs.
         self.addresses: dict[str, RecordAddress] = {}
 
@@ -257,7 +261,10 @@ class _LogNews:
             self.accepted[event.submission_id] = event
         elif isinstance(event, events.TokenRevoked):
             self.revoked.setdefault(event.token_id, event)
-        elif getattr(event, "inputs", None) and (not retry_of(event.chunk) or isinstance(event, events.InputsRetried)):
+        elif isinstance(event, events.InputsRetried):
+            self.retried.setdefault((event.submission_id, event.retry), replace(event, inputs=[]))
+            self.addresses.setdefault(event.chunk, RecordAddress(record.partition, record.offset))
+        elif getattr(event, "inputs", None) and not retry_of(event.chunk):
             # Of the chunk of a retry, only inputs-retried says where its inputs are in the queue. The parts of such a
             # chunk are restored from its batch-cut.
             self.addresses.setdefault(event.chunk, RecordAddress(record.partition, record.offset))

@@ -90,3 +90,9 @@ where token_id = $1
 -- name: mark_tokens_caught_up
 update everyrun_queue.token_recovery set incarnation = everyrun_queue.incarnation()
 where incarnation is distinct from everyrun_queue.incarnation()
+
+-- name: restore_retry
+insert into everyrun_queue.retries (submission_id, retry, inputs, chosen, requested_by, reason, created_at)
+select $1, $2, $3, $4::text::jsonb, $5, $6, $7
+where exists (select from everyrun_queue.submissions s where s.submission_id = $1)
+on conflict do nothing

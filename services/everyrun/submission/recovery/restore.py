@@ -98,6 +98,12 @@ async def _restore_chunk(connection: Any, event: Any) -> None:
     await connection.execute(_sql["hold_lost_files"], [event.chunk], FILES_LOST_UNSENT)
 
 
+def retry_row(event: events.InputsRetried) -> tuple[Any, ...]:
+    """Return the values of the statement ``restore_retry``. Pure."""
+    head = (event.submission_id, event.retry, event.total, _encode(event.filter).decode())
+    return (*head, event.by, event.reason, instant(event.requested_at))
+
+
 def _positions(event: Any) -> tuple[list[int], list[int | None]]:
     """Return the positions of the inputs in the queue, and for new tries their positions in the submission. Pure."""
     given = [given.position for given in event.inputs]
