@@ -18,6 +18,7 @@ from pydantic import AliasChoices, Field, FilePath, SecretStr, ValidationError, 
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from everyrun.errors import Invalid
+from everyrun.objects import MAX_LIFETIME
 from everyrun.redact import passwords_of, remember
 
 #: Matches an origin. Plain http is allowed only with a port, so that nobody allows it by mistake.
@@ -203,6 +204,14 @@ class Settings(BaseSettings):
         ge=0,
         description="How many times Everyrun resends a chunk whose calls got no clear answer. After that, a person "
         "must decide.",
+    )
+    object_link_lifetime: float = Field(
+        86_400.0,
+        ge=60,
+        le=MAX_LIFETIME,
+        description="How long the link to an object in a bucket (s3://, gs://, az://) is valid. Everyrun presigns the "
+        "link when it sends the object's batch. Extend must fetch the object within this time, so set a longer time if "
+        "runs wait for hours at Extend. At most seven days, which is the providers' maximum.",
     )
     secrets_kept: float = Field(
         86_400.0,

@@ -15,6 +15,7 @@ import pytest
 from everyrun.log import topics
 from everyrun.submission.dispatch import transitions
 from everyrun.submission.dispatch.dispatcher import Dispatcher
+from everyrun.submission.dispatch.object_links import ObjectLinks
 from everyrun.submission.intake import parse
 from everyrun.submission.intake.accept import accept_submission
 from everyrun.submission.recovery.queue_recovery import catch_up
@@ -54,7 +55,14 @@ def strict(world: World, **more: Any) -> Strict:
     world.vendor = vendor
     extend: Any = vendor
     world.dispatcher = Dispatcher(
-        world.settings, world.pool, extend, world.producer, INSTALLATION, world.recovery, world.resolver._transitions
+        world.settings,
+        world.pool,
+        extend,
+        world.producer,
+        INSTALLATION,
+        world.recovery,
+        world.resolver._transitions,
+        ObjectLinks(3600, 15),
     )
     return vendor
 

@@ -14,10 +14,12 @@ from typing import Any
 
 import httpx
 
+from everyrun import objects
 from everyrun.log.cloudevents import Record, header
 from everyrun.settings import Settings
 from everyrun.store.sql import name_of
 from everyrun.submission.dispatch.dispatcher import Dispatcher
+from everyrun.submission.dispatch.object_links import ObjectLinks
 from everyrun.submission.dispatch.resolver import Resolver
 from everyrun.submission.dispatch.transitions import Transitions
 from tests.memory_log import MemoryLog
@@ -53,6 +55,8 @@ class FakeQueue:
         self.journal, self.clock = journal, clock
         self.incarnation = "incarnation 1"
         self.chunks: dict[str, Row] = {}
+        #: The files of inputs by position, where they are not links.
+        self.files: dict[int, dict[str, Any]] = {}
         self.adopted: list[tuple[Any, ...]] = []
         self.paused: list[tuple[str, str]] = []
         #: What the result tables show: complete sweeps, evidence, a witness, and applied offsets.
@@ -147,7 +151,12 @@ class FakeQueue:
 
     def _chunk_inputs(self, _submission: str, first: int, last: int) -> list[Row]:
         return [
-            Row(position=n, external_id=str(n), file=json.dumps({"url": f"https://e.com/{n}?signed"}), metadata="{}")
+            Row(
+                position=n,
+                external_id=str(n),
+                file=json.dumps(self.files.get(n, {"url": f"https://e.com/{n}?signed"})),
+                metadata="{}",
+            )
             for n in range(first, last + 1)
         ]
 
@@ -246,6 +255,46 @@ class FakeExtend:
         return self.answer
 
 
+class FakeBuckets:
+    """Buckets in memory: the ETag of each object, or the error that reading it raises."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, str | Exception] = {}
+        self.signed = 0
+
+    def open(self, url: str) -> Any:
+        """Return a bucket."""
+        return FakeBucket(self, url)
+
+
+class FakeBucket:
+    """A bucket of FakeBuckets. Each link has a number of its own."""
+
+    def __init__(self, buckets: FakeBuckets, url: str) -> None:
+        self.buckets, self.url = buckets, url
+
+    async def head(self, key: str) -> objects.Found:
+        found = self.buckets.objects.get(f"{self.url}/{key}")
+        if found is None:
+            raise objects.ObjectGoneError(f"there is no object {self.url}/{key}")
+        if isinstance(found, Exception):
+            raise found
+        return objects.Found(objects.Address(self.url, key), 1, found, datetime(2026, 3, 1, tzinfo=UTC))
+
+    async def heads(self, keys: list[str]) -> list[Any]:
+        found: list[Any] = []
+        for key in keys:
+            try:
+                found.append(await self.head(key))
+            except (objects.ObjectGoneError, objects.ObjectDeniedError) as error:
+                found.append(error)
+        return found
+
+    async def sign(self, keys: list[str], lifetime: float) -> list[str]:
+        self.buckets.signed += 1
+        return [f"https://store.example/{key}?signature={self.buckets.signed}&for={lifetime:g}" for key in keys]
+
+
 class FakeRecovery:
     """A queue that is always caught up; ``on_catch_up`` can change it as the log would."""
 
@@ -282,8 +331,10 @@ class Dispatch:
         extend: Any = self.extend
         recovery: Any = self.recovery
         self.transitions = Transitions(self.settings, queue, log)
+        self.buckets = FakeBuckets()
+        links = ObjectLinks(3600, 15, self.buckets.open)
         self.dispatcher = Dispatcher(
-            self.settings, queue, extend, log, INSTALLATION, recovery, self.transitions, self.clock
+            self.settings, queue, extend, log, INSTALLATION, recovery, self.transitions, links, self.clock
         )
         self.resolver = Resolver(self.settings, queue, recovery, self.transitions, INSTALLATION)
 

@@ -22,7 +22,7 @@ from everyrun.doctor.facts import (
     SelfTest,
     Swept,
 )
-from everyrun.doctor.findings import Finding, judge_clock, judge_service
+from everyrun.doctor.findings import Finding, judge_clock, judge_object, judge_service
 from everyrun.doctor.judge_progress import judge_following, judge_late, judge_sweeps
 from everyrun.extend.client import API_VERSION
 from everyrun.log.observation import SELF_TEST_ANSWER
@@ -238,6 +238,16 @@ def test_service_is_judged_by_readyz() -> None:
     both = Answer(503, body={"waiting": {"kafka": "no", "jobs": "broken"}})
     assert says(judge_service("replay", "http://r", both, ["Kafka"]), "failed", "jobs: broken", "log")
     assert says(judge_service("processor", "", Answer(0)), "warning", "not checked", "EVERYRUN_PROCESSOR_URLS")
+
+
+def test_an_object_is_judged_by_the_answer_of_the_submission_service() -> None:
+    address = "s3://invoices/a.pdf"
+    assert says(judge_object(address, Answer(200)), "ok", "can read and presign")
+    denied = Answer(422, "OBJECT_UNREADABLE", "the submission service cannot read s3://invoices/a.pdf: 403")
+    assert says(judge_object(address, denied), "failed", "cannot read", "docs/how-to/sources.md")
+    assert says(judge_object(address, Answer(0, message="refused")), "warning", "not checked", "refused")
+    facts = Facts(None, None, None, [], [], None, [], [], None, (address, Answer(200)))
+    assert f"object {address}" in {line.check for line in judge(Settings(), facts, False)}
 
 
 def test_progress_is_judged() -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from everyrun.cli import folder
+from everyrun.cli import folder, patterns
 from everyrun.cli.contents import EXTENSIONS, kind_of
-from everyrun.cli.folder import Found, PatternError, find, id_of_path, same_content
+from everyrun.cli.folder import Found, find, id_of_path, same_content
+from everyrun.cli.patterns import PatternError
 from tests.unit.permissions import held_to
 
 
@@ -37,9 +38,9 @@ def test_what_is_left_out_is_counted_by_its_reason(tmp_path: Path) -> None:
     found = find(root)
     assert sent(found) == ["a.pdf", "scan0001", "sub/B.PDF"]
     assert found.skipped == {
-        folder.HIDDEN_FOLDER: ["$RECYCLE.BIN/x.pdf", ".Trash-1000/files/old.pdf", ".git/deep/y.pdf"],
-        folder.HIDDEN: [".DS_Store", "Thumbs.db", "~$x.docx"],
-        folder.OTHER_TYPE: ["archive.zip", "e.docm"],
+        patterns.HIDDEN_FOLDER: ["$RECYCLE.BIN/x.pdf", ".Trash-1000/files/old.pdf", ".git/deep/y.pdf"],
+        patterns.HIDDEN: [".DS_Store", "Thumbs.db", "~$x.docx"],
+        patterns.OTHER_TYPE: ["archive.zip", "e.docm"],
         folder.NO_TYPE: ["notes"],
         folder.NOT_REGULAR: ["pipe.pdf"],
     }
@@ -104,8 +105,8 @@ def test_globs_choose_by_name_and_by_path(tmp_path: Path) -> None:
     found = find(tmp_path, include=["*.pdf"], exclude=["drafts", "e.*"])
     assert sent(found) == ["a.pdf"]
     assert found.skipped == {
-        folder.EXCLUDED: ["drafts/c.pdf", "in/drafts/d.PDF", "in/e.pdf"],
-        folder.NOT_INCLUDED: ["b.png"],
+        patterns.EXCLUDED: ["drafts/c.pdf", "in/drafts/d.PDF", "in/e.pdf"],
+        patterns.NOT_INCLUDED: ["b.png"],
     }
 
 
@@ -182,7 +183,7 @@ def test_what_is_excluded_is_not_sent_by_a_link_that_leads_to_it(tmp_path: Path)
     (root / "secret").symlink_to(outside / "in")
     found = find(root, exclude=["drafts", "secret"])
     assert (sent(found), found.broken) == (["a.pdf", "again.pdf", "other/x.pdf"], [])
-    assert {"0b.pdf", "0drafts/b.pdf", "0sub/c.pdf", "other/in/y.pdf"} <= set(found.skipped[folder.EXCLUDED])
+    assert {"0b.pdf", "0drafts/b.pdf", "0sub/c.pdf", "other/in/y.pdf"} <= set(found.skipped[patterns.EXCLUDED])
     assert found.skipped_count + len(found.documents) == 12
 
 
@@ -211,7 +212,7 @@ def test_backups_and_unfinished_downloads_are_left_out(tmp_path: Path, name: str
     put(tmp_path / "a.pdf")
     put(tmp_path / name)
     found = find(tmp_path)
-    assert (sent(found), found.skipped) == (["a.pdf"], {folder.HIDDEN: [name]})
+    assert (sent(found), found.skipped) == (["a.pdf"], {patterns.HIDDEN: [name]})
 
 
 def test_the_documentation_lists_the_accepted_extensions() -> None:

@@ -34,7 +34,7 @@ def check(row: Any, number: int = 7) -> GoodRow | BadRow:
     [
         ([], "", "a row is an object"),
         ({"id": "a"}, "file", "is required"),
-        ({"file": {}}, "file", "exactly one of url, id and text"),
+        ({"file": {}}, "file", "exactly one of url, id, text and object"),
         ({"file": {"url": "https://a/b", "text": "x"}}, "file", "it has text, url"),
         ({"file": {"id": "file_1", "name": "x"}}, "file.name", "unknown for a file with id"),
         ({"file": {"url": ""}}, "file.url", "not empty text"),
@@ -50,6 +50,10 @@ def check(row: Any, number: int = 7) -> GoodRow | BadRow:
         ({"file": URL, "id": "a\tb"}, "id", "cannot be printed"),
         ({"file": URL, "metadata": [1]}, "metadata", "must be an object, not a list"),
         ({"file": URL, "metadata": "no"}, "metadata", "must be an object, not text"),
+        ({"file": {"object": "s3://bucket/"}}, "file.object", "names no object"),
+        ({"file": {"url": "s3://key:secret@bucket/a.pdf"}}, "file.object", "not an address of the form"),
+        ({"file": {"object": "s3://bucket/a.pdf", "etag": 5}}, "file.etag", "not a number"),
+        ({"file": {"object": "s3://bucket/a.pdf", **URL}}, "file", "it has object, url"),
         ({"file": {**URL, "redacted": True}}, "file.redacted", "give a new link"),
         ({"file": {"url": URL["url"] + REDACTED}}, "file.url", "give a new link"),
         (QuickRow(file=_QuickFile(URL["url"] + REDACTED)), "file.url", "give a new link"),
@@ -146,3 +150,16 @@ def test_secrets_are_redacted() -> None:
 )
 def test_the_hash_for_the_log_is_of_redacted_content(file) -> None:
     assert redacted_json(msgspec.json.encode(file)) == msgspec.json.encode(redact_file(file))
+
+
+def test_an_object_may_be_named_as_a_url_and_stays_as_it_is_in_the_log() -> None:
+    """The address of an object holds no secret, even if its key looks like a query."""
+    address = "s3://invoices/in/q?x#y@z.pdf"
+    rows = [check({"id": "a", "file": {kind: address, "etag": "1", "name": "n.pdf"}}) for kind in ("url", "object")]
+    assert rows[0] == rows[1]
+    assert isinstance(rows[0], GoodRow)
+    assert rows[0].file == b'{"object":"s3://invoices/in/q?x#y@z.pdf","etag":"1","name":"n.pdf"}'
+    assert redacted_json(rows[0].file) == rows[0].file
+    locked = check({"id": "a", "file": {"object": address, "settings": {"password": "secret"}}})
+    assert isinstance(locked, GoodRow)
+    assert b"secret" not in redacted_json(locked.file)

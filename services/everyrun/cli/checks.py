@@ -6,9 +6,9 @@ import csv
 import io
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 import typer
@@ -18,7 +18,11 @@ from rich.table import Column, Table
 from everyrun.cli import exits, folder, manifest
 from everyrun.cli.console import counted, err, fail, folding, print_table
 from everyrun.cli.folder import shown
+from everyrun.cli.patterns import PatternError, extension_of
 from everyrun.submission.intake.columns import Options
+
+if TYPE_CHECKING:
+    from everyrun.cli.bucket import FoundObjects
 
 #: Maximum number of names that the summary lists for each reason. With --list-skipped, it lists all.
 _NAMES = 3
@@ -100,22 +104,15 @@ def read_folder(
     """Check the documents in a folder and show what was found. Ends the command if nothing can be sent."""
     try:
         found = folder.find(Path(source), include, exclude)
-    except folder.PatternError as error:
+    except PatternError as error:
         fail(str(error), exits.USAGE)
     if skip_unreadable:
         found.leave_out_broken()
-    count = len(found.documents)
-    total = count + found.skipped_count + len(found.broken)
-    text = f"Found {counted(total, 'file')}: {count} to send, {found.skipped_count} left out"
-    err.print(text + (f", {len(found.broken)} that cannot be read" if found.broken else ""), soft_wrap=True)
-    for reason, names in sorted(found.skipped.items(), key=lambda item: -len(item[1])):
-        err.print(escape(f"  {len(names)} {reason}: {_some(names, every)}"), soft_wrap=True)
-    if found.skipped and not every and any(len(names) > _NAMES for names in found.skipped.values()):
-        err.print("  To name all of them: --list-skipped")
+    show_found("file", len(found.documents), found.skipped, every, len(found.broken))
     if found.broken:
         show_files(found.broken)
         fail("nothing was sent, because some files cannot be read. Fix that, or skip them with --skip-unreadable")
-    if not count:
+    if not found.documents:
         fail(f"{shown(source)} has no file to send: each is left out for the reason above")
     if same := folder.same_content(found.documents):
         copies = sum(map(len, same)) - len(same)
@@ -129,11 +126,51 @@ def read_folder(
     return checked
 
 
+def read_bucket(
+    source: str, include: Sequence[str], exclude: Sequence[str], every: bool, file: IO[bytes]
+) -> manifest.Checked:
+    """Check the objects of a bucket and show what was found. Ends the command if nothing can be sent.
+
+    Raises ManifestError.
+    """
+    found = list_bucket(source, include, exclude)
+    show_found("object", len(found.objects), found.skipped, every)
+    if not found.objects:
+        fail(f"{source} has no object to send: each is left out for the reason above")
+    checked = manifest.check_objects(found.objects, file)
+    _refuse_bad(checked)
+    return checked
+
+
+def list_bucket(source: str, include: Sequence[str], exclude: Sequence[str]) -> FoundObjects:
+    """List the objects of a bucket, with the number so far as progress. Raises ManifestError."""
+    from everyrun.cli import bucket
+
+    with err.status("Listing") as status:
+        try:
+            return bucket.find(
+                source, include, exclude, lambda count: status.update(f"Listing: {counted(count, 'object')}")
+            )
+        except PatternError as error:
+            fail(str(error), exits.USAGE)
+
+
+def show_found(what: str, count: int, skipped: Mapping[str, list[str]], every: bool, broken: int = 0) -> None:
+    """Show how many files or objects were found, and what is left out, by reason."""
+    left_out = sum(map(len, skipped.values()))
+    text = f"Found {counted(count + left_out + broken, what)}: {count} to send, {left_out} left out"
+    err.print(text + (f", {broken} that cannot be read" if broken else ""), soft_wrap=True)
+    for reason, names in sorted(skipped.items(), key=lambda item: -len(item[1])):
+        err.print(escape(f"  {len(names)} {reason}: {_some(names, every)}"), soft_wrap=True)
+    if not every and any(len(names) > _NAMES for names in skipped.values()):
+        err.print("  To name all of them: --list-skipped")
+
+
 def show_dry_run(checked: manifest.Checked, list_files: bool) -> None:
     """Show what would be submitted: the first row and the counts, and every local file if ``list_files`` is True."""
     if list_files:
         for file in checked.files:
-            typer.echo(f"{folder.extension_of(file.name) or '?'}\t{shown(file.path)}")
+            typer.echo(f"{extension_of(file.name) or '?'}\t{shown(file.path)}")
     if checked.first is not None:
         err.print(escape(f"The first row: {json.dumps(checked.first, ensure_ascii=False)}"), soft_wrap=True)
     batches, files = counted(checked.batches, "batch", "batches"), counted(len(checked.files), "file")

@@ -229,6 +229,13 @@ class Client:
             return f"{self.target.submission_url} answers {response.status_code}"
         return self._body(response).get("workflow_unchecked")
 
+    def check_object(self, address: str, within: float = 0.0) -> None:
+        """Check that the submission service can read and presign an object. Ends the command if it cannot.
+
+        If the service is unavailable, the request is retried for ``within`` seconds.
+        """
+        self.get(f"{self.target.submission_url}/v1/objects/check", within, object=address)
+
 
 def _too_slow(response: httpx.Response) -> bool:
     """Return True if the query service answered that the request takes too long. A retry would not help then."""

@@ -35,7 +35,7 @@ PANELS: dict[str, dict[str, Entry]] = {
         "demo": Entry("demo:demo", "Run inputs through a stack and compare every result with the emulator's record."),
     },
     "Submissions": {
-        "submit": Entry("submit:submit", "Submit the rows of a manifest, or the documents in a folder."),
+        "submit": Entry("submit:submit", "Submit the rows of a manifest, or the documents in a folder or bucket."),
         "register": Entry("register:register_batch", "Register a batch that another program sent to Extend."),
         "watch": Entry(
             "watch:watch",

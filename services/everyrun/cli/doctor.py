@@ -31,6 +31,10 @@ def doctor(
             "--polling-only", help="Skip the checks of webhooks. For installations that only poll for results."
         ),
     ] = False,
+    object_: Annotated[
+        str | None,
+        typer.Option("--object", help="Object (s3://..., gs://..., az://...) that the submission service must read."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write the findings as JSON.")] = False,
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
@@ -57,7 +61,7 @@ def doctor(
     # Without this, the client libraries would log every failure to connect. The findings report it once.
     logging.disable(logging.CRITICAL)
     settings, workflow_of_stack = _settings(data_dir)
-    findings = asyncio.run(examine(settings, workflow or workflow_of_stack, polling_only=polling_only))
+    findings = asyncio.run(examine(settings, workflow or workflow_of_stack, polling_only=polling_only, address=object_))
     if as_json:
         ok = all(finding.level != "failed" for finding in findings)
         body = {"ok": ok, "findings": [msgspec.to_builtins(finding) for finding in findings]}

@@ -7,40 +7,29 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import stat
-import unicodedata
 from collections.abc import Iterator, Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
-from everyrun.cli.contents import BEGINNING, EXTENSIONS, kind_of
-from everyrun.errors import Invalid
+from everyrun.cli.contents import BEGINNING, kind_of
+from everyrun.cli.patterns import (
+    EXCLUDED,
+    Pattern,
+    any_matches,
+    check_matched,
+    extension_of,
+    folded,
+    reason_of_file,
+    reason_of_folder,
+)
 from everyrun.extend.reserved import EXTERNAL_ID_MAX
 
-#: Folders in which desktops, file servers and archivers keep deleted files or files of their own.
-_TRASH = frozenset(
-    {"$recycle.bin", "recycler", "system volume information", "lost+found", "__macosx", "@eadir", "#recycle"}
-)
-_OF_THE_SYSTEM = frozenset({"thumbs.db", "desktop.ini", "icon\r"})
-#: Endings of the names of unfinished downloads, and of the backups and automatic saves that editors make.
-_UNFINISHED = ("~", ".swp", ".swo", ".part", ".partial", ".crdownload", ".download", ".filepart")
-
-HIDDEN_FOLDER = "in a hidden folder or the trash"
-HIDDEN = "hidden, a lock file, a backup, or an unfinished download"
-OTHER_TYPE = "of a type that Extend does not accept"
 NO_TYPE = "without an extension, and of a type that is not recognised by its content"
-EXCLUDED = "excluded (--exclude)"
-NOT_INCLUDED = "not included (--include)"
 NOT_REGULAR = "not a regular file"
 LINKED_TWICE = "linked folders that are listed already"
 LINKED_ABOVE = "links to a parent folder"
 UNREADABLE = "cannot be read (--skip-unreadable)"
-
-
-class PatternError(Invalid):
-    """A pattern of ``--include`` or ``--exclude`` matches no file and no folder, so it is probably mistyped."""
 
 
 class Document(NamedTuple):
@@ -112,48 +101,6 @@ def find(folder: Path, include: Sequence[str] = (), exclude: Sequence[str] = ())
     return _Walk(folder, include, exclude).run()
 
 
-class _Pattern:
-    """A pattern of ``--include`` or ``--exclude``.
-
-    A pattern with a slash before its end is a glob for the path relative to the folder. Any other pattern is a glob for
-    that path or for the last name in that path. A path or name that is literally equal to the pattern matches too.
-
-    A pattern may begin with ``/``, with ``./``, or with the path or name of the folder itself, and may end with a
-    slash. Case makes no difference. Neither does it matter whether an accented letter is one Unicode character or two.
-    """
-
-    def __init__(self, option: str, given: str, folder: str) -> None:
-        self.option, self.given = option, given
-        self.has_matched = False
-        plain = given.rstrip("/") or given
-        inside = plain.lstrip("/") if plain.startswith("/") else os.path.normpath(plain)
-        paths = [inside, inside.removeprefix("**/")]
-        absolute, root = os.path.abspath(plain), os.path.abspath(folder)
-        if absolute.startswith(root.rstrip("/") + "/"):
-            paths.append(os.path.relpath(absolute, root))
-        first, _, rest = inside.partition("/")
-        if rest and first.casefold() == os.path.basename(root).casefold():
-            paths.append(rest)
-        self._paths = [_folded(path) for path in paths]
-        self._name = _folded(plain) if "/" not in plain else None
-
-    def matches(self, relative: str) -> bool:
-        """Return True if the pattern matches a path in the folder, and remember that it did.
-
-        ``relative`` is the path as ``_folded`` returns it.
-        """
-        found = any(relative == path or fnmatchcase(relative, path) for path in self._paths)
-        if not found and self._name is not None:
-            name = relative.rpartition("/")[2]
-            found = name == self._name or fnmatchcase(name, self._name)
-        self.has_matched = self.has_matched or found
-        return found
-
-
-def _folded(text: str) -> str:
-    return unicodedata.normalize("NFC", text.casefold())
-
-
 class _Place(NamedTuple):
     """A folder to look through."""
 
@@ -168,8 +115,8 @@ class _Place(NamedTuple):
 class _Walk:
     def __init__(self, folder: Path, include: Sequence[str], exclude: Sequence[str]) -> None:
         self._folder = str(folder)
-        self._include = [_Pattern("--include", pattern, self._folder) for pattern in include]
-        self._exclude = [_Pattern("--exclude", pattern, self._folder) for pattern in exclude]
+        self._include = [Pattern("--include", pattern, self._folder) for pattern in include]
+        self._exclude = [Pattern("--exclude", pattern, self._folder) for pattern in exclude]
         self._found = Found()
         self._seen: set[tuple[int, int]] = set()
         self._links: list[_Place] = []
@@ -182,22 +129,13 @@ class _Walk:
         # Follow links last: a subfolder is then found under its own name, even if a link leads to it too.
         for link in self._links:
             self._follow(link)
-        self._check_patterns()
+        check_matched(shown(self._folder), (*self._include, *self._exclude))
         self._leave_out_excluded()
         self._found.documents.sort(key=lambda document: document.shown)
         self._found.broken.sort()
         for names in self._found.skipped.values():
             names.sort()
         return self._found
-
-    def _check_patterns(self) -> None:
-        for pattern in (*self._include, *self._exclude):
-            if not pattern.has_matched:
-                raise PatternError(
-                    f"{pattern.option} {shown(pattern.given)!r} matches no file or folder in {shown(self._folder)}; "
-                    "nothing was sent. Write a name, or a path in that folder; * stands for any characters. A shell "
-                    "expands * unless it is in quotes"
-                )
 
     def _leave_out_excluded(self) -> None:
         """Leave out the documents that were found through a link, but are excluded under their own path."""
@@ -252,39 +190,27 @@ class _Walk:
     def _entry(self, entry: os.DirEntry[str], place: _Place) -> Iterator[_Place]:
         """Yield a folder, and keep a link to a folder for later. Add a file to those to send or to those left out."""
         relative = f"{place.relative}/{entry.name}" if place.relative else entry.name
-        folded = _folded(relative) if self._include or self._exclude else ""
-        excluded = _any_matches(self._exclude, folded)
-        included = _any_matches(self._include, folded) or place.included
+        matched = folded(relative) if self._include or self._exclude else ""
+        excluded = any_matches(self._exclude, matched)
+        included = any_matches(self._include, matched) or place.included
         this = _Place(entry.path, relative, place.reason, included)
         if excluded:
             self._excluded.add(os.path.realpath(entry.path))
         try:
             if entry.is_dir():
-                this = this._replace(reason=place.reason or _reason_of_folder(entry.name, excluded))
+                this = this._replace(reason=place.reason or reason_of_folder(entry.name, excluded))
                 if not entry.is_symlink():
                     yield this
                 elif this.reason:
                     self._found.skip(this.reason, relative)
                 else:
                     self._links.append(this)
-            elif reason := place.reason or self._reason_of_file(entry.name, excluded, included):
+            elif reason := place.reason or reason_of_file(entry.name, excluded, bool(self._include) and not included):
                 self._found.skip(reason, relative)
             else:
                 self._document(entry, relative)
         except OSError as error:
             self._broken(this, error)
-
-    def _reason_of_file(self, name: str, excluded: bool, included: bool) -> str | None:
-        if name.startswith((".", "~$")) or name.casefold() in _OF_THE_SYSTEM:
-            return HIDDEN
-        if name.casefold().endswith(_UNFINISHED) or (name.startswith("#") and name.endswith("#")):
-            return HIDDEN
-        if excluded:
-            return EXCLUDED
-        if self._include and not included:
-            return NOT_INCLUDED
-        extension = extension_of(name)
-        return OTHER_TYPE if extension and extension not in EXTENSIONS else None
 
     def _document(self, entry: os.DirEntry[str], relative: str) -> None:
         """Add a file to the documents, unless its content rules it out. Raises OSError if it cannot be read."""
@@ -332,24 +258,6 @@ class _Within:
                 return False
             real = above
         return True
-
-
-def _any_matches(patterns: Sequence[_Pattern], relative: str) -> bool:
-    """Return True if a pattern matches. Every pattern is tried, because each remembers whether it has ever matched."""
-    found = [pattern.matches(relative) for pattern in patterns]
-    return any(found)
-
-
-def _reason_of_folder(name: str, excluded: bool) -> str | None:
-    if name.startswith(".") or name.casefold() in _TRASH:
-        return HIDDEN_FOLDER
-    return EXCLUDED if excluded else None
-
-
-def extension_of(name: str) -> str:
-    """Return the extension in lower case, or "" if the text after the last dot is not an extension ("Nr. 17")."""
-    extension = os.path.splitext(name)[1][1:].lower()
-    return extension if re.fullmatch(r"[a-z][a-z0-9]{0,9}|[0-9]+[a-z][a-z0-9]*", extension) else ""
 
 
 def id_of_path(relative: str) -> str:

@@ -10,10 +10,11 @@ import sys
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
 
 import msgspec
 
+from everyrun import objects
 from everyrun.cli import folder
 from everyrun.cli.console import counted
 from everyrun.cli.contents import EXTENSIONS
@@ -23,7 +24,7 @@ from everyrun.submission.chunks import Cutter
 from everyrun.submission.intake.accept import new_submission_id
 from everyrun.submission.intake.columns import DELIMITERS, OUTCOME_COLUMNS, Columns, Options
 from everyrun.submission.intake.parse import CSV, JSON, NDJSON, PARQUET, Row, RowReader, spool
-from everyrun.submission.intake.rows import BadRow, GoodRow, check_row, duplicate_id
+from everyrun.submission.intake.rows import FILE_FIELDS, BadRow, GoodRow, check_row, duplicate_id
 from everyrun.submission.intake.text import EncodingError, UploadError
 
 # fmt: off
@@ -43,6 +44,10 @@ SHOWN = 20
 #: Stands for a row's file until the file is uploaded; then Extend's file id replaces this URL. The URL is at least as
 #: long as such an id, so the row cannot outgrow the size limit that was checked.
 _TO_BE_UPLOADED = "https://to-be-uploaded.example.com/"
+
+
+if TYPE_CHECKING:
+    from everyrun.cli.bucket import BucketObject
 
 
 class ManifestError(Invalid):
@@ -78,6 +83,8 @@ class Checked:
         self.bad_count = 0
         self.bad: list[BadRow] = []
         self.files: list[Local] = []
+        #: The address of the first object in a bucket that a good row names.
+        self.object: str | None = None
         #: The first good row, in the form in which the user sees it.
         self.first: dict[str, Any] | None = None
         self._lines = array("q")
@@ -118,6 +125,8 @@ class Checked:
                 value = {**given, "file": place}
             if self.first is None:
                 self.first = _as_read(checked, local)
+            if self.object is None and checked.file.startswith(b'{"object":'):
+                self.object = msgspec.json.decode(checked.file)["object"]
             self._file.write(msgspec.json.encode(value) + b"\n")
         self.batches = len(cutter.finish())
 
@@ -145,8 +154,8 @@ class Checked:
         path = file["path"]
         if base is None:
             return bad("file.path", "is a local file: name the files as they were sent, by url, file_id or text")
-        if others := sorted(file.keys() & {"url", "id", "text"}):
-            return bad("file", f"needs exactly one of url, id, text and path; it has path, {', '.join(others)}")
+        if others := sorted(file.keys() & FILE_FIELDS.keys()):
+            return bad("file", f"needs exactly one of url, id, text, object and path; it has path, {', '.join(others)}")
         if unknown := sorted(file.keys() - {"path", "name", "settings"}):
             return bad(f"file.{unknown[0]}", "unknown beside path; allowed: name, settings")
         if not isinstance(path, str) or not path:
@@ -204,6 +213,16 @@ def unreadable(path: Path) -> str | None:
         return "there is no such file"
     except (OSError, ValueError) as error:
         return getattr(error, "strerror", None) or str(error)
+
+
+Source = Literal["manifest", "folder", "bucket"]
+
+
+def source_kind(source: str) -> Source:
+    """Return what a source is. Raises ManifestError if it is neither a manifest, nor a folder, nor a bucket's URL."""
+    if objects.is_address(source):
+        return "bucket"
+    return "folder" if is_folder(source) else "manifest"
 
 
 def is_folder(source: str) -> bool:
@@ -335,3 +354,16 @@ def _rows(documents: Iterable[folder.Document]) -> Iterator[Row]:
     for document in documents:
         local = Local(document.path, document.name, None)
         yield 0, {"id": document.id, "file": local, "metadata": {"path": document.shown}}
+
+
+def check_objects(found: Iterable[BucketObject], file: IO[bytes]) -> Checked:
+    """Check the objects of a bucket, each as one row, and store the good rows in ``file``."""
+    checked = Checked(file)
+    checked.check(((0, object_row(one)) for one in found), None)
+    return checked
+
+
+def object_row(found: BucketObject) -> dict[str, Any]:
+    """Return the row for an object of a bucket."""
+    file = {"object": str(found.address)} | ({"etag": found.etag} if found.etag else {})
+    return {"id": found.id, "file": file, "metadata": {"path": found.relative}}

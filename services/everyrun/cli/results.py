@@ -154,7 +154,8 @@ def csv_row(row: dict[str, Any]) -> list[str]:
     file = row.get("file") or {}
     metadata = json.dumps(row["metadata"], ensure_ascii=False) if row.get("metadata") else ""
     plain = [row.get(name) or "" for name in ("failure_reason", "failure_message", "run_id", "batch_id", "settled_at")]
-    url = file.get("url", "") + (REDACTED if file.get("redacted") and "url" in file else "")
+    link = file.get("url") or file.get("object") or ""
+    url = link + (REDACTED if file.get("redacted") and link else "")
     files = [url, file.get("id", ""), file.get("text", ""), file.get("name", "")]
     return [row["external_id"], *files, metadata, row["status"], *plain]
 

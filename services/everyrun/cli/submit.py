@@ -1,4 +1,4 @@
-"""Define ``everyrun submit``: submit the rows of a manifest, or the documents in a folder."""
+"""Define ``everyrun submit``: submit the rows of a manifest, or the documents in a folder or bucket."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def submit(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SOURCE", help="A folder, or a manifest: .csv, .tsv, .ndjson, .jsonl, .json, .parquet, or -."
+            metavar="SOURCE",
+            help="Manifest (.csv, .ndjson, .json, .parquet, or -), folder, or s3://, gs:// or az:// prefix.",
         ),
     ],
     workflow: Workflow = None,
@@ -38,7 +39,7 @@ def submit(
     ] = None,
     include: Annotated[
         list[str] | None,
-        typer.Option(help="Send only files of the folder that match, such as '*.pdf'."),
+        typer.Option(help="Send only files that match, such as '*.pdf'."),
     ] = None,
     exclude: Annotated[
         list[str] | None,
@@ -47,9 +48,7 @@ def submit(
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="Skip files of a folder that are empty or cannot be read.")
     ] = False,
-    list_skipped: Annotated[
-        bool, typer.Option("--list-skipped", help="Name every file of the folder that is not sent.")
-    ] = False,
+    list_skipped: Annotated[bool, typer.Option("--list-skipped", help="Name every file that is not sent.")] = False,
     list_files: Annotated[
         bool, typer.Option("--list-files", help="With --dry-run, print every local file to send, with its type.")
     ] = False,
@@ -59,14 +58,13 @@ def submit(
     wait: Wait = False,
     data_dir: DataDir = Path(".everyrun"),
 ) -> None:
-    """Submit the rows of a manifest, or the documents in a folder.
+    """Submit the rows of a manifest, or the documents in a folder or bucket.
 
-    A CSV or Parquet file has one of the columns url, file_id, text and path (a local file, uploaded first), and may
-    have id, name, password and metadata. NDJSON has one row per line:
-    {"id": "a-1", "file": {"url": "https://..."}, "metadata": {"customer": 7}}
+    A CSV or Parquet file has one of the columns url (also s3://...), file_id, text and path (a local file). NDJSON has
+    one row per line: {"id": "a-1", "file": {"url": "https://..."}, "metadata": {"customer": 7}}
 
-    All rows and files are checked first; then all are submitted, or none. What is left out is listed. Uploads are
-    remembered: after an interruption, run the same command again.
+    All rows and files are checked first; then all are submitted, or none. What is left out is listed. After an
+    interruption, run the same command again: uploads are remembered.
 
     Example: everyrun submit invoices.csv --metadata-columns customer,year --wait
     """
@@ -77,13 +75,20 @@ def submit(
 
     checks.sendable(workflow=workflow, workflow_version=workflow_version, idempotency_key=idempotency_key)
     try:
-        in_folder = manifest.is_folder(source)
+        kind = manifest.source_kind(source)
         _refuse_other_options(
-            in_folder,
-            {"--id-column": id_column, "--url-column": url_column, "--metadata-columns": metadata_columns}
-            | {"--delimiter": delimiter, "--encoding": encoding},
-            {"--include": include, "--exclude": exclude, "--skip-unreadable": skip_unreadable}
-            | {"--list-skipped": list_skipped},
+            kind,
+            {
+                "manifest": {
+                    "--id-column": id_column,
+                    "--url-column": url_column,
+                    "--metadata-columns": metadata_columns,
+                    "--delimiter": delimiter,
+                    "--encoding": encoding,
+                },
+                "folder or bucket": {"--include": include, "--exclude": exclude, "--list-skipped": list_skipped},
+                "folder": {"--skip-unreadable": skip_unreadable},
+            },
         )
         checks.stdin_format(source, format_)
         if list_files and not dry_run:
@@ -94,16 +99,23 @@ def submit(
             fail("--workflow is needed: the id of a workflow at Extend (workflow_...)", exits.USAGE)
         with tempfile.TemporaryFile() as file, tempfile.TemporaryFile() as rows:
             # Read the source only once, because files may appear in a folder or vanish from it during the upload.
-            if in_folder:
+            if kind == "folder":
                 checked = checks.read_folder(source, include or (), exclude or (), skip_unreadable, list_skipped, file)
+            elif kind == "bucket":
+                checked = checks.read_bucket(source, include or (), exclude or (), list_skipped, file)
             else:
                 options = checks.read_options(id_column, url_column, metadata_columns or (), delimiter, encoding)
                 checked = checks.read_manifest(source, options, file, format_=format_)
             if dry_run or target is None:
                 _check_workflow(target, workflow_id, workflow_version)
+                if checked.object is not None and target is not None:
+                    with Client(target) as client:
+                        client.check_object(checked.object)
                 checks.show_dry_run(checked, list_files)
                 return
             with Client(target) as client:
+                if checked.object is not None:
+                    client.check_object(checked.object, PATIENCE)
                 if checked.files:
                     # Check the workflow before the upload, so that no file is uploaded in vain. If there is nothing to
                     # upload, no check is needed here: the service checks the workflow when it receives the rows.
@@ -148,11 +160,15 @@ def _check_workflow(target: Target | None, workflow_id: str, version: str | None
         err.print(f"[yellow]{escape(f'The workflow was not checked: {why}.')}[/]", soft_wrap=True)
 
 
-def _refuse_other_options(in_folder: bool, of_manifest: dict[str, Any], of_folder: dict[str, Any]) -> None:
-    """End the command if a manifest is submitted with an option for folders, or a folder with one for manifests."""
-    for name, value in (of_manifest if in_folder else of_folder).items():
-        if value:
-            fail(f"{name} is for {'a manifest' if in_folder else 'a folder'}; leave it out", exits.USAGE)
+def _refuse_other_options(kind: str, given: dict[str, dict[str, Any]]) -> None:
+    """End the command if an option is given that is not for this kind of source.
+
+    ``given`` contains the values of options, by the kinds of sources that they are for.
+    """
+    for kinds, options in given.items():
+        for name, value in options.items():
+            if value and kind not in kinds:
+                fail(f"{name} is for a {kinds}; leave it out", exits.USAGE)
 
 
 def _show_failed(error: UploadFailedError) -> None:

@@ -1,4 +1,4 @@
-"""Post signed self-tests to the bridge, read the bridge's counters, and ask every service if it is ready."""
+"""Post signed self-tests to the bridge, read the bridge's counters, and ask the services what they can do."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from everyrun.log.observation import SELF_TEST
 _WITHIN = 10.0
 #: Timeout in seconds of GET /readyz. It is short because a working service answers at once.
 _READY_WITHIN = 5.0
+#: Timeout in seconds of the check of an object. The service itself waits up to half of EVERYRUN_DISPATCH_DEADLINE.
+_OBJECT_WITHIN = 60.0
 _COUNTED = re.compile(r'^everyrun_bridge_webhooks_total\{outcome="(\w+)"\} (\S+)$', re.MULTILINE)
 _SIGNED = re.compile(r'^everyrun_bridge_signed_total\{secret="(\d+)"\} (\S+)$', re.MULTILINE)
 
@@ -51,3 +53,11 @@ async def readiness(url: str) -> Answer:
     """Return a service's response to GET /readyz. Wait only a few seconds for it, because a service may hang."""
     async with httpx.AsyncClient(timeout=_READY_WITHIN) as http:
         return await request(http, "GET", url + "/readyz")
+
+
+async def readable_object(submission_url: str, token: str, address: str) -> Answer:
+    """Return the submission service's response about an object: if it can read and presign it."""
+    headers = {"authorization": f"Bearer {token}"}
+    async with httpx.AsyncClient(timeout=_OBJECT_WITHIN) as http:
+        url = f"{submission_url}/v1/objects/check"
+        return await request(http, "GET", url, params={"object": address}, headers=headers)

@@ -7,7 +7,7 @@ import asyncio
 from msgspec import Struct
 
 from everyrun.doctor import findings, judge_extend, judge_progress, judge_stores, judge_webhook
-from everyrun.doctor.ask_bridge import counted, readiness, self_test
+from everyrun.doctor.ask_bridge import counted, readable_object, readiness, self_test
 from everyrun.doctor.ask_extend import ask_extend
 from everyrun.doctor.ask_kafka import ask_kafka
 from everyrun.doctor.ask_postgres import ask_postgres
@@ -22,7 +22,8 @@ class Facts(Struct, frozen=True):
     """All facts that were gathered. The facts about a system whose settings are missing are None.
 
     ``bridge`` are the self-tests that were posted to the bridge directly, ``addresses`` those that were posted to the
-    URLs to which Extend sends webhooks. ``workflows`` are the ids of the workflows to check.
+    URLs to which Extend sends webhooks. ``workflows`` are the ids of the workflows to check. ``of_object`` is the
+    address of an object and the submission service's response about it, if an object is to be checked.
     """
 
     extend: ExtendFacts | None
@@ -34,6 +35,7 @@ class Facts(Struct, frozen=True):
     services: list[Service]
     workflows: list[str]
     following: Following | None = None
+    of_object: tuple[str, Answer] | None = None
 
 
 def bridge_url(settings: Settings) -> str:
@@ -41,17 +43,21 @@ def bridge_url(settings: Settings) -> str:
     return settings.bridge_url or f"http://127.0.0.1:{settings.bridge_listen.rpartition(':')[2]}"
 
 
-async def examine(settings: Settings, workflow_id: str | None, *, polling_only: bool = False) -> list[Finding]:
+async def examine(
+    settings: Settings, workflow_id: str | None, *, polling_only: bool = False, address: str | None = None
+) -> list[Finding]:
     """Return the findings of all checks, for one workflow or for the workflows of the latest submissions.
+
+    If ``address`` is given, check too that the submission service can read this object in a bucket.
 
     The examination changes nothing that services read. A record is written to the topic ``probes``, which has no
     readers, and signed self-tests are posted to the bridge, which counts them and drops them. ``polling_only`` skips
     the checks that concern webhooks.
     """
-    return judge(settings, await gather(settings, workflow_id, polling_only), polling_only)
+    return judge(settings, await gather(settings, workflow_id, polling_only, address), polling_only)
 
 
-async def gather(settings: Settings, workflow_id: str | None, polling_only: bool) -> Facts:
+async def gather(settings: Settings, workflow_id: str | None, polling_only: bool, address: str | None = None) -> Facts:
     """Gather all facts that these settings allow."""
     both = bool(settings.kafka_bootstrap and settings.postgres_dsn)
     kafka, stored, following, services = await asyncio.gather(
@@ -75,7 +81,13 @@ async def gather(settings: Settings, workflow_id: str | None, polling_only: bool
             found = judge_extend.our_endpoints(extend.endpoints.body, settings.webhook_url)
             for address in dict.fromkeys(str(endpoint["url"]) for endpoint in found):
                 addresses += await _self_tests(settings, address)
-    return Facts(extend, kafka, postgres, bridge, addresses, numbers, services, workflows, following)
+    of_object = None
+    if address is not None:
+        token = settings.api_token.get_secret_value()
+        asked = bool(settings.submission_url)
+        answer = await readable_object(settings.submission_url, token, address) if asked else await _unasked()
+        of_object = address, answer
+    return Facts(extend, kafka, postgres, bridge, addresses, numbers, services, workflows, following, of_object)
 
 
 async def _services(settings: Settings, polling_only: bool) -> list[Service]:
@@ -117,6 +129,8 @@ def judge(settings: Settings, facts: Facts, polling_only: bool) -> list[Finding]
     stores = {judge_stores.KAFKA: facts.kafka, judge_stores.POSTGRES: facts.postgres}
     broken = [name for name, store in stores.items() if store is not None and store.problem is not None]
     lines += [findings.judge_service(one.name, one.url, one.ready, broken) for one in facts.services]
+    if facts.of_object is not None:
+        lines.append(findings.judge_object(*facts.of_object))
     if facts.following is not None:
         lines.append(judge_progress.judge_following(facts.following))
     if facts.postgres is not None:

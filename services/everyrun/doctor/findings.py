@@ -115,3 +115,14 @@ def judge_service(name: str, url: str, ready: Answer, broken: Collection[str] = 
         return failed(name, f"{url} does not answer: {ready.message}", remedy)
     why = why or ready.message or str(ready.status)
     return failed(name, f"not ready: {why}", "See the other findings and the service's log.")
+
+
+def judge_object(address: str, answer: Answer) -> Finding:
+    """Judge if the submission service can read and presign an object in a bucket."""
+    check = f"object {address}"
+    if answer.status == 200:
+        return ok(check, "the submission service can read and presign it")
+    if answer.status == 0:
+        return not_checked(check, "submission" + (f" ({answer.message})" if answer.message else ""))
+    remedy = "Set the provider's environment variables where the submission service runs: docs/how-to/sources.md."
+    return failed(check, answer.message or str(answer.status), remedy)

@@ -34,8 +34,18 @@ WorkflowVersion = Annotated[str | None, Meta(description="The requested version;
 Priority = Annotated[int, Meta(description="Extend's priority, 1 to 100; lower numbers run first.")]
 BatchId = Annotated[str, Meta(description="Extend's id of the batch.")]
 Inputs = Annotated[list["Input"], Meta(description="The inputs, in the order in which they were sent.")]
-Code = Annotated[str, Meta(description="Extend's code for the error.")]
-Message = Annotated[str, Meta(description="Extend's message for the error.")]
+_REFUSED_STATUS = (
+    "HTTP status of Extend's answer. If Everyrun did not call Extend, because it could not read an object: 403, 404 or "
+    "412, for the codes below."
+)
+Code = Annotated[
+    str,
+    Meta(
+        description="Extend's code for the error. If Everyrun did not call Extend, because it could not read an object "
+        "in a bucket: OBJECT_DENIED, OBJECT_NOT_FOUND or OBJECT_CHANGED."
+    ),
+]
+Message = Annotated[str, Meta(description="Extend's message for the error, or Everyrun's about an object.")]
 Source = Annotated[Literal["webhook", "poll"], Meta(description="How Everyrun learned of this state of the run.")]
 Reason = Annotated[str, Meta(description="The reason for the decision.")]
 FileJson = Annotated[
@@ -60,7 +70,11 @@ class Input(Struct, frozen=True, omit_defaults=True):
     external_id: ExternalId
     position: Annotated[int, Meta(ge=1, description="Position in the submission, from 1.")]
     file: Annotated[
-        dict[str, Any], Meta(description="The file, without the query string of a URL and without a password.")
+        dict[str, Any],
+        Meta(
+            description="The file, without the query string of a URL and without a password. An object in a bucket is "
+            "shown by its address and its ETag."
+        ),
     ]
     metadata: Annotated[dict[str, Any], Meta(description="The caller's metadata, without Everyrun's reserved key.")]
 
@@ -203,7 +217,7 @@ class BatchRejected(Struct, frozen=True, tag="batch-rejected", tag_field="type")
     workflow_id: WorkflowId
     workflow_version: WorkflowVersion
     priority: Priority
-    status: Annotated[int, Meta(description="HTTP status of Extend's answer.")]
+    status: Annotated[int, Meta(description=_REFUSED_STATUS)]
     code: Code
     message: Message
     rejected_at: Time
@@ -227,7 +241,7 @@ class BatchCut(Struct, frozen=True, tag="batch-cut", tag_field="type"):
     submission_id: SubmissionId
     chunk: Chunk
     attempt: Attempt
-    status: Annotated[int, Meta(description="HTTP status of Extend's answer.")]
+    status: Annotated[int, Meta(description=_REFUSED_STATUS)]
     code: Code
     message: Message
     input_ids: Annotated[

@@ -27,6 +27,7 @@ from everyrun.submission.api.request_body import Uploads
 from everyrun.submission.api.submissions import submission_api
 from everyrun.submission.decisions.doubts import Doubts
 from everyrun.submission.dispatch.dispatcher import UNAVAILABLE, Dispatcher
+from everyrun.submission.dispatch.object_links import ObjectLinks
 from everyrun.submission.dispatch.resolver import Resolver
 from everyrun.submission.dispatch.transitions import Transitions
 from everyrun.submission.intake.workflows import Workflows
@@ -60,7 +61,8 @@ def wire(settings: Settings, pool: asyncpg.Pool, extend: Extend, log: Log, insta
     """Return the parts of the service, connected to each other. A test can pass fakes for the arguments."""
     recovery = QueueRecovery(settings, pool)
     transitions = Transitions(settings, pool, log)
-    dispatcher = Dispatcher(settings, pool, extend, log, installation, recovery, transitions)
+    links = ObjectLinks(settings.object_link_lifetime, settings.dispatch_deadline / 2)
+    dispatcher = Dispatcher(settings, pool, extend, log, installation, recovery, transitions, links)
     doubts = Doubts(pool, extend, recovery, transitions, installation)
     announcer = Announcer(pool, log, dispatcher.wake)
     uploads = Uploads()
@@ -72,7 +74,9 @@ def wire(settings: Settings, pool: asyncpg.Pool, extend: Extend, log: Log, insta
         doubts,
         announcer,
         uploads,
-        submission_api(settings, pool, announcer.wake, log, doubts, recovery, uploads, Workflows(extend), extend),
+        submission_api(
+            settings, pool, announcer.wake, log, doubts, recovery, uploads, Workflows(extend), extend, links
+        ),
     )
 
 

@@ -53,6 +53,12 @@ class CheckedWorkflow(Struct, frozen=True, kw_only=True):
     ] = UNSET
 
 
+class CheckedObject(Struct, frozen=True):
+    """An object that the submission service can read and presign."""
+
+    object: Annotated[str, Meta(description="The address of the object.")]
+
+
 class SubmittedBefore(Problem, frozen=True, kw_only=True):
     """The Idempotency-Key was used before, for other content; or the same rows were submitted before."""
 

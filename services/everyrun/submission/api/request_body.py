@@ -28,11 +28,19 @@ _ROW = {
         "id": {"type": "string", "minLength": 1, "maxLength": 255, "description": "Unique in the submission."},
         "file": {
             "type": "object",
-            "description": "Exactly one of url, id and text. A url or text may have a name. A url may have settings.",
+            "description": "Exactly one of url, id, text and object. A url, text or object may have a name. A url or "
+            "object may have settings. An object may have an etag: if the object has another ETag when its batch is "
+            "sent, the input is refused.",
             "properties": {
                 "url": {"type": "string"},
                 "id": {"type": "string"},
                 "text": {"type": "string"},
+                "object": {
+                    "type": "string",
+                    "description": "An object in a bucket: s3://BUCKET/KEY, gs://BUCKET/KEY or az://CONTAINER/KEY. "
+                    "Everyrun presigns a link to it when it sends the batch.",
+                },
+                "etag": {"type": "string"},
                 "name": {"type": "string"},
                 "settings": {"type": "object", "properties": {"password": {"type": "string"}}},
             },

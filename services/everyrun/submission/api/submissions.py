@@ -26,6 +26,7 @@ from everyrun.submission.api.answers import (
 )
 from everyrun.submission.api.batches import batch_routes
 from everyrun.submission.api.doubts import doubt_routes, pause_routes
+from everyrun.submission.api.objects import object_routes
 from everyrun.submission.api.quarantine import quarantine_routes
 from everyrun.submission.api.request_body import (
     BODY,
@@ -38,6 +39,7 @@ from everyrun.submission.api.request_body import (
 from everyrun.submission.api.retries import retry_routes
 from everyrun.submission.decisions.doubts import Doubts
 from everyrun.submission.decisions.quarantine import Quarantine
+from everyrun.submission.dispatch.object_links import ObjectLinks
 from everyrun.submission.intake.accept import (
     IdempotencyConflictError,
     QueueReplacedError,
@@ -62,11 +64,13 @@ def submission_api(
     uploads: Uploads | None = None,
     workflows: Workflows | None = None,
     runs: RunSource | None = None,
+    links: ObjectLinks | None = None,
 ) -> FastAPI:
     """Return the submission service's API. Errors are ``{"code", "message"}``; see the OpenAPI document.
 
     ``wake_announcer`` is set after each accepted submission. Without ``workflows``, the ids of workflows are not
-    checked. Without ``runs``, the ids of registered batches are not checked.
+    checked. Without ``runs``, the ids of registered batches are not checked. Without ``links``, objects in buckets
+    cannot be checked.
     """
     app = api(
         "Everyrun submission",
@@ -196,6 +200,8 @@ def submission_api(
         more = {} if unchecked is None else {"workflow_unchecked": unchecked}
         return {"workflow_id": workflow_id, "workflow_version": workflow_version, **more}
 
+    if links is not None:
+        object_routes(app, links)
     batch_routes(app, settings, pool, wake_announcer, uploads, recovery, workflows, runs)
     quarantine_routes(app, Quarantine(pool, log))
     doubt_routes(app, doubts)

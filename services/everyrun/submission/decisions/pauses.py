@@ -73,12 +73,23 @@ def blocked(target: PauseTarget, reason: str) -> str:
     )
 
 
-async def pause_blocked(connection: Any, log: Log, target: PauseTarget, reason: str) -> bool:
-    """Pause a workflow or submission that Extend blocked; return False if it was paused already.
+async def pause_blocked(connection: Any, log: Log, target: PauseTarget, reason: str, *, objects: bool = False) -> bool:
+    """Pause a workflow or submission that cannot be sent before a person acts; return False if it was paused already.
 
-    Must be called in a transaction.
+    If ``objects`` is true, the cause is not an answer of Extend, but objects that Everyrun cannot read. Must be called
+    in a transaction.
     """
-    return await pause(connection, log, target, blocked(target, reason), None)
+    why = unreadable_objects(target, reason) if objects else blocked(target, reason)
+    return await pause(connection, log, target, why, None)
+
+
+def unreadable_objects(target: PauseTarget, reason: str) -> str:
+    """Return the reason to show for a pause after Everyrun could not read the objects of a submission. Pure."""
+    return (
+        f"Everyrun cannot read the objects in a bucket: {reason}. No input was refused: the inputs wait in the queue. "
+        "Give the submission service credentials that can read the bucket (docs/how-to/sources.md). Then run: "
+        f"everyrun submission resume {target.id} --reason WHY"
+    )
 
 
 async def resume(connection: Any, log: Log, target: PauseTarget, reason: str, by: str | None) -> bool:

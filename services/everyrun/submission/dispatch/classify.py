@@ -16,6 +16,8 @@ import msgspec
 from everyrun.extend.client import Problem, clean, read_error, read_json, read_problem, retry_after
 from everyrun.redact import describe
 
+BlockedScope = Literal["workflow", "submission", "objects"]
+
 
 class Accepted(msgspec.Struct, frozen=True):
     """Extend accepted the batch."""
@@ -26,7 +28,8 @@ class Accepted(msgspec.Struct, frozen=True):
 class Refused(msgspec.Struct, frozen=True):
     """Extend refused the call because of its inputs, and created nothing.
 
-    ``named`` contains the indexes of the inputs that Extend's message names.
+    ``named`` contains the indexes of the inputs that Extend's message names. The outcome is the same if Everyrun could
+    not read the objects of these inputs, and therefore did not call Extend (object_links.py).
     """
 
     status: int
@@ -53,11 +56,12 @@ class Blocked(msgspec.Struct, frozen=True):
 
     ``scope`` is what must be paused. It is the workflow if the error is about the workflow, the API key, the credits or
     a permission. It is the submission if the error is about the workflow version that the submission names, because
-    submissions with other versions are not affected.
+    submissions with other versions are not affected. It is the submission too (``objects``) if Everyrun has no
+    credentials that can read the submission's objects, and therefore did not call Extend.
     """
 
     reason: str
-    scope: Literal["workflow", "submission"] = "workflow"
+    scope: BlockedScope = "workflow"
 
 
 class Unclear(msgspec.Struct, frozen=True):

@@ -1,4 +1,7 @@
-"""Send chunks to Extend: claim a chunk, announce the attempt in the log, call Extend once, and apply the answer."""
+"""Send chunks to Extend: claim a chunk, announce the attempt in the log, call Extend once, and apply the answer.
+
+If the chunk has objects in buckets, they are checked and presigned after the claim. So a link is as old as its call.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,8 @@ from everyrun.store.sql import beside
 from everyrun.submission.dispatch import event_records
 from everyrun.submission.dispatch.classify import (
     Accepted,
+    Blocked,
+    Refused,
     Returned,
     Verdict,
     calls_wait,
@@ -35,6 +40,7 @@ from everyrun.submission.dispatch.classify import (
     is_from_extend,
 )
 from everyrun.submission.dispatch.event_records import ChunkRow
+from everyrun.submission.dispatch.object_links import Files, ObjectLinks
 from everyrun.submission.dispatch.protocol import Answered, Expired, NotPossibleError, Unannounced
 from everyrun.submission.dispatch.transitions import Transitions, UnknownChunkError, inputs_of
 from everyrun.submission.recovery.queue_recovery import CALL_MARGIN, QueueRecovery
@@ -67,6 +73,7 @@ class Dispatcher:
         installation: str,
         recovery: QueueRecovery,
         transitions: Transitions,
+        links: ObjectLinks,
         clock: Callable[[], datetime] = _utc_now,
     ) -> None:
         self._settings = settings
@@ -76,6 +83,7 @@ class Dispatcher:
         self._installation = installation
         self._recovery = recovery
         self._transitions = transitions
+        self._links = links
         self._clock = clock
         self._owner = f"{socket.gethostname()}/{os.getpid()}"
         #: Wakes the idle workers. Set this event if a chunk may be ready to be sent.
@@ -124,6 +132,10 @@ class Dispatcher:
         assert found is not None, "the claim has just updated the chunk"
         row = ChunkRow.of(found)
         inputs = await inputs_of(self._pool, row)
+        files = await self._links.files_to_send(inputs)
+        if isinstance(files, Unannounced):
+            await self._apply(row, inputs, Answered(row.attempt, files), incarnation)
+            return True
         try:
             await self._log.append([event_records.batch_requested(row, inputs, self._installation, begin_by, now)])
         except UNAVAILABLE:
@@ -134,9 +146,15 @@ class Dispatcher:
         still_claimed = await self._pool.fetchrow(_sql["still_claimed"], *claim)
         # Do not call if the claim was revoked, if an earlier attempt is known to be accepted, or after the deadline.
         may_call = still_claimed is not None and still_claimed["batch_id"] is None
-        body = self._body(row, inputs) if may_call else b""
-        may_call = may_call and self._clock() <= begin_by
-        outcome = await self._call(body, inputs, row.workflow_version) if may_call else Expired()
+        outcome: Verdict | Expired
+        if may_call and isinstance(files, Refused | Blocked):
+            outcome = files
+        elif may_call and isinstance(files, list):
+            body = self._body(row, inputs, files)
+            may_call = self._clock() <= begin_by
+            outcome = await self._call(body, inputs, row.workflow_version) if may_call else Expired()
+        else:
+            outcome = Expired()
         await self._apply(row, inputs, Answered(row.attempt, outcome), incarnation)
         return True
 
@@ -183,20 +201,20 @@ class Dispatcher:
                 _log.warning("waiting to apply an answer", chunk=row.chunk, error=f"{type(error).__name__}: {error}")
                 await asyncio.sleep(0.5)
 
-    def _body(self, row: ChunkRow, inputs: list[events.Input]) -> bytes:
+    def _body(self, row: ChunkRow, inputs: list[events.Input], files: Files) -> bytes:
         """Return the body of the batch call (SDK 1.20.0, workflow_runs/client.py create_batch)."""
         workflow = {"id": row.workflow_id}
         if row.workflow_version is not None:
             workflow["version"] = row.workflow_version
         batch = [
             {
-                "file": given.file,
+                "file": file,
                 "metadata": reserved.mark(
                     given.metadata,
                     reserved.Reserved(self._installation, given.input_id, row.chunk, row.attempt, given.position),
                 ),
             }
-            for given in inputs
+            for given, file in zip(inputs, files, strict=True)
         ]
         return _encode({"workflow": workflow, "inputs": batch, "priority": row.priority})
 

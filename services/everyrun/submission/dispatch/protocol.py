@@ -15,7 +15,16 @@ from msgspec.structs import replace
 
 from everyrun.errors import Conflict
 from everyrun.submission.chunks import Range, cut_refused
-from everyrun.submission.dispatch.classify import Accepted, Blocked, InDoubt, Refused, Returned, Unclear, Verdict
+from everyrun.submission.dispatch.classify import (
+    Accepted,
+    Blocked,
+    BlockedScope,
+    InDoubt,
+    Refused,
+    Returned,
+    Unclear,
+    Verdict,
+)
 
 #: The reasons of a chunk that is held because a restored queue lacks its files. The first is for a chunk that Extend
 #: did not accept. The second is for a chunk in doubt, if there was no evidence that Extend accepted it.
@@ -66,7 +75,9 @@ class Claimed(msgspec.Struct, frozen=True):
 
 
 class Unannounced(msgspec.Struct, frozen=True):
-    """Kafka did not acknowledge batch-requested, so nothing was sent."""
+    """The attempt ended before Kafka had acknowledged batch-requested, so nothing was sent. ``reason`` says why."""
+
+    reason: str = "Kafka did not acknowledge batch-requested"
 
 
 class Expired(msgspec.Struct, frozen=True):
@@ -180,7 +191,7 @@ class Step(msgspec.Struct, frozen=True):
 
     after: ChunkState
     events: tuple[StepEvent, ...] = ()
-    pause: Literal["workflow", "submission"] | None = None
+    pause: BlockedScope | None = None
     parts: tuple[Range, ...] = ()
 
 
@@ -282,7 +293,7 @@ def _ended(chunk: ChunkState, outcome: Verdict | Expired | Unannounced) -> Step:
         case Expired():
             return _returned(chunk, "the deadline passed before the call began")
         case Unannounced():
-            return replace(_returned(chunk, "Kafka did not acknowledge batch-requested"), events=())
+            return replace(_returned(chunk, outcome.reason), events=())
         case Unclear():
             return _unknown(chunk, "held", outcome.reason)
         case InDoubt():

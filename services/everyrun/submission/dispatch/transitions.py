@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import asyncpg
 import msgspec
@@ -144,8 +144,10 @@ class Transitions:
             if done.parts:
                 await insert_parts(connection, [(row.submission_id, event_records.parts_of(row, done))])
             if done.pause is not None:
-                target = pauses.PauseTarget(done.pause, locked[f"{done.pause}_id"])
-                await pauses.pause_blocked(connection, self._log, target, done.after.reason or "")
+                kind: Literal["workflow", "submission"] = "workflow" if done.pause == "workflow" else "submission"
+                target = pauses.PauseTarget(kind, locked[f"{kind}_id"])
+                why, of_objects = done.after.reason or "", done.pause == "objects"
+                await pauses.pause_blocked(connection, self._log, target, why, objects=of_objects)
         after = done.after
         if after.state not in ("submitted", "waiting") or after.reason:
             _log.info("chunk", chunk=chunk, attempt=after.attempt, state=after.state, reason=after.reason)

@@ -9,13 +9,20 @@ from urllib.parse import urlsplit, urlunsplit
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from everyrun import objects
 from everyrun.extend import reserved
 
 _encode = msgspec.json.Encoder().encode
 
 #: The fields of each kind of file, in the order in which they are stored (Extend's SDK 1.20.0, workflow_runs/types:
 #: FileFromUrl, FileFromId, FileFromText).
-FILE_FIELDS = {"url": ("url", "name", "settings"), "id": ("id",), "text": ("text", "name")}
+#: ``object`` is the address of an object in a bucket, from which Everyrun makes a FileFromUrl when it sends the input.
+FILE_FIELDS = {
+    "url": ("url", "name", "settings"),
+    "id": ("id",),
+    "text": ("text", "name"),
+    "object": ("object", "etag", "name", "settings"),
+}
 #: Number of bytes to allow for the reserved key within the 10 KB of metadata. The ids of the submission and of the
 #: input, which the key contains, come on top. The number is enough even for the suffixes that the id of a chunk gets
 #: when it is cut repeatedly.
@@ -192,13 +199,17 @@ def _external_id(given: Any, row: int) -> str:
 
 def _file(given: Any) -> dict[str, Any]:
     if not isinstance(given, dict):
-        raise _BadFieldError("file", "is required: an object with url, id or text")
+        raise _BadFieldError("file", "is required: an object with url, id, text or object")
     if given.get("redacted"):
         raise _BadFieldError("file.redacted", _REPLACE)
+    url = given.get("url")
+    if isinstance(url, str) and objects.is_address(url) and "object" not in given:
+        # A CSV has one column for links and for objects.
+        given = {"object": url} | {field: value for field, value in given.items() if field != "url"}
     kinds = sorted(kind for kind in FILE_FIELDS if kind in given)
     if len(kinds) != 1:
         raise _BadFieldError(
-            "file", "needs exactly one of url, id and text" + (f"; it has {', '.join(kinds)}" if kinds else "")
+            "file", "needs exactly one of url, id, text and object" + (f"; it has {', '.join(kinds)}" if kinds else "")
         )
     (kind,) = kinds
     for field, value in given.items():
@@ -217,6 +228,11 @@ def _file(given: Any) -> dict[str, Any]:
             raise _BadFieldError(f"file.{field}", f"must be non-empty text, not {_kind(value)}")
     if kind == "url":
         _check_url(given["url"])
+    elif kind == "object":
+        try:
+            objects.parse(given["object"])
+        except objects.ObjectAddressError as error:
+            raise _BadFieldError("file.object", str(error)) from None
     # The fields are in a fixed order, so that equal files give equal text.
     return {field: given[field] for field in FILE_FIELDS[kind] if field in given}
 
@@ -279,7 +295,7 @@ def redact_file(file: dict[str, Any]) -> dict[str, Any]:
     """Return the file as the log and the tables show it: without its password, and without secrets in its URL.
 
     The query, the fragment and the user are removed from the URL. If something was removed, ``redacted`` is true in the
-    returned file, which can then no longer be submitted.
+    returned file, which can then no longer be submitted. The address of an object is no secret and stays as it is.
     """
     shown = {key: value for key, value in file.items() if key != "settings"}
     removed = "settings" in file
