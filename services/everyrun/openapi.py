@@ -50,20 +50,25 @@ class Answers(msgspec.Struct, frozen=True):
     success: Any
     errors: Mapping[int, str | tuple[str, Any]]
     also: Sequence[Any] = ()
+    streams: Sequence[str] = ()
 
 
 def answers(
-    success: Any, errors: Mapping[int, str | tuple[str, Any]] | None = None, *, also: Sequence[Any] = ()
+    success: Any,
+    errors: Mapping[int, str | tuple[str, Any]] | None = None,
+    *,
+    also: Sequence[Any] = (),
+    streams: Sequence[str] = (),
 ) -> Callable[[_Route], _Route]:
     """Declare the responses of the decorated route: the msgspec type of a success, and its own errors by HTTP status.
 
     Each error is described by a sentence that begins with the error's code, or by a pair of such a sentence and the
     type of the response's body. ``also`` lists types to which :func:`any_of` refers by name, so that the document
-    defines them.
+    defines them. A success that is a stream instead of JSON has no type, but the media types ``streams``.
     """
 
     def mark(route: _Route) -> _Route:
-        setattr(route, _MARK, Answers(success, errors or {}, also))
+        setattr(route, _MARK, Answers(success, errors or {}, also, streams))
         return route
 
     return mark
@@ -112,14 +117,17 @@ def document(app: FastAPI) -> dict[str, Any]:
         success = None if said is None else said.success
         types += [one for one in (success, *(said.also if said is not None else ())) if one is not None]
         types += [error[1] for error in errors.values() if isinstance(error, tuple)]
-        declared.append((route, operation, success, errors))
+        declared.append((route, operation, success, errors, () if said is None else said.streams))
     unique = list(dict.fromkeys(types))
     schemas, components = msgspec.json.schema_components(unique, ref_template=REF)
     schema_of = dict(zip(unique, schemas, strict=True))
-    for route, operation, success, errors in declared:
+    for route, operation, success, errors, streams in declared:
         status = str(route.status_code or 200)
         body = {"type": "object"} if success is None else schema_of[success]
         operation["responses"] = {status: _response(HTTPStatus(int(status)).phrase, body)}
+        if streams:
+            content = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in streams}
+            operation["responses"][status]["content"] = content
         for number, error in sorted(errors.items()):
             text, kind = error if isinstance(error, tuple) else (error, Problem)
             operation["responses"][str(number)] = _response(text, schema_of[kind])

@@ -83,7 +83,8 @@ class Installation:
                 *(name, expected, age),
             )
         await self.pool.execute(
-            "insert into everyrun_queue.inputs select $1, i, 'i' || i, '{}', '{}' from generate_series(1, $2) i",
+            "insert into everyrun_queue.inputs (submission_id, position, external_id, file, metadata)"
+            " select $1, i, 'i' || i, '{}', '{}' from generate_series(1, $2) i",
             *(name, expected),
         )
         for number, (chunk, (state, more, logged, *_)) in enumerate(chunks.items()):

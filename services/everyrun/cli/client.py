@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -177,6 +178,23 @@ class Client:
         if response is None:
             fail(f"{url} does not answer ({problem}); is the stack up? See: everyrun status", exits.NOT_FOUND)
         return response
+
+    @contextmanager
+    def stream(self, url: str, query: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, str], Iterator[bytes]]]:
+        """Send a GET, and yield the headers and the parts of the answer. When all parts were read, it is complete.
+
+        An error, or a stream that breaks off, ends the command.
+        """
+        import httpx
+
+        try:
+            with self._http.stream("GET", url, params=dict(query)) as response:
+                if not response.is_success:
+                    response.read()
+                    self._body(response)
+                yield response.headers, response.iter_bytes(1 << 20)
+        except httpx.TransportError as error:
+            fail(f"{url} broke off ({type(error).__name__}); the answer is incomplete. Try again")
 
     def _body(self, response: httpx.Response) -> dict[str, Any]:
         try:

@@ -45,6 +45,7 @@ PANELS: dict[str, dict[str, Entry]] = {
         "report": Entry("watch:report", "Show the counts of a submission and check that they add up."),
         "results": Entry("results:results", "Show the result of every input of a submission."),
         "tries": Entry("retry:tries", "Show every try of an input, with its attempts and runs, the newest last."),
+        "export": Entry("export:export", "Export results of a submission to a file, a bucket or standard output."),
         "overdue": Entry("overdue:overdue", "List inputs that have waited too long, each with the reason."),
         "unmatched": Entry("unmatched:unmatched_app", "List runs at Extend that match no known input."),
     },

@@ -13,6 +13,7 @@ from everyrun.http import api, scope
 from everyrun.openapi import answers
 from everyrun.query.answers import Batch, Batches, Report, Standing
 from everyrun.query.counts import count_routes, counts_in, submission_of
+from everyrun.query.export import export_routes
 from everyrun.query.gate import Gate
 from everyrun.query.overdue import overdue_by_reason, overdue_routes
 from everyrun.query.paging import check_text, next_cursor, read_numbered_cursor, row_as_json
@@ -130,6 +131,7 @@ def query_api(settings: Settings, pool: asyncpg.Pool) -> FastAPI:
 
     count_routes(app, settings, pool, reports)
     result_routes(app, pool)
+    export_routes(app, settings, pool)
     overdue_routes(app, settings, pool, reports)
     unmatched_routes(app, settings, pool)
     quarantine_routes(app, pool)

@@ -45,8 +45,8 @@ class Metrics:
 async def _pool(settings: Settings, health: Health) -> asyncpg.Pool:
     while True:
         try:
-            # Enough connections for all slow reads that the two gates let in, and two for everything else.
-            return await open_pool(settings, name="query", max_size=2 * AT_A_TIME + 2)
+            # Enough connections for all slow reads that the three gates let in, and two for everything else.
+            return await open_pool(settings, name="query", max_size=3 * AT_A_TIME + 2)
         except POSTGRES_AWAY as error:
             health.not_ready("database", f"{type(error).__name__}: {error}")
             await asyncio.sleep(0.5)

@@ -76,3 +76,10 @@ settled_at is not null
 
 -- name: has_observed_at
 observed_at is not null
+
+-- name: changed_since
+-- Rows that were written by the transaction with the number $1, or by one with a greater number. The column xmin has the
+-- low 32 bits of the number of the transaction that wrote a row; the others follow, because the number is not greater
+-- than that of the snapshot.
+((select pg_snapshot_xmax(pg_current_snapshot())::text::bigint) - xmin::text::bigint) & 4294967295
+    <= (select pg_snapshot_xmax(pg_current_snapshot())::text::bigint) - $1::bigint

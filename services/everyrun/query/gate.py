@@ -12,7 +12,8 @@ from contextlib import asynccontextmanager
 
 from everyrun.errors import Unavailable
 
-#: How many slow reads one gate lets run at the same time. Reports have one gate, and pages of results another.
+#: How many slow reads one gate lets run at the same time. Reports have one gate,
+#: pages of results another, and exports a third.
 AT_A_TIME = 3
 #: How long a read waits for its turn before it is refused, in seconds.
 PATIENCE = 10.0
@@ -33,10 +34,13 @@ class Gate:
         self._turns = asyncio.Semaphore(AT_A_TIME)
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """Wait for a turn, and hold it while the block runs. Raises BusyError if none becomes free within PATIENCE."""
+    async def turn(self, *, patient: bool = False) -> AsyncIterator[None]:
+        """Wait for a turn, and hold it while the block runs.
+
+        Raises BusyError if none becomes free within PATIENCE seconds, unless the caller is ``patient``.
+        """
         try:
-            await asyncio.wait_for(self._turns.acquire(), PATIENCE)
+            await asyncio.wait_for(self._turns.acquire(), None if patient else PATIENCE)
         except TimeoutError:
             raise BusyError(f"{AT_A_TIME} {self._what} are in progress; retry later") from None
         try:

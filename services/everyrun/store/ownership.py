@@ -54,6 +54,8 @@ TABLES = {
     "everyrun.decisions": Table("projection", ("submission", "query")),
     "everyrun.submission_counts": Table("projection", ("replay",)),
     "everyrun.report": Table("projection", ("query", "replay")),
+    "everyrun.flat_results": Table("projection", ("query",)),
+    "everyrun.extractions": Table("projection", ("query",)),
     # The queue: what is still to be sent.
     "everyrun_queue.installation": Table(
         "submission",
