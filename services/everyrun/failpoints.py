@@ -50,6 +50,11 @@ POINTS = (
     "retry.after_commit",
     "retry.before_produce",
     "retry.after_produce",
+    "planner.before_commit",
+    "planner.after_commit",
+    "sender.after_claim",
+    "sender.after_send",
+    "sender.after_store",
 )
 
 _armed = frozenset(filter(None, os.environ.get(VARIABLE, "").split(",")))

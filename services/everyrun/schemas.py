@@ -17,6 +17,7 @@ from everyrun import __version__
 from everyrun.log import events
 from everyrun.log.topics import declared
 from everyrun.log.upcast import dataschema
+from everyrun.notifier.api import notifier_api
 from everyrun.openapi import REF, Problem
 from everyrun.query.api import query_api
 from everyrun.reference_pages import cli_page, ownership_page, settings_page
@@ -97,6 +98,7 @@ def openapis() -> dict[str, dict[str, Any]]:
         "submission": submission_api(settings, nothing, nothing, nothing, nothing, nothing).openapi(),
         "query": query_api(settings, nothing).openapi(),
         "replay": replay_api(settings, nothing, nothing).openapi(),
+        "notifier": notifier_api(settings, nothing, nothing, nothing).openapi(),
         "bridge": _bridge(),
         **{name: _health(name) for name in ("processor", "reconciler")},
     }

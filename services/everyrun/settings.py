@@ -131,6 +131,7 @@ class Settings(BaseSettings):
         "127.0.0.1:8805", description="Address (host:port) at which the reconciler serves health checks and metrics."
     )
     replay_listen: str = Field("127.0.0.1:8806", description="Address (host:port) on which the replay service listens.")
+    notifier_listen: str = Field("127.0.0.1:8807", description="Address (host:port) on which the notifier listens.")
     keep_alive: int = Field(
         75,
         ge=1,
@@ -148,6 +149,9 @@ class Settings(BaseSettings):
     )
     reconciler_url: str = Field("", description="URL at which `everyrun doctor` checks the reconciler.")
     replay_url: str = Field("", description="URL at which `everyrun doctor` checks the replay service.")
+    notifier_url: str = Field(
+        "", description="URL at which `everyrun notify` calls the notifier, and `everyrun doctor` checks it."
+    )
     webhook_url: str = Field(
         "",
         description="URL to which Extend sends webhooks. `everyrun doctor` checks that Extend has a webhook endpoint "
@@ -343,6 +347,41 @@ class Settings(BaseSettings):
         "s3://bucket/prefix.",
     )
 
+    # --- notifier
+    notify_http: bool = Field(
+        False,
+        description="If true, a receiver's URL may begin with http:// for any host. Otherwise, it may do so only for "
+        "this machine (localhost, 127.0.0.1).",
+    )
+    notify_private: bool = Field(
+        False,
+        description="If true, receivers may be at addresses that are not public: this machine, or a private network. "
+        "Otherwise, the notifier does not connect to such addresses.",
+    )
+    notify_timeout: float = Field(
+        30.0, gt=0, description="Time within which a receiver must answer. After that, the request has failed."
+    )
+    notify_at_once: int = Field(
+        8, ge=1, le=256, description="Maximum number of requests that one process sends to one receiver at a time."
+    )
+    notify_retry_first: float = Field(
+        5.0, gt=0, description="Time until a failed delivery is first retried. It doubles with each further failure."
+    )
+    notify_retry_most: float = Field(
+        3600.0,
+        gt=0,
+        description="Maximum time between two tries of a delivery, if the receiver asks for no longer one.",
+    )
+    notify_retry_for: float = Field(
+        3 * 86_400.0, gt=0, description="How long a delivery is retried. After that, it is given up."
+    )
+    notify_kept: float = Field(
+        7 * 86_400.0,
+        gt=0,
+        description="How long delivered and given up deliveries are kept, with the body, so that they can be listed "
+        "and resent.",
+    )
+
     # --- logs
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Minimum level of the log lines that are written."
@@ -382,14 +421,27 @@ class Settings(BaseSettings):
         return value
 
     @field_validator(
-        "extend_base_url", "submission_url", "query_url", "bridge_url", "webhook_url", "reconciler_url", "replay_url"
+        "extend_base_url",
+        "submission_url",
+        "query_url",
+        "bridge_url",
+        "webhook_url",
+        "reconciler_url",
+        "replay_url",
+        "notifier_url",
     )
     @classmethod
     def _no_trailing_slash(cls, value: str) -> str:
         return value.rstrip("/")
 
     @field_validator(
-        "submission_listen", "bridge_listen", "query_listen", "processor_listen", "reconciler_listen", "replay_listen"
+        "submission_listen",
+        "bridge_listen",
+        "query_listen",
+        "processor_listen",
+        "reconciler_listen",
+        "replay_listen",
+        "notifier_listen",
     )
     @classmethod
     def _host_and_port(cls, value: str) -> str:

@@ -8,12 +8,13 @@ import httpx
 import msgspec
 import pytest
 
+from everyrun.addresses import origin
 from everyrun.extend.client import Extend
 from everyrun.log.cloudevents import header
 from everyrun.log.events import DeliveryDeferred, RunObserved
 from everyrun.log.observation import MAX_RUN_BYTES, InvalidRunError, fit, observed, read_head
 from everyrun.reconciler.deliveries import Deliveries
-from everyrun.reconciler.links import LinkError, Links, origin
+from everyrun.reconciler.links import LinkError, Links
 from everyrun.settings import Settings
 
 ORIGIN = "https://files.example"

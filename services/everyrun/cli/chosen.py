@@ -14,7 +14,7 @@ from everyrun.settings import Settings, SettingsError, load, variable
 #: For each secret: the settings with the addresses to which it is sent. A stack's secret must be sent only to the
 #: stack's own addresses.
 _SECRET_OF = {
-    "api_token": ("submission_url", "query_url", "bridge_url", "reconciler_url", "replay_url"),
+    "api_token": ("submission_url", "query_url", "bridge_url", "reconciler_url", "replay_url", "notifier_url"),
     "extend_api_key": ("extend_base_url",),
 }
 

@@ -40,6 +40,8 @@ class Target:
     whose_token: str = ""
     #: A note to show before an upload to Extend.
     upload_note: str = ""
+    #: Empty if neither the settings nor a stack name the notifier.
+    notifier_url: str = ""
 
 
 def find(data_dir: Path) -> Target:
@@ -86,6 +88,7 @@ def _find(data_dir: Path) -> Target | str:
         extend_workspace_id=settings.extend_workspace_id,
         workflow_id=stack["workflow_id"] if stack is not None and is_of_stack else "",
         whose_token=f"the stack in {data_dir}" if stack and token == stack["api_token"] else "EVERYRUN_API_TOKEN",
+        notifier_url=settings.notifier_url,
         upload_note=_NOT_OURS if stack and stack["emulator_url"] and _key_is_unused(settings) else "",
     )
 

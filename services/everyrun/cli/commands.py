@@ -58,6 +58,9 @@ PANELS: dict[str, dict[str, Entry]] = {
             "quarantine:quarantine_app", "List, retry or discard messages that Everyrun could not process."
         ),
     },
+    "Sending on": {
+        "notify": Entry("notify:notify_app", "Send Extend's and Everyrun's events on to other services by HTTP."),
+    },
     "Your own Kafka and Postgres": {
         "topics": Entry("provision:topics_app", "Create or check the topics on your own Kafka."),
         "migrate": Entry("provision:migrate", "Create the tables in your own Postgres, or bring them up to date."),

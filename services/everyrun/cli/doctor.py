@@ -85,7 +85,7 @@ def _settings(data_dir: Path) -> tuple[Settings, str | None]:
     given: dict[str, Any] = {}
     if endpoints is not None:
         names = ("kafka_bootstrap", "postgres_dsn", "extend_api_key", "extend_base_url", "api_token", "processor_urls")
-        services = ("submission", "bridge", "query", "reconciler", "replay")
+        services = ("submission", "bridge", "query", "reconciler", "replay", "notifier")
         given = {name: endpoints[name] for name in (*names, *(f"{service}_url" for service in services))}
         given["webhook_secrets"] = endpoints["webhook_secret"]
         if endpoints["emulator_url"]:

@@ -35,19 +35,24 @@ _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 def parse_expiry(text: str, now: datetime) -> datetime | None:
     """Return the time at which a token with the lifetime ``text`` expires, or None for ``never``.
 
-    Other lifetimes are, for example, ``90d``, ``12h`` and ``30m``.
-
     Raises typer.BadParameter if the text is no lifetime.
     """
-    if text == "never":
-        return None
+    return None if text == "never" else now + parse_lifetime(text, "--expires-in", "never")
+
+
+def parse_lifetime(text: str, option: str, otherwise: str = "") -> timedelta:
+    """Return the time that ``text`` stands for, for example ``90d``, ``12h`` or ``30m``.
+
+    Raises typer.BadParameter, which names the option, if the text is no time. ``otherwise`` is a word that the option
+    accepts too.
+    """
     match = _LIFETIME.fullmatch(text)
     if match is None:
+        words = f", or {otherwise}" if otherwise else ""
         raise typer.BadParameter(
-            f"{text!r} is not a lifetime: write a number with m, h or d, such as 90d, or never",
-            param_hint="--expires-in",
+            f"{text!r} is not a lifetime: write a number with m, h or d, such as 90d{words}", param_hint=option
         )
-    return now + timedelta(**{_UNITS[match[2]]: int(match[1])})
+    return timedelta(**{_UNITS[match[2]]: int(match[1])})
 
 
 #: Maximum number of seconds to wait until the submission service has published a revocation. It usually takes one or

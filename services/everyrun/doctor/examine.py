@@ -98,6 +98,7 @@ async def _services(settings: Settings, polling_only: bool) -> list[Service]:
         *(("processor", url) for url in settings.processor_urls or [""]),
         ("reconciler", settings.reconciler_url),
         ("replay", settings.replay_url),
+        ("notifier", settings.notifier_url),
     ]
     if settings.bridge_url and not polling_only:
         # If the setting is missing, only the self-test checks the bridge: it looks for the bridge on this machine.

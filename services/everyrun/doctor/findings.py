@@ -77,6 +77,7 @@ URLS = {
     "processor": "EVERYRUN_PROCESSOR_URLS",
     "reconciler": "EVERYRUN_RECONCILER_URL",
     "replay": "EVERYRUN_REPLAY_URL",
+    "notifier": "EVERYRUN_NOTIFIER_URL",
 }
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-SERVICES = ("submission", "bridge", "reconciler", "query", "replay")
+SERVICES = ("submission", "bridge", "reconciler", "query", "replay", "notifier")
 
 #: -P keeps the working folder off the module path. Without it, Python would take the folders kafka and postgres in the
 #: working folder for modules.
@@ -106,6 +106,9 @@ def service_env(
         "EVERYRUN_POSTGRES_DSN": endpoints["postgres_dsn"],
         "EVERYRUN_API_TOKEN": state["api_token"],
     }
+    if not options.extend:
+        # A stack with the emulator is for development and tests, whose receivers run on the same machine.
+        env["EVERYRUN_NOTIFY_PRIVATE"] = "true"
     if not options.servers_of_environment:
         env["EVERYRUN_KAFKA_SECURITY_PROTOCOL"] = "PLAINTEXT"
     for service in SERVICES:

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import hashlib
-import hmac
 import os
 import time
 from collections.abc import Sequence
@@ -17,6 +15,7 @@ from typing import Any, Protocol
 import httpx
 import msgspec
 
+from everyrun import standard_webhooks
 from everyrun.log.cloudevents import Record
 from everyrun.log.producer import Producer
 from everyrun.log.reading import LogRecord
@@ -156,16 +155,6 @@ def _size(path: str) -> int:
     return os.path.getsize(path) if os.path.exists(path) else 0
 
 
-def sign(secret: str, identifier: str, timestamp: int, body: bytes) -> str:
-    """Return the header ``webhook-signature`` of Standard Webhooks. Raises ValueError if the secret is not base64.
-
-    The secret may begin with ``whsec_``.
-    """
-    key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
-    content = f"{identifier}.{timestamp}.".encode() + body
-    return "v1," + base64.b64encode(hmac.new(key, content, hashlib.sha256).digest()).decode()
-
-
 class ToUrl:
     """Posts each event to a URL, signed as the specification "Standard Webhooks" says.
 
@@ -201,9 +190,7 @@ class ToUrl:
             now = int(time.time())
             headers = {
                 "content-type": "application/cloudevents+json",
-                "webhook-id": identifier,
-                "webhook-timestamp": str(now),
-                "webhook-signature": sign(self._secret, identifier, now, body),
+                **standard_webhooks.headers(identifier, now, body, [self._secret]),
             }
             try:
                 answer = await self._http.post(self._url, content=body, headers=headers)

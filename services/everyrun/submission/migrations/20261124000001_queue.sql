@@ -387,6 +387,119 @@ end $$;
 comment on function everyrun_queue.claim(text, double precision, text) is
     'Claims the first chunk that may be sent. Reads only the first entries of the index chunks_ready. Marks chunks that must be skipped, at most a thousand per call.';
 
+create table everyrun_queue.receivers (
+    receiver_id text collate "C" primary key,
+    url text not null,
+    format text not null check (format in ('extend', 'everyrun')),
+    events text[] not null check (events <> '{}'),
+    workflows text[] not null default '{}',
+    description text not null default '',
+    state text not null default 'active' check (state in ('active', 'paused', 'removed')),
+    secret text not null,
+    previous_secret text,
+    previous_until timestamptz,
+    created_at timestamptz not null default now(),
+    created_by text not null,
+    failures int not null default 0,
+    failing_since timestamptz,
+    not_before timestamptz,
+    last_error text
+);
+comment on table everyrun_queue.receivers is
+    'Addresses to which the notifier sends events. The row of a removed receiver is deleted when its last delivery is.';
+comment on column everyrun_queue.receivers.receiver_id is 'The id: rcv_ and 20 characters.';
+comment on column everyrun_queue.receivers.url is 'The address. It can contain a secret, so answers and logs show it without user and query.';
+comment on column everyrun_queue.receivers.format is 'extend: Extend''s events in Extend''s format. everyrun: Everyrun''s own events as Standard Webhooks.';
+comment on column everyrun_queue.receivers.events is 'The events that the receiver gets.';
+comment on column everyrun_queue.receivers.workflows is 'The receiver gets only events of these workflows. Empty if it gets the events of all workflows.';
+comment on column everyrun_queue.receivers.description is 'What the receiver is for, as the person who added it wrote.';
+comment on column everyrun_queue.receivers.state is 'active, paused (its deliveries wait) or removed.';
+comment on column everyrun_queue.receivers.secret is
+    'The signing secret, in plain text, because signing needs it. Empty if the receiver was removed.';
+comment on column everyrun_queue.receivers.previous_secret is 'The secret before the last rotation. It is used until previous_until. Null if there is none.';
+comment on column everyrun_queue.receivers.previous_until is 'The end of the time in which both secrets are valid.';
+comment on column everyrun_queue.receivers.created_at is 'When the receiver was added.';
+comment on column everyrun_queue.receivers.created_by is 'Who added the receiver.';
+comment on column everyrun_queue.receivers.failures is 'Number of requests that failed in a row. 0 after a success.';
+comment on column everyrun_queue.receivers.failing_since is 'When the first of these requests failed. Null after a success.';
+comment on column everyrun_queue.receivers.not_before is 'While requests fail again and again: the earliest time of the next request. Null otherwise.';
+comment on column everyrun_queue.receivers.last_error is 'Why the last request failed. Null after a success.';
+
+create table everyrun_queue.receiver_starts (
+    receiver_id text collate "C" not null,
+    topic text collate "C" not null,
+    partition int not null,
+    first_offset bigint not null,
+    cluster_id text not null,
+    primary key (receiver_id, topic, partition)
+);
+comment on table everyrun_queue.receiver_starts is
+    'Where the log ended when a receiver was added. The receiver gets only events from there on.';
+comment on column everyrun_queue.receiver_starts.receiver_id is 'The receiver.';
+comment on column everyrun_queue.receiver_starts.topic is 'The topic, without EVERYRUN_TOPIC_PREFIX.';
+comment on column everyrun_queue.receiver_starts.partition is 'The number of the partition.';
+comment on column everyrun_queue.receiver_starts.first_offset is 'The offset of the first record that the receiver can get.';
+comment on column everyrun_queue.receiver_starts.cluster_id is 'Id of the Kafka cluster.';
+
+create table everyrun_queue.notifier_positions (
+    topic text collate "C" not null,
+    partition int not null,
+    next_offset bigint not null,
+    cluster_id text not null,
+    primary key (topic, partition)
+);
+comment on table everyrun_queue.notifier_positions is
+    'How far the notifier has read the log. It is committed together with the deliveries of the records before it.';
+comment on column everyrun_queue.notifier_positions.topic is 'The topic, without EVERYRUN_TOPIC_PREFIX.';
+comment on column everyrun_queue.notifier_positions.partition is 'The number of the partition.';
+comment on column everyrun_queue.notifier_positions.next_offset is 'The offset of the next record to read.';
+comment on column everyrun_queue.notifier_positions.cluster_id is 'Id of the Kafka cluster.';
+
+create table everyrun_queue.notifications (
+    notification_id text collate "C" primary key,
+    event text not null,
+    subject text not null,
+    body bytea not null,
+    created_at timestamptz not null default now()
+);
+comment on table everyrun_queue.notifications is
+    'Events that at least one receiver gets, with the body that is sent. They are kept for EVERYRUN_NOTIFY_KEPT.';
+comment on column everyrun_queue.notifications.notification_id is 'The id: ntf_ and a hash of the change that the event describes.';
+comment on column everyrun_queue.notifications.event is 'The name of the event.';
+comment on column everyrun_queue.notifications.subject is 'What the event is about: the id of a run, a submission, a chunk, a workflow, or the source of a quarantined message.';
+comment on column everyrun_queue.notifications.body is 'The body that is sent, byte for byte.';
+comment on column everyrun_queue.notifications.created_at is 'When the notifier read the event from the log.';
+create index notifications_created on everyrun_queue.notifications (created_at);
+
+create table everyrun_queue.notification_deliveries (
+    receiver_id text collate "C" not null,
+    notification_id text collate "C" not null,
+    state text not null default 'waiting' check (state in ('waiting', 'delivered', 'given_up')),
+    attempts int not null default 0,
+    not_before timestamptz not null default now(),
+    retry_until timestamptz not null,
+    tries jsonb not null default '[]',
+    created_at timestamptz not null default now(),
+    ended_at timestamptz,
+    primary key (receiver_id, notification_id)
+);
+comment on table everyrun_queue.notification_deliveries is 'The delivery of each notification to each of its receivers, with the log of its tries.';
+comment on column everyrun_queue.notification_deliveries.receiver_id is 'The receiver.';
+comment on column everyrun_queue.notification_deliveries.notification_id is 'The notification.';
+comment on column everyrun_queue.notification_deliveries.state is 'waiting, delivered (a request was answered with 2xx), or given_up.';
+comment on column everyrun_queue.notification_deliveries.attempts is 'Number of requests that were sent, or were about to be sent when a process ended.';
+comment on column everyrun_queue.notification_deliveries.not_before is
+    'While it is waiting: when the next request is due. While a request is in progress: when it is sent again if its process has ended.';
+comment on column everyrun_queue.notification_deliveries.retry_until is 'The delivery is given up after this time.';
+comment on column everyrun_queue.notification_deliveries.tries is
+    'The last 20 requests: time, status, seconds, and the first characters of the answer or the error.';
+comment on column everyrun_queue.notification_deliveries.created_at is 'When the notifier read the event from the log.';
+comment on column everyrun_queue.notification_deliveries.ended_at is 'When it was delivered or given up. Null while it is waiting.';
+create index notification_deliveries_due on everyrun_queue.notification_deliveries (receiver_id, not_before) where state = 'waiting';
+create index notification_deliveries_late on everyrun_queue.notification_deliveries (retry_until) where state = 'waiting';
+create index notification_deliveries_listed on everyrun_queue.notification_deliveries (receiver_id, created_at, notification_id);
+create index notification_deliveries_of on everyrun_queue.notification_deliveries (notification_id);
+
 create table everyrun_queue.replay_jobs (
     job_id text collate "C" primary key,
     kind text not null,

@@ -1,0 +1,5 @@
+"""``python -m everyrun.notifier``."""
+
+from everyrun.notifier.app import main
+
+main()
