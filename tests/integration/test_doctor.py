@@ -92,7 +92,7 @@ async def test_working_installation_has_no_findings_and_no_events(well: Settings
     said = doctor(environment(well), "--workflow", WORKFLOW, "--json")
     body = json.loads(said.stdout)
     # Services whose URL is not set cause warnings.
-    elsewhere = {"submission", "query", "processor", "reconciler", "replay"}
+    elsewhere = {"submission", "query", "processor", "reconciler", "replay", "notifier"}
     assert {f["check"] for f in body["findings"] if f["level"] != "ok"} == elsewhere, body
     assert {f["level"] for f in body["findings"]} == {"ok", "warning"}, body
     assert (said.returncode, body["ok"]) == (0, True)

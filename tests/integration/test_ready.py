@@ -78,13 +78,13 @@ async def all_say(services: dict[str, ServiceProcess], expected: dict[str, int],
 
 
 async def the_doctor_sees_who_stands_still(settings: Settings, running: dict[str, ServiceProcess]) -> None:
-    urls = {f"{name}_url": running[name].url for name in ("submission", "query", "reconciler", "replay")}
+    urls = {f"{name}_url": running[name].url for name in ("submission", "query", "reconciler", "replay", "notifier")}
     where = settings.model_copy(update={**urls, "processor_urls": [running["processor"].url]})
 
     async def levels() -> dict[str, str]:
         return {finding.check: finding.level for finding in await examine(where, None, polling_only=True)}
 
-    services = ("submission", "query", "processor", "reconciler", "replay", FOLLOWING)
+    services = ("submission", "query", "processor", "reconciler", "replay", "notifier", FOLLOWING)
 
     async def all_is_well() -> bool:
         found = await levels()
@@ -108,7 +108,7 @@ async def the_doctor_sees_who_stands_still(settings: Settings, running: dict[str
 async def test_ready_is_who_can_do_what_callers_ask(
     servers: Any, settings: Settings, service: Callable[..., ServiceProcess]
 ) -> None:
-    names = ("bridge", "submission", "query", "reconciler", "replay", "processor")
+    names = ("bridge", "submission", "query", "reconciler", "replay", "processor", "notifier")
     env = {
         "EVERYRUN_API_TOKEN": TOKEN,
         "EXTEND_API_KEY": "sk_none",
@@ -122,7 +122,7 @@ async def test_ready_is_who_can_do_what_callers_ask(
     with frozen(broker(servers[0])):
         need_it = dict.fromkeys(("bridge", "reconciler", "replay", "processor"), 503)
         assert await all_say(running, need_it, "kafka") < FOUND_OUT_WITHIN
-        await all_say(running, {"submission": 200}, "kafka")
+        await all_say(running, {"submission": 200, "notifier": 200}, "kafka")
         await all_say(running, {"query": 200}, None)
         # And it takes inputs in: they wait for Kafka, not the caller.
         async with httpx.AsyncClient(timeout=10, headers={"authorization": f"Bearer {TOKEN}"}) as http:
@@ -135,7 +135,7 @@ async def test_ready_is_who_can_do_what_callers_ask(
     await the_doctor_sees_who_stands_still(settings, running)
 
     with frozen(*processes_of(servers[1]._folder)):
-        need_it = dict.fromkeys(("submission", "query", "reconciler", "replay", "processor"), 503)
+        need_it = dict.fromkeys(("submission", "query", "reconciler", "replay", "processor", "notifier"), 503)
         assert await all_say(running, need_it, None) < FOUND_OUT_WITHIN
         await all_say(running, {"bridge": 200}, None)
     await all_say(running, everyone, None)

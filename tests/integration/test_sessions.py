@@ -200,7 +200,7 @@ async def test_pgbouncer_without_sessions_is_refused(shared: str) -> None:
 
 
 @needs_pgbouncer
-@pytest.mark.parametrize("service", ["submission", "query", "processor", "reconciler", "replay"])
+@pytest.mark.parametrize("service", ["submission", "query", "processor", "reconciler", "replay", "notifier"])
 async def test_services_do_not_start_on_pgbouncer_without_sessions(
     service: str, servers: tuple[EmbeddedKafka, EmbeddedPostgres], settings: Settings
 ) -> None:
@@ -216,7 +216,7 @@ async def test_services_do_not_start_on_pgbouncer_without_sessions(
             "EXTEND_BASE_URL": "http://127.0.0.1:1",
             "EVERYRUN_API_TOKEN": "ert_0123456789abcdef",
             **{f"EVERYRUN_{name}_LISTEN": "127.0.0.1:0" for name in ("SUBMISSION", "QUERY", "PROCESSOR")},
-            **{f"EVERYRUN_{name}_LISTEN": "127.0.0.1:0" for name in ("RECONCILER", "REPLAY")},
+            **{f"EVERYRUN_{name}_LISTEN": "127.0.0.1:0" for name in ("RECONCILER", "REPLAY", "NOTIFIER")},
         }
         command = [sys.executable, "-m", f"everyrun.{service}"]
         ended = await asyncio.to_thread(

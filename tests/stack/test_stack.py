@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from everyrun.doctor.ask_bridge import self_test
+from everyrun.embedded import parts
 from everyrun.embedded.state import read_endpoints, read_status
 from everyrun.log import topics
 from everyrun.settings import Settings
@@ -35,6 +36,7 @@ PARTS = {
     "reconciler",
     "query",
     "replay",
+    "notifier",
     "processor-0",
     "processor-1",
 }
@@ -288,7 +290,7 @@ def test_kafka_postgres_and_extend_can_be_external(
     up = Up(tmp_path / "data", "--extend", **env)
     try:
         up.until_ready()
-        assert set(up.pids()) == {"submission", "bridge", "reconciler", "query", "replay", "processor-0"}
+        assert set(up.pids()) == {*parts.SERVICES, "processor-0"}
         found = endpoints(up)
         assert (found["kafka_bootstrap"], found["postgres_dsn"]) == (kafka, database)
         assert (found["extend_api_key"], found["webhook_secret"]) == (KEY, "wss_old,wss_new")

@@ -17,6 +17,7 @@ from tests.unit.cli import everyrun
 STACK = {
     **{f"{name}_url": f"http://127.0.0.1:{port}" for port, name in enumerate(("submission", "query", "bridge"), 1)},
     **{f"{name}_url": f"http://127.0.0.1:{port}" for port, name in enumerate(("reconciler", "replay"), 4)},
+    "notifier_url": "http://127.0.0.1:10",
     "processor_urls": "http://127.0.0.1:6",
     "emulator_url": "http://127.0.0.1:7",
     "extend_base_url": "http://127.0.0.1:7",

@@ -19,11 +19,12 @@ from everyrun.doctor.facts import (
     KafkaFacts,
     Late,
     PostgresFacts,
+    ReceiverFacts,
     SelfTest,
     Swept,
 )
 from everyrun.doctor.findings import Finding, judge_clock, judge_object, judge_service
-from everyrun.doctor.judge_progress import judge_following, judge_late, judge_sweeps
+from everyrun.doctor.judge_progress import judge_following, judge_late, judge_receivers, judge_sweeps
 from everyrun.extend.client import API_VERSION
 from everyrun.log.observation import SELF_TEST_ANSWER
 from everyrun.settings import Settings
@@ -260,6 +261,14 @@ def test_progress_is_judged() -> None:
     stale = [Swept("workflow_a", 3, 1300), Swept("workflow_b", 1, 10)]
     assert says(*judge_sweeps(stale, 300), "warning", "3 batches", "everyrun.reconciler")
     assert judge_sweeps([Swept("workflow_a", 3, 500)], 1)[0].level == "ok"
+
+
+def test_a_receiver_that_has_failed_for_an_hour_is_a_warning() -> None:
+    assert judge_receivers([]) == []
+    good, late = ReceiverFacts("rcv_1", 3599, "answered 503"), ReceiverFacts("rcv_2", 7200, "answered 503")
+    assert says(*judge_receivers([good]), "ok", "hour")
+    found = judge_receivers([good, late])
+    assert says(*found, "warning", "2 hours: answered 503", "everyrun notify show rcv_2")
 
 
 def test_missing_settings_are_named() -> None:

@@ -119,7 +119,7 @@ async def test_load_balancer_may_keep_connections_for_a_minute() -> None:
     assert asked == [75, 130]
 
 
-SERVICES = {"bridge", "processor", "query", "reconciler", "replay", "submission"}
+SERVICES = {"bridge", "notifier", "processor", "query", "reconciler", "replay", "submission"}
 
 
 def test_every_service_uses_keep_alive() -> None:

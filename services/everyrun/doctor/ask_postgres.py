@@ -10,7 +10,7 @@ import time
 import asyncpg
 from msgspec.structs import replace
 
-from everyrun.doctor.facts import Late, PostgresFacts, Swept
+from everyrun.doctor.facts import Late, PostgresFacts, ReceiverFacts, Swept
 from everyrun.redact import describe
 from everyrun.settings import Settings
 from everyrun.store.migrate import SCHEMAS
@@ -76,7 +76,8 @@ async def _ask(connection: asyncpg.Connection, settings: Settings) -> tuple[Post
     if migrated:
         rows = await connection.fetch(_sql["late"], settings.overdue_after)
         late = [Late(waiting_of(dict(row)), row["submissions"], row["passed"]) for row in rows]
-        facts = replace(facts, late=late)
+        receivers = [ReceiverFacts(**row) for row in await connection.fetch(_sql["receivers"])]
+        facts = replace(facts, late=late, receivers=receivers)
     workflows = [row["workflow_id"] for row in await connection.fetch(_sql["workflows"])] if migrated else []
     return facts, workflows
 

@@ -48,6 +48,10 @@ group by b.workflow_id
 order by seconds desc
 limit 20
 
+-- name: receivers
+select receiver_id, coalesce(extract(epoch from now() - failing_since), 0)::float8 as seconds, last_error
+from everyrun_queue.receivers where state = 'active' order by receiver_id limit 1000
+
 -- name: late
 -- Inputs that were not sent and have waited too long. If there is a time limit for what they are waiting for, that has
 -- passed. Otherwise they have waited for more than $1 seconds.

@@ -138,6 +138,7 @@ def judge(settings: Settings, facts: Facts, polling_only: bool) -> list[Finding]
         lines += judge_progress.judge_sweeps(facts.postgres.swept, settings.sweep_every)
         if facts.postgres.problem is None and all(facts.postgres.migrations.values()):
             lines += judge_progress.judge_late(facts.postgres.late)
+            lines += judge_progress.judge_receivers(facts.postgres.receivers)
     return lines
 
 

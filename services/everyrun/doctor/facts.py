@@ -106,6 +106,14 @@ class Late(Struct, frozen=True):
     passed: bool
 
 
+class ReceiverFacts(Struct, frozen=True):
+    """A receiver of notifications, and for how many seconds all requests to it have failed; 0 if the last succeeded."""
+
+    receiver_id: str
+    seconds: float
+    last_error: str | None
+
+
 class PostgresFacts(Struct, frozen=True):
     """Facts about Postgres. ``problem`` says why Postgres does not answer.
 
@@ -128,3 +136,4 @@ class PostgresFacts(Struct, frozen=True):
     clock: float | None = None
     swept: list[Swept] = []
     late: list[Late] = []
+    receivers: list[ReceiverFacts] = []

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from everyrun.doctor.facts import Following, Late, Swept
+from everyrun.doctor.facts import Following, Late, ReceiverFacts, Swept
 from everyrun.doctor.findings import Finding, failed, not_checked, ok, warning
 
 FOLLOWING, SWEEPS, WAITING = "tables follow the log", "sweeps", "inputs that wait"
+RECEIVERS = "receivers"
+#: A receiver of notifications gets a warning if all requests to it have failed for this many seconds.
+_RECEIVER_FAILS = 3600.0
 #: Sweeps of a workflow are late if the last complete one was longer ago than this many times EVERYRUN_SWEEP_EVERY, and
 #: also longer ago than this many seconds.
 _INTERVALS, _AT_LEAST = 4.0, 600.0
@@ -61,3 +64,18 @@ def judge_late(late: Sequence[Late]) -> list[Finding]:
         judged = failed if waiting.waits_for in _FAILS or calls_late else warning
         lines.append(judged(WAITING, found, remedy))
     return lines
+
+
+def judge_receivers(receivers: Sequence[ReceiverFacts]) -> list[Finding]:
+    """Judge if the receivers of notifications accept them. Return no finding if there are no receivers."""
+    failing = [one for one in receivers if one.seconds >= _RECEIVER_FAILS]
+    if not failing:
+        return [ok(RECEIVERS, "none has failed for an hour")] if receivers else []
+    return [
+        warning(
+            f"{RECEIVERS}: {one.receiver_id}",
+            f"has accepted nothing for {one.seconds / 3600:.0f} hours: {one.last_error}",
+            f"Fix the receiver; what waits is then sent. See: everyrun notify show {one.receiver_id}",
+        )
+        for one in failing
+    ]
