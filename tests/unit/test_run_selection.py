@@ -10,10 +10,13 @@ from hypothesis import strategies as st
 from everyrun.projection.rules.merge import Run
 from everyrun.projection.rules.run_selection import (
     Row,
+    is_contested,
     order_in,
+    retry_in,
     select,
     select_only,
     version_of_attempt,
+    version_of_retry,
     version_of_run,
 )
 from tests.observations import EPOCH, observations, of_one_run
@@ -64,3 +67,25 @@ def test_the_common_case_selects_the_same_run_as_the_general_one(one: Run, other
     current = first.current if second is None else second.current
     assert (current.run, current.observed_at) == (general.current.run, general.current.observed_at)
     assert general.version == (first if second is None else second).version
+
+
+@given(st.text(min_size=1), st.text(min_size=1), st.integers(1, 9999), st.integers(0, 9998))
+def test_anything_of_a_newer_try_wins_over_everything_of_an_older_one(
+    one: str, other: str, newer: int, older: int
+) -> None:
+    older = min(older, newer - 1)
+    waiting = version_of_retry(f"c00001-r{newer}")
+    assert waiting > version_of_run(other, True, "9", older)
+    assert version_of_attempt(f"c00001-r{newer}", 1, refused=True) > waiting
+    assert version_of_run(one, False, "", newer) > version_of_attempt(f"c00001-r{newer}", 1, refused=False)
+    assert retry_in(waiting) == newer
+
+
+@given(st.lists(observations(), min_size=1, max_size=6))
+def test_runs_of_older_tries_never_replace_a_row_that_waits(seen: list[Run]) -> None:
+    row = ROW._replace(version=version_of_retry("c1-r1"), attempt=0, status="WAITING")
+    selection = select(row, [], seen)
+    assert (selection.current, selection.version) == (None, row.version)
+    assert {run.run_id for run in selection.others} == {run.run_id for run in seen}
+    assert all(selection.is_superseded(run) for run in selection.others)
+    assert is_contested(row, seen[:1], has_others=False), "so that none of them is dropped"

@@ -255,9 +255,13 @@ class Outcomes(Struct, frozen=True):
 
 
 class RetryRefused(Problem, frozen=True, kw_only=True):
-    """Why nothing is sent again, and what was found."""
+    """Why nothing is sent again, and which inputs were found (absent if they were not looked for)."""
 
+    submission_id: str | UnsetType = UNSET
     inputs: Annotated[int | UnsetType, Meta(description="Number of inputs that the filter chooses.")] = UNSET
+    by_status: dict[str, int] | UnsetType = UNSET
+    by_reason: dict[str, int] | UnsetType = UNSET
+    credits: float | UnsetType = UNSET
     needs_files: Annotated[int | UnsetType, Meta(description="Number of these that need a new file.")] = UNSET
     needs_files_ids: list[str] | UnsetType = UNSET
     not_chosen: Annotated[int | UnsetType, Meta(description="Number of ids in the filter that are not sent again.")] = (

@@ -76,6 +76,7 @@ def retry_routes(
     @answers(
         AcceptedRetry,
         {
+            200: ("With `dry_run`: what would be sent again.", Chosen),
             404: "NOT_FOUND: there is no such submission.",
             409: (
                 "NOTHING_TO_RETRY: no input meets the filter. FILES_NEEDED: inputs cannot be sent again without a new "
@@ -84,7 +85,6 @@ def retry_routes(
                 RetryRefused,
             ),
         },
-        also=(Chosen,),
     )
     async def retry(
         request: Request,

@@ -84,7 +84,7 @@ comment on column everyrun_queue.inputs.metadata is 'The metadata as JSON text, 
 create index inputs_external_id on everyrun_queue.inputs (submission_id, external_id);
 
 create table everyrun_queue.retries (
-    submission_id text collate "C" not null references everyrun_queue.submissions,
+    submission_id text collate "C" not null,
     retry int not null,
     inputs int not null,
     chosen jsonb not null,
