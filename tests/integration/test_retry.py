@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from everyrun.submission.retry.announce import announce_retries
+from everyrun.submission.retry.rules import stop_by_rules
 from tests.integration.conftest import read_topic
 from tests.integration.test_doubts import World, world
 from tests.integration.test_lost_queue import lose, rows, sent_rows, upload
@@ -162,3 +163,41 @@ async def test_a_registered_batch_and_an_unknown_submission_are_refused(world: W
     await world.pool.execute("update everyrun_queue.submissions set registered_batch = 'batch_5'")
     answer = await retry(world, submission_id)
     assert (answer.status_code, answer.json()["code"]) == (409, "NOT_OURS")
+
+
+async def test_a_submission_that_fails_too_often_is_paused_once(world: World) -> None:
+    world.settings.chunk_max_inputs = 1
+    headers = {"content-type": "application/x-ndjson"}
+    parameters: dict[str, Any] = {"workflow_id": "workflow_1", "stop_after_failures": 1}
+    answer = await world.api.post("/v1/submissions", params=parameters, content=rows(5), headers=headers)
+    submission_id = answer.json()["submission_id"]
+    await world.announcer.announce()
+    await world.send(REFUSED)
+    await world.project()
+    await stop_by_rules(world.pool, world.producer)
+    await world.send(REFUSED)
+    assert len(world.vendor.calls) == 2, "one failure is allowed"
+    await world.project()
+    await stop_by_rules(world.pool, world.producer)
+    assert not await world.dispatcher.send_one()
+    shown = (await world.api.get(f"/v1/submissions/{submission_id}")).json()
+    assert shown["paused"]
+    reason = await world.pool.fetchval("select reason from everyrun_queue.paused")
+    assert reason.startswith("2 inputs failed, more than the 1 that --stop-after-failures allows")
+    await world.api.post(f"/v1/submissions/{submission_id}/resume", json={"reason": "go on"})
+    await stop_by_rules(world.pool, world.producer)
+    await world.send(REFUSED)
+    assert len(world.vendor.calls) == 3, "a person has decided, so it is not paused again"
+
+
+async def test_the_rules_of_a_submission_are_known_to_a_restored_queue(world: World) -> None:
+    headers = {"content-type": "application/x-ndjson"}
+    parameters = {"workflow_id": "workflow_1", "retries": 2, "retry_reason": "OCR_ERROR", "stop_after_failures": 7}
+    await world.api.post("/v1/submissions", params=parameters, content=rows(1), headers=headers)
+    await world.announcer.announce()
+    before = await world.pool.fetch("select * from everyrun_queue.rules")
+    await lose(world)
+    await world.pool.execute("truncate everyrun_queue.rules")
+    await world.recovery.ensure_caught_up()
+    assert await world.pool.fetch("select * from everyrun_queue.rules") == before
+    assert len(before) == 1

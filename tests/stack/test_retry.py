@@ -236,3 +236,35 @@ async def test_job_helpers_agree_on_a_retried_submission_after_a_rebuild(stack: 
     assert report["balanced"]
     code, out, err = await everyrun(stack, "audit")
     assert code == 0, out + err
+
+
+async def test_failed_inputs_are_retried_automatically_as_often_as_the_submission_says(
+    stack: Stack, http: httpx.AsyncClient
+) -> None:
+    await faults(stack, http, "fail=1")
+    submission_id = await submit(stack, http, "&retries=2")
+
+    async def over() -> bool:
+        progress = (await http.get(f"{stack.endpoints['query_url']}/v1/submissions/{submission_id}/progress")).json()
+        return not progress["will_retry"] and progress["open"] == 0 and not progress["in_transit"]
+
+    await eventually(over, "all automatic retries are over", 90)
+    report = await settled(http, stack, submission_id)
+    assert report["by_status"] == {"FAILED": INPUTS}
+    assert report["superseded"] == 2 * INPUTS, "two new tries of each input"
+    listed = (await http.get(f"{stack.endpoints['submission_url']}/v1/submissions/{submission_id}/retries")).json()
+    assert {one["by"] for one in listed["retries"]} == {None}
+    assert sum(one["inputs"] for one in listed["retries"]) == 2 * INPUTS
+
+
+async def test_only_the_given_reasons_are_retried_automatically(stack: Stack, http: httpx.AsyncClient) -> None:
+    await faults(stack, http, "fail=1")
+    submission_id = await submit(stack, http, "&retries=1&retry_reason=NO_SUCH_REASON")
+
+    async def over() -> bool:
+        progress = (await http.get(f"{stack.endpoints['query_url']}/v1/submissions/{submission_id}/progress")).json()
+        return not progress["will_retry"] and progress["open"] == 0
+
+    await eventually(over, "the chunks were looked at", 60)
+    report = await settled(http, stack, submission_id)
+    assert (report["by_status"], report["superseded"]) == ({"FAILED": INPUTS}, 0)

@@ -64,6 +64,29 @@ def read_options(
     return Options(encoding or None, manifest.delimiter(delimiter), id_column, url_column, columns, local=True)
 
 
+def rules(retries: int, reasons: str | None, stop_after: str | None, inputs: int) -> dict[str, Any]:
+    """Return the parameters of a submission for the rules about inputs that fail.
+
+    ``stop_after`` is a number of inputs, or a share of ``inputs`` with a percent sign. Ends the command if it is not.
+    """
+    found: dict[str, Any] = {"retries": retries} if retries else {}
+    if reasons:
+        if not retries:
+            fail("--retry-reasons needs --retries", exits.USAGE)
+        found["retry_reason"] = [reason.strip() for reason in reasons.split(",") if reason.strip()]
+    if stop_after is not None:
+        text = stop_after.strip()
+        share = text.endswith("%")
+        try:
+            number = float(text.removesuffix("%")) if share else int(text)
+        except ValueError:
+            number = -1
+        if not 0 <= number <= (100 if share else 2_000_000_000):
+            fail(f"--stop-after-failures {stop_after}: give a number of inputs, or a share such as 5%", exits.USAGE)
+        found["stop_after_failures"] = int(inputs * number / 100) if share else number
+    return found
+
+
 def read_manifest(
     source: str, options: Options, file: IO[bytes], local: bool = True, format_: str | None = None
 ) -> manifest.Checked:

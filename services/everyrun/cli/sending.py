@@ -71,9 +71,7 @@ class Call:
         client: Client,
         rows: IO[bytes],
         checked: manifest.Checked,
-        workflow_id: str,
-        version: str | None,
-        priority: int,
+        query: dict[str, Any],
         key: str | None,
     ) -> None:
         self._client = client
@@ -85,7 +83,6 @@ class Call:
             "It is not known if the rows were submitted. The same command with "
             f"--idempotency-key {self._key} does not submit them twice"
         )
-        query = {"workflow_id": workflow_id, "workflow_version": version, "priority": priority}
         self._query = {name: value for name, value in query.items() if value is not None}
 
     def send(self, again: bool) -> dict[str, Any]:

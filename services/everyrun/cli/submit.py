@@ -52,6 +52,11 @@ def submit(
     list_files: Annotated[
         bool, typer.Option("--list-files", help="With --dry-run, print every local file to send, with its type.")
     ] = False,
+    retries: Annotated[int, typer.Option(min=0, max=20, help="Send an input that fails again, so many times.")] = 0,
+    retry_reasons: Annotated[str | None, typer.Option(help="Only for these failure reasons, as a,b.")] = None,
+    stop_after_failures: Annotated[
+        str | None, typer.Option(help="Pause if more inputs fail: a number, or a share such as 5%.")
+    ] = None,
     again: Annotated[bool, typer.Option("--again", help="Submit even if the same rows were submitted before.")] = False,
     idempotency_key: Annotated[str | None, typer.Option(help="Submit the rows at most once with this key.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, but submit nothing.")] = False,
@@ -121,7 +126,14 @@ def submit(
                     # upload, no check is needed here: the service checks the workflow when it receives the rows.
                     client.check_workflow(workflow_id, workflow_version, PATIENCE)
                 checked.write(sending.upload(checked.files, target, data_dir, again), rows)
-                call = sending.Call(client, rows, checked, workflow_id, workflow_version, priority, idempotency_key)
+                rules = checks.rules(retries, retry_reasons, stop_after_failures, checked.count)
+                query = {
+                    "workflow_id": workflow_id,
+                    "workflow_version": workflow_version,
+                    "priority": priority,
+                    **rules,
+                }
+                call = sending.Call(client, rows, checked, query, idempotency_key)
                 submission = call.send(again)
                 out.print(submission["submission_id"])
                 batches = counted(submission["batches"], "batch", "batches")

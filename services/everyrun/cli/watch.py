@@ -111,7 +111,7 @@ def _follow(client: Client, submission_id: str) -> int:
         while True:
             found = client.progress(submission_id, PATIENCE)
             live.update(progress.update(found))
-            if not found["open"]:
+            if not found["open"] and not found["will_retry"]:
                 break
             now = time.monotonic()
             if not err.is_terminal and now >= next_line:

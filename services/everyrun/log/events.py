@@ -79,6 +79,18 @@ class Input(Struct, frozen=True, omit_defaults=True):
     metadata: Annotated[dict[str, Any], Meta(description="The caller's metadata, without Everyrun's reserved key.")]
 
 
+class SubmissionRules(Struct, frozen=True, omit_defaults=True):
+    """What Everyrun does by itself if inputs of a submission fail."""
+
+    retries: Annotated[int, Meta(ge=0, description="Maximum number of automatic new tries of an input that fails.")] = 0
+    retry_reasons: Annotated[
+        list[str], Meta(description="Retry automatically only for these failure reasons; empty for all.")
+    ] = []
+    stop_after_failures: Annotated[
+        int | None, Meta(description="Pause the submission if more inputs than this are FAILED or REFUSED.")
+    ] = None
+
+
 class SubmissionAccepted(Struct, frozen=True, tag="submission-accepted", tag_field="type"):
     """A submission was accepted. Key: submission id. On ``batches``."""
 
@@ -104,6 +116,9 @@ class SubmissionAccepted(Struct, frozen=True, tag="submission-accepted", tag_fie
         ),
     ]
     created_at: Time
+    rules: Annotated[
+        SubmissionRules | None, Meta(description="What Everyrun does by itself if inputs fail; null for nothing.")
+    ] = None
 
 
 class BatchRequested(Struct, frozen=True, tag="batch-requested", tag_field="type"):

@@ -53,6 +53,11 @@ class Standing(Struct, frozen=True, kw_only=True):
         ),
     ]
 
+    will_retry: Annotated[
+        bool,
+        Meta(description="True if the submission has automatic retries that may still send failed inputs again."),
+    ]
+
 
 class Imbalance(Struct, frozen=True, kw_only=True):
     """Two numbers that should agree and do not."""

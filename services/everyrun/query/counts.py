@@ -90,4 +90,7 @@ async def counts_in(connection: Connection, settings: Settings, submission: asyn
     row = await connection.fetchrow(_sql["polling"], submission_id, settings.poll_first_after, settings.poll_for)
     polling = None if row is None else polling_of(dict(row))
     ambiguous = await connection.fetchval(_sql["ambiguous"], submission_id)
-    return counts_of(submission_id, submission["expected"], rows, map(dict, unsent), polling, ambiguous, untold)
+    will_retry = await connection.fetchval(_sql["will_retry"], submission_id)
+    return counts_of(
+        submission_id, submission["expected"], rows, map(dict, unsent), polling, ambiguous, untold, will_retry
+    )

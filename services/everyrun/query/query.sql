@@ -36,6 +36,12 @@ where c.submission_id = $1 and c.retry > 0 and c.state in ('waiting', 'sending',
   and everyrun_queue.is_untold(c.submission_id, c.retry, c.first_position)
 group by r.status
 
+-- name: will_retry
+-- True if the submission has automatic retries, and settled chunks whose failed inputs were not retried by them yet.
+select exists (
+    select from everyrun_queue.rules x join everyrun_queue.chunks c using (submission_id)
+    where x.submission_id = $1 and x.retries > 0 and c.state = 'submitted' and not c.looked_at)
+
 -- name: polling
 -- Results that are missing for inputs that were sent: how many, if one of their batches was polled before, and when the
 -- next of these batches is polled. A batch is polled from $2 to $3 seconds after it was sent. Runs with ambiguous

@@ -52,6 +52,8 @@ class Counts(msgspec.Struct, frozen=True):
     ambiguous: int = 0
     #: Number of inputs in ``waiting`` that the tables show with the status of an earlier try, by this status.
     untold: dict[str, int] = {}
+    #: True if failed inputs may be retried automatically.
+    will_retry: bool = False
 
     @property
     def needs_person(self) -> dict[str, int]:
@@ -76,6 +78,7 @@ def counts_of(
     polling: Polling | None = None,
     ambiguous: int = 0,
     untold: Mapping[str, int] | None = None,
+    will_retry: bool = False,
 ) -> Counts:
     """Combine the counts from the tables (``rows``) and from the queue (``unsent``).
 
@@ -95,7 +98,7 @@ def counts_of(
         waiting.append(lost(submission_id, missing))
         late["queue_lost"] = late.get("queue_lost", 0) + missing
     in_transit = sum(group["in_transit"] for group in groups)
-    return Counts(dict(rows), waiting, in_transit, late, polling, ambiguous, known_twice)
+    return Counts(dict(rows), waiting, in_transit, late, polling, ambiguous, known_twice, will_retry)
 
 
 def imbalances(
@@ -156,6 +159,7 @@ def standing(expected: int, counts: Counts) -> dict[str, Any]:
         "in_transit": counts.in_transit,
         "polling": msgspec.to_builtins(counts.polling),
         "needs_person": counts.needs_person,
+        "will_retry": counts.will_retry,
     }
 
 

@@ -65,6 +65,7 @@ TABLES = {
     ),
     "everyrun_queue.submissions": Table("submission", ("reconciler", "query", "replay", "doctor")),
     "everyrun_queue.inputs": Table("submission", ("query", "replay")),
+    "everyrun_queue.rules": Table("submission", ("query",)),
     "everyrun_queue.retries": Table("submission", ("query",)),
     "everyrun_queue.chunks": Table("submission", ("reconciler", "query", "doctor")),
     "everyrun_queue.adopted": Table("submission"),

@@ -16,7 +16,7 @@ import asyncpg
 
 from everyrun.failpoints import hit
 from everyrun.log.cloudevents import Record, record, timestamp
-from everyrun.log.events import SubmissionAccepted, TokenCreated, TokenRevoked
+from everyrun.log.events import SubmissionAccepted, SubmissionRules, TokenCreated, TokenRevoked
 from everyrun.log.producer import Log
 from everyrun.store.sql import Row, beside
 from everyrun.submission.dispatch.dispatcher import UNAVAILABLE
@@ -78,6 +78,9 @@ class Announcer:
 
 def _submission_record(row: asyncpg.Record) -> Record:
     created = timestamp(row["created_at"])
+    rules = None
+    if row["retries"] is not None:
+        rules = SubmissionRules(row["retries"], list(row["retry_reasons"]), row["stop_after_failures"])
     event = SubmissionAccepted(
         submission_id=row["submission_id"],
         workflow_id=row["workflow_id"],
@@ -88,6 +91,7 @@ def _submission_record(row: asyncpg.Record) -> Record:
         idempotency_key=row["idempotency_key"],
         content_hash=row["content_hash"].hex(),
         created_at=created,
+        rules=rules,
     )
     key = row["submission_id"]
     return record("batches", event, key=key, id=f"{key}/submission-accepted", source=SOURCE, time=created)

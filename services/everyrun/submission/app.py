@@ -35,6 +35,7 @@ from everyrun.submission.metrics import Metrics
 from everyrun.submission.recovery.queue_recovery import QueueRecovery
 from everyrun.submission.redaction import redact_due
 from everyrun.submission.retry.announce import announce_retries
+from everyrun.submission.retry.rules import retry_by_rules, stop_by_rules
 from everyrun.telemetry import log
 
 _log = log(__name__)
@@ -166,6 +167,8 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
             asyncio.create_task(run_periodically(service.dispatcher.look, 1.0, stop)),
             asyncio.create_task(run_periodically(service.resolver.resolve, 1.0, stop)),
             asyncio.create_task(run_periodically(lambda: _catch_up(service.recovery, health), 30.0, stop)),
+            asyncio.create_task(run_periodically(lambda: retry_by_rules(pool, announcer.wake), 2.0, stop)),
+            asyncio.create_task(run_periodically(lambda: stop_by_rules(pool, producer), 2.0, stop)),
             asyncio.create_task(run_periodically(lambda: redact_due(pool, producer, settings), 60.0, stop)),
             asyncio.create_task(run_periodically(lambda: metrics.update(pool), 15.0, stop)),
             *(asyncio.create_task(service.dispatcher.work(stop)) for _ in range(settings.dispatch_workers)),

@@ -11,7 +11,7 @@ from fastapi import FastAPI, Header, Query, Request
 from fastapi.responses import JSONResponse
 
 from everyrun.http import ApiError, api, scope
-from everyrun.log.events import MAX_IDEMPOTENCY_KEY
+from everyrun.log.events import MAX_IDEMPOTENCY_KEY, SubmissionRules
 from everyrun.log.producer import Log
 from everyrun.openapi import answers
 from everyrun.settings import Settings
@@ -106,6 +106,17 @@ def submission_api(
         once: Annotated[
             bool, Query(description="Refuse with 409 (SUBMITTED_BEFORE) if the same rows were submitted before.")
         ] = False,
+        retries: Annotated[
+            int, Query(ge=0, le=20, description="Maximum number of automatic new tries of an input that fails.")
+        ] = 0,
+        retry_reason: Annotated[
+            list[str] | None,
+            Query(description="Retry automatically only for this failure reason. Can be repeated; absent for all."),
+        ] = None,
+        stop_after_failures: Annotated[
+            int | None,
+            Query(ge=0, le=2_000_000_000, description="Pause the submission if more inputs are FAILED or REFUSED."),
+        ] = None,
     ) -> JSONResponse:
         """Accept all inputs, or none.
 
@@ -122,6 +133,11 @@ def submission_api(
         """
         refuse_nul("workflow_id", workflow_id)
         refuse_nul("workflow_version", workflow_version or "")
+        for reason in retry_reason or ():
+            refuse_nul("retry_reason", reason)
+        rules = None
+        if retries or stop_after_failures is not None:
+            rules = SubmissionRules(retries, retry_reason or [], stop_after_failures)
         try:
             async with uploaded_rows(request, uploads, settings.upload_max_bytes) as rows:
                 # A restored queue may not know the key of an earlier upload, so first recover the queue from the log.
@@ -139,6 +155,7 @@ def submission_api(
                     idempotency_key=idempotency_key,
                     incarnation=incarnation,
                     once=once,
+                    rules=rules,
                 )
         except QueueReplacedError:
             raise NotCaughtUpError("the database was replaced during the upload; send it again") from None

@@ -14,12 +14,14 @@ import msgspec
 
 from everyrun.errors import Conflict, Invalid, Unavailable
 from everyrun.failpoints import hit
+from everyrun.log.events import SubmissionRules
 from everyrun.settings import Settings
 from everyrun.store.sql import beside
 from everyrun.submission.chunks import Cutter, chunk_id
 from everyrun.submission.intake.parse import Row, RowGroup
 from everyrun.submission.intake.refill import refill
 from everyrun.submission.intake.rows import BadRow, GoodRow, check_row, duplicate_id, redacted_json
+from everyrun.submission.retry.rules import insert_rules
 from everyrun.telemetry import log
 
 _log = log(__name__)
@@ -105,13 +107,15 @@ async def accept_submission(
     idempotency_key: str | None,
     incarnation: str | None = None,
     once: bool = False,
+    rules: SubmissionRules | None = None,
 ) -> AcceptedSubmission:
     """Check and store every row. When this returns, the queue holds the submission and its chunks.
 
     For an upload that repeats an earlier one, with the same key and content, the answer to the earlier one is returned.
     If the queue lost inputs of that submission because it was restored from a backup, the repeated upload restores
     them. If ``incarnation`` is given, the submission is accepted only while the database is still in that incarnation.
-    If ``once`` is true, rows that were submitted before under another key raise SubmittedBeforeError.
+    If ``once`` is true, rows that were submitted before under another key raise SubmittedBeforeError. ``rules`` say
+    what Everyrun does by itself if inputs fail.
 
     Raises BadRowsError, IdempotencyConflictError, QueueReplacedError, SubmittedBeforeError, and the errors of reading
     ``rows``. In all these cases nothing is stored. Memory use does not grow with the size of the upload.
@@ -127,6 +131,8 @@ async def accept_submission(
                 accepted = await intake.finish(
                     connection, workflow_id, workflow_version, priority, idempotency_key, once
                 )
+                if rules is not None:
+                    await insert_rules(connection, accepted.submission_id, rules)
                 hit("intake.before_commit")
             hit("intake.after_commit")
             return accepted

@@ -83,6 +83,20 @@ comment on column everyrun_queue.inputs.file is
 comment on column everyrun_queue.inputs.metadata is 'The metadata as JSON text, as submitted.';
 create index inputs_external_id on everyrun_queue.inputs (submission_id, external_id);
 
+create table everyrun_queue.rules (
+    submission_id text collate "C" primary key,
+    retries int not null,
+    retry_reasons text[] not null,
+    stop_after_failures int,
+    stopped_at timestamptz
+);
+comment on table everyrun_queue.rules is 'What Everyrun does by itself if inputs fail. One row per submission that was given such rules.';
+comment on column everyrun_queue.rules.submission_id is 'The submission.';
+comment on column everyrun_queue.rules.retries is 'Maximum number of automatic new tries of an input that fails.';
+comment on column everyrun_queue.rules.retry_reasons is 'The failure reasons for which inputs are retried automatically. Empty for all.';
+comment on column everyrun_queue.rules.stop_after_failures is 'Everyrun pauses the submission if more inputs than this are FAILED or REFUSED. Null for no limit.';
+comment on column everyrun_queue.rules.stopped_at is 'When Everyrun paused the submission by this rule. It does so once. Null until then.';
+
 create table everyrun_queue.retries (
     submission_id text collate "C" not null,
     retry int not null,
@@ -121,6 +135,7 @@ create table everyrun_queue.chunks (
     batch_id text,
     skipped boolean not null default false,
     retry int not null default 0,
+    looked_at boolean not null default false,
     files_lost boolean not null default false
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
 comment on table everyrun_queue.chunks is 'One row per chunk: the inputs that are sent to Extend in one call, and what became of the call.';
@@ -128,6 +143,7 @@ comment on column everyrun_queue.chunks.chunk is 'Id of the chunk. Chunks are se
 comment on column everyrun_queue.chunks.submission_id is 'The submission.';
 comment on column everyrun_queue.chunks.first_position is 'Position of the chunk''s first input in the queue (see inputs.position).';
 comment on column everyrun_queue.chunks.last_position is 'Position of the chunk''s last input in the queue.';
+comment on column everyrun_queue.chunks.looked_at is 'True if the failed inputs of the chunk were retried by the rules of the submission, or none of them may be. Always false without such rules.';
 comment on column everyrun_queue.chunks.retry is 'Number of the retry that made the chunk. 0 for a chunk of first tries.';
 comment on column everyrun_queue.chunks.attempt is 'Number of the newest attempt (call to Extend). 0 before the first attempt.';
 comment on column everyrun_queue.chunks.resends is 'Number of attempts that were in doubt and given up, after which the chunk was sent again.';
@@ -150,6 +166,7 @@ create index chunks_delayed on everyrun_queue.chunks (not_before) where state = 
 -- Counted every few seconds. It has few rows compared to the submitted chunks.
 create index chunks_unsent on everyrun_queue.chunks (state) where state in ('waiting', 'sending', 'in_doubt', 'held');
 create index chunks_skipped on everyrun_queue.chunks (submission_id) where skipped;
+create index chunks_to_look_at on everyrun_queue.chunks (submission_id) where state = 'submitted' and not looked_at;
 create index chunks_batch on everyrun_queue.chunks (batch_id) where batch_id is not null;
 create index chunks_unresolved on everyrun_queue.chunks (deadline) where state in ('sending', 'in_doubt');
 

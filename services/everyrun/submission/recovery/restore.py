@@ -22,6 +22,7 @@ from everyrun.projection.rules.merge import instant
 from everyrun.settings import Settings
 from everyrun.store.sql import beside
 from everyrun.submission.dispatch.protocol import FILES_LOST_UNSENT
+from everyrun.submission.retry.rules import insert_rules
 from everyrun.telemetry import log
 
 _log = log(__name__)
@@ -61,6 +62,8 @@ async def restore_submissions(connection: Any, accepted: Iterable[events.Submiss
             instant(event.created_at),
             event.idempotency_key,
         )
+        if event.rules is not None:
+            await insert_rules(connection, submission_id, event.rules)
     return missing
 
 

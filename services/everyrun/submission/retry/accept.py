@@ -58,7 +58,7 @@ class AcceptedRetry(Chosen, frozen=True, kw_only=True):
     retry: Annotated[int, Meta(description="Number of the retry in its submission, from 1.")]
 
 
-class _RefusedError(Conflict):
+class RetryRefusedError(Conflict):
     """Nothing is sent again. The response has the numbers of the inputs that were found."""
 
     chosen: Chosen
@@ -69,7 +69,7 @@ class _RefusedError(Conflict):
         return found
 
 
-class NothingToRetryError(_RefusedError):
+class NothingToRetryError(RetryRefusedError):
     """No input of the submission meets the filter."""
 
     code = "NOTHING_TO_RETRY"
@@ -79,7 +79,7 @@ class NothingToRetryError(_RefusedError):
         self.chosen = chosen
 
 
-class FilesNeededError(_RefusedError):
+class FilesNeededError(RetryRefusedError):
     """Inputs cannot be sent again, because their presigned links or passwords were removed."""
 
     code = "FILES_NEEDED"
