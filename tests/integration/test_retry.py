@@ -122,7 +122,8 @@ async def test_an_input_is_missing_if_extend_no_longer_has_its_run(world: World)
     await world.pool.execute(
         "insert into everyrun_queue.gone_runs values ('run of batch_1', 'batch_1', $1)", datetime.now(UTC)
     )
-    preview = await retry(world, submission_id, dry_run=True)
+    path = f"/v1/submissions/{submission_id}/retries/preview"
+    preview = await world.api.post(path, json={"reason": "look"})
     assert (preview.status_code, preview.json()["by_status"]) == (200, {"MISSING": 1})
     assert (await retry(world, submission_id)).status_code == 202
     await announce(world)

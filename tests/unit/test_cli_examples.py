@@ -13,7 +13,7 @@ import typer
 from everyrun.cli.app import app
 
 #: Lines of a help text on a terminal of 100 columns. The commands that read manifests have nineteen options.
-LINES, MANIFEST_LINES = 34, 40
+LINES, MANIFEST_LINES = 34, 46
 _REDIRECTION = re.compile(r"\s[|>].*")
 
 

@@ -58,7 +58,7 @@ def test_it_ends_when_what_is_open_was_deleted_at_extend(capsys):
 def progress(**by_status: int) -> dict[str, Any]:
     expected, settled = sum(by_status.values()), sum(n for s, n in by_status.items() if s != "PENDING")
     counts = {"expected": expected, "settled": settled, "open": expected - settled, "by_status": by_status}
-    return {**counts, "waiting": [], "in_transit": 0}
+    return {**counts, "waiting": [], "in_transit": 0, "will_retry": False}
 
 
 def waits(waits_for: str, reason: str, what_to_do: str | None = None) -> dict[str, Any]:

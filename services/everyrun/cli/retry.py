@@ -72,7 +72,7 @@ def retry(
     body["files"] = files
     with Client(target) as client:
         url = f"{target.submission_url}/v1/submissions/{submission_id}/retries"
-        found = client.answer("POST", url, within=PATIENCE, json={**body, "dry_run": True})
+        found = client.answer("POST", f"{url}/preview", within=PATIENCE, json=body)
         if as_json and dry_run:
             typer.echo(json.dumps(found, indent=2))
             return

@@ -64,7 +64,6 @@ class RetryRequest(DecisionReason):
         description="New files of inputs that the filter chooses. Needed if the link or password of the input's file "
         "was removed.",
     )
-    dry_run: bool = Field(False, description="Only count what would be sent again. The status is then 200.")
 
 
 def retry_routes(
@@ -76,7 +75,6 @@ def retry_routes(
     @answers(
         AcceptedRetry,
         {
-            200: ("With `dry_run`: what would be sent again.", Chosen),
             404: "NOT_FOUND: there is no such submission.",
             409: (
                 "NOTHING_TO_RETRY: no input meets the filter. FILES_NEEDED: inputs cannot be sent again without a new "
@@ -96,14 +94,10 @@ def retry_routes(
 
         A MISSING input is one whose run Extend no longer has. All inputs that meet the filter are sent again, or none.
         They keep their ids; `results` shows the newest try, and the runs of earlier tries are counted as superseded.
-        With `dry_run`, nothing is sent, and the response has the numbers.
         """
         refuse_nul("submission_id", submission_id)
         chosen_by = _filter(wanted.filter)
         files = _new_files(wanted.files, submission_id, settings.row_max_bytes)
-        if wanted.dry_run:
-            found = await preview(pool, submission_id, chosen_by, files)
-            return JSONResponse(msgspec.to_builtins(found), 200)
         incarnation = await require_restored(recovery)
         accepted = await accept_retry(
             pool,
@@ -117,6 +111,15 @@ def retry_routes(
         )
         wake_announcer.set()
         return JSONResponse(msgspec.to_builtins(accepted), 202)
+
+    @app.post("/v1/submissions/{submission_id}/retries/preview", dependencies=[scope("read")])
+    @answers(Chosen, {404: "NOT_FOUND: there is no such submission.", 409: "NOT_OURS: another program sent the batch."})
+    async def preview_retry(submission_id: str, wanted: RetryRequest) -> dict[str, Any]:
+        """Count what the same request to `retries` would send again. Nothing is sent."""
+        refuse_nul("submission_id", submission_id)
+        files = _new_files(wanted.files, submission_id, settings.row_max_bytes)
+        found: dict[str, Any] = msgspec.to_builtins(await preview(pool, submission_id, _filter(wanted.filter), files))
+        return found
 
     @app.get("/v1/submissions/{submission_id}/retries", dependencies=[scope("read")])
     @answers(RetriesOf, {404: "NOT_FOUND: there is no such submission."})
