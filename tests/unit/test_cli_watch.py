@@ -37,7 +37,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 def report(processed: int, running: int, **overdue: int) -> dict[str, Any]:
     by_status = {"PROCESSED": processed, "PROCESSING": running}
     counts = {"expected": processed + running, "settled": processed, "open": running}
-    return {"by_status": by_status, "overdue_by_reason": overdue, "waiting": [], **counts}
+    return {"by_status": by_status, "overdue_by_reason": overdue, "waiting": [], "will_retry": False, **counts}
 
 
 def test_it_ends_when_all_are_settled():
