@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
@@ -25,7 +26,7 @@ from everyrun.projection.offsets import INPUTS
 from everyrun.replay.errors import RebuildError
 from everyrun.replay.log_position import resolve_offsets
 from everyrun.replay.rebuild import rebuild_schema as rebuilding
-from everyrun.replay.rebuild import swap
+from everyrun.replay.rebuild import swap, user_views
 from everyrun.replay.rebuild.engine import applied_offsets
 from everyrun.replay.rebuild.parallel_rebuild import PartitionShare, apply_shares, split_partitions
 from everyrun.replay.rebuild.rebuild_schema import DEFAULT_SCHEMA, rebuild
@@ -272,7 +273,16 @@ def during_the_rebuild(monkeypatch: pytest.MonkeyPatch, what: Callable[[], Await
 @pytest.mark.parametrize(
     ("made", "dropped", "named"),
     [
-        ("create view mine.w as select run_id from everyrun.results", "drop view mine.w", "mine.w"),
+        (
+            "create materialized view mine.w as select run_id from everyrun.results",
+            "drop materialized view mine.w",
+            "materialized view mine.w",
+        ),
+        (
+            "create view mine.w as select r from everyrun.results r",
+            "drop view mine.w",
+            "mine.w",
+        ),
         (
             "create trigger t before insert on everyrun.results for each row execute function mine.f()",
             "drop trigger t on everyrun.results",
@@ -309,6 +319,125 @@ async def test_a_dependent_object_created_during_the_rebuild_stops_the_swap(
     await connection.execute(dropped)
     assert (await rebuild_and_swap(settings, quiet)).left_over is None
     await connection.close()
+
+
+async def test_views_of_users_survive_a_swap(
+    settings: Settings, service: Callable[..., ServiceProcess], tmp_path: Path
+) -> None:
+    """Each keeps its owner, rights, options and comments, and reads the new tables; so does a view on a view."""
+    await write(settings, 1)
+    processor = await service("processor", EVERYRUN_DATA_DIR=tmp_path).ready()
+    await everything_applied(settings)
+    processor.terminate()
+    connection = await connect(settings)
+    role, reader = await a_role(connection), await a_role(connection)
+    await connection.execute(
+        f"""
+        create schema "My Views";
+        grant usage on schema everyrun, "My Views" to {role}, {reader};
+        grant select on everyrun.results, everyrun.flat_results to {role};
+        create view "My Views"."first ""o" (id, state) with (security_barrier = true, check_option = local)
+            as select input_id, status from everyrun.results where status <> 'it''s %I';
+        alter view "My Views"."first ""o" owner to {role};
+        comment on view "My Views"."first ""o" is 'a comment';
+        comment on column "My Views"."first ""o".state is 'of a column';
+        grant select (id) on "My Views"."first ""o" to {reader};
+        create view "My Views".second as select state, count(*) as inputs from "My Views"."first ""o" group by 1;
+        create materialized view "My Views".third as select * from "My Views".second;
+        create view everyrun.inside as
+            select workflow_id, count(*) as inputs from everyrun.flat_results group by 1;
+        grant select on everyrun.inside to {reader};
+        create view "My Views".outside as select * from everyrun.inside;
+        """
+    )
+    names = ['"My Views"."first ""o"', '"My Views".second', "everyrun.inside", '"My Views".outside']
+
+    async def described() -> list[Any]:
+        about = [
+            await connection.fetchrow(
+                "select c.oid, c.relowner::regrole::text, c.relacl::text, c.reloptions, obj_description(c.oid),"
+                " pg_get_viewdef(c.oid), array(select (a.attname, a.attacl, col_description(c.oid, a.attnum))::text"
+                " from pg_attribute a where a.attrelid = c.oid order by a.attnum)"
+                " from pg_class c where c.oid = $1::text::regclass",
+                name,
+            )
+            for name in names
+        ]
+        return [*about, *[await connection.fetch(f"select * from {name} order by 1") for name in names]]
+
+    before, table = await described(), await connection.fetchval("select 'everyrun.results'::regclass::oid")
+    assert before[len(names)]
+    for _ in range(2):
+        assert (await rebuild_and_swap(settings, quiet)).left_over is None
+        assert await described() == before
+    assert await connection.fetchval("select 'everyrun.results'::regclass::oid") != table
+    # They read the new tables, and not a copy.
+    await connection.execute("update everyrun.results set status = 'CANCELLED'")
+    assert {row["state"] for row in await connection.fetch('select * from "My Views".second')} == {"CANCELLED"}
+    await connection.execute('drop schema "My Views" cascade; drop view everyrun.inside')
+    for name in (role, reader):
+        await drop_role(connection, name)
+    await connection.close()
+
+
+async def test_a_view_that_does_not_fit_the_new_tables_stops_the_swap_at_its_start(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = await connect(settings)
+    await connection.execute("alter table everyrun.applied_offsets alter column partitions type bigint")
+    await connection.execute("create view public.w as select partitions from everyrun.applied_offsets")
+    monkeypatch.setattr(rebuilding.RebuildSchema, "apply_until", None)
+    with pytest.raises(RebuildError, match=r"the view public\.w reads .* and does not fit .* Drop it before"):
+        await rebuild_and_swap(settings, quiet)
+    assert await connection.fetch("select * from public.w") == []
+    assert await connection.fetchval("select to_regnamespace('everyrun_before')") is None
+    await connection.close()
+
+
+async def test_a_view_that_the_role_may_not_replace_is_named_with_the_grant(settings: Settings) -> None:
+    admin = await connect(settings)
+    role, other = await a_role(admin), await a_role(admin)
+    own = await owned_by(settings, admin, role)
+    await admin.execute(f"grant pg_read_all_stats to {role}")
+    await admin.execute(f"create schema mine; grant usage on schema everyrun to {other}")
+    await admin.execute(f"grant select on everyrun.results to {other}")
+    await admin.execute("create view mine.w as select status from everyrun.results")
+    await admin.execute(f"alter view mine.w owner to {other}")
+    with pytest.raises(RebuildError, match=f"the view mine.w .* grant {other} to"):
+        await rebuild_and_swap(own, quiet)
+    await admin.execute(f"grant {other} to {role}; grant create, usage on schema mine to {role}, {other}")
+    assert (await rebuild_and_swap(own, quiet)).left_over is None
+    assert await admin.fetchval("select relowner::regrole::text from pg_class where oid = 'mine.w'::regclass") == other
+    for name in (other, role):
+        await drop_role(admin, name)
+    await admin.close()
+
+
+async def test_a_view_that_is_read_all_the_time_delays_the_swap_and_does_not_stop_it(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(user_views, "_LOCKED_WITHIN", 0.1)
+    connection, reader = await connect(settings), await connect(settings)
+    await connection.execute("create view public.w as select status from everyrun.results")
+    whole, seen = swap.replace_views, []
+
+    async def replace(*given) -> None:
+        """Begin to read the view when the swap wants to replace it for the first time."""
+        if not seen:
+            await reader.execute("begin; lock table public.w in access share mode")
+        try:
+            await whole(*given)
+        except user_views.ViewLockedError as error:
+            seen.append(str(error))
+            await reader.execute("commit")
+            raise
+
+    monkeypatch.setattr(swap, "replace_views", replace)
+    assert (await rebuild_and_swap(settings, quiet)).left_over is None
+    assert seen == ["a session holds a lock of the view public.w"]
+    assert await connection.fetch("select * from public.w") == []
+    await connection.close()
+    await reader.close()
 
 
 async def test_old_tables_with_a_dependent_object_stay_and_the_result_says_why(

@@ -23,6 +23,7 @@ from everyrun.replay.errors import RebuildError
 from everyrun.replay.progress import OnRebuildProgress
 from everyrun.replay.rebuild.engine import applied_offsets, tables_connection
 from everyrun.replay.rebuild.rebuild_schema import DEFAULT_SCHEMA, RebuildSchema, hold_schema
+from everyrun.replay.rebuild.user_views import ViewLockedError, check_views, replace_views, user_views
 from everyrun.settings import Settings
 from everyrun.store.sql import beside
 
@@ -83,13 +84,13 @@ async def rebuild_and_swap(
 ) -> SwapResult:
     """Rebuild the tables up to the offsets of the live ones, and make them the live tables. Publishes nothing.
 
-    Objects that are not Everyrun's own may depend on the live tables, for example a view in another schema. The swap
-    never drops such objects. It looks for them at the start, a second time while it holds the lock, and a third time
-    before it drops the old tables.
+    Objects that are not Everyrun's own may depend on the live tables. The swap never drops such objects. Views are
+    kept, and read the new tables afterwards: see :mod:`everyrun.replay.rebuild.user_views`. The swap looks for other
+    objects at the start, a second time while it holds the lock, and a third time before it drops the old tables.
 
     Raises what :func:`everyrun.replay.rebuild.rebuild_schema.rebuild` raises, and RebuildError if:
 
-    - such an object exists;
+    - such an object exists that is not a view, or a view that does not fit the new tables;
     - a schema ``everyrun_before`` exists that no swap left;
     - transactions that would see only a part of the new tables do not end in time;
     - this database role may not see whether another role's session has such a transaction.
@@ -103,6 +104,7 @@ async def rebuild_and_swap(
         await _check_dependents(rebuilt.connection, rebuilt)
         await _check_visible(rebuilt.connection)
         await _drop_left_over(rebuilt.connection)
+        await check_views(rebuilt.connection, LIVE, rebuilt.name, BEFORE)
         done = _CountedRebuild(on_progress)
         async with tables_connection(settings, LIVE) as live:
             for _ in range(_ROUNDS):
@@ -197,8 +199,13 @@ async def _swap(
         comment = await live.fetchval(_sql["schema_comment"], LIVE)
         for (grant,) in await live.fetch(_sql["grants"], LIVE, rebuilt.name):
             await live.execute(grant)
+        views = await user_views(live, LIVE, rebuilt.name, BEFORE)
         await live.execute(f"alter schema {LIVE} rename to {BEFORE}")
         await live.execute(f"alter schema {rebuilt.name} rename to {LIVE}")
+        try:
+            await replace_views(live, views)
+        except ViewLockedError as error:
+            raise _TryAgainError(str(error)) from None
         await live.execute(await live.fetchval(_sql["comment"], LIVE, comment))
         await live.execute(f"comment on schema {BEFORE} is '{_REPLACED}'")
     return last, time.monotonic() - began, await _server_time(rebuilt)
@@ -247,18 +254,19 @@ async def _check_visible(connection: asyncpg.Connection) -> None:
         )
 
 
-async def _foreign_objects(connection: asyncpg.Connection, schema: str, other: str) -> str:
+async def _foreign_objects(connection: asyncpg.Connection, schema: str, other: str, *, views: bool) -> str:
     """List the objects in the schema, and objects that depend on it, unless they are Everyrun's own; empty if none.
 
-    An object in the schema is Everyrun's own if the schema ``other`` contains it too.
+    An object in the schema is Everyrun's own if the schema ``other`` contains it too. Views are listed only if
+    ``views`` is true.
     """
-    found = [row[0] for row in await connection.fetch(_sql["dependents"], schema)]
-    found += [row[0] for row in await connection.fetch(_sql["foreign_objects"], schema, other)]
+    found = [row[0] for row in await connection.fetch(_sql["dependents"], schema, views)]
+    found += [row[0] for row in await connection.fetch(_sql["foreign_objects"], schema, other, views)]
     return ", ".join(found)
 
 
 async def _check_dependents(connection: asyncpg.Connection, rebuilt: RebuildSchema) -> None:
-    found = await _foreign_objects(connection, LIVE, rebuilt.name)
+    found = await _foreign_objects(connection, LIVE, rebuilt.name, views=False)
     if found:
         raise RebuildError(
             f"{found}: not Everyrun's own, and would stay with the old tables. Drop it before the swap and create it "
@@ -274,7 +282,7 @@ async def _drop_before(connection: asyncpg.Connection) -> str:
             # Lock the tables first, so that nobody creates a dependent object between the check and the drop.
             for (lock,) in await connection.fetch(_sql["lock_all"], BEFORE):
                 await connection.execute(lock)
-            found = await _foreign_objects(connection, BEFORE, LIVE)
+            found = await _foreign_objects(connection, BEFORE, LIVE, views=True)
             if not found:
                 await connection.execute(f"drop schema {BEFORE} cascade")
                 return ""

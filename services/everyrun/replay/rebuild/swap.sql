@@ -33,7 +33,7 @@ limit 1
 
 -- name: grants
 -- One statement per right that another role has on the live schema, its tables, views or single columns. The statements
--- grant the same rights on the rebuilt schema.
+-- grant the same rights on the rebuilt schema. A view of a user, which is only in the live schema, keeps its rights.
 select format('grant %s%s to %s%s', given.privilege_type, given.place,
               case given.grantee when 0 then 'public' else quote_ident(pg_get_userbyid(given.grantee)) end,
               case when given.is_grantable then ' with grant option' else '' end)
@@ -45,16 +45,18 @@ from (
     select a.*, format(' on %I.%I', $2::text, c.relname)
     from pg_class c, aclexplode(c.relacl) a
     where c.relnamespace = $1::text::regnamespace and c.relkind in ('r', 'v') and a.grantee <> c.relowner
+      and to_regclass(format('%I.%I', $2, c.relname)) is not null
     union all
     select a.*, format(' (%I) on %I.%I', t.attname, $2::text, c.relname)
     from pg_class c join pg_attribute t on t.attrelid = c.oid, aclexplode(t.attacl) a
     where c.relnamespace = $1::text::regnamespace and c.relkind in ('r', 'v') and a.grantee <> c.relowner
+      and to_regclass(format('%I.%I', $2, c.relname)) is not null
 ) given
 
 -- name: dependents
 -- Objects that depend on the schema or on its contents, and are of a kind that Everyrun does not create there: views in
--- other schemas, foreign keys, publications (even of the whole schema), triggers, rules, policies, functions, types of
--- columns, statistics, default privileges. Row security needs a query of its own: if a table has row security without a
+-- other schemas (if $2 is false, only materialized ones), foreign keys, publications (even of the whole schema),
+-- triggers, rules, policies, functions, types of columns, statistics, default privileges. Row security needs a query of its own: if a table has row security without a
 -- policy, there is no object to find, but every row is hidden.
 with own as (
     select 'pg_namespace'::regclass as classid, $1::text::regnamespace::oid as objid
@@ -76,6 +78,9 @@ select distinct pg_describe_object(d.classid, d.objid, d.objsubid)
 from pg_depend d
 where (d.refclassid, d.refobjid) in (select classid, objid from own)
   and (d.classid, d.objid) not in (select classid, objid from own)
+  and ($2 or not exists (
+      select from pg_rewrite r join pg_class v on v.oid = r.ev_class
+      where d.classid = 'pg_rewrite'::regclass and r.oid = d.objid and r.rulename = '_RETURN' and v.relkind = 'v'))
   and not exists (
       select from pg_trigger t where d.classid = 'pg_trigger'::regclass and t.oid = d.objid and t.tgisinternal)
   and not exists (
@@ -87,10 +92,11 @@ from pg_class where relnamespace = $1::text::regnamespace and relrowsecurity
 order by 1
 
 -- name: foreign_objects
--- Relations and columns that the first schema has and the second schema does not have.
+-- Relations and columns that the first schema has and the second schema does not have. Views only if $3 is true.
 select format('%s %I.%I', case c.relkind when 'i' then 'index' when 'v' then 'view' else 'relation' end, $1::text, c.relname)
 from pg_class c
 where c.relnamespace = $1::text::regnamespace and c.relkind in ('r', 'v', 'i', 'm', 'S', 'f', 'p')
+  and ($3 or c.relkind <> 'v')
   and not exists (
       select from pg_class o where o.relnamespace = $2::text::regnamespace and (o.relname, o.relkind) = (c.relname, c.relkind))
 union all
