@@ -18,6 +18,7 @@ WAITS_FOR = {
     "workflow_paused": "its workflow is paused",
     "submission_paused": "its submission is paused",
     "retry": "Extend did not accept it for now, and it is retried",
+    "cancelling": "it was cancelled, and it is not sent any more",
     "secrets_removed": "the links and passwords that it needs were removed from the queue",
     "queued": "it waits for its turn",
     "calling": "its call is in progress, or its worker ended during it",
@@ -96,6 +97,11 @@ def _words(row: Mapping[str, Any], until: str) -> tuple[str, str | None]:
             return reason, "if this lasts, everyrun doctor (the reconciler sweeps)"
         case "held":
             return f"held for a person's decision{why}", f"everyrun doubt list --submission {row['submission_id']}"
+        case "cancelling" if until:
+            reason = f"cancelled, but a call is in doubt{why}: waits for evidence until {until} and for two sweeps"
+            return reason, "if this lasts, everyrun doctor (the reconciler sweeps)"
+        case "cancelling":
+            return "is being cancelled", None
         case "in_transit":
             return "its outcome is in the log; the tables follow", "if this lasts, everyrun doctor (the processor)"
         case "queue_lost":

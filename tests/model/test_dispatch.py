@@ -15,7 +15,10 @@ from msgspec.structs import replace
 from everyrun.submission.dispatch.classify import InDoubt, Refused, Returned
 from everyrun.submission.dispatch.protocol import (
     Answered,
+    Cancelled,
+    CancelRequested,
     ChunkState,
+    Claimed,
     EvidenceFound,
     NeverAnnounced,
     NotPossibleError,
@@ -39,10 +42,16 @@ CUT = Bounds(restores=0, decisions=0, kills=0, size=2)
 CUT_RESTORED = Bounds(attempts=1, resends=0, decisions=0, kills=0, size=2)
 CUT_BY_A_LIE = Bounds(attempts=1, restores=0, decisions=0, kills=0, size=2, lies=True)
 UNCLAIMED = Bounds(restores=0, decisions=0)
+CANCELLED = Bounds(restores=0, decisions=0, kills=0, cancels=1)
+CANCELLED_HONEST = HONEST._replace(cancels=1)
+CANCELLED_RESTORED = RESTORED._replace(decisions=0, cancels=1)
+CANCELLED_LOST = CANCELLED_RESTORED._replace(loses=True)
 SEARCHES = [ATTEMPTS, UNCLAIMED, DECISIONS, HONEST, RESTORED, CUT, CUT_RESTORED, CUT_BY_A_LIE, LOST]
+SEARCHES += [CANCELLED, CANCELLED_HONEST, CANCELLED_RESTORED, CANCELLED_LOST]
 LONG = bool(os.environ.get("EVERYRUN_CHAOS"))
 if LONG:
     SEARCHES += [ATTEMPTS._replace(kills=1), DECISIONS._replace(kills=1), RESTORED_LONG]
+    SEARCHES += [CANCELLED._replace(kills=1), CANCELLED._replace(decisions=1), CANCELLED._replace(size=2)]
     SEARCHES += [CUT._replace(kills=1), CUT._replace(decisions=1), CUT_RESTORED._replace(kills=1)]
 long = pytest.mark.skipif(not LONG, reason="EVERYRUN_CHAOS=1 searches this far")
 
@@ -177,9 +186,33 @@ def it_waits_again_though_its_claim_is_there(chunk: ChunkState, trigger: Trigger
     return None
 
 
+def a_cancelled_chunk_is_claimed(chunk: ChunkState, trigger: Trigger) -> Step | None:
+    return step(replace(chunk, cancelling=None), trigger) if isinstance(trigger, Claimed) else None
+
+
+def a_cancellation_is_not_said(chunk: ChunkState, trigger: Trigger) -> Step | None:
+    return replace(step(chunk, trigger), events=()) if isinstance(trigger, Cancelled) else None
+
+
+def evidence_for_the_cancelled_is_passed_over(chunk: ChunkState, trigger: Trigger) -> Step | None:
+    if isinstance(trigger, EvidenceFound) and chunk.state == "cancelled":
+        raise NotPossibleError
+    return None
+
+
+def a_doubt_is_cancelled_at_once(chunk: ChunkState, trigger: Trigger) -> Step | None:
+    if isinstance(trigger, CancelRequested) and chunk.state == "in_doubt":
+        return Step(replace(chunk, state="waiting", cancelling=trigger.cancellation_id))
+    return None
+
+
 @pytest.mark.parametrize(
     ("rule", "bounds"),
     [
+        (a_cancelled_chunk_is_claimed, CANCELLED),
+        (a_cancellation_is_not_said, CANCELLED),
+        (evidence_for_the_cancelled_is_passed_over, CANCELLED),
+        (a_doubt_is_cancelled_at_once, CANCELLED_HONEST),
         (lost_files_are_sent, LOST),
         (cut_after_a_doubt, CUT),
         (a_cut_chunk_waits_again, CUT),
@@ -208,7 +241,7 @@ def test_without_any_rule_of_the_protocol_a_promise_breaks(rule: Rule, bounds: B
 
 @pytest.mark.parametrize(
     ("without", "bounds"),
-    [("checks", UNCLAIMED), ("reads", UNCLAIMED), ("makes_parts", CUT_RESTORED)],
+    [("checks", UNCLAIMED), ("reads", UNCLAIMED), ("makes_parts", CUT_RESTORED), ("flags", CANCELLED_RESTORED)],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_without_any_rule_of_the_service_a_promise_breaks(without: str, bounds: Bounds) -> None:

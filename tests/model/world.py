@@ -9,7 +9,7 @@ one chunk is true of many. In every state of the world any of these moves may be
 - a run becomes visible, by a webhook or in a list: after its batch was accepted, at any later time;
 - the resolver steps the chunk: it revokes a claim, or finds an unannounced attempt, a lost worker, evidence, or that
   the window passed. It may be killed between any two steps;
-- a person adopts, resends or discards the chunk;
+- a person adopts, resends or discards the chunk, or cancels its inputs, whatever the chunk's state;
 - the queue's database is replaced by an older copy, and later recovered from the log.
 """
 
@@ -31,6 +31,8 @@ from everyrun.submission.dispatch.protocol import (
     FILES_LOST_UNSENT,
     Adopted,
     Answered,
+    Cancelled,
+    CancelRequested,
     ChunkState,
     Claimed,
     ClaimRevoked,
@@ -53,6 +55,7 @@ Stepper = Callable[[ChunkState, Trigger], Step]
 TakeOver = Callable[[ChunkState, LoggedChunk], ChunkState]
 
 TAKEN = frozenset({"batch-submitted", "doubt-adopted"})
+ORDER = "cancellation-requested"
 #: The chunk, and the part of it that has the input which the world follows.
 CHUNK, PART = "c", "c-1"
 PARTS = [events.Part(PART, 1, 1), events.Part("c-2", 2, 2)]
@@ -73,6 +76,7 @@ class Bounds(NamedTuple):
     honest: bool = False
     size: int = 1
     lies: bool = False
+    cancels: int = 0
     #: A restored database does not have the chunk at all: it is put back from the log, which does not show its files.
     loses: bool = False
 
@@ -134,6 +138,7 @@ class World(NamedTuple):
     torn: bool = False
     decided: int = 0
     killed: int = 0
+    cancels: int = 0
 
     def chunk(self, name: str) -> ChunkState | None:
         """Return the chunk in the queue."""
@@ -175,6 +180,10 @@ def _taken(log: frozenset[Said]) -> frozenset[Call]:
     return frozenset(said.call for said in log if said.kind in TAKEN)
 
 
+def _is_cancelled(log: frozenset[Said]) -> bool:
+    return any(said.kind == ORDER for said in log)
+
+
 def _is_cut(log: frozenset[Said]) -> bool:
     return any(said.kind == "batch-cut" for said in log)
 
@@ -198,6 +207,7 @@ class Model:
     Some rules are outside the real functions. Each can be left out, to see that a promise breaks without it.
     ``checks``: the worker checks its claim before it calls. ``reads``: the resolver reads the log before it concludes
     that the log has no announcement. ``makes_parts``: recovery inserts the parts of a chunk that the log says was cut.
+    ``flags``: recovery flags the chunks that the log says were cancelled.
     """
 
     def __init__(
@@ -209,6 +219,7 @@ class Model:
         checks: bool = True,
         reads: bool = True,
         makes_parts: bool = True,
+        flags: bool = True,
     ) -> None:
         self.step = step
         self.merge_logged = merge_logged
@@ -216,6 +227,7 @@ class Model:
         self.checks = checks
         self.reads = reads
         self.makes_parts = makes_parts
+        self.flags = flags
 
     def search(self) -> tuple[int, Broken | None]:
         """Search every reachable world, nearest first; return their number, and the first broken promise."""
@@ -272,6 +284,7 @@ class Model:
                 yield from self._claim(w, name, chunk)
                 yield from self._resolver_moves(w, name, chunk)
             yield from self._person_moves(w)
+            yield from self._cancel_moves(w)
             if any(chunk.files_lost for _, chunk in w.queue):
                 whole = tuple((name, _plain(refilled(chunk))) for name, chunk in w.queue)
                 yield "the upload is repeated", w._replace(queue=whole), None
@@ -284,7 +297,15 @@ class Model:
         for name, chunk in queue.items():
             if name in said:
                 queue[name] = _plain(self.merge_logged(chunk, said[name]))
+        if self.flags and _is_cancelled(w.log):
+            queue = {name: self._flagged(chunk) for name, chunk in queue.items()}
         return w._replace(queue=tuple(sorted(queue.items())), level=True, torn=False)
+
+    def _flagged(self, chunk: ChunkState) -> ChunkState:
+        try:
+            return _plain(self.step(chunk, CancelRequested("can")).after)
+        except NotPossibleError:
+            return chunk
 
     def _kept_workers(self, w: World, replaced: World) -> World:
         """Return a worker whose step was lost with the database: it still reports its answer."""
@@ -303,6 +324,8 @@ class Model:
         broken = "files that are not whole are not sent" if chunk.files_lost else None
         parent = w.chunk(CHUNK)
         assert parent is not None
+        if _is_cancelled(w.log) and not w.torn:
+            broken = "what is cancelled is not sent again"
         if _taken(w.log) and not w.torn and not self.bounds.lies:
             broken = "a chunk that is known to have been taken is not sent again"
         elif (name == CHUNK and w.chunk(PART)) or (name == PART and parent.state != "cut"):
@@ -423,6 +446,17 @@ class Model:
                 yield from self._take(decided, "a person sends it again", name, Resent("ann", "go on"), None)
                 yield from self._take(decided, "a person discards it", name, Discarded("ann", "enough"), None)
 
+    def _cancel_moves(self, w: World) -> Iterator[tuple[str, World, str | None]]:
+        """A person cancels all inputs, and the job cancels the chunks that wait."""
+        if w.cancels < self.bounds.cancels and not _is_cancelled(w.log):
+            ordered = w._replace(cancels=w.cancels + 1, log=w.log | {Said(ORDER, Call(CHUNK, 0))})
+            yield "a cancellation is said, and not kept", ordered._replace(torn=True), None
+            queue = tuple((name, self._flagged(chunk)) for name, chunk in w.queue)
+            yield "a cancellation is said and kept", ordered._replace(queue=queue), None
+        for name, chunk in w.queue:
+            if chunk.state == "waiting" and chunk.cancelling is not None:
+                yield from self._take(w, f"{name} is cancelled", name, Cancelled(), None)
+
     def _take(
         self, w: World, name: str, at: str, trigger: Trigger, worker: Worker | None
     ) -> Iterator[tuple[str, World, str | None]]:
@@ -457,6 +491,8 @@ class Model:
         kinds = {said.kind for said in pending.events}
         if kinds & {"batch-rejected", "batch-cut"} and w.accepted and not self.bounds.lies:
             broken = "no input is refused, and no chunk cut, while an attempt may have been taken"
+        if "batch-cancelled" in kinds and self.bounds.honest and w.accepted and not w.decided:
+            broken = "no input is called unsent while a list shows every run within the window"
         if any(said.kind in TAKEN and said.call not in w.accepted for said in pending.events):
             broken = "nothing is called taken that was not"
         yield "said", after, broken
@@ -473,7 +509,7 @@ class Model:
             log=log,
             overdue=w.overdue & calls_ahead,
             absent=w.absent if self.bounds.restores else w.absent & open_claims,
-            torn=w.torn and (bool(_taken(log)) or _is_cut(log)),
+            torn=w.torn and (bool(_taken(log)) or _is_cut(log) or _is_cancelled(log)),
         )
 
     # --- promises of a state
@@ -485,6 +521,8 @@ class Model:
             return "no input is dropped: what is sent is in the log"
         if chunk.state == "refused" and not kinds & {"batch-rejected", "doubt-discarded"}:
             return "no input is dropped: what is refused is in the log"
+        if chunk.state == "cancelled" and "batch-cancelled" not in kinds:
+            return "no input is dropped: what is cancelled is in the log"
         if chunk.state == "cut" and not _is_cut(w.log):
             return "no input is dropped: what is cut is in the log"
         return None

@@ -81,6 +81,7 @@ class FakeQueue:
                 "batch_id": None,
                 "reason": None,
                 "files_lost": False,
+                "cancellation": None,
                 "owner": None,
                 "announced": 0,
                 "deadline": None,
@@ -171,6 +172,9 @@ class FakeQueue:
         )
         self.journal.append(f"store {state}")
         return []
+
+    def _cancellation_of(self, cancellation: str) -> list[Row]:
+        return [Row(cancellation_id=cancellation, requested_by="ann", reason="the wrong folder")]
 
     def _insert_parts(
         self, chunks: list[str], _submissions: Any, firsts: list[int], lasts: list[int], _retries: list[int]

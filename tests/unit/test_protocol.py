@@ -8,9 +8,12 @@ import pytest
 from msgspec.structs import replace
 
 from everyrun.log import events
-from everyrun.submission.dispatch.classify import Accepted, InDoubt, Refused, Returned
+from everyrun.submission.dispatch.classify import Accepted, Blocked, InDoubt, Refused, Returned, Unclear
 from everyrun.submission.dispatch.protocol import (
+    FILES_LOST_UNSENT,
     Answered,
+    Cancelled,
+    CancelRequested,
     ChunkState,
     Claimed,
     ClaimRevoked,
@@ -132,3 +135,88 @@ def test_reading_the_announcement_of_an_attempt_does_not_change_its_outcome() ->
     assert not merge_logged(again, requested).announced, "an earlier attempt's event announces no later one"
     forgotten = merge_logged(ChunkState("waiting", size=4), requested)
     assert (forgotten.state, forgotten.claimed, forgotten.announced) == ("sending", False, True)
+
+
+CANCEL = CancelRequested("can_1")
+CANCELLED_EVENT = StepEvent("batch-cancelled", 1)
+
+
+def cancelling(**more: Any) -> ChunkState:
+    """Return a chunk whose call is in progress while its cancellation is requested."""
+    return step(claimed(**more), CANCEL).after
+
+
+def test_a_chunk_that_was_never_sent_is_cancelled_with_attempt_0_and_cannot_be_claimed_before() -> None:
+    flagged = step(ChunkState("waiting"), CANCEL)
+    assert (flagged.after.state, flagged.after.cancelling, flagged.events) == ("waiting", "can_1", ())
+    with pytest.raises(NotPossibleError):
+        step(flagged.after, Claimed())
+    done = step(flagged.after, Cancelled())
+    assert (done.after.state, done.events) == ("cancelled", (StepEvent("batch-cancelled", 0),))
+    with pytest.raises(NotPossibleError):
+        step(ChunkState("waiting"), Cancelled())
+
+
+@pytest.mark.parametrize(
+    ("outcome", "kinds"),
+    [
+        (Returned("429"), ["batch-returned", "batch-cancelled"]),
+        (Blocked("402", "workflow"), ["batch-returned", "batch-cancelled"]),
+        (Expired(), ["batch-returned", "batch-cancelled"]),
+        (REFUSED, ["batch-cancelled"]),
+    ],
+)
+def test_a_call_that_extend_did_not_accept_ends_in_cancelled(outcome: Any, kinds: list[str]) -> None:
+    done = step(cancelling(size=2), Answered(1, outcome))
+    assert (done.after.state, done.after.reason) == ("cancelled", getattr(outcome, "reason", done.after.reason))
+    assert [event.kind for event in done.events] == kinds
+    assert not done.parts
+
+
+def test_a_call_that_extend_accepted_ends_in_submitted_although_it_is_cancelled() -> None:
+    done = step(cancelling(), Answered(1, Accepted("batch_1")))
+    assert (done.after.state, done.after.cancelling) == ("submitted", "can_1")
+
+
+@pytest.mark.parametrize("outcome", [InDoubt("no answer"), Unclear("no batchId")])
+def test_a_call_in_doubt_is_cancelled_after_the_window_and_evidence_before_and_after_it_counts(outcome: Any) -> None:
+    in_doubt = step(cancelling(), Answered(1, outcome)).after
+    assert in_doubt.state == "in_doubt"
+    with pytest.raises(NotPossibleError):
+        step(in_doubt, Resent("ann", "go on"))
+    passed = step(in_doubt, WindowPassed(1, 1))
+    assert (passed.after.state, passed.events) == ("cancelled", (CANCELLED_EVENT,))
+    for chunk in (in_doubt, passed.after):
+        done = step(chunk, EvidenceFound(1, "batch_1", "run_1"))
+        assert (done.after.state, done.events) == ("submitted", (StepEvent("batch-submitted", 1),))
+
+
+def test_a_run_that_names_the_chunk_keeps_a_cancelled_doubt_open_for_a_person() -> None:
+    in_doubt = step(cancelling(), WorkerLost(1)).after
+    held = step(in_doubt, WindowPassed(1, 1, witness="run_1")).after
+    assert held.state == "held"
+    assert step(held, Discarded("ann", "enough")).after.state == "refused"
+
+
+@pytest.mark.parametrize(
+    ("reason", "state"), [("in doubt, after the maximum number of resends", "in_doubt"), (FILES_LOST_UNSENT, "waiting")]
+)
+def test_a_held_chunk_waits_for_evidence_again_unless_extend_did_not_accept_it(reason: str, state: str) -> None:
+    held = ChunkState("held", 1, reason=reason, files_lost=True)
+    assert step(held, CANCEL).after.state == state
+
+
+@pytest.mark.parametrize("state", ["submitted", "refused", "cut", "cancelled"])
+def test_a_chunk_with_an_outcome_cannot_be_cancelled(state: Any) -> None:
+    with pytest.raises(NotPossibleError):
+        step(ChunkState(state, 1), CANCEL)
+
+
+@pytest.mark.parametrize("state", ["waiting", "sending", "in_doubt", "held"])
+def test_a_restored_queue_learns_from_the_log_that_a_chunk_was_cancelled(state: Any) -> None:
+    event = msgspec_event(events.BatchCancelled)
+    known = logged(event)
+    assert merge_logged(ChunkState(state, 1), known).state == "cancelled"
+    assert merge_logged(ChunkState("waiting", 0), known).state == "cancelled"
+    submitted = logged(event, msgspec_event(events.BatchSubmitted, batch_id="batch_1"))
+    assert merge_logged(ChunkState(state, 1), submitted).state == "submitted"

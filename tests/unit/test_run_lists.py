@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from everyrun.reconciler.run_lists import NO_PROGRESS, EndlessListDetector
+from everyrun.extend.run_lists import NO_PROGRESS, EndlessListDetector
 
 
 def test_repeating_tokens_are_detected_within_three_cycles() -> None:

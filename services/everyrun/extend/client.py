@@ -26,7 +26,7 @@ from everyrun.settings import Settings
 
 API_VERSION = "2026-02-09"
 
-#: HTTP statuses after which a GET is retried. This is safe, because a GET changes nothing.
+#: HTTP statuses after which a request is retried, if the request may be repeated.
 _TRY_AGAIN = frozenset({408, 429, 500, 502, 503, 504})
 
 #: Maximum number of characters that are kept of an error's message.
@@ -156,6 +156,17 @@ class Extend:
         """
         return (await self._get(f"/workflow_runs/{quote(run_id, safe='')}", {}, within)).content
 
+    async def cancel_run(self, run_id: str, within: float = 60.0) -> bytes:
+        """Cancel a run, and return the WorkflowRun as received.
+
+        Only a run that is PENDING or PROCESSING can be cancelled (SDK 1.20.0, workflow_runs/client.py cancel). The
+        request is retried, which is safe: to cancel a run twice changes nothing. Raises ExtendError: with status 400 if
+        the run cannot be cancelled in its status, 404 if it does not exist, and with 0, 429 or 5xx if retries for
+        ``within`` seconds did not help.
+        """
+        path = f"/workflow_runs/{quote(run_id, safe='')}/cancel"
+        return (await self._request("POST", WRITE, path, {}, within)).content
+
     async def list_runs(self, within: float = 60.0, **query: str | int) -> Page:
         """Return a page of run summaries. Raises ExtendError."""
         response = await self._get("/workflow_runs", query, within)
@@ -183,15 +194,21 @@ class Extend:
         return _page(await self._get("/workflows", {"maxPageSize": 100}, within))
 
     async def _get(self, path: str, query: Mapping[str, str | int], within: float) -> httpx.Response:
+        return await self._request("GET", GET, path, query, within)
+
+    async def _request(
+        self, method: str, category: str, path: str, query: Mapping[str, str | int], within: float
+    ) -> httpx.Response:
+        """Send a request that may be repeated, and retry it for ``within`` seconds. Raises ExtendError."""
         ends = time.monotonic() + within
         wait = 0.25
         while True:
             error = ExtendError(0, "UNREACHABLE", "")
-            await self.wait_for_turn(GET)
-            self.sent[GET] += 1
+            await self.wait_for_turn(category)
+            self.sent[category] += 1
             try:
                 async with asyncio.timeout(min(self._timeout, within)):
-                    response = await self._http.get(path, params=dict(query))
+                    response = await self._http.request(method, path, params=dict(query))
                 if response.status_code == 200 and _is_object(response.content):
                     return response
                 error = _error(response)
@@ -201,7 +218,7 @@ class Extend:
                 raise error
             if error.status == 429:
                 pause = retry_after(response.headers)
-                await self.pause(GET, wait if pause is None else pause)
+                await self.pause(category, wait if pause is None else pause)
             if time.monotonic() + wait > ends:
                 raise error
             await asyncio.sleep(wait)

@@ -26,6 +26,10 @@ Chunk = Annotated[
     ),
 ]
 Attempt = Annotated[int, Meta(ge=1, description="Number of the attempt to send the chunk, from 1.")]
+AttemptOrNone = Annotated[
+    int, Meta(ge=0, description="Number of the last attempt to send the chunk; 0 if the chunk was never sent.")
+]
+CancellationId = Annotated[str, Meta(description="Id of the cancellation: can_ and 26 characters that sort by time.")]
 Decider = Annotated[str | None, Meta(description="Who decided; null if Everyrun did, by its own rules.")]
 Time = Annotated[str, Meta(description="RFC 3339 UTC with milliseconds.")]
 SubmissionId = Annotated[str, Meta(description="Submission id: sub_ and 26 characters that sort by time.")]
@@ -248,22 +252,72 @@ class Part(Struct, frozen=True):
 
 
 class BatchCut(Struct, frozen=True, tag="batch-cut", tag_field="type"):
-    """Extend refused an attempt because of some of its inputs, and created nothing. Key: chunk.
+    """A chunk was cut into parts, which are chunks of their own. Extend created nothing for the attempt. Key: chunk.
 
-    The inputs are sent again in parts, which are chunks of their own, so that a bad input does not affect the others.
+    Either Extend refused the attempt because of some of its inputs. The parts are then sent, so that a bad input does
+    not affect the others. Or only some inputs of the chunk were cancelled: then the code is CANCELLED_IN_PART, and the
+    parts with the other inputs are sent.
     """
 
     submission_id: SubmissionId
     chunk: Chunk
-    attempt: Attempt
-    status: Annotated[int, Meta(description=_REFUSED_STATUS)]
-    code: Code
+    attempt: AttemptOrNone
+    status: Annotated[int | None, Meta(description="HTTP status of Extend's answer; null if Extend did not refuse it.")]
+    code: Annotated[str, Meta(description="Extend's code for the error, or CANCELLED_IN_PART.")]
     message: Message
     input_ids: Annotated[
         list[InputId],
-        Meta(description="Ids of the inputs, in the order in which they were sent. The parts keep this order."),
+        Meta(description="Ids of the inputs, in the order of the chunk. The parts keep this order."),
     ]
     parts: Annotated[list[Part], Meta(description="Two or more parts; each input is in exactly one of them.")]
+
+
+class PositionRange(Struct, frozen=True):
+    """A range of inputs of a submission."""
+
+    first_position: Annotated[int, Meta(ge=1, description="Position in the submission of the first input.")]
+    last_position: Annotated[int, Meta(ge=1, description="Position in the submission of the last input.")]
+
+
+class CancellationRequested(Struct, frozen=True, tag="cancellation-requested", tag_field="type"):
+    """A person cancelled inputs of a submission. Key: submission id. On ``batches``.
+
+    None of these inputs is sent after this event, except in calls that were in progress. The runs that the inputs
+    already have at Extend are cancelled there. Inputs that are tried again later have new positions, so the
+    cancellation does not apply to them.
+    """
+
+    cancellation_id: CancellationId
+    submission_id: SubmissionId
+    scope: Annotated[
+        Literal["submission", "batch", "inputs"],
+        Meta(description="What the person named: the submission, a batch, or single inputs."),
+    ]
+    batch_id: Annotated[str | None, Meta(description="The batch that the person named; null for other scopes.")]
+    positions: Annotated[list[PositionRange], Meta(description="The inputs, as ranges that do not touch each other.")]
+    requested_at: Time
+    by: Annotated[str, Meta(description="Who decided.")]
+    reason: Reason
+
+
+class BatchCancelled(Struct, frozen=True, tag="batch-cancelled", tag_field="type"):
+    """A chunk was cancelled before Extend accepted it: its inputs are CANCELLED, with the reason CANCELLED_UNSENT.
+
+    Key: chunk. The chunk is not sent again. If a run of an earlier attempt appears later, batch-submitted follows and
+    the inputs get their runs' statuses.
+    """
+
+    submission_id: SubmissionId
+    chunk: Chunk
+    attempt: AttemptOrNone
+    workflow_id: WorkflowId
+    workflow_version: WorkflowVersion
+    priority: Priority
+    cancellation_id: CancellationId
+    cancelled_at: Time
+    by: Annotated[str, Meta(description="Who decided.")]
+    reason: Reason
+    inputs: Annotated[list[Input], Meta(description="The inputs, in the order of the submission.")]
 
 
 class BatchRegistered(Struct, frozen=True, tag="batch-registered", tag_field="type"):
@@ -489,8 +543,10 @@ class Result(Struct, frozen=True, kw_only=True):
     submission_id: SubmissionId
     position: Annotated[int, Meta(description="Position in the submission, from 1.")]
     chunk: Chunk
-    attempt: Attempt
-    batch_id: Annotated[str | None, Meta(description="Extend's id of the batch; null if the input was refused.")]
+    attempt: AttemptOrNone
+    batch_id: Annotated[
+        str | None, Meta(description="Extend's id of the batch; null if Extend never accepted the input.")
+    ]
     file: FileJson
     metadata: MetadataJson
     run_id: Annotated[str | None, Meta(description="The current run; null if no run is known yet.")]
@@ -502,7 +558,11 @@ class Result(Struct, frozen=True, kw_only=True):
         ),
     ]
     failure_reason: Annotated[
-        str | None, Meta(description="Extend's failureReason; for a refused input, the error code or DISCARDED.")
+        str | None,
+        Meta(
+            description="Extend's failureReason; for a refused input, the error code or DISCARDED; for an input that "
+            "was cancelled before Extend accepted it, CANCELLED_UNSENT."
+        ),
     ]
     failure_message: Annotated[str | None, Meta(description="The message that belongs to failure_reason.")]
     credits: Annotated[float | None, Meta(description="Extend's usage.credits of the current run.")]
@@ -540,8 +600,10 @@ class BatchReport(Struct, frozen=True, kw_only=True):
 
     submission_id: SubmissionId
     chunk: Chunk
-    attempt: Attempt
-    batch_id: Annotated[str | None, Meta(description="Extend's id of the batch; null if the chunk was refused.")]
+    attempt: AttemptOrNone
+    batch_id: Annotated[
+        str | None, Meta(description="Extend's id of the batch; null if Extend never accepted the chunk.")
+    ]
     state: Annotated[str, Meta(description="The state of the attempt, as in everyrun.batches.")]
     expected: Annotated[int, Meta(description="Number of inputs in the attempt.")]
     counts: Annotated[dict[str, int], Meta(description="Number of inputs that belong to the attempt, by status.")]
@@ -559,7 +621,7 @@ class BatchProgressed(BatchReport, frozen=True, kw_only=True, tag="batch-progres
 
 
 class BatchSettled(BatchReport, frozen=True, kw_only=True, tag="batch-settled", tag_field="type"):
-    """Every input of the batch is settled, or the chunk was refused. On ``reports``."""
+    """Every input of the batch is settled, or the chunk was refused or cancelled. On ``reports``."""
 
 
 class SubmissionSettled(Struct, frozen=True, kw_only=True, tag="submission-settled", tag_field="type"):
@@ -589,6 +651,8 @@ BatchEvent = (
     | BatchRejected
     | BatchCut
     | InputsRetried
+    | BatchCancelled
+    | CancellationRequested
     | WorkflowPaused
     | WorkflowResumed
     | SubmissionPaused

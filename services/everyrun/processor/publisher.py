@@ -24,6 +24,7 @@ from everyrun.projection.apply import Applied
 from everyrun.projection.feed import UNAVAILABLE, Feed
 from everyrun.projection.offsets import applied_offsets, missing
 from everyrun.projection.output_records import Row
+from everyrun.projection.rules.attempts import ENDED
 from everyrun.projection.rules.merge import AttemptKey
 from everyrun.projection.tables import InputState
 from everyrun.store.sql import beside
@@ -150,7 +151,7 @@ class Publisher:
             if attempts:
                 rows = await connection.fetch(_sql["current_attempts"], *tables.columns_of(sorted(attempts)))
                 reports = [output_records.batch_record(row, time.time()) for row in rows]
-                submissions |= {row["submission_id"] for row in rows if row["state"] in ("SETTLED", "REFUSED")}
+                submissions |= {row["submission_id"] for row in rows if row["state"] in ENDED}
             if submissions:
                 rows = await connection.fetch(_sql["settled_submissions"], sorted(submissions))
                 reports += [output_records.submission_record(row, time.time()) for row in rows]

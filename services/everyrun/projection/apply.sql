@@ -125,8 +125,8 @@ on conflict (event_id) do update set decided_at = least(known.decided_at, exclud
 insert into batches as known (
     chunk, attempt, batch_id, submission_id, workflow_id, workflow_version, priority, expected, state, reason,
     requested_at, returned_at, in_doubt_at, resent_at, rejected_at, submitted_at, input_ids,
-    fingerprints, cut_at)
-values ($1, $2, $3, $4, $5, $6, $7, $8, 'SENDING', $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)
+    fingerprints, cut_at, cancelled_at)
+values ($1, $2, $3, $4, $5, $6, $7, $8, 'SENDING', $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)
 on conflict (chunk, attempt) do update
 set batch_id = coalesce(known.batch_id, excluded.batch_id),
     workflow_id = coalesce(known.workflow_id, excluded.workflow_id),
@@ -143,11 +143,12 @@ set batch_id = coalesce(known.batch_id, excluded.batch_id),
     submitted_at = least(known.submitted_at, excluded.submitted_at),
     input_ids = case when cardinality(known.input_ids) = 0 then excluded.input_ids else known.input_ids end,
     fingerprints = coalesce(known.fingerprints, excluded.fingerprints),
-    cut_at = least(known.cut_at, excluded.cut_at)
+    cut_at = least(known.cut_at, excluded.cut_at),
+    cancelled_at = least(known.cancelled_at, excluded.cancelled_at)
 
 -- name: lock_attempts
 select chunk, attempt, batch_id, submission_id, expected, state, requested_at, returned_at, in_doubt_at, resent_at,
-       rejected_at, cut_at, submitted_at, settled_at, counts, runs_observed, duplicates, superseded
+       rejected_at, cut_at, cancelled_at, submitted_at, settled_at, counts, runs_observed, duplicates, superseded
 from batches
 where (chunk, attempt) in (select c, a from unnest($1::text[], $2::int[]) as given (c, a))
 order by chunk, attempt

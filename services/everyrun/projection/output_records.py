@@ -16,6 +16,7 @@ import msgspec
 from everyrun.log.cloudevents import Record, record, timestamp
 from everyrun.log.events import BatchProgressed, BatchSettled, ResultChanged, ResultSettled, SubmissionSettled
 from everyrun.log.producer import MAX_RECORD_BYTES
+from everyrun.projection.rules.attempts import ENDED
 from everyrun.projection.rules.merge import SETTLED
 
 Row = asyncpg.Record | dict[str, Any]
@@ -88,7 +89,7 @@ def _result_record(row: Row) -> Record:
 
 def batch_record(row: Row, now: float) -> Record:
     """Return the event for a row that the statement ``current_attempts`` read; ``now`` is Unix time in seconds."""
-    kind = BatchSettled if row["state"] in ("SETTLED", "REFUSED") else BatchProgressed
+    kind = BatchSettled if row["state"] in ENDED else BatchProgressed
     event = kind(
         submission_id=row["submission_id"],
         chunk=row["chunk"],

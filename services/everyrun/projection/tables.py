@@ -59,7 +59,7 @@ class InputState(NamedTuple):
     If the input has a run, ``selection`` decides the columns that depend on the run: batch, attempt, status, version
     and so on. ``row`` decides the others, and decides all columns of an input without a run.
 
-    ``reason`` and ``message`` say why an input without a run was refused.
+    ``reason`` and ``message`` say why an input without a run was refused or cancelled.
     """
 
     row: Row
@@ -305,7 +305,7 @@ async def write_attempts(
         counts = attempts.add_deltas(msgspec.json.decode(record["counts"]), deltas.counts[key])
         runs = record["runs_observed"] + deltas.runs.get(key, 0)
         changed.append((key, record, counts, runs, attempts.state_of(dict(record), counts, runs)))
-    last = await _last_settled(connection, [key for key, *_, state in changed if state in ("SETTLED", "REFUSED")])
+    last = await _last_settled(connection, [key for key, *_, state in changed if state in attempts.ENDED])
     values = []
     for key, record, counts, runs, state in changed:
         duplicates = record["duplicates"] + deltas.duplicates.get(key, 0)

@@ -70,6 +70,8 @@ TABLES = {
     "everyrun_queue.chunks": Table("submission", ("reconciler", "query", "doctor")),
     "everyrun_queue.adopted": Table("submission"),
     "everyrun_queue.paused": Table("submission"),
+    "everyrun_queue.cancellations": Table("submission"),
+    "everyrun_queue.cancelled_runs": Table("submission"),
     "everyrun_queue.log_position": Table("submission"),
     "everyrun_queue.token_recovery": Table("submission", ("store",)),
     "everyrun_queue.incarnation": Table("submission", ("store",)),

@@ -25,6 +25,7 @@ from everyrun.store.sql import beside
 from everyrun.submission.announcer import Announcer, announce_tokens
 from everyrun.submission.api.request_body import Uploads
 from everyrun.submission.api.submissions import submission_api
+from everyrun.submission.cancellations.job import CancellationJob
 from everyrun.submission.decisions.doubts import Doubts
 from everyrun.submission.dispatch.dispatcher import UNAVAILABLE, Dispatcher
 from everyrun.submission.dispatch.object_links import ObjectLinks
@@ -53,6 +54,7 @@ class Service:
     dispatcher: Dispatcher
     resolver: Resolver
     doubts: Doubts
+    cancellations: CancellationJob
     announcer: Announcer
     uploads: Uploads
     api: FastAPI
@@ -66,17 +68,28 @@ def wire(settings: Settings, pool: asyncpg.Pool, extend: Extend, log: Log, insta
     dispatcher = Dispatcher(settings, pool, extend, log, installation, recovery, transitions, links)
     doubts = Doubts(pool, extend, recovery, transitions, installation)
     announcer = Announcer(pool, log, dispatcher.wake)
-    uploads = Uploads()
+    uploads, wake_canceller = Uploads(), asyncio.Event()
     return Service(
         recovery,
         transitions,
         dispatcher,
         Resolver(settings, pool, recovery, transitions, installation),
         doubts,
+        CancellationJob(pool, extend, recovery, transitions, installation, wake_canceller),
         announcer,
         uploads,
         submission_api(
-            settings, pool, announcer.wake, log, doubts, recovery, uploads, Workflows(extend), extend, links
+            settings,
+            pool,
+            announcer.wake,
+            log,
+            doubts,
+            recovery,
+            uploads,
+            Workflows(extend),
+            extend,
+            links,
+            wake_canceller,
         ),
     )
 
@@ -166,6 +179,7 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
             asyncio.create_task(run_periodically(lambda: announce_tokens(pool, producer), 1.0, stop)),
             asyncio.create_task(run_periodically(service.dispatcher.look, 1.0, stop)),
             asyncio.create_task(run_periodically(service.resolver.resolve, 1.0, stop)),
+            asyncio.create_task(run_periodically(service.cancellations.work, 1.0, stop, service.cancellations.wake)),
             asyncio.create_task(run_periodically(lambda: _catch_up(service.recovery, health), 30.0, stop)),
             asyncio.create_task(run_periodically(lambda: retry_by_rules(pool, announcer.wake), 2.0, stop)),
             asyncio.create_task(run_periodically(lambda: stop_by_rules(pool, producer), 2.0, stop)),

@@ -33,12 +33,13 @@ where redact_after <= now() order by redact_after limit 1000
 
 -- name: all_settled_at
 -- The time when the last chunk of a submission settled; null while a chunk is not settled. A chunk counts once, even if
--- Extend accepted several of its attempts. It is settled if at least one attempt was accepted or refused, and all
+-- Extend accepted several of its attempts. It is settled if it was cancelled, or at least one attempt was accepted or refused, and all
 -- accepted attempts are settled. A chunk that was cut does not count; its parts do.
 select case when bool_and(settled_at is not null) then max(settled_at) end
 from (
     select (select max(b.settled_at) from everyrun.batches b
-            where b.chunk = c.chunk and b.state in ('SETTLED', 'REFUSED') and c.state in ('submitted', 'refused')
+            where b.chunk = c.chunk and b.state in ('SETTLED', 'REFUSED', 'CANCELLED')
+              and c.state in ('submitted', 'refused', 'cancelled')
               and not exists (select from everyrun.batches o where o.chunk = c.chunk and o.state = 'SUBMITTED')
            ) as settled_at
     from everyrun_queue.chunks c where c.submission_id = $1 and c.state <> 'cut'

@@ -58,6 +58,7 @@ create table batches (
     resent_at timestamptz,
     rejected_at timestamptz,
     cut_at timestamptz,
+    cancelled_at timestamptz,
     submitted_at timestamptz,
     settled_at timestamptz,
     counts jsonb not null default '{}',
@@ -70,7 +71,7 @@ create table batches (
 );
 comment on column batches.chunk is
     'Id of the chunk: the inputs that are sent to Extend in one call. If a chunk is cut into smaller chunks, their ids are CHUNK-1, CHUNK-2, and so on.';
-comment on column batches.attempt is 'Number of this attempt (call to Extend). The first attempt of a chunk is 1.';
+comment on column batches.attempt is 'Number of this attempt (call to Extend). The first attempt of a chunk is 1. 0 if the chunk was cancelled before its first attempt.';
 comment on column batches.batch_id is 'Extend''s batchId. Null until it is known.';
 comment on column batches.submission_id is 'The submission that the chunk belongs to.';
 comment on column batches.workflow_id is 'The workflow that the chunk was sent to.';
@@ -85,13 +86,14 @@ comment on column batches.in_doubt_at is 'When the call ended without a clear an
 comment on column batches.resent_at is 'When Everyrun or a person gave up this attempt, which was in doubt. The chunk is then sent again, as a new attempt.';
 comment on column batches.rejected_at is 'When Extend refused the attempt, or a person discarded it.';
 comment on column batches.cut_at is 'When Extend refused the attempt and the chunk was cut into smaller chunks, to find the inputs that Extend refuses.';
+comment on column batches.cancelled_at is 'When the chunk was cancelled, and no accepted attempt was known.';
 comment on column batches.submitted_at is 'When Extend accepted the attempt.';
 comment on column batches.settled_at is 'When the last input of the batch settled.';
 comment on column batches.duplicates is 'Number of this batch''s runs that are in other_runs and not superseded.';
 comment on column batches.superseded is 'Number of this batch''s runs whose input has a newer try. They are in other_runs.';
-comment on table batches is 'One row per attempt: one call to Extend that sends a chunk of inputs.';
+comment on table batches is 'One row per attempt: one call to Extend that sends a chunk of inputs. A chunk that was cancelled before its first attempt has a row, too.';
 comment on column batches.state is
-    'SENDING; RETURNED (Extend did not accept it, but may accept the same inputs later); IN_DOUBT (the call got no clear answer); RESENT (it was in doubt, and the chunk is sent again); REFUSED (Extend refused it, or a person discarded it); CUT (Extend refused it, and its inputs continue in the smaller chunks CHUNK-1, CHUNK-2, ...); SUBMITTED (Extend accepted it); SETTLED (Extend accepted it, Everyrun has seen all runs, and every input is settled).';
+    'SENDING; RETURNED (Extend did not accept it, but may accept the same inputs later); IN_DOUBT (the call got no clear answer); RESENT (it was in doubt, and the chunk is sent again); REFUSED (Extend refused it, or a person discarded it); CUT (Extend refused it, and its inputs continue in the smaller chunks CHUNK-1, CHUNK-2, ...); CANCELLED (a person cancelled the chunk, and no accepted attempt is known); SUBMITTED (Extend accepted it); SETTLED (Extend accepted it, Everyrun has seen all runs, and every input is settled).';
 comment on column batches.counts is 'Number of inputs per status. Only inputs whose row in results names this attempt are counted here, so an input that was sent twice is counted once.';
 comment on column batches.runs_observed is 'Number of this batch''s runs that were matched to an input.';
 comment on column batches.input_ids is 'Ids of the inputs, in the order in which they were sent.';
@@ -127,22 +129,22 @@ create table results (
 );
 comment on column results.external_id is 'The id that the caller gave to the input. If the caller gave none, the position as text.';
 comment on column results.batch_id is
-    'Extend''s batchId of the attempt in the columns chunk and attempt. Null if the input was refused.';
+    'Extend''s batchId of the attempt in the columns chunk and attempt. Null if Extend never accepted the input.';
 comment on column results.position is 'Position of the input in its submission. The first input is 1.';
 comment on column results.chunk is 'The chunk that was sent in the attempt (see the column attempt).';
-comment on column results.attempt is 'Number of the attempt that started the current run. If no run is known: of the attempt that Extend accepted or refused. 0 if a new try waits to be sent.';
+comment on column results.attempt is 'Number of the attempt that started the current run. If no run is known: of the attempt that Extend accepted or refused, or after which the chunk was cancelled. 0 if it was cancelled before the first attempt, or if a new try waits to be sent.';
 comment on column results.file is 'The file as it was submitted. The query string of its URL and its password are removed.';
 comment on column results.run_id is 'Id of the current run: the run whose state this row shows. Null if no run is known yet.';
 comment on column results.status is
-    'WAITING (a new try waits to be sent; see everyrun_queue.unsent), SUBMITTED (accepted, but no run is known yet), REFUSED, or Extend''s status of the current run: PENDING, PROCESSING, CANCELLING, NEEDS_REVIEW, PROCESSED, FAILED, CANCELLED, REJECTED.';
+    'WAITING (a new try waits to be sent; see everyrun_queue.unsent), SUBMITTED (accepted, but no run is known yet), REFUSED, CANCELLED without a run (cancelled before Extend accepted it), or Extend''s status of the current run: PENDING, PROCESSING, CANCELLING, NEEDS_REVIEW, PROCESSED, FAILED, CANCELLED, REJECTED.';
 comment on column results.failure_reason is
-    'If the run failed, Extend''s failureReason. If the input was refused, Extend''s error code, or DISCARDED if a person discarded it.';
+    'If the run failed, Extend''s failureReason. If the input was refused, Extend''s error code, or DISCARDED if a person discarded it. If the input was cancelled before Extend accepted it: CANCELLED_UNSENT.';
 comment on column results.failure_message is 'The message that explains failure_reason.';
 comment on column results.credits is 'Credits that the current run used (usage.credits at Extend). Null if unknown.';
 comment on column results.source is 'How Everyrun learned of the current run''s state: webhook or poll. Null if no run is known.';
-comment on column results.observed_at is 'When Everyrun learned of the current run''s state. If no run is known: when the attempt was accepted or refused.';
+comment on column results.observed_at is 'When Everyrun learned of the current run''s state. If no run is known: when the attempt was accepted or refused, or the chunk was cancelled.';
 comment on column results.settled_at is 'When the input settled. Null until then.';
-comment on table results is 'One row per input that Extend accepted, or that was refused or discarded. This is an ordinary table, without triggers or generated columns.';
+comment on table results is 'One row per input that Extend accepted, or that was refused, discarded or cancelled. This is an ordinary table, without triggers or generated columns.';
 comment on column results.input_id is
     'SUBMISSION_ID:EXTERNAL_ID. To select all inputs of a submission by the primary key: input_id >= ''SUBMISSION_ID:'' and input_id < ''SUBMISSION_ID;''.';
 comment on column results.submission_id is
@@ -312,18 +314,18 @@ create table decisions (
 );
 comment on column decisions.event_id is 'Id of the event that records the decision.';
 comment on column decisions.kind is
-    'Type of the event, for example doubt-resent, doubt-adopted, doubt-discarded, workflow-paused or token-revoked.';
+    'Type of the event, for example doubt-resent, doubt-adopted, doubt-discarded, workflow-paused, cancellation-requested or token-revoked.';
 comment on column decisions.workflow_id is 'The workflow that was paused or resumed. For a chunk: the workflow to which it is sent.';
-comment on column decisions.submission_id is 'The submission that was paused or resumed. For a chunk: its submission.';
+comment on column decisions.submission_id is 'The submission that was paused, resumed or cancelled. For a chunk: its submission.';
 comment on column decisions.chunk is 'The chunk that was in doubt.';
 comment on column decisions.attempt is 'The attempt that was in doubt.';
-comment on column decisions.batch_id is 'If the attempt was adopted: the batch at Extend that the person named.';
-comment on column decisions.source is 'The quarantined message (quarantine.source), or the id of the token.';
+comment on column decisions.batch_id is 'If an attempt was adopted, or a batch was cancelled: the batch at Extend that the person named.';
+comment on column decisions.source is 'The quarantined message (quarantine.source), or the id of the cancellation or of the token.';
 comment on column decisions.decided_by is 'Who decided. Null if Everyrun decided by its own rules.';
 comment on column decisions.reason is 'Why it was decided.';
 comment on column decisions.decided_at is 'When it was decided.';
 comment on table decisions is
-    'Decisions about attempts in doubt, workflows, submissions, quarantined messages and API tokens: what was decided, by whom, why and when.';
+    'Decisions about attempts in doubt, workflows, submissions, cancellations, quarantined messages and API tokens: what was decided, by whom, why and when.';
 create index decisions_chunk on decisions (chunk, attempt);
 create index decisions_source on decisions (source);
 
@@ -331,7 +333,7 @@ create view submission_counts as
 with chunks as (
     -- One row per chunk, with what its attempts tell about inputs that have no row in results.
     select submission_id, chunk, max(expected) as expected,
-           bool_or(state in ('SUBMITTED', 'SETTLED', 'REFUSED')) as has_rows,
+           bool_or(state in ('SUBMITTED', 'SETTLED', 'REFUSED', 'CANCELLED')) as has_rows,
            bool_or(state = 'CUT') as cut,
            bool_or(state = 'IN_DOUBT') as in_doubt,
            bool_or(state = 'SENDING') as sending
@@ -387,6 +389,7 @@ left join lateral (
                sum(count(*)) over (partition by status) as total
         from results
         where input_id = any (b.input_ids) and results.chunk = b.chunk and results.attempt = b.attempt
+          and status <> 'WAITING'
         group by 1, 2
     ) per_status
 ) r on true

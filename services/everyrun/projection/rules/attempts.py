@@ -17,17 +17,19 @@ from everyrun.log.cloudevents import LoggedEvent
 from everyrun.log.keys import lineage
 from everyrun.projection.rules.match import Batch, by_fingerprint, fingerprint
 from everyrun.projection.rules.merge import SETTLED
-from everyrun.projection.rules.run_selection import Row, version_of_attempt, version_of_retry
+from everyrun.projection.rules.run_selection import WAITING, Row, version_of_attempt, version_of_retry
 from everyrun.store.storable import storable_json, storable_text
 
 _encode = msgspec.json.Encoder().encode
 
 SENDING, RETURNED, IN_DOUBT, RESENT = "SENDING", "RETURNED", "IN_DOUBT", "RESENT"
-REFUSED, SUBMITTED, CUT = "REFUSED", "SUBMITTED", "CUT"
-#: The status of inputs whose new try waits to be sent.
-WAITING = "WAITING"
+REFUSED, SUBMITTED, CUT, CANCELLED = "REFUSED", "SUBMITTED", "CUT", "CANCELLED"
+#: The states of an attempt after which its inputs have their final status, unless a run of it appears later.
+ENDED = ("SETTLED", REFUSED, CANCELLED)
 #: The failure_reason of inputs that a person discarded.
 DISCARDED = "DISCARDED"
+#: The failure_reason of inputs that were cancelled before Extend accepted them.
+CANCELLED_UNSENT = "CANCELLED_UNSENT"
 
 #: Each column holds the time at which an attempt reached the state. If several columns are set, the first one in this
 #: list decides the state.
@@ -35,6 +37,7 @@ _STATES = (
     ("submitted_at", SUBMITTED),
     ("rejected_at", REFUSED),
     ("cut_at", CUT),
+    ("cancelled_at", CANCELLED),
     ("returned_at", RETURNED),
     ("resent_at", RESENT),
     ("in_doubt_at", IN_DOUBT),
@@ -52,14 +55,17 @@ _COLUMN: dict[type[msgspec.Struct], str] = {
     events.BatchSubmitted: "submitted_at",
     events.BatchRejected: "rejected_at",
     events.BatchCut: "cut_at",
+    events.BatchCancelled: "cancelled_at",
     events.BatchRegistered: "submitted_at",
 }
 
 
 _REFUSALS = (events.BatchRejected, events.DoubtDiscarded)
+#: Events after which the inputs have a final status without a run.
+_WITHOUT_RUN = (*_REFUSALS, events.BatchCancelled)
 #: Events whose inputs become rows of ``results``. The inputs of batch-requested do not: they are not sent yet.
 _WITH_ROWS = (
-    *_REFUSALS,
+    *_WITHOUT_RUN,
     events.BatchSubmitted,
     events.DoubtAdopted,
     events.BatchRegistered,
@@ -88,6 +94,7 @@ class Upsert(NamedTuple):
     input_ids: list[str]
     fingerprints: list[str | None] | None
     cut_at: datetime | None
+    cancelled_at: datetime | None
 
 
 def upsert_of(logged: LoggedEvent) -> Upsert:
@@ -96,7 +103,7 @@ def upsert_of(logged: LoggedEvent) -> Upsert:
     times = {column: None for column, _ in _STATES} | {_COLUMN[type(event)]: logged.time}
     input_ids = getattr(event, "input_ids", None) or [given.input_id for given in getattr(event, "inputs", ())]
     reason = getattr(event, "reason", None)
-    if type(event) in (*_REFUSALS, events.BatchCut):
+    if type(event) in (*_WITHOUT_RUN, events.BatchCut):
         reason = ": ".join(_refusal(event))
     return Upsert(
         chunk=event.chunk,
@@ -122,9 +129,11 @@ def _fingerprints(event: Any) -> list[str | None] | None:
 
 
 def _refusal(event: Any) -> tuple[str, str]:
-    """Return why an attempt was refused: Extend's code and message, or DISCARDED with a person's reason and name."""
+    """Return why the inputs of an attempt have no run: Extend's code and message, or a person's reason and name."""
     if isinstance(event, events.DoubtDiscarded):
         return DISCARDED, f"{event.reason} ({event.by})"
+    if isinstance(event, events.BatchCancelled):
+        return CANCELLED_UNSENT, f"{event.reason} ({event.by})"
     return event.code, event.message
 
 
@@ -136,16 +145,19 @@ def inputs_with_rows(event: Any) -> list[events.Input]:
 def rows_of(logged: LoggedEvent) -> list[tuple[Row, str | None, str | None]]:
     """Return the rows of ``results`` for the inputs of an event, each as (row, failure reason, failure message)."""
     event: Any = logged.event
-    refused = type(event) in _REFUSALS
+    without_run = type(event) in _WITHOUT_RUN
     retried = isinstance(event, events.InputsRetried)
     attempt = 0 if retried else event.attempt
-    version = version_of_retry(event.chunk) if retried else version_of_attempt(event.chunk, attempt, refused)
+    version = version_of_retry(event.chunk) if retried else version_of_attempt(event.chunk, attempt, without_run)
+    status = WAITING if retried else REFUSED if without_run else SUBMITTED
+    # Extend may refuse an attempt about which a person also decides. The row must then show the person's decision,
+    # whichever event comes first. The suffix ensures this: a text that continues another text sorts after it.
     if isinstance(event, events.DoubtDiscarded):
-        # Extend may refuse an attempt that a person also discards. The row must then show the person's decision,
-        # whichever event comes first. The suffix ensures this: a text that continues another text sorts after it.
         version += DISCARDED
-    status = WAITING if retried else REFUSED if refused else SUBMITTED
-    reason, message = _refusal(event) if refused else (None, None)
+    elif isinstance(event, events.BatchCancelled):
+        version += CANCELLED_UNSENT
+        status = CANCELLED
+    reason, message = _refusal(event) if without_run else (None, None)
     return [
         (
             Row(
@@ -155,7 +167,7 @@ def rows_of(logged: LoggedEvent) -> list[tuple[Row, str | None, str | None]]:
                 position=given.position,
                 chunk=event.chunk,
                 attempt=attempt,
-                batch_id=None if refused or retried else event.batch_id,
+                batch_id=None if without_run or retried else event.batch_id,
                 run_id=None,
                 status=status,
                 version=version,

@@ -18,9 +18,13 @@ OF_NO_ATTEMPT = (
     events.WorkflowResumed,
     events.SubmissionPaused,
     events.SubmissionResumed,
+    events.CancellationRequested,
     events.TokenCreated,
     events.TokenRevoked,
 )
+
+#: The fields from which the column ``source`` is taken.
+_SOURCES = ("source", "token_id", "cancellation_id")
 
 
 class Decision(NamedTuple):
@@ -33,7 +37,7 @@ class Decision(NamedTuple):
     chunk: str | None
     attempt: int | None
     batch_id: str | None
-    #: What was decided about: the source of a quarantined message, or the id of a token.
+    #: What was decided about: the source of a quarantined message, or the id of a token or of a cancellation.
     source: str | None
     decided_by: str | None
     reason: str
@@ -67,7 +71,7 @@ def decision_of(logged: LoggedEvent) -> Decision:
         chunk=getattr(event, "chunk", None),
         attempt=getattr(event, "attempt", None),
         batch_id=getattr(event, "batch_id", None),
-        source=getattr(event, "source", None) or getattr(event, "token_id", None),
+        source=next((getattr(event, name) for name in _SOURCES if hasattr(event, name)), None),
         decided_by=by and storable_text(by),
         reason=storable_text(_reason(event)),
         decided_at=logged.time,

@@ -19,6 +19,8 @@ from everyrun.log.keys import retry_of
 from everyrun.projection.rules.merge import AttemptKey, Run, merge
 
 _WAITING, _REFUSED, _SUBMITTED, _OPEN, _FINAL = "0", "1", "2", "3", "4"
+#: The status of inputs whose new try waits to be sent.
+WAITING = "WAITING"
 #: Number of hexadecimal digits at the beginning of a version that hold the number of the retry.
 _RETRY_DIGITS = 4
 #: Ends an id within a version. It sorts after every hexadecimal digit.
@@ -179,14 +181,14 @@ class CounterDeltas:
     def move(self, before: tuple[AttemptKey, str] | None, after: tuple[AttemptKey, str]) -> None:
         """Move an input from one (attempt, status) to another; ``before`` is None for a new input.
 
-        An input whose try waits to be sent belongs to no attempt: the number of its attempt is 0.
+        An input whose try waits to be sent belongs to no attempt, so it is not counted.
         """
         if before is not None:
             self._add(*before, -1)
         self._add(*after, 1)
 
     def _add(self, attempt: AttemptKey, status: str, by: int) -> None:
-        if attempt[1] == 0:
+        if status == WAITING:
             return
         counts = self.counts.setdefault(attempt, {})
         counts[status] = counts.get(status, 0) + by

@@ -25,7 +25,18 @@ _COLUMNS = ("topic", "partition", "offset", "id", "content")
 #: If a service writes an event twice because of a crash, these fields may differ: the second event has a later time,
 #: and may contain other evidence.
 _VARYING = frozenset(
-    {"submitted_at", "rejected_at", "registered_at", "deadline", "evidence", "reason", "by", "url", "headers"}
+    {
+        "submitted_at",
+        "rejected_at",
+        "cancelled_at",
+        "registered_at",
+        "deadline",
+        "evidence",
+        "reason",
+        "by",
+        "url",
+        "headers",
+    }
 )
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _decode = msgspec.json.Decoder()

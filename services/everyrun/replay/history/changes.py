@@ -52,6 +52,10 @@ class InputProjection:
         #: after a while.
         self.files: list[bytes] = []
         self._without_row = "WAITING"
+        #: The input's position in its submission; None before an event contains the input.
+        self._position: int | None = None
+        #: True after an event gave the input a new try, which has another position in the queue.
+        self._retried = False
         self._current: str | None = None
 
     @property
@@ -110,6 +114,8 @@ class InputProjection:
             return f"quarantined: {event.reason}"
         if isinstance(event, events.InputsRetried):
             return self._apply_retry(logged)
+        if isinstance(event, events.CancellationRequested):
+            return self._cancellation(event)
         if not hasattr(event, "attempt"):
             return f"no change of this input{_details(event)}"
         return self._apply_attempt(logged)
@@ -117,7 +123,7 @@ class InputProjection:
     def _apply_retry(self, logged: LoggedEvent) -> str:
         event: Any = logged.event
         what = f"retry {event.retry} gives it a new try in chunk {event.chunk}{_details(event)}"
-        before = self._current
+        before, self._retried = self._current, True
         for row, reason, message in rows_of(logged):
             if row.input_id == self._input_id and row.version > self._row_version:
                 self.files.append(row.file)
@@ -127,16 +133,36 @@ class InputProjection:
         superseded = f"; {before} is superseded" if before is not None and self._current is None else ""
         return what + (superseded or selected)
 
+    def _cancellation(self, event: events.CancellationRequested) -> str:
+        number = sum(part.last_position - part.first_position + 1 for part in event.positions)
+        text = f"cancellation {event.cancellation_id} of {number} inputs was requested{_details(event)}"
+        position = self._position
+        if (
+            position is not None
+            and event.scope == "inputs"
+            and not self._retried
+            and all(not part.first_position <= position <= part.last_position for part in event.positions)
+        ):
+            return f"no change of this input: {text}"
+        return text
+
     def _apply_attempt(self, logged: LoggedEvent) -> str:
         event: Any = logged.event
+        own_positions = [given.position for given in getattr(event, "inputs", ()) if given.input_id == self._input_id]
+        self._position = next(iter(own_positions), self._position)
         attempt = f"attempt {event.attempt} of chunk {event.chunk}"
         if type(event) in _WITHOUT_ROW:
             self._without_row, what = _WITHOUT_ROW[type(event)]
+            if isinstance(event, events.BatchCut) and event.status is None:
+                return f"chunk {event.chunk} was cut: {event.message}"
             return f"{attempt} {what}{_details(event)}"
         self._batches |= batches_of([logged])
         own = [brought for brought in rows_of(logged) if brought[0].input_id == self._input_id]
         batch_id = getattr(event, "batch_id", None)
-        what = (f"{attempt} was accepted as {batch_id}" if batch_id else f"{attempt} was refused") + _details(event)
+        what = f"{attempt} was accepted as {batch_id}" if batch_id else f"{attempt} was refused"
+        if isinstance(event, events.BatchCancelled):
+            what = f"chunk {event.chunk} was cancelled before Extend accepted it"
+        what += _details(event)
         for row, reason, message in own:
             self.files.append(row.file)
             if row.version > self._row_version:

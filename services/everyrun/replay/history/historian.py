@@ -27,7 +27,7 @@ from everyrun.replay.progress import OnProgress, no_progress
 from everyrun.settings import Settings
 from everyrun.waiting import Waiting, waiting_of
 
-_OF_SUBMISSION = ("submission-accepted", "submission-paused", "submission-resumed")
+_OF_SUBMISSION = ("submission-accepted", "submission-paused", "submission-resumed", "cancellation-requested")
 
 
 class NoHistoryError(NotFound):

@@ -240,6 +240,75 @@ class SubmissionPause(Struct, frozen=True):
     inputs: PauseCounts
 
 
+class CancellationCounts(Struct, frozen=True):
+    """The numbers of inputs in a cancellation's scope, by what a cancellation does with them."""
+
+    not_sent: Annotated[int, Meta(description="Inputs that wait to be sent. They are cancelled at once.")]
+    calling: Annotated[
+        int, Meta(description="Inputs whose call is in progress. If Extend accepts it, their runs are cancelled.")
+    ]
+    in_doubt: Annotated[
+        int, Meta(description="Inputs of calls whose outcome is unknown. Everyrun first waits for evidence.")
+    ]
+    at_extend: Annotated[int, Meta(description="Inputs that Extend has accepted, and whose run has not ended.")]
+    in_review: Annotated[
+        int, Meta(description="Inputs whose run waits for a person's review. Extend does not cancel such runs.")
+    ]
+    settled: Annotated[int, Meta(description="Inputs that have their final status. They are not affected.")]
+
+
+class CancellationPreview(Struct, frozen=True, kw_only=True):
+    """What a cancellation affects, counted just before it."""
+
+    cancellation_id: Annotated[
+        str | None,
+        Meta(description="The id of the cancellation; null for a dry run, or if there was nothing to cancel."),
+    ]
+    submission_id: str
+    scope: Literal["submission", "batch", "inputs"]
+    batch_id: Annotated[str | None, Meta(description="The batch, if the scope is a batch.")]
+    inputs: CancellationCounts
+
+
+class CancellationOutcomes(Struct, frozen=True, kw_only=True):
+    """The outcomes of a cancellation so far. Those at Extend are numbers of runs; an input can have several."""
+
+    cancelled_unsent: Annotated[int, Meta(description="Inputs that were cancelled before Extend accepted them.")]
+    cancelled: Annotated[int, Meta(description="Runs that Extend has cancelled or is cancelling.")]
+    finished: Annotated[int, Meta(description="Runs that had ended before they could be cancelled.")]
+    in_review: Annotated[int, Meta(description="Runs that wait for a person's review, which Extend does not cancel.")]
+    refused: Annotated[int, Meta(description="Runs in progress that Extend refused to cancel several times.")]
+    gone: Annotated[int, Meta(description="Runs that Extend does not have.")]
+
+
+class CancellationSummary(Struct, frozen=True, kw_only=True):
+    """A cancellation: what it is about, and whether it has ended."""
+
+    cancellation_id: str
+    submission_id: str
+    scope: Literal["submission", "batch", "inputs"]
+    batch_id: Annotated[str | None, Meta(description="The batch, if the scope is a batch.")]
+    by: str
+    reason: str
+    requested_at: Time
+    ended_at: Annotated[Time | None, Meta(description="When every input was settled; null while it is in progress.")]
+    problem: Annotated[str | None, Meta(description="Why runs cannot be cancelled now; null if nothing is wrong.")]
+
+
+class Cancellation(CancellationSummary, frozen=True, kw_only=True):
+    """A cancellation, with how far it is and its outcomes."""
+
+    inputs: Annotated[CancellationCounts, Meta(description="The inputs as they are now.")]
+    outcomes: CancellationOutcomes
+
+
+class CancellationsPage(Struct, frozen=True):
+    """A page of cancellations, newest first, each without counts."""
+
+    cancellations: list[CancellationSummary]
+    next_cursor: NextCursor
+
+
 class MessageOutcome(Struct, frozen=True):
     """The outcome of a decision about a message."""
 

@@ -123,7 +123,7 @@ def doubt_routes(app: FastAPI, doubts: Doubts) -> None:
         DoubtDetail,
         {
             404: "NOT_FOUND: there is no such chunk.",
-            409: "NOT_IN_DOUBT, WINDOW_OPEN, FILES_LOST: why the chunk cannot be resent now.",
+            409: "NOT_IN_DOUBT, WINDOW_OPEN, FILES_LOST, CANCELLED: why the chunk cannot be resent now.",
         },
     )
     async def resend(request: Request, chunk: str, decision: ForcibleDecision) -> dict[str, Any]:

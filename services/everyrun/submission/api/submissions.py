@@ -25,6 +25,7 @@ from everyrun.submission.api.answers import (
     SubmittedBefore,
 )
 from everyrun.submission.api.batches import batch_routes
+from everyrun.submission.api.cancellations import cancellation_routes
 from everyrun.submission.api.doubts import doubt_routes, pause_routes
 from everyrun.submission.api.objects import object_routes
 from everyrun.submission.api.quarantine import quarantine_routes
@@ -37,6 +38,7 @@ from everyrun.submission.api.request_body import (
     uploaded_rows,
 )
 from everyrun.submission.api.retries import retry_routes
+from everyrun.submission.cancellations.requests import Cancellations
 from everyrun.submission.decisions.doubts import Doubts
 from everyrun.submission.decisions.quarantine import Quarantine
 from everyrun.submission.dispatch.object_links import ObjectLinks
@@ -65,12 +67,13 @@ def submission_api(
     workflows: Workflows | None = None,
     runs: RunSource | None = None,
     links: ObjectLinks | None = None,
+    wake_canceller: asyncio.Event | None = None,
 ) -> FastAPI:
     """Return the submission service's API. Errors are ``{"code", "message"}``; see the OpenAPI document.
 
-    ``wake_announcer`` is set after each accepted submission. Without ``workflows``, the ids of workflows are not
-    checked. Without ``runs``, the ids of registered batches are not checked. Without ``links``, objects in buckets
-    cannot be checked.
+    ``wake_announcer`` is set after each accepted submission, and ``wake_canceller`` after each cancellation. Without
+    ``workflows``, the ids of workflows are not checked. Without ``runs``, the ids of registered batches are not
+    checked. Without ``links``, objects in buckets cannot be checked.
     """
     app = api(
         "Everyrun submission",
@@ -222,6 +225,7 @@ def submission_api(
     batch_routes(app, settings, pool, wake_announcer, uploads, recovery, workflows, runs)
     quarantine_routes(app, Quarantine(pool, log))
     doubt_routes(app, doubts)
+    cancellation_routes(app, pool, Cancellations(settings, pool, log, recovery, wake_canceller or asyncio.Event()))
     pause_routes(app, pool, log)
     retry_routes(app, settings, pool, wake_announcer, recovery)
     return app

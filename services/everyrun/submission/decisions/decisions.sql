@@ -1,7 +1,7 @@
 -- name: doubts
 -- If $1 is null: the chunks in doubt or held. Otherwise: the chunk $1, in any state. sweeps is the number of complete
 -- sweeps that began after the end of the window for evidence.
-select c.chunk, c.submission_id, s.workflow_id, c.state, c.attempt, c.resends, c.reason, c.batch_id, c.files_lost,
+select c.chunk, c.submission_id, s.workflow_id, c.state, c.attempt, c.resends, c.reason, c.batch_id, c.files_lost, c.cancellation,
        s.idempotency_key,
        c.deadline as window_ends, c.last_position - c.first_position + 1 as inputs, now() as now,
        (select count(*) from everyrun_queue.sweeps w
@@ -16,7 +16,7 @@ where ($1::text is null or c.chunk = $1)
        or c.state in ('in_doubt', 'held')
        -- Leave out chunks whose outcome is known from the result tables, as everyrun_queue.unsent does.
        and not exists (
-           select from everyrun.batches b where b.chunk = c.chunk and b.state in ('SUBMITTED', 'SETTLED', 'REFUSED')))
+           select from everyrun.batches b where b.chunk = c.chunk and b.state in ('SUBMITTED', 'SETTLED', 'REFUSED', 'CANCELLED')))
 order by c.chunk
 limit $5
 

@@ -63,14 +63,18 @@ def possible_decisions(doubt: Row, now: datetime) -> list[str]:
     """Return the decisions that are possible now without ``force``. Pure."""
     if not window_is_over(doubt, now):
         return ["adopt"]
-    return ["adopt", "discard"] if doubt["files_lost"] else ["adopt", "resend", "discard"]
+    return ["adopt", "discard"] if _cannot_be_sent(doubt) else ["adopt", "resend", "discard"]
 
 
 def forced_decisions(doubt: Row, now: datetime) -> list[str]:
     """Return the decisions that now need ``force``, because evidence could still contradict them. Pure."""
     if window_is_over(doubt, now):
         return []
-    return ["discard"] if doubt["files_lost"] else ["resend", "discard"]
+    return ["discard"] if _cannot_be_sent(doubt) else ["resend", "discard"]
+
+
+def _cannot_be_sent(doubt: Row) -> bool:
+    return doubt["files_lost"] or doubt["cancellation"] is not None
 
 
 class Doubts:
@@ -145,8 +149,8 @@ class Doubts:
     async def resend(self, chunk: str, by: str, why: str, *, force: bool) -> None:
         """Resend the chunk.
 
-        Raises DecisionError if the chunk is not in doubt or held, if its files are lost, or if evidence may still come
-        and ``force`` is not set.
+        Raises DecisionError if the chunk is not in doubt or held, if its files are lost, if its inputs were cancelled,
+        or if evidence may still come and ``force`` is not set.
         """
         row = await self._row(chunk)
         if row["files_lost"]:
@@ -156,6 +160,9 @@ class Doubts:
                 "the queue was restored from a backup without this chunk's files. Repeat the upload with the "
                 f"Idempotency-Key {row['idempotency_key']} to restore them, or discard the chunk",
             )
+        if row["cancellation"] is not None:
+            message = "a person cancelled the chunk's inputs, so they are not sent again. You can adopt or discard it"
+            raise DecisionError(409, "CANCELLED", message)
         await self._require_decidable(chunk, force, "if you resend it now, Extend may process it twice")
         await self._decide(chunk, Resent(by, why))
 

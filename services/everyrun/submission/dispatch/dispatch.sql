@@ -2,7 +2,8 @@
 -- True if a chunk may be ready to be sent. Both subqueries are ordered so that Postgres uses an index. Without an
 -- order, it would scan the whole table if many chunks wait.
 select (select chunk from everyrun_queue.chunks
-        where state = 'waiting' and not skipped and not_before = '-infinity' order by chunk limit 1) is not null
+        where state = 'waiting' and not skipped and cancellation is null and not_before = '-infinity'
+        order by chunk limit 1) is not null
     or coalesce((select not_before from everyrun_queue.chunks
                  where state = 'waiting' and not_before > '-infinity' order by not_before limit 1) <= now(), false)
 
@@ -12,7 +13,7 @@ select claimed as chunk, ends_at as deadline from everyrun_queue.claim($1, $2, $
 
 -- name: attempt
 select c.chunk, c.submission_id, c.state, c.attempt, c.resends, c.deadline, c.owner, c.announced, c.batch_id, c.reason,
-       c.files_lost,
+       c.files_lost, c.cancellation,
        c.deadline <= now() as overdue, s.workflow_id, s.workflow_version, s.priority, c.first_position, c.last_position
 from everyrun_queue.chunks c join everyrun_queue.submissions s using (submission_id)
 where c.chunk = $1
@@ -23,15 +24,15 @@ where submission_id = $1 and i.position between $2 and $3
 order by i.position
 
 -- name: still_claimed
--- Returns no row if the claim was revoked or the database was replaced. batch_id is set if an earlier attempt is known
+-- Returns no row if the claim was revoked, the chunk was cancelled or the database was replaced. batch_id is set if an earlier attempt is known
 -- to be accepted by now.
 select batch_id from everyrun_queue.chunks
 where chunk = $1 and attempt = $2 and state = 'sending' and owner = $3 and deadline = $4
-  and everyrun_queue.incarnation() = $5
+  and cancellation is null and everyrun_queue.incarnation() = $5
 
 -- name: lock_chunk
 select everyrun_queue.incarnation() as incarnation, c.chunk, c.submission_id, c.state, c.attempt, c.resends, c.deadline, c.owner, c.announced, c.batch_id, c.reason,
-       c.files_lost, s.workflow_id, s.workflow_version, s.priority, c.first_position, c.last_position
+       c.files_lost, c.cancellation, s.workflow_id, s.workflow_version, s.priority, c.first_position, c.last_position
 from everyrun_queue.chunks c join everyrun_queue.submissions s using (submission_id)
 where c.chunk = $1
 for update of c
@@ -42,6 +43,43 @@ set state = $2, resends = $3, not_before = clock_timestamp() + make_interval(sec
     deadline = case when $2 = 'sending' then deadline else clock_timestamp() + make_interval(secs => $6) end,
     batch_id = $7, owner = case when $8 then owner end
 where chunk = $1
+
+-- name: cancellation_of
+select cancellation_id, requested_by, reason from everyrun_queue.cancellations where cancellation_id = $1
+
+-- name: lock_cancelled
+-- Locks the chunks without an outcome that a cancellation contains, or that wait and have inputs of a cancellation. Locks
+-- them in the order of their ids, as every statement does that locks several chunks.
+select c.chunk from everyrun_queue.chunks c
+where c.submission_id = any ($1::text[]) and ($2::text[] is null or c.chunk = any ($2)) and c.cancellation is null
+  and c.state in ('waiting', 'sending', 'in_doubt', 'held')
+  and exists (
+      select from everyrun_queue.cancellations x
+      where x.submission_id = c.submission_id
+        and (x.positions @> int4range(c.first_position, c.last_position, '[]')
+             or (c.state = 'waiting' and c.resends = 0 and c.batch_id is null
+                 and x.positions && int4range(c.first_position, c.last_position, '[]'))))
+order by c.chunk for update
+
+-- name: flag_chunks
+-- The step CancelRequested of the protocol, for many chunks at once. $2 is the length of a new window for evidence, in
+-- seconds. $3 is the reason of chunks that are held although Extend did not accept them.
+update everyrun_queue.chunks c
+set cancellation = x.cancellation_id,
+    state = case when c.state <> 'held' then c.state when c.reason = $3 then 'waiting' else 'in_doubt' end,
+    deadline = case when c.state <> 'held' then c.deadline
+                    when c.reason is distinct from $3 then clock_timestamp() + make_interval(secs => $2) end
+from everyrun_queue.cancellations x
+where c.chunk = any ($1::text[]) and x.submission_id = c.submission_id and c.cancellation is null
+  and c.state in ('waiting', 'sending', 'in_doubt', 'held')
+  and x.cancellation_id = (
+      select y.cancellation_id from everyrun_queue.cancellations y
+      where y.submission_id = c.submission_id
+        and (y.positions @> int4range(c.first_position, c.last_position, '[]')
+             or (c.state = 'waiting' and c.resends = 0 and c.batch_id is null
+                 and y.positions && int4range(c.first_position, c.last_position, '[]')))
+      order by y.positions @> int4range(c.first_position, c.last_position, '[]') desc, y.cancellation_id limit 1)
+returning c.chunk
 
 -- name: insert_parts
 -- Inserts the parts of chunks that were cut. Skips parts of a submission that the queue does not have.

@@ -19,6 +19,7 @@ from everyrun.submission.dispatch.classify import Accepted, Refused
 from everyrun.submission.dispatch.protocol import (
     Adopted,
     Answered,
+    CutRequested,
     Discarded,
     EvidenceFound,
     Resent,
@@ -29,9 +30,21 @@ from everyrun.submission.dispatch.protocol import (
 from everyrun.submission.intake.rows import redact_file
 
 SOURCE = "/everyrun/submission"
+#: The code in batch-cut of a chunk that was cut because only some of its inputs were cancelled.
+CANCELLED_IN_PART = "CANCELLED_IN_PART"
 
 #: The types of events that contain their inputs, or the ids of their inputs.
-WITH_INPUTS = frozenset({"batch-submitted", "batch-rejected", "batch-cut", "doubt-adopted", "doubt-discarded"})
+WITH_INPUTS = frozenset(
+    {"batch-submitted", "batch-rejected", "batch-cut", "doubt-adopted", "doubt-discarded", "batch-cancelled"}
+)
+
+
+class CancelOrder(msgspec.Struct, frozen=True):
+    """A cancellation that a person requested: its id, who decided, and why."""
+
+    cancellation_id: str
+    by: str
+    why: str
 
 
 class ChunkRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,17 +83,29 @@ def batch_requested(
 
 
 def step_records(
-    row: ChunkRow, done: Step, trigger: Trigger, inputs: Sequence[events.Input], now: datetime
+    row: ChunkRow,
+    done: Step,
+    trigger: Trigger,
+    inputs: Sequence[events.Input],
+    now: datetime,
+    order: CancelOrder | None = None,
 ) -> list[Record]:
     """Return the records of a step.
 
-    ``inputs`` must be the chunk's inputs if one of the events is in WITH_INPUTS, and may be empty otherwise.
+    ``inputs`` must be the chunk's inputs if one of the events is in WITH_INPUTS, and may be empty otherwise. ``order``
+    must be given if one of the events is batch-cancelled.
     """
-    return [_step_record(row, event, done, trigger, inputs, timestamp(now)) for event in done.events]
+    return [_step_record(row, event, done, trigger, inputs, timestamp(now), order) for event in done.events]
 
 
 def _step_record(
-    row: ChunkRow, step_event: StepEvent, done: Step, trigger: Any, inputs: Sequence[events.Input], now: str
+    row: ChunkRow,
+    step_event: StepEvent,
+    done: Step,
+    trigger: Any,
+    inputs: Sequence[events.Input],
+    now: str,
+    order: CancelOrder | None,
 ) -> Record:
     head = _head(row, step_event.attempt)
     whole: dict[str, Any] = {**_workflow(row), "inputs": redacted(inputs)}
@@ -115,6 +140,11 @@ def _step_record(
             assert isinstance(trigger, Discarded)
             detail = (trigger.by, trigger.why)
             event = events.DoubtDiscarded(**head, **whole, by=trigger.by, reason=trigger.why, discarded_at=now)
+        case "batch-cancelled":
+            assert order is not None
+            detail = (order.cancellation_id,)
+            decided = {"cancellation_id": order.cancellation_id, "by": order.by, "reason": order.why}
+            event = events.BatchCancelled(**head, **whole, **decided, cancelled_at=now)
         case "batch-requested":
             raise ValueError("batch_requested() makes batch-requested")
     return _record(row, step_event.kind, step_event.attempt, event, now, *detail)
@@ -130,6 +160,8 @@ def parts_of(row: ChunkRow, done: Step) -> list[events.Part]:
 
 
 def _refusal(trigger: Any) -> dict[str, Any]:
+    if isinstance(trigger, CutRequested):
+        return {"status": None, "code": CANCELLED_IN_PART, "message": "only some of its inputs were cancelled"}
     assert isinstance(trigger, Answered)
     assert isinstance(trigger.outcome, Refused)
     return {name: getattr(trigger.outcome, name) for name in ("status", "code", "message")}

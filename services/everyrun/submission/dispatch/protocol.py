@@ -38,7 +38,10 @@ FILES_LOST_IN_DOUBT = (
     "chunk"
 )
 
-StateName = Literal["waiting", "sending", "in_doubt", "held", "submitted", "refused", "cut"]
+#: The reason of a chunk that was cut, although Extend did not refuse it.
+CUT_IN_PART = "cut, because only some of its inputs were cancelled"
+
+StateName = Literal["waiting", "sending", "in_doubt", "held", "submitted", "refused", "cut", "cancelled"]
 
 
 class ChunkState(msgspec.Struct, frozen=True):
@@ -53,6 +56,9 @@ class ChunkState(msgspec.Struct, frozen=True):
       batch-requested from the log.
     - ``files_lost``: true if the inputs were restored from the log, which does not contain query strings and passwords.
       Such a chunk cannot be sent.
+    - ``cancelling``: the id of the cancellation that a person requested, or None. No new attempt of such a chunk
+      begins. If no attempt turns out to be accepted, the chunk becomes cancelled. A waiting chunk can have a
+      cancellation of only some of its inputs. It is then cut.
     """
 
     state: StateName
@@ -64,6 +70,7 @@ class ChunkState(msgspec.Struct, frozen=True):
     claimed: bool = False
     announced: bool = False
     files_lost: bool = False
+    cancelling: str | None = None
 
 
 class Claimed(msgspec.Struct, frozen=True):
@@ -160,8 +167,39 @@ class Discarded(msgspec.Struct, frozen=True):
     why: str
 
 
+class CancelRequested(msgspec.Struct, frozen=True):
+    """A person requested to cancel all inputs of the chunk or, if the chunk waits, some of them.
+
+    The queue does this step for many chunks at once, in the SQL statement ``flag_chunks``. Tests compare that statement
+    with this module.
+    """
+
+    cancellation_id: str
+
+
+class CutRequested(msgspec.Struct, frozen=True):
+    """Only some inputs of the chunk were cancelled. Each of the ``parts`` has only inputs that were, or only others."""
+
+    parts: tuple[Range, ...]
+
+
+class Cancelled(msgspec.Struct, frozen=True):
+    """A chunk whose cancellation was requested does not wait any longer."""
+
+
 DoubtDecision = Adopted | Resent | Discarded
-Trigger = Claimed | Answered | ClaimRevoked | NeverAnnounced | WorkerLost | EvidenceFound | WindowPassed | DoubtDecision
+Cancellation = CancelRequested | CutRequested | Cancelled
+Trigger = (
+    Claimed
+    | Answered
+    | ClaimRevoked
+    | NeverAnnounced
+    | WorkerLost
+    | EvidenceFound
+    | WindowPassed
+    | DoubtDecision
+    | Cancellation
+)
 
 EventKind = Literal[
     "batch-requested",
@@ -173,6 +211,7 @@ EventKind = Literal[
     "doubt-resent",
     "doubt-adopted",
     "doubt-discarded",
+    "batch-cancelled",
 ]
 
 
@@ -202,6 +241,8 @@ class NotPossibleError(Conflict):
 def step(chunk: ChunkState, trigger: Trigger) -> Step:
     """Return the step that the trigger causes. Raises NotPossibleError if the state does not allow the trigger."""
     done = _step(chunk, trigger)
+    if chunk.cancelling is not None and done.after.state == "waiting":
+        done = _cancelled(done)
     if done.after.state == "sending":
         return done
     return replace(done, after=replace(done.after, claimed=False, announced=False))
@@ -209,7 +250,7 @@ def step(chunk: ChunkState, trigger: Trigger) -> Step:
 
 def _step(chunk: ChunkState, trigger: Trigger) -> Step:
     match trigger:
-        case Claimed() if chunk.state == "waiting" and not chunk.files_lost:
+        case Claimed() if chunk.state == "waiting" and not chunk.files_lost and chunk.cancelling is None:
             after = replace(
                 chunk, state="sending", attempt=chunk.attempt + 1, reason=None, claimed=True, announced=False
             )
@@ -231,16 +272,27 @@ def _step(chunk: ChunkState, trigger: Trigger) -> Step:
         case WindowPassed() if chunk.state == "in_doubt" and chunk.attempt == trigger.attempt:
             if trigger.witness is not None:
                 return Step(replace(chunk, state="held", reason=f"{trigger.witness} names the chunk, but no batch"))
+            if chunk.cancelling is not None:
+                return Step(replace(chunk, state="waiting"))
             if chunk.files_lost:
                 return Step(replace(chunk, state="held", reason=FILES_LOST_IN_DOUBT))
             if chunk.resends >= trigger.resends_allowed:
                 return Step(replace(chunk, state="held", reason="in doubt, after the maximum number of resends"))
             return _resend(chunk, "no evidence within the window")
-        case Resent() if chunk.state in ("in_doubt", "held") and not chunk.files_lost:
+        case Resent() if chunk.state in ("in_doubt", "held") and not (chunk.files_lost or chunk.cancelling):
             return _resend(chunk, trigger.why)
         case Discarded() if chunk.state in ("in_doubt", "held"):
             after = replace(chunk, state="refused", reason=f"discarded by {trigger.by}: {trigger.why}")
             return Step(after, (StepEvent("doubt-discarded", chunk.attempt),))
+        case CancelRequested() if chunk.cancelling is None:
+            return _cancel_requested(chunk, trigger.cancellation_id)
+        case CutRequested() if chunk.state == "waiting" and chunk.cancelling is not None:
+            if chunk.resends or chunk.batch_id:
+                raise NotPossibleError("an earlier attempt may have been accepted")
+            after = replace(chunk, state="cut", reason=CUT_IN_PART)
+            return Step(after, (StepEvent("batch-cut", chunk.attempt),), parts=trigger.parts)
+        case Cancelled() if chunk.state == "waiting" and chunk.cancelling is not None:
+            return Step(chunk)
         case _:
             raise NotPossibleError(f"{type(trigger).__name__} in state {chunk.state}")
 
@@ -256,6 +308,27 @@ def refilled(chunk: ChunkState) -> ChunkState:
         reason = "the upload was repeated after the queue had lost its files"
         return replace(chunk, files_lost=False, state=before[chunk.reason], reason=reason)
     return replace(chunk, files_lost=False)
+
+
+def _cancel_requested(chunk: ChunkState, cancellation_id: str) -> Step:
+    flagged = replace(chunk, cancelling=cancellation_id)
+    if chunk.state in ("waiting", "sending", "in_doubt"):
+        return Step(flagged)
+    if chunk.state == "held" and chunk.reason == FILES_LOST_UNSENT:
+        # Extend did not accept the chunk, and only its lost files keep it from waiting. To be cancelled, it needs no
+        # files.
+        return Step(replace(flagged, state="waiting"))
+    if chunk.state == "held":
+        # A person decided that the chunk is not sent again. But Extend may have accepted an attempt, so Everyrun waits
+        # for evidence once more.
+        return Step(replace(flagged, state="in_doubt"))
+    raise NotPossibleError(f"CancelRequested in state {chunk.state}")
+
+
+def _cancelled(done: Step) -> Step:
+    """Return the step of a chunk that would wait, but whose cancellation was requested."""
+    events = (*done.events, StepEvent("batch-cancelled", done.after.attempt))
+    return replace(done, after=replace(done.after, state="cancelled"), events=events)
 
 
 def _answered(chunk: ChunkState, answered: Answered) -> Step:
@@ -275,9 +348,13 @@ def _ended(chunk: ChunkState, outcome: Verdict | Expired | Unannounced) -> Step:
             after = replace(chunk, state="submitted", batch_id=chunk.batch_id or outcome.batch_id, reason=None)
             return Step(after, (StepEvent("batch-submitted", chunk.attempt),))
         case Refused() if chunk.resends or chunk.batch_id:
-            # Extend may have accepted an earlier attempt. So it could be wrong to refuse or to cut the inputs.
+            # Extend may have accepted an earlier attempt. So it could be wrong to refuse or to cut the inputs. They can
+            # be cancelled: if a run of that attempt appears later, the inputs still get their runs.
             reason = f"refused ({outcome.status} {outcome.code}), but an earlier attempt may have been accepted"
-            return _returned(chunk, reason, "held")
+            return _returned(chunk, reason, "waiting" if chunk.cancelling else "held")
+        case Refused() if chunk.size > 1 and chunk.cancelling:
+            # Parts would have to be cancelled at once, so the chunk is not cut.
+            return Step(replace(chunk, state="waiting"))
         case Refused() if chunk.size > 1:
             # Extend accepted none of the inputs, and it is not known which of them it refuses.
             reason = f"refused, and cut: {outcome.status} {outcome.code}: {outcome.message}"
@@ -295,7 +372,7 @@ def _ended(chunk: ChunkState, outcome: Verdict | Expired | Unannounced) -> Step:
         case Unannounced():
             return replace(_returned(chunk, outcome.reason), events=())
         case Unclear():
-            return _unknown(chunk, "held", outcome.reason)
+            return _unknown(chunk, "in_doubt" if chunk.cancelling else "held", outcome.reason)
         case InDoubt():
             return _unknown(chunk, "in_doubt", outcome.reason)
 
@@ -305,7 +382,7 @@ def _returned(chunk: ChunkState, reason: str, state: StateName = "waiting") -> S
 
     If an earlier attempt was accepted, the chunk becomes submitted, and is not sent again.
     """
-    if chunk.files_lost and state == "waiting":
+    if chunk.files_lost and state == "waiting" and not chunk.cancelling:
         state, reason = "held", FILES_LOST_UNSENT
     return Step(_unless_submitted(chunk, state, reason), (StepEvent("batch-returned", chunk.attempt),))
 

@@ -23,9 +23,11 @@ from everyrun.store.sql import Row, beside
 from everyrun.submission.decisions import pauses
 from everyrun.submission.dispatch import event_records
 from everyrun.submission.dispatch.classify import Accepted
-from everyrun.submission.dispatch.event_records import ChunkRow
+from everyrun.submission.dispatch.event_records import CancelOrder, ChunkRow
 from everyrun.submission.dispatch.protocol import (
+    FILES_LOST_UNSENT,
     Answered,
+    Cancelled,
     ChunkState,
     EvidenceFound,
     NotPossibleError,
@@ -56,6 +58,7 @@ def chunk_state(row: Row) -> ChunkState:
         claimed=sending and row["owner"] is not None,
         announced=sending and row["announced"] >= row["attempt"],
         files_lost=row["files_lost"],
+        cancelling=row["cancellation"],
     )
 
 
@@ -99,6 +102,33 @@ async def insert_parts(connection: Any, cuts: Iterable[tuple[str, Iterable[event
     return [row["chunk"] for row in await connection.fetch(_sql["insert_parts"], *columns)]
 
 
+async def flag_chunks(
+    connection: Any, submissions: Iterable[str], settings: Settings, chunks: list[str] | None = None
+) -> None:
+    """Flag the chunks of these submissions whose inputs were cancelled and that have no outcome yet.
+
+    If ``chunks`` is given, flag only chunks with these ids.
+
+    A flagged chunk is never claimed. A chunk is flagged if all its inputs were cancelled, or if it waits and some were:
+    it is then cut. Must be called in a transaction.
+    """
+    ids, window = sorted(submissions), settings.doubt_window
+    # If a chunk was being cut, the first statement waits until its parts are inserted, but does not see them. So look
+    # again.
+    while locked := [row["chunk"] for row in await connection.fetch(_sql["lock_cancelled"], ids, chunks)]:
+        if not await connection.fetch(_sql["flag_chunks"], locked, window, FILES_LOST_UNSENT):
+            return
+
+
+async def _order_of(connection: Any, done: Step) -> CancelOrder | None:
+    """Return the cancellation that a step's batch-cancelled is about; None for a step without this event."""
+    if all(event.kind != "batch-cancelled" for event in done.events):
+        return None
+    # A statement of its own: one that waited for the lock of the chunk may not see a cancellation committed meanwhile.
+    row = await connection.fetchrow(_sql["cancellation_of"], done.after.cancelling)
+    return CancelOrder(row["cancellation_id"], row["requested_by"], row["reason"])
+
+
 class Transitions:
     """Apply triggers to the chunks of the queue."""
 
@@ -138,11 +168,13 @@ class Transitions:
             if done.events and not published:
                 with_inputs = any(event.kind in event_records.WITH_INPUTS for event in done.events)
                 inputs = await inputs_of(connection, row) if with_inputs else []
-                await self._publish(row, done, trigger, inputs)
+                order = await _order_of(connection, done)
+                await self._publish(row, done, trigger, inputs, order)
             if done.after != before:
                 await self._store(connection, chunk, done.after, wait)
             if done.parts:
-                await insert_parts(connection, [(row.submission_id, event_records.parts_of(row, done))])
+                parts = await insert_parts(connection, [(row.submission_id, event_records.parts_of(row, done))])
+                await flag_chunks(connection, [row.submission_id], self._settings, parts)
             if done.pause is not None:
                 kind: Literal["workflow", "submission"] = "workflow" if done.pause == "workflow" else "submission"
                 target = pauses.PauseTarget(kind, locked[f"{kind}_id"])
@@ -163,16 +195,25 @@ class Transitions:
         sending = ChunkState("sending", row.attempt)
         await self._publish(row, step(sending, answered), answered, inputs)
 
-    async def _publish(self, row: ChunkRow, done: Step, trigger: Trigger, inputs: list[events.Input]) -> None:
+    async def _publish(
+        self,
+        row: ChunkRow,
+        done: Step,
+        trigger: Trigger,
+        inputs: list[events.Input],
+        order: CancelOrder | None = None,
+    ) -> None:
         if isinstance(trigger, Answered):
             hit("dispatcher.before_produce")
         elif isinstance(trigger, EvidenceFound):
             hit("adopt.before_produce")
-        await self._log.append(event_records.step_records(row, done, trigger, inputs, datetime.now(UTC)))
+        await self._log.append(event_records.step_records(row, done, trigger, inputs, datetime.now(UTC), order))
         if isinstance(trigger, Answered):
             hit("dispatcher.after_produce")
         elif isinstance(trigger, EvidenceFound):
             hit("adopt.after_produce")
+        elif isinstance(trigger, Cancelled):
+            hit("cancel.after_produce")
 
     async def _store(self, connection: Any, chunk: str, after: ChunkState, wait: float) -> None:
         # The window is measured by the database's clock, which also decides when the window is over.

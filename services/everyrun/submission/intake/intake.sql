@@ -3,7 +3,7 @@ select everyrun_queue.incarnation()
 
 -- name: by_idempotency_key
 select submission_id, expected, batches, full_hash, content_hash, lost_inputs,
-       exists (select from everyrun_queue.chunks c where c.submission_id = s.submission_id and c.retry = 0 and c.files_lost and c.state not in ('submitted', 'refused', 'cut')) as files_lost
+       exists (select from everyrun_queue.chunks c where c.submission_id = s.submission_id and c.retry = 0 and c.files_lost and c.state not in ('submitted', 'refused', 'cut', 'cancelled')) as files_lost
 from everyrun_queue.submissions s where idempotency_key = $1
 
 -- name: lock_by_idempotency_key
@@ -48,7 +48,7 @@ order by i.position limit 100
 update everyrun_queue.inputs known
 set file = given.file
 from everyrun_queue.chunks c, everyrun_queue.inputs given
-where c.submission_id = $1 and c.retry = 0 and c.files_lost and c.state not in ('submitted', 'refused', 'cut')
+where c.submission_id = $1 and c.retry = 0 and c.files_lost and c.state not in ('submitted', 'refused', 'cut', 'cancelled')
   and known.submission_id = $1 and known.position between c.first_position and c.last_position
   and given.submission_id = $2 and given.position = known.position
 
@@ -72,7 +72,7 @@ select octet_length(file) + octet_length(metadata) as content, octet_length(exte
 from everyrun_queue.inputs where submission_id = $1 and position between $2 and $3 order by position
 
 -- name: lock_files_lost
-select chunk, state, attempt, resends, batch_id, reason, files_lost, owner, announced, first_position, last_position
+select chunk, state, attempt, resends, batch_id, reason, files_lost, cancellation, owner, announced, first_position, last_position
 from everyrun_queue.chunks where submission_id = $1 and retry = 0 and files_lost order by chunk for update
 
 -- name: refill_chunks

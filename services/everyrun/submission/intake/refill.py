@@ -15,7 +15,7 @@ from everyrun.settings import Settings
 from everyrun.store.sql import beside
 from everyrun.submission.chunks import Cutter, Range, chunk_id
 from everyrun.submission.dispatch.protocol import refilled
-from everyrun.submission.dispatch.transitions import chunk_state
+from everyrun.submission.dispatch.transitions import chunk_state, flag_chunks
 from everyrun.submission.intake.rows import size_in_batch
 
 _sql = beside(__file__, "intake.sql")
@@ -98,6 +98,8 @@ async def refill(
     chunks = [row["chunk"] for row in without_files]
     columns = (chunks, [chunk.state for chunk in after], [chunk.reason for chunk in after])
     await connection.execute(_sql["refill_chunks"], *columns)
+    # The lost inputs may have been cancelled before.
+    await flag_chunks(connection, [submission_id], settings)
     await connection.execute(_sql["mark_refilled"], submission_id, full, redacted)
 
 

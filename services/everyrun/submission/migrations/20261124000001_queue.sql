@@ -119,6 +119,63 @@ comment on column everyrun_queue.retries.reason is 'Why the inputs are sent agai
 comment on column everyrun_queue.retries.request_key is 'The Idempotency-Key of the request. Null if it had none.';
 comment on column everyrun_queue.retries.created_at is 'When the retry was accepted.';
 
+create table everyrun_queue.cancellations (
+    cancellation_id text collate "C" primary key,
+    submission_id text collate "C" not null references everyrun_queue.submissions,
+    scope text not null check (scope in ('submission', 'batch', 'inputs')),
+    batch_id text collate "C",
+    positions int4multirange not null,
+    requested_by text not null,
+    reason text not null,
+    requested_at timestamptz not null,
+    next_at timestamptz default now(),
+    progressed_at timestamptz not null default now(),
+    problem text,
+    ended_at timestamptz
+);
+comment on table everyrun_queue.cancellations is
+    'Inputs that a person cancelled. A cancellation is in progress until each of its inputs is settled, or Extend cannot cancel its run.';
+comment on column everyrun_queue.cancellations.cancellation_id is 'Id of the cancellation: can_ and 26 characters.';
+comment on column everyrun_queue.cancellations.submission_id is 'The submission of the inputs.';
+comment on column everyrun_queue.cancellations.scope is 'What the person named: submission, batch or inputs.';
+comment on column everyrun_queue.cancellations.batch_id is 'If the scope is batch: Extend''s batchId.';
+comment on column everyrun_queue.cancellations.positions is
+    'Positions of the inputs in the submission. Later tries of these inputs have other positions, so they are not cancelled.';
+comment on column everyrun_queue.cancellations.requested_by is 'Who requested it.';
+comment on column everyrun_queue.cancellations.reason is 'Why it was requested.';
+comment on column everyrun_queue.cancellations.requested_at is 'When it was requested.';
+comment on column everyrun_queue.cancellations.next_at is
+    'When a worker next looks at the cancellation. A worker that begins to work on it sets a later time, so that no other worker does the same. Null if it has ended.';
+comment on column everyrun_queue.cancellations.progressed_at is
+    'When a worker last found or did something new. The longer ago that is, the more rarely workers look.';
+comment on column everyrun_queue.cancellations.problem is 'Why runs cannot be cancelled at Extend at the moment. Null if nothing is wrong.';
+comment on column everyrun_queue.cancellations.ended_at is 'When the cancellation ended. Null while it is in progress.';
+create index cancellations_open on everyrun_queue.cancellations (next_at) where ended_at is null;
+create index cancellations_submission on everyrun_queue.cancellations (submission_id);
+
+create table everyrun_queue.cancelled_runs (
+    cancellation_id text collate "C" not null references everyrun_queue.cancellations on delete cascade,
+    run_id text collate "C" not null,
+    batch_id text collate "C" not null,
+    input_id text collate "C",
+    outcome text check (outcome in ('cancelled', 'finished', 'in_review', 'refused', 'gone')),
+    refusals int not null default 0,
+    detail text,
+    at timestamptz not null default now(),
+    primary key (cancellation_id, run_id)
+);
+comment on table everyrun_queue.cancelled_runs is 'The outcome of a cancellation for each run that an input of it has at Extend.';
+comment on column everyrun_queue.cancelled_runs.cancellation_id is 'The cancellation.';
+comment on column everyrun_queue.cancelled_runs.run_id is 'Extend''s id of the run.';
+comment on column everyrun_queue.cancelled_runs.batch_id is 'The batch of the run.';
+comment on column everyrun_queue.cancelled_runs.input_id is 'The input of the run. Null if Everyrun did not need to know it in order to cancel the run.';
+comment on column everyrun_queue.cancelled_runs.outcome is
+    'cancelled (Extend confirmed it); finished (the run had ended before); in_review (the run waits for a person''s review, and Extend does not cancel such runs); refused (Extend refused several times, although its list says that the run is in progress); gone (Extend does not have the run). Null if Extend refused, and the reason is not known yet.';
+comment on column everyrun_queue.cancelled_runs.refusals is 'Number of times that Extend refused to cancel the run.';
+comment on column everyrun_queue.cancelled_runs.detail is 'Extend''s error code and message, if it refused.';
+comment on column everyrun_queue.cancelled_runs.at is 'When this outcome was stored.';
+create index cancelled_runs_batch on everyrun_queue.cancelled_runs (cancellation_id, batch_id);
+
 create table everyrun_queue.chunks (
     chunk text collate "C" primary key,
     submission_id text collate "C" not null references everyrun_queue.submissions,
@@ -136,7 +193,8 @@ create table everyrun_queue.chunks (
     skipped boolean not null default false,
     retry int not null default 0,
     looked_at boolean not null default false,
-    files_lost boolean not null default false
+    files_lost boolean not null default false,
+    cancellation text collate "C" references everyrun_queue.cancellations
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
 comment on table everyrun_queue.chunks is 'One row per chunk: the inputs that are sent to Extend in one call, and what became of the call.';
 comment on column everyrun_queue.chunks.chunk is 'Id of the chunk. Chunks are sent in the order of their ids.';
@@ -149,19 +207,23 @@ comment on column everyrun_queue.chunks.attempt is 'Number of the newest attempt
 comment on column everyrun_queue.chunks.resends is 'Number of attempts that were in doubt and given up, after which the chunk was sent again.';
 comment on column everyrun_queue.chunks.reason is 'Why the chunk is in this state. If it waits again: why Extend did not accept the last attempt.';
 comment on column everyrun_queue.chunks.batch_id is 'Extend''s batchId, if Extend accepted an attempt. Otherwise null.';
-comment on column everyrun_queue.chunks.state is 'waiting, sending, in_doubt (the call got no clear answer), held (in doubt, and waiting for a person''s decision), submitted, refused, or cut (its inputs continue in the smaller chunks CHUNK-1, CHUNK-2, ...).';
+comment on column everyrun_queue.chunks.state is 'waiting, sending, in_doubt (the call got no clear answer), held (in doubt, and waiting for a person''s decision), submitted, refused, cut (its inputs continue in the smaller chunks CHUNK-1, CHUNK-2, ...), or cancelled.';
 comment on column everyrun_queue.chunks.owner is 'While the chunk is sending: the worker that claimed it and may call Extend. Null after the claim was revoked.';
 comment on column everyrun_queue.chunks.announced is 'Number of the newest attempt whose event batch-requested the queue has read from the log.';
 comment on column everyrun_queue.chunks.deadline is 'While the chunk is sending: the latest time at which the call can still be in progress. While it is in_doubt or held: the end of the window in which Everyrun waits for evidence.';
 comment on column everyrun_queue.chunks.files_lost is
     'True if the chunk was restored from the log, which has its files without query strings and passwords. The chunk cannot be sent until the upload is repeated.';
+comment on column everyrun_queue.chunks.cancellation is
+    'The cancellation that contains all inputs of the chunk. Null if there is none. Such a chunk is never sent again.';
+create index chunks_cancelling on everyrun_queue.chunks (cancellation, chunk) where cancellation is not null;
 create index chunks_files_lost on everyrun_queue.chunks (submission_id) where files_lost;
 create index chunks_submission on everyrun_queue.chunks (submission_id);
 comment on column everyrun_queue.chunks.not_before is 'The earliest time at which a worker can claim the chunk. After this time, the function claim sets the column to -infinity. Only chunks with -infinity can be claimed. The chunk of a retry has infinity until Kafka has acknowledged its event inputs-retried.';
 comment on column everyrun_queue.chunks.skipped is
     'True if the function claim skipped the chunk. It does so while the workflow or submission is paused, while the submission is not announced, or if the presigned URLs or passwords of the chunk were removed.';
 -- The chunks that can be claimed now, in the order of sending, and no others: a claim reads only the first entries of this index.
-create index chunks_ready on everyrun_queue.chunks (chunk) where state = 'waiting' and not skipped and not_before = '-infinity';
+create index chunks_ready on everyrun_queue.chunks (chunk)
+    where state = 'waiting' and not skipped and cancellation is null and not_before = '-infinity';
 create index chunks_delayed on everyrun_queue.chunks (not_before) where state = 'waiting' and not_before > '-infinity';
 -- Counted every few seconds. It has few rows compared to the submitted chunks.
 create index chunks_unsent on everyrun_queue.chunks (state) where state in ('waiting', 'sending', 'in_doubt', 'held');
@@ -358,7 +420,7 @@ begin
         order by c.not_before limit 1000 for update skip locked));
     for next in
         select c.chunk from everyrun_queue.chunks c
-        where c.state = 'waiting' and not c.skipped and c.not_before = '-infinity'
+        where c.state = 'waiting' and not c.skipped and c.cancellation is null and c.not_before = '-infinity'
         order by c.chunk limit 1000
     loop
         select s.* into given from everyrun_queue.submissions s
@@ -393,7 +455,8 @@ begin
                 deadline = clock_timestamp() + make_interval(secs => ends_after)
             where c.chunk = (
                 select l.chunk from everyrun_queue.chunks l
-                where l.chunk = next and l.state = 'waiting' and not l.skipped and l.not_before = '-infinity'
+                where l.chunk = next and l.state = 'waiting' and not l.skipped and l.cancellation is null
+                  and l.not_before = '-infinity'
                 for update skip locked)
             returning c.chunk, c.deadline;
         if found then
@@ -578,7 +641,7 @@ create function everyrun_queue.unsent(
 begin
 return query
 with queued as (
-    select c.chunk, c.submission_id, c.retry, s.workflow_id, c.first_position, c.last_position, c.attempt, c.state,
+    select c.chunk, c.submission_id, c.retry, s.workflow_id, c.first_position, c.last_position, c.attempt, c.state, c.cancellation,
            c.not_before, c.deadline, c.reason, c.skipped and s.redacted_at is not null as redacted,
            s.announced_at is not null and c.not_before < 'infinity' as announced, coalesce(x.created_at, s.created_at) as created_at, w.reason as workflow_reason,
            p.reason as submission_reason, coalesce(w.since, p.since) as paused_since,
@@ -598,15 +661,16 @@ with queued as (
                                     when 'held' then 'IN_DOUBT' else 'SENDING' end)
       -- Chunks with rows in the result tables have their status there.
       and not exists (
-          select from everyrun.batches b where b.chunk = c.chunk and b.state in ('SUBMITTED', 'SETTLED', 'REFUSED'))
+          select from everyrun.batches b where b.chunk = c.chunk and b.state in ('SUBMITTED', 'SETTLED', 'REFUSED', 'CANCELLED'))
     order by c.chunk
     limit most
 ),
 compared as (
     select q.*, l.requested_at,
            case
-               when q.state in ('submitted', 'refused') then 'in_transit'
+               when q.state in ('submitted', 'refused', 'cancelled') then 'in_transit'
                when q.state = 'held' then 'held'
+               when q.state in ('waiting', 'in_doubt') and q.cancellation is not null then 'cancelling'
                when q.state = 'in_doubt' and q.deadline > now() then 'in_doubt'
                when q.state = 'in_doubt' then 'sweeps'
                when q.state = 'sending' then 'calling'
@@ -617,7 +681,7 @@ compared as (
                when q.not_before > now() then 'retry'
                else 'queued'
            end as waits_for,
-           q.state in ('submitted', 'refused') or (q.state <> 'held' and q.status <> l.status)
+           q.state in ('submitted', 'refused', 'cancelled') or (q.state <> 'held' and q.status <> l.status)
                or everyrun_queue.is_untold(q.submission_id, q.retry, q.first_position) as in_transit
     from queued q
     left join lateral (
@@ -629,7 +693,8 @@ compared as (
 )
 select c.chunk, c.submission_id, c.workflow_id, c.first_position, c.last_position, null::text[],
        (c.last_position - c.first_position + 1)::bigint, c.attempt, c.status, c.waits_for,
-       case c.waits_for when 'calling' then c.deadline when 'in_doubt' then c.deadline when 'retry' then c.not_before end,
+       case c.waits_for when 'calling' then c.deadline when 'in_doubt' then c.deadline when 'retry' then c.not_before
+                when 'cancelling' then case when c.state = 'in_doubt' then c.deadline end end,
        case c.waits_for when 'workflow_paused' then c.workflow_reason when 'submission_paused' then c.submission_reason
             else c.reason end,
        c.in_transit,
@@ -640,6 +705,7 @@ select c.chunk, c.submission_id, c.workflow_id, c.first_position, c.last_positio
            when 'calling' then coalesce(c.requested_at + interval '1 minute', c.deadline)
            when 'in_doubt' then '-infinity'
            when 'sweeps' then '-infinity'
+           when 'cancelling' then coalesce(case when c.state = 'in_doubt' then c.deadline end, now()) + interval '10 minutes'
            when 'held' then '-infinity'
            when 'secrets_removed' then '-infinity'
        end::timestamptz,
@@ -657,7 +723,7 @@ from everyrun.batches b
 where b.submission_id = submission and (after is null or b.chunk >= after)
   and not exists (select from everyrun_queue.chunks c where c.chunk = b.chunk)
 group by b.chunk
-having not bool_or(b.state in ('SUBMITTED', 'SETTLED', 'REFUSED', 'CUT'));
+having not bool_or(b.state in ('SUBMITTED', 'SETTLED', 'REFUSED', 'CUT', 'CANCELLED'));
 end $$;
 comment on function everyrun_queue.unsent is
     'Returns the chunks whose inputs have no row in everyrun.results, of one submission or of all: their status, what they wait for, and until when. in_transit is true if the result tables do not show this status yet.';

@@ -43,6 +43,7 @@ _OUTCOMES: dict[Any, tuple[int, StateName]] = {
     events.BatchRejected: (4, "refused"),
     events.BatchCut: (4, "cut"),
     events.DoubtDiscarded: (4, "refused"),
+    events.BatchCancelled: (4, "cancelled"),
     events.BatchSubmitted: (5, "submitted"),
     events.DoubtAdopted: (5, "submitted"),
 }
@@ -93,7 +94,7 @@ def merge_logged(chunk: ChunkState, logged: LoggedChunk) -> ChunkState:
         after = replace(after, state="cut")
     elif after.batch_id is not None and after.state != "sending":
         after = replace(after, state="submitted")
-    lost = after.state == "waiting" and after.files_lost
+    lost = after.state == "waiting" and after.files_lost and after.cancelling is None
     if lost:
         after = replace(after, state="held")
     if after.state != "sending":
@@ -111,6 +112,8 @@ def _knows_outcome(state: StateName, logged: StateName, given_up: bool) -> bool:
         return state != "submitted"
     if logged in ("refused", "cut"):
         return state in ("sending", "in_doubt", "held")
+    if logged == "cancelled":
+        return state in ("waiting", "sending", "in_doubt", "held")
     if logged == "waiting":
         return state == "sending" or (given_up and state in ("in_doubt", "held"))
     return False

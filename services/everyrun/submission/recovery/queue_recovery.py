@@ -25,9 +25,10 @@ from everyrun.projection.rules.merge import instant
 from everyrun.redact import describe
 from everyrun.settings import Settings
 from everyrun.store.sql import beside
+from everyrun.submission.cancellations import storage as cancellation_storage
 from everyrun.submission.decisions import pauses
 from everyrun.submission.dispatch.protocol import FILES_LOST_UNSENT
-from everyrun.submission.dispatch.transitions import chunk_state, insert_parts
+from everyrun.submission.dispatch.transitions import chunk_state, flag_chunks, insert_parts
 from everyrun.submission.intake.batch_registration import Registration, insert_registration, registration_of
 from everyrun.submission.recovery.chunk_recovery import LoggedChunk, merge_logged, read_chunks
 from everyrun.submission.recovery.restore import RecordAddress, restore_chunks, restore_submissions, retry_row
@@ -179,6 +180,8 @@ async def _apply(connection: Any, settings: Settings, news: _LogNews) -> int:
         await insert_registration(connection, registered, announced=True)
     await _restore(connection, settings, news)
     changed = await _update_chunks(connection, news.chunks, settings)
+    for cancellation in news.cancellations.values():
+        await cancellation_storage.store(connection, cancellation, settings)
     for target, pause in sorted(news.pauses.items()):
         await pauses.store(connection, target, pause)
     for revoked in news.revoked.values():
@@ -212,6 +215,7 @@ async def _update_chunks(connection: Any, logged: dict[str, LoggedChunk], settin
         parts = await insert_parts(connection, [(known.submission_id or "", known.parts) for known in cuts.values()])
         # The inputs of these parts may have been restored from the log, which does not contain secrets.
         await connection.execute(_sql["hold_lost_files"], parts, FILES_LOST_UNSENT)
+        await flag_chunks(connection, {known.submission_id or "" for known in cuts.values()}, settings)
     for row in await connection.fetch(_sql["lock_chunks"], sorted(logged)) if logged else ():
         before, known = chunk_state(row), logged[row["chunk"]]
         after = merge_logged(before, known)
@@ -244,6 +248,7 @@ class _LogNews:
         self.revoked: dict[str, events.TokenRevoked] = {}
         #: By submission and number of the retry: an event of the retry, without its inputs.
         self.retried: dict[tuple[str, int], events.InputsRetried] = {}
+        self.cancellations: dict[str, events.CancellationRequested] = {}
         #: For each chunk, the address of a record whose event contains the chunk's inputs.
         self.addresses: dict[str, RecordAddress] = {}
 
@@ -259,6 +264,8 @@ class _LogNews:
             self.registered.setdefault(event.batch_id, registration_of(event))
         elif isinstance(event, events.SubmissionAccepted):
             self.accepted[event.submission_id] = event
+        elif isinstance(event, events.CancellationRequested):
+            self.cancellations[event.cancellation_id] = event
         elif isinstance(event, events.TokenRevoked):
             self.revoked.setdefault(event.token_id, event)
         elif isinstance(event, events.InputsRetried):

@@ -9,7 +9,7 @@ insert into everyrun_queue.log_position (partition, next_offset, cluster_id) val
 on conflict (partition) do update set next_offset = excluded.next_offset, cluster_id = excluded.cluster_id
 
 -- name: lock_chunks
-select chunk, state, attempt, resends, batch_id, reason, files_lost, deadline, owner, announced, first_position, last_position
+select chunk, state, attempt, resends, batch_id, reason, files_lost, cancellation, deadline, owner, announced, first_position, last_position
 from everyrun_queue.chunks where chunk = any ($1::text[])
 order by chunk
 for update
