@@ -176,6 +176,9 @@ class FakeQueue:
     def _cancellation_of(self, cancellation: str) -> list[Row]:
         return [Row(cancellation_id=cancellation, requested_by="ann", reason="the wrong folder")]
 
+    def _lock_cancelled(self, _submissions: Any, _chunks: Any) -> list[Row]:
+        return []
+
     def _insert_parts(
         self, chunks: list[str], _submissions: Any, firsts: list[int], lasts: list[int], _retries: list[int]
     ) -> list[Row]:

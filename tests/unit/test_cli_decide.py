@@ -68,9 +68,12 @@ def test_resume_reports_inputs_that_still_wait_and_the_next_step(waits: dict[str
 NOW = datetime(2026, 11, 27, 12, tzinfo=UTC)
 
 
-def doubt(state: str, ends_in: float, sweeps: int, *, files_lost: bool = False) -> dict[str, Any]:
+def doubt(
+    state: str, ends_in: float, sweeps: int, *, files_lost: bool = False, cancellation: str | None = None
+) -> dict[str, Any]:
     ends = NOW + timedelta(seconds=ends_in)
-    return {"state": state, "window_ends": ends, "sweeps": sweeps, "files_lost": files_lost, "idempotency_key": "k"}
+    found = {"state": state, "window_ends": ends, "sweeps": sweeps, "files_lost": files_lost, "idempotency_key": "k"}
+    return found | {"cancellation": cancellation}
 
 
 @pytest.mark.parametrize(
@@ -81,6 +84,8 @@ def doubt(state: str, ends_in: float, sweeps: int, *, files_lost: bool = False) 
         (doubt("in_doubt", -60, 1, files_lost=True), ["adopt"], ["discard"]),
         (doubt("held", -60, 2), ["adopt", "resend", "discard"], []),
         (doubt("held", -60, 2, files_lost=True), ["adopt", "discard"], []),
+        (doubt("held", -60, 2, cancellation="can_1"), ["adopt", "discard"], []),
+        (doubt("in_doubt", 60, 0, cancellation="can_1"), ["adopt"], ["discard"]),
     ],
 )
 def test_only_decisions_that_are_possible_now_are_offered(

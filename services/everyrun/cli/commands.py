@@ -44,12 +44,16 @@ PANELS: dict[str, dict[str, Entry]] = {
         "list": Entry("watch:list_submissions", "List submissions, newest first."),
         "report": Entry("watch:report", "Show the counts of a submission and check that they add up."),
         "results": Entry("results:results", "Show the result of every input of a submission."),
+        "cancellations": Entry(
+            "cancel:cancellations", "Show the cancellations of a submission, newest first, with their outcomes."
+        ),
         "tries": Entry("retry:tries", "Show every try of an input, with its attempts and runs, the newest last."),
         "export": Entry("export:export", "Export results of a submission to a file, a bucket or standard output."),
         "overdue": Entry("overdue:overdue", "List inputs that have waited too long, each with the reason."),
         "unmatched": Entry("unmatched:unmatched_app", "List runs at Extend that match no known input."),
     },
     "Deciding": {
+        "cancel": Entry("cancel:cancel", "Cancel a submission, a batch or single inputs."),
         "retry": Entry("retry:retry", "Send inputs again that failed or were refused, cancelled or lost."),
         "doubt": Entry("doubt:doubt_app", "List calls with an unknown outcome, and decide about their inputs."),
         "workflow": Entry("pause:workflow_app", "Pause or resume a workflow, or list the paused ones."),

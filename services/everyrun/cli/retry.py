@@ -18,6 +18,7 @@ from everyrun.cli.arguments import DataDir, Json, SubmissionId, Why
 from everyrun.cli.client import PATIENCE, Client, Target, find
 from everyrun.cli.console import counted, err, fail, folding, print_table
 from everyrun.cli.doubt import user_name
+from everyrun.cli.id_file import read_ids
 
 
 def retry(
@@ -61,7 +62,7 @@ def retry(
     body: dict[str, Any] = {"reason": reason, "by": user_name()}
     target = find(data_dir)
     files = _new_files(new_files, target, data_dir) if new_files else []
-    chosen = _ids(ids) if ids else [new["id"] for new in files]
+    chosen = read_ids(ids) if ids else [new["id"] for new in files]
     body["filter"] = {
         "statuses": [one.upper() for one in status or ()],
         "reasons": failure_reason or [],
@@ -102,17 +103,6 @@ def _ask(yes: bool, inputs: int) -> None:
     if not typer.confirm(f"Send {counted(inputs, 'input')} again?", err=True):
         err.print("Nothing was sent.")
         raise typer.Exit(exits.ERROR)
-
-
-def _ids(file: Path) -> list[str]:
-    try:
-        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        fail(f"{file}: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}", exits.USAGE)
-    found = [line for line in text.splitlines() if line.strip()]
-    if not found:
-        fail(f"{file}: it has no ids; it must have one id on each line", exits.USAGE)
-    return found
 
 
 def _metadata(given: list[str]) -> dict[str, str]:

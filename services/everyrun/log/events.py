@@ -262,7 +262,7 @@ class BatchCut(Struct, frozen=True, tag="batch-cut", tag_field="type"):
     submission_id: SubmissionId
     chunk: Chunk
     attempt: AttemptOrNone
-    status: Annotated[int | None, Meta(description="HTTP status of Extend's answer; null if Extend did not refuse it.")]
+    status: Annotated[int, Meta(description="HTTP status of Extend's answer; 0 if Extend did not refuse the attempt.")]
     code: Annotated[str, Meta(description="Extend's code for the error, or CANCELLED_IN_PART.")]
     message: Message
     input_ids: Annotated[

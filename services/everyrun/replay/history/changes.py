@@ -153,7 +153,7 @@ class InputProjection:
         attempt = f"attempt {event.attempt} of chunk {event.chunk}"
         if type(event) in _WITHOUT_ROW:
             self._without_row, what = _WITHOUT_ROW[type(event)]
-            if isinstance(event, events.BatchCut) and event.status is None:
+            if isinstance(event, events.BatchCut) and not event.status:
                 return f"chunk {event.chunk} was cut: {event.message}"
             return f"{attempt} {what}{_details(event)}"
         self._batches |= batches_of([logged])

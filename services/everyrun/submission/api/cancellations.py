@@ -72,8 +72,8 @@ def cancellation_routes(app: FastAPI, pool: asyncpg.Pool, cancellations: Cancell
         CancellationPreview,
         {
             **_NOT_FOUND,
-            422: "INVALID_REQUEST: a field of the body is wrong. UNKNOWN_INPUTS: the submission has no inputs with some "
-            "of the ids; nothing was cancelled.",
+            422: "INVALID_REQUEST: a field of the body is wrong. UNKNOWN_INPUTS: the submission has no inputs with "
+            "some of the ids; nothing was cancelled.",
         },
     )
     async def cancel_submission(request: Request, submission_id: str, body: SubmissionCancellation) -> JSONResponse:

@@ -161,7 +161,7 @@ def parts_of(row: ChunkRow, done: Step) -> list[events.Part]:
 
 def _refusal(trigger: Any) -> dict[str, Any]:
     if isinstance(trigger, CutRequested):
-        return {"status": None, "code": CANCELLED_IN_PART, "message": "only some of its inputs were cancelled"}
+        return {"status": 0, "code": CANCELLED_IN_PART, "message": "only some of its inputs were cancelled"}
     assert isinstance(trigger, Answered)
     assert isinstance(trigger.outcome, Refused)
     return {name: getattr(trigger.outcome, name) for name in ("status", "code", "message")}
