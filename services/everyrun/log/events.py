@@ -262,8 +262,8 @@ class BatchCut(Struct, frozen=True, tag="batch-cut", tag_field="type"):
     submission_id: SubmissionId
     chunk: Chunk
     attempt: AttemptOrNone
-    status: Annotated[int, Meta(description="HTTP status of Extend's answer; 0 if Extend did not refuse the attempt.")]
-    code: Annotated[str, Meta(description="Extend's code for the error, or CANCELLED_IN_PART.")]
+    status: Annotated[int, Meta(description=f"{_REFUSED_STATUS} 0 if only some of its inputs were cancelled.")]
+    code: Code
     message: Message
     input_ids: Annotated[
         list[InputId],
