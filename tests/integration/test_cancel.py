@@ -412,10 +412,7 @@ async def test_two_workers_and_a_cancellation_at_once_neither_lose_nor_send_twic
     total = 40 * PER_CHUNK
     submission = await hand_in(world, total)
     given: Any = job.vendor
-    other = Dispatcher(
-        world.settings, world.pool, given, world.producer, INSTALLATION, world.recovery, world.resolver._transitions
-    )
-
+    other = wire(world.settings, world.pool, given, world.producer, INSTALLATION).dispatcher
     over = asyncio.Event()
 
     async def send(dispatcher: Dispatcher) -> None:
