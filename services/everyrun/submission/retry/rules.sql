@@ -15,7 +15,7 @@ group by c.submission_id, x.retries, x.retry_reasons
 order by c.submission_id limit 20
 
 -- name: failed_of
--- The failed inputs of chunks that have had at most $3 new tries minus one.
+-- The failed inputs of chunks that have had at most $3 new tries minus one, and that nobody cancelled.
 select r.external_id
 from everyrun.batches b
 cross join unnest(b.input_ids) as given (input_id)
@@ -23,6 +23,10 @@ join everyrun.results r on r.input_id = given.input_id and r.chunk = b.chunk and
 where b.chunk = any ($1::text[]) and r.status = 'FAILED' and (cardinality($2::text[]) = 0 or r.failure_reason = any ($2))
   and (select count(*) from everyrun_queue.inputs i
        where i.submission_id = r.submission_id and i.external_id = r.external_id and i.first_try is not null) < $3
+  and not exists (
+      select from everyrun_queue.cancellations x
+      join everyrun_queue.inputs i on i.submission_id = x.submission_id and i.external_id = r.external_id
+      where x.submission_id = r.submission_id and x.positions @> i.position)
 order by r.position
 
 -- name: mark_looked_at
