@@ -67,10 +67,10 @@ create index submissions_unannounced on everyrun_queue.submissions (created_at) 
 create table everyrun_queue.inputs (
     submission_id text collate "C" not null,
     position int not null,
-    first_try int,
     external_id text collate "C" not null,
     file text not null,
     metadata text not null,
+    first_try int,
     primary key (submission_id, position)
 );
 comment on table everyrun_queue.inputs is 'The inputs, in the form in which they are sent to Extend.';
