@@ -14,7 +14,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import archive, bridge, demo, export, idle, intake, processor, replay, startup
+from benchmarks import archive, bridge, demo, export, idle, intake, processor, replay, retry, startup
 from benchmarks.servers import Servers
 
 ALL = {
@@ -25,6 +25,7 @@ ALL = {
     "archive": archive.run,
     "replay": replay.run,
     "export": export.run,
+    "retry": retry.run,
     "demo": demo.run,
 }
 

@@ -16,7 +16,7 @@ create temporary table if not exists chosen_inputs (
 -- is not in the result tables yet: their status there is that of an earlier try. An input has the status MISSING if
 -- Extend no longer has its run.
 insert into chosen_inputs (external_id, position, original, status, failure_reason, credits, metadata, file)
-with untold as (
+with untold as materialized (
     select i.external_id
     from everyrun_queue.chunks c
     join everyrun_queue.inputs i
@@ -25,19 +25,21 @@ with untold as (
       and everyrun_queue.is_untold(c.submission_id, c.retry, c.first_position)
 ),
 found as (
-    select r.external_id, r.position, r.chunk, r.failure_reason, r.credits, r.metadata, r.status,
+    select r.external_id, r.position, r.chunk, r.failure_reason, r.credits, r.metadata, left(r.version, 4) <> '0000' as retried,
            case when r.settled_at is null and g.run_id is not null then 'MISSING' else r.status end as shown
     from everyrun.results r
     left join everyrun_queue.gone_runs g on g.run_id = r.run_id and r.settled_at is null
     where r.input_id >= $1 || ':' and r.input_id < $1 || ';'
+      and (r.settled_at is null or r.status = any ($2::text[]))
       and (cardinality($4::text[]) = 0
            or r.input_id = any (array(select $1 || ':' || given from unnest($4::text[]) as given)))
 )
 select f.external_id, f.position, split_part(f.chunk, '-', 1), f.shown, f.failure_reason, f.credits, f.metadata::text,
-       coalesce(given.file, (select i.file from everyrun_queue.inputs i
-                             where i.submission_id = $1 and i.external_id = f.external_id
-                             order by i.position desc limit 1))
+       coalesce(given.file, case when f.retried then (
+           select i.file from everyrun_queue.inputs i where i.submission_id = $1 and i.external_id = f.external_id
+           order by i.position desc limit 1) else first.file end)
 from found f
+left join everyrun_queue.inputs first on first.submission_id = $1 and first.position = f.position
 left join unnest($7::text[], $8::text[]) as given (external_id, file) on given.external_id = f.external_id
 where f.shown = any ($2::text[])
   and (cardinality($3::text[]) = 0 or f.failure_reason = any ($3::text[]))
