@@ -186,6 +186,12 @@ async def test_every_answer_of_the_submission_service_fits_its_document(here: He
         await here.call(app, "GET", f"/v1/doubts/{chunk}", 200)
     assert (await here.call(app, "GET", "/v1/workflows/paused", 200))["workflows"]
     assert (await here.call(app, "GET", "/v1/workflows/check?workflow_id=w", 200))["workflow_id"] == "w"
+    sync = "/v1/syncs?workflow_id=w&source=s3://b"
+    synced = b'{"id":"a","file":{"object":"s3://bucket/a.pdf"},"synced":{"version":"1","was":null}}\n'
+    given = {"content": synced, "headers": {**NDJSON, "idempotency-key": "k-sync"}}
+    await here.call(app, "POST", sync, 202, **given)
+    await here.call(app, "POST", sync, 409, **{**given, "headers": {**NDJSON, "idempotency-key": "k-sync-2"}})
+    assert (await here.call(app, "GET", sync, 200))["objects"]
     # Decisions need Kafka: test_doubts and test_quarantine make them, and their responses are compared too.
     assert [path for method, path in without_success(app) if method == "GET"] == []
 

@@ -44,11 +44,17 @@ class FoundObjects(NamedTuple):
     skipped: dict[str, list[str]]
 
 
-def find(source: str, include: Sequence[str], exclude: Sequence[str], on_listed: Callable[[int], None]) -> FoundObjects:
+def find(
+    source: str,
+    include: Sequence[str],
+    exclude: Sequence[str],
+    on_listed: Callable[[int], None],
+    empty_is_fine: bool = False,
+) -> FoundObjects:
     """List the objects below a prefix such as ``s3://invoices/2026``. Calls ``on_listed`` with the number so far.
 
-    Raises ManifestError if the objects cannot be listed, or if there are none, and PatternError if a pattern matches
-    nothing.
+    Raises ManifestError if the objects cannot be listed. Raises ManifestError too if there are none, and PatternError
+    if a pattern matches nothing, unless ``empty_is_fine``: the objects may come later.
     """
     try:
         prefix = parse_prefix(source)
@@ -56,8 +62,10 @@ def find(source: str, include: Sequence[str], exclude: Sequence[str], on_listed:
     except EveryrunError as error:
         raise ManifestError(f"{source} cannot be listed: {error}") from None
     if isinstance(listed, str):
-        raise ManifestError(listed)
-    return _choose(prefix, listed, include, exclude)
+        if not empty_is_fine:
+            raise ManifestError(listed)
+        listed = []
+    return _choose(prefix, listed, include, exclude, empty_is_fine)
 
 
 async def _listed(prefix: Address, on_listed: Callable[[int], None]) -> list[Found] | str:
@@ -83,7 +91,9 @@ async def _listed(prefix: Address, on_listed: Callable[[int], None]) -> list[Fou
     return f"there is no object below {prefix.bucket}/{prefix.key}"
 
 
-def _choose(prefix: Address, listed: list[Found], include: Sequence[str], exclude: Sequence[str]) -> FoundObjects:
+def _choose(
+    prefix: Address, listed: list[Found], include: Sequence[str], exclude: Sequence[str], empty_is_fine: bool
+) -> FoundObjects:
     where = f"{prefix.bucket}/{prefix.key}".removesuffix("/")
     chooser = _Chooser(where, include, exclude)
     start = len(prefix.key) + 1 if prefix.key else 0
@@ -105,7 +115,8 @@ def _choose(prefix: Address, listed: list[Found], include: Sequence[str], exclud
             continue
         version = found.etag or f"{found.size} bytes, {found.modified.isoformat()}"
         chosen.append(BucketObject(found.address, name, id_of_path(name), found.etag, version))
-    chooser.check_matched()
+    if not empty_is_fine:
+        chooser.check_matched()
     return FoundObjects(chosen, skipped)
 
 

@@ -156,7 +156,10 @@ def read_bucket(
 
     Raises ManifestError.
     """
-    found = list_bucket(source, include, exclude)
+    try:
+        found = list_bucket(source, include, exclude)
+    except PatternError as error:
+        fail(str(error), exits.USAGE)
     show_found("object", len(found.objects), found.skipped, every)
     if not found.objects:
         fail(f"{source} has no object to send: each is left out for the reason above")
@@ -165,17 +168,18 @@ def read_bucket(
     return checked
 
 
-def list_bucket(source: str, include: Sequence[str], exclude: Sequence[str]) -> FoundObjects:
-    """List the objects of a bucket, with the number so far as progress. Raises ManifestError."""
+def list_bucket(
+    source: str, include: Sequence[str], exclude: Sequence[str], empty_is_fine: bool = False
+) -> FoundObjects:
+    """List the objects of a bucket, with the number so far as progress. Raises ManifestError and PatternError."""
     from everyrun.cli import bucket
 
     with err.status("Listing") as status:
-        try:
-            return bucket.find(
-                source, include, exclude, lambda count: status.update(f"Listing: {counted(count, 'object')}")
-            )
-        except PatternError as error:
-            fail(str(error), exits.USAGE)
+
+        def listed(count: int) -> None:
+            status.update(f"Listing: {counted(count, 'object')}")
+
+        return bucket.find(source, include, exclude, listed, empty_is_fine)
 
 
 def show_found(what: str, count: int, skipped: Mapping[str, list[str]], every: bool, broken: int = 0) -> None:
@@ -183,6 +187,11 @@ def show_found(what: str, count: int, skipped: Mapping[str, list[str]], every: b
     left_out = sum(map(len, skipped.values()))
     text = f"Found {counted(count + left_out + broken, what)}: {count} to send, {left_out} left out"
     err.print(text + (f", {broken} that cannot be read" if broken else ""), soft_wrap=True)
+    show_skipped(skipped, every)
+
+
+def show_skipped(skipped: Mapping[str, list[str]], every: bool) -> None:
+    """Show what is left out, by reason: all names if ``every`` is True, otherwise the first few."""
     for reason, names in sorted(skipped.items(), key=lambda item: -len(item[1])):
         err.print(escape(f"  {len(names)} {reason}: {_some(names, every)}"), soft_wrap=True)
     if not every and any(len(names) > _NAMES for names in skipped.values()):

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 PATIENCE = 300.0
 #: Maximum number of seconds between two tries of a request.
 _MOST_PAUSE = 10.0
+#: The codes of errors that a command handles itself.
+_ANSWERS = ("SUBMITTED_BEFORE", "SYNCED_MEANWHILE")
 
 
 @dataclass(frozen=True)
@@ -144,8 +146,8 @@ class Client:
     ) -> dict[str, Any]:
         """Send a request and return the JSON of the answer.
 
-        Three kinds of answers are returned: a success, a list of bad rows, and the message that the same rows were
-        submitted before. Any other answer ends the command.
+        Four kinds of answers are returned: a success, a list of bad rows, and the messages that the same rows were
+        submitted before, or that another sync was faster. Any other answer ends the command.
 
         If there is no answer, or if its status is 5xx, the request is retried for ``within`` seconds, and one message
         says so. Give ``within`` only for requests that can safely be repeated. If all retries fail, ``unanswered`` is
@@ -204,7 +206,7 @@ class Client:
             body: dict[str, Any] = response.json()
         except ValueError:
             fail(f"{response.url} answered {response.status_code} without JSON: {response.text[:200]}")
-        if response.is_success or "bad_rows" in body or body.get("code") == "SUBMITTED_BEFORE":
+        if response.is_success or "bad_rows" in body or body.get("code") in _ANSWERS:
             return body
         code = exits.NOT_FOUND if response.status_code == 404 else exits.ERROR
         if response.status_code in (401, 403):

@@ -36,6 +36,7 @@ PANELS: dict[str, dict[str, Entry]] = {
     },
     "Submissions": {
         "submit": Entry("submit:submit", "Submit the rows of a manifest, or the documents in a folder or bucket."),
+        "sync": Entry("sync:sync", "Submit what is new or changed in a folder or bucket."),
         "register": Entry("register:register_batch", "Register a batch that another program sent to Extend."),
         "watch": Entry(
             "watch:watch",

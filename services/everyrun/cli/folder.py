@@ -93,12 +93,12 @@ def same_content(documents: Sequence[Document]) -> list[list[Document]]:
     return [group for group in by_digest.values() if len(group) > 1]
 
 
-def find(folder: Path, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Found:
+def find(folder: Path, include: Sequence[str] = (), exclude: Sequence[str] = (), empty_is_fine: bool = False) -> Found:
     """Find the files in a folder and its subfolders. Links to folders are followed, but each folder is read only once.
 
-    Raises PatternError if a pattern matches nothing.
+    Raises PatternError if a pattern matches nothing, unless ``empty_is_fine``: the files may come later.
     """
-    return _Walk(folder, include, exclude).run()
+    return _Walk(folder, include, exclude).run(empty_is_fine)
 
 
 class _Place(NamedTuple):
@@ -124,12 +124,13 @@ class _Walk:
         self._excluded: set[str] = set()
         self._unreadable: list[tuple[str, str]] = []
 
-    def run(self) -> Found:
+    def run(self, empty_is_fine: bool) -> Found:
         self._walk(_Place(self._folder, "", None))
         # Follow links last: a subfolder is then found under its own name, even if a link leads to it too.
         for link in self._links:
             self._follow(link)
-        check_matched(shown(self._folder), (*self._include, *self._exclude))
+        if not empty_is_fine:
+            check_matched(shown(self._folder), (*self._include, *self._exclude))
         self._leave_out_excluded()
         self._found.documents.sort(key=lambda document: document.shown)
         self._found.broken.sort()

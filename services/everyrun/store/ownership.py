@@ -68,6 +68,7 @@ TABLES = {
     "everyrun_queue.rules": Table("submission", ("query",)),
     "everyrun_queue.retries": Table("submission", ("query",)),
     "everyrun_queue.chunks": Table("submission", ("reconciler", "query", "doctor")),
+    "everyrun_queue.synced_objects": Table("submission"),
     "everyrun_queue.adopted": Table("submission"),
     "everyrun_queue.paused": Table("submission"),
     "everyrun_queue.cancellations": Table("submission"),

@@ -59,6 +59,21 @@ class CheckedObject(Struct, frozen=True):
     object: Annotated[str, Meta(description="The address of the object.")]
 
 
+class SyncedObject(Struct, frozen=True):
+    """An object of a bucket or file of a folder that a sync submitted."""
+
+    object: Annotated[str, Meta(description="The id of the input: the path relative to the source.")]
+    version: Annotated[str, Meta(description="The ETag, or the size and time of a file, that was submitted last.")]
+    submission_id: Annotated[str, Meta(description="The submission with this version.")]
+
+
+class SyncedObjects(Struct, frozen=True):
+    """A page of the objects that syncs of a source submitted, by name."""
+
+    objects: list[SyncedObject]
+    next_cursor: NextCursor
+
+
 class SubmittedBefore(Problem, frozen=True, kw_only=True):
     """The Idempotency-Key was used before, for other content; or the same rows were submitted before."""
 

@@ -57,3 +57,7 @@ select x.retry, x.inputs, x.chosen::text as chosen, x.requested_by, x.reason, x.
        (select coalesce(sum(c.last_position - c.first_position + 1), 0) from everyrun_queue.chunks c
         where c.submission_id = x.submission_id and c.retry = x.retry and c.state = 'waiting')::int as waiting
 from everyrun_queue.retries x where x.submission_id = $1 order by x.retry
+
+-- name: synced_objects
+select object, version, submission_id from everyrun_queue.synced_objects
+where source = $1 and workflow_id = $2 and ($3::text is null or object > $3) order by object limit $4

@@ -66,6 +66,33 @@ BODY = {
 }
 
 
+_SYNCED = {
+    "type": "object",
+    "required": ["version", "was"],
+    "properties": {"version": {"type": "string"}, "was": {"type": ["string", "null"]}},
+    "description": "The version of the object (an ETag, or size and time), and the version that was submitted last.",
+}
+_SYNC_ROW = {
+    **_ROW,
+    "required": ["id", "file", "synced"],
+    "properties": {**_ROW["properties"], "synced": _SYNCED},  # type: ignore[dict-item]
+}
+SYNC_BODY = {
+    "required": True,
+    "content": {
+        parse.JSON: {
+            "schema": {
+                "type": "object",
+                "required": ["inputs"],
+                "properties": {"inputs": {"type": "array", "minItems": 1, "items": _SYNC_ROW}},
+            }
+        },
+        parse.NDJSON: {
+            "schema": {"type": "string", "description": "One row per line, like the rows in `inputs` of JSON."}
+        },
+    },
+}
+
 #: The codes with which a route that takes rows answers 422, for the OpenAPI document.
 UPLOAD_REFUSED = (
     "BAD_ROWS: rows are wrong; `rows` lists the first. NO_ROWS: the upload has no rows. UNREADABLE: the body does not "

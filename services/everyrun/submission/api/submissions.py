@@ -38,6 +38,7 @@ from everyrun.submission.api.request_body import (
     uploaded_rows,
 )
 from everyrun.submission.api.retries import retry_routes
+from everyrun.submission.api.syncs import sync_routes
 from everyrun.submission.cancellations.requests import Cancellations
 from everyrun.submission.decisions.doubts import Doubts
 from everyrun.submission.decisions.quarantine import Quarantine
@@ -80,7 +81,7 @@ def submission_api(
         "Accepts inputs in bulk. After a 202, Everyrun sends every input to Extend, and accounts for it.",
         settings,
         pool,
-        frozenset({"/v1/submissions"}),
+        frozenset({"/v1/submissions", "/v1/syncs"}),
     )
     uploads = Uploads() if uploads is None else uploads
 
@@ -222,6 +223,7 @@ def submission_api(
 
     if links is not None:
         object_routes(app, links)
+    sync_routes(app, settings, pool, wake_announcer, uploads, recovery, workflows)
     batch_routes(app, settings, pool, wake_announcer, uploads, recovery, workflows, runs)
     quarantine_routes(app, Quarantine(pool, log))
     doubt_routes(app, doubts)

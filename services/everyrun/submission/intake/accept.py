@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -108,6 +108,7 @@ async def accept_submission(
     incarnation: str | None = None,
     once: bool = False,
     rules: SubmissionRules | None = None,
+    also: Callable[[Any, str], Awaitable[None]] | None = None,
 ) -> AcceptedSubmission:
     """Check and store every row. When this returns, the queue holds the submission and its chunks.
 
@@ -115,7 +116,8 @@ async def accept_submission(
     If the queue lost inputs of that submission because it was restored from a backup, the repeated upload restores
     them. If ``incarnation`` is given, the submission is accepted only while the database is still in that incarnation.
     If ``once`` is true, rows that were submitted before under another key raise SubmittedBeforeError. ``rules`` say
-    what Everyrun does by itself if inputs fail.
+    what Everyrun does by itself if inputs fail. ``also`` is awaited in the transaction of a new submission, with the
+    connection and the submission's id.
 
     Raises BadRowsError, IdempotencyConflictError, QueueReplacedError, SubmittedBeforeError, and the errors of reading
     ``rows``. In all these cases nothing is stored. Memory use does not grow with the size of the upload.
@@ -133,6 +135,8 @@ async def accept_submission(
                 )
                 if rules is not None:
                     await insert_rules(connection, accepted.submission_id, rules)
+                if also is not None and accepted.submission_id == intake.submission_id:
+                    await also(connection, accepted.submission_id)
                 hit("intake.before_commit")
             hit("intake.after_commit")
             return accepted

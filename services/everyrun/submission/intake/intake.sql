@@ -109,3 +109,37 @@ on conflict do nothing
 insert into everyrun_queue.chunks (chunk, submission_id, first_position, last_position, state, attempt, batch_id)
 values ($1, $2, 1, $3, 'submitted', 1, $4)
 on conflict do nothing
+
+-- name: lock_source
+-- The lock is held until the end of the transaction, so that two syncs of a source store their objects one after the
+-- other.
+select pg_advisory_xact_lock(hashtextextended('everyrun_queue.synced_objects/' || $2 || '/' || $1, 0))
+
+-- name: insert_synced
+-- Returns the number of objects that were not known before.
+with given as (
+    select i.external_id, g.version
+    from unnest($4::int[], $5::text[]) as g (position, version)
+    join everyrun_queue.inputs i on i.submission_id = $3 and i.position = g.position
+), stored as (
+    insert into everyrun_queue.synced_objects (source, workflow_id, object, version, submission_id)
+    select $1, $2, external_id, version, $3 from given
+    on conflict do nothing
+    returning 1
+)
+select count(*) from stored
+
+-- name: update_synced
+-- Returns the number of objects of which the known version ($6) was right.
+with given as (
+    select i.external_id, g.version, g.was
+    from unnest($4::int[], $5::text[], $6::text[]) as g (position, version, was)
+    join everyrun_queue.inputs i on i.submission_id = $3 and i.position = g.position
+), stored as (
+    update everyrun_queue.synced_objects known
+    set version = given.version, submission_id = $3
+    from given
+    where known.source = $1 and known.workflow_id = $2 and known.object = given.external_id and known.version = given.was
+    returning 1
+)
+select count(*) from stored

@@ -232,6 +232,25 @@ create index chunks_to_look_at on everyrun_queue.chunks (submission_id) where st
 create index chunks_batch on everyrun_queue.chunks (batch_id) where batch_id is not null;
 create index chunks_unresolved on everyrun_queue.chunks (deadline) where state in ('sending', 'in_doubt');
 
+create table everyrun_queue.synced_objects (
+    source text collate "C" not null,
+    workflow_id text not null,
+    object text collate "C" not null,
+    version text not null,
+    submission_id text collate "C" not null,
+    primary key (source, workflow_id, object)
+);
+comment on table everyrun_queue.synced_objects is
+    'The objects of buckets and files of folders that everyrun sync has submitted: for each, what was submitted last.';
+comment on column everyrun_queue.synced_objects.source is
+    'The bucket and prefix (s3://BUCKET/PREFIX), or the folder and its machine (file://HOST/PATH).';
+comment on column everyrun_queue.synced_objects.workflow_id is 'Extend''s id of the workflow to which the object was submitted.';
+comment on column everyrun_queue.synced_objects.object is
+    'The id of the input: the path of the object or file, relative to the source.';
+comment on column everyrun_queue.synced_objects.version is
+    'The ETag of the object, or the size and time of the file. Another version is submitted as a new input.';
+comment on column everyrun_queue.synced_objects.submission_id is 'The submission with this version.';
+
 create table everyrun_queue.adopted (
     chunk text collate "C" not null,
     attempt int not null,
