@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from everyrun.log.keys import lineage
 from everyrun.submission.chunks import chunk_id, cut_chunks, cut_refused, part_id
 from everyrun.submission.dispatch.classify import named_inputs
-from everyrun.submission.intake.accept import new_submission_id
+from everyrun.submission.ids import new_submission_id
 
 sizes = st.integers(2, 1000)
 

@@ -21,7 +21,7 @@ from everyrun.cli.contents import EXTENSIONS
 from everyrun.cli.folder import shown
 from everyrun.errors import Invalid
 from everyrun.submission.chunks import Cutter
-from everyrun.submission.intake.accept import new_submission_id
+from everyrun.submission.ids import new_submission_id
 from everyrun.submission.intake.columns import DELIMITERS, OUTCOME_COLUMNS, Columns, Options
 from everyrun.submission.intake.parse import CSV, JSON, NDJSON, PARQUET, Row, RowReader, spool
 from everyrun.submission.intake.rows import FILE_FIELDS, BadRow, GoodRow, check_row, duplicate_id

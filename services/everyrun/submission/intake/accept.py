@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import secrets
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -18,6 +16,7 @@ from everyrun.log.events import SubmissionRules
 from everyrun.settings import Settings
 from everyrun.store.sql import beside
 from everyrun.submission.chunks import Cutter, chunk_id
+from everyrun.submission.ids import new_submission_id
 from everyrun.submission.intake.parse import Row, RowGroup
 from everyrun.submission.intake.refill import refill
 from everyrun.submission.intake.rows import BadRow, GoodRow, check_row, duplicate_id, redacted_json
@@ -35,7 +34,6 @@ _COPY_TIMEOUT = 3600.0
 #: Timeout of the search for duplicate ids, in seconds. Postgres sorts all ids, which for millions of rows takes longer
 #: than other statements are allowed to take.
 _DUPLICATES_TIMEOUT = 3600.0
-_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 
 
 class AcceptedSubmission(msgspec.Struct, frozen=True):
@@ -83,12 +81,6 @@ class _AcceptedBeforeError(Exception):
 
     def __init__(self, accepted: AcceptedSubmission) -> None:
         self.accepted = accepted
-
-
-def new_submission_id(now: float | None = None) -> str:
-    """Return a new id: ``sub_`` and 26 characters. The first ten encode the time, so ids sort by time."""
-    number = int((time.time() if now is None else now) * 1000) << 80 | secrets.randbits(80)
-    return "sub_" + "".join(_ALPHABET[(number >> shift) & 31] for shift in range(125, -1, -5))
 
 
 async def is_known(pool: asyncpg.Pool, idempotency_key: str) -> bool:

@@ -27,7 +27,8 @@ from everyrun.store.sql import beside
 from everyrun.submission.chunks import Cutter, chunk_id
 from everyrun.submission.dispatch.event_records import SOURCE, redacted
 from everyrun.submission.dispatch.transitions import read_inputs
-from everyrun.submission.intake.accept import Intake, new_submission_id
+from everyrun.submission.ids import new_submission_id
+from everyrun.submission.intake.accept import Intake
 from everyrun.submission.intake.parse import RowGroup
 
 _sql = beside(__file__, "intake.sql")
