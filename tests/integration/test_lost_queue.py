@@ -48,7 +48,7 @@ async def lose(world: World) -> None:
     """Restore the queue from a backup that was made before the first submission."""
     await world.pool.execute(
         "truncate everyrun_queue.chunks, everyrun_queue.inputs, everyrun_queue.submissions, everyrun_queue.adopted,"
-        " everyrun_queue.sweeps, everyrun_queue.log_position"
+        " everyrun_queue.sweeps, everyrun_queue.log_position cascade"
     )
     world.resolver._unmatched.clear()
 

@@ -141,7 +141,7 @@ async def test_a_lost_registration_is_restored_from_the_log(api, announcer, sett
     rows = [a_row("a", n=1.5, m={"z": 1, "a": 2}), a_row("b")]
     said = (await register(api, rows)).json()
     await announcer.announce()
-    await pool.execute("truncate everyrun_queue.submissions, everyrun_queue.chunks, everyrun_queue.inputs")
+    await pool.execute("truncate everyrun_queue.submissions, everyrun_queue.chunks, everyrun_queue.inputs cascade")
     await catch_up(settings, pool, await topics.cluster_id(settings))
     assert (await register(api, rows)).json() == said
     assert (await register(api, rows[:1])).status_code == 409
