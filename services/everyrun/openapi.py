@@ -51,6 +51,7 @@ class Answers(msgspec.Struct, frozen=True):
     errors: Mapping[int, str | tuple[str, Any]]
     also: Sequence[Any] = ()
     streams: Sequence[str] = ()
+    tagged: bool = False
 
 
 def answers(
@@ -59,16 +60,18 @@ def answers(
     *,
     also: Sequence[Any] = (),
     streams: Sequence[str] = (),
+    tagged: bool = False,
 ) -> Callable[[_Route], _Route]:
     """Declare the responses of the decorated route: the msgspec type of a success, and its own errors by HTTP status.
 
     Each error is described by a sentence that begins with the error's code, or by a pair of such a sentence and the
     type of the response's body. ``also`` lists types to which :func:`any_of` refers by name, so that the document
     defines them. A success that is a stream instead of JSON has no type, but the media types ``streams``.
+    ``tagged`` if the route has an ETag, and can answer 304.
     """
 
     def mark(route: _Route) -> _Route:
-        setattr(route, _MARK, Answers(success, errors or {}, also, streams))
+        setattr(route, _MARK, Answers(success, errors or {}, also, streams, tagged))
         return route
 
     return mark
@@ -125,6 +128,8 @@ def document(app: FastAPI) -> dict[str, Any]:
         status = str(route.status_code or 200)
         body = {"type": "object"} if success is None else schema_of[success]
         operation["responses"] = {status: _response(HTTPStatus(int(status)).phrase, body)}
+        if (said := answers_of(route)) is not None and said.tagged:
+            operation["responses"]["304"] = {"description": "The answer has the ETag that If-None-Match names."}
         if streams:
             content = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in streams}
             operation["responses"][status]["content"] = content

@@ -68,6 +68,9 @@ def test_every_route_declares_its_answer_and_its_errors(name: str) -> None:
         success = [status for status in answers if status.startswith("2")]
         assert len(success) == 1, where
         for status, answer in answers.items():
+            if status == "304":
+                assert "content" not in answer, where
+                continue
             if status in success and "application/json" not in answer["content"]:
                 # A stream, for example of CSV.
                 assert all(kind["schema"]["type"] == "string" for kind in answer["content"].values()), where

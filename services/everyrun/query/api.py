@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any
 
 import asyncpg
 from fastapi import FastAPI, Query, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 
 from everyrun.errors import NotFound
 from everyrun.http import api, scope
 from everyrun.openapi import answers
 from everyrun.query.answers import Batch, Batches, Report, Standing
 from everyrun.query.counts import count_routes, counts_in, submission_of
+from everyrun.query.etag import tagged
 from everyrun.query.export import export_routes
 from everyrun.query.gate import Gate
+from everyrun.query.live import live_routes, progress_of
 from everyrun.query.overdue import overdue_by_reason, overdue_routes
 from everyrun.query.paging import check_text, next_cursor, read_numbered_cursor, row_as_json
 from everyrun.query.quarantine import quarantine_routes
-from everyrun.query.report import report, standing
+from everyrun.query.report import report
 from everyrun.query.results import result_routes
 from everyrun.query.tries import try_routes
 from everyrun.query.unmatched import unmatched_routes
@@ -37,12 +40,13 @@ def _line(row: asyncpg.Record) -> dict[str, Any]:
     return line
 
 
-def query_api(settings: Settings, pool: asyncpg.Pool) -> FastAPI:
+def query_api(settings: Settings, pool: asyncpg.Pool, stopping: asyncio.Event | None = None) -> FastAPI:
     """Return the query service's API. The body of an error is ``{"code", "message"}``; see the OpenAPI document.
 
     Gates limit how many slow reads run at the same time. Reports, lists of batches and lists of overdue inputs share
     one gate; pages of results have another. If too many such reads are in progress, the response is 503 BUSY. If
-    Postgres needs longer than the pool's ``command_timeout``, the response is 504 TOO_SLOW.
+    Postgres needs longer than the pool's ``command_timeout``, the response is 504 TOO_SLOW. Streams of events end when
+    ``stopping`` is set.
     """
     app = api(
         "Everyrun query",
@@ -63,8 +67,8 @@ def query_api(settings: Settings, pool: asyncpg.Pool) -> FastAPI:
         app.add_exception_handler(kind, too_slow)
 
     @app.get("/v1/submissions/{submission_id}/report", dependencies=[scope("read")])
-    @answers(Report, {404: "NOT_FOUND: there is no such submission."})
-    async def submission_report(submission_id: str) -> dict[str, Any]:
+    @answers(Report, {404: "NOT_FOUND: there is no such submission."}, tagged=True)
+    async def submission_report(submission_id: str, request: Request) -> Response:
         """Return a submission's progress and problems, and a check that independently counted numbers agree.
 
         All numbers are read in one transaction, so that they are from the same moment.
@@ -79,7 +83,8 @@ def query_api(settings: Settings, pool: asyncpg.Pool) -> FastAPI:
             unmatched = {row["reason"]: row["runs"] for row in await c.fetch(_sql["unmatched_of"], submission_id)}
             pending = await c.fetchval(_sql["pending_deliveries"], submission_id)
             overdue = await overdue_by_reason(c, settings, submission_id, counts.late)
-        return report(dict(submission), counts, counted, lines, states, unmatched, pending, overdue)
+        found = report(dict(submission), counts, counted, lines, states, unmatched, pending, overdue)
+        return tagged(request, found)
 
     @app.get("/v1/submissions/{submission_id}/progress", dependencies=[scope("read")])
     @answers(Standing, {404: "NOT_FOUND: there is no such submission."})
@@ -93,10 +98,7 @@ def query_api(settings: Settings, pool: asyncpg.Pool) -> FastAPI:
         poll that looks for results. `needs_person` counts the inputs and runs that only a person can move forward.
         """
         check_text(submission_id=submission_id)
-        async with pool.acquire() as c, c.transaction(isolation="repeatable_read", readonly=True):
-            submission = await submission_of(c, submission_id)
-            counts = await counts_in(c, settings, submission)
-        return {"submission_id": submission_id, **standing(submission["expected"], counts)}
+        return await progress_of(pool, settings, submission_id)
 
     @app.get("/v1/submissions/{submission_id}/batches", dependencies=[scope("read")])
     @answers(Batches, {404: "NOT_FOUND: there is no such submission."})
@@ -132,6 +134,7 @@ def query_api(settings: Settings, pool: asyncpg.Pool) -> FastAPI:
     count_routes(app, settings, pool, reports)
     result_routes(app, pool)
     export_routes(app, settings, pool)
+    live_routes(app, settings, pool, stopping or asyncio.Event())
     overdue_routes(app, settings, pool, reports)
     unmatched_routes(app, settings, pool)
     quarantine_routes(app, pool)

@@ -75,7 +75,7 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
             asyncio.create_task(keep_probing(settings, health, "database", name="query", writes=False)),
             asyncio.create_task(_keep_counting(pool, metrics)),
         ]
-        starting.app = query_api(settings, pool)
+        starting.app = query_api(settings, pool, stop)
         await stop.wait()
         for task in tasks:
             task.cancel()

@@ -6,13 +6,15 @@ from collections.abc import Iterable
 from typing import Annotated, Any
 
 import asyncpg
-from fastapi import FastAPI, Query
+from fastapi import FastAPI, Query, Request
+from fastapi.responses import Response
 from msgspec.structs import replace
 
 from everyrun.errors import NotFound
 from everyrun.http import InvalidFieldError, scope
 from everyrun.openapi import answers
 from everyrun.query.answers import OneResult, Result, ResultLine, Results, UnsentInput
+from everyrun.query.etag import tagged
 from everyrun.query.filter_parameters import Wanted, statement
 from everyrun.query.filters import SORTS, STATUSES, UNSENT, Filter, Order, conditions_of, read_sort
 from everyrun.query.gate import Gate
@@ -82,22 +84,22 @@ def result_routes(app: FastAPI, pool: asyncpg.Pool) -> None:
         return {"results": shown, "next_cursor": more}
 
     @app.get("/v1/results/{input_id:path}", dependencies=[scope("read")])
-    @answers(OneResult, {404: "NOT_FOUND: there is no such input."}, also=(Result, UnsentInput))
-    async def result(input_id: str) -> dict[str, Any]:
+    @answers(OneResult, {404: "NOT_FOUND: there is no such input."}, also=(Result, UnsentInput), tagged=True)
+    async def result(input_id: str, request: Request) -> Response:
         """Return one input with its whole run. If it is not in `results` yet, return what it is waiting for."""
         check_text(input_id=input_id)
         submission_id, _, external_id = input_id.partition(":")
         async with pool.acquire() as c, c.transaction(isolation="repeatable_read", readonly=True):
             row = await c.fetchrow(_sql["result"], input_id)
             if row is not None and row["status"] not in UNSENT:
-                return row_as_json(row)
+                return tagged(request, row_as_json(row))
             # The queue knows what an input waits for, whether it has a row or not.
             queued = await c.fetchrow(_sql["queued"], submission_id, external_id)
         if queued is None:
             if row is not None:
-                return row_as_json(row)
+                return tagged(request, row_as_json(row))
             raise NotFound(f"there is no input {input_id}")
-        return {"input_id": input_id, **_shown_unsent(queued)}
+        return tagged(request, {"input_id": input_id, **_shown_unsent(queued)})
 
 
 def _phases(wanted: Filter) -> list[str | None]:
