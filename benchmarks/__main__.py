@@ -14,7 +14,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import archive, bridge, demo, export, idle, intake, processor, replay, retry, startup
+from benchmarks import archive, bridge, demo, export, idle, intake, notify, processor, replay, retry, startup
 from benchmarks.servers import Servers
 
 ALL = {
@@ -24,6 +24,7 @@ ALL = {
     "idle": idle.run,
     "archive": archive.run,
     "replay": replay.run,
+    "notify": notify.run,
     "export": export.run,
     "retry": retry.run,
     "demo": demo.run,
