@@ -11,6 +11,7 @@ from pydantic import SecretStr
 
 from everyrun.log.producer import Producer
 from everyrun.notifier.api import notifier_api
+from everyrun.notifier.changes import publish_changes
 from everyrun.notifier.metrics import Metrics
 from everyrun.notifier.planner import Planner
 from everyrun.notifier.sender import Sender, clean_up
@@ -18,7 +19,7 @@ from everyrun.notifier.transport import Transport
 from everyrun.settings import Settings
 from everyrun.store.pool import open_pool
 from tests.conftest import eventually
-from tests.integration.conftest import CHECKED
+from tests.integration.conftest import CHECKED, read_topic
 from tests.integration.receivers import TOKEN, ReceiverServer, a_run, listening, webhook
 
 pytestmark = pytest.mark.stack
@@ -78,10 +79,17 @@ async def test_every_route_answers_as_documented(settings: Settings) -> None:
             await metrics.update(pool)
             await clean_up(own, pool, metrics)
             assert await call("GET", f"{path}/deliveries") == {"deliveries": [], "next_cursor": None}
-            await call("DELETE", path)
+            await call("DELETE", path, params={"by": "sam"})
+            await publish_changes(own, pool)
+            assert await pool.fetchval("select count(*) from everyrun_queue.receiver_changes") == 0
         for work in works:
             work.cancel()
         await asyncio.wait(works)
+    found = sorted((event for event, _ in await read_topic(own, "batches")), key=lambda event: event["changed_at"])
+    assert [event["change"] for event in found] == ["added", "paused", "resumed", "secret-rotated", "removed"]
+    assert {event["url"] for event in found} == {f"{server.url}?[hidden]"}
+    assert [event["by"] for event in found] == [*["bootstrap"] * 4, "sam (bootstrap)"]
+    assert server.secret not in str(found)
     checked = {(method, route) for method, route, status in CHECKED["Everyrun notifier"] if status < 300}
     documented = {(method.upper(), route) for route, calls in app.openapi()["paths"].items() for method in calls}
     assert checked == documented

@@ -51,9 +51,9 @@ class _Notifier:
         with self._client as client:
             return client.get(self._url + path, **query)
 
-    def send(self, method: str, path: str = "", body: dict[str, Any] | None = None) -> dict[str, Any]:
+    def send(self, method: str, path: str = "", body: dict[str, Any] | None = None, **query: str) -> dict[str, Any]:
         with self._client as client:
-            return client.answer(method, self._url + path, json=body)
+            return client.answer(method, self._url + path, json=body, params=query)
 
     def deliveries(self, receiver: str, limit: int | None, **query: Any) -> list[dict[str, Any]]:
         with self._client as client:
@@ -156,7 +156,7 @@ def pause(receiver: Receiver, data_dir: DataDir = Path(".everyrun")) -> None:
 
     Example: everyrun notify pause rcv_0123456789abcdef0123
     """
-    row = _Notifier(data_dir).send("POST", f"/{receiver}/pause")
+    row = _Notifier(data_dir).send("POST", f"/{receiver}/pause", by=user_name())
     err.print(f"Paused. {counted(row['waiting'], 'delivery waits', 'deliveries wait')}.")
 
 
@@ -168,7 +168,7 @@ def resume(receiver: Receiver, data_dir: DataDir = Path(".everyrun")) -> None:
 
     Example: everyrun notify resume rcv_0123456789abcdef0123
     """
-    row = _Notifier(data_dir).send("POST", f"/{receiver}/resume")
+    row = _Notifier(data_dir).send("POST", f"/{receiver}/resume", by=user_name())
     err.print(f"Resumed. {counted(row['waiting'], 'delivery waits', 'deliveries wait')}.")
 
 
@@ -178,7 +178,7 @@ def remove(receiver: Receiver, data_dir: DataDir = Path(".everyrun")) -> None:
 
     Example: everyrun notify remove rcv_0123456789abcdef0123
     """
-    row = _Notifier(data_dir).send("DELETE", f"/{receiver}")
+    row = _Notifier(data_dir).send("DELETE", f"/{receiver}", by=user_name())
     err.print(f"Removed. {counted(row['waiting'], 'waiting delivery', 'waiting deliveries')} will not be sent.")
 
 
@@ -200,7 +200,7 @@ def rotate(
     lifetime = None if overlap == "none" else parse_lifetime(overlap, "--overlap")
     seconds = lifetime.total_seconds() if lifetime is not None else 0.0
     body = {"overlap_seconds": seconds, "secret": _secret(secret_file)}
-    rotated = _Notifier(data_dir).send("POST", f"/{receiver}/rotate", body)
+    rotated = _Notifier(data_dir).send("POST", f"/{receiver}/rotate", body, by=user_name())
     if as_json:
         typer.echo(json.dumps(rotated, indent=2))
         return

@@ -434,6 +434,22 @@ class TokenRevoked(Struct, frozen=True, tag="token-revoked", tag_field="type"):
     reason: Reason
 
 
+class ReceiverChanged(Struct, frozen=True, tag="receiver-changed", tag_field="type"):
+    """A person changed a receiver of notifications. Key: receiver id. On ``batches``. No secret is in the event."""
+
+    receiver_id: Annotated[str, Meta(description="The receiver: rcv_ and 20 characters.")]
+    change: Annotated[
+        Literal["added", "paused", "resumed", "secret-rotated", "removed"], Meta(description="What was changed.")
+    ]
+    url: Annotated[str, Meta(description="The receiver's address, without its query.")]
+    events: Annotated[list[str], Meta(description="The events that the receiver gets.")]
+    workflows: Annotated[
+        list[str], Meta(description="The workflows whose events the receiver gets; empty for all workflows.")
+    ]
+    changed_at: Time
+    by: Annotated[str, Meta(description="Who changed it.")]
+
+
 class RunObserved(Struct, frozen=True, tag="run-observed", tag_field="type"):
     """A run as a webhook or a GET showed it. On ``runs``.
 
@@ -660,6 +676,7 @@ BatchEvent = (
     | BatchRegistered
     | TokenCreated
     | TokenRevoked
+    | ReceiverChanged
 )
 
 QuarantineEvent = MessageQuarantined | QuarantineRetried | QuarantineDiscarded

@@ -22,6 +22,9 @@ from everyrun.settings import Settings
 
 _NO_NUL = r"^[^\x00]*$"
 _Id = Annotated[str, Field(min_length=1, max_length=255, pattern=_NO_NUL)]
+_By = Annotated[
+    str, Query(max_length=200, pattern=_NO_NUL, description="Who decides; kept before the name of the token.")
+]
 _NOT_FOUND = {404: "NOT_FOUND: there is no receiver with this id."}
 
 
@@ -41,7 +44,7 @@ class NewReceiver(BaseModel):
     secret: str | None = Field(
         None, description="A secret that the receiver has already. Default: a new one, which the answer shows."
     )
-    by: str = Field("", max_length=200, pattern=_NO_NUL, description="Who adds it; shown before the name of the token.")
+    by: str = Field("", max_length=200, pattern=_NO_NUL, description="Who adds it; kept before the name of the token.")
 
 
 class Rotation(BaseModel):
@@ -80,10 +83,9 @@ def notifier_api(settings: Settings, pool: asyncpg.Pool, transport: Transport, w
     @answers(a.Added)
     async def add(request: Request, new: NewReceiver) -> dict[str, Any]:
         """Add a receiver. It gets the events that happen from now on. The answer shows its secret, only this once."""
-        by = f"{new.by} ({caller(request)})" if new.by else caller(request)
         try:
             receiver_id, secret = await receivers.add(
-                new.url, new.events, new.workflows, new.description, new.secret, by
+                new.url, new.events, new.workflows, new.description, new.secret, _decider(request, new.by)
             )
         except KafkaError as error:
             message = (
@@ -106,34 +108,37 @@ def notifier_api(settings: Settings, pool: asyncpg.Pool, transport: Transport, w
 
     @app.delete("/v1/receivers/{receiver_id}", dependencies=operate)
     @answers(a.Removed, _NOT_FOUND)
-    async def remove(receiver_id: str) -> dict[str, Any]:
+    async def remove(request: Request, receiver_id: str, by: _By = "") -> dict[str, Any]:
         """Remove a receiver. Its waiting deliveries are not sent."""
-        return {"receiver_id": receiver_id, "waiting": await receivers.remove(_printable(receiver_id))}
+        waiting = await receivers.remove(_printable(receiver_id), _decider(request, by))
+        return {"receiver_id": receiver_id, "waiting": waiting}
 
     @app.post("/v1/receivers/{receiver_id}/pause", dependencies=operate)
     @answers(a.Receiver, _NOT_FOUND)
-    async def pause(receiver_id: str) -> dict[str, Any]:
+    async def pause(request: Request, receiver_id: str, by: _By = "") -> dict[str, Any]:
         """Pause a receiver: its deliveries wait, and are given up if they wait longer than they would be retried."""
-        await receivers.set_state(_printable(receiver_id), "paused")
+        await receivers.pause(_printable(receiver_id), _decider(request, by))
         return await receivers.one(receiver_id)
 
     @app.post("/v1/receivers/{receiver_id}/resume", dependencies=operate)
     @answers(a.Receiver, _NOT_FOUND)
-    async def resume(receiver_id: str) -> dict[str, Any]:
+    async def resume(request: Request, receiver_id: str, by: _By = "") -> dict[str, Any]:
         """Resume a receiver, and send the next request at once, even if earlier ones failed."""
-        await receivers.set_state(_printable(receiver_id), "active")
+        await receivers.resume(_printable(receiver_id), _decider(request, by))
         wake()
         return await receivers.one(receiver_id)
 
     @app.post("/v1/receivers/{receiver_id}/rotate", dependencies=operate)
     @answers(a.Rotated, _NOT_FOUND)
-    async def rotate(receiver_id: str, rotation: Rotation) -> dict[str, Any]:
+    async def rotate(request: Request, receiver_id: str, rotation: Rotation, by: _By = "") -> dict[str, Any]:
         """Change the secret of a receiver. The answer shows the new one, only this once.
 
         While both secrets are valid, a request in Everyrun's format has a signature of each. Extend's format has room
         for one: until then, the previous secret signs.
         """
-        secret, until = await receivers.rotate(_printable(receiver_id), rotation.secret, rotation.overlap_seconds)
+        secret, until = await receivers.rotate(
+            _printable(receiver_id), rotation.secret, rotation.overlap_seconds, _decider(request, by)
+        )
         previous_until = None if until is None else until.isoformat()
         return {"receiver_id": receiver_id, "secret": secret, "previous_until": previous_until}
 
@@ -178,6 +183,10 @@ def notifier_api(settings: Settings, pool: asyncpg.Pool, transport: Transport, w
         return {"accepted": outcome.accepted, **shown, "error": outcome.error}
 
     return app
+
+
+def _decider(request: Request, by: str) -> str:
+    return f"{by} ({caller(request)})" if by else caller(request)
 
 
 def _printable(receiver_id: str) -> str:

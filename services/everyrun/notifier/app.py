@@ -11,6 +11,7 @@ from aiokafka.errors import KafkaError
 from everyrun.health import Health
 from everyrun.log import topics
 from everyrun.notifier.api import notifier_api
+from everyrun.notifier.changes import publish_changes
 from everyrun.notifier.metrics import Metrics
 from everyrun.notifier.planner import OtherLogError, Planner
 from everyrun.notifier.sender import Sender, clean_up
@@ -66,6 +67,16 @@ async def _send(sender: Sender, health: Health) -> None:
         await asyncio.sleep(0.5)
 
 
+async def _publish(settings: Settings, pool: asyncpg.Pool) -> None:
+    """Publish what people change about receivers. While Kafka or Postgres is unavailable, retry."""
+    while True:
+        try:
+            await publish_changes(settings, pool)
+        except (*POSTGRES_AWAY, KafkaError) as error:
+            _log.warning("cannot publish a change; will retry", error=f"{type(error).__name__}: {error}")
+        await asyncio.sleep(_LOOK_EVERY)
+
+
 async def _tend(settings: Settings, pool: asyncpg.Pool, metrics: Metrics) -> None:
     """Clean up and count from time to time."""
     since_cleaning = _CLEAN_EVERY
@@ -98,6 +109,7 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
         reading = asyncio.create_task(_read(settings, planner, health))
         tasks = [
             asyncio.create_task(_send(sender, health)),
+            asyncio.create_task(_publish(settings, pool)),
             asyncio.create_task(_tend(settings, pool, metrics)),
             asyncio.create_task(topics.keep_checking(settings, health)),
             asyncio.create_task(keep_probing(settings, health, "database", name="notifier")),

@@ -119,8 +119,9 @@ where ctid = any (array(
 
 -- name: delete_removed_receivers
 delete from everyrun_queue.receivers r
-where r.state = 'removed' and not exists (
-    select from everyrun_queue.notification_deliveries d where d.receiver_id = r.receiver_id)
+where r.state = 'removed'
+  and not exists (select from everyrun_queue.notification_deliveries d where d.receiver_id = r.receiver_id)
+  and not exists (select from everyrun_queue.receiver_changes c where c.receiver_id = r.receiver_id)
 
 -- name: forget_previous_secrets
 update everyrun_queue.receivers set previous_secret = null, previous_until = null where previous_until < now()

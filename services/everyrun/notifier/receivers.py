@@ -17,6 +17,7 @@ from everyrun.log.cloudevents import timestamp
 from everyrun.log.reading import end_offsets
 from everyrun.log.topics import cluster_id
 from everyrun.notifier.catalog import Format, subscription
+from everyrun.notifier.changes import Change, note_change
 from everyrun.notifier.notifications import TOPICS, trial_notification
 from everyrun.notifier.retrying import Outcome
 from everyrun.notifier.transport import Target, Transport, url_problem
@@ -89,6 +90,7 @@ class Receivers:
         async with self._pool.acquire() as held, held.transaction():
             await held.execute(_sql["add"], *row)
             await held.execute(_sql["add_starts"], receiver_id, *map(list, columns), cluster)
+            await note_change(held, receiver_id, "added", by)
         return receiver_id, signing
 
     async def every(self) -> list[dict[str, Any]]:
@@ -102,21 +104,31 @@ class Receivers:
             raise UnknownReceiverError(receiver_id)
         return _shown(row)
 
-    async def set_state(self, receiver_id: str, state: str) -> None:
-        """Pause (``paused``) or resume (``active``) a receiver. Raises UnknownReceiverError."""
-        if not (await self._pool.execute(_sql["set_state"], receiver_id, state)).endswith(" 1"):
-            raise UnknownReceiverError(receiver_id)
+    async def pause(self, receiver_id: str, by: str) -> None:
+        """Pause a receiver. Raises UnknownReceiverError."""
+        await self._set_state(receiver_id, "paused", "paused", by)
 
-    async def remove(self, receiver_id: str) -> int:
+    async def resume(self, receiver_id: str, by: str) -> None:
+        """Resume a receiver. Raises UnknownReceiverError."""
+        await self._set_state(receiver_id, "active", "resumed", by)
+
+    async def _set_state(self, receiver_id: str, state: str, change: Change, by: str) -> None:
+        async with self._pool.acquire() as held, held.transaction():
+            if not (await held.execute(_sql["set_state"], receiver_id, state)).endswith(" 1"):
+                raise UnknownReceiverError(receiver_id)
+            await note_change(held, receiver_id, change, by)
+
+    async def remove(self, receiver_id: str, by: str) -> int:
         """Remove a receiver, and return how many of its deliveries were waiting. Raises UnknownReceiverError."""
         async with self._pool.acquire() as held, held.transaction():
             waiting = await held.fetchval(_sql["remove"], receiver_id)
             if waiting is None:
                 raise UnknownReceiverError(receiver_id)
             await held.execute(_sql["remove_starts"], receiver_id)
+            await note_change(held, receiver_id, "removed", by)
         return int(waiting)
 
-    async def rotate(self, receiver_id: str, given: str | None, overlap: float) -> tuple[str, datetime | None]:
+    async def rotate(self, receiver_id: str, given: str | None, overlap: float, by: str) -> tuple[str, datetime | None]:
         """Change the secret. The previous one stays valid for ``overlap`` seconds.
 
         Returns the secret, and the end of that time (None if ``overlap`` is 0). Raises UnknownReceiverError and
@@ -124,9 +136,11 @@ class Receivers:
         """
         target = await self._target(receiver_id)
         signing = checked_secret(target.format, given)
-        row = await self._pool.fetchrow(_sql["rotate"], receiver_id, signing, overlap)
-        if row is None:
-            raise UnknownReceiverError(receiver_id)
+        async with self._pool.acquire() as held, held.transaction():
+            row = await held.fetchrow(_sql["rotate"], receiver_id, signing, overlap)
+            if row is None:
+                raise UnknownReceiverError(receiver_id)
+            await note_change(held, receiver_id, "secret-rotated", by)
         return signing, row["previous_until"]
 
     async def deliveries(

@@ -2,6 +2,17 @@
 insert into everyrun_queue.receivers (receiver_id, url, format, events, workflows, description, secret, created_by)
 values ($1, $2, $3, $4, $5, $6, $7, $8)
 
+-- name: note_change
+insert into everyrun_queue.receiver_changes (change_id, receiver_id, change, changed_by) values ($1, $2, $3, $4)
+
+-- name: unannounced_changes
+select c.change_id, c.receiver_id, c.change, c.changed_by, c.changed_at, r.url, r.events, r.workflows
+from everyrun_queue.receiver_changes c join everyrun_queue.receivers r on r.receiver_id = c.receiver_id
+order by c.changed_at, c.change_id limit 100
+
+-- name: mark_announced
+delete from everyrun_queue.receiver_changes where change_id = any ($1::text[])
+
 -- name: add_starts
 insert into everyrun_queue.receiver_starts (receiver_id, topic, partition, first_offset, cluster_id)
 select $1, topic, partition, first_offset, $5

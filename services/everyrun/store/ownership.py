@@ -90,6 +90,7 @@ TABLES = {
     "everyrun_queue.published_offsets": Table("processor"),
     "everyrun_queue.replay_jobs": Table("replay"),
     "everyrun_queue.receivers": Table("notifier", ("doctor",)),
+    "everyrun_queue.receiver_changes": Table("notifier"),
     "everyrun_queue.receiver_starts": Table("notifier"),
     "everyrun_queue.notifier_positions": Table("notifier"),
     "everyrun_queue.notifications": Table("notifier"),

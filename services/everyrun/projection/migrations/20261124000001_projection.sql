@@ -320,7 +320,7 @@ comment on column decisions.submission_id is 'The submission that was paused, re
 comment on column decisions.chunk is 'The chunk that was in doubt.';
 comment on column decisions.attempt is 'The attempt that was in doubt.';
 comment on column decisions.batch_id is 'If an attempt was adopted, or a batch was cancelled: the batch at Extend that the person named.';
-comment on column decisions.source is 'The quarantined message (quarantine.source), or the id of the cancellation or of the token.';
+comment on column decisions.source is 'The quarantined message (quarantine.source), or the id of the cancellation, token or receiver.';
 comment on column decisions.decided_by is 'Who decided. Null if Everyrun decided by its own rules.';
 comment on column decisions.reason is 'Why it was decided.';
 comment on column decisions.decided_at is 'When it was decided.';

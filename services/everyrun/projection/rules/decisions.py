@@ -21,10 +21,10 @@ OF_NO_ATTEMPT = (
     events.CancellationRequested,
     events.TokenCreated,
     events.TokenRevoked,
+    events.ReceiverChanged,
 )
-
 #: The fields from which the column ``source`` is taken.
-_SOURCES = ("source", "token_id", "cancellation_id")
+_SOURCES = ("source", "token_id", "cancellation_id", "receiver_id")
 
 
 class Decision(NamedTuple):
@@ -37,7 +37,7 @@ class Decision(NamedTuple):
     chunk: str | None
     attempt: int | None
     batch_id: str | None
-    #: What was decided about: the source of a quarantined message, or the id of a token or of a cancellation.
+    #: What was decided about: the source of a quarantined message, or the id of a token, a cancellation or a receiver.
     source: str | None
     decided_by: str | None
     reason: str
@@ -83,4 +83,7 @@ def _reason(event: Any) -> str:
         return f"a token for {event.name}: {', '.join(event.scopes)}, until {event.expires_at or 'it is revoked'}"
     if isinstance(event, events.TokenRevoked):
         return f"the token for {event.name}" + (f": {event.reason}" if event.reason else "")
+    if isinstance(event, events.ReceiverChanged):
+        gets = f", which gets {', '.join(event.events)}" if event.change == "added" else ""
+        return f"{event.change}: the receiver {event.url}{gets}"
     return str(event.reason)

@@ -524,6 +524,21 @@ comment on column everyrun_queue.receivers.failing_since is 'When the first of t
 comment on column everyrun_queue.receivers.not_before is 'While requests fail again and again: the earliest time of the next request. Null otherwise.';
 comment on column everyrun_queue.receivers.last_error is 'Why the last request failed. Null after a success.';
 
+create table everyrun_queue.receiver_changes (
+    change_id text collate "C" primary key,
+    receiver_id text collate "C" not null,
+    change text not null,
+    changed_by text not null,
+    changed_at timestamptz not null default now()
+);
+comment on table everyrun_queue.receiver_changes is
+    'Changes of receivers by people that are not in the log yet. A row is deleted when Kafka has acknowledged its event receiver-changed.';
+comment on column everyrun_queue.receiver_changes.change_id is 'The id: chg_ and 20 characters.';
+comment on column everyrun_queue.receiver_changes.receiver_id is 'The receiver.';
+comment on column everyrun_queue.receiver_changes.change is 'added, paused, resumed, secret-rotated or removed.';
+comment on column everyrun_queue.receiver_changes.changed_by is 'Who changed it.';
+comment on column everyrun_queue.receiver_changes.changed_at is 'When it was changed.';
+
 create table everyrun_queue.receiver_starts (
     receiver_id text collate "C" not null,
     topic text collate "C" not null,
