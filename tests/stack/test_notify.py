@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import asyncpg
 import httpx
 import pytest
 
@@ -77,6 +78,13 @@ async def test_a_consumer_of_extends_webhooks_gets_exactly_the_run_events_of_a_j
             return bool(receiver["waiting"] == 0)
 
         await eventually(nothing_waits, "nothing waits", 60)
+        connection = await asyncpg.connect(stack.endpoints["postgres_dsn"])
+        try:
+            decisions = "select reason from everyrun.decisions where kind = 'receiver-changed'"
+            await eventually(lambda: connection.fetchval(decisions), "it is recorded who added the receiver", 60)
+            assert await connection.fetchval("select count(*) from everyrun.quarantine") == 0
+        finally:
+            await connection.close()
         assert got() == expected
         assert "everyrun:input" not in output.read_text()
         ids = [line.split()[0] for line in output.read_text().splitlines()]
