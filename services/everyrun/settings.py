@@ -196,6 +196,13 @@ class Settings(BaseSettings):
         description="Maximum time from claiming a chunk to calling Extend. If more time has passed, the process does "
         "not make the call, and the chunk is sent later.",
     )
+    max_open_inputs: int = Field(
+        50_000,
+        ge=0,
+        description="The sending window: how many inputs of a workflow may be open at Extend at the same time. Further "
+        "inputs wait in the queue until results arrive. 0 sends everything at once. See also "
+        "`everyrun submit --max-open`.",
+    )
     doubt_window: float = Field(
         900.0,
         gt=0,

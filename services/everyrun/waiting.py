@@ -20,6 +20,7 @@ WAITS_FOR = {
     "retry": "Extend did not accept it for now, and it is retried",
     "cancelling": "it was cancelled, and it is not sent any more",
     "secrets_removed": "the links and passwords that it needs were removed from the queue",
+    "sending_window": "as many inputs as allowed are open at Extend (the sending window)",
     "queued": "it waits for its turn",
     "calling": "its call is in progress, or its worker ended during it",
     "in_doubt": "the outcome of its call is unknown, and evidence may still arrive",
@@ -86,6 +87,9 @@ def _words(row: Mapping[str, Any], until: str) -> tuple[str, str | None]:
         case "secrets_removed":
             reason = "the links and passwords that it needs were removed from the queue after a set time"
             return reason, "submit these inputs again, as a new submission (see EVERYRUN_SECRETS_KEPT_UNSETTLED)"
+        case "sending_window":
+            reason = f"waits for the sending window: at most {row['detail']} may be open at Extend"
+            return reason, f"if this lasts, everyrun overdue {row['submission_id']} (what keeps the window full)"
         case "queued":
             return f"waits for its turn{why}", None
         case "calling":

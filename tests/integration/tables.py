@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import asyncpg
 
 from everyrun.log import topics
@@ -57,3 +60,15 @@ async def project(settings: Settings, dsn: str) -> None:
         async for poll in read_polls(settings, (topic, partition), 0, end):
             await apply(connection, [poll], cluster, set_aside)
     await connection.close()
+
+
+async def restore_rows(connection: Any, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Copy rows that were read before back into a table of the queue. Postgres computes the generated columns again."""
+    generated = await connection.fetch(
+        "select attname from pg_attribute where attrelid = $1::text::regclass and attgenerated <> ''",
+        f"everyrun_queue.{table}",
+    )
+    if rows:
+        columns = [name for name in rows[0].keys() if name not in {row["attname"] for row in generated}]  # noqa: SIM118
+        records = [tuple(row[name] for name in columns) for row in rows]
+        await connection.copy_records_to_table(table, records=records, columns=columns, schema_name="everyrun_queue")

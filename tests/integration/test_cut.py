@@ -20,6 +20,7 @@ from everyrun.submission.intake import parse
 from everyrun.submission.intake.accept import accept_submission
 from everyrun.submission.recovery.queue_recovery import catch_up
 from tests.integration.conftest import read_topic
+from tests.integration.tables import restore_rows
 from tests.integration.test_doubts import INSTALLATION, NO_ANSWER, WHY, Vendor, World, world  # noqa: F401
 
 BAD = "file_nope"
@@ -191,9 +192,7 @@ async def test_a_restored_queue_learns_of_the_cut_from_the_log(world: World) -> 
     async with world.pool.acquire() as connection, connection.transaction():
         await connection.execute("truncate everyrun_queue.chunks, everyrun_queue.log_position")
         for name, rows in (("chunks", kept), ("log_position", positions)):
-            await connection.copy_records_to_table(
-                name, records=[tuple(row) for row in rows], schema_name="everyrun_queue"
-            )
+            await restore_rows(connection, name, rows)
     await catch_up(world.settings, world.pool, await topics.cluster_id(world.settings))
     assert await chunks(world) == before
     await send_all(world)

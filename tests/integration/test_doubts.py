@@ -36,6 +36,7 @@ from everyrun.submission.intake.accept import accept_submission
 from everyrun.submission.recovery import queue_recovery
 from everyrun.submission.recovery.queue_recovery import CALL_MARGIN, catch_up
 from tests.integration.conftest import read_topic
+from tests.integration.tables import restore_rows
 
 INSTALLATION = "inst_test"
 WHY = {"reason": "seen", "by": "ann"}
@@ -530,8 +531,7 @@ async def test_an_older_queue_under_a_running_service_sends_nothing_twice(world:
     async with world.pool.acquire() as connection, connection.transaction():
         await connection.execute(f"truncate {', '.join('everyrun_queue.' + name for name in tables_kept)} cascade")
         for name, rows in before.items():
-            values = [tuple(row) for row in rows]
-            await connection.copy_records_to_table(name, records=values, schema_name="everyrun_queue")
+            await restore_rows(connection, name, rows)
     assert (await world.chunk())["state"] == "waiting"
     await world.send()
     chunk = await world.chunk()

@@ -124,10 +124,10 @@ class FakeQueue:
     async def execute(self, statement: str, *arguments: Any) -> None:
         await self.fetch(statement, *arguments)
 
-    def _something_waits(self) -> list[Row]:
+    def _something_waits(self, _max_open: int) -> list[Row]:
         return [Row(waits=any(row["state"] == "waiting" for row in self.chunks.values()))]
 
-    def _claim(self, owner: str, ends_within: float, incarnation: str) -> list[Row]:
+    def _claim(self, owner: str, ends_within: float, incarnation: str, _max_open: int) -> list[Row]:
         for row in self.chunks.values():
             if row["state"] == "waiting" and incarnation == self.incarnation:
                 deadline = self.clock() + timedelta(seconds=ends_within)

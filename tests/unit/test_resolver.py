@@ -25,7 +25,7 @@ def dispatch(monkeypatch: pytest.MonkeyPatch) -> Dispatch:
 def claim(dispatch: Dispatch, *, announced: bool, seconds: float) -> None:
     """Add a chunk whose attempt was claimed ``seconds`` ago by a worker that is gone."""
     row = dispatch.queue.add()
-    dispatch.queue._claim("a worker", 30 + 300 + resolver.CALL_MARGIN, dispatch.queue.incarnation)
+    dispatch.queue._claim("a worker", 30 + 300 + resolver.CALL_MARGIN, dispatch.queue.incarnation, 0)
     row.update(announced=1 if announced else 0)
     dispatch.clock.advance(seconds)
     dispatch.journal.clear()

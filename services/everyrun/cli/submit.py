@@ -29,6 +29,9 @@ def submit(
     workflow: Workflow = None,
     workflow_version: Annotated[str | None, typer.Option(help="A number, or draft. Default: newest published.")] = None,
     priority: Annotated[int, typer.Option(min=1, max=100, help="Lower numbers are sent first.")] = 90,
+    max_open: Annotated[
+        int | None, typer.Option(min=1, max=2**31 - 1, help="Maximum number of inputs open at Extend.")
+    ] = None,
     id_column: IdColumn = None,
     url_column: UrlColumn = None,
     metadata_columns: MetadataColumns = None,
@@ -131,6 +134,7 @@ def submit(
                     "workflow_id": workflow_id,
                     "workflow_version": workflow_version,
                     "priority": priority,
+                    "max_open_inputs": max_open,
                     **rules,
                 }
                 call = sending.Call(client, rows, checked, query, idempotency_key)

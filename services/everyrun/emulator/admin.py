@@ -112,6 +112,7 @@ class _Admin:
                 "batches": len(engine.by_batch),
                 "runs": len(engine.runs),
                 "open_runs": open_runs,
+                "most_open_runs": engine.most_open_runs,
                 "webhooks": engine.webhooks.counts,
             },
         )

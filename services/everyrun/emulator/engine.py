@@ -57,6 +57,9 @@ class Engine:
         self._counted: dict[str, dict[str, int]] = {}
         self._due: list[tuple[float, int]] = []
         self._wake = asyncio.Event()
+        self._open_runs = 0
+        #: The largest number of runs that were open at the same time since this process started.
+        self.most_open_runs = 0
         for run in store.runs():
             self._add(run)
             if run.status in ("PENDING", "PROCESSING", "CANCELLING"):
@@ -74,8 +77,14 @@ class Engine:
     def _add(self, run: Run) -> None:
         self.runs.append(run)
         self.by_id[run.id] = run
+        if run.status not in FINAL and not run.deleted:
+            self._count_open(1)
         if run.batch_id is not None:
             self.by_batch.setdefault(run.batch_id, []).append(run)
+
+    def _count_open(self, change: int) -> None:
+        self._open_runs += change
+        self.most_open_runs = max(self.most_open_runs, self._open_runs)
 
     def _schedule(self, run: Run) -> None:
         at = run.starts_at if run.status == "PENDING" else run.ends_at
@@ -178,6 +187,8 @@ class Engine:
 
     def _end(self, run: Run, status: str, at: float) -> None:
         """Give the run a status for which Extend sends a webhook, and send it."""
+        if status in FINAL and run.status not in FINAL:
+            self._count_open(-1)
         run.status, run.ends_at = status, at
         self._changed(run)
         self.webhooks.announce(run)
@@ -213,6 +224,8 @@ class Engine:
 
     async def delete(self, run: Run) -> None:
         """Delete the run permanently. Like Extend, send no webhook about it."""
+        if run.status not in FINAL:
+            self._count_open(-1)
         run.deleted = True
         self._changed(run)
         await self.store.commit()
@@ -226,6 +239,7 @@ class Engine:
         elif action == "rerun" and run.status in FINAL:
             run.next_generation()
             run.status = "PROCESSING"
+            self._count_open(1)
             self._plan.schedule(run, now)
             self._changed(run)
             self._schedule(run)

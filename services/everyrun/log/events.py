@@ -123,6 +123,13 @@ class SubmissionAccepted(Struct, frozen=True, tag="submission-accepted", tag_fie
     rules: Annotated[
         SubmissionRules | None, Meta(description="What Everyrun does by itself if inputs fail; null for nothing.")
     ] = None
+    max_open_inputs: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Meta(
+            description="Maximum number of the submission's inputs that may be open at Extend at the same time. Null "
+            "for no maximum of its own."
+        ),
+    ] = None
 
 
 class BatchRequested(Struct, frozen=True, tag="batch-requested", tag_field="type"):

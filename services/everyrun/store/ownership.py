@@ -78,6 +78,14 @@ TABLES = {
     "everyrun_queue.incarnation": Table("submission", ("store",)),
     "everyrun_queue.claim": Table("submission"),
     "everyrun_queue.is_untold": Table("submission"),
+    "everyrun_queue.can_claim": Table("submission"),
+    "everyrun_queue.count_settled": Table("submission"),
+    "everyrun_queue.submission_loads": Table("submission"),
+    "everyrun_queue.workflow_loads": Table("submission"),
+    "everyrun_queue.load_changes": Table("submission"),
+    "everyrun_queue.lock_loads": Table("submission"),
+    "everyrun_queue.update_loads": Table("submission"),
+    "everyrun_queue.next_chunk": Table("submission"),
     "everyrun_queue.unsent": Table("submission", ("query", "replay", "doctor")),
     # Working state of other parts. It is in the queue's schema because, like the queue, it is not made from the log.
     "everyrun_queue.tokens": Table(

@@ -92,6 +92,7 @@ def _submission_record(row: asyncpg.Record) -> Record:
         content_hash=row["content_hash"].hex(),
         created_at=created,
         rules=rules,
+        max_open_inputs=row["max_open_inputs"],
     )
     key = row["submission_id"]
     return record("batches", event, key=key, id=f"{key}/submission-accepted", source=SOURCE, time=created)

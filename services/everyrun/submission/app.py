@@ -37,6 +37,7 @@ from everyrun.submission.recovery.queue_recovery import QueueRecovery
 from everyrun.submission.redaction import redact_due
 from everyrun.submission.retry.announce import announce_retries
 from everyrun.submission.retry.rules import retry_by_rules, stop_by_rules
+from everyrun.submission.settled_inputs import SettledInputs
 from everyrun.telemetry import log
 
 _log = log(__name__)
@@ -56,6 +57,7 @@ class Service:
     doubts: Doubts
     cancellations: CancellationJob
     announcer: Announcer
+    settled: SettledInputs
     uploads: Uploads
     api: FastAPI
 
@@ -77,6 +79,7 @@ def wire(settings: Settings, pool: asyncpg.Pool, extend: Extend, log: Log, insta
         doubts,
         CancellationJob(pool, extend, recovery, transitions, installation, wake_canceller),
         announcer,
+        SettledInputs(settings, pool, dispatcher.wake),
         uploads,
         submission_api(
             settings,
@@ -178,6 +181,7 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
             asyncio.create_task(run_periodically(announce, 1.0, stop, announcer.wake)),
             asyncio.create_task(run_periodically(lambda: announce_tokens(pool, producer), 1.0, stop)),
             asyncio.create_task(run_periodically(service.dispatcher.look, 1.0, stop)),
+            asyncio.create_task(run_periodically(service.settled.count, 1.0, stop)),
             asyncio.create_task(run_periodically(service.resolver.resolve, 1.0, stop)),
             asyncio.create_task(run_periodically(service.cancellations.work, 1.0, stop, service.cancellations.wake)),
             asyncio.create_task(run_periodically(lambda: _catch_up(service.recovery, health), 30.0, stop)),

@@ -60,6 +60,15 @@ def cut_chunks(sizes: list[int], max_inputs: int, max_bytes: int) -> list[Range]
     return cutter.finish()
 
 
+def chunk_size(max_inputs: int, *windows: int) -> int:
+    """Return the maximum number of inputs of a new chunk: ``max_inputs``, or a quarter of a smaller sending window.
+
+    A chunk is sent only when the window has room for all of it. With chunks as large as the window, Extend would be
+    idle between two chunks. A window of 0 means that there is none.
+    """
+    return min(max_inputs, *(max(1, window // 4) for window in windows if window))
+
+
 def chunk_id(submission_id: str, number: int) -> str:
     """Return the id of a submission's chunk, by its number from 1."""
     return f"{submission_id}.c{number:05d}"

@@ -3,7 +3,7 @@ select installation from everyrun_queue.installation
 
 -- name: unannounced
 select submission_id, workflow_id, workflow_version, priority, expected, batches, idempotency_key, content_hash,
-       created_at, registered_batch, x.retries, x.retry_reasons, x.stop_after_failures
+       created_at, registered_batch, max_open_inputs, x.retries, x.retry_reasons, x.stop_after_failures
 from everyrun_queue.submissions left join everyrun_queue.rules x using (submission_id)
 where announced_at is null and submission_id <> all ($1::text[])
 order by created_at limit 100
@@ -71,6 +71,12 @@ update everyrun_queue.submissions set redact_after = null where submission_id = 
 -- name: chunks_by_state
 select state, count(*) as chunks from everyrun_queue.chunks
 where state in ('waiting', 'sending', 'in_doubt', 'held') group by state
+
+-- name: count_settled
+select everyrun_queue.count_settled($1)
+
+-- name: chunks_are_ready
+select exists (select from everyrun_queue.workflow_loads where ready_chunks > 0)
 
 -- name: count_paused_workflows
 select count(*) from everyrun_queue.paused where kind = 'workflow'

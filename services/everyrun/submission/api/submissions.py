@@ -106,6 +106,14 @@ def submission_api(
         workflow_id: Annotated[str, Query(min_length=1, max_length=255)],
         workflow_version: Annotated[str | None, Query(min_length=1, max_length=255)] = None,
         priority: Annotated[int, Query(ge=1, le=100)] = 90,
+        max_open_inputs: Annotated[
+            int | None,
+            Query(
+                ge=1,
+                le=2**31 - 1,
+                description="Maximum number of inputs of this submission that are open at Extend at the same time.",
+            ),
+        ] = None,
         idempotency_key: Annotated[str | None, Header(min_length=1, max_length=MAX_IDEMPOTENCY_KEY)] = None,
         once: Annotated[
             bool, Query(description="Refuse with 409 (SUBMITTED_BEFORE) if the same rows were submitted before.")
@@ -160,6 +168,7 @@ def submission_api(
                     incarnation=incarnation,
                     once=once,
                     rules=rules,
+                    max_open_inputs=max_open_inputs,
                 )
         except QueueReplacedError:
             raise NotCaughtUpError("the database was replaced during the upload; send it again") from None

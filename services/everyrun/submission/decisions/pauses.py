@@ -155,7 +155,7 @@ def pause_counts(waits_for: Mapping[str, int]) -> dict[str, int]:
     def count(*kinds: str) -> int:
         return sum(waits_for.get(kind, 0) for kind in kinds)
 
-    will_be_sent = count("queued", "retry", "unannounced")
+    will_be_sent = count("queued", "sending_window", "retry", "unannounced")
     return {
         "waiting": will_be_sent + count("workflow_paused", "submission_paused", "secrets_removed"),
         "will_be_sent": will_be_sent,

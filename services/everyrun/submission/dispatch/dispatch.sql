@@ -1,15 +1,10 @@
 -- name: something_waits
--- True if a chunk may be ready to be sent. Both subqueries are ordered so that Postgres uses an index. Without an
--- order, it would scan the whole table if many chunks wait.
-select (select chunk from everyrun_queue.chunks
-        where state = 'waiting' and not skipped and cancellation is null and not_before = '-infinity'
-        order by chunk limit 1) is not null
-    or coalesce((select not_before from everyrun_queue.chunks
-                 where state = 'waiting' and not_before > '-infinity' order by not_before limit 1) <= now(), false)
+-- True if a chunk may be ready to be sent, and the sending window has room for it. $1 is the window, 0 for none.
+select everyrun_queue.can_claim($1)
 
 -- name: claim
 -- The migration defines the function, and the indexes that keep it fast even if the queue is long.
-select claimed as chunk, ends_at as deadline from everyrun_queue.claim($1, $2, $3)
+select claimed as chunk, ends_at as deadline from everyrun_queue.claim($1, $2, $3, $4)
 
 -- name: attempt
 select c.chunk, c.submission_id, c.state, c.attempt, c.resends, c.deadline, c.owner, c.announced, c.batch_id, c.reason,

@@ -109,13 +109,20 @@ class Dispatcher:
                 await _wait_any(stop, seconds=1.0)
 
     async def look(self) -> None:
-        """Wake the idle workers if a chunk can be sent. Call this once a second. Raises the errors in UNAVAILABLE."""
-        if await self._pool.fetchval(_sql["something_waits"]):
+        """Wake the idle workers if a chunk can be sent. Call this once a second.
+
+        While all chunks wait for the sending window, the workers sleep. Raises the errors in UNAVAILABLE.
+        """
+        if await self._something_waits():
             self.wake.set()
+
+    async def _something_waits(self) -> bool:
+        found: bool = await self._pool.fetchval(_sql["something_waits"], self._settings.max_open_inputs)
+        return found
 
     async def send_one(self) -> bool:
         """Claim and send one chunk; return False if none is ready. Raises the errors in UNAVAILABLE."""
-        if not await self._pool.fetchval(_sql["something_waits"]):
+        if not await self._something_waits():
             return False
         await self._extend.wait_for_turn(RUN)
         incarnation = await self._recovery.ensure_caught_up()
@@ -123,7 +130,8 @@ class Dispatcher:
         begin_by = now + timedelta(seconds=self._settings.dispatch_deadline)
         ends_within = self._settings.dispatch_deadline + self._settings.call_timeout + CALL_MARGIN
         hit("dispatcher.before_claim")
-        claimed = await self._pool.fetchrow(_sql["claim"], self._owner, ends_within, incarnation)
+        claim_of = (self._owner, ends_within, incarnation, self._settings.max_open_inputs)
+        claimed = await self._pool.fetchrow(_sql["claim"], *claim_of)
         if claimed is None:
             return False
         chunk, ends_by = claimed

@@ -15,7 +15,7 @@ from everyrun.failpoints import hit
 from everyrun.log.events import SubmissionRules
 from everyrun.settings import Settings
 from everyrun.store.sql import beside
-from everyrun.submission.chunks import Cutter, chunk_id
+from everyrun.submission.chunks import Cutter, chunk_id, chunk_size
 from everyrun.submission.ids import new_submission_id
 from everyrun.submission.intake.parse import Row, RowGroup
 from everyrun.submission.intake.refill import refill
@@ -101,6 +101,7 @@ async def accept_submission(
     once: bool = False,
     rules: SubmissionRules | None = None,
     also: Callable[[Any, str], Awaitable[None]] | None = None,
+    max_open_inputs: int | None = None,
 ) -> AcceptedSubmission:
     """Check and store every row. When this returns, the queue holds the submission and its chunks.
 
@@ -109,12 +110,13 @@ async def accept_submission(
     them. If ``incarnation`` is given, the submission is accepted only while the database is still in that incarnation.
     If ``once`` is true, rows that were submitted before under another key raise SubmittedBeforeError. ``rules`` say
     what Everyrun does by itself if inputs fail. ``also`` is awaited in the transaction of a new submission, with the
-    connection and the submission's id.
+    connection and the submission's id. At most ``max_open_inputs`` inputs of the submission are open at Extend at the
+    same time.
 
     Raises BadRowsError, IdempotencyConflictError, QueueReplacedError, SubmittedBeforeError, and the errors of reading
     ``rows``. In all these cases nothing is stored. Memory use does not grow with the size of the upload.
     """
-    intake = Intake(settings, new_submission_id())
+    intake = Intake(settings, new_submission_id(), max_open_inputs)
     intake.add_to_digests(msgspec.json.encode([workflow_id, workflow_version, priority]))
     async with pool.acquire() as connection:
         try:
@@ -168,13 +170,15 @@ def same_content(known: Any, full: bytes, redacted: bytes) -> bool:
 class Intake:
     """An upload on its way into the queue. Good rows are copied even if others are bad, to find all duplicate ids."""
 
-    def __init__(self, settings: Settings, submission_id: str) -> None:
+    def __init__(self, settings: Settings, submission_id: str, max_open_inputs: int | None = None) -> None:
         self.settings = settings
+        self.max_open_inputs = max_open_inputs
         self.submission_id = submission_id
         self.digest = hashlib.sha256()
         #: The hash of the redacted content. The log may show this hash, because no secrets go into it.
         self.redacted_digest = hashlib.sha256()
-        self.cutter = Cutter(settings.chunk_max_inputs, settings.chunk_max_bytes)
+        max_inputs = chunk_size(settings.chunk_max_inputs, settings.max_open_inputs, max_open_inputs or 0)
+        self.cutter = Cutter(max_inputs, settings.chunk_max_bytes)
         self.rows = 0
         self.bad: list[BadRow] = []
         self.bad_count = 0
@@ -272,6 +276,7 @@ class Intake:
             key or self.submission_id,
             *digests,
             created,
+            self.max_open_inputs,
         )
         await connection.execute(_sql["insert_submission"], self.submission_id, *parameters)
         ids = [chunk_id(self.submission_id, number) for number in range(1, len(chunks) + 1)]

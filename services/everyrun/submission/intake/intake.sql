@@ -2,7 +2,7 @@
 select everyrun_queue.incarnation()
 
 -- name: by_idempotency_key
-select submission_id, expected, batches, full_hash, content_hash, lost_inputs,
+select submission_id, expected, batches, max_open_inputs, full_hash, content_hash, lost_inputs,
        exists (select from everyrun_queue.chunks c where c.submission_id = s.submission_id and c.retry = 0 and c.files_lost and c.state not in ('submitted', 'refused', 'cut', 'cancelled')) as files_lost
 from everyrun_queue.submissions s where idempotency_key = $1
 
@@ -22,8 +22,9 @@ order by created_at desc limit 1
 
 -- name: insert_submission
 insert into everyrun_queue.submissions
-    (submission_id, workflow_id, workflow_version, priority, expected, batches, idempotency_key, full_hash, content_hash, created_at)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+    (submission_id, workflow_id, workflow_version, priority, expected, batches, idempotency_key, full_hash, content_hash, created_at,
+     max_open_inputs)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
 
 -- name: insert_chunks
 insert into everyrun_queue.chunks (chunk, submission_id, first_position, last_position)

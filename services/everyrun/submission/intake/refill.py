@@ -13,7 +13,7 @@ from typing import Any
 
 from everyrun.settings import Settings
 from everyrun.store.sql import beside
-from everyrun.submission.chunks import Cutter, Range, chunk_id
+from everyrun.submission.chunks import Cutter, Range, chunk_id, chunk_size
 from everyrun.submission.dispatch.protocol import refilled
 from everyrun.submission.dispatch.transitions import chunk_state, flag_chunks
 from everyrun.submission.intake.rows import size_in_batch
@@ -84,7 +84,7 @@ async def refill(
     ]
     cut = []
     for gap in gaps([known for _, known in ranges], submission["expected"]):
-        cut += await _cut(connection, settings, submission_id, gap)
+        cut += await _cut(connection, settings, submission, gap)
     numbered = number_gaps(ranges, cut, submission["batches"])
     await connection.execute(
         _sql["insert_chunks"],
@@ -103,8 +103,10 @@ async def refill(
     await connection.execute(_sql["mark_refilled"], submission_id, full, redacted)
 
 
-async def _cut(connection: Any, settings: Settings, submission_id: str, gap: Range) -> list[Range]:
-    cutter = Cutter(settings.chunk_max_inputs, settings.chunk_max_bytes)
+async def _cut(connection: Any, settings: Settings, submission: Any, gap: Range) -> list[Range]:
+    submission_id, own = submission["submission_id"], submission["max_open_inputs"] or 0
+    max_inputs = chunk_size(settings.chunk_max_inputs, settings.max_open_inputs, own)
+    cutter = Cutter(max_inputs, settings.chunk_max_bytes)
     async for row in connection.cursor(_sql["sizes_of"], submission_id, *gap, prefetch=5000):
         cutter.add(size_in_batch(row["content"], len(submission_id), row["external_id"]))
     return [(first + gap[0] - 1, last + gap[0] - 1) for first, last in cutter.finish()]

@@ -21,6 +21,7 @@ create table everyrun_queue.submissions (
     workflow_id text not null,
     workflow_version text,
     priority smallint,
+    max_open_inputs int check (max_open_inputs > 0),
     expected bigint not null,
     batches int not null,
     idempotency_key text unique,
@@ -41,6 +42,8 @@ comment on column everyrun_queue.submissions.workflow_version is
     'The requested version of the workflow. Null if none was requested: Extend then uses the newest published version.';
 comment on column everyrun_queue.submissions.priority is
     'Priority at Extend, from 1 (first) to 100 (last). Null for a registered batch.';
+comment on column everyrun_queue.submissions.max_open_inputs is
+    'Maximum number of the submission''s inputs that may be open at Extend at the same time. Null for no maximum of its own.';
 comment on column everyrun_queue.submissions.expected is 'Number of inputs.';
 comment on column everyrun_queue.submissions.batches is 'Number of chunks.';
 comment on column everyrun_queue.submissions.created_at is 'When the submission was accepted.';
@@ -194,7 +197,12 @@ create table everyrun_queue.chunks (
     retry int not null default 0,
     looked_at boolean not null default false,
     files_lost boolean not null default false,
-    cancellation text collate "C" references everyrun_queue.cancellations
+    cancellation text collate "C" references everyrun_queue.cancellations,
+    settled int not null default 0,
+    ready boolean not null generated always as (state = 'waiting' and not skipped and cancellation is null and not_before = '-infinity') stored,
+    open_inputs int not null generated always as (
+        case when state in ('sending', 'in_doubt', 'submitted') or (state = 'held' and not files_lost)
+             then greatest(last_position - first_position + 1 - settled, 0) else 0 end) stored
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
 comment on table everyrun_queue.chunks is 'One row per chunk: the inputs that are sent to Extend in one call, and what became of the call.';
 comment on column everyrun_queue.chunks.chunk is 'Id of the chunk. Chunks are sent in the order of their ids.';
@@ -216,14 +224,19 @@ comment on column everyrun_queue.chunks.files_lost is
 comment on column everyrun_queue.chunks.cancellation is
     'The cancellation that contains all inputs of the chunk. Null if there is none. Such a chunk is never sent again.';
 create index chunks_cancelling on everyrun_queue.chunks (cancellation, chunk) where cancellation is not null;
+comment on column everyrun_queue.chunks.settled is
+    'Number of inputs of an accepted chunk that are known to be no longer open at Extend. The function count_settled updates it from the result tables. It never decreases, even if the result tables are rebuilt.';
+comment on column everyrun_queue.chunks.ready is 'True if the chunk can be claimed now.';
+comment on column everyrun_queue.chunks.open_inputs is
+    'Number of inputs that are, or may be, open at Extend: sent or being sent, and not known to be settled.';
 create index chunks_files_lost on everyrun_queue.chunks (submission_id) where files_lost;
 create index chunks_submission on everyrun_queue.chunks (submission_id);
 comment on column everyrun_queue.chunks.not_before is 'The earliest time at which a worker can claim the chunk. After this time, the function claim sets the column to -infinity. Only chunks with -infinity can be claimed. The chunk of a retry has infinity until Kafka has acknowledged its event inputs-retried.';
 comment on column everyrun_queue.chunks.skipped is
     'True if the function claim skipped the chunk. It does so while the workflow or submission is paused, while the submission is not announced, or if the presigned URLs or passwords of the chunk were removed.';
--- The chunks that can be claimed now, in the order of sending, and no others: a claim reads only the first entries of this index.
-create index chunks_ready on everyrun_queue.chunks (chunk)
-    where state = 'waiting' and not skipped and cancellation is null and not_before = '-infinity';
+-- The chunks that can be claimed now, in the order of sending, and no others: a claim reads only the first entry of a submission.
+create index chunks_ready on everyrun_queue.chunks (submission_id, chunk) where ready;
+create index chunks_at_extend on everyrun_queue.chunks (chunk) where state = 'submitted' and open_inputs > 0;
 create index chunks_delayed on everyrun_queue.chunks (not_before) where state = 'waiting' and not_before > '-infinity';
 -- Counted every few seconds. It has few rows compared to the submitted chunks.
 create index chunks_unsent on everyrun_queue.chunks (state) where state in ('waiting', 'sending', 'in_doubt', 'held');
@@ -421,70 +434,313 @@ $$;
 comment on function everyrun_queue.incarnation() is
     'Returns a text that changes if the database is restarted, fails over, or is restored or replaced. After such a change, the queue may be older than the log.';
 
-create function everyrun_queue.claim(claimed_by text, ends_after double precision, known_incarnation text)
-returns table (claimed text, ends_at timestamptz) language plpgsql set enable_seqscan = off as $$
-declare
-    next text;
-    given everyrun_queue.submissions;
-    obstacle boolean;
+create table everyrun_queue.submission_loads (
+    submission_id text collate "C" primary key,
+    workflow_id text collate "C" not null,
+    priority smallint not null,
+    max_open_inputs int not null,
+    ready_chunks int not null,
+    open_inputs bigint not null
+) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
+comment on table everyrun_queue.submission_loads is
+    'One row per submission that has chunks to send or open inputs. From it, the function claim chooses the next submission. The rows follow from chunks and load_changes.';
+comment on column everyrun_queue.submission_loads.submission_id is 'The submission.';
+comment on column everyrun_queue.submission_loads.workflow_id is 'The workflow of the submission.';
+comment on column everyrun_queue.submission_loads.priority is 'Priority of the submission: lower numbers are sent first.';
+comment on column everyrun_queue.submission_loads.max_open_inputs is
+    'Maximum number of open inputs that the submission asked for. 0 for none.';
+comment on column everyrun_queue.submission_loads.ready_chunks is 'Number of chunks that can be claimed now.';
+comment on column everyrun_queue.submission_loads.open_inputs is 'Sum of chunks.open_inputs of the submission.';
+create index submission_loads_ready on everyrun_queue.submission_loads (workflow_id, priority, open_inputs, submission_id)
+    where ready_chunks > 0;
+create index submission_loads_idle on everyrun_queue.submission_loads (submission_id) where ready_chunks = 0 and open_inputs = 0;
+
+create table everyrun_queue.workflow_loads (
+    workflow_id text collate "C" primary key,
+    ready_chunks bigint not null,
+    open_inputs bigint not null,
+    max_open_inputs int not null default 0
+) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
+comment on table everyrun_queue.workflow_loads is 'One row per workflow to which inputs were submitted: the sums of submission_loads, and the sending window.';
+comment on column everyrun_queue.workflow_loads.workflow_id is 'The workflow.';
+comment on column everyrun_queue.workflow_loads.ready_chunks is 'Number of chunks that can be claimed now.';
+comment on column everyrun_queue.workflow_loads.open_inputs is 'Number of inputs that are, or may be, open at Extend.';
+comment on column everyrun_queue.workflow_loads.max_open_inputs is
+    'The sending window: EVERYRUN_MAX_OPEN_INPUTS of the process that last looked for chunks to send. 0 for none. This column is only for display.';
+
+-- Changes are appended, and added to the loads by the next claim. Updating the loads directly would make transactions
+-- that change chunks wait for each other.
+create table everyrun_queue.load_changes (
+    change_id bigint generated always as identity primary key,
+    submission_id text collate "C" not null,
+    ready_chunks bigint not null,
+    open_inputs bigint not null
+) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
+comment on table everyrun_queue.load_changes is
+    'Changes of chunks that are not yet added to submission_loads and workflow_loads. Triggers of chunks insert them.';
+comment on column everyrun_queue.load_changes.change_id is 'Number of the change.';
+comment on column everyrun_queue.load_changes.submission_id is 'The submission.';
+comment on column everyrun_queue.load_changes.ready_chunks is 'By how much the number of chunks that can be claimed changed.';
+comment on column everyrun_queue.load_changes.open_inputs is 'By how much the number of open inputs changed.';
+
+create function everyrun_queue.record_load_changes() returns trigger language plpgsql as $$
 begin
-    if everyrun_queue.incarnation() <> known_incarnation then
-        return;
+    if tg_op = 'TRUNCATE' then
+        truncate everyrun_queue.load_changes, everyrun_queue.submission_loads, everyrun_queue.workflow_loads;
+    elsif tg_op = 'INSERT' then
+        insert into everyrun_queue.load_changes (submission_id, ready_chunks, open_inputs)
+        select submission_id, sum(ready::int), sum(open_inputs) from after_change group by submission_id;
+    elsif tg_op = 'UPDATE' then
+        insert into everyrun_queue.load_changes (submission_id, ready_chunks, open_inputs)
+        select submission_id, sum(ready_chunks), sum(open_inputs)
+        from (
+            select submission_id, ready::int as ready_chunks, open_inputs from after_change
+            union all
+            select submission_id, -ready::int, -open_inputs from before_change
+        ) changes
+        group by submission_id
+        having sum(ready_chunks) <> 0 or sum(open_inputs) <> 0;
+    else
+        insert into everyrun_queue.load_changes (submission_id, ready_chunks, open_inputs)
+        select submission_id, -sum(ready::int), -sum(open_inputs) from before_change group by submission_id;
     end if;
+    return null;
+end $$;
+create trigger record_load_of_inserted after insert on everyrun_queue.chunks
+    referencing new table as after_change for each statement execute function everyrun_queue.record_load_changes();
+create trigger record_load_of_updated after update on everyrun_queue.chunks
+    referencing old table as before_change new table as after_change
+    for each statement execute function everyrun_queue.record_load_changes();
+create trigger record_load_of_deleted after delete on everyrun_queue.chunks
+    referencing old table as before_change for each statement execute function everyrun_queue.record_load_changes();
+
+create trigger record_load_of_truncated after truncate on everyrun_queue.chunks
+    for each statement execute function everyrun_queue.record_load_changes();
+
+create function everyrun_queue.lock_loads() returns void language sql as $$
+    select pg_advisory_xact_lock(hashtextextended('everyrun_queue.loads', 0))
+$$;
+comment on function everyrun_queue.lock_loads() is
+    'Waits until this transaction alone may claim chunks and change the loads. So no two claims use the same free part of a sending window.';
+
+create function everyrun_queue.update_loads() returns void language plpgsql set enable_seqscan = off as $$
+begin
     -- Chunks whose not_before has passed can be claimed.
     update everyrun_queue.chunks set not_before = '-infinity'
     where chunk = any (array(
         select c.chunk from everyrun_queue.chunks c
         where c.state = 'waiting' and c.not_before > '-infinity' and c.not_before <= now()
         order by c.not_before limit 1000 for update skip locked));
-    for next in
-        select c.chunk from everyrun_queue.chunks c
-        where c.state = 'waiting' and not c.skipped and c.cancellation is null and c.not_before = '-infinity'
-        order by c.chunk limit 1000
+    if not exists (select from everyrun_queue.load_changes order by change_id limit 1) then
+        return;
+    end if;
+    with changes as (
+        delete from everyrun_queue.load_changes where change_id > 0
+        returning submission_id, ready_chunks, open_inputs
+    ),
+    sums as (
+        select submission_id, sum(ready_chunks) as ready_chunks, sum(open_inputs) as open_inputs
+        from changes group by submission_id
+    ),
+    per_submission as (
+        select c.*, s.workflow_id, s.priority, s.max_open_inputs
+        from sums c
+        -- With the limit, Postgres looks up each submission, and never reads the whole table.
+        cross join lateral (
+            select workflow_id, coalesce(priority, 100) as priority, coalesce(max_open_inputs, 0) as max_open_inputs
+            from everyrun_queue.submissions s where s.submission_id = c.submission_id limit 1
+        ) s
+    ),
+    submissions as (
+        insert into everyrun_queue.submission_loads as l
+            (submission_id, workflow_id, priority, max_open_inputs, ready_chunks, open_inputs)
+        select submission_id, workflow_id, priority, max_open_inputs, ready_chunks, open_inputs from per_submission
+        on conflict (submission_id) do update
+        set ready_chunks = l.ready_chunks + excluded.ready_chunks, open_inputs = l.open_inputs + excluded.open_inputs
+    )
+    insert into everyrun_queue.workflow_loads as l (workflow_id, ready_chunks, open_inputs)
+    select workflow_id, sum(ready_chunks), sum(open_inputs) from per_submission group by workflow_id
+    on conflict (workflow_id) do update
+    set ready_chunks = l.ready_chunks + excluded.ready_chunks, open_inputs = l.open_inputs + excluded.open_inputs;
+    delete from everyrun_queue.submission_loads where ready_chunks = 0 and open_inputs = 0;
+end $$;
+comment on function everyrun_queue.update_loads() is
+    'Brings the loads up to date with the chunks. Must be called under lock_loads.';
+
+create function everyrun_queue.next_chunk(max_open int) returns text language plpgsql
+set enable_seqscan = off set enable_sort = off set enable_incremental_sort = off as $$
+declare
+    candidate record;
+    next record;
+    full_workflows text[] := '{}';
+    passed_over text[] := '{}';
+begin
     loop
-        select s.* into given from everyrun_queue.submissions s
-        where s.submission_id = (select c.submission_id from everyrun_queue.chunks c where c.chunk = next);
-        -- Lock the obstacle until the chunk is marked as skipped: whoever removes it restores all skipped chunks.
-        obstacle := false;
-        if given.announced_at is null then
-            perform from everyrun_queue.submissions s
-            where s.submission_id = given.submission_id and s.announced_at is null for share;
-            obstacle := found;
+        -- Lower priority numbers first, then the submission with the fewest open inputs, then the oldest.
+        select s.submission_id, s.workflow_id, s.open_inputs, s.max_open_inputs, w.open_inputs as open_of_workflow
+        into candidate
+        from everyrun_queue.workflow_loads w
+        cross join lateral (
+            select l.* from everyrun_queue.submission_loads l
+            where l.workflow_id = w.workflow_id and l.ready_chunks > 0
+              and (l.max_open_inputs = 0 or l.open_inputs < l.max_open_inputs)
+              and l.submission_id <> all (passed_over)
+            order by l.priority, l.open_inputs, l.submission_id limit 1
+        ) s
+        -- The condition on workflow_id makes Postgres use the index, and so never read dead rows.
+        where w.workflow_id > '' and w.ready_chunks > 0 and (max_open = 0 or w.open_inputs < max_open)
+          and w.workflow_id <> all (full_workflows)
+        order by s.priority, s.open_inputs, s.submission_id limit 1;
+        if not found then
+            return null;
         end if;
-        if not obstacle then
-            perform from everyrun_queue.paused p
-            where (p.kind = 'workflow' and p.id = given.workflow_id)
-               or (p.kind = 'submission' and p.id = given.submission_id)
-            for share;
-            obstacle := found;
-        end if;
-        if not obstacle and given.redacted_at is not null then
-            obstacle := exists (
-                select from everyrun_queue.inputs i join everyrun_queue.chunks c on c.chunk = next
-                where i.submission_id = given.submission_id and i.position between c.first_position and c.last_position
-                  and i.file like '%"redacted":true}');
-        end if;
-        if obstacle then
-            update everyrun_queue.chunks set skipped = true where chunk = next and state = 'waiting';
-            continue;
-        end if;
-        return query
-            update everyrun_queue.chunks c
-            set state = 'sending', attempt = c.attempt + 1, owner = claimed_by, reason = null,
-                deadline = clock_timestamp() + make_interval(secs => ends_after)
-            where c.chunk = (
-                select l.chunk from everyrun_queue.chunks l
-                where l.chunk = next and l.state = 'waiting' and not l.skipped and l.cancellation is null
-                  and l.not_before = '-infinity'
-                for update skip locked)
-            returning c.chunk, c.deadline;
-        if found then
-            return;
+        -- The range, the order and the settings leave Postgres only the index chunks_ready, whatever its statistics say.
+        select c.chunk, c.last_position - c.first_position + 1 as inputs into next
+        from everyrun_queue.chunks c
+        where c.submission_id >= candidate.submission_id and c.submission_id <= candidate.submission_id and c.ready
+        order by c.submission_id, c.chunk limit 1 for update skip locked;
+        if not found then
+            -- Another transaction is changing these chunks.
+            passed_over := passed_over || candidate.submission_id;
+        elsif max_open > 0 and candidate.open_of_workflow > 0
+              and candidate.open_of_workflow + next.inputs > max_open then
+            -- No smaller chunk of the workflow goes first. Otherwise a large chunk could wait for ever.
+            full_workflows := full_workflows || candidate.workflow_id;
+        elsif candidate.max_open_inputs > 0 and candidate.open_inputs > 0
+              and candidate.open_inputs + next.inputs > candidate.max_open_inputs then
+            passed_over := passed_over || candidate.submission_id;
+        else
+            return next.chunk;
         end if;
     end loop;
 end $$;
-comment on function everyrun_queue.claim(text, double precision, text) is
-    'Claims the first chunk that may be sent. Reads only the first entries of the index chunks_ready. Marks chunks that must be skipped, at most a thousand per call.';
+comment on function everyrun_queue.next_chunk(int) is
+    'Locks and returns the chunk to send next, or null. max_open is the sending window: the maximum number of open inputs per workflow, 0 for none. A chunk larger than the window is returned only if no input of its workflow is open. Must be called under lock_loads.';
+
+create function everyrun_queue.can_claim(max_open int) returns boolean language plpgsql set enable_seqscan = off as $$
+begin
+    perform everyrun_queue.lock_loads();
+    perform everyrun_queue.update_loads();
+    update everyrun_queue.workflow_loads set max_open_inputs = max_open where workflow_id > '' and max_open_inputs <> max_open;
+    return everyrun_queue.next_chunk(max_open) is not null;
+end $$;
+comment on function everyrun_queue.can_claim(int) is
+    'Returns true if a chunk may be ready to be sent, and the sending window has room for it.';
+
+create function everyrun_queue.claim(
+    claimed_by text, ends_after double precision, known_incarnation text, max_open int
+) returns table (claimed text, ends_at timestamptz) language plpgsql set enable_seqscan = off as $$
+declare
+    next text;
+    given everyrun_queue.submissions;
+    obstacle text;
+    marked int;
+    skipped_chunks int := 0;
+begin
+    if everyrun_queue.incarnation() <> known_incarnation then
+        return;
+    end if;
+    perform everyrun_queue.lock_loads();
+    perform everyrun_queue.update_loads();
+    for round in 1..1000 loop
+        next := everyrun_queue.next_chunk(max_open);
+        if next is null then
+            return;
+        end if;
+        select s.* into given from everyrun_queue.submissions s
+        where s.submission_id = (select c.submission_id from everyrun_queue.chunks c where c.chunk = next);
+        -- Lock the obstacle until the chunks are marked as skipped: whoever removes it restores all skipped chunks.
+        obstacle := null;
+        if given.announced_at is null then
+            perform from everyrun_queue.submissions s
+            where s.submission_id = given.submission_id and s.announced_at is null for share;
+            obstacle := case when found then 'submission' end;
+        end if;
+        if obstacle is null then
+            select p.kind into obstacle from everyrun_queue.paused p
+            where (p.kind = 'workflow' and p.id = given.workflow_id)
+               or (p.kind = 'submission' and p.id = given.submission_id)
+            order by p.kind desc limit 1 for share;
+        end if;
+        if obstacle is null and given.redacted_at is not null and exists (
+                select from everyrun_queue.inputs i join everyrun_queue.chunks c on c.chunk = next
+                where i.submission_id = given.submission_id and i.position between c.first_position and c.last_position
+                  and i.file like '%"redacted":true}') then
+            obstacle := 'chunk';
+        end if;
+        if obstacle is null then
+            return query
+                update everyrun_queue.chunks c
+                set state = 'sending', attempt = c.attempt + 1, owner = claimed_by, reason = null, settled = 0,
+                    deadline = clock_timestamp() + make_interval(secs => ends_after)
+                where c.chunk = next
+                returning c.chunk, c.deadline;
+            return;
+        end if;
+        update everyrun_queue.chunks set skipped = true
+        where chunk = any (array(
+            select c.chunk from everyrun_queue.submission_loads l
+            join everyrun_queue.chunks c on c.submission_id = l.submission_id and c.ready
+            where l.ready_chunks > 0 and l.workflow_id = given.workflow_id
+              and (obstacle = 'workflow' or l.submission_id = given.submission_id)
+              and (obstacle <> 'chunk' or c.chunk = next)
+            limit 1000 for update of c skip locked));
+        get diagnostics marked = row_count;
+        skipped_chunks := skipped_chunks + marked;
+        if skipped_chunks >= 5000 then
+            return;
+        end if;
+        perform everyrun_queue.update_loads();
+    end loop;
+end $$;
+comment on function everyrun_queue.claim(text, double precision, text, int) is
+    'Claims the next chunk that may be sent (see next_chunk). Claims are made one after another, and no claim exceeds the sending window. Marks chunks that must be skipped, about five thousand per call.';
+
+-- In plpgsql, which looks up its tables when it is called, because the schema everyrun can be dropped, rebuilt and swapped.
+create function everyrun_queue.count_settled(watched_for double precision) returns int language plpgsql as $$
+declare
+    changed int := 0;
+begin
+    -- One process at a time is enough.
+    if not pg_try_advisory_xact_lock(hashtextextended('everyrun_queue.count_settled', 0)) then
+        return 0;
+    end if;
+    update everyrun_queue.chunks c set settled = counted.settled
+    from (
+        select q.chunk, q.last_position - q.first_position + 1 - greatest(known.open, 0) as settled
+        from everyrun_queue.chunks q
+        cross join lateral (
+            select count(*) as attempts, sum(
+                case when b.submitted_at < now() - make_interval(secs => watched_for) then 0
+                else
+                    (select coalesce(sum(n.value::int), 0) from jsonb_each_text(b.counts) n
+                     where n.key not in ('PROCESSED', 'FAILED', 'CANCELLED', 'REJECTED', 'REFUSED', 'WAITING'))
+                    -- Runs that were deleted at Extend.
+                    - (select count(*) from everyrun_queue.gone_runs g join everyrun.results r on r.run_id = g.run_id
+                       where g.batch_id = b.batch_id
+                         and r.status not in ('PROCESSED', 'FAILED', 'CANCELLED', 'REJECTED'))
+                    -- Inputs without a run in a complete list of the batch, an hour after it was sent: none will come.
+                    - least(coalesce((b.counts ->> 'SUBMITTED')::int, 0),
+                            coalesce((select greatest(b.expected - p.listed, 0) from everyrun_queue.polls p
+                                      where p.batch_id = b.batch_id
+                                        and p.complete_at > b.submitted_at + interval '1 hour'), 0))
+                end)::int as open
+            from everyrun.batches b
+            where b.chunk = q.chunk and b.state in ('SUBMITTED', 'SETTLED')
+        ) known
+        where q.state = 'submitted' and q.open_inputs > 0 and known.attempts > 0
+          and q.last_position - q.first_position + 1 - greatest(known.open, 0) > q.settled
+        for update of q skip locked
+    ) counted
+    where c.chunk = counted.chunk;
+    get diagnostics changed = row_count;
+    return changed;
+exception
+    when undefined_table then
+        return 0;
+end $$;
+comment on function everyrun_queue.count_settled(double precision) is
+    'Updates chunks.settled from the result tables, and returns the number of changed chunks. Inputs that were sent longer than watched_for seconds ago count as settled, because the reconciler no longer watches them. While the result tables do not exist, nothing changes.';
 
 create table everyrun_queue.receivers (
     receiver_id text collate "C" primary key,
@@ -676,6 +932,14 @@ begin
 return query
 with queued as (
     select c.chunk, c.submission_id, c.retry, s.workflow_id, c.first_position, c.last_position, c.attempt, c.state, c.cancellation,
+           case
+               when c.ready and own.open_inputs > 0 and own.max_open_inputs > 0
+                    and own.open_inputs + c.last_position - c.first_position + 1 > own.max_open_inputs
+                   then own.max_open_inputs || ' inputs of the submission'
+               when c.ready and whole.open_inputs > 0 and whole.max_open_inputs > 0
+                    and whole.open_inputs + c.last_position - c.first_position + 1 > whole.max_open_inputs
+                   then whole.max_open_inputs || ' inputs of the workflow'
+           end as max_open,
            c.not_before, c.deadline, c.reason, c.skipped and s.redacted_at is not null as redacted,
            s.announced_at is not null and c.not_before < 'infinity' as announced, coalesce(x.created_at, s.created_at) as created_at, w.reason as workflow_reason,
            p.reason as submission_reason, coalesce(w.since, p.since) as paused_since,
@@ -686,6 +950,8 @@ with queued as (
     left join everyrun_queue.retries x on x.submission_id = c.submission_id and x.retry = c.retry
     left join everyrun_queue.paused w on w.kind = 'workflow' and w.id = s.workflow_id
     left join everyrun_queue.paused p on p.kind = 'submission' and p.id = s.submission_id
+    left join everyrun_queue.submission_loads own on own.submission_id = s.submission_id
+    left join everyrun_queue.workflow_loads whole on whole.workflow_id = s.workflow_id
     where c.state <> 'cut'
       and (c.submission_id = submission
            or (submission is null and c.state in ('waiting', 'sending', 'in_doubt', 'held')))
@@ -713,6 +979,7 @@ compared as (
                when q.submission_reason is not null then 'submission_paused'
                when q.redacted then 'secrets_removed'
                when q.not_before > now() then 'retry'
+               when q.max_open is not null then 'sending_window'
                else 'queued'
            end as waits_for,
            q.state in ('submitted', 'refused', 'cancelled') or (q.state <> 'held' and q.status <> l.status)
@@ -730,7 +997,7 @@ select c.chunk, c.submission_id, c.workflow_id, c.first_position, c.last_positio
        case c.waits_for when 'calling' then c.deadline when 'in_doubt' then c.deadline when 'retry' then c.not_before
                 when 'cancelling' then case when c.state = 'in_doubt' then c.deadline end end,
        case c.waits_for when 'workflow_paused' then c.workflow_reason when 'submission_paused' then c.submission_reason
-            else c.reason end,
+            when 'sending_window' then c.max_open else c.reason end,
        c.in_transit,
        case c.waits_for
            when 'unannounced' then c.created_at + interval '1 minute'

@@ -51,9 +51,9 @@ select submission_id from everyrun_queue.submissions where submission_id = any (
 -- the recovery. The key then belongs to the submission of the repeated upload.
 insert into everyrun_queue.submissions
     (submission_id, workflow_id, workflow_version, priority, expected, batches, content_hash, created_at, announced_at,
-     idempotency_key)
+     idempotency_key, max_open_inputs)
 select $1, $2, $3, $4, $5, $6, $7, $8, $8,
-       case when not exists (select from everyrun_queue.submissions where idempotency_key = $9) then $9 end
+       case when not exists (select from everyrun_queue.submissions where idempotency_key = $9) then $9 end, $10
 on conflict (submission_id) do nothing
 
 -- name: restore_chunk

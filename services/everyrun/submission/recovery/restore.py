@@ -61,6 +61,7 @@ async def restore_submissions(connection: Any, accepted: Iterable[events.Submiss
             bytes.fromhex(event.content_hash),
             instant(event.created_at),
             event.idempotency_key,
+            event.max_open_inputs,
         )
         if event.rules is not None:
             await insert_rules(connection, submission_id, event.rules)
