@@ -15,6 +15,7 @@ import pytest
 
 from everyrun.cli import bucket
 from everyrun.settings import Settings
+from everyrun.submission.retry.announce import announce_retries
 from tests.conftest import eventually
 from tests.contract.conftest import KEY, WORKFLOW, EmulatorProcess
 from tests.integration.buckets import LocalS3
@@ -107,6 +108,32 @@ async def test_an_object_that_is_gone_or_changed_is_refused_and_the_others_are_s
     assert "there is no object s3://invoices/in/2.pdf any more" in refused["in/2.pdf"]["failure_message"]
     assert {row["external_id"] for row in rows if row["status"] == "SUBMITTED"} == {f"in/{n}.pdf" for n in (0, 1, 3, 5)}
     assert "batch-in-doubt" not in await world.said()
+
+
+async def test_a_retry_presigns_again_and_needs_no_new_file(world: World, s3: LocalS3) -> None:
+    s3.put("in/changed.pdf", b"old")
+    (found,) = await asyncio.to_thread(listed, "s3://invoices/in")
+    await submit(world, of("in/late.pdf"), of("in/changed.pdf", etag=str(found.etag)))
+    s3.put("in/changed.pdf", b"new")
+    while await world.dispatcher.send_one():
+        pass
+    await world.project()
+    assert world.vendor.calls == []
+
+    submission_id = await world.pool.fetchval("select submission_id from everyrun_queue.submissions")
+    s3.put("in/late.pdf", b"here")
+    new = {"id": "in/changed.pdf", "file": {"object": "s3://invoices/in/changed.pdf"}}
+    body = {"reason": "uploaded", "filter": {"statuses": ["REFUSED"]}, "files": [new]}
+    answer = await world.api.post(f"/v1/submissions/{submission_id}/retries", json=body)
+    assert answer.status_code == 202, answer.text
+    await announce_retries(world.pool, world.producer, asyncio.Event())
+    while await world.dispatcher.send_one():
+        pass
+    links = [given["file"]["url"] for call in world.vendor.calls for given in call["inputs"]]
+    async with httpx.AsyncClient() as http:
+        assert sorted([(await http.get(link)).text for link in links]) == ["here", "new"]
+    await world.project()
+    assert {row["status"] for row in await world.pool.fetch("select status from everyrun.results")} == {"SUBMITTED"}
 
 
 async def test_missing_credentials_pause_the_submission_until_they_are_there(
