@@ -83,6 +83,8 @@ async def test_every_attempt_gets_fresh_links_that_work_and_are_stored_nowhere(w
     await world.project()
     files = [json.loads(row["file"]) for row in await world.pool.fetch("select file::text from everyrun.results")]
     assert sorted(file["object"] for file in files) == sorted(f"s3://invoices/{key}" for key in KEYS)
+    flat = await world.pool.fetch("select file_url from everyrun.flat_results")
+    assert sorted(row["file_url"] for row in flat) == sorted(f"s3://invoices/{key}" for key in KEYS)
     logged = json.dumps([event for event, _ in await read_topic(world.settings, "batches")])
     queued = str(await world.pool.fetch("select * from everyrun_queue.inputs"))
     for text in (logged, queued):

@@ -133,7 +133,7 @@ comment on column results.batch_id is
 comment on column results.position is 'Position of the input in its submission. The first input is 1.';
 comment on column results.chunk is 'The chunk that was sent in the attempt (see the column attempt).';
 comment on column results.attempt is 'Number of the attempt that started the current run. If no run is known: of the attempt that Extend accepted or refused, or after which the chunk was cancelled. 0 if it was cancelled before the first attempt, or if a new try waits to be sent.';
-comment on column results.file is 'The file as it was submitted. The query string of its URL and its password are removed.';
+comment on column results.file is 'The file as it was submitted. The query string of its URL and its password are removed. An object in a bucket has its address and its ETag.';
 comment on column results.run_id is 'Id of the current run: the run whose state this row shows. Null if no run is known yet.';
 comment on column results.status is
     'WAITING (a new try waits to be sent; see everyrun_queue.unsent), SUBMITTED (accepted, but no run is known yet), REFUSED, CANCELLED without a run (cancelled before Extend accepted it), or Extend''s status of the current run: PENDING, PROCESSING, CANCELLING, NEEDS_REVIEW, PROCESSED, FAILED, CANCELLED, REJECTED.';
@@ -437,7 +437,7 @@ comment on column extractions.value is
 
 create view flat_results as
 select r.input_id, r.external_id, r.submission_id, s.workflow_id, s.workflow_version, r.batch_id, r.position,
-       r.file ->> 'name' as file_name, r.file ->> 'url' as file_url, r.file ->> 'id' as file_id, r.metadata,
+       r.file ->> 'name' as file_name, coalesce(r.file ->> 'url', r.file ->> 'object') as file_url, r.file ->> 'id' as file_id, r.metadata,
        r.status, r.status in ('PROCESSED', 'FAILED', 'CANCELLED', 'REJECTED', 'REFUSED') as settled,
        r.failure_reason, r.failure_message, r.run_id,
        coalesce(substring(r.chunk from '-r([1-9][0-9]{0,3})(?:-|$)')::int, 0) as retry, r.credits, r.source,
@@ -456,7 +456,7 @@ comment on column flat_results.workflow_version is 'The requested version of the
 comment on column flat_results.batch_id is 'Extend''s batchId. Null if the input was refused.';
 comment on column flat_results.position is 'Position of the input in its submission. The first input is 1.';
 comment on column flat_results.file_name is 'The name of the file. Null if none was given.';
-comment on column flat_results.file_url is 'The URL of the file, without its query string. Null if the file was not given as a URL.';
+comment on column flat_results.file_url is 'The URL of the file, without its query string, or the address of an object in a bucket (s3://BUCKET/KEY). Null if the file was given otherwise.';
 comment on column flat_results.file_id is 'Extend''s id of an uploaded file. Null if the file was given otherwise.';
 comment on column flat_results.metadata is 'The metadata as it was submitted. Take a field as text with metadata ->> ''field''.';
 comment on column flat_results.status is 'The status, as in results.';
