@@ -14,7 +14,7 @@ import unicodedata
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, Field, FilePath, SecretStr, ValidationError, field_validator
+from pydantic import AliasChoices, Field, FilePath, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from everyrun.errors import Invalid
@@ -132,6 +132,11 @@ class Settings(BaseSettings):
     )
     replay_listen: str = Field("127.0.0.1:8806", description="Address (host:port) on which the replay service listens.")
     notifier_listen: str = Field("127.0.0.1:8807", description="Address (host:port) on which the notifier listens.")
+    dropin_listen: str = Field(
+        "",
+        description="Address (host:port) on which the submission service serves Extend's own paths, for programs that "
+        "use Extend's SDK. Default: none.",
+    )
     keep_alive: int = Field(
         75,
         ge=1,
@@ -235,6 +240,13 @@ class Settings(BaseSettings):
         ge=0,
         description="How long after the upload the queue keeps the presigned URLs and passwords of a submission that "
         "has not settled. After that, unsent inputs that need them must be submitted again.",
+    )
+
+    dropin_wait: float = Field(
+        3.0,
+        ge=0,
+        description="How long an answer to a batch that Extend's SDK sends to Everyrun waits for Extend to accept or "
+        "refuse the batch. After that, the caller gets a batchId of Everyrun's.",
     )
 
     # --- bridge
@@ -449,9 +461,12 @@ class Settings(BaseSettings):
         "reconciler_listen",
         "replay_listen",
         "notifier_listen",
+        "dropin_listen",
     )
     @classmethod
-    def _host_and_port(cls, value: str) -> str:
+    def _host_and_port(cls, value: str, info: ValidationInfo) -> str:
+        if not value and info.field_name == "dropin_listen":
+            return value
         host, colon, port = value.rpartition(":")
         if not colon or not host or not port.isdigit() or not 0 <= int(port) <= 65535:
             raise ValueError("must be host:port, for example 127.0.0.1:8801")

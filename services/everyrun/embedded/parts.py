@@ -49,7 +49,7 @@ def ports_needed(options: Options, *, own_kafka: bool, own_postgres: bool) -> li
     names += ["postgres"] if own_postgres else []
     names += [] if options.extend else ["emulator"]
     # Include the services that are not started, because the settings name the addresses of all services.
-    return [*names, *SERVICES, *processors(options)]
+    return [*names, *SERVICES, "dropin", *processors(options)]
 
 
 def processors(options: Options) -> list[str]:
@@ -113,6 +113,7 @@ def service_env(
         env["EVERYRUN_KAFKA_SECURITY_PROTOCOL"] = "PLAINTEXT"
     for service in SERVICES:
         env[f"EVERYRUN_{service.upper()}_LISTEN"] = f"127.0.0.1:{ports[service]}"
+    env["EVERYRUN_DROPIN_LISTEN"] = f"127.0.0.1:{ports['dropin']}"
     if options.plan is not None or not options.extend:
         env["EVERYRUN_PLAN"] = options.plan or "enterprise"
     if not options.extend:

@@ -237,6 +237,7 @@ class Stack:
         self.endpoints |= {
             **{f"{name}_url": parts.url(self._state, name) for name in parts.SERVICES},
             "processor_urls": ",".join(parts.url(self._state, name) for name in parts.processors(self._options)),
+            "dropin_url": parts.url(self._state, "dropin"),
             "emulator_url": emulator,
             "api_token": self._state["api_token"],
             "extend_api_key": self._settings.extend_api_key.get_secret_value()

@@ -70,6 +70,8 @@ TABLES = {
     "everyrun_queue.chunks": Table("submission", ("reconciler", "query", "doctor")),
     "everyrun_queue.synced_objects": Table("submission"),
     "everyrun_queue.adopted": Table("submission"),
+    "everyrun_queue.dropin_batches": Table("submission"),
+    "everyrun_queue.deleted_runs": Table("submission"),
     "everyrun_queue.paused": Table("submission"),
     "everyrun_queue.cancellations": Table("submission"),
     "everyrun_queue.cancelled_runs": Table("submission"),

@@ -12,6 +12,7 @@ from fastapi import FastAPI
 
 from everyrun.extend.budget import shared
 from everyrun.extend.client import Extend
+from everyrun.extend.forward import Forwarder
 from everyrun.extend.installation_binding import PART, wait_until_bound
 from everyrun.extend.metrics import count_requests
 from everyrun.health import Health
@@ -31,6 +32,10 @@ from everyrun.submission.dispatch.dispatcher import UNAVAILABLE, Dispatcher
 from everyrun.submission.dispatch.object_links import ObjectLinks
 from everyrun.submission.dispatch.resolver import Resolver
 from everyrun.submission.dispatch.transitions import Transitions
+from everyrun.submission.dropin.app import DropIn, StartingDropIn
+from everyrun.submission.dropin.batches import Batches
+from everyrun.submission.dropin.forwarding import Forwarding
+from everyrun.submission.dropin.runs import Runs
 from everyrun.submission.intake.workflows import Workflows
 from everyrun.submission.metrics import Metrics
 from everyrun.submission.recovery.queue_recovery import QueueRecovery
@@ -59,6 +64,7 @@ class Service:
     announcer: Announcer
     settled: SettledInputs
     uploads: Uploads
+    workflows: Workflows
     api: FastAPI
 
 
@@ -70,7 +76,7 @@ def wire(settings: Settings, pool: asyncpg.Pool, extend: Extend, log: Log, insta
     dispatcher = Dispatcher(settings, pool, extend, log, installation, recovery, transitions, links)
     doubts = Doubts(pool, extend, recovery, transitions, installation)
     announcer = Announcer(pool, log, dispatcher.wake)
-    uploads, wake_canceller = Uploads(), asyncio.Event()
+    uploads, workflows, wake_canceller = Uploads(), Workflows(extend), asyncio.Event()
     return Service(
         recovery,
         transitions,
@@ -81,6 +87,7 @@ def wire(settings: Settings, pool: asyncpg.Pool, extend: Extend, log: Log, insta
         announcer,
         SettledInputs(settings, pool, dispatcher.wake),
         uploads,
+        workflows,
         submission_api(
             settings,
             pool,
@@ -89,12 +96,19 @@ def wire(settings: Settings, pool: asyncpg.Pool, extend: Extend, log: Log, insta
             doubts,
             recovery,
             uploads,
-            Workflows(extend),
+            workflows,
             extend,
             links,
             wake_canceller,
         ),
     )
+
+
+def wire_dropin(settings: Settings, pool: asyncpg.Pool, service: Service, forwarder: Forwarder, log: Log) -> DropIn:
+    """Return the drop-in endpoint, connected to the parts of the service."""
+    runs = Runs(pool)
+    batches = Batches(settings, pool, service.recovery, service.workflows, service.announcer.wake)
+    return DropIn(settings, pool, batches, runs, Forwarding(forwarder, runs, log, settings.upload_max_bytes))
 
 
 async def run_periodically(
@@ -152,10 +166,14 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
     # Without Kafka the running service still accepts submissions: Postgres keeps them until they can be announced and
     # sent. But a starting service needs Kafka, because a restored queue learns from the log what it lost.
     health = Health(PART, "database", at_start=("topics", "kafka", "log_position"))
-    starting, metrics = StartingApp(health), Metrics()
+    starting, metrics, dropin = StartingApp(health), Metrics(), StartingDropIn(health)
     async with AsyncExitStack() as server, AsyncExitStack() as stack:
         app = with_health(health, starting, metrics.registry)
         await server.enter_async_context(http_server(settings.submission_listen, app, keep_alive=settings.keep_alive))
+        if settings.dropin_listen:
+            await server.enter_async_context(
+                http_server(settings.dropin_listen, dropin, keep_alive=settings.keep_alive)
+            )
         # The API is served only after the binding is checked. Otherwise it could accept inputs that are meant for
         # another Extend.
         await wait_until_bound(settings, health)
@@ -163,12 +181,14 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
         extend = await stack.enter_async_context(Extend(settings, budget=shared(settings)))
         await topics.wait_until_valid(settings, health)
         producer = await stack.enter_async_context(Producer(settings, compression="zstd"))
+        forwarder = await stack.enter_async_context(Forwarder(settings, extend))
         service = wire(settings, pool, extend, producer, await pool.fetchval(_sql["installation"]))
         count_requests(metrics.registry, extend.sent)
         metrics.add_uploads(service.uploads)
         # On exit, requests in progress end before the pool and the producer that they use are closed.
         stack.push_async_callback(server.aclose)
         starting.app = service.api
+        dropin.app = wire_dropin(settings, pool, service, forwarder, producer)
         health.ready("database")
         await _until_caught_up(service.recovery, health)
         announcer = service.announcer

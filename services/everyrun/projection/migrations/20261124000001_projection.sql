@@ -153,6 +153,8 @@ comment on column results.metadata is 'The metadata as it was submitted. The met
 comment on column results.run is 'The current run: the complete WorkflowRun that Extend returned. Only Everyrun''s reserved metadata key is removed.';
 comment on column results.version is 'Version of the row''s state. Of two states of the row, the newer one has the greater version. Compare versions as text, with collate "C".';
 create index results_run on results (run_id);
+-- For pages of the runs of a batch, the run that changed last first.
+create index results_batch on results (batch_id, observed_at, run_id) where run_id is not null;
 -- Holds few rows: the ones that people list.
 create index results_not_processed on results (submission_id, status, input_id)
     where status not in ('PROCESSED', 'SUBMITTED', 'PENDING', 'PROCESSING');

@@ -26,7 +26,8 @@ where chunk = $1 and attempt = $2 and state = 'sending' and owner = $3 and deadl
   and cancellation is null and everyrun_queue.incarnation() = $5
 
 -- name: lock_chunk
-select everyrun_queue.incarnation() as incarnation, c.chunk, c.submission_id, c.state, c.attempt, c.resends, c.deadline, c.owner, c.announced, c.batch_id, c.reason,
+-- whole: true if the submission came through the drop-in endpoint, whose callers expect Extend's behavior.
+select everyrun_queue.incarnation() as incarnation, coalesce(s.idempotency_key like 'dropin/%', false) as whole, c.chunk, c.submission_id, c.state, c.attempt, c.resends, c.deadline, c.owner, c.announced, c.batch_id, c.reason,
        c.files_lost, c.cancellation, s.workflow_id, s.workflow_version, s.priority, c.first_position, c.last_position
 from everyrun_queue.chunks c join everyrun_queue.submissions s using (submission_id)
 where c.chunk = $1

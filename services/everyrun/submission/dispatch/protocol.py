@@ -59,6 +59,8 @@ class ChunkState(msgspec.Struct, frozen=True):
     - ``cancelling``: the id of the cancellation that a person requested, or None. No new attempt of such a chunk
       begins. If no attempt turns out to be accepted, the chunk becomes cancelled. A waiting chunk can have a
       cancellation of only some of its inputs. It is then cut.
+    - ``whole``: true if the chunk is not cut when Extend refuses it, because its caller expects that Extend accepts or
+      refuses all inputs together.
     """
 
     state: StateName
@@ -71,6 +73,7 @@ class ChunkState(msgspec.Struct, frozen=True):
     announced: bool = False
     files_lost: bool = False
     cancelling: str | None = None
+    whole: bool = False
 
 
 class Claimed(msgspec.Struct, frozen=True):
@@ -355,7 +358,7 @@ def _ended(chunk: ChunkState, outcome: Verdict | Expired | Unannounced) -> Step:
         case Refused() if chunk.size > 1 and chunk.cancelling:
             # Parts would have to be cancelled at once, so the chunk is not cut.
             return Step(replace(chunk, state="waiting"))
-        case Refused() if chunk.size > 1:
+        case Refused() if chunk.size > 1 and not chunk.whole:
             # Extend accepted none of the inputs, and it is not known which of them it refuses.
             reason = f"refused, and cut: {outcome.status} {outcome.code}: {outcome.message}"
             after = replace(chunk, state="cut", reason=reason)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import asyncpg
 import msgspec
+from msgspec.structs import replace
 
 from everyrun.errors import NotFound
 from everyrun.failpoints import hit
@@ -163,7 +164,7 @@ class Transitions:
                 raise UnknownChunkError(f"there is no chunk {chunk}")
             if incarnation is not None and locked["incarnation"] != incarnation:
                 raise NotPossibleError("the database changed since the claim")
-            row, before = ChunkRow.of(locked), chunk_state(locked)
+            row, before = ChunkRow.of(locked), replace(chunk_state(locked), whole=locked["whole"])
             done = step(before, trigger)
             if done.events and not published:
                 with_inputs = any(event.kind in event_records.WITH_INPUTS for event in done.events)

@@ -18,6 +18,7 @@ from everyrun.store.sql import beside
 from everyrun.submission.chunks import Cutter, chunk_id, chunk_size
 from everyrun.submission.ids import new_submission_id
 from everyrun.submission.intake.parse import Row, RowGroup
+from everyrun.submission.intake.recent_key import Recent, key_of
 from everyrun.submission.intake.refill import refill
 from everyrun.submission.intake.rows import BadRow, GoodRow, check_row, duplicate_id, redacted_json
 from everyrun.submission.retry.rules import insert_rules
@@ -102,6 +103,7 @@ async def accept_submission(
     rules: SubmissionRules | None = None,
     also: Callable[[Any, str], Awaitable[None]] | None = None,
     max_open_inputs: int | None = None,
+    recent: Recent | None = None,
 ) -> AcceptedSubmission:
     """Check and store every row. When this returns, the queue holds the submission and its chunks.
 
@@ -111,7 +113,7 @@ async def accept_submission(
     If ``once`` is true, rows that were submitted before under another key raise SubmittedBeforeError. ``rules`` say
     what Everyrun does by itself if inputs fail. ``also`` is awaited in the transaction of a new submission, with the
     connection and the submission's id. At most ``max_open_inputs`` inputs of the submission are open at Extend at the
-    same time.
+    same time. ``recent`` names another key of the same upload; of two such uploads at once, one waits for the other.
 
     Raises BadRowsError, IdempotencyConflictError, QueueReplacedError, SubmittedBeforeError, and the errors of reading
     ``rows``. In all these cases nothing is stored. Memory use does not grow with the size of the upload.
@@ -124,9 +126,8 @@ async def accept_submission(
                 await intake.copy(connection, rows)
                 if incarnation not in (None, await connection.fetchval(_sql["incarnation"])):
                     raise QueueReplacedError
-                accepted = await intake.finish(
-                    connection, workflow_id, workflow_version, priority, idempotency_key, once
-                )
+                key = await key_of(connection, idempotency_key, recent)
+                accepted = await intake.finish(connection, workflow_id, workflow_version, priority, key, once)
                 if rules is not None:
                     await insert_rules(connection, accepted.submission_id, rules)
                 if also is not None and accepted.submission_id == intake.submission_id:

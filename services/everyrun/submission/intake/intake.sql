@@ -9,6 +9,13 @@ from everyrun_queue.submissions s where idempotency_key = $1
 -- name: lock_by_idempotency_key
 select submission_id from everyrun_queue.submissions where idempotency_key = $1 for update
 
+-- name: lock_key
+-- The lock is held until the end of the transaction.
+select pg_advisory_xact_lock(hashtextextended('everyrun_queue.key/' || $1::text, 0))
+
+-- name: recent_key
+select idempotency_key from everyrun_queue.submissions where idempotency_key = $1 and created_at > $2
+
 -- name: lock_content
 -- The lock is held until the end of the transaction. If two equal uploads are accepted at once, the second waits for
 -- the lock, and then finds the submission of the first.

@@ -275,6 +275,25 @@ comment on column everyrun_queue.adopted.attempt is 'Number of the attempt (call
 comment on column everyrun_queue.adopted.batch_id is 'Extend''s batchId of the batch that the attempt started.';
 comment on table everyrun_queue.adopted is 'Attempts that were in doubt until Everyrun found a run that proves that Extend accepted them.';
 
+create table everyrun_queue.dropin_batches (
+    submission_id text collate "C" primary key,
+    batch_id text collate "C" not null unique
+);
+comment on table everyrun_queue.dropin_batches is 'One row per submission that was accepted by the drop-in endpoint and answered with a batchId.';
+comment on column everyrun_queue.dropin_batches.submission_id is 'The submission.';
+comment on column everyrun_queue.dropin_batches.batch_id is
+    'The batchId that the caller got. It is that of Extend if Extend had accepted the whole submission as one batch before the answer. Otherwise it is batch_ and the last 26 characters of the submission id.';
+
+create table everyrun_queue.deleted_runs (
+    run_id text collate "C" primary key,
+    deleted_by text not null,
+    deleted_at timestamptz not null default now()
+);
+comment on table everyrun_queue.deleted_runs is 'Runs that were deleted at Extend through the drop-in endpoint, which no longer shows them. The result tables keep them.';
+comment on column everyrun_queue.deleted_runs.run_id is 'Extend''s id of the run.';
+comment on column everyrun_queue.deleted_runs.deleted_by is 'The name of the token with which the run was deleted.';
+comment on column everyrun_queue.deleted_runs.deleted_at is 'When the run was deleted.';
+
 create unlogged table everyrun_queue.budgets (
     category text primary key,
     free_at timestamptz not null
