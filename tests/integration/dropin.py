@@ -49,7 +49,7 @@ class DropIn:
             **env,
         }
         self.services: list[ServiceProcess] = []
-        self.url = ""
+        self.url = self.second = ""
         now(self._prepare())
 
     async def _prepare(self) -> None:

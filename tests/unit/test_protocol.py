@@ -48,6 +48,11 @@ def test_a_refused_chunk_of_several_inputs_is_cut_and_of_one_is_refused() -> Non
     assert done.pause is None
 
 
+def test_a_chunk_whose_caller_expects_all_or_nothing_is_refused_as_a_whole() -> None:
+    done = step(claimed(5, whole=True), Answered(1, replace(REFUSED, named=(1,))))
+    assert (done.after.state, done.events, done.parts) == ("refused", (StepEvent("batch-rejected", 1),), ())
+
+
 @pytest.mark.parametrize("size", [1, 5])
 def test_a_chunk_with_an_earlier_doubt_is_neither_cut_nor_refused(size: int) -> None:
     done = step(claimed(size, resends=1), Answered(1, REFUSED))

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import asyncpg
 
 from everyrun.store.sql import beside
-from everyrun.submission.dropin.extend_form import submission_of
+from everyrun.submission.dropin.extend_form import Problem, submission_of
 from everyrun.submission.dropin.listing import InTables, ListQuery, summary
 
 _sql = beside(__file__, "runs.sql")
@@ -94,7 +94,7 @@ class Runs:
         ]
         run_id = after.run_id if after else None
         if query.sort_by == "updatedAt" and query.descending:
-            moment = datetime.fromisoformat(after.moment) if after else None
+            moment = _moment(after.moment) if after else None
             rows = await self._pool.fetch(_sql["newest"], *arguments, moment, run_id)
         else:
             text = after.moment if after else None
@@ -119,6 +119,13 @@ class Runs:
     async def save_deleted(self, run_id: str, by: str) -> None:
         """Show the run no longer, because a caller deleted it at Extend."""
         await self._pool.execute(_sql["save_deleted"], run_id, by)
+
+
+def _moment(text: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        raise Problem(400, "nextPageToken: is not valid") from None
 
 
 def _text(moment: datetime | str) -> str:
