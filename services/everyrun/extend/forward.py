@@ -160,7 +160,7 @@ class Forwarder:
             raise TooManyRequestsError(f"too many {category} requests that Everyrun must send on to Extend")
         try:
             async with asyncio.timeout(_TURN_WITHIN):
-                await self._extend.budget(category)
+                await self._extend.wait_for_turn(category)
         except TimeoutError:
             raise TooManyRequestsError(f"the budget for {category} requests to Extend is used up") from None
 
