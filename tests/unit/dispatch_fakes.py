@@ -82,6 +82,7 @@ class FakeQueue:
                 "reason": None,
                 "files_lost": False,
                 "cancellation": None,
+                "whole": False,
                 "owner": None,
                 "announced": 0,
                 "deadline": None,

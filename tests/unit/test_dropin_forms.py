@@ -20,7 +20,7 @@ from everyrun.submission.dropin.listing import (
     run_shown,
     summary,
 )
-from everyrun.submission.intake.accept import new_submission_id
+from everyrun.submission.ids import new_submission_id
 from everyrun.submission.intake.rows import GoodRow, check_row
 
 RUN = {

@@ -48,9 +48,9 @@ from everyrun.submission.intake.accept import (
     QueueReplacedError,
     SubmittedBeforeError,
     accept_submission,
-    is_known,
 )
 from everyrun.submission.intake.batch_registration import RunSource
+from everyrun.submission.intake.idempotency import is_known
 from everyrun.submission.intake.workflows import Workflows
 from everyrun.submission.recovery.queue_recovery import NotCaughtUpError, QueueRecovery, require_restored
 

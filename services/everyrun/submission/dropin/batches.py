@@ -23,10 +23,9 @@ from everyrun.submission.intake.accept import (
     IdempotencyConflictError,
     QueueReplacedError,
     accept_submission,
-    is_known,
 )
+from everyrun.submission.intake.idempotency import Recent, is_known
 from everyrun.submission.intake.parse import RowGroup
-from everyrun.submission.intake.recent_key import Recent
 from everyrun.submission.intake.workflows import UnknownVersionError, UnknownWorkflowError, Workflows
 from everyrun.submission.recovery.queue_recovery import NotCaughtUpError, QueueRecovery, require_restored
 

@@ -17,8 +17,8 @@ from everyrun.settings import Settings
 from everyrun.store.sql import beside
 from everyrun.submission.chunks import Cutter, chunk_id, chunk_size
 from everyrun.submission.ids import new_submission_id
+from everyrun.submission.intake.idempotency import Recent, key_of
 from everyrun.submission.intake.parse import Row, RowGroup
-from everyrun.submission.intake.recent_key import Recent, key_of
 from everyrun.submission.intake.refill import refill
 from everyrun.submission.intake.rows import BadRow, GoodRow, check_row, duplicate_id, redacted_json
 from everyrun.submission.retry.rules import insert_rules
@@ -82,11 +82,6 @@ class _AcceptedBeforeError(Exception):
 
     def __init__(self, accepted: AcceptedSubmission) -> None:
         self.accepted = accepted
-
-
-async def is_known(pool: asyncpg.Pool, idempotency_key: str) -> bool:
-    """Return True if a submission with this Idempotency-Key was accepted before."""
-    return await pool.fetchrow(_sql["by_idempotency_key"], idempotency_key) is not None
 
 
 async def accept_submission(

@@ -1,9 +1,11 @@
-"""Recognize an upload that repeats a recent one, although its Idempotency-Key contains the time."""
+"""Recognize repeated uploads by their Idempotency-Key, even if the key contains the time."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
+
+import asyncpg
 
 from everyrun.store.sql import beside
 
@@ -20,6 +22,11 @@ class Recent(NamedTuple):
     lock: str
     earlier_key: str
     seconds: float
+
+
+async def is_known(pool: asyncpg.Pool, idempotency_key: str) -> bool:
+    """Return True if a submission with this Idempotency-Key was accepted before."""
+    return await pool.fetchrow(_sql["by_idempotency_key"], idempotency_key) is not None
 
 
 async def key_of(connection: Any, key: str | None, recent: Recent | None) -> str | None:
