@@ -18,7 +18,9 @@ from everyrun.embedded.parts import (
 )
 
 STATE = {
-    "ports": {name: 20_000 + n for n, name in enumerate(("emulator", *SERVICES, "processor-0", "processor-1"))},
+    "ports": {
+        name: 20_000 + n for n, name in enumerate(("emulator", *SERVICES, "processor-0", "processor-1", "dropin"))
+    },
     "api_token": "ert_1",
     "extend_api_key": "sk_1",
     "workflow_id": "workflow_1",
@@ -107,4 +109,4 @@ def test_a_part_that_is_replaced_needs_no_port() -> None:
     everything = ports_needed(Options(processors=2), own_kafka=True, own_postgres=True)
     assert {"kafka", "kafka-controller", "postgres", "emulator", "processor-1"} < set(everything)
     least = ports_needed(Options(extend=True), own_kafka=False, own_postgres=False)
-    assert set(least) == {*SERVICES, "processor-0"}
+    assert set(least) == {*SERVICES, "dropin", "processor-0"}

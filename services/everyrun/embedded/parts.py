@@ -48,7 +48,8 @@ def ports_needed(options: Options, *, own_kafka: bool, own_postgres: bool) -> li
     names = ["kafka", "kafka-controller"] if own_kafka else []
     names += ["postgres"] if own_postgres else []
     names += [] if options.extend else ["emulator"]
-    # Include the services that are not started, because the settings name the addresses of all services.
+    # Include the services that are not started, because the settings name the addresses of all services. The drop-in
+    # endpoint is a second address of the submission service.
     return [*names, *SERVICES, "dropin", *processors(options)]
 
 
