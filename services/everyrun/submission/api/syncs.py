@@ -29,8 +29,8 @@ from everyrun.submission.intake.accept import (
     IdempotencyConflictError,
     QueueReplacedError,
     accept_submission,
-    is_known,
 )
+from everyrun.submission.intake.idempotency import is_known
 from everyrun.submission.intake.workflows import Workflows
 from everyrun.submission.recovery.queue_recovery import NotCaughtUpError, QueueRecovery, require_restored
 
