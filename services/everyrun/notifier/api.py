@@ -73,7 +73,7 @@ class Resend(BaseModel):
 
 
 def notifier_api(settings: Settings, pool: asyncpg.Pool, transport: Transport, wake: Callable[[], None]) -> FastAPI:
-    """Build the API. ``wake`` is called when deliveries have become due."""
+    """Build the API. ``wake`` is called when a receiver was changed, or when deliveries have become due."""
     title = "Add receivers of events, and see, resend and test their deliveries."
     app = api("Everyrun notifier", title, settings, pool)
     receivers = Receivers(settings, pool)
@@ -92,6 +92,7 @@ def notifier_api(settings: Settings, pool: asyncpg.Pool, transport: Transport, w
                 f"Kafka does not answer, so it is unknown where the log ends; retry later ({type(error).__name__})"
             )
             raise ApiError(503, "UNAVAILABLE", message) from None
+        wake()
         return {"receiver": await receivers.one(receiver_id), "secret": secret}
 
     @app.get("/v1/receivers", dependencies=operate)
@@ -111,6 +112,7 @@ def notifier_api(settings: Settings, pool: asyncpg.Pool, transport: Transport, w
     async def remove(request: Request, receiver_id: str, by: _By = "") -> dict[str, Any]:
         """Remove a receiver. Its waiting deliveries are not sent."""
         waiting = await receivers.remove(_printable(receiver_id), _decider(request, by))
+        wake()
         return {"receiver_id": receiver_id, "waiting": waiting}
 
     @app.post("/v1/receivers/{receiver_id}/pause", dependencies=operate)
@@ -118,6 +120,7 @@ def notifier_api(settings: Settings, pool: asyncpg.Pool, transport: Transport, w
     async def pause(request: Request, receiver_id: str, by: _By = "") -> dict[str, Any]:
         """Pause a receiver: its deliveries wait, and are given up if they wait longer than they would be retried."""
         await receivers.pause(_printable(receiver_id), _decider(request, by))
+        wake()
         return await receivers.one(receiver_id)
 
     @app.post("/v1/receivers/{receiver_id}/resume", dependencies=operate)
@@ -139,6 +142,7 @@ def notifier_api(settings: Settings, pool: asyncpg.Pool, transport: Transport, w
         secret, until = await receivers.rotate(
             _printable(receiver_id), rotation.secret, rotation.overlap_seconds, _decider(request, by)
         )
+        wake()
         previous_until = None if until is None else until.isoformat()
         return {"receiver_id": receiver_id, "secret": secret, "previous_until": previous_until}
 

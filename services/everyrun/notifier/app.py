@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from contextlib import AsyncExitStack
 
 import asyncpg
@@ -26,8 +27,11 @@ _log = log(__name__)
 _UNAVAILABLE = (*POSTGRES_AWAY, KafkaError, OtherLogError)
 #: Seconds that requests in progress get when the service stops.
 _STOP_WITHIN = 5.0
-#: Seconds between two clean-ups, two updates of the metrics, and two looks for the first receiver.
-_CLEAN_EVERY, _COUNT_EVERY, _LOOK_EVERY = 60.0, 15.0, 1.0
+#: Seconds between two clean-ups, and between two updates of the metrics.
+_CLEAN_EVERY, _COUNT_EVERY = 60.0, 15.0
+#: Seconds between two looks for the first receiver and for changes to publish. What this process changes is noticed at
+#: once; the looks are for what other processes change, and for changes that could not be published.
+_LOOK_EVERY = 5.0
 
 
 async def _pool(settings: Settings, health: Health) -> asyncpg.Pool:
@@ -39,7 +43,13 @@ async def _pool(settings: Settings, health: Health) -> asyncpg.Pool:
             await asyncio.sleep(0.5)
 
 
-async def _read(settings: Settings, planner: Planner, health: Health) -> None:
+async def _wait(wake: asyncio.Event) -> None:
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(wake.wait(), _LOOK_EVERY)
+    wake.clear()
+
+
+async def _read(settings: Settings, planner: Planner, health: Health, wake: asyncio.Event) -> None:
     """Read the log whenever there are receivers. While Kafka or Postgres is unavailable, retry."""
     await topics.wait_until_valid(settings, health)
     health.ready("reading")
@@ -52,7 +62,9 @@ async def _read(settings: Settings, planner: Planner, health: Health) -> None:
             _log.warning("cannot read the log; will retry", error=f"{type(error).__name__}: {error}")
             if not is_slow(error):
                 health.not_ready("reading", f"{type(error).__name__}: {error}")
-        await asyncio.sleep(_LOOK_EVERY)
+            await asyncio.sleep(1.0)
+            continue
+        await _wait(wake)
 
 
 async def _send(sender: Sender, health: Health) -> None:
@@ -67,14 +79,14 @@ async def _send(sender: Sender, health: Health) -> None:
         await asyncio.sleep(0.5)
 
 
-async def _publish(settings: Settings, pool: asyncpg.Pool) -> None:
+async def _publish(settings: Settings, pool: asyncpg.Pool, wake: asyncio.Event) -> None:
     """Publish what people change about receivers. While Kafka or Postgres is unavailable, retry."""
     while True:
         try:
             await publish_changes(settings, pool)
         except (*POSTGRES_AWAY, KafkaError) as error:
             _log.warning("cannot publish a change; will retry", error=f"{type(error).__name__}: {error}")
-        await asyncio.sleep(_LOOK_EVERY)
+        await _wait(wake)
 
 
 async def _tend(settings: Settings, pool: asyncpg.Pool, metrics: Metrics) -> None:
@@ -105,11 +117,17 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
         stack.push_async_callback(server.aclose)
         sender = Sender(settings, pool, transport, metrics)
         planner = Planner(settings, pool, sender.wake)
-        starting.app = notifier_api(settings, pool, transport, sender.wake.set)
-        reading = asyncio.create_task(_read(settings, planner, health))
+        wakes = (sender.wake, asyncio.Event(), asyncio.Event())
+
+        def wake() -> None:
+            for event in wakes:
+                event.set()
+
+        starting.app = notifier_api(settings, pool, transport, wake)
+        reading = asyncio.create_task(_read(settings, planner, health, wakes[1]))
         tasks = [
             asyncio.create_task(_send(sender, health)),
-            asyncio.create_task(_publish(settings, pool)),
+            asyncio.create_task(_publish(settings, pool, wakes[2])),
             asyncio.create_task(_tend(settings, pool, metrics)),
             asyncio.create_task(topics.keep_checking(settings, health)),
             asyncio.create_task(keep_probing(settings, health, "database", name="notifier")),

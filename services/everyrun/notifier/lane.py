@@ -108,13 +108,14 @@ class Lane:
         """Send until nothing is due. Raises asyncpg's errors; what was claimed is then sent again later."""
         try:
             while True:
+                # Store first, because failures decide how many requests may begin.
+                if self._ended:
+                    await self._store()
                 if (wanted := self._wanted()) > 0:
                     await self._claim(wanted)
                 self._start_requests()
                 await self._release()
-                if self._ended:
-                    await self._store()
-                elif self._wanted() <= 0:
+                if not self._ended and self._wanted() <= 0:
                     if not self._running:
                         return
                     await self._wake.wait()
@@ -170,7 +171,8 @@ class Lane:
         ended = task.result()
         self._ended.append(ended)
         self._usual += 0.1 * (max(ended.outcome.seconds, 0.001) - self._usual)
-        self._start_requests()
+        if ended.outcome.accepted:
+            self._start_requests()
 
     async def _send(self, claim: Claim) -> Ended:
         began = time.time()

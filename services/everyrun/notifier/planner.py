@@ -165,9 +165,10 @@ class Planner(ConsumerRebalanceListener):  # type: ignore[misc]
                 await held.execute(_sql["add_deliveries"], *map(list, pairs), self._settings.notify_retry_for)
             places = zip(*((self._names[part.topic], part.partition, end) for part, end in ends.items()), strict=True)
             await held.execute(_sql["advance"], *map(list, places), self._cluster_id)
-            hit("planner.before_commit")
-        hit("planner.after_commit")
+            if made:
+                hit("planner.before_commit")
         if made:
+            hit("planner.after_commit")
             self._wake_sender.set()
 
     async def _subscribers(self, held: Any) -> list[Subscriber]:

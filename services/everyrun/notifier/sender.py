@@ -19,8 +19,8 @@ from everyrun.telemetry import log
 
 _log = log(__name__)
 _sql = beside(__file__, "notifier.sql")
-#: Seconds between two looks for due deliveries, if nothing wakes the sender before.
-_EVERY = 1.0
+#: Seconds between two looks for due deliveries, if nothing wakes the sender before; and the same without receivers.
+_EVERY, _EVERY_WITHOUT = 1.0, 5.0
 
 
 class Sender:
@@ -39,13 +39,16 @@ class Sender:
     async def run(self) -> None:
         """Send forever. Raises asyncpg's errors."""
         while True:
-            await self.look()
+            has_receivers = await self.look()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.wake.wait(), _EVERY)
+                await asyncio.wait_for(self.wake.wait(), _EVERY if has_receivers else _EVERY_WITHOUT)
             self.wake.clear()
 
-    async def look(self) -> None:
-        """Start or wake the lane of each receiver with due deliveries. Raises asyncpg's errors."""
+    async def look(self) -> bool:
+        """Start or wake the lane of each receiver with due deliveries. Return False if there is no receiver.
+
+        Raises asyncpg's errors.
+        """
         rows = {row["receiver_id"]: row for row in await self._pool.fetch(_sql["receivers"])}
         for receiver_id in [each for each, task in self._tasks.items() if task.done()]:
             self._forget(receiver_id)
@@ -59,6 +62,7 @@ class Sender:
                 lane = Lane(self._settings, self._pool, self._transport, self._metrics, Receiver.of(row))
                 self._lanes[receiver_id] = lane
                 self._tasks[receiver_id] = asyncio.create_task(lane.run())
+        return bool(rows)
 
     def _forget(self, receiver_id: str) -> None:
         """Forget a lane that has ended. An error ends only this lane; the next look starts another."""
