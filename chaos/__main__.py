@@ -17,6 +17,7 @@ from rich.table import Table
 from chaos import outcomes, play_job, play_pair, play_processors, play_tool
 from chaos.cells import (
     ALL,
+    CANCEL_CELLS,
     INPUTS,
     MATRIX,
     PAIR_CELLS,
@@ -158,7 +159,7 @@ def _write_page(results: Path) -> None:
         _console.print(f"[dim]{PAGE} is unchanged: {len(missing)} cells of the matrix have not been played")
         return
     page = PAGE.read_text()
-    others = (*POINT_CELLS, *WORKER_CELLS, *RETRY_CELLS)
+    others = (*POINT_CELLS, *WORKER_CELLS, *RETRY_CELLS, *CANCEL_CELLS)
     parts = {"matrix": MATRIX, "pairs": PAIR_CELLS, "tools": TOOL_CELLS, "others": others}
     for name, cells in parts.items():
         names = {cell.name for cell in cells}

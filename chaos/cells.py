@@ -60,7 +60,8 @@ class Cell:
 
     ``point`` is a failpoint, ``workers`` a number of processors, ``pair`` two parts that are killed together, and
     ``tool`` the command that runs while parts are killed. If ``retried`` is true, a tenth of the inputs fails first,
-    these inputs are retried, and everything else happens to the retry.
+    these inputs are retried, and everything else happens to the retry. If ``cancelled`` is true, the job is cancelled
+    once Extend has some of its runs.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Cell:
     pair: tuple[str, ...] = ()
     tool: str = ""
     retried: bool = False
+    cancelled: bool = False
 
     def strikes(self, seed: int) -> list[Strike]:
         """Return the strikes at the part, which follow from the seed."""
@@ -139,11 +141,21 @@ MATRIX = (
 )
 
 
+#: At this failpoint, a chunk is cancelled that was not sent. So Extend accepts nothing in its cell.
+UNSENT = "cancel.after_produce"
+
+
 def _point_cell(point: str) -> Cell:
     part = point.partition(".")[0]
-    needs = {"adopt": "accept_then_timeout=0.6", "polling": "drop=0.5", "deliveries": "none"}
-    faults = needs.get(part, "drop=0.02,duplicate=0.1")
-    return Cell(f"point/{point}", f"kill -9 at {point}", faults, point=point, retried=part == "retry")
+    needs = {
+        "adopt": "accept_then_timeout=0.6",
+        "polling": "drop=0.5",
+        "deliveries": "none",
+        UNSENT: "submit_429=1",
+    }
+    faults = needs.get(point, needs.get(part, "drop=0.02,duplicate=0.1"))
+    what = f"kill -9 at {point}"
+    return Cell(f"point/{point}", what, faults, point=point, retried=part == "retry", cancelled=part == "cancel")
 
 
 #: The parts whose failpoints a job does not reach, because it has no receiver of notifications. The integration tests
@@ -192,11 +204,30 @@ RETRY_CELLS = (
         retried=True,
     ),
 )
+CANCEL_CELLS = (
+    *(
+        Cell(
+            f"cancel/{service}",
+            f"{service}: kill -9, three times during a cancellation",
+            part=part,
+            how="kill",
+            times=3,
+            cancelled=True,
+        )
+        for service, part in _SERVICES.items()
+    ),
+    Cell(
+        "cancel/timeout-after-accept",
+        "Extend accepts half of the batches of a cancelled job and never answers, and fails a fifth of its other calls",
+        "accept_then_timeout=0.5,write_429=0.1,write_5xx=0.1",
+        cancelled=True,
+    ),
+)
 TOOL_CELLS = tuple(
     Cell(f"audit/{tool}", f"everyrun {tool}: kill -9 of the command, Kafka and Postgres while it runs", tool=tool)
     for tool in ("rebuild", "audit", "as-of", "archive")
 )
-ALL = (*MATRIX, *POINT_CELLS, *WORKER_CELLS, *PAIR_CELLS, *RETRY_CELLS, *TOOL_CELLS)
+ALL = (*MATRIX, *POINT_CELLS, *WORKER_CELLS, *PAIR_CELLS, *RETRY_CELLS, *CANCEL_CELLS, *TOOL_CELLS)
 
 
 class NoSuchCellError(ValueError):

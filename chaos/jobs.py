@@ -75,6 +75,24 @@ async def retry(http: httpx.AsyncClient, endpoints: dict[str, str], submission_i
         await asyncio.sleep(0.2)
 
 
+async def cancel(http: httpx.AsyncClient, endpoints: dict[str, str], submission_id: str) -> None:
+    """Cancel the submission, until the request is answered. Raises JobError after a minute."""
+    deadline = time.monotonic() + _SUBMITTED_WITHIN
+    while True:
+        try:
+            answer = await http.post(
+                f"{endpoints['submission_url']}/v1/submissions/{submission_id}/cancellations", json={"reason": "chaos"}
+            )
+            if answer.status_code < 300:
+                return
+            why = answer.text
+        except httpx.TransportError as error:
+            why = f"{type(error).__name__} {error}"
+        if time.monotonic() > deadline:
+            raise job.JobError(f"the submission could not be cancelled: {why}")
+        await asyncio.sleep(0.2)
+
+
 async def settle(
     http: httpx.AsyncClient,
     endpoints: dict[str, str],

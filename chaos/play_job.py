@@ -34,6 +34,8 @@ async def play(
                 await trial.retry(submission_id)
             else:
                 striking = asyncio.create_task(strike_all(stage.stack, cell.strikes(seed)))
+            if cell.cancelled:
+                await trial.cancel(submission_id, deadline)
             await trial.settle(submission_id, deadline)
             await striking
             await trial.judge(submission_id, deadline)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from chaos import jobs, outcomes
-from chaos.cells import FAILING, Cell
+from chaos.cells import FAILING, UNSENT, Cell
 from chaos.log_witness import LogWitness
 from chaos.outcomes import Outcome
 from chaos.stage import Stage
 from chaos.strikes import all_ready
+from everyrun.cli.job import JobError
 
 #: Shows a line of progress.
 ShowProgress = Callable[[str], None]
@@ -56,6 +58,14 @@ class Trial:
         """Retry the failed inputs of the job, under the faults of the cell. Raises JobError."""
         await self.stage.faults(self.cell.faults)
         await jobs.retry(self.stage.http, self.stage.endpoints, submission_id)
+
+    async def cancel(self, submission_id: str, deadline: float) -> None:
+        """Cancel the job, once Extend has runs of it if it ever will. Raises JobError."""
+        while self.cell.point != UNSENT and await self.stage.runs() == self.runs_before:
+            if time.monotonic() > deadline:
+                raise JobError("Extend got no run of the job that is to be cancelled")
+            await asyncio.sleep(0.1)
+        await jobs.cancel(self.stage.http, self.stage.endpoints, submission_id)
 
     async def settle(self, submission_id: str, deadline: float) -> None:
         """Wait until no input of the job is open, or until the deadline (monotonic). Raises JobError."""

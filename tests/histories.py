@@ -67,7 +67,8 @@ def _chunk(
     for attempt in range(1, chance.choice((1, 1, 2, 3)) + 1):
         when, batch_id = number + attempt / 10, f"batch_{chance.randint(100, 999)}_{number}_{attempt}"
         records.append(batch_event(events.BatchRequested, submission, chunk, attempt, when, inputs=inputs))
-        fate = chance.choice(("accepted", "accepted", "accepted late", "refused", "returned", "discarded", "unknown"))
+        fates = ("accepted", "accepted", "accepted late", "refused", "returned", "discarded", "cancelled", "unknown")
+        fate = chance.choice(fates)
         if fate == "returned":
             records.append(batch_event(events.BatchReturned, submission, chunk, attempt, when, reason="429"))
             continue
@@ -87,6 +88,9 @@ def _chunk(
         if fate == "discarded":
             more = {"inputs": inputs, "by": "ann"}
             records.append(batch_event(events.DoubtDiscarded, submission, chunk, attempt, when, **more))
+        elif fate == "cancelled":
+            more = {"inputs": inputs, "by": "ann", "cancellation_id": "can_1"}
+            records.append(batch_event(events.BatchCancelled, submission, chunk, attempt, when, **more))
         else:
             records.append(batch_event(events.DoubtResent, submission, chunk, attempt, when, reason="window"))
         records += runs

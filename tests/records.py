@@ -61,7 +61,9 @@ def batch_event(kind: type, submission: str, chunk: str, attempt: int, when: flo
     names = {field.name for field in msgspec.structs.fields(kind)}
     sent = {"workflow_id": "workflow_1", "workflow_version": None, "priority": 90, "installation": INSTALLATION}
     times = {"deadline": at(when), "evidence": "answer", "resends": attempt, "by": None, "reason": "because"}
-    times |= dict.fromkeys(("submitted_at", "registered_at", "rejected_at", "adopted_at", "discarded_at"), at(when))
+    times |= dict.fromkeys(
+        ("submitted_at", "registered_at", "rejected_at", "adopted_at", "discarded_at", "cancelled_at"), at(when)
+    )
     given = {**{name: value for name, value in {**sent, **times}.items() if name in names}, **given}
     event = kind(**given)
     key = more["batch_id"] if kind is events.BatchRegistered else lineage(chunk)
@@ -169,9 +171,13 @@ def a_world(chance: random.Random, chunks: int = 3, inputs: int = 4, of: str = "
         chunk = f"{submission}.c{number + 1:05d}"
         given = [an_input(submission, number * inputs + n + 1) for n in range(inputs)]
         fates = ("answered", "refused", "twice", "returned", "unknown", "adopted", "named", "discarded", "too early")
-        fate = chance.choice(fates)
+        fate = chance.choice((*fates, "cancelled", "never sent"))
         accepted_attempts: list[tuple[int, str]] = []
         when = float(number)
+        cancelled = {"inputs": given, "by": "ann", "cancellation_id": "can_1"}
+        if fate == "never sent":
+            records.append(batch_event(events.BatchCancelled, submission, chunk, 0, when, **cancelled))
+            continue
         attempts = 2 if fate in ("twice", "returned", "adopted") else 1
         for attempt in range(1, attempts + 1):
             when += 0.5
@@ -194,6 +200,13 @@ def a_world(chance: random.Random, chunks: int = 3, inputs: int = 4, of: str = "
                 )
                 if fate == "discarded":
                     continue
+                accepted_attempts.append((attempt, batch_id))
+            elif fate == "cancelled":
+                records.append(batch_event(events.BatchInDoubt, submission, chunk, attempt, when, reason="time-out"))
+                records.append(batch_event(events.BatchCancelled, submission, chunk, attempt, when, **cancelled))
+                if chance.random() < 0.5:
+                    continue
+                # A run of the call appears late.
                 accepted_attempts.append((attempt, batch_id))
             elif fate == "named":
                 named = {"batch_id": batch_id, "inputs": given, "by": "ann"}
@@ -218,6 +231,17 @@ def a_world(chance: random.Random, chunks: int = 3, inputs: int = 4, of: str = "
         for attempt, batch_id in accepted_attempts:
             records += _runs(chance, chunk, attempt, batch_id, given, when)
     records += a_registered_batch(chance, f"{of}7")
+    requested = events.CancellationRequested(
+        cancellation_id="can_1",
+        submission_id=submission,
+        scope="submission",
+        batch_id=None,
+        positions=[events.PositionRange(1, chunks * inputs)],
+        requested_at=at(0),
+        by="ann",
+        reason="the wrong folder",
+    )
+    records.append(record("batches", requested, key=submission, id=f"{submission}/can_1", source="/test", time=at(0)))
     for number, kind in enumerate((events.WorkflowPaused, events.WorkflowResumed)):
         paused = kind("workflow_1", "402", None)
         records.append(

@@ -255,6 +255,17 @@ async def test_a_refused_batch_leaves_nothing_behind(emulated: Start):
     }
 
 
+async def test_cancellations_fail_at_the_given_rates_and_then_change_nothing(emulated: Start):
+    one = await emulated(write_429=0.3, write_5xx=0.3)
+    await one.submit(1)
+    (run,) = (await one.http.get("/workflow_runs")).json()["data"]
+    answers = [await one.http.post(f"/workflow_runs/{run['id']}/cancel") for _ in range(40)]
+    failed = Counter(answer.status_code for answer in answers)
+    assert set(failed) >= {429, 500}
+    first = next((n for n, answer in enumerate(answers) if answer.status_code == 200), None)
+    assert all(answer.status_code in (429, 500) for answer in answers[:first])
+
+
 async def test_a_batch_that_is_accepted_but_never_answered_exists(emulated: Start, inbox: Inbox):
     one = await emulated(accept_then_timeout=1.0)
     await one.subscribe(inbox)

@@ -121,8 +121,8 @@ class Api:
 
     def _fault(self, category: str, number: str) -> Response | None:
         strikes = self._engine.dice.strikes
-        limited = {"run": "submit_429", "get": "get_429"}.get(category)
-        broken = {"run": "submit_5xx", "get": "get_5xx"}.get(category)
+        limited = {"run": "submit_429", "get": "get_429", "write": "write_429"}.get(category)
+        broken = {"run": "submit_5xx", "get": "get_5xx", "write": "write_5xx"}.get(category)
         if limited and strikes(limited, number):
             raise ApiProblem(429, "RATE_LIMIT_EXCEEDED", "too many requests", {"retry-after": "1"})
         if broken and strikes(broken, number):

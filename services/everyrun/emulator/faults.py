@@ -23,6 +23,8 @@ FAULTS = {
     "accept_then_timeout": "rate of batches that are accepted but never answered",
     "get_429": "rate of GETs refused with 429",
     "get_5xx": "rate of GETs that fail with 500",
+    "write_429": "rate of other requests, such as cancellations of runs, refused with 429",
+    "write_5xx": "rate of other requests that fail with 500",
     "slow": "maximum delay of an answer in seconds",
     "garbage": "rate of calls answered with 200 and HTML instead of JSON (a batch call is then not accepted)",
     "list_lag": "maximum time in seconds from the creation of a run until lists show it",
