@@ -186,6 +186,7 @@ async def test_every_answer_of_the_submission_service_fits_its_document(here: He
     assert listed["next_cursor"]
     for path in (accepted["submission_id"], "sub_queue"):
         await here.call(app, "GET", f"/v1/submissions/{path}", 200)
+    await here.call(app, "GET", "/v1/submissions/sub_queue/retries", 200)
     assert (await here.call(app, "GET", "/v1/doubts", 200))["doubts"]
     for chunk in ("held", "queued", "doubt"):
         await here.call(app, "GET", f"/v1/doubts/{chunk}", 200)
@@ -197,14 +198,31 @@ async def test_every_answer_of_the_submission_service_fits_its_document(here: He
     await here.call(app, "POST", sync, 202, **given)
     await here.call(app, "POST", sync, 409, **{**given, "headers": {**NDJSON, "idempotency-key": "k-sync-2"}})
     assert (await here.call(app, "GET", sync, 200))["objects"]
+    preview = {"json": {"reason": "a test", "dry_run": True}}
+    counts = await here.call(app, "POST", "/v1/submissions/sub_queue/cancellations", 202, **preview)
+    assert counts["cancellation_id"] is None
+    assert sum(counts["inputs"].values())
+    await here.pool.execute(
+        "insert into everyrun_queue.cancellations"
+        " (cancellation_id, submission_id, scope, positions, requested_by, reason, requested_at)"
+        " select 'can_' || n, 'sub_queue', 'inputs', '{[1,2]}', 'ann', 'a test', now() from generate_series(1, 2) n"
+    )
+    page = await here.call(app, "GET", "/v1/cancellations?limit=1", 200)
+    assert (page["cancellations"][0]["cancellation_id"], page["next_cursor"]) == ("can_2", "can_2")
+    await here.call(app, "GET", "/v1/cancellations/can_1", 200)
     # Decisions need Kafka: test_doubts and test_quarantine make them, and their responses are compared too.
     assert [path for method, path in without_success(app) if method == "GET"] == []
 
-    for missing in ("submissions/x", "doubts/x"):
+    for missing in ("submissions/x", "doubts/x", "cancellations/x"):
         await here.call(app, "GET", f"/v1/{missing}", 404)
     why = {"json": {"reason": "a test"}}
     for missing in ("workflows/x/pause", "workflows/x/resume", "submissions/x/pause", "submissions/x/resume"):
         await here.call(app, "POST", f"/v1/{missing}", 404, **why)
+    for missing in ("submissions/x/cancellations", "batches/x/cancellations"):
+        await here.call(app, "POST", f"/v1/{missing}", 404, **why)
+    unknown = {"json": {"reason": "a test", "ids": ["nobody"]}}
+    await here.call(app, "POST", "/v1/submissions/sub_queue/cancellations", 422, **unknown)
+    await here.call(app, "POST", "/v1/submissions/sub_queue/cancellations", 422, json={"reason": "x", "ids": []})
     await here.call(app, "POST", "/v1/doubts/queued/resend", 409, **why)
     await here.call(app, "POST", "/v1/doubts/queued/discard", 409, **why)
     await here.call(app, "POST", "/v1/doubts/x/discard", 404, **why)
