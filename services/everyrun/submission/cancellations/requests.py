@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
-import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
@@ -23,10 +21,10 @@ from everyrun.submission.cancellations.scope import logged_ranges, multirange, r
 from everyrun.submission.cancellations.storage import store
 from everyrun.submission.chunks import Range
 from everyrun.submission.dispatch.event_records import SOURCE
+from everyrun.submission.ids import new_cancellation_id
 from everyrun.submission.recovery.queue_recovery import QueueRecovery
 
 _sql = beside(__file__, "cancellations.sql")
-_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 #: How many unknown ids an error names.
 _NAMED = 20
 
@@ -61,12 +59,6 @@ class Requested(NamedTuple):
     cancellation_id: str | None
     scope: Scope
     counts: Counts
-
-
-def new_cancellation_id(now: float | None = None) -> str:
-    """Return a new id: ``can_`` and 26 characters. The first ten encode the time, so ids sort by time."""
-    number = int((time.time() if now is None else now) * 1000) << 80 | secrets.randbits(80)
-    return "can_" + "".join(_ALPHABET[(number >> shift) & 31] for shift in range(125, -1, -5))
 
 
 async def count(connection: Any, submission_id: str, positions: Any) -> Counts:
