@@ -124,7 +124,7 @@ comment on column everyrun_queue.retries.created_at is 'When the retry was accep
 
 create table everyrun_queue.cancellations (
     cancellation_id text collate "C" primary key,
-    submission_id text collate "C" not null references everyrun_queue.submissions,
+    submission_id text collate "C" not null,
     scope text not null check (scope in ('submission', 'batch', 'inputs')),
     batch_id text collate "C",
     positions int4multirange not null,
@@ -197,7 +197,7 @@ create table everyrun_queue.chunks (
     retry int not null default 0,
     looked_at boolean not null default false,
     files_lost boolean not null default false,
-    cancellation text collate "C" references everyrun_queue.cancellations,
+    cancellation text collate "C",
     settled int not null default 0,
     ready boolean not null generated always as (state = 'waiting' and not skipped and cancellation is null and not_before = '-infinity') stored,
     open_inputs int not null generated always as (
