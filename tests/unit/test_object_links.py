@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import httpx
 import pytest
 
-from everyrun import objects
 from everyrun.log.cloudevents import Record
 from everyrun.objects import ObjectCredentialsError, ObjectDeniedError, ObjectStoreUnavailableError
 from tests.unit.dispatch_fakes import CHUNK, Dispatch
@@ -46,8 +46,6 @@ async def test_extend_gets_links_and_the_log_gets_addresses(dispatch: Dispatch) 
 
 
 async def test_a_chunk_that_is_sent_again_gets_fresh_links(dispatch: Dispatch) -> None:
-    import httpx
-
     dispatch.extend.answer = httpx.ConnectError("refused")
     await dispatch.dispatcher.send_one()
     await dispatch.dispatcher.send_one()
@@ -116,29 +114,3 @@ async def test_an_object_that_may_have_been_sent_before_is_held_not_refused(disp
     del dispatch.buckets.objects[B]
     await dispatch.dispatcher.send_one()
     assert dispatch.queue.state() == ("held", 1)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        *("s3://bucket", "s3://bucket/", "s3://bucket/a/", "s3://bucket//a", "s3://bucket/a//b", "s3://bucket/../a"),
-        *(
-            "s3://key:secret@bucket/a",
-            "s3://bucket?x/a",
-            "ftp://bucket/a",
-            "s3:/bucket/a",
-            "s3://b/a",
-            "s3://bucket/a\tb",
-        ),
-    ],
-)
-def test_a_text_that_names_no_object_is_refused(text: str) -> None:
-    with pytest.raises(objects.ObjectAddressError):
-        objects.parse(text)
-
-
-@pytest.mark.parametrize("key", ["a.pdf", "in/sp ace.pdf", "per%20cent.pdf", "q?x#y.pdf", "ü/ß.pdf", "a..b"])
-def test_a_key_is_kept_exactly(key: str) -> None:
-    for scheme in objects.SCHEMES:
-        assert objects.parse(f"{scheme}://bucket/{key}") == (f"{scheme}://bucket", key)
-        assert str(objects.parse(f"{scheme}://bucket/{key}")) == f"{scheme}://bucket/{key}"
