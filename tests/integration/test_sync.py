@@ -15,12 +15,14 @@ import asyncpg
 import httpx
 import pytest
 
+from everyrun.cli import bucket
 from everyrun.settings import Settings
 from tests.conftest import eventually
 from tests.contract.conftest import KEY, WORKFLOW, EmulatorProcess
 from tests.integration.buckets import LocalS3
 from tests.integration.services import ServiceProcess
 from tests.integration.test_doubts import World, world
+from tests.integration.test_lost_queue import lose
 from tests.unit.cli import ENV, everyrun
 
 pytestmark = pytest.mark.stack
@@ -255,3 +257,22 @@ async def test_a_bad_row_is_named(world: World, given: dict[str, Any], field: st
     assert (bad["row"], bad["field"]) == (2, field)
     assert says in bad["reason"]
     assert await known(world) == {}
+
+
+async def test_a_restored_queue_learns_from_the_log_what_was_synced(world: World, s3: LocalS3) -> None:
+    s3.put_all(["in/a.pdf", "in/b.pdf", "in/c.pdf"])
+    found = await asyncio.to_thread(bucket.find, "s3://invoices/in", (), (), lambda count: None)
+    versions = {one.id: one.version for one in found.objects}
+    await post(world, *(row(name, versions[name]) for name in ("a.pdf", "b.pdf")), key="k1")
+    s3.put("in/a.pdf", b"changed")
+    changed = await asyncio.to_thread(bucket.find, "s3://invoices/in", (), (), lambda count: None)
+    newer = {one.id: one.version for one in changed.objects}["a.pdf"]
+    await post(world, row("a.pdf", newer, versions["a.pdf"]), key="k2")
+    await world.announcer.announce()
+    while await world.dispatcher.send_one():
+        pass
+    await post(world, row("c.pdf", versions["c.pdf"]), key="k3")
+    await lose(world)
+    await world.pool.execute("truncate everyrun_queue.synced_objects")
+    await world.recovery.catch_up()
+    assert await known(world) == {"a.pdf": newer, "b.pdf": versions["b.pdf"]}, "c.pdf was never announced"

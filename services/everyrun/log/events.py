@@ -130,6 +130,10 @@ class SubmissionAccepted(Struct, frozen=True, tag="submission-accepted", tag_fie
             "for no maximum of its own."
         ),
     ] = None
+    synced_source: Annotated[
+        str | None,
+        Meta(description="The bucket or folder that a sync read; null for a submission that is not of a sync."),
+    ] = None
 
 
 class BatchRequested(Struct, frozen=True, tag="batch-requested", tag_field="type"):

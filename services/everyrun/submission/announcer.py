@@ -93,6 +93,7 @@ def _submission_record(row: asyncpg.Record) -> Record:
         created_at=created,
         rules=rules,
         max_open_inputs=row["max_open_inputs"],
+        synced_source=row["synced_source"],
     )
     key = row["submission_id"]
     return record("batches", event, key=key, id=f"{key}/submission-accepted", source=SOURCE, time=created)

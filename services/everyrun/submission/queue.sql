@@ -3,7 +3,7 @@ select installation from everyrun_queue.installation
 
 -- name: unannounced
 select submission_id, workflow_id, workflow_version, priority, expected, batches, idempotency_key, content_hash,
-       created_at, registered_batch, max_open_inputs, x.retries, x.retry_reasons, x.stop_after_failures
+       created_at, registered_batch, max_open_inputs, synced_source, x.retries, x.retry_reasons, x.stop_after_failures
 from everyrun_queue.submissions left join everyrun_queue.rules x using (submission_id)
 where announced_at is null and submission_id <> all ($1::text[])
 order by created_at limit 100

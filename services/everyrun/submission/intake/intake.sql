@@ -151,3 +151,6 @@ with given as (
     returning 1
 )
 select count(*) from stored
+
+-- name: mark_synced
+update everyrun_queue.submissions set synced_source = $2 where submission_id = $1

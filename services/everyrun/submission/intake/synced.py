@@ -88,6 +88,7 @@ class SyncedRows:
         """
         key = (self._source, self._workflow_id, submission_id)
         await connection.execute(_sql["lock_source"], self._source, self._workflow_id)
+        await connection.execute(_sql["mark_synced"], submission_id, self._source)
         stored = 0
         if self._new[0]:
             stored += await connection.fetchval(_sql["insert_synced"], *key, list(self._new[0]), self._new[1])

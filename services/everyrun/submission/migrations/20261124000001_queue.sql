@@ -22,6 +22,7 @@ create table everyrun_queue.submissions (
     workflow_version text,
     priority smallint,
     max_open_inputs int check (max_open_inputs > 0),
+    synced_source text collate "C",
     expected bigint not null,
     batches int not null,
     idempotency_key text unique,
@@ -42,6 +43,8 @@ comment on column everyrun_queue.submissions.workflow_version is
     'The requested version of the workflow. Null if none was requested: Extend then uses the newest published version.';
 comment on column everyrun_queue.submissions.priority is
     'Priority at Extend, from 1 (first) to 100 (last). Null for a registered batch.';
+comment on column everyrun_queue.submissions.synced_source is
+    'The source that everyrun sync read (see synced_objects). Null for a submission that is not of a sync.';
 comment on column everyrun_queue.submissions.max_open_inputs is
     'Maximum number of the submission''s inputs that may be open at Extend at the same time. Null for no maximum of its own.';
 comment on column everyrun_queue.submissions.expected is 'Number of inputs.';

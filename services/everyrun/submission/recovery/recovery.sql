@@ -51,9 +51,9 @@ select submission_id from everyrun_queue.submissions where submission_id = any (
 -- the recovery. The key then belongs to the submission of the repeated upload.
 insert into everyrun_queue.submissions
     (submission_id, workflow_id, workflow_version, priority, expected, batches, content_hash, created_at, announced_at,
-     idempotency_key, max_open_inputs)
+     idempotency_key, max_open_inputs, synced_source)
 select $1, $2, $3, $4, $5, $6, $7, $8, $8,
-       case when not exists (select from everyrun_queue.submissions where idempotency_key = $9) then $9 end, $10
+       case when not exists (select from everyrun_queue.submissions where idempotency_key = $9) then $9 end, $10, $11
 on conflict (submission_id) do nothing
 
 -- name: restore_chunk
@@ -64,6 +64,19 @@ on conflict do nothing
 insert into everyrun_queue.inputs (submission_id, position, first_try, external_id, file, metadata)
 select $1, p, t, e, f, m from unnest($2::int[], $3::int[], $4::text[], $5::text[], $6::text[]) as given (p, t, e, f, m)
 on conflict (submission_id, position) do nothing
+
+-- name: restore_synced
+-- Remembers the restored objects of a sync again. A version that a later submission has is newer. The log has no version
+-- of a file of a folder.
+insert into everyrun_queue.synced_objects as known (source, workflow_id, object, version, submission_id)
+select s.synced_source, s.workflow_id, i.external_id, i.file::json ->> 'etag', s.submission_id
+from everyrun_queue.submissions s join everyrun_queue.inputs i on i.submission_id = s.submission_id
+where s.submission_id = $1 and s.synced_source is not null and i.position = any ($2::int[])
+  and i.file::json ->> 'etag' is not null
+order by i.external_id
+on conflict (source, workflow_id, object) do update
+set version = excluded.version, submission_id = excluded.submission_id
+where known.submission_id < excluded.submission_id
 
 -- name: hold_lost_files
 -- Holds restored chunks whose files are redacted in the log, because redacted files cannot be sent.

@@ -62,6 +62,7 @@ async def restore_submissions(connection: Any, accepted: Iterable[events.Submiss
             instant(event.created_at),
             event.idempotency_key,
             event.max_open_inputs,
+            event.synced_source,
         )
         if event.rules is not None:
             await insert_rules(connection, submission_id, event.rules)
@@ -99,6 +100,7 @@ async def _restore_chunk(connection: Any, event: Any) -> None:
         [_encode(given.file).decode() for given in event.inputs],
         [_encode(given.metadata).decode() for given in event.inputs],
     )
+    await connection.execute(_sql["restore_synced"], event.submission_id, positions)
     await connection.execute(_sql["hold_lost_files"], [event.chunk], FILES_LOST_UNSENT)
 
 
