@@ -32,6 +32,9 @@ Plan = Literal["payg", "scale", "enterprise"]
 #: (docs.extend.ai/general/rate-limits).
 PLAN_REQUESTS_PER_SECOND: dict[Plan, float] = {"payg": 10.0, "scale": 25.0, "enterprise": 75.0}
 
+#: The files per minute that Extend processes at least, on each of its plans (docs.extend.ai/general/rate-limits).
+PLAN_FILES_PER_MINUTE: dict[Plan, float] = {"payg": 80.0, "scale": 120.0, "enterprise": 300.0}
+
 
 class SettingsError(Invalid):
     """A setting is wrong or missing. The text names its environment variable and says what to do."""
@@ -170,6 +173,13 @@ class Settings(BaseSettings):
 
     # --- Extend: rate limits and timeouts
     plan: Plan = Field("payg", description="Your plan at Extend. It determines the rate limits.")
+    files_per_minute: float | None = Field(
+        None,
+        gt=0,
+        description="Files that Extend processes per minute. Estimates of the time left use it until results show the "
+        "actual rate. A file counts once for each step of the workflow that processes it. Default: the rate of the "
+        "plan (80, 120 or 300).",
+    )
     requests_per_second: float | None = Field(
         None,
         gt=0,
@@ -499,6 +509,10 @@ class Settings(BaseSettings):
     def rate(self) -> float:
         """Return the requests per second that Extend allows in each category."""
         return self.requests_per_second or PLAN_REQUESTS_PER_SECOND[self.plan]
+
+    def file_rate(self) -> float:
+        """Return the files per minute that Extend is expected to process."""
+        return self.files_per_minute or PLAN_FILES_PER_MINUTE[self.plan]
 
     def topic(self, name: str) -> str:
         """Return the full name of a topic: ``topic('runs')`` is ``everyrun.runs`` by default."""

@@ -7,8 +7,10 @@ import random
 from collections.abc import AsyncIterator
 
 import asyncpg
+import httpx
 import pytest
 
+from everyrun.query.api import query_api
 from everyrun.settings import Settings
 from everyrun.submission.dispatch.dispatcher import _sql
 from everyrun.submission.recovery.queue_recovery import _sql as _recovery_sql
@@ -312,3 +314,36 @@ async def test_settled_inputs_are_counted_at_once_if_chunks_wait_and_seldom_if_n
     # Nothing waits: the next count is not due yet.
     await accepted(pool, "a.c00002", '{"PROCESSED": 10}')
     assert await counter.count() == 0
+
+
+async def test_samples_and_credits_are_kept_for_the_estimate(pool: asyncpg.Pool) -> None:
+    await submission(pool, "a", 2, size=2)
+    await claims(pool, 0)
+    for number, chunk in enumerate(("a.c00001", "a.c00002")):
+        await accepted(pool, chunk, '{"PROCESSED": 2}' if number == 0 else '{"PROCESSED": 1, "PROCESSING": 1}')
+        ids = [f"a:{number * 2 + 1}", f"a:{number * 2 + 2}"]
+        await pool.execute("update everyrun.batches set input_ids = $2 where chunk = $1", chunk, ids)
+        await pool.execute(
+            "insert into everyrun.results (input_id, external_id, submission_id, position, chunk, attempt, file,"
+            " metadata, run_id, status, credits, version)"
+            " select id, id, 'a', 1, $1, 1, '{}', '{}', id, 'PROCESSED', 1.5, '' from unnest($2::text[]) id",
+            *(chunk, ids),
+        )
+    await pool.execute("update everyrun.batches set state = 'SETTLED' where chunk = 'a.c00001'")
+    await something_waits(pool, 0)
+    assert await count_settled(pool) == 2
+    assert await count_settled(pool) == 0
+    rows = await pool.fetch(f"select chunk, credits from {CHUNKS} order by chunk")
+    assert [tuple(row) for row in rows] == [("a.c00001", 3.0), ("a.c00002", None)]
+    rows = await pool.fetch("select submission_id, settled from everyrun_queue.settled_samples")
+    assert [tuple(row) for row in rows] == [("a", 3)], "one sample in 15 seconds"
+    app = query_api(Settings(api_token="t" * 20), pool)
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(
+        transport=transport, base_url="http://q", headers={"authorization": "Bearer " + "t" * 20}
+    ) as http:
+        answer = await http.get("/v1/submissions/a/progress")
+    assert answer.status_code == 200, answer.text
+    found = answer.json()["estimate"]
+    assert found["credits"] == {"spent": 3.0, "inputs": 2, "projected": 6.0}
+    assert found["plan_per_minute"] == 80

@@ -33,6 +33,14 @@ def summary(report: dict[str, Any]) -> dict[str, int]:
     }
 
 
+def duration(seconds: float) -> str:
+    """Return a duration in the largest unit of which there are at least two: "90 s", "3 min", "5 h", "4 days"."""
+    for unit, size in (("days", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 class JobProgress:
     """Show the progress of a submission, given its reports one after another."""
 
@@ -56,7 +64,8 @@ class JobProgress:
         """Return the table that shows a report."""
         now = time.monotonic()
         rate = self.rate(report["settled"], now)
-        left = f"{report['open'] / rate:.0f} s" if rate > 0 and report["open"] else "-"
+        seconds = (report.get("estimate") or {}).get("seconds_left")
+        left = "-" if seconds is None else duration(seconds)
         table = Table.grid(padding=(0, 2))
         bar = ProgressBar(total=report["expected"], completed=report["settled"], width=30)
         table.add_row(bar, f"{report['settled']}/{report['expected']} settled", f"{rate:.0f}/s", f"left {left}")

@@ -15,7 +15,7 @@ from everyrun.cli import exits
 from everyrun.cli.arguments import DataDir, SubmissionId
 from everyrun.cli.client import PATIENCE, Client, find
 from everyrun.cli.console import counted, err, folding, print_table
-from everyrun.cli.progress import FAILED, JobProgress, summary
+from everyrun.cli.progress import FAILED, JobProgress, duration, summary
 
 #: After _STILL seconds without a change, ``watch`` looks for the reason. The time until the next look doubles each
 #: time, up to _MOST_STILL seconds.
@@ -62,6 +62,24 @@ def person_lines(found: dict[str, Any]) -> list[str]:
 def _only_persons_help(found: dict[str, Any]) -> bool:
     needs: dict[str, int] = found.get("needs_person") or {}
     return int(found["open"]) <= sum(needs.values())
+
+
+def estimate_lines(found: dict[str, Any]) -> list[str]:
+    """Return lines that say when the submission will be done, if Extend asked to wait, and what it costs. Pure."""
+    given = found.get("estimate")
+    if not given:
+        return []
+    lines = []
+    if given["seconds_left"] is not None:
+        measured = f"at {given['settled_per_minute']:,.0f} inputs a minute, as in the last minutes"
+        plan = f"at {given['plan_per_minute']:,.0f} files a minute, the rate of the plan"
+        lines.append(f"about {duration(given['seconds_left'])} left, {measured if given['basis'] == 'rate' else plan}")
+    lines += [text for text in given["stalls"] if text.startswith("Extend asked")]
+    spent = given["credits"]
+    if spent["spent"]:
+        projected = f", about {spent['projected']:,.0f} expected in all" if found["open"] else ""
+        lines.append(f"{spent['spent']:,.0f} credits spent{projected}")
+    return lines
 
 
 def polling_line(found: dict[str, Any]) -> str | None:
@@ -134,6 +152,8 @@ def _follow(client: Client, submission_id: str) -> int:
                         err.print(f"[yellow]{escape(line)}[/]", soft_wrap=True)
                 if missing := polling_line(found):
                     err.print(f"[dim]{missing}[/]", soft_wrap=True)
+                for line in estimate_lines(found):
+                    err.print(f"[dim]{escape(line)}[/]", soft_wrap=True)
                 said, wait = held, min(wait * 2, _MOST_STILL)
                 look = time.monotonic() + wait
             time.sleep(0.5)
@@ -245,6 +265,8 @@ def _show(found: dict[str, Any]) -> None:
         table.add_row(f"[yellow]{escape(line)}[/]", "")
     if missing := polling_line(found):
         table.add_row(f"[dim]{missing}[/]", "")
+    for line in estimate_lines(found):
+        table.add_row(f"[dim]{escape(line)}[/]", "")
     for reason, number in found["overdue_by_reason"].items():
         table.add_row(f"[yellow]overdue: {reason.replace('_', ' ')}[/]", str(number))
     table.add_section()

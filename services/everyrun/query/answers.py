@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 from everyrun.openapi import any_of
+from everyrun.query.estimate import Estimate
 from everyrun.query.report import Polling
 from everyrun.waiting import Waiting
 
@@ -56,6 +57,13 @@ class Standing(Struct, frozen=True, kw_only=True):
     will_retry: Annotated[
         bool,
         Meta(description="True if the submission has automatic retries that may still send failed inputs again."),
+    ]
+    estimate: Annotated[
+        Estimate,
+        Meta(
+            description="When the inputs that need no person will be settled, what delays them, and the credits. "
+            "`basis`: `rate` (the results of the last five minutes) or `plan` (`EVERYRUN_FILES_PER_MINUTE`)."
+        ),
     ]
 
 

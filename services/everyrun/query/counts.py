@@ -7,10 +7,13 @@ from typing import Any
 
 import asyncpg
 from fastapi import FastAPI
+from msgspec.structs import replace
 
 from everyrun.errors import NotFound
 from everyrun.http import scope
 from everyrun.openapi import answers
+from everyrun.projection.rules.merge import SETTLED
+from everyrun.query import estimate as estimates
 from everyrun.query.answers import ResultCounts
 from everyrun.query.filter_parameters import Wanted, statement
 from everyrun.query.filters import Filter, conditions_of
@@ -91,6 +94,29 @@ async def counts_in(connection: Connection, settings: Settings, submission: asyn
     polling = None if row is None else polling_of(dict(row))
     ambiguous = await connection.fetchval(_sql["ambiguous"], submission_id)
     will_retry = await connection.fetchval(_sql["will_retry"], submission_id)
-    return counts_of(
+    counts = counts_of(
         submission_id, submission["expected"], rows, map(dict, unsent), polling, ambiguous, untold, will_retry
+    )
+    return replace(counts, estimate=await _estimate(connection, settings, submission, counts))
+
+
+async def _estimate(
+    connection: Connection, settings: Settings, submission: asyncpg.Record, counts: Counts
+) -> estimates.Estimate:
+    submission_id, expected = submission["submission_id"], submission["expected"]
+    facts: Any = await connection.fetchrow(_sql["estimate_facts"], submission_id)
+    samples = [estimates.Sample(*row) for row in await connection.fetch(_sql["settled_samples"], submission_id)]
+    if facts["first_sent"] is not None:
+        samples.append(estimates.Sample(facts["first_sent"], 0))
+    settled = sum(number for status, number in counts.by_status.items() if status in SETTLED)
+    for_person = sum(one.inputs for one in counts.waiting if one.waits_for in estimates.NEEDS_PERSON)
+    return estimates.estimate(
+        facts["now"],
+        samples,
+        settled=settled,
+        remaining=expected - settled - for_person - counts.needs_person.get("needs_review", 0),
+        ahead=facts["ahead"],
+        plan_per_minute=settings.file_rate(),
+        stalls=estimates.stalls_of(counts.waiting, counts.needs_person, facts["extend_pause"]),
+        credits=estimates.credits_of(facts["spent"], facts["inputs"], expected),
     )

@@ -228,3 +228,26 @@ select kind, decided_by, reason, decided_at from everyrun.decisions where source
 select (select count(*) from everyrun.quarantine where state = 'OPEN') as quarantined,
        -- There may be very many foreign runs, and counting them exactly is not worth the time: stop at 10,001.
        (select count(*) from (select from everyrun.unmatched_runs limit 10001) some) as unmatched
+
+-- name: estimate_facts
+-- What an estimate needs. first_sent: when the first call began. ahead: open inputs of the workflow's other submissions.
+-- spent: the credits of the settled batches, which have this number of inputs. extend_pause: how long no batch may be
+-- sent, in seconds.
+select clock_timestamp() as now,
+       (select min(requested_at) from everyrun.batches where submission_id = $1) as first_sent,
+       coalesce((select w.open_inputs - l.open_inputs
+                 from everyrun_queue.submission_loads l join everyrun_queue.workflow_loads w using (workflow_id)
+                 where l.submission_id = $1), 0) as ahead,
+       c.spent, c.inputs,
+       coalesce((select extract(epoch from free_at - clock_timestamp()) from everyrun_queue.budgets
+                 where category = 'RUN'), 0)::float8 as extend_pause
+from (
+    select coalesce(sum(credits), 0)::float8 as spent,
+           coalesce(sum(last_position - first_position + 1), 0)::bigint as inputs
+    from everyrun_queue.chunks where submission_id = $1 and credits is not null
+) c
+
+-- name: settled_samples
+-- The last samples, which cover a little more than the time over which the rate is measured.
+select sampled_at, settled from everyrun_queue.settled_samples where submission_id = $1
+order by sampled_at desc limit 30

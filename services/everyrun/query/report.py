@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from everyrun.projection.rules.merge import SETTLED
+from everyrun.query.estimate import Estimate
 from everyrun.waiting import Waiting, by_status, lost, waiting_of
 
 
@@ -54,6 +55,8 @@ class Counts(msgspec.Struct, frozen=True):
     untold: dict[str, int] = {}
     #: True if failed inputs may be retried automatically.
     will_retry: bool = False
+    #: When the submission will be done, and what delays it.
+    estimate: Estimate | None = None
 
     @property
     def needs_person(self) -> dict[str, int]:
@@ -160,6 +163,7 @@ def standing(expected: int, counts: Counts) -> dict[str, Any]:
         "polling": msgspec.to_builtins(counts.polling),
         "needs_person": counts.needs_person,
         "will_retry": counts.will_retry,
+        "estimate": msgspec.to_builtins(counts.estimate),
     }
 
 

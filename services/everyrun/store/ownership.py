@@ -82,8 +82,9 @@ TABLES = {
     "everyrun_queue.is_untold": Table("submission"),
     "everyrun_queue.can_claim": Table("submission"),
     "everyrun_queue.count_settled": Table("submission"),
-    "everyrun_queue.submission_loads": Table("submission"),
-    "everyrun_queue.workflow_loads": Table("submission"),
+    "everyrun_queue.submission_loads": Table("submission", ("query",)),
+    "everyrun_queue.workflow_loads": Table("submission", ("query",)),
+    "everyrun_queue.settled_samples": Table("submission", ("query",)),
     "everyrun_queue.load_changes": Table("submission"),
     "everyrun_queue.lock_loads": Table("submission"),
     "everyrun_queue.update_loads": Table("submission"),
@@ -93,7 +94,7 @@ TABLES = {
     "everyrun_queue.tokens": Table(
         "store", ("submission",), (("submission", "marks what it has announced in the log, and restores from it"),)
     ),
-    "everyrun_queue.budgets": Table("extend"),
+    "everyrun_queue.budgets": Table("extend", ("query",)),
     "everyrun_queue.sweeps": Table("reconciler", ("submission", "doctor")),
     "everyrun_queue.polls": Table("reconciler", ("query",)),
     "everyrun_queue.gone_runs": Table("reconciler", ("submission", "query")),

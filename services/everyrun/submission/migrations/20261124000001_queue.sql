@@ -202,6 +202,7 @@ create table everyrun_queue.chunks (
     files_lost boolean not null default false,
     cancellation text collate "C",
     settled int not null default 0,
+    credits double precision,
     ready boolean not null generated always as (state = 'waiting' and not skipped and cancellation is null and not_before = '-infinity') stored,
     open_inputs int not null generated always as (
         case when state in ('sending', 'in_doubt', 'submitted') or (state = 'held' and not files_lost)
@@ -229,6 +230,8 @@ comment on column everyrun_queue.chunks.cancellation is
 create index chunks_cancelling on everyrun_queue.chunks (cancellation, chunk) where cancellation is not null;
 comment on column everyrun_queue.chunks.settled is
     'Number of inputs of an accepted chunk that are known to be no longer open at Extend. The function count_settled updates it from the result tables. It never decreases, even if the result tables are rebuilt.';
+comment on column everyrun_queue.chunks.credits is
+    'Credits that the runs of the chunk used, as far as Extend reported them. The function count_settled sets it when all inputs have settled. Null before.';
 comment on column everyrun_queue.chunks.ready is 'True if the chunk can be claimed now.';
 comment on column everyrun_queue.chunks.open_inputs is
     'Number of inputs that are, or may be, open at Extend: sent or being sent, and not known to be settled.';
@@ -240,6 +243,8 @@ comment on column everyrun_queue.chunks.skipped is
 -- The chunks that can be claimed now, in the order of sending, and no others: a claim reads only the first entry of a submission.
 create index chunks_ready on everyrun_queue.chunks (submission_id, chunk) where ready;
 create index chunks_at_extend on everyrun_queue.chunks (chunk) where state = 'submitted' and open_inputs > 0;
+create index chunks_without_credits on everyrun_queue.chunks (chunk)
+    where state = 'submitted' and open_inputs = 0 and credits is null;
 create index chunks_delayed on everyrun_queue.chunks (not_before) where state = 'waiting' and not_before > '-infinity';
 -- Counted every few seconds. It has few rows compared to the submitted chunks.
 create index chunks_unsent on everyrun_queue.chunks (state) where state in ('waiting', 'sending', 'in_doubt', 'held');
@@ -718,6 +723,19 @@ end $$;
 comment on function everyrun_queue.claim(text, double precision, text, int) is
     'Claims the next chunk that may be sent (see next_chunk). Claims are made one after another, and no claim exceeds the sending window. Marks chunks that must be skipped, about five thousand per call.';
 
+create table everyrun_queue.settled_samples (
+    submission_id text collate "C" not null,
+    sampled_at timestamptz not null,
+    settled bigint not null,
+    primary key (submission_id, sampled_at)
+);
+comment on table everyrun_queue.settled_samples is
+    'How many inputs of a submission were settled, about every 15 seconds while it has open inputs. The time left is estimated from the samples. They are kept for an hour.';
+comment on column everyrun_queue.settled_samples.submission_id is 'The submission.';
+comment on column everyrun_queue.settled_samples.sampled_at is 'When the inputs were counted.';
+comment on column everyrun_queue.settled_samples.settled is 'Number of settled inputs in the result tables at that time.';
+create index settled_samples_old on everyrun_queue.settled_samples (sampled_at);
+
 -- In plpgsql, which looks up its tables when it is called, because the schema everyrun can be dropped, rebuilt and swapped.
 create function everyrun_queue.count_settled(watched_for double precision) returns int language plpgsql as $$
 declare
@@ -756,13 +774,40 @@ begin
     ) counted
     where c.chunk = counted.chunk;
     get diagnostics changed = row_count;
+    update everyrun_queue.chunks c set credits = used.credits
+    from (
+        select q.chunk,
+               coalesce((select sum(r.credits) from unnest(b.input_ids) i (id) join everyrun.results r on r.input_id = i.id
+                         where r.chunk = q.chunk), 0)
+               + coalesce((select sum(o.credits) from everyrun.other_runs o
+                           join everyrun.batches a on a.batch_id = o.batch_id where a.chunk = q.chunk), 0) as credits
+        from everyrun_queue.chunks q
+        join lateral (
+            select input_ids from everyrun.batches s where s.chunk = q.chunk and s.state = 'SETTLED'
+            order by s.attempt desc limit 1
+        ) b on true
+        where q.state = 'submitted' and q.open_inputs = 0 and q.credits is null
+        limit 20
+    ) used
+    where c.chunk = used.chunk;
+    insert into everyrun_queue.settled_samples (submission_id, sampled_at, settled)
+    select l.submission_id, now(), (
+        select coalesce(sum(n.value::bigint), 0) from everyrun.batches b, jsonb_each_text(b.counts) n
+        where b.submission_id = l.submission_id
+          and n.key in ('PROCESSED', 'FAILED', 'CANCELLED', 'REJECTED', 'REFUSED'))
+    from everyrun_queue.submission_loads l
+    where l.open_inputs > 0 and not exists (
+        select from everyrun_queue.settled_samples s
+        where s.submission_id = l.submission_id and s.sampled_at > now() - interval '14 seconds')
+    on conflict do nothing;
+    delete from everyrun_queue.settled_samples where sampled_at < now() - interval '1 hour';
     return changed;
 exception
     when undefined_table then
         return 0;
 end $$;
 comment on function everyrun_queue.count_settled(double precision) is
-    'Updates chunks.settled from the result tables, and returns the number of changed chunks. Inputs that were sent longer than watched_for seconds ago count as settled, because the reconciler no longer watches them. While the result tables do not exist, nothing changes.';
+    'Updates chunks.settled and chunks.credits from the result tables, adds a sample of each submission with open inputs to settled_samples, and returns the number of chunks with more settled inputs. Inputs that were sent longer than watched_for seconds ago count as settled, because the reconciler no longer watches them. While the result tables do not exist, nothing changes.';
 
 create table everyrun_queue.receivers (
     receiver_id text collate "C" primary key,
