@@ -14,7 +14,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import archive, bridge, demo, export, idle, intake, notify, processor, replay, retry, startup
+from benchmarks import archive, bridge, demo, dropin, export, idle, intake, notify, processor, replay, retry, startup
 from benchmarks.servers import Servers
 
 ALL = {
@@ -27,6 +27,7 @@ ALL = {
     "notify": notify.run,
     "export": export.run,
     "retry": retry.run,
+    "dropin": dropin.run,
     "demo": demo.run,
 }
 

@@ -43,35 +43,28 @@ order by c.chunk
 -- name: newest
 -- A page of the runs of these batches, by the time at which Everyrun learned of their state, the newest first. $6: also
 -- show runs that are not the current run of an input.
-with page as (
-    select p.* from unnest($1::text[], $2::timestamptz[]) as b (batch_id, submitted_at)
-    cross join lateral (
-        (select r.run_id, r.observed_at as moment, b.batch_id, b.submitted_at, 'results' as source
-         from everyrun.results r
-         where r.batch_id = b.batch_id and r.run_id is not null and ($3::text is null or r.status = $3)
-           and ($7::timestamptz is null or (r.observed_at, r.run_id) < ($7, $8::text))
-           and ($4::text is null or exists (
-               select from jsonb_array_elements(r.run -> 'files') f where strpos(f ->> 'name', $4) > 0))
-           and not exists (select from everyrun_queue.deleted_runs g where g.run_id = r.run_id)
-         order by r.observed_at desc, r.run_id desc limit $5)
-        union all
-        (select o.run_id, o.observed_at, b.batch_id, b.submitted_at, 'other_runs'
-         from everyrun.other_runs o
-         where $6 and o.batch_id = b.batch_id and ($3::text is null or o.status = $3)
-           and ($7::timestamptz is null or (o.observed_at, o.run_id) < ($7, $8::text))
-           and ($4::text is null or exists (
-               select from jsonb_array_elements(o.run -> 'files') f where strpos(f ->> 'name', $4) > 0))
-           and not exists (select from everyrun_queue.deleted_runs g where g.run_id = o.run_id)
-         order by o.observed_at desc, o.run_id desc limit $5)
-    ) p
-    order by p.moment desc, p.run_id desc limit $5
-)
-select p.run_id, p.moment, p.moment as observed_at, p.submitted_at,
-       coalesce(r.run - 'stepRuns' - 'metadata', o.run - 'stepRuns' - 'metadata')::text as run
-from page p
-left join everyrun.results r on p.source = 'results' and r.run_id = p.run_id
-left join everyrun.other_runs o on p.source = 'other_runs' and o.run_id = p.run_id
-order by p.moment desc, p.run_id desc
+select p.* from unnest($1::text[], $2::timestamptz[]) as b (batch_id, submitted_at)
+cross join lateral (
+    (select r.run_id, r.observed_at as moment, r.observed_at, b.submitted_at,
+            (r.run - 'stepRuns' - 'metadata')::text as run
+     from everyrun.results r
+     where r.batch_id = b.batch_id and r.run_id is not null and ($3::text is null or r.status = $3)
+       and ($7::timestamptz is null or (r.observed_at, r.run_id) < ($7, $8::text))
+       and ($4::text is null or exists (
+           select from jsonb_array_elements(r.run -> 'files') f where strpos(f ->> 'name', $4) > 0))
+       and not exists (select from everyrun_queue.deleted_runs g where g.run_id = r.run_id)
+     order by r.observed_at desc, r.run_id desc limit $5)
+    union all
+    (select o.run_id, o.observed_at, o.observed_at, b.submitted_at, (o.run - 'stepRuns' - 'metadata')::text
+     from everyrun.other_runs o
+     where $6 and o.batch_id = b.batch_id and ($3::text is null or o.status = $3)
+       and ($7::timestamptz is null or (o.observed_at, o.run_id) < ($7, $8::text))
+       and ($4::text is null or exists (
+           select from jsonb_array_elements(o.run -> 'files') f where strpos(f ->> 'name', $4) > 0))
+       and not exists (select from everyrun_queue.deleted_runs g where g.run_id = o.run_id)
+     order by o.observed_at desc, o.run_id desc limit $5)
+) p
+order by p.moment desc, p.run_id desc limit $5
 
 -- name: sorted
 -- The same page in another order. $9 is updatedAt or createdAt, $10 is true for the newest first. Times are compared as
