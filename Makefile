@@ -50,7 +50,7 @@ format: .venv ## Format every file and fix what ruff can fix
 	@$(BIN)/ruff format .
 
 .PHONY: bench
-bench: .venv ## Measure speeds, each next to its ceiling in the same run (ONLY=startup|processor|bridge|intake|retry|archive|notify|export|demo)
+bench: .venv ## Measure speeds, each next to its ceiling in the same run (ONLY=startup|processor|bridge|intake|retry|archive|notify|export|dropin|demo)
 	@$(BIN)/python -m benchmarks $(ONLY)
 
 .PHONY: chaos
