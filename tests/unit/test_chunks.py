@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from everyrun.log.keys import lineage
-from everyrun.submission.chunks import chunk_id, cut_chunks, cut_refused, part_id
+from everyrun.submission.chunks import chunk_id, chunk_size, cut_chunks, cut_refused, part_id
 from everyrun.submission.dispatch.classify import named_inputs
 from everyrun.submission.ids import new_submission_id
 
@@ -118,3 +118,11 @@ def test_part_ids_sort_between_their_chunk_and_the_next_and_have_its_lineage(num
         before, part = part, part_id(part, number)
         assert before < part < after
     assert lineage(part) == chunk
+
+
+@pytest.mark.parametrize(
+    ("windows", "size"),
+    [((0, 0), 1000), ((50_000, 0), 1000), ((2000, 0), 500), ((50_000, 10), 2), ((1,), 1), ((), 1000)],
+)
+def test_a_chunk_has_at_most_a_quarter_of_each_window(windows: tuple[int, ...], size: int) -> None:
+    assert chunk_size(1000, *windows) == size

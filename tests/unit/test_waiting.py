@@ -25,6 +25,7 @@ def row(waits_for: str, status: str = "WAITING", inputs: int = 400, **more: Any)
         ("workflow_paused", "paused (why)", "everyrun workflow resume workflow_1 --reason WHY"),
         ("submission_paused", "paused (why)", "everyrun submission resume sub_1 --reason WHY"),
         ("retry", "not accepted for now (why); retried at 2026-11-27 10:04:03 UTC", None),
+        ("sending_window", "at most why may be open at Extend", "everyrun overdue sub_1"),
         ("queued", "turn", None),
         ("calling", "detected by 2026-11-27 10:04:03 UTC", None),
         ("in_doubt", "until 2026-11-27 10:04:03 UTC, then it is resent", None),

@@ -66,7 +66,7 @@ def chunk_size(max_inputs: int, *windows: int) -> int:
     A chunk is sent only when the window has room for all of it. With chunks as large as the window, Extend would be
     idle between two chunks. A window of 0 means that there is none.
     """
-    return min(max_inputs, *(max(1, window // 4) for window in windows if window))
+    return min([max_inputs, *(max(1, window // 4) for window in windows if window)])
 
 
 def chunk_id(submission_id: str, number: int) -> str:
