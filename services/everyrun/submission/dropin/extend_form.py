@@ -21,7 +21,7 @@ _RETRYABLE = frozenset({408, 429, 500, 502, 503, 504})
 _BATCH, _SUBMISSION = "batch_", "sub_"
 _OWN_ID = re.compile(r"batch_([0-9a-hjkmnp-tv-z]{26})").fullmatch
 #: An error as the queue stores it: status, code and message.
-_REFUSAL = re.compile(r"(?:refused, and cut: )?(4\d\d) (\S+): (.*)", re.DOTALL).fullmatch
+_REFUSAL = re.compile(r"(4\d\d) (\S+): (.*)", re.DOTALL).fullmatch
 
 
 class Problem(Exception):  # noqa: N818
