@@ -12,17 +12,18 @@ select (select system_identifier from pg_control_system()) || '/'
 -- number.
 select coalesce(sum(inputs), 0)::bigint from everyrun_queue.unsent($1) where chunk ~ '-r[0-9]'
 
--- name: settings
--- How Postgres writes times and numbers, until the end of the transaction.
-select set_config('timezone', 'UTC', true), set_config('datestyle', 'ISO', true),
-       set_config('extra_float_digits', '1', true)
-
--- name: end_of_part
--- The last of the next $3 inputs of the submission $2 after the input $1. Null if there is none.
-select max(input_id)
-from (
-    select input_id from everyrun.results where input_id > $1 and input_id < $2 || ';' order by input_id limit $3
-) part
+-- name: begin_part
+-- The last of the next $3 inputs of the submission $1 after the input $2; null if there is none. And how Postgres writes
+-- times and numbers, until the connection returns to its pool, which resets it.
+select (
+           select max(input_id)
+           from (
+               select input_id from everyrun.results
+               where input_id > $2 and input_id < $1 || ';' order by input_id limit $3
+           ) part
+       ),
+       set_config('timezone', 'UTC', false), set_config('datestyle', 'ISO', false),
+       set_config('extra_float_digits', '1', false)
 
 -- name: part
 -- The rows of a range of inputs. Python inserts the columns, the numbers of the parameters, and the filter.

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from typing import Any
 
 import asyncpg
 from msgspec import Struct
@@ -30,7 +31,10 @@ _sql = beside(__file__, "export.sql")
 #: A part has about this many bytes. The number of its rows follows from the size of the rows before.
 PART_BYTES = 2 << 20
 #: Minimum, first and maximum number of rows of a part, before the filter.
-_FEWEST_ROWS, _FIRST_ROWS, _MOST_ROWS = 10, 500, 10_000
+_FEWEST_ROWS, _FIRST_ROWS, _MOST_ROWS = 10, 100, 10_000
+#: Maximum number of rows of a part with extracted values. After a filter found few rows for a while, the next part may
+#: be much larger than the ones before; without such values, a row has less than a kilobyte.
+_MOST_ROWS_EXTRACTED = 500
 #: If Postgres does not answer, an export that has begun retries a part for this many seconds.
 PATIENCE = 60.0
 _RFC3339 = """to_char({} at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') as {}"""
@@ -113,7 +117,7 @@ async def parts(pool: asyncpg.Pool, gate: Gate, export: Export) -> AsyncIterator
         yield part
         after, patient = until, True
         wanted = rows * PART_BYTES // max(len(part), 1)
-        rows = max(_FEWEST_ROWS, min(wanted, 2 * rows, _MOST_ROWS))
+        rows = max(_FEWEST_ROWS, min(wanted, 2 * rows, _MOST_ROWS_EXTRACTED if export.extracted else _MOST_ROWS))
 
 
 async def _retried(
@@ -133,24 +137,18 @@ async def _retried(
 
 async def _part(connection: Connection, export: Export, after: str, rows: int) -> tuple[str | None, bytes]:
     """Return the id of the last input in the part, or None if none is left, and the rows."""
-    async with connection.transaction(isolation="repeatable_read", readonly=True):
-        until = await connection.fetchval(_sql["end_of_part"], after, export.wanted.submission_id, rows)
-        if until is None:
-            return None, b""
-        text, values = part_statement(export, after, until)
-        await connection.fetchval(_sql["settings"])
-        lines: list[bytes] = []
+    until = await connection.fetchval(_sql["begin_part"], export.wanted.submission_id, after, rows)
+    if until is None:
+        return None, b""
+    text, values = part_statement(export, after, until)
+    lines: list[bytes] = []
 
-        async def take(data: bytes) -> None:
-            lines.append(bytes(data))
+    async def take(data: bytes) -> None:
+        lines.append(bytes(data))
 
-        if export.format == "ndjson":
-            # JSON has no control characters, so that these never occur, and nothing is quoted.
-            await connection.copy_from_query(
-                text, *values, output=take, format="csv", delimiter="\x01", quote="\x02", escape="\x02"
-            )
-        else:
-            await connection.copy_from_query(text, *values, output=take, format="csv")
+    # JSON has no control characters, so that these never occur in it, and nothing is quoted.
+    json: dict[str, Any] = {"delimiter": "\x01", "quote": "\x02", "escape": "\x02"} if export.format == "ndjson" else {}
+    await connection.copy_from_query(text, *values, output=take, format="csv", **json)
     return until, b"".join(lines)
 
 
