@@ -355,8 +355,10 @@ class Settings(BaseSettings):
     overdue_after: float = Field(
         86_400.0,
         gt=0,
-        description="An input is reported as overdue if it is not settled this long after its batch was sent. An "
-        "unsent input is overdue if it has waited this long since its submission.",
+        description="An input is reported as overdue if it is not settled this long after Extend can be expected to "
+        "have processed it. That is when its batch was sent, plus the time that Extend needs, at the files per minute "
+        "of the plan, for the inputs that were open then. An unsent input is overdue if it has waited this long since "
+        "its submission.",
     )
 
     # --- replays

@@ -11,8 +11,8 @@ pytestmark = pytest.mark.stack
 __all__ = ["bench"]
 
 
-async def reasons(bench: Bench) -> dict[str, str]:
-    rows = await bench.pool.fetch(_sql["overdue"], bench.settings.overdue_after, "s", None, None)
+async def reasons(bench: Bench, per_minute: float = 80.0) -> dict[str, str]:
+    rows = await bench.pool.fetch(_sql["overdue"], bench.settings.overdue_after, "s", None, None, per_minute)
     return {row["input_id"]: row["reason"] for row in rows}
 
 
@@ -44,3 +44,18 @@ async def test_overdue_input_has_its_reason(bench: Bench) -> None:
         found = await overdue_by_reason(connection, bench.settings, "s", {"held": 3, "queued": 0})
     assert found == {"deleted_upstream": 2, "needs_review": 1, "still_running": 1, "held": 3}
     assert found.keys() <= REASONS.keys()
+
+
+async def test_an_input_is_not_overdue_while_extend_works_on_those_before_it(bench: Bench) -> None:
+    """Extend needs 500 s for the first batch at one file a minute, and as much again for the second."""
+    bench.restart(overdue_after=3600)
+    await bench.batch("first", ago=4300, inputs=10)
+    await bench.batch("second", ago=4290, inputs=10)
+    for batch in ("first", "second"):
+        await bench.row(None, "SUBMITTED", batch)
+    assert set(await reasons(bench, per_minute=1.2)) == {"s:first-0"}
+    assert set(await reasons(bench, per_minute=80.0)) == {"s:first-0", "s:second-0"}
+    await bench.pool.execute(
+        "update everyrun.batches set state = 'SETTLED', settled_at = submitted_at where batch_id = 'first'"
+    )
+    assert set(await reasons(bench, per_minute=1.2)) == {"s:second-0"}

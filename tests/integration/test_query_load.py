@@ -68,7 +68,7 @@ async def test_overdue_reads_few_rows_per_input_for_any_batch_size(
     )
     await connection.execute("insert into everyrun_queue.polls values ('b1', now(), 9, 9), ('b2', now(), 9, 0)")
     for statement in (overdue._sql["overdue"], overdue._BY_REASON):
-        nodes = await plan(connection, statement, 3600.0, "s", None, None)
+        nodes = await plan(connection, statement, 3600.0, "s", None, None, 80.0)
         scans = [node for node in nodes if node.get("Relation Name") == "results"]
         read = [(n["Actual Rows"] + n.get("Rows Removed by Filter", 0)) * n["Actual Loops"] for n in scans]
         assert scans

@@ -44,7 +44,7 @@ async def overdue_by_reason(
 
     ``late`` contains the overdue inputs without a row in results, counted by reason. The others are counted here.
     """
-    rows = await connection.fetch(_BY_REASON, settings.overdue_after, submission_id, None, None)
+    rows = await connection.fetch(_BY_REASON, settings.overdue_after, submission_id, None, None, settings.file_rate())
     found = Counter({row["reason"]: row["inputs"] for row in rows})
     found.update(late)
     return {reason: number for reason, number in sorted(found.items()) if number}
@@ -60,7 +60,10 @@ def overdue_routes(app: FastAPI, settings: Settings, pool: asyncpg.Pool, gate: G
         cursor: str | None = None,
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     ) -> dict[str, Any]:
-        """List inputs that were sent longer than EVERYRUN_OVERDUE_AFTER ago and are still open, each with its `reason`.
+        """List open inputs that Extend should have finished EVERYRUN_OVERDUE_AFTER ago, each with its `reason`.
+
+        Extend is expected to process the inputs of a workflow in the order in which they were sent, at the files per
+        minute of the plan (EVERYRUN_FILES_PER_MINUTE).
 
         Reasons: `needs_review` (its run waits for a person in Extend), `still_running` (its run has not ended),
         `deleted_upstream` (its run was deleted at Extend), `not_listed` (Extend's complete list of its batch has no run
@@ -73,7 +76,9 @@ def overdue_routes(app: FastAPI, settings: Settings, pool: asyncpg.Pool, gate: G
         filters = {"overdue": submission_id}
         last = read_cursor(filters, cursor)
         async with gate.turn():
-            rows = await pool.fetch(_sql["overdue"], settings.overdue_after, submission_id, last, limit + 1)
+            rows = await pool.fetch(
+                _sql["overdue"], settings.overdue_after, submission_id, last, limit + 1, settings.file_rate()
+            )
             unsent = []
             if last is None:
                 unsent = await pool.fetch(_sql["unsent_overdue"], submission_id, settings.overdue_after)

@@ -1,5 +1,6 @@
 -- name: overdue
--- Open inputs whose batch was sent longer than $1 seconds ago, each with the reason. An input has the reason not_listed
+-- Open inputs that Extend should have finished more than $1 seconds ago, each with the reason. Extend is expected to
+-- work through the batches of a workflow in the order in which they were sent, at $5 files a minute. An input has the reason not_listed
 -- only if the last complete list of its batch has no run that could belong to the input.
 -- The first query computes what depends on the batch, so that it is computed once per batch and not once per input.
 with late as materialized (
@@ -10,7 +11,16 @@ with late as materialized (
            ) as has_more_running,
            exists (select from everyrun_queue.gone_runs o where o.batch_id = b.batch_id) as has_gone
     from everyrun.batches b left join everyrun_queue.polls p on p.batch_id = b.batch_id
+    cross join lateral (
+        -- The inputs that were open at Extend when the batch was sent, with its own.
+        select coalesce(sum(o.expected), 0) as inputs from everyrun.batches o
+        where o.workflow_id = b.workflow_id and o.submitted_at <= b.submitted_at
+          and coalesce(o.requested_at, o.submitted_at, o.in_doubt_at)
+              > b.submitted_at - interval '30 days'
+          and (o.settled_at is null or o.settled_at > b.submitted_at)
+    ) before
     where b.state = 'SUBMITTED' and b.submitted_at < now() - make_interval(secs => $1)
+      and b.submitted_at < now() - make_interval(secs => $1 + 60 * before.inputs / $5::float8)
       and ($2::text is null or b.submission_id = $2)
 )
 select r.input_id, r.external_id, r.submission_id, r.batch_id, r.run_id, r.status, l.submitted_at as sent_at,
