@@ -46,7 +46,7 @@ _FEW_VALUES = (
     *("accepted_at", "submitted_at"),
 )
 #: A group of rows is written to a Parquet file when it has this many bytes in memory.
-GROUP_BYTES = 8 << 20
+GROUP_BYTES = 5 << 20
 
 
 class MediaType(Struct, frozen=True):

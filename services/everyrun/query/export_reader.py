@@ -29,7 +29,7 @@ _log = log(__name__)
 _sql = beside(__file__, "export.sql")
 
 #: A part has about this many bytes. The number of its rows follows from the size of the rows before.
-PART_BYTES = 2 << 20
+PART_BYTES = 1 << 20
 #: Minimum, first and maximum number of rows of a part, before the filter.
 _FEWEST_ROWS, _FIRST_ROWS, _MOST_ROWS = 10, 100, 10_000
 #: Maximum number of rows of a part with extracted values. After a filter found few rows for a while, the next part may
