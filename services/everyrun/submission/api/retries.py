@@ -112,7 +112,7 @@ def retry_routes(
         wake_announcer.set()
         return JSONResponse(msgspec.to_builtins(accepted), 202)
 
-    @app.post("/v1/submissions/{submission_id}/retries/preview", dependencies=[scope("read")])
+    @app.post("/v1/submissions/{submission_id}/retries/preview", dependencies=[scope("operate")])
     @answers(Chosen, {404: "NOT_FOUND: there is no such submission.", 409: "NOT_OURS: another program sent the batch."})
     async def preview_retry(submission_id: str, wanted: RetryRequest) -> dict[str, Any]:
         """Count what the same request to `retries` would send again. Nothing is sent."""
