@@ -34,62 +34,50 @@ async def submit(http: httpx.AsyncClient, endpoints: dict[str, str], count: int)
 
     Raises JobError after a minute.
     """
-    key = str(uuid.uuid4())
-    deadline = time.monotonic() + _SUBMITTED_WITHIN
-    while True:
-        try:
-            answer = await http.post(
-                f"{endpoints['submission_url']}/v1/submissions",
-                params={"workflow_id": endpoints["workflow_id"]},
-                content=job.invoice_lines(count),
-                headers={"content-type": "application/x-ndjson", "idempotency-key": key},
-            )
-            if answer.status_code < 300:
-                return str(answer.json()["submission_id"])
-            why = answer.text
-        except httpx.TransportError as error:
-            why = f"{type(error).__name__} {error}"
-        if time.monotonic() > deadline:
-            raise job.JobError(f"the inputs could not be submitted: {why}")
-        await asyncio.sleep(0.2)
+    answer = await _post(
+        http,
+        f"{endpoints['submission_url']}/v1/submissions",
+        "the inputs could not be submitted",
+        params={"workflow_id": endpoints["workflow_id"]},
+        content=job.invoice_lines(count),
+        headers={"content-type": "application/x-ndjson"},
+    )
+    return str(answer.json()["submission_id"])
 
 
 async def retry(http: httpx.AsyncClient, endpoints: dict[str, str], submission_id: str) -> None:
     """Retry every failed input under an Idempotency-Key until it is answered. Raises JobError after a minute."""
-    key = str(uuid.uuid4())
-    deadline = time.monotonic() + _SUBMITTED_WITHIN
-    while True:
-        try:
-            answer = await http.post(
-                f"{endpoints['submission_url']}/v1/submissions/{submission_id}/retries",
-                json={"reason": "chaos", "filter": {"statuses": ["FAILED"]}},
-                headers={"idempotency-key": key},
-            )
-            if answer.status_code < 300:
-                return
-            why = answer.text
-        except httpx.TransportError as error:
-            why = f"{type(error).__name__} {error}"
-        if time.monotonic() > deadline:
-            raise job.JobError(f"the inputs could not be retried: {why}")
-        await asyncio.sleep(0.2)
+    await _post(
+        http,
+        f"{endpoints['submission_url']}/v1/submissions/{submission_id}/retries",
+        "the inputs could not be retried",
+        json={"reason": "chaos", "filter": {"statuses": ["FAILED"]}},
+        headers={},
+    )
 
 
 async def cancel(http: httpx.AsyncClient, endpoints: dict[str, str], submission_id: str) -> None:
     """Cancel the submission, until the request is answered. Raises JobError after a minute."""
+    url = f"{endpoints['submission_url']}/v1/submissions/{submission_id}/cancellations"
+    await _post(http, url, "the submission could not be cancelled", json={"reason": "chaos"}, headers={})
+
+
+async def _post(
+    http: httpx.AsyncClient, url: str, problem: str, headers: dict[str, str], **request: Any
+) -> httpx.Response:
+    """Send a POST under a new Idempotency-Key until it succeeds. Raises JobError with ``problem`` after a minute."""
+    key = str(uuid.uuid4())
     deadline = time.monotonic() + _SUBMITTED_WITHIN
     while True:
         try:
-            answer = await http.post(
-                f"{endpoints['submission_url']}/v1/submissions/{submission_id}/cancellations", json={"reason": "chaos"}
-            )
+            answer = await http.post(url, headers={**headers, "idempotency-key": key}, **request)
             if answer.status_code < 300:
-                return
+                return answer
             why = answer.text
         except httpx.TransportError as error:
             why = f"{type(error).__name__} {error}"
         if time.monotonic() > deadline:
-            raise job.JobError(f"the submission could not be cancelled: {why}")
+            raise job.JobError(f"{problem}: {why}")
         await asyncio.sleep(0.2)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +13,7 @@ from rich.markup import escape
 from everyrun.cli import exits
 from everyrun.cli.arguments import DataDir, Json, SubmissionId, Why
 from everyrun.cli.client import PATIENCE, Client, find
-from everyrun.cli.console import counted, err, fail, out
+from everyrun.cli.console import confirm, counted, err, fail, out
 from everyrun.cli.doubt import user_name
 from everyrun.cli.id_file import read_ids
 
@@ -69,7 +68,7 @@ def cancel(
             err.print(escape(line), soft_wrap=True)
         if dry_run or not affected(found["inputs"]):
             return
-        _ask(yes, affected(found["inputs"]))
+        confirm(yes, f"Cancel {counted(affected(found['inputs']), 'input')}?", "Nothing was cancelled")
         # A repeated request does no harm: it cancels the same inputs.
         done = client.answer("POST", url, within=PATIENCE, json=body)
         if done["cancellation_id"] is None:
@@ -152,16 +151,6 @@ def describe_outcomes(found: dict[str, Any]) -> list[str]:
     if found["problem"]:
         lines.append(f"Extend does not cancel runs at the moment: {found['problem']}. Everyrun keeps trying")
     return lines
-
-
-def _ask(yes: bool, inputs: int) -> None:
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        fail("nothing was cancelled: to confirm, add --yes", exits.USAGE)
-    if not typer.confirm(f"Cancel {counted(inputs, 'input')}?", err=True):
-        err.print("Nothing was cancelled.")
-        raise typer.Exit(exits.ERROR)
 
 
 def _wait(client: Client, cancellation_id: str) -> dict[str, Any]:

@@ -106,6 +106,20 @@ def fail(message: str, code: int = exits.ERROR) -> NoReturn:
     raise typer.Exit(code)
 
 
+def confirm(yes: bool, question: str, nothing: str) -> None:
+    """Ask the user to confirm, unless ``yes`` is true. Ends the command if nobody confirms.
+
+    ``nothing`` is the sentence that says so, such as "Nothing was sent".
+    """
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        fail(f"{nothing}: to confirm, add --yes", exits.USAGE)
+    if not typer.confirm(question, err=True):
+        err.print(f"{nothing}.")
+        raise typer.Exit(exits.ERROR)
+
+
 def part_event(part: str, what: str, seconds: float) -> None:
     """Print a line about a part of the stack."""
     colour = "green" if what.startswith("ready") else "yellow"

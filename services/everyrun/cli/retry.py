@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +15,7 @@ from rich.table import Table
 from everyrun.cli import exits
 from everyrun.cli.arguments import DataDir, Json, SubmissionId, Why
 from everyrun.cli.client import PATIENCE, Client, Target, find
-from everyrun.cli.console import counted, err, fail, folding, print_table
+from everyrun.cli.console import confirm, counted, err, fail, folding, print_table
 from everyrun.cli.doubt import user_name
 from everyrun.cli.id_file import read_ids
 
@@ -83,7 +82,7 @@ def retry(
             return
         if found["needs_files"]:
             raise typer.Exit(exits.ERROR)
-        _ask(yes, found["inputs"])
+        confirm(yes, f"Send {counted(found['inputs'], 'input')} again?", "Nothing was sent")
         headers = {"idempotency-key": secrets.token_hex(16)}
         done = client.answer("POST", url, within=PATIENCE, json=body, headers=headers)
     if as_json:
@@ -93,16 +92,6 @@ def retry(
         f"Follow it with: everyrun watch {submission_id}",
         soft_wrap=True,
     )
-
-
-def _ask(yes: bool, inputs: int) -> None:
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        fail("nothing was sent: to confirm, add --yes", exits.USAGE)
-    if not typer.confirm(f"Send {counted(inputs, 'input')} again?", err=True):
-        err.print("Nothing was sent.")
-        raise typer.Exit(exits.ERROR)
 
 
 def _metadata(given: list[str]) -> dict[str, str]:
