@@ -17,7 +17,7 @@ WITHIN = 300.0
 
 
 class Ended(NamedTuple):
-    """How a command ended: exit code (None if it hung and was killed), both outputs, and its duration in seconds."""
+    """Describes how a command ended: exit code (None if it hung and was killed), outputs, and duration in seconds."""
 
     code: int | None
     out: str

@@ -30,7 +30,7 @@ class Unavailable(EveryrunError):
 
 
 class NotFound(EveryrunError):
-    """What the request names does not exist."""
+    """The request names something that does not exist."""
 
     code = "NOT_FOUND"
 

@@ -23,8 +23,8 @@ def reduce_garbage_collection() -> None:
 async def keep_releasing_memory() -> None:
     """Every twenty seconds, forever, make the C library return freed memory to the system.
 
-    By itself glibc returns only the memory above the highest address in use, so a process would stay as large as its
-    largest poll made it. If :func:`reduce_garbage_collection` was called, also collect cycles, because with its
+    Without this, glibc returns only the memory above the highest address in use, so a process would stay as large as
+    its largest poll made it. If :func:`reduce_garbage_collection` was called, also collect cycles, because with its
     settings the oldest generation would never be collected.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

@@ -146,7 +146,7 @@ def document(app: FastAPI) -> dict[str, Any]:
 
 
 def _clean_descriptions(node: Any) -> Any:
-    """Remove the indentation from descriptions that are docstrings. Python does that by itself only from 3.13 on."""
+    """Remove the indentation from descriptions that are docstrings. Python itself does so only from 3.13 on."""
     if isinstance(node, dict):
         return {
             key: inspect.cleandoc(value)

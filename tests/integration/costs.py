@@ -1,4 +1,4 @@
-"""What a statement costs: the pages of tables and indexes that it reads, as Postgres counts them."""
+"""Measure the cost of a statement: the pages of tables and indexes that it reads, as Postgres counts them."""
 
 from __future__ import annotations
 

@@ -37,13 +37,13 @@ async def contents(connection: asyncpg.Connection, *more: str) -> dict[str, list
 
 
 async def applied(connection: asyncpg.Connection) -> dict[tuple[str, int], int]:
-    """How far each partition is applied; those that are empty left out."""
+    """Return the next offset to apply of each partition, without empty partitions."""
     rows = await connection.fetch("select topic, partition, next_offset from applied_offsets where next_offset > 0")
     return {(row["topic"], row["partition"]): row["next_offset"] for row in rows}
 
 
 async def ends(settings: Settings) -> dict[tuple[str, int], int]:
-    """Where the partitions that the projection reads end; those that are empty left out."""
+    """Return the end of each partition that the projection reads, without empty partitions."""
     return {position: end for position, end in (await end_offsets(settings, INPUTS)).items() if end}
 
 

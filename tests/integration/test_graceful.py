@@ -1,4 +1,4 @@
-"""What is away makes a service wait and say so, never lose and never hang; what stands still ends itself."""
+"""A service waits for an unavailable part and says so. It loses nothing and does not hang; if it stalls, it exits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.stack
 
 
 async def says(service: ServiceProcess, part: str, text: str) -> None:
-    """Wait until readyz is 503 and says so of the part."""
+    """Wait until readyz answers 503 with the text about the part."""
 
     async def said() -> bool:
         try:
@@ -91,7 +91,7 @@ async def test_a_database_that_can_only_be_read_is_waited_for_and_a_worker_that_
         assert "everyrun_ready 1.0" in text
         assert 'everyrun_processor_lag_records{topic="runs"}' in text
 
-        # Now nothing is away, and yet it cannot go on: somebody holds a lock and never lets it go.
+        # Now every part is available, but the processor cannot continue: somebody holds a lock and never releases it.
         async with admin.transaction():
             await admin.execute("lock table everyrun.applied_offsets in exclusive mode")
             await handed_to_the_log(settings, "run_3")

@@ -1,8 +1,9 @@
 """The promises, over any order of what can happen: the real protocol and the real join, a vendor and a log in memory.
 
-A machine of Hypothesis hands in, sends (with answers, without, crashing between any two steps), moves runs on, delivers
-their webhooks once, often, late or never, polls, sweeps, crashes the processor, reads again, restores old tables. After
-every step what can be wrong at no time is looked for; in the end all is brought to rest and compared with the truth.
+A state machine of Hypothesis submits, sends (with answers, without, crashing between any two steps), and moves runs on.
+It delivers their webhooks once, often, late or never. It polls, sweeps, crashes the processor, reads again, and
+restores old tables. After every step, it looks for errors that must never occur. At the end, it settles everything and
+compares the result with the truth.
 """
 
 from __future__ import annotations
@@ -167,7 +168,7 @@ class World:
                     continue
 
     async def take_logged_outcomes(self) -> None:
-        """What the tables say of an attempt is so, whether or not its worker came to mark it."""
+        """Mark the attempts whose outcome is in the tables, even if their workers did not mark them."""
         rows = await self.connection.fetch(
             "select chunk, attempt, batch_id, rejected_at from batches "
             "where batch_id is not null or rejected_at is not null"

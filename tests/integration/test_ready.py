@@ -1,4 +1,4 @@
-"""What is frozen (it accepts connections and answers nothing) is found out soon, by who needs it and by nobody else."""
+"""A frozen part accepts connections and never answers. Services that need it notice this soon; others do not."""
 
 from __future__ import annotations
 

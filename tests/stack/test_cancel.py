@@ -50,7 +50,7 @@ async def http(stack: Stack) -> AsyncIterator[httpx.AsyncClient]:
 
 
 async def until(stack: Stack, http: httpx.AsyncClient, submission_id: str, **least: int) -> None:
-    """Wait until the submission has at least so many inputs with each status."""
+    """Wait until the submission has at least the given number of inputs with each status."""
 
     async def reached() -> bool:
         url = f"{stack.endpoints['query_url']}/v1/submissions/{submission_id}/progress"

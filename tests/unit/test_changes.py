@@ -1,4 +1,4 @@
-"""What events change, in words."""
+"""Describe in words what events change."""
 
 from __future__ import annotations
 

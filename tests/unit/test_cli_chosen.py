@@ -1,4 +1,4 @@
-"""What the environment sets itself wins over a stack's folder, and no secret of a stack goes elsewhere."""
+"""Settings of the environment win over a stack's folder, and no secret of a stack goes elsewhere."""
 
 from __future__ import annotations
 

@@ -176,12 +176,12 @@ def test_a_file_is_known_to_the_workspace_that_it_was_uploaded_to(tmp_path: Path
     assert b"sk_" not in (tmp_path / "data" / "uploads.sqlite").read_bytes()
 
 
-# --- what is handed in
+# --- what is submitted
 
 
 @pytest.fixture
 def taken() -> Iterator[list[dict[str, Any]]]:
-    """The rows that were handed in, by a service that takes everything, and an Extend that takes every file."""
+    """Yield the rows that were submitted. The service accepts every row, and Extend accepts every file."""
     rows: list[dict[str, Any]] = []
 
     def handed_in(request: httpx.Request) -> httpx.Response:

@@ -1,4 +1,4 @@
-"""What runs on this machine is found there: whatever the environment says of proxies, and the kernel of its ports."""
+"""Local parts are reached directly, without the environment's proxies, and get ports even if the kernel has none."""
 
 from __future__ import annotations
 

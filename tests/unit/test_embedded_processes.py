@@ -29,7 +29,7 @@ time.sleep(600)
 
 
 def runs(pid: int) -> bool:
-    """Whether a process runs; one that has ended and is not buried does not."""
+    """Return True if a process runs. A zombie does not run."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:

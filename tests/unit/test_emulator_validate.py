@@ -1,4 +1,4 @@
-"""What Extend takes and refuses, as the emulator has it."""
+"""The emulator accepts and refuses the same requests as Extend."""
 
 from __future__ import annotations
 

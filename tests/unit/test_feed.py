@@ -1,4 +1,4 @@
-"""How the feed isolates records that cannot be stored."""
+"""The feed isolates records that cannot be stored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every API refuses: unknown query parameters, wrong kinds and missing fields, each by its name."""
+"""Every API refuses unknown query parameters, wrong kinds and missing fields, and names each."""
 
 from __future__ import annotations
 

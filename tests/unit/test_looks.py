@@ -1,4 +1,4 @@
-"""What of a source is new, changed, still changing or gone."""
+"""Find what is new, changed, still changing or gone in a source."""
 
 from __future__ import annotations
 

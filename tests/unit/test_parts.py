@@ -1,4 +1,4 @@
-"""What each part of a stack is run with."""
+"""Each part of a stack runs with the right command and settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a retry is called, and what the command line says about it."""
+"""A retry has the right name, and the command line describes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a stack keeps in its data folder."""
+"""A stack keeps its state in its data folder."""
 
 from __future__ import annotations
 

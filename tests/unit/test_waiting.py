@@ -1,4 +1,4 @@
-"""What inputs wait for is explained: the reason, until when, and what helps."""
+"""Explain why inputs wait: the reason, until when, and what helps."""
 
 from __future__ import annotations
 

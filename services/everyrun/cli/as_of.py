@@ -31,7 +31,7 @@ def as_of(
             "batches:0=12,runs:0=400,...",
         ),
     ],
-    view: Annotated[Literal["report", "results", "row"], typer.Argument(help="What to show.")],
+    view: Annotated[Literal["report", "results", "row"], typer.Argument(help="View to show.")],
     identifier: Annotated[
         str, typer.Argument(metavar="ID", help="An input id to show a row, otherwise a submission id.")
     ],

@@ -18,7 +18,7 @@ from typer.main import get_command, get_group
 
 
 class Entry(NamedTuple):
-    """Where a command is defined, and its line in ``everyrun --help``."""
+    """Names the place where a command is defined, and holds its line in ``everyrun --help``."""
 
     #: "module:name". The module is in this package; the name is a function, or a Typer application (a command group).
     target: str

@@ -24,14 +24,14 @@ class Item(NamedTuple):
 
 
 class Look(NamedTuple):
-    """What was seen in one look at a source: what can be sent, by id, and what is left out, by reason."""
+    """Holds what one look at a source found: the items that can be sent, by id, and those left out, by reason."""
 
     items: dict[str, Item]
     skipped: dict[str, list[str]]
 
 
 class Changes(NamedTuple):
-    """How a source differs from what was submitted before. The lists contain ids, in order."""
+    """Lists the differences between a source and what was submitted before. The lists contain ids, in order."""
 
     new: list[str]
     changed: list[str]

@@ -76,7 +76,7 @@ def add(
     url: Annotated[str, typer.Argument(help="Address (https://...) to which events are posted.")],
     events: Annotated[list[str], typer.Option(help="Events: names or patterns, separated by commas; can be repeated.")],
     workflow: Annotated[list[str] | None, typer.Option(help="Only events of this workflow; can be repeated.")] = None,
-    description: Annotated[str, typer.Option(help="What the receiver is for.")] = "",
+    description: Annotated[str, typer.Option(help="Purpose of the receiver.")] = "",
     secret_file: SecretFile = None,
     as_json: Json = False,
     data_dir: DataDir = Path(".everyrun"),
@@ -185,7 +185,9 @@ def remove(receiver: Receiver, data_dir: DataDir = Path(".everyrun")) -> None:
 @notify_app.command()
 def rotate(
     receiver: Receiver,
-    overlap: Annotated[str, typer.Option(help="How long the old secret stays valid: 24h, 7d, 30m, or none.")] = "24h",
+    overlap: Annotated[
+        str, typer.Option(help="Time for which the old secret stays valid: 24h, 7d, 30m, or none.")
+    ] = "24h",
     secret_file: SecretFile = None,
     as_json: Json = False,
     data_dir: DataDir = Path(".everyrun"),

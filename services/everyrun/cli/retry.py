@@ -37,7 +37,7 @@ def retry(
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="Only inputs with this metadata: metadata.customer=7. Repeatable."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many inputs.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of inputs to send again.")] = None,
     new_files: Annotated[
         Path | None,
         typer.Option("--manifest", help="Manifest with new files for the inputs in it. Without --ids: only these."),

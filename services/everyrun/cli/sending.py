@@ -88,7 +88,7 @@ class Call:
     def send(self, again: bool) -> dict[str, Any]:
         """Submit the rows and return the submission. Ends the command if the rows are not accepted.
 
-        If the same rows were submitted before, ask the user whether to submit them once more.
+        If the same rows were submitted before, ask the user whether to submit them again.
         """
         try:
             answer = self._answer(again)

@@ -55,7 +55,9 @@ def submit(
     list_files: Annotated[
         bool, typer.Option("--list-files", help="With --dry-run, print every local file to send, with its type.")
     ] = False,
-    retries: Annotated[int, typer.Option(min=0, max=20, help="Send an input that fails again, so many times.")] = 0,
+    retries: Annotated[
+        int, typer.Option(min=0, max=20, help="Maximum number of new tries of an input that fails.")
+    ] = 0,
     retry_reasons: Annotated[str | None, typer.Option(help="Only for these failure reasons, as a,b.")] = None,
     stop_after_failures: Annotated[
         str | None, typer.Option(help="Pause if more inputs fail: a number, or a share such as 5%.")

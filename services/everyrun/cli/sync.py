@@ -113,7 +113,7 @@ class _Sync:
         self._what = "object" if is_bucket else "file"
 
     def run(self, settle: float, every: float | None, dry_run: bool) -> None:
-        """Look twice and submit. If ``every`` is given, look again every so many seconds, and submit each time."""
+        """Look twice and submit. If ``every`` is given, look again after that many seconds, and submit each time."""
         from everyrun.cli.manifest import ManifestError
 
         before = self._look()

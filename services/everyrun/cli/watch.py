@@ -101,7 +101,7 @@ def polling_line(found: dict[str, Any]) -> str | None:
 
 
 def follow(client: Client, submission_id: str) -> int:
-    """Show progress until no input can settle by itself any more; return the exit code.
+    """Show progress until no input can settle without a person any more; return the exit code.
 
     After Ctrl-C, print that the submission continues, and return INTERRUPTED.
     """

@@ -70,7 +70,7 @@ class Service(Struct, frozen=True):
 
 
 class Following(Struct, frozen=True):
-    """How the result tables follow the log.
+    """Describes how the result tables follow the log.
 
     ``behind`` is how many records were in the log and not in the tables when the measurement began. ``moved`` is True
     if one of them was applied during the measurement, which took ``seconds``. ``problem`` says why nothing could be

@@ -83,9 +83,9 @@ class EmbeddedPostgres:
     def _clear_lock(data: Path) -> None:
         """Remove the lock file of a killed server once all its processes have ended.
 
-        The file contains the server's process id. If that process is a zombie (pid 1 of a container may never reap it),
-        or if another process has the id now, Postgres would conclude that the server is still running, and not start.
-        The stack's own lock guarantees that no other stack runs a server in this folder.
+        The file contains the server's process id. That process may be a zombie (pid 1 of a container may never reap
+        it), or another process may have the id now. Postgres would then conclude that the server is still running, and
+        not start. The stack's own lock guarantees that no other stack runs a server in this folder.
         """
         lock = data / "postmaster.pid"
         deadline = time.monotonic() + _GONE_WITHIN

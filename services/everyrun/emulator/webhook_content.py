@@ -22,7 +22,7 @@ _encode = msgspec.json.encode
 
 
 class Event(NamedTuple):
-    """What a webhook reports: a run reached a status, or one of its steps ended.
+    """Describes what a webhook reports: a run reached a status, or one of its steps ended.
 
     ``step`` is the index of the step in ``STEPS``, or WHOLE_RUN. ``generation`` is the number of reruns and reviews
     before the event.

@@ -1,6 +1,9 @@
 """Call Extend's API over httpx, within the request budget and with our own retries.
 
 Sources: Extend's Python SDK 1.20.0 (paths, headers, fields) and docs.extend.ai (rate limits by category).
+
+This module has over 300 lines, because the requests and the reading of Extend's errors belong together: a request
+that fails raises the error that was read from the answer.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ class Input(Struct, frozen=True, omit_defaults=True):
 
 
 class SubmissionRules(Struct, frozen=True, omit_defaults=True):
-    """What Everyrun does by itself if inputs of a submission fail."""
+    """The automatic reactions of Everyrun if inputs of a submission fail."""
 
     retries: Annotated[int, Meta(ge=0, description="Maximum number of automatic new tries of an input that fails.")] = 0
     retry_reasons: Annotated[
@@ -350,7 +350,7 @@ class BatchRegistered(Struct, frozen=True, tag="batch-registered", tag_field="ty
 
 
 class RetryFilter(Struct, frozen=True, omit_defaults=True):
-    """Which settled inputs of a submission a retry sends again: those that meet every condition that is given."""
+    """Chooses the settled inputs of a submission that a retry sends again: they meet every condition that is given."""
 
     statuses: Annotated[list[str], Meta(description="Only inputs with one of these statuses; empty for all.")] = []
     reasons: Annotated[

@@ -40,7 +40,7 @@ Outcome = Literal["observed", "deferred", "step", "self_test", "quarantined"]
 
 
 class Interpretation(NamedTuple):
-    """What to do with a webhook: the outcome to count, and the record to write (None if the webhook is dropped)."""
+    """Says how to treat a webhook: the outcome to count, and the record to write (None if the webhook is dropped)."""
 
     outcome: Outcome
     record: Record | None

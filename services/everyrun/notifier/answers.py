@@ -106,7 +106,7 @@ class Resent(Struct, frozen=True):
 
 
 class Tested(Struct, frozen=True):
-    """What became of the test event."""
+    """The outcome of sending the test event."""
 
     accepted: Annotated[bool, Meta(description="True if the receiver answered with a status of 2xx.")]
     status: Annotated[int | None, Meta(description="The HTTP status; null if there was no answer.")]

@@ -56,7 +56,7 @@ class Ended(msgspec.Struct, frozen=True):
 
 
 class Receiver(msgspec.Struct, frozen=True):
-    """What a lane must know of its receiver. The circuit is open after many ``failures`` in a row."""
+    """Describes the receiver of a lane. The circuit is open after many ``failures`` in a row."""
 
     receiver_id: str
     target: Target

@@ -54,7 +54,7 @@ class Delivery(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What to store for some records."""
+    """Holds the notifications and deliveries to store for some records."""
 
     notifications: dict[str, Notification]
     deliveries: list[Delivery]

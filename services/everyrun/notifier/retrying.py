@@ -25,7 +25,7 @@ _JITTER = 0.25
 
 
 class Outcome(Struct, frozen=True):
-    """What became of a request.
+    """Describes the outcome of a request.
 
     ``status`` is the HTTP status, or None if there was no answer. ``answer`` holds the first characters of the body,
     and ``error`` says why there was no answer. ``retry_after`` is in seconds.
@@ -51,7 +51,7 @@ class Next(Struct, frozen=True):
 
 
 def backoff(failures: int, first: float, most: float, chance: float) -> float:
-    """Return the seconds to wait after so many failures in a row: ``first``, doubled each time, at most ``most``.
+    """Return the seconds to wait after ``failures`` failures in a row: ``first``, doubled each time, at most ``most``.
 
     ``chance`` is a random number from 0 to 1; it lengthens the wait by up to a quarter.
     """
@@ -73,9 +73,10 @@ def next_state(
 
 
 def pause(failures: int, first: float, most: float, chance: float) -> float:
-    """Return the seconds for which a receiver gets no request after so many failures in a row; 0 before it opens.
+    """Return the seconds for which a receiver gets no request, or 0 while its circuit is closed.
 
-    ``first`` and ``most`` are those of a delivery's waits, but a pause has at most MAX_PAUSE seconds.
+    ``failures`` is the number of failures in a row. ``first`` and ``most`` are those of a delivery's waits, but a pause
+    has at most MAX_PAUSE seconds.
     """
     if failures < OPENS_AFTER:
         return 0.0

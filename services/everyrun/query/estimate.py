@@ -31,14 +31,14 @@ _NORMAL = ("unannounced", "queued", "calling", "in_transit")
 
 
 class Sample(NamedTuple):
-    """How many inputs of a submission were settled at a time."""
+    """Counts the inputs of a submission that were settled at a time."""
 
     at: datetime
     settled: int
 
 
 class Credits(Struct, frozen=True):
-    """What a submission costs at Extend.
+    """The cost of a submission at Extend.
 
     ``spent`` is the sum of the credits that Extend reported for the runs of settled batches, and ``inputs`` the number
     of inputs in these batches. ``projected`` is the expected sum for all inputs, or None before a batch has settled.
@@ -50,7 +50,7 @@ class Credits(Struct, frozen=True):
 
 
 class Estimate(Struct, frozen=True):
-    """When the open inputs of a submission will be settled, and what delays them.
+    """The time at which the open inputs of a submission will be settled, and what delays them.
 
     Inputs that only a person can move forward do not count. ``seconds_left`` and ``done_at`` (RFC 3339) are None if
     there are no others, or if there were results before and none in the last minutes. ``basis`` says where the estimate

@@ -50,7 +50,7 @@ GROUP_BYTES = 5 << 20
 
 
 class MediaType(Struct, frozen=True):
-    """How a format is named in HTTP and in file names."""
+    """Holds the names of a format in HTTP and in file names."""
 
     media_type: str
     suffix: str

@@ -41,7 +41,7 @@ _RFC3339 = """to_char({} at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') as
 
 
 class Export(Struct, frozen=True):
-    """What is exported: the inputs that fit the filter, and, if ``since`` is set, that have changed since.
+    """Describes what is exported: the inputs that fit the filter, and, if ``since`` is set, that have changed since.
 
     ``since`` is the number of a transaction: rows that older transactions wrote are left out.
     """

@@ -41,7 +41,7 @@ SORTS = ("input_id", "position", "observed_at", "settled_at")
 
 
 class Filter(Struct, frozen=True, kw_only=True):
-    """What a request asks for. An input fits if it fits every field that is set.
+    """Describes the inputs that a request asks for. An input fits if it fits every field that is set.
 
     The lists ``status`` and ``failure_reason`` name alternatives. ``settled_until`` and ``observed_until`` are the
     first moments that do not fit.

@@ -122,7 +122,7 @@ async def _events(
             await asyncio.wait_for(stopping.wait(), _EVERY)
         if stopping.is_set():
             return
-        # While the database does not answer, nothing new is known. The stream goes on when it answers again.
+        # While the database does not answer, nothing new is known. The stream continues when it answers again.
         with suppress(*POSTGRES_AWAY):
             progress = await latest.get(progress["submission_id"])
 

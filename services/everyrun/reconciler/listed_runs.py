@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from everyrun.projection.rules.merge import instant, own_time
 
-#: Statuses that a run soon leaves by itself, so fetching the run is not worth a request (SDK 1.20.0,
+#: Statuses that a run soon leaves anyway, so fetching the run is not worth a request (SDK 1.20.0,
 #: types/workflow_run_status.py).
 _PASSING = frozenset({"PENDING", "PROCESSING"})
 

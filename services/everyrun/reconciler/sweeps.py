@@ -132,7 +132,7 @@ class Sweeps:
         """Return the time back to which a sweep must list runs.
 
         Usually that is the start of the last complete sweep. If a call that began earlier is still in doubt, it is the
-        start of that call. For a call that only a person can settle, this is so only at growing intervals.
+        start of that call. A call that only a person can settle counts only at growing intervals.
         """
         since: datetime = row["last_begun_at"] or row["since"]
         if row["doubt_since"] is not None:

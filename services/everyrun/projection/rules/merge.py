@@ -134,8 +134,8 @@ def merge(one: Run, other: Run) -> Run:
     """Return the current state from two observations of the same run.
 
     If both have the same order, the one that was seen first wins. If only one of them names a batch or an input, the
-    result names it, because Extend may leave out a run's ``batchId`` (SDK 1.20.0, types/workflow_run.py), and somebody
-    may change the metadata at Extend.
+    result names it. Extend may leave out a run's ``batchId`` (SDK 1.20.0, types/workflow_run.py), and somebody may
+    change the metadata at Extend.
     """
     if one.order == other.order:
         winner = one if (one.observed_at, one.run) <= (other.observed_at, other.run) else other

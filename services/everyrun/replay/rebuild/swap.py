@@ -4,6 +4,9 @@ One transaction renames both schemas while it holds a lock on ``applied_offsets`
 blocks processors, because the first statement of every processor's transaction waits for it. When that statement gets
 the lock, Postgres looks up the name of the table again, and finds the new table. So every transaction of a processor is
 wholly before the swap or wholly after it. See docs/adr/0010.
+
+This module has over 300 lines, because the swap and the checks that make it safe belong together: some of them run
+before the lock, again under it, and again before the old tables are dropped.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Types of the submission service's answers.
 
-They only describe the answers in the OpenAPI document: the routes return plain dictionaries.
+They only describe the answers in the OpenAPI document: the routes return plain dictionaries. This module has over 300
+lines, because it is a list of types.
 """
 
 from __future__ import annotations
@@ -273,7 +274,7 @@ class CancellationCounts(Struct, frozen=True):
 
 
 class CancellationPreview(Struct, frozen=True, kw_only=True):
-    """What a cancellation affects, counted just before it."""
+    """The inputs that a cancellation affects, counted just before it."""
 
     cancellation_id: Annotated[
         str | None,
@@ -339,7 +340,7 @@ class Outcomes(Struct, frozen=True):
 
 
 class RetryRefused(Problem, frozen=True, kw_only=True):
-    """Why nothing is sent again, and which inputs were found (absent if they were not looked for)."""
+    """The reason why no input is sent again, and which inputs were found (absent if they were not looked for)."""
 
     submission_id: str | UnsetType = UNSET
     inputs: Annotated[int | UnsetType, Meta(description="Number of inputs that the filter chooses.")] = UNSET

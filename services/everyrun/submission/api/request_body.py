@@ -1,4 +1,8 @@
-"""Receive the body of an upload on disk, and build the answers about bad rows."""
+"""Receive the body of an upload on disk, and build the answers about bad rows.
+
+This module has over 300 lines, because it also holds the description of the body for the OpenAPI document, next to the
+code that reads such a body.
+"""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ _sql = beside(__file__, "api.sql")
 
 
 class Filter(BaseModel):
-    """Which inputs are sent again: those that meet every given condition."""
+    """Chooses the inputs that are sent again: those that meet every given condition."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -323,7 +323,7 @@ def _cancel_requested(chunk: ChunkState, cancellation_id: str) -> Step:
         return Step(replace(flagged, state="waiting"))
     if chunk.state == "held":
         # A person decided that the chunk is not sent again. But Extend may have accepted an attempt, so Everyrun waits
-        # for evidence once more.
+        # for evidence again.
         return Step(replace(flagged, state="in_doubt"))
     raise NotPossibleError(f"CancelRequested in state {chunk.state}")
 

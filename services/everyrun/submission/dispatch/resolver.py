@@ -122,9 +122,9 @@ class Resolver:
     async def _with_log_applied(self, over: list[Any]) -> list[Any]:
         """Return the attempts of ``over`` whose evidence must be in the tables by now, if there is any.
 
-        That is so once the processor has applied the log up to the point where it ended when this process noticed that
-        the window was over. The current end of the log does not matter. The processor might never reach it, because
-        runs keep arriving.
+        The tables hold it once the processor has applied the log up to the point where it ended when this process
+        noticed that the window was over. The current end of the log does not matter. The processor might never reach
+        it, because runs keep arriving.
         """
         attempts = [_Attempt(row["chunk"], row["attempt"]) for row in over]
         if set(attempts) - self._ends.keys():

@@ -36,7 +36,7 @@ class Part(NamedTuple):
 
 
 class KnownBatch(NamedTuple):
-    """What a batchId names. ``whole`` is True if that is a submission, and False for a single batch at Extend."""
+    """Describes what a batchId names. ``whole`` is True for a submission, and False for a single batch at Extend."""
 
     submission_id: str
     workflow_id: str

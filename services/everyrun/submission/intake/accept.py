@@ -106,7 +106,7 @@ async def accept_submission(
     If the queue lost inputs of that submission because it was restored from a backup, the repeated upload restores
     them. If ``incarnation`` is given, the submission is accepted only while the database is still in that incarnation.
     If ``once`` is true, rows that were submitted before under another key raise SubmittedBeforeError. ``rules`` say
-    what Everyrun does by itself if inputs fail. ``also`` is awaited in the transaction of a new submission, with the
+    how Everyrun reacts if inputs fail. ``also`` is awaited in the transaction of a new submission, with the
     connection and the submission's id. At most ``max_open_inputs`` inputs of the submission are open at Extend at the
     same time. ``recent`` names another key of the same upload; of two such uploads at once, one waits for the other.
 

@@ -52,7 +52,7 @@ class Registered(msgspec.Struct, frozen=True):
 
 
 class Registration(NamedTuple):
-    """What the queue stores about a registered batch, except its inputs, which are in the log."""
+    """Holds what the queue stores about a registered batch, except its inputs, which are in the log."""
 
     submission_id: str
     chunk: str

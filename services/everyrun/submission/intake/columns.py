@@ -48,7 +48,7 @@ class Options(NamedTuple):
 
 
 class Columns:
-    """What each column of a CSV or of a Parquet file is used for.
+    """Says what each column of a CSV or of a Parquet file is used for.
 
     Everyrun's own column names are recognised in upper and lower case. ``format_name`` is the format's name in error
     messages. Raises UploadError if the header cannot be used.

@@ -1,4 +1,8 @@
-"""Check the rows of a submission. The command line checks them with the same rules in a dry run. Pure."""
+"""Check the rows of a submission. The command line checks them with the same rules in a dry run. Pure.
+
+This module has over 300 lines, because the quick check of common rows and the full check must agree, so they are
+together.
+"""
 
 from __future__ import annotations
 
