@@ -187,6 +187,13 @@ def test_what_is_excluded_is_not_sent_by_a_link_that_leads_to_it(tmp_path: Path)
     assert found.skipped_count + len(found.documents) == 12
 
 
+def test_excluding_a_link_to_the_folder_itself_excludes_only_the_link(tmp_path: Path) -> None:
+    put(tmp_path / "a.docx")
+    (tmp_path / "self.pdf").symlink_to(tmp_path)
+    found = find(tmp_path, exclude=["*.pdf"])
+    assert (sent(found), found.skipped) == (["a.docx"], {patterns.EXCLUDED: ["self.pdf"]})
+
+
 def test_documents_of_the_same_content_are_found(tmp_path: Path) -> None:
     for name, content in {"a.pdf": b"1", "b.pdf": b"1", "c.pdf": b"2", "d.pdf": b"22", "e/f.png": b"1"}.items():
         put(tmp_path / name, content)

@@ -151,14 +151,17 @@ class _Walk:
             if not is_excluded(os.path.join(self._folder, relative)):
                 self._found.broken.append((shown(relative or self._folder), why))
 
+    def _leads_above(self, link: str) -> bool:
+        """Return True if a link leads to the folder itself or to a parent of it."""
+        target = os.path.realpath(link)
+        return os.path.commonpath([os.path.realpath(self._folder), target]) == target
+
     def _follow(self, link: _Place) -> None:
-        target = os.path.realpath(link.path)
-        root = os.path.realpath(self._folder)
-        if os.path.commonpath([root, target]) == target:
+        if self._leads_above(link.path):
             self._found.skip(LINKED_ABOVE, link.relative)
             return
         try:
-            known = _identity(os.stat(target)) in self._seen
+            known = _identity(os.stat(link.path)) in self._seen
         except OSError as error:
             self._broken(link, error)
             return
@@ -195,7 +198,7 @@ class _Walk:
         excluded = any_matches(self._exclude, matched)
         included = any_matches(self._include, matched) or place.included
         this = _Place(entry.path, relative, place.reason, included)
-        if excluded:
+        if excluded and not (entry.is_symlink() and self._leads_above(entry.path)):
             self._excluded.add(os.path.realpath(entry.path))
         try:
             if entry.is_dir():
