@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from everyrun.query.api import query_api
 from everyrun.submission.retry.announce import announce_retries
 from everyrun.submission.retry.rules import stop_by_rules
 from tests.integration.conftest import read_topic
@@ -202,3 +203,30 @@ async def test_the_rules_of_a_submission_are_known_to_a_restored_queue(world: Wo
     await world.recovery.ensure_caught_up()
     assert await world.pool.fetch("select * from everyrun_queue.rules") == before
     assert len(before) == 1
+
+
+async def test_decisions_are_listed_newest_first_with_who_and_why(world: World) -> None:
+    submission_id = await refused(world, 1)
+    await retry(world, submission_id, by="ann")
+    await announce(world)
+    await world.api.post(f"/v1/submissions/{submission_id}/pause", json={"reason": "look", "by": "bob"})
+    await world.project()
+    application = query_api(world.settings, world.pool)
+    headers = {"authorization": "Bearer token"}
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(application), base_url="http://q", headers=headers) as q:
+
+        async def listed(**query: Any) -> list[tuple[str, str, str]]:
+            answer = await q.get("/v1/decisions", params=query)
+            assert answer.status_code == 200, answer.text
+            return [(one["kind"], one["decided_by"].split()[0], one["reason"]) for one in answer.json()["decisions"]]
+
+        retried, paused = ("inputs-retried", "ann", "fixed (1 inputs)"), ("submission-paused", "bob", "look")
+        assert await listed(submission_id=submission_id) == [paused, retried]
+        assert await listed(kind="inputs-retried") == [retried]
+        assert await listed(by="BOB") == [paused]
+        assert await listed(since="2999-01-01T00:00:00Z") == []
+        first = (await q.get("/v1/decisions", params={"limit": 1})).json()
+        assert [one["kind"] for one in first["decisions"]] == ["submission-paused"]
+        assert await listed(limit=1, cursor=first["next_cursor"]) == [retried]
+        bad = await q.get("/v1/decisions", params={"since": "yesterday"})
+        assert (bad.status_code, bad.json()["field"]) == (422, "since")

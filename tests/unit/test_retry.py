@@ -8,6 +8,7 @@ import pytest
 import typer
 
 from everyrun.cli import retry
+from everyrun.cli.decisions import decision_row
 from everyrun.log.keys import lineage, retry_chunk, retry_of
 from everyrun.query.tries import tries_of
 
@@ -93,3 +94,15 @@ def test_tries_are_in_order_and_a_waiting_one_has_no_attempts() -> None:
 def test_the_row_of_a_waiting_try_says_who_requested_it_and_why() -> None:
     one = {"try": 2, "requested_at": "2026-02-09T10:00:00+00:00", "by": "ann", "reason": "fixed", "attempts": []}
     assert retry.try_row(one, {}) == ["2", "2026-02-09 10:00 by ann", "", "WAITING", "", "", "", "fixed"]
+
+
+def test_a_decision_without_a_person_is_everyruns() -> None:
+    none = dict.fromkeys(("workflow_id", "submission_id", "chunk", "attempt", "batch_id", "source", "decided_by"))
+    row = {
+        **none,
+        "kind": "workflow-paused",
+        "workflow_id": "w",
+        "reason": "402",
+        "decided_at": "2026-03-03T12:00:00+00:00",
+    }
+    assert decision_row(row) == ["2026-03-03 12:00:00", "workflow-paused", "w", "Everyrun", "402"]

@@ -62,6 +62,7 @@ PANELS: dict[str, dict[str, Entry]] = {
         "quarantine": Entry(
             "quarantine:quarantine_app", "List, retry or discard messages that Everyrun could not process."
         ),
+        "decisions": Entry("decisions:decisions", "Show who decided what, when and why, the newest first."),
     },
     "Sending on": {
         "notify": Entry("notify:notify_app", "Send Extend's and Everyrun's events on to other services by HTTP."),

@@ -249,6 +249,31 @@ class ResultCounts(Struct, frozen=True, kw_only=True):
 OneResult = Annotated[Any, any_of(Result, UnsentInput)]
 
 
+class Decision(Struct, frozen=True, kw_only=True):
+    """A decision of a person or a rule: a row of the table `decisions`."""
+
+    event_id: str
+    kind: Annotated[str, Meta(description="Type of the event, for example inputs-retried or submission-paused.")]
+    workflow_id: str | None
+    submission_id: str | None
+    chunk: str | None
+    attempt: int | None
+    batch_id: str | None
+    source: Annotated[
+        str | None, Meta(description="The quarantined message, or the id of the cancellation, token or receiver.")
+    ]
+    decided_by: Annotated[str | None, Meta(description="Who decided; null if a rule of Everyrun did.")]
+    reason: str
+    decided_at: Time
+
+
+class Decisions(Struct, frozen=True):
+    """A page of decisions, the newest first."""
+
+    decisions: list[Decision]
+    next_cursor: Cursor
+
+
 class AttemptOfTry(Struct, frozen=True, kw_only=True):
     """An attempt that sent an input, and its run of this input."""
 

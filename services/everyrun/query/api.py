@@ -14,6 +14,7 @@ from everyrun.http import api, scope
 from everyrun.openapi import answers
 from everyrun.query.answers import Batch, Batches, Report, Standing
 from everyrun.query.counts import count_routes, counts_in, submission_of
+from everyrun.query.decisions import decision_routes
 from everyrun.query.etag import tagged
 from everyrun.query.export import export_routes
 from everyrun.query.gate import Gate
@@ -139,4 +140,5 @@ def query_api(settings: Settings, pool: asyncpg.Pool, stopping: asyncio.Event | 
     unmatched_routes(app, settings, pool)
     quarantine_routes(app, pool)
     try_routes(app, pool)
+    decision_routes(app, pool)
     return app
