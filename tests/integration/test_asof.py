@@ -68,7 +68,7 @@ async def test_as_of_applies_a_small_log_in_few_transactions(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A transaction per ten records took minutes, while a person waits."""
-    await append(settings, apart(a_world(random.Random(5), chunks=10, inputs=20), "1"))
+    await append(settings, apart(a_world(random.Random(5), chunks=25, inputs=20), "1"))
     ends = await resolve_offsets(settings, None)
     applied, as_before = [], Feed.apply_once
 

@@ -79,8 +79,8 @@ async def gather(settings: Settings, workflow_id: str | None, polling_only: bool
             # While a secret is rotated, several endpoints have the same address. Test each address only once, but with
             # every secret.
             found = judge_extend.our_endpoints(extend.endpoints.body, settings.webhook_url)
-            for address in dict.fromkeys(str(endpoint["url"]) for endpoint in found):
-                addresses += await _self_tests(settings, address)
+            for url in dict.fromkeys(str(endpoint["url"]) for endpoint in found):
+                addresses += await _self_tests(settings, url)
     of_object = None
     if address is not None:
         token = settings.api_token.get_secret_value()
