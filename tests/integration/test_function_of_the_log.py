@@ -27,7 +27,7 @@ from tests.records import INSTALLATION, LOG, Logged, an_input, batch_event, in_p
 
 PARTITIONS = 4
 SOURCE = LOG._replace(partitions=PARTITIONS)
-HISTORIES = int(os.environ.get("EVERYRUN_HISTORIES", "60"))
+HISTORIES = int(os.environ.get("EVERYRUN_HISTORIES", "40"))
 #: A statement that takes longer, in seconds, waits for a lock: the other worker continues.
 BLOCKED_AFTER = 0.004
 _STATEMENTS = frozenset({"execute", "executemany", "fetch", "fetchrow", "fetchval", "copy_records_to_table"})

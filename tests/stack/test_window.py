@@ -18,7 +18,7 @@ from everyrun.embedded.stack import Options, Stack
 from tests.conftest import eventually
 
 pytestmark = pytest.mark.stack
-WINDOW, INPUTS = (int(number) for number in os.environ.get("WINDOW_TEST", "200:2000").split(":"))
+WINDOW, INPUTS = (int(number) for number in os.environ.get("WINDOW_TEST", "100:1000").split(":"))
 CHUNK = min(1000, WINDOW // 4)
 WITHIN = 120 + INPUTS / 20
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from contextlib import AsyncExitStack
 
 import asyncpg
@@ -15,7 +16,7 @@ from everyrun.notifier.api import notifier_api
 from everyrun.notifier.changes import publish_changes
 from everyrun.notifier.metrics import Metrics
 from everyrun.notifier.planner import OtherLogError, Planner
-from everyrun.notifier.sender import Sender, clean_up
+from everyrun.notifier.sender import Sender, clean_up, give_up_late
 from everyrun.notifier.transport import Transport
 from everyrun.serve import StartingApp, http_server, run_service, with_health
 from everyrun.settings import Settings
@@ -27,8 +28,8 @@ _log = log(__name__)
 _UNAVAILABLE = (*POSTGRES_AWAY, KafkaError, OtherLogError)
 #: Seconds that requests in progress get when the service stops.
 _STOP_WITHIN = 5.0
-#: Seconds between two clean-ups, and between two updates of the metrics.
-_CLEAN_EVERY, _COUNT_EVERY = 60.0, 15.0
+#: Number of looks between two clean-ups, and between two updates of the metrics.
+_CLEAN_EVERY, _COUNT_EVERY = 12, 3
 #: Seconds between two looks for the first receiver and for changes to publish. What this process changes is noticed at
 #: once; the looks are for what other processes change, and for changes that could not be published.
 _LOOK_EVERY = 5.0
@@ -90,18 +91,17 @@ async def _publish(settings: Settings, pool: asyncpg.Pool, wake: asyncio.Event) 
 
 
 async def _tend(settings: Settings, pool: asyncpg.Pool, metrics: Metrics) -> None:
-    """Clean up and count from time to time."""
-    since_cleaning = _CLEAN_EVERY
-    while True:
+    """Give up late deliveries, clean up and count from time to time."""
+    for turn in itertools.count():
         try:
-            if since_cleaning >= _CLEAN_EVERY:
-                await clean_up(settings, pool, metrics)
-                since_cleaning = 0.0
-            await metrics.update(pool)
+            await give_up_late(pool, metrics)
+            if turn % _COUNT_EVERY == 0:
+                await metrics.update(pool)
+            if turn % _CLEAN_EVERY == 0:
+                await clean_up(settings, pool)
         except POSTGRES_AWAY as error:
             _log.warning("cannot clean up; will retry", error=f"{type(error).__name__}: {error}")
-        await asyncio.sleep(_COUNT_EVERY)
-        since_cleaning += _COUNT_EVERY
+        await asyncio.sleep(_LOOK_EVERY)
 
 
 async def _main(settings: Settings, stop: asyncio.Event) -> None:
