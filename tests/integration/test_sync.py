@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -29,6 +30,8 @@ pytestmark = pytest.mark.stack
 __all__ = ["world"]
 
 TOKEN = "a-token-of-some-length"
+#: Number of objects in the bucket, and of those that are added. The long form: EVERYRUN_SYNC_OBJECTS=3000:500.
+FIRST, ADDED = (int(number) for number in os.environ.get("EVERYRUN_SYNC_OBJECTS", "600:100").split(":"))
 
 
 @pytest.fixture
@@ -92,25 +95,26 @@ async def site(
     return Site(service, emulator_with("--run-seconds", "0"), s3, settings.postgres_dsn.get_secret_value())
 
 
-async def test_a_bucket_of_3000_objects_is_synced_and_then_only_what_is_new_or_changed(site: Site, s3: LocalS3) -> None:
+async def test_a_bucket_is_synced_and_then_only_what_is_new_or_changed(site: Site, s3: LocalS3) -> None:
     await site.start()
-    await asyncio.to_thread(s3.put_all, [f"in/{n:04d}.pdf" for n in range(3000)])
+    await asyncio.to_thread(s3.put_all, [f"in/{n:04d}.pdf" for n in range(FIRST)])
     first = await site.sync("s3://invoices/in")
     assert first.exit_code == 0, first.output
-    assert "3000 objects: 3000 new, 0 changed, 0 submitted before, 0 gone" in first.output
-    await asyncio.to_thread(s3.put_all, [f"in/{n:04d}.pdf" for n in range(3000, 3500)])
+    assert f"{FIRST} objects: {FIRST} new, 0 changed, 0 submitted before, 0 gone" in first.output
+    await asyncio.to_thread(s3.put_all, [f"in/{n:04d}.pdf" for n in range(FIRST, FIRST + ADDED)])
     await asyncio.to_thread(s3.put_all, [f"in/{n:04d}.pdf" for n in range(20)], b"changed")
-    s3.delete("in/1000.pdf")
+    s3.delete("in/0500.pdf")
     dry = await site.sync("s3://invoices/in", "--dry-run")
     second = await site.sync("s3://invoices/in")
     for done in (dry, second):
-        assert "3499 objects: 500 new, 20 changed, 2979 submitted before, 1 gone" in done.output
-    assert "520 inputs submitted" in second.output
+        counts = f"{ADDED} new, 20 changed, {FIRST - 21} submitted before, 1 gone"
+        assert f"{FIRST + ADDED - 1} objects: {counts}" in done.output
+    assert f"{ADDED + 20} inputs submitted" in second.output
     third = await site.sync("s3://invoices/in/")
-    assert "0 new, 0 changed, 3499 submitted before, 1 gone" in third.output
+    assert f"0 new, 0 changed, {FIRST + ADDED - 1} submitted before, 1 gone" in third.output
     assert "submitted, in" not in third.output
     inputs = await site.inputs()
-    assert len(inputs) == len(set(inputs)) == 3520
+    assert len(inputs) == len(set(inputs)) == FIRST + ADDED + 20
 
 
 @pytest.mark.parametrize("point", ["intake.before_commit", "intake.after_commit"])
