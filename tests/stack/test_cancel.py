@@ -22,7 +22,7 @@ from everyrun.embedded.state import read_status
 from tests.conftest import eventually
 from tests.stack.test_job import everyrun
 
-INPUTS = int(os.environ.get("EVERYRUN_CANCEL_INPUTS", "1200"))
+INPUTS = int(os.environ.get("EVERYRUN_CANCEL_INPUTS", "720"))
 WITHIN = 120 + INPUTS / 25
 #: With one worker and slow answers, many inputs are not sent yet when the others already run.
 ENV = {

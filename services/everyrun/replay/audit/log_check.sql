@@ -22,11 +22,12 @@ order by min(partition), min("offset")
 -- name: missing_counterparts
 -- If Extend answered an attempt, there must be a batch-requested. If there is a doubt-resent, there must be a
 -- batch-in-doubt. But a batch-in-doubt alone is no defect. It is the only event of an attempt that was never sent,
--- because the dispatcher died after it claimed the attempt and before it wrote batch-requested.
+-- because the dispatcher died after it claimed the attempt and before it wrote batch-requested. Attempt 0 stands for a
+-- chunk that was never sent, and was cut or cancelled.
 select 'batch-requested' as type, chunk || '/' || attempt as subject,
        'an attempt without batch-requested' as defect
 from batches
-where requested_at is null and fingerprints is null
+where requested_at is null and fingerprints is null and attempt > 0
   and (submitted_at is not null or rejected_at is not null or cut_at is not null or returned_at is not null)
 union all
 select 'batch-in-doubt', chunk || '/' || attempt, 'doubt-resent without batch-in-doubt'
