@@ -135,6 +135,7 @@ async def test_query_responses_match_their_openapi_document(here: Here, monkeypa
     assert (await get("/v1/unmatched"))["unmatched"]
     assert (await get("/v1/quarantine"))["messages"]
     await get("/v1/quarantine/reasons")
+    await get("/v1/decisions")
     await get("/v1/quarantine/webhook/1")
     assert without_success(here.query) == []
 
