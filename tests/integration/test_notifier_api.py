@@ -14,7 +14,7 @@ from everyrun.notifier.api import notifier_api
 from everyrun.notifier.changes import publish_changes
 from everyrun.notifier.metrics import Metrics
 from everyrun.notifier.planner import Planner
-from everyrun.notifier.sender import Sender, clean_up, give_up_late
+from everyrun.notifier.sender import Sender, clean_up
 from everyrun.notifier.transport import Transport
 from everyrun.settings import Settings
 from everyrun.store.pool import open_pool
@@ -77,8 +77,7 @@ async def test_every_route_answers_as_documented(settings: Settings) -> None:
             await call("GET", f"{path}/deliveries", expect=422, params={"event": "a\x00b"})
             await eventually(all_delivered, "the resent one is delivered", 60)
             await metrics.update(pool)
-            await give_up_late(pool, metrics)
-            await clean_up(own, pool)
+            await clean_up(own, pool, metrics)
             assert await call("GET", f"{path}/deliveries") == {"deliveries": [], "next_cursor": None}
             await call("DELETE", path, params={"by": "sam"})
             await publish_changes(own, pool)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 from contextlib import AsyncExitStack
 
 import asyncpg
@@ -16,11 +15,11 @@ from everyrun.notifier.api import notifier_api
 from everyrun.notifier.changes import publish_changes
 from everyrun.notifier.metrics import Metrics
 from everyrun.notifier.planner import OtherLogError, Planner
-from everyrun.notifier.sender import Sender, clean_up, give_up_late
+from everyrun.notifier.sender import Sender, clean_up
 from everyrun.notifier.transport import Transport
 from everyrun.serve import StartingApp, http_server, run_service, with_health
 from everyrun.settings import Settings
-from everyrun.store.pool import POSTGRES_AWAY, is_slow, open_pool
+from everyrun.store.pool import POSTGRES_AWAY, SlowStatementError, is_slow, open_pool
 from everyrun.store.probe import keep_probing
 from everyrun.telemetry import log
 
@@ -28,8 +27,8 @@ _log = log(__name__)
 _UNAVAILABLE = (*POSTGRES_AWAY, KafkaError, OtherLogError)
 #: Seconds that requests in progress get when the service stops.
 _STOP_WITHIN = 5.0
-#: Number of looks between two clean-ups, and between two updates of the metrics.
-_CLEAN_EVERY, _COUNT_EVERY = 12, 3
+#: Seconds between two clean-ups, and between two updates of the metrics.
+_CLEAN_EVERY, _COUNT_EVERY = 60.0, 15.0
 #: Seconds between two looks for the first receiver and for changes to publish. What this process changes is noticed at
 #: once; the looks are for what other processes change, and for changes that could not be published.
 _LOOK_EVERY = 5.0
@@ -91,17 +90,18 @@ async def _publish(settings: Settings, pool: asyncpg.Pool, wake: asyncio.Event) 
 
 
 async def _tend(settings: Settings, pool: asyncpg.Pool, metrics: Metrics) -> None:
-    """Give up late deliveries, clean up and count from time to time."""
-    for turn in itertools.count():
+    """Clean up and count from time to time."""
+    since_cleaning = _CLEAN_EVERY
+    while True:
         try:
-            await give_up_late(pool, metrics)
-            if turn % _COUNT_EVERY == 0:
-                await metrics.update(pool)
-            if turn % _CLEAN_EVERY == 0:
-                await clean_up(settings, pool)
-        except POSTGRES_AWAY as error:
+            if since_cleaning >= _CLEAN_EVERY:
+                await clean_up(settings, pool, metrics)
+                since_cleaning = 0.0
+            await metrics.update(pool)
+        except (*POSTGRES_AWAY, SlowStatementError) as error:
             _log.warning("cannot clean up; will retry", error=f"{type(error).__name__}: {error}")
-        await asyncio.sleep(_LOOK_EVERY)
+        await asyncio.sleep(_COUNT_EVERY)
+        since_cleaning += _COUNT_EVERY
 
 
 async def _main(settings: Settings, stop: asyncio.Event) -> None:

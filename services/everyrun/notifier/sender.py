@@ -88,16 +88,12 @@ class Sender:
                 task.cancel()
 
 
-async def give_up_late(pool: asyncpg.Pool, metrics: Metrics) -> None:
-    """Give up deliveries whose time has passed. Raises asyncpg's errors."""
+async def clean_up(settings: Settings, pool: asyncpg.Pool, metrics: Metrics) -> None:
+    """Give up deliveries whose time has passed, and delete what need not be kept. Raises asyncpg's errors."""
     while given_up := await pool.fetch(_sql["give_up_late"]):
         for receiver_id, number in Counter(row["receiver_id"] for row in given_up).items():
             metrics.count_given_up(receiver_id, number)
             _log.warning("gave up deliveries that were retried for too long", receiver=receiver_id, number=number)
-
-
-async def clean_up(settings: Settings, pool: asyncpg.Pool) -> None:
-    """Delete what need not be kept. Raises asyncpg's errors."""
     await _until_none(pool, "delete_old_deliveries", settings.notify_kept)
     await _until_none(pool, "delete_deliveries_of_removed")
     await _until_none(pool, "delete_old_notifications", settings.notify_kept)
