@@ -19,8 +19,8 @@ from everyrun.notifier.sender import Sender, clean_up
 from everyrun.notifier.transport import Transport
 from everyrun.serve import StartingApp, http_server, run_service, with_health
 from everyrun.settings import Settings
-from everyrun.store.pool import POSTGRES_AWAY, SlowStatementError, is_slow, open_pool
-from everyrun.store.probe import keep_probing
+from everyrun.store.pool import POSTGRES_AWAY, is_slow
+from everyrun.store.probe import keep_probing, open_pool_when_up
 from everyrun.telemetry import log
 
 _log = log(__name__)
@@ -32,15 +32,6 @@ _CLEAN_EVERY, _COUNT_EVERY = 60.0, 15.0
 #: Seconds between two looks for the first receiver and for changes to publish. What this process changes is noticed at
 #: once; the looks are for what other processes change, and for changes that could not be published.
 _LOOK_EVERY = 5.0
-
-
-async def _pool(settings: Settings, health: Health) -> asyncpg.Pool:
-    while True:
-        try:
-            return await open_pool(settings, name="notifier", max_size=10)
-        except POSTGRES_AWAY as error:
-            health.not_ready("database", f"{type(error).__name__}: {error}")
-            await asyncio.sleep(0.5)
 
 
 async def _wait(wake: asyncio.Event) -> None:
@@ -98,7 +89,7 @@ async def _tend(settings: Settings, pool: asyncpg.Pool, metrics: Metrics) -> Non
                 await clean_up(settings, pool, metrics)
                 since_cleaning = 0.0
             await metrics.update(pool)
-        except (*POSTGRES_AWAY, SlowStatementError) as error:
+        except POSTGRES_AWAY as error:
             _log.warning("cannot clean up; will retry", error=f"{type(error).__name__}: {error}")
         await asyncio.sleep(_COUNT_EVERY)
         since_cleaning += _COUNT_EVERY
@@ -111,7 +102,7 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
     async with AsyncExitStack() as server, AsyncExitStack() as stack:
         app = with_health(health, starting, metrics.registry)
         await server.enter_async_context(http_server(settings.notifier_listen, app, keep_alive=settings.keep_alive))
-        pool = await stack.enter_async_context(await _pool(settings, health))
+        pool = await stack.enter_async_context(await open_pool_when_up(settings, health, name="notifier", max_size=10))
         transport = await stack.enter_async_context(Transport(settings))
         # Close the server first, because requests in progress use the pool.
         stack.push_async_callback(server.aclose)

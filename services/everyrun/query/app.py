@@ -13,8 +13,8 @@ from everyrun.query.api import query_api
 from everyrun.query.gate import AT_A_TIME
 from everyrun.serve import StartingApp, http_server, run_service, with_health
 from everyrun.settings import Settings
-from everyrun.store.pool import POSTGRES_AWAY, open_pool
-from everyrun.store.probe import keep_probing
+from everyrun.store.pool import POSTGRES_AWAY
+from everyrun.store.probe import keep_probing, open_pool_when_up
 from everyrun.store.sql import beside
 
 _sql = beside(__file__, "query.sql")
@@ -42,16 +42,6 @@ class Metrics:
         self.unmatched.set(row["unmatched"])
 
 
-async def _pool(settings: Settings, health: Health) -> asyncpg.Pool:
-    while True:
-        try:
-            # Enough connections for all slow reads that the three gates let in, and two for everything else.
-            return await open_pool(settings, name="query", max_size=3 * AT_A_TIME + 2)
-        except POSTGRES_AWAY as error:
-            health.not_ready("database", f"{type(error).__name__}: {error}")
-            await asyncio.sleep(0.5)
-
-
 async def _keep_counting(pool: asyncpg.Pool, metrics: Metrics) -> None:
     """Refresh the metrics every fifteen seconds. While the database is unavailable, they keep their last values."""
     while True:
@@ -67,7 +57,10 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
     async with AsyncExitStack() as server, AsyncExitStack() as stack:
         app = with_health(health, starting, metrics.registry)
         await server.enter_async_context(http_server(settings.query_listen, app, keep_alive=settings.keep_alive))
-        pool = await stack.enter_async_context(await _pool(settings, health))
+        # Enough connections for all slow reads that the three gates let in, and two for everything else.
+        pool = await stack.enter_async_context(
+            await open_pool_when_up(settings, health, name="query", max_size=3 * AT_A_TIME + 2)
+        )
         # The stack closes in reverse order: first the server, after its requests have ended, and then the pool that
         # they use.
         stack.push_async_callback(server.aclose)

@@ -18,21 +18,11 @@ from everyrun.replay.history.historian import Historian, historian
 from everyrun.replay.jobs.worker import UNAVAILABLE, Worker
 from everyrun.serve import StartingApp, http_server, run_service, with_health
 from everyrun.settings import Settings
-from everyrun.store.pool import POSTGRES_AWAY, is_slow, open_pool
-from everyrun.store.probe import keep_probing
+from everyrun.store.pool import is_slow
+from everyrun.store.probe import keep_probing, open_pool_when_up
 from everyrun.telemetry import log
 
 _log = log(__name__)
-
-
-async def _pool(settings: Settings, health: Health) -> asyncpg.Pool:
-    """Open the pool; retry while Postgres is unavailable."""
-    while True:
-        try:
-            return await open_pool(settings, name="replay", max_size=4)
-        except POSTGRES_AWAY as error:
-            health.not_ready("database", f"{type(error).__name__}: {error}")
-            await asyncio.sleep(0.5)
 
 
 async def _work(settings: Settings, pool: asyncpg.Pool, health: Health) -> None:
@@ -84,7 +74,7 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
     async with AsyncExitStack() as server, AsyncExitStack() as stack:
         app = with_health(health, starting)
         await server.enter_async_context(http_server(settings.replay_listen, app, keep_alive=settings.keep_alive))
-        pool = await stack.enter_async_context(await _pool(settings, health))
+        pool = await stack.enter_async_context(await open_pool_when_up(settings, health, name="replay", max_size=4))
         # Close the server before the pool, because requests in progress use the pool.
         stack.push_async_callback(server.aclose)
         holder = HistorianHolder()

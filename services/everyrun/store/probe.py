@@ -1,4 +1,4 @@
-"""Check that Postgres answers, over a separate connection and with a short timeout."""
+"""Wait for Postgres at the start. Then check that it answers, over a separate connection and with a short timeout."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import asyncpg
 from everyrun.health import Health
 from everyrun.redact import describe
 from everyrun.settings import Settings
-from everyrun.store.pool import POSTGRES_AWAY, write_problem
+from everyrun.store.pool import POSTGRES_AWAY, open_pool, write_problem
 from everyrun.store.session import PoolerError, connect
 
 #: Interval and timeout of the check, in seconds. A frozen server, which accepts connections but never answers, is
@@ -60,6 +60,16 @@ class Probe:
     async def _connected(self) -> asyncpg.Connection:
         self._connection = await connect(self._dsn, name=f"{self._name}-probe")
         return self._connection
+
+
+async def open_pool_when_up(settings: Settings, health: Health, *, name: str, max_size: int) -> asyncpg.Pool:
+    """Open a pool as ``open_pool`` does. While Postgres is unavailable, report that in readyz, and try again."""
+    while True:
+        try:
+            return await open_pool(settings, name=name, max_size=max_size)
+        except POSTGRES_AWAY as error:
+            health.not_ready("database", f"{type(error).__name__}: {error}")
+            await asyncio.sleep(0.5)
 
 
 async def keep_probing(settings: Settings, health: Health, part: str, *, name: str, writes: bool = True) -> None:

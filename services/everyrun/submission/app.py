@@ -20,8 +20,8 @@ from everyrun.log import topics
 from everyrun.log.producer import Log, Producer
 from everyrun.serve import StartingApp, http_server, run_service, with_health
 from everyrun.settings import Settings
-from everyrun.store.pool import POSTGRES_AWAY, is_slow, open_pool
-from everyrun.store.probe import keep_probing
+from everyrun.store.pool import is_slow
+from everyrun.store.probe import keep_probing, open_pool_when_up
 from everyrun.store.sql import beside
 from everyrun.submission.announcer import Announcer, announce_tokens
 from everyrun.submission.api.request_body import Uploads
@@ -133,15 +133,6 @@ async def run_periodically(
             wake.clear()
 
 
-async def _pool(settings: Settings, health: Health) -> asyncpg.Pool:
-    while True:
-        try:
-            return await open_pool(settings, name="submission", max_size=12)
-        except POSTGRES_AWAY as error:
-            health.not_ready("database", f"{type(error).__name__}: {error}")
-            await asyncio.sleep(0.5)
-
-
 async def _catch_up(recovery: QueueRecovery, health: Health) -> None:
     """Catch the queue up with the log. If that is not possible, show the reason in ``/readyz``."""
     try:
@@ -177,7 +168,9 @@ async def _main(settings: Settings, stop: asyncio.Event) -> None:
         # The API is served only after the binding is checked. Otherwise it could accept inputs that are meant for
         # another Extend.
         await wait_until_bound(settings, health)
-        pool = await stack.enter_async_context(await _pool(settings, health))
+        pool = await stack.enter_async_context(
+            await open_pool_when_up(settings, health, name="submission", max_size=12)
+        )
         extend = await stack.enter_async_context(Extend(settings, budget=shared(settings)))
         await topics.wait_until_valid(settings, health)
         producer = await stack.enter_async_context(Producer(settings, compression="zstd"))
