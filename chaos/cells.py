@@ -185,18 +185,25 @@ def _pair_cells() -> list[Cell]:
 
 
 PAIR_CELLS = tuple(_pair_cells())
-RETRY_CELLS = (
-    *(
+
+
+def _job_cells(name: str, what: str, **job: bool) -> list[Cell]:
+    """Return a cell for each service, which is killed during what is done to the job."""
+    return [
         Cell(
-            f"retry/{service}",
-            f"{service}: kill -9, three times during a retry",
+            f"{name}/{service}",
+            f"{service}: kill -9, three times during a {what}",
             part=part,
             how="kill",
             times=3,
-            retried=True,
+            **job,
         )
         for service, part in _SERVICES.items()
-    ),
+    ]
+
+
+RETRY_CELLS = (
+    *_job_cells("retry", "retry", retried=True),
     Cell(
         "retry/timeout-after-accept",
         "Extend accepts half of a retry's batches and never answers",
@@ -205,17 +212,7 @@ RETRY_CELLS = (
     ),
 )
 CANCEL_CELLS = (
-    *(
-        Cell(
-            f"cancel/{service}",
-            f"{service}: kill -9, three times during a cancellation",
-            part=part,
-            how="kill",
-            times=3,
-            cancelled=True,
-        )
-        for service, part in _SERVICES.items()
-    ),
+    *_job_cells("cancel", "cancellation", cancelled=True),
     Cell(
         "cancel/timeout-after-accept",
         "Extend accepts half of the batches of a cancelled job and never answers, and fails a fifth of its other calls",
