@@ -117,7 +117,8 @@ async def preview(
         transaction = connection.transaction()
         await transaction.start()
         try:
-            await _lock(connection, submission_id)
+            # Without the lock: choosing many inputs takes seconds, and a preview must not delay changes.
+            await _own(connection, "find_submission", submission_id)
             return await _choose(connection, submission_id, chosen_by, files or {})
         finally:
             await transaction.rollback()
@@ -145,7 +146,7 @@ async def accept_retry(
     """
     kept = bytes(_encode(msgspec.structs.replace(chosen_by, ids=chosen_by.ids[:_MAX_KEPT_IDS]))).decode()
     async with pool.acquire() as connection, connection.transaction():
-        submission = await _lock(connection, submission_id)
+        submission = await _own(connection, "lock_submission", submission_id)
         if incarnation not in (None, submission["incarnation"]):
             raise QueueReplacedError("the database was replaced; send the request again")
         if (
@@ -170,8 +171,9 @@ async def accept_retry(
     return AcceptedRetry(**msgspec.structs.asdict(chosen), retry=retry)
 
 
-async def _lock(connection: Any, submission_id: str) -> Any:
-    submission = await connection.fetchrow(_sql["lock_submission"], submission_id)
+async def _own(connection: Any, statement: str, submission_id: str) -> Any:
+    """Return the row of a submission. Raises NotFound, and NotOursError for a registered batch."""
+    submission = await connection.fetchrow(_sql[statement], submission_id)
     if submission is None:
         raise NotFound(f"there is no submission {submission_id}")
     if submission["registered_batch"] is not None:

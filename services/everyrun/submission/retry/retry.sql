@@ -1,5 +1,9 @@
+-- name: find_submission
+select registered_batch, everyrun_queue.incarnation() as incarnation
+from everyrun_queue.submissions where submission_id = $1
+
 -- name: lock_submission
-select submission_id, workflow_id, registered_batch, everyrun_queue.incarnation() as incarnation
+select registered_batch, everyrun_queue.incarnation() as incarnation
 from everyrun_queue.submissions where submission_id = $1 for update
 
 -- name: same_request

@@ -3,8 +3,8 @@ insert into everyrun_queue.rules (submission_id, retries, retry_reasons, stop_af
 on conflict do nothing
 
 -- name: due
--- Chunks whose inputs are settled, of submissions with automatic retries, that were not looked at yet. $1 and $2 say
--- after which submission and chunk to begin.
+-- Chunks whose inputs are settled, of submissions with automatic retries, that were not looked at yet. $1 is
+-- the submission after which to begin.
 select c.submission_id, array_agg(c.chunk order by c.chunk) as chunks, x.retries, x.retry_reasons
 from everyrun_queue.rules x
 join everyrun_queue.chunks c using (submission_id)
@@ -15,7 +15,7 @@ group by c.submission_id, x.retries, x.retry_reasons
 order by c.submission_id limit 20
 
 -- name: failed_of
--- The failed inputs of chunks that have had at most $3 new tries minus one, and that nobody cancelled.
+-- The failed inputs of chunks that have had fewer than $3 new tries, and that nobody cancelled.
 select r.external_id
 from everyrun.batches b
 cross join unnest(b.input_ids) as given (input_id)
@@ -33,17 +33,22 @@ order by r.position
 update everyrun_queue.chunks set looked_at = true where chunk = any ($1::text[])
 
 -- name: failing
--- Submissions that have more failed inputs than their rule allows, and that were not stopped for it before.
+-- Submissions that have more failed inputs than their rule allows, and that were not stopped for it before. Failures are
+-- counted only if inputs are left to stop: this statement runs every few seconds, and settled submissions add up.
+with unsent as materialized (
+    select x.submission_id, x.stop_after_failures from everyrun_queue.rules x
+    where x.stop_after_failures is not null and x.stopped_at is null
+      and exists (select from everyrun_queue.chunks c where c.submission_id = x.submission_id
+                  and c.state in ('waiting', 'sending', 'in_doubt', 'held'))
+)
 select x.submission_id, x.stop_after_failures, f.failed
-from everyrun_queue.rules x
+from unsent x
 cross join lateral (
     select coalesce(sum(c.value::bigint), 0) as failed
     from everyrun.batches b, jsonb_each_text(b.counts) c
     where b.submission_id = x.submission_id and c.key in ('FAILED', 'REFUSED')
 ) f
-where x.stop_after_failures is not null and x.stopped_at is null and f.failed > x.stop_after_failures
-  and exists (select from everyrun_queue.chunks c where c.submission_id = x.submission_id
-              and c.state in ('waiting', 'sending', 'in_doubt', 'held'))
+where f.failed > x.stop_after_failures
 order by x.submission_id
 
 -- name: mark_stopped
